@@ -1,0 +1,142 @@
+"""An architecture as data: a tuple of layers, and named widths that layers share.
+
+The torch model, the cost model and the deploy form all interpret the same `Network`; nothing
+traces modules. Two layers that must agree in channels (a residual stage) name the same width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from dmsflow.errors import DmsflowError
+
+Op = Literal[
+    "conv",  # float convolution, no bias: [C_in, H, H] -> [width, H', H']
+    "binary_conv",  # weights ±E|w|, no bias; its input must be a quantize layer
+    "dense",  # float, with bias: [C, 1, 1] -> [width]
+    "batch_norm",
+    "quantize",  # {0, alpha}, Eq. 2, alpha learned
+    "relu",
+    "max_pool",
+    "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
+    "add",
+]
+WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
+INPUT = "input"  # the name by which layers refer to the image
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One operation.
+
+    Attributes:
+        name: unique in its network.
+        op: what it computes.
+        inputs: names of the layers (or "input") that it reads.
+        width: output channels of a weighted op: the name of a width, or a fixed number.
+        kernel, stride, padding: of conv, binary_conv and max_pool, the same in both directions.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    width: str | int | None = None
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Layers in the order they are computed, and the base value of each named width.
+
+    Attributes:
+        name: what the user called it.
+        channels, resolution: of the square input image.
+        classes: outputs of the last dense layer.
+        widths: base channels of every named width, in order of first use.
+        layers: the architecture; the last layer gives the logits.
+    """
+
+    name: str
+    channels: int
+    resolution: int
+    classes: int
+    widths: dict[str, int]
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def layer(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def consumers(self, name: str) -> list[Layer]:
+        return [layer for layer in self.layers if name in layer.inputs]
+
+
+def out_widths(network: Network) -> dict[str, str | int]:
+    """The width key (a name, or a fixed number) of the tensor that each layer puts out."""
+    keys: dict[str, str | int] = {INPUT: network.channels}
+    for layer in network.layers:
+        keys[layer.name] = layer.width if layer.op in WEIGHTED else keys[layer.inputs[0]]  # type: ignore[assignment]
+    return keys
+
+
+def resolutions(network: Network) -> dict[str, int]:
+    """Height (= width in pixels) of the tensor that each layer puts out."""
+    sizes = {INPUT: network.resolution}
+    for layer in network.layers:
+        size = sizes[layer.inputs[0]]
+        if layer.op in ("conv", "binary_conv", "max_pool"):
+            size = (size + 2 * layer.padding - layer.kernel) // layer.stride + 1
+        elif layer.op in ("average_pool", "dense"):
+            size = 1
+        sizes[layer.name] = size
+    return sizes
+
+
+def value(widths: Mapping[str, Any], key: str | int) -> Any:
+    """Channels behind a width key: a fixed number stands for itself."""
+    return key if isinstance(key, int) else widths[key]
+
+
+def check(network: Network) -> None:
+    """Raise DmsflowError unless the layers form one well-shaped network."""
+    where = f"network {network.name}"
+    if not network.layers or network.layers[-1].op != "dense" or network.layers[-1].width != network.classes:
+        raise DmsflowError(where, "does not end in the class scores", f"end it in a dense layer of width {network.classes}")
+    ops: dict[str, str] = {INPUT: INPUT}
+    keys: dict[str, str | int] = {INPUT: network.channels}
+    for layer in network.layers:
+        _check_layer(network, layer, ops, keys)
+        ops[layer.name] = layer.op
+        keys[layer.name] = layer.width if layer.op in WEIGHTED else keys[layer.inputs[0]]  # type: ignore[assignment]
+    if unused := set(network.widths) - set(keys.values()):
+        raise DmsflowError(where, f"no layer has the width {sorted(unused)[0]!r}", "remove it or name it in a layer")
+    if any(base < 1 for base in network.widths.values()):
+        raise DmsflowError(where, "a base width is below 1", "give every width at least one channel")
+    small = next((name for name, size in resolutions(network).items() if size < 1), None)
+    if small:
+        raise DmsflowError(where, f"layer {small!r} is left with no pixels", f"use images larger than {network.resolution} pixels")
+
+
+def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict[str, str | int]) -> None:
+    where = f"network {network.name}, layer {layer.name!r}"
+    if layer.name in ops:
+        raise DmsflowError(where, "the name is taken", "give every layer a name of its own")
+    if not layer.inputs or (layer.op == "add") != (len(layer.inputs) == 2):
+        raise DmsflowError(where, f"{layer.op} has {len(layer.inputs)} inputs", "an add reads two layers, any other op one")
+    if missing := [name for name in layer.inputs if name not in ops]:
+        raise DmsflowError(where, f"reads {missing[0]!r}, which no earlier layer is called", "layers stand in the order they are computed")
+    if (layer.op in WEIGHTED) != (layer.width is not None):
+        raise DmsflowError(where, f"{layer.op} has width {layer.width!r}", "conv, binary_conv and dense name a width, other ops none")
+    if isinstance(layer.width, str) and layer.width not in network.widths:
+        raise DmsflowError(where, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}")
+    if layer.op == "add" and keys[layer.inputs[0]] != keys[layer.inputs[1]]:
+        raise DmsflowError(where, f"adds widths {keys[layer.inputs[0]]!r} and {keys[layer.inputs[1]]!r}", "let both name the same width")
+    if (layer.op == "binary_conv") != (ops[layer.inputs[0]] == "quantize"):
+        raise DmsflowError(where, f"{layer.op} reads a {ops[layer.inputs[0]]} layer", "a quantize layer feeds binary convs, and only them")
+    if min(layer.kernel, layer.stride) < 1 or layer.padding < 0:
+        raise DmsflowError(where, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0")

@@ -1,0 +1,1 @@
+"""Architectures; each file has `build(channels, resolution, classes) -> Network`."""

@@ -1,0 +1,44 @@
+"""A plug-in is a file: its name is the file's stem, and listing the folder lists the plug-ins."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from dmsflow.errors import DmsflowError
+
+PACKAGE = Path(__file__).parent
+
+
+def names(folder: str) -> list[str]:
+    """Plug-ins in `dmsflow/<folder>/`, as the user writes them (dashes for underscores)."""
+    return sorted(path.stem.replace("_", "-") for path in (PACKAGE / folder).glob("[!_]*.py"))
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Import a plug-in by name, or a user's own by the path of its `.py` file.
+
+    Raises:
+        DmsflowError: no such plug-in, or its file cannot be imported.
+    """
+    if name.endswith(".py"):
+        return _load_file(Path(name))
+    if name not in names(folder):
+        kind = folder.rstrip("s")
+        raise DmsflowError(f"{kind} {name}", "is unknown", f"use one of {', '.join(names(folder))}, or the path of a .py file")
+    return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise DmsflowError(path, "no such file", "give the path of an existing .py file")
+    spec = importlib.util.spec_from_file_location(f"dmsflow_user_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything; the line it names is the one to mend
+        raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "mend the file") from error
+    return module
