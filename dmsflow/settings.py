@@ -1,0 +1,153 @@
+"""The settings of each stage: name, type, default, bounds and help, said once.
+
+The command line makes an option of every field, a preset is a TOML file of field values
+(`presets/*.toml`), and a manifest records the resolved ones. The defaults are the quick preset.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from dmsflow.errors import DmsflowError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRESETS = Path(__file__).parent / "presets"
+
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every stage that computes has."""
+
+    seed: Annotated[Natural, Meta(description="Seed of every random choice.")] = 0
+    device: Annotated[str, Meta(description="Where torch runs: auto, cpu, cuda, mps.")] = "auto"
+    threads: Annotated[Natural, Meta(description="CPU threads; 0: one per core.")] = 0
+
+
+class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the widths are chosen."""
+
+    network: Annotated[str, Meta(description="A network's name, or the path of a .py file with build().")] = "vgg11"
+    method: Annotated[
+        Literal["gradient", "uniform", "flat", "random"],
+        Meta(description="gradient searches; the others write the control that just meets the budgets."),
+    ] = "gradient"
+    memory_mib: Annotated[Positive | None, Meta(description="Budget: parameter memory in MiB. Without any budget: the base network's memory.")] = None
+    macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
+    hold: Annotated[
+        Literal["projection", "penalty"],
+        Meta(description="projection meets every budget at every step; penalty adds the hinge of Eq. 7."),
+    ] = "projection"
+    penalty: Annotated[Positive, Meta(description="Weight of the hinge, per MiB and per million MACs.")] = 0.01
+    estimator: Annotated[
+        Literal["exact", "clustered"],
+        Meta(description="exact mixes all widths in one mask; clustered samples the paper's three candidates."),
+    ] = "exact"
+    temperature: Annotated[Positive, Meta(description="Of the Gumbel-softmax (clustered).")] = 1.0
+    reallocate: Annotated[bool, Meta(description="Rebuild the network each round with best-effort initialisation (Eq. 9-10), instead of slicing one of fixed capacity.")] = False
+    step: Annotated[
+        Literal["bounded", "adam"],
+        Meta(description="How widths move: one step a round bounded by the gradient's standard error, or Adam on every batch."),
+    ] = "bounded"
+    step_size: Annotated[Positive, Meta(description="Largest change of log width in a round (bounded), or Adam's learning rate on the ratio.")] = 0.15
+    start: Annotated[
+        Literal["flat", "base"],
+        Meta(description="Widths to start from: flat under the budgets, or the base widths times --start-ratio."),
+    ] = "flat"
+    start_ratio: Annotated[Positive, Meta(description="Expansion ratio to start from (base).")] = 1.5
+    min_ratio: Annotated[Positive, Meta(description="Smallest expansion ratio.")] = 0.3
+    max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio.")] = 8.0
+    sigma_start: Annotated[Positive, Meta(description="Scale of the width distribution in the first round.")] = 0.3
+    sigma_end: Annotated[Positive, Meta(description="Scale in the last round, reached by a constant factor.")] = 0.15
+    sigma_relative: Annotated[bool, Meta(description="sigma is relative to the width, instead of to the base width.")] = True
+    rounds: Annotated[Count, Meta(description="Rounds of one weight phase and one width phase.")] = 16
+    weight_epochs: Annotated[Positive | None, Meta(description="Length of a weight phase in epochs of its half of the training set; overrides --weight-steps.")] = None
+    weight_steps: Annotated[Count, Meta(description="Length of a weight phase in steps.")] = 40
+    width_batches: Annotated[Natural, Meta(description="Length of a width phase in batches; 0: one pass over its half.")] = 40
+    subnetworks: Annotated[bool, Meta(description="Train random sub-networks at the budget in most weight steps, instead of the mask in all.")] = True
+    batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 128
+    learning_rate: Annotated[Positive, Meta(description="Of the weights (SGD), at the start of each cosine.")] = 0.05
+    learning_rate_end: Annotated[Positive, Meta(description="Of the weights, at the end of each cosine.")] = 0.01
+    restart: Annotated[bool, Meta(description="One cosine a round (the paper), instead of one over the search.")] = False
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
+
+
+class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the chosen network is trained."""
+
+    precision: Annotated[Literal["binary", "float"], Meta(description="float trains the same widths in full precision: the baseline.")] = "binary"
+    epochs: Annotated[Count, Meta(description="Passes over the training set.")] = 8
+    from_float: Annotated[bool, Meta(description="Train in full precision first, and start the binary network from it.")] = False
+    float_epochs: Annotated[Count, Meta(description="Passes in full precision (--from-float).")] = 8
+    batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 64
+    learning_rate: Annotated[Positive, Meta(description="Of SGD, at the start.")] = 0.1
+    schedule: Annotated[Literal["cosine", "step"], Meta(description="cosine falls to 0; step multiplies at the milestones.")] = "cosine"
+    milestones: Annotated[tuple[Natural, ...], Meta(description="Epochs at which the step schedule multiplies.")] = (140, 220, 260)
+    milestone_factor: Annotated[Positive, Meta(description="What it multiplies by.")] = 0.1
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
+
+
+class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What file is written, and on how many real images it is checked."""
+
+    target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
+    check_images: Annotated[Count, Meta(description="Test images on which file, deploy form and trained network are compared.")] = 256
+
+
+class BenchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a file is measured."""
+
+    device: Annotated[str, Meta(description="Where it runs: see dmsflow list devices.")] = "local"
+    threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
+    warm_up: Annotated[Natural, Meta(description="Runs that are not counted.")] = 10
+    runs: Annotated[Count, Meta(description="Runs that are counted, of each file.")] = 100
+    baseline: Annotated[bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")] = True
+    accuracy: Annotated[bool, Meta(description="Measure top-1 on the test split.")] = True
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def preset(stage: str, name: str) -> dict[str, Any]:
+    """The field values of a preset for a stage ("search" or "train").
+
+    Raises:
+        DmsflowError: no such preset, or its file is not TOML.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if name not in known:
+        raise DmsflowError(f"--preset {name}", "is unknown", f"use one of {', '.join(known)}")
+    path = PRESETS / f"{name}.toml"
+    try:
+        return tomllib.loads(path.read_text()).get(stage, {})
+    except tomllib.TOMLDecodeError as error:
+        raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
+
+
+def resolve(kind: type[S], **values: Any) -> S:
+    """Settings of `kind` from field values, with bounds and names checked.
+
+    Raises:
+        DmsflowError: an unknown field, or a value of the wrong type or out of bounds.
+    """
+    try:
+        return msgspec.convert(values, kind, strict=True)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at ")
+        field = place.strip("`$.").replace("_", "-")
+        where = f"--{field}" if field else kind.__name__
+        given = values.get(field.replace("-", "_"), "")
+        raise DmsflowError(where, f"{given!r} is not valid" if field else message, message.lower() if field else "see --help") from error
