@@ -217,3 +217,17 @@ def _commit() -> str | None:
         done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True)
         return done.stdout.strip()
     return None
+
+
+def claim(path: Path, *, resume: bool, force: bool) -> bool:
+    """Whether the stage that writes `path` is already done and may be left as it is.
+
+    Raises:
+        DmsflowError: it is done and the user asked neither to resume nor to overwrite.
+    """
+    if not path.exists() or force:
+        return False
+    if resume:
+        load(path)
+        return True
+    raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
