@@ -1,0 +1,37 @@
+"""One way to print a table; people read it, so programs get `--json` or the manifest instead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+
+def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, stream: TextIO | None = None) -> None:
+    """Print rows under their heads; every column but the first is aligned right where it holds only numbers.
+
+    Args:
+        title: printed above.
+        head: names of the columns, units included; empty for a table of labels and values.
+        rows: cells, shown by `str`; None is shown as a dash.
+        stream: stderr unless given, since a stage's stdout carries only its manifest's path.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
+    for column in range(len(head) or max(map(len, cells), default=0)):
+        numeric = column > 0 and all(_is_number(row[column]) for row in cells if row[column] != "–")
+        table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    stream = stream or sys.stderr
+    console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    console.print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×"
