@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network import Network
@@ -47,11 +48,11 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         workers: processes that decode a streamed data set.
     """
 
-    name: str = "digits"
-    data_dir: str | None = None
-    train_images: int | None = None
-    resolution: int | None = None
-    workers: int = 2
+    name: Annotated[str, Meta(description="A data set's name, or image-folder:PATH.")] = "digits"
+    data_dir: Annotated[str | None, Meta(description="Folder of the data set's files.")] = None
+    train_images: Annotated[int, Meta(ge=1, description="Use only so many training images, evenly over the classes.")] | None = None
+    resolution: Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None = None
+    workers: Annotated[int, Meta(ge=0, description="Processes that decode a streamed data set.")] = 2
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
