@@ -9,45 +9,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dmsflow.network import Layer, Network, out_widths, resolutions, value
+from dmsflow.network import WEIGHTED, Layer, Network, out_widths, resolutions, value
 
 MIB = 2**20
 FLOAT_BYTES = 4
 
 
-def weights(network: Network, layer: Layer, widths: Mapping[str, Any]) -> Any:
-    """Number of weights of a conv, binary_conv or dense layer, without a bias; 0 for other ops."""
-    if layer.width is None:
-        return 0
+def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
+    """Every conv, binary_conv and dense layer with its number of weights, biases left out."""
     keys = out_widths(network)
-    return value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2
-
-
-def layer_memory_bytes(network: Network, layer: Layer, widths: Mapping[str, Any], *, binary: bool = True) -> Any:
-    """The paper's accounting: 1 bit a binary weight and a float scale for each of its outputs.
-
-    Batch norm is not counted. `binary=False` prices the same network in full precision.
-    """
-    count = weights(network, layer, widths)
-    if layer.op == "dense":
-        return FLOAT_BYTES * (count + network.classes)
-    if layer.op == "binary_conv" and binary:
-        return count / 8 + FLOAT_BYTES * value(widths, layer.width)  # type: ignore[arg-type]
-    return FLOAT_BYTES * count
+    return [
+        (layer, value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2)
+        for layer in network.layers
+        if layer.op in WEIGHTED
+    ]
 
 
 def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> Any:
-    """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1."""
-    return sum(layer_memory_bytes(network, layer, widths, binary=binary) for layer in network.layers)
+    """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
+
+    A binary weight is 1 bit, and each output of its layer has a float scale; the first conv and
+    the dense layer (with its bias) are float, batch norm is not counted. `binary=False` prices the
+    same network in full precision.
+    """
+    total: Any = 0
+    for layer, count in weights(network, widths):
+        if layer.op == "binary_conv" and binary:
+            total = total + count / 8 + FLOAT_BYTES * value(widths, layer.width)  # type: ignore[arg-type]
+        else:
+            total = total + FLOAT_BYTES * (count + (network.classes if layer.op == "dense" else 0))
+    return total
 
 
 def macs(network: Network, widths: Mapping[str, Any]) -> Any:
     """Multiply-accumulates for one image, binary and float alike, padding counted as data."""
     sizes = resolutions(network)
-    return sum(weights(network, layer, widths) * sizes[layer.name] ** 2 for layer in network.layers)
+    return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths))
 
 
 def binary_macs(network: Network, widths: Mapping[str, Any]) -> Any:
     """The part of `macs` that runs as XNOR and popcount."""
     sizes = resolutions(network)
-    return sum(weights(network, layer, widths) * sizes[layer.name] ** 2 for layer in network.layers if layer.op == "binary_conv")
+    return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths) if layer.op == "binary_conv")

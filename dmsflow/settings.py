@@ -33,6 +33,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Annotated[Natural, Meta(description="Seed of every random choice.")] = 0
     device: Annotated[str, Meta(description="Where torch runs: auto, cpu, cuda, mps.")] = "auto"
     threads: Annotated[Natural, Meta(description="CPU threads; 0: one per core.")] = 0
+    mixed: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="Train in bfloat16 mixed precision; auto: where the processor or GPU has it. Evaluation is float32."),
+    ] = "auto"
 
 
 class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

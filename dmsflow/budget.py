@@ -1,0 +1,244 @@
+"""Memory and MAC budgets, and how a search stays within them.
+
+Widths are ratios to their base, one entry a named width, in the order of `network.widths`. Moving
+along a budget is easiest in log ratios: its normal is then the elasticity of the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmsflow import cost
+from dmsflow.errors import DmsflowError
+from dmsflow.network import Network
+from dmsflow.settings import SearchSettings
+
+MEGA = 10**6
+ACTIVE = 1e-3  # a budget is active from this relative distance below its limit
+BISECTIONS = 60
+SWEEPS = 12
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one cost.
+
+    Attributes:
+        name, unit: for tables and metrics ("memory", "MiB").
+        limit: in that unit.
+        cost: of a network at given widths, in that unit; ints and tensors alike.
+    """
+
+    name: str
+    unit: str
+    limit: float
+    cost: Callable[[Network, Mapping[str, Any]], Any]
+
+
+def memory_mib(network: Network, widths: Mapping[str, Any]) -> Any:
+    return cost.memory_bytes(network, widths) / cost.MIB
+
+
+def macs_m(network: Network, widths: Mapping[str, Any]) -> Any:
+    return cost.macs(network, widths) / MEGA
+
+
+def budgets(settings: SearchSettings, network: Network) -> tuple[Budget, ...]:
+    """The budgets that were asked for; without any, the memory of the base network."""
+    chosen = []
+    if settings.memory_mib is not None:
+        chosen.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
+    if settings.macs_m is not None:
+        chosen.append(Budget("MACs", "M", settings.macs_m, macs_m))
+    if not chosen:
+        chosen.append(Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib))
+    return tuple(chosen)
+
+
+def widths_at(network: Network, ratios: Tensor) -> dict[str, Tensor]:
+    """Real-valued widths at ratios [n]; differentiable."""
+    return {name: base * ratio for (name, base), ratio in zip(network.widths.items(), ratios, strict=True)}
+
+
+def use(network: Network, limits: Sequence[Budget], ratios: Tensor) -> float:
+    """The largest fraction of a budget that is used: at most 1 where all are met."""
+    widths = dict(zip(network.widths, (ratios * _bases(network)).tolist(), strict=True))
+    return max(budget.cost(network, widths) / budget.limit for budget in limits)
+
+
+def _bases(network: Network) -> Tensor:
+    return torch.tensor(list(network.widths.values()), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and largest ratio of each width, [n] float64 each."""
+
+    low: Tensor
+    high: Tensor
+
+    def clip(self, ratios: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(ratios, self.low), self.high)
+
+
+def whole_range(network: Network, settings: SearchSettings) -> Range:
+    """From --min-ratio to --max-ratio, but never below one channel."""
+    bases = _bases(network)
+    low = torch.maximum(torch.full_like(bases, settings.min_ratio), 1 / bases)
+    return Range(low, torch.full_like(bases, settings.max_ratio))
+
+
+def feasibility(network: Network, limits: Sequence[Budget], bounds: Range) -> list[tuple[str, str]]:
+    """What the network can cost, as rows for a table.
+
+    Raises:
+        DmsflowError: not even the smallest network meets a budget; the line carries these figures.
+    """
+    smallest = _integers(network, bounds.low, torch.ceil)
+    largest = _integers(network, bounds.high, torch.floor)
+    rows = []
+    for name, widths in (("smallest", smallest), ("base", network.widths), ("largest", largest)):
+        rows.append((name, f"{memory_mib(network, widths):.4f} MiB, {macs_m(network, widths):.2f} M MACs"))
+    for budget in limits:
+        if budget.cost(network, smallest) > budget.limit:
+            facts = "; ".join(f"{name} {figures}" for name, figures in rows).replace("; ", ", ")
+            raise DmsflowError(
+                f"{budget.name} budget of {budget.limit:g} {budget.unit}", f"{network.name} cannot be that small ({facts})",
+                f"allow at least {budget.cost(network, smallest):.4g} {budget.unit}, or lower --min-ratio",
+            )  # fmt: skip
+        rows.append((f"{budget.name} budget", f"{budget.limit:g} {budget.unit}"))
+    return rows
+
+
+def _integers(network: Network, ratios: Tensor, rounding: Callable[[Tensor], Tensor]) -> dict[str, int]:
+    # A millionth of a channel is arithmetic noise, not a reason for a whole one.
+    nudge = -1e-6 if rounding is torch.ceil else 1e-6
+    return {
+        name: max(1, int(width))
+        for name, width in zip(network.widths, rounding(ratios * _bases(network) + nudge).tolist(), strict=True)
+    }
+
+
+def meet(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
+    """Shift all log ratios by one amount so that the tightest budget is just met, within bounds."""
+
+    def at(shift: float) -> Tensor:
+        return bounds.clip(ratios * torch.exp(torch.tensor(shift, dtype=torch.float64)))
+
+    low, high = -12.0, 12.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if use(network, limits, at(middle)) <= 1 else (low, middle)
+    return at(low)
+
+
+def round_within(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> dict[str, int]:
+    """Whole widths within every budget: rounded down, then the largest remainders up while they fit."""
+    real = dict(zip(network.widths, (bounds.clip(ratios) * _bases(network)).tolist(), strict=True))
+    widths = _integers(network, bounds.clip(ratios), torch.floor)
+    smallest = _integers(network, bounds.low, torch.ceil)
+    widths = {name: max(width, smallest[name]) for name, width in widths.items()}
+    for name in sorted(real, key=lambda name: widths[name] - real[name]):
+        wider = {**widths, name: widths[name] + 1}
+        if real[name] > widths[name] and met(network, limits, wider):
+            widths = wider
+    while not met(network, limits, widths):  # only where min_ratio held widths up
+        name = max((n for n in widths if widths[n] > smallest[n]), key=lambda n: widths[n] / network.widths[n])
+        widths = {**widths, name: widths[name] - 1}
+    return widths
+
+
+def met(network: Network, limits: Sequence[Budget], widths: Mapping[str, int]) -> bool:
+    return all(budget.cost(network, widths) <= budget.limit for budget in limits)
+
+
+def uniform(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
+    """Ratios of the control that widens every layer alike."""
+    return meet(network, limits, torch.ones(len(network.widths), dtype=torch.float64), bounds)
+
+
+def flat(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
+    """Ratios of the control in which every layer is equally wide."""
+    return meet(network, limits, 1 / _bases(network), bounds)
+
+
+def between(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
+    """The point from flat towards uniform that first uses every budget up; flat under one budget.
+
+    Under memory and MACs flat spends the MACs and leaves memory, uniform the other way round; on
+    the geometric line between them both are spent. A search that starts there starts from the
+    better heuristic of the two.
+    """
+    best, best_used = flat(network, limits, bounds), -1.0
+    for step in range(41):
+        exponent = step / 40
+        ratios = meet(network, limits, _bases(network) ** (exponent - 1), bounds)
+        used = min(use(network, [budget], ratios) for budget in limits)
+        if used > best_used + ACTIVE:
+            best, best_used = ratios, used
+    return best
+
+
+def normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tensor:
+    """d log cost / d log ratio of every budget, [budgets, n]."""
+    log_ratios = ratios.detach().log().requires_grad_()
+    rows = []
+    for budget in limits:
+        value = torch.log(budget.cost(network, widths_at(network, log_ratios.exp())))
+        rows.append(torch.autograd.grad(value, log_ratios)[0])
+    return torch.stack(rows)
+
+
+def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: float) -> Tensor:
+    """weight · Σ max(0, cost - limit), the hinge of Eq. 7, evaluated at mu itself."""
+    excess = [torch.relu(budget.cost(network, widths_at(network, ratios)) - budget.limit) for budget in limits]
+    return weight * torch.stack(excess).sum()
+
+
+def active_normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tensor:
+    """The normals of the budgets that bind at `ratios`, [active, n]."""
+    active = [budget for budget in limits if use(network, [budget], ratios) > 1 - ACTIVE]
+    return normals(network, active, ratios) if active else torch.zeros(0, len(ratios), dtype=torch.float64)
+
+
+def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
+    """The gradient [n] without its part along the normals: what moves along the budgets."""
+    if not len(normal_rows):
+        return gradient
+    basis, _ = torch.linalg.qr(normal_rows.T)
+    return gradient - basis @ (basis.T @ gradient)
+
+
+def bounded_step(gradient: Tensor, error: Tensor, normal_rows: Tensor) -> Tensor:
+    """A direction along the budgets in which every entry is between -1 and 1.
+
+    d = -(g + λn) / (|g| + λn + SE), zero where the evidence is thin: growing asks for one standard
+    error, shrinking for two. λ ≥ 0 is found by bisection, one for each active budget, so that the
+    budget stays where it is to first order (Σ n·d = 0).
+
+    Args:
+        gradient, error: of the loss in log ratios and its standard error, [n].
+        normal_rows: of the active budgets, [active, n].
+    """
+
+    def direction(prices: Tensor) -> Tensor:
+        pull = prices @ normal_rows if len(normal_rows) else torch.zeros_like(gradient)
+        force = gradient + pull
+        threshold = torch.where(force > 0, 2 * error, error)
+        step = -force / (gradient.abs() + pull + error).clamp(min=1e-300)
+        return torch.where(force.abs() < threshold, torch.zeros_like(step), step)
+
+    prices = torch.zeros(len(normal_rows), dtype=gradient.dtype)
+    ceiling = float(gradient.abs().max() + 2 * error.max()) / max(float(normal_rows.clamp(min=1e-6).min()), 1e-6) if len(prices) else 0.0
+    for _ in range(SWEEPS if len(prices) > 1 else min(1, len(prices))):
+        for index, row in enumerate(normal_rows):
+            low, high = 0.0, ceiling
+            for _ in range(BISECTIONS):
+                prices[index] = (low + high) / 2
+                low, high = (float(prices[index]), high) if row @ direction(prices) > 0 else (low, float(prices[index]))
+    return direction(prices)

@@ -1,0 +1,297 @@
+"""What search and train share: where torch runs, batches, the optimiser, checkpoints, evaluation.
+
+All randomness is counted, not carried: the batch of step s, or the noise of a named draw at step
+s, follows from the seed and s alone. So the position of a run is one number, and a resumed run
+sees exactly what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dmsflow import manifest
+from dmsflow.datasets import Dataset, Split
+from dmsflow.errors import DmsflowError
+from dmsflow.model import Live, Model
+from dmsflow.settings import Record
+
+CHECKPOINT_SECONDS = 60.0
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how torch computes."""
+
+    device: torch.device
+    threads: int
+    mixed: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+    def facts(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"torch_device": name, "threads": self.threads, "mixed": self.mixed}
+
+
+def place(settings: Record) -> Place:
+    """Set torch up as the settings say.
+
+    Raises:
+        DmsflowError: the device is unknown or absent.
+    """
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DmsflowError(f"--device {name}", "is not here", "use auto, cpu, or a device that torch can use") from error
+    threads = settings.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    return Place(device, threads, settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device)))
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are faster there than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = Path("/proc/cpuinfo")
+    return device.type == "cpu" and flags.exists() and "avx512_bf16" in flags.read_text()
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one draw; different for every purpose and position."""
+    entropy = [seed, zlib.crc32(purpose.encode()), *position]
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state & (2**63 - 1))
+
+
+class Batches:
+    """Normalised batches of a part of a split, addressed by step.
+
+    Args:
+        indices: which images of the split.
+        size: images in a batch.
+        shuffle: a new order every epoch, of whole batches only; otherwise every image, in order.
+        augment: crop and flip as the data set says.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: Split, indices: np.ndarray, *, size: int, seed: int, purpose: str,
+        shuffle: bool, augment: bool, where: Place, workers: int,
+    ) -> None:  # fmt: skip
+        if not len(indices):
+            raise DmsflowError(f"data set {dataset.name}", f"has no images for {purpose}", "use more images")
+        self.dataset, self.split, self.indices = dataset, split, indices
+        self.size = min(size, len(indices))
+        self.seed, self.purpose, self.shuffle, self.augment = seed, purpose, shuffle, augment
+        self.device, self.workers = where.device, workers
+        self.steps = len(indices) // self.size if shuffle else -(-len(indices) // self.size)  # in an epoch
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        self.pixels = _resident(split, indices, self.device) if split.in_memory else None
+        self.labels = torch.from_numpy(split.labels[indices]).to(self.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.run(0, self.steps)
+
+    def run(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [n, C, H, W] float32 and labels [n] of steps start … stop - 1."""
+        steps = range(start, stop)
+        if self.pixels is None:
+            loaded: Iterator[Tensor] = iter(self._loader(steps))
+        else:
+            loaded = (self._crop_and_flip(self.pixels[self._rows(step)], step) for step in steps)
+        for step, pixels in zip(steps, loaded, strict=True):
+            images = (pixels.to(self.device, torch.float32) - self.mean) / self.std
+            yield images, self.labels[self._rows(step)]
+
+    def _rows(self, step: int) -> Tensor:
+        """Positions in `indices` of a step's batch: a slice of its epoch's order."""
+        epoch, position = divmod(step, self.steps)
+        if self.shuffle:
+            order = torch.randperm(len(self.indices), generator=generator(self.seed, self.purpose, epoch))
+        else:
+            order = torch.arange(len(self.indices))
+        return order[position * self.size : (position + 1) * self.size].to(self.device)
+
+    def _crop_and_flip(self, pixels: Tensor, step: int) -> Tensor:
+        """Crop and flip by indexing; [n, C, H, W] uint8, wherever it lives."""
+        if not self.augment:
+            return pixels
+        draw = generator(self.seed, f"{self.purpose} augmentation", step)
+        n, size, padding = len(pixels), pixels.shape[-1], self.dataset.crop_padding
+        span = torch.arange(size)
+        if padding:
+            padded = self.mean.to(torch.uint8).expand(n, -1, size + 2 * padding, size + 2 * padding).clone()
+            # The mean pixel is what zero padding after normalisation means.
+            padded[:, :, padding : padding + size, padding : padding + size] = pixels
+            pixels = padded
+        rows = torch.randint(0, 2 * padding + 1, (n, 1), generator=draw) + span
+        columns = torch.randint(0, 2 * padding + 1, (n, 1), generator=draw) + span
+        if self.dataset.flip:
+            mirrored = torch.rand((n, 1), generator=draw) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        image = torch.arange(n, device=pixels.device).view(n, 1, 1)
+        # Advanced indices on both sides of the channel slice put the channels last.
+        picked = pixels[image, :, rows.to(pixels.device)[:, :, None], columns.to(pixels.device)[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
+
+    def _loader(self, steps: range) -> Any:
+        """Decoding worker processes, for splits that do not fit in memory."""
+        drawn = [self.indices[self._rows(step).cpu().numpy()] for step in steps]
+        decoded = _Decoded(self.split, steps, drawn, self.seed if self.augment else None)
+        return torch.utils.data.DataLoader(decoded, batch_size=None, num_workers=self.workers)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The decoded batches of some steps, for torch's DataLoader; item i is step steps[i]."""
+
+    split: Split
+    steps: range
+    indices: list[np.ndarray]
+    seed: int | None
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, item: int) -> Tensor:
+        if item >= len(self.steps):
+            raise IndexError(item)
+        seed = None if self.seed is None else int(np.random.SeedSequence([self.seed, self.steps[item]]).generate_state(1)[0])
+        return torch.from_numpy(self.split.images(self.indices[item], seed)).permute(0, 3, 1, 2)
+
+
+def _resident(split: Split, indices: np.ndarray, device: torch.device) -> Tensor:
+    """A split that fits, as one uint8 tensor [N, C, H, W] on the device."""
+    return torch.from_numpy(split.images(indices)).permute(0, 3, 1, 2).to(device)
+
+
+def halves(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint halves of a training set, alike in every class: for weights, and for widths."""
+    draw = np.random.default_rng([seed, zlib.crc32(b"halves")])
+    first, second = [], []
+    for label in np.unique(split.labels):
+        members = draw.permutation(np.flatnonzero(split.labels == label))
+        first.append(members[: (len(members) + 1) // 2])
+        second.append(members[(len(members) + 1) // 2 :])
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with weight decay on weights (two or more dimensions) and none on norms, alphas and biases."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    free = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+
+
+def weight_step(model: Model, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, where: Place, live: Live | None = None) -> Tensor:
+    """One step of SGD on the weights; the loss, detached and still on the device."""
+    loss = loss_of(model, images, labels, where, live)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    model.constrain()
+    return loss.detach()
+
+
+def loss_of(model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None) -> Tensor:
+    with where.autocast():
+        logits = model(images, live)
+    return F.cross_entropy(logits.float(), labels)
+
+
+def check_finite(loss: float, where: str) -> None:
+    if not np.isfinite(loss):
+        raise DmsflowError(where, f"the loss became {loss}", "lower --learning-rate, or try --mixed off")
+
+
+@torch.no_grad()
+def evaluate(model: Model, batches: Batches, live: Live | None = None) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] and labels [n] in float32, on the CPU, in the order of the split."""
+    was_training = model.training
+    model.eval()
+    parts = [(model(images, live).float().cpu(), labels.cpu()) for images, labels in batches]
+    model.train(was_training)
+    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def whole(dataset: Dataset, split: Split, where: Place, workers: int, limit: int | None = None) -> Batches:
+    """A split in order, without augmentation, every image of it, for evaluation."""
+    indices = np.arange(min(len(split), limit or len(split)))
+    return Batches(
+        dataset, split, indices, size=EVALUATION_BATCH, seed=0, purpose="evaluation",
+        shuffle=False, augment=False, where=where, workers=workers,
+    )  # fmt: skip
+
+
+def top1_percent(logits: Tensor, labels: Tensor) -> float:
+    return 100 * float((logits.argmax(1) == labels).double().mean())
+
+
+def save_checkpoint(path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]) -> None:
+    """Everything a stage needs to go on: tensors in safetensors, the rest as JSON in its header."""
+    tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
+    for i, optimiser in enumerate(optimisers):
+        for parameter, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
+    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with manifest.writing(path) as partial:
+        try:
+            save_file(stored, partial, {"facts": msgspec.json.encode(facts).decode()})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint.
+
+    Raises:
+        DmsflowError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, msgspec.json.decode(file.metadata()["facts"])  # noqa: SIM118
+    except (SafetensorError, OSError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise DmsflowError(path, f"is no whole checkpoint ({error})", "start again with --force") from error
+
+
+def restore(tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put a checkpoint's tensors back where `save_checkpoint` took them from."""
+    for i, model in enumerate(models):
+        model.load(_under(tensors, f"model{i}."))
+    for i, optimiser in enumerate(optimisers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under(tensors, f"optimiser{i}.").items():
+            parameter, _, entry = name.partition(".")
+            state.setdefault(int(parameter), {})[entry] = tensor
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
