@@ -1,16 +1,25 @@
 """Data sets; each file has `load(argument, data, download) -> Dataset`. NumPy only, no torch.
 
 `data` is the chain's `manifest.Data`; `argument` is what follows the colon in the name
-("image-folder:PATH"), or None.
+("image-folder:PATH"), or None. A file may leave `data.train_images` alone, and for splits in memory
+`data.resolution` too: `load` below applies them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data
+
+CHUNK = 256  # images in one piece of work; 256 · 255² still fits 32 bits
 
 
 class Split(Protocol):
@@ -42,6 +51,25 @@ class ArraySplit:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some images of a split that is not in memory; each is augmented as in the whole split."""
+
+    source: Split
+    indices: NDArray[np.int64]  # [n]
+    in_memory: bool = False
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.source.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def images(self, indices: NDArray[np.int64], augment_seed: int | None = None) -> NDArray[np.uint8]:
+        return self.source.images(self.indices[indices], augment_seed)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training and a held-out test split, and how pixels are normalised and augmented.
 
@@ -53,6 +81,8 @@ class Dataset:
             `pixel - mean` is exact in every runtime.
         crop_padding: pixels of zero padding (after normalisation) before a random crop; 0: no crop.
         flip: mirror half of the training images.
+
+    Crop and flip are for splits in memory; a streamed split augments while it decodes.
     """
 
     name: str
@@ -71,3 +101,140 @@ class Dataset:
     @property
     def resolution(self) -> int:
         return int(self.test.images(np.array([0])).shape[1])
+
+
+def load(data: Data, download: bool = False) -> Dataset:
+    """The data set of a chain, with `data.train_images` and `data.resolution` applied.
+
+    Args:
+        data: its name is a plug-in's, with an argument behind a colon where it takes one, or the
+            path of a user's own `.py` file.
+        download: fetch a missing set, where that is possible.
+
+    Raises:
+        DmsflowError: no such data set, files that are missing or damaged, or a count of training
+            images that cannot be had.
+    """
+    name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
+    module = plugin.load("datasets", name)
+    if not hasattr(module, "load"):
+        raise DmsflowError(name, "has no load()", "define load(argument, data, download) -> Dataset")
+    dataset = module.load(argument or None, data, download)
+    _check(dataset)
+    if data.resolution is not None and data.resolution != dataset.resolution:
+        dataset = _resized(dataset, data.resolution)
+    if data.train_images is not None:
+        dataset = replace(dataset, train=subset(dataset.train, first_of_each_class(dataset, data.train_images)))
+    return dataset
+
+
+def takes_no_argument(data: Data, argument: str | None) -> None:
+    """Refuse "digits:x"."""
+    if argument is not None:
+        name = data.name.partition(":")[0]
+        raise DmsflowError(f"--dataset {data.name}", f"{name} takes nothing after a colon", f"use --dataset {name}")
+
+
+def cache_folder() -> Path:
+    """Where dmsflow keeps what it can make or fetch again: `$XDG_CACHE_HOME/dmsflow` or `~/.cache/dmsflow`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsflow"
+
+
+def data_folder(data: Data) -> Path:
+    """Where a data set's files are: --data-dir, else `$DMSFLOW_DATA_DIR`, else the cache folder."""
+    given = data.data_dir or os.environ.get("DMSFLOW_DATA_DIR")
+    return Path(given).expanduser() if given else cache_folder()
+
+
+def subset(split: Split, indices: NDArray[np.int64]) -> Split:
+    """The images at `indices` as a split of their own."""
+    if isinstance(split, ArraySplit):
+        return ArraySplit(split.pixels[indices], split.labels[indices])
+    return Subset(split, indices)
+
+
+def first_of_each_class(dataset: Dataset, count: int) -> NDArray[np.int64]:
+    """Indices [count] of training images, equally many of each class, the first ones of each, in file order.
+
+    Raises:
+        DmsflowError: `count` is not a multiple of the classes, or a class has too few images.
+    """
+    classes = len(dataset.classes)
+    smallest = int(np.bincount(dataset.train.labels, minlength=classes).min())
+    each, rest = divmod(count, classes)
+    where = f"--train-images {count}"
+    if rest or each < 1:
+        nearest = max(round(count / classes), 1) * classes
+        raise DmsflowError(where, f"is not a multiple of the {classes} classes of {dataset.name}", f"use {nearest}")
+    if each > smallest:
+        what = f"needs {each} images of each class, and the smallest class of {dataset.name} has {smallest}"
+        raise DmsflowError(where, what, f"use at most {smallest * classes}")
+    chosen = [np.flatnonzero(dataset.train.labels == label)[:each] for label in range(classes)]
+    return np.sort(np.concatenate(chosen))
+
+
+def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images [N, H, W, C]; summed in integers, so exact.
+
+    The mean is rounded to whole pixels, the deviation to three digits and never below one pixel.
+    """
+    channels = pixels.shape[-1]
+    total = np.zeros(channels, np.int64)
+    squares = np.zeros(channels, np.int64)
+    for start in range(0, len(pixels), CHUNK):
+        chunk = pixels[start : start + CHUNK].reshape(min(CHUNK, len(pixels) - start), -1)
+        total += chunk.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
+        squares += np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
+    count = pixels.size // channels
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
+    return tuple(round(m) for m in mean.tolist()), tuple(float(f"{s:.3g}") for s in std.tolist())
+
+
+def resize(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    """Images [N, H, W, C] as [N, resolution, resolution, C]: bilinear, antialiased where they shrink."""
+    rows, columns = (_bilinear(size, resolution) for size in pixels.shape[1:3])
+    resized = np.empty((len(pixels), resolution, resolution, pixels.shape[3]), np.uint8)
+    for start in range(0, len(pixels), CHUNK):
+        chunk = pixels[start : start + CHUNK].transpose(0, 3, 1, 2).astype(np.float32)
+        chunk = rows @ chunk @ columns.T  # [n, C, resolution, resolution]
+        resized[start : start + CHUNK] = np.rint(chunk).transpose(0, 2, 3, 1)
+    return resized
+
+
+def _bilinear(size: int, resolution: int) -> NDArray[np.float32]:
+    """Weights [resolution, size] of a triangle around each new pixel's centre, at least two old pixels wide."""
+    scale = size / resolution
+    centre = (np.arange(resolution)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(size) + 0.5 - centre) / max(scale, 1.0)
+    weights = np.maximum(1.0 - distance, 0.0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _resized(dataset: Dataset, resolution: int) -> Dataset:
+    if not (isinstance(dataset.train, ArraySplit) and isinstance(dataset.test, ArraySplit)):
+        what = f"its images have {dataset.resolution} pixels, not the {resolution} asked for"
+        raise DmsflowError(f"data set {dataset.name}", what, "a streamed data set's load() must honour data.resolution")
+    return replace(
+        dataset,
+        train=replace(dataset.train, pixels=resize(dataset.train.pixels, resolution)),
+        test=replace(dataset.test, pixels=resize(dataset.test.pixels, resolution)),
+        crop_padding=round(dataset.crop_padding * resolution / dataset.resolution),
+    )
+
+
+def _check(dataset: Dataset) -> None:
+    """Hold a data set, most likely a user's own, to the contract."""
+    right = "mend its load()"
+    where = f"data set {dataset.name}"
+    if len(dataset.std) != dataset.channels or any(mean != int(mean) for mean in dataset.mean) or min(dataset.std) <= 0:
+        raise DmsflowError(where, "its mean must be whole numbers and its std above 0, one of each per channel", right)
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        if not len(split) or split.labels.min() < 0 or split.labels.max() >= len(dataset.classes):
+            raise DmsflowError(where, f"{part} must have images, with labels from 0 to {len(dataset.classes) - 1}", right)
+        first = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
+        if first.dtype != np.uint8 or first.ndim != 4 or first.shape[1] != first.shape[2] or first.shape[3] != dataset.channels:
+            what = f"{part} has {first.dtype} images {list(first.shape)}, and uint8 [N, H, H, {dataset.channels}] is needed"
+            raise DmsflowError(where, what, right)
+        if isinstance(split, ArraySplit) and len(split.pixels) != len(split.labels):
+            raise DmsflowError(where, f"{part} has {len(split.pixels)} images and {len(split.labels)} labels", right)

@@ -1,0 +1,111 @@
+"""One image file to one square array, with Pillow.
+
+Pixels are taken as stored: an orientation in the EXIF data is not applied, as ImageNet's custom is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow.errors import DmsflowError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CROP_AREA = (0.08, 1.0)  # of the image; Szegedy et al., "Going Deeper with Convolutions", 2014
+CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
+CROP_TRIES = 10
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """An open image; whatever Pillow has against it while it is in use becomes one line.
+
+    Raises:
+        DmsflowError: the file is missing, damaged, or has more than 8 bits a channel.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DmsflowError(path, f"has pixels of mode {image.mode}", "convert it to 8 bits a channel")
+            yield image
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DmsflowError(path, f"cannot be read as an image ({error})", "replace it or remove it") from error
+
+
+def decode_exact(path: Path, resolution: int) -> NDArray[np.uint8]:
+    """An image [resolution, resolution, 3] that has this size already; any other is refused."""
+    with opened(path) as image:
+        if image.size != (resolution, resolution):
+            width, height = image.size
+            what = f"is {width}x{height}, and others are {resolution}x{resolution}"
+            raise DmsflowError(path, what, "--resolution N resizes all images to N pixels")
+        return _array(image)
+
+
+def decode_centre(path: Path, resolution: int, shorter_side: int) -> NDArray[np.uint8]:
+    """The centre [resolution, resolution, 3] of an image whose shorter side is brought to `shorter_side`."""
+    from PIL.Image import Resampling
+
+    with opened(path) as image:
+        rgb = _rgb(image)
+        short = min(rgb.size)
+        if short != shorter_side:
+            width, height = (shorter_side * side // short for side in rgb.size)
+            rgb = rgb.resize((width, height), Resampling.BILINEAR)
+        left, top = (round((side - resolution) / 2) for side in rgb.size)
+        return np.asarray(rgb.crop((left, top, left + resolution, top + resolution)))
+
+
+def decode_random(path: Path, resolution: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """A random crop of an image, resized to [resolution, resolution, 3] and mirrored half of the time."""
+    from PIL.Image import Resampling, Transpose
+
+    with opened(path) as image:
+        width, height = image.size
+        left, top, right, bottom = random_box(width, height, random)
+        flip = random.random() < 0.5
+        # A JPEG decodes at a half, a quarter or an eighth for less; never below the size that the crop needs.
+        image.draft("RGB", (math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top))))
+        rgb = _rgb(image)
+        across, down = rgb.width / width, rgb.height / height
+        box = (left * across, top * down, right * across, bottom * down)
+        rgb = rgb.resize((resolution, resolution), Resampling.BILINEAR, box=box)
+        return np.asarray(rgb.transpose(Transpose.FLIP_LEFT_RIGHT) if flip else rgb)
+
+
+def random_box(width: int, height: int, random: np.random.Generator) -> Box:
+    """A crop of 8 to 100 % of the area, its aspect within 3:4 and 4:3; the largest centred one if none fits."""
+    for _ in range(CROP_TRIES):
+        area = width * height * random.uniform(*CROP_AREA)
+        aspect = math.exp(random.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = int(random.integers(width - across + 1)), int(random.integers(height - down + 1))
+            return left, top, left + across, top + down
+    across, down = min(width, math.ceil(height * CROP_ASPECT[1])), min(height, math.ceil(width / CROP_ASPECT[0]))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def _rgb(image: Image) -> Image:
+    """Three channels; transparency is dropped."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _array(image: Image) -> NDArray[np.uint8]:
+    return np.asarray(_rgb(image))

@@ -1,0 +1,58 @@
+"""Handwritten digits: the 1,797 images of 8×8 pixels that scikit-learn carries, so nothing is downloaded.
+
+Source: the test part of "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, E. Alpaydin and C. Kaynak, 1998.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from dmsflow.datasets import ArraySplit, Dataset, resize, statistics, takes_no_argument
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data
+
+RESOLUTION = 32
+BRIGHTEST = 16  # pixels of the file are 0..16
+TEST_EVERY = 5  # 1,437 training and 360 test images
+
+
+def load(argument: str | None, data: Data, download: bool) -> Dataset:
+    """One channel, 32×32 unless `data.resolution` says otherwise.
+
+    The split is fixed and stratified without any random generator: of the images ordered by class,
+    every fifth is a test image.
+    """
+    takes_no_argument(data, argument)
+    table = np.loadtxt(_file(), delimiter=",", dtype=np.uint8)  # [1797, 64 pixels and a label]
+    labels = table[:, -1].astype(np.int64)
+    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / BRIGHTEST)).astype(np.uint8)
+    resolution = data.resolution or RESOLUTION
+    pixels = resize(pixels, resolution)
+    held_out = np.zeros(len(labels), bool)
+    held_out[np.argsort(labels, kind="stable")[::TEST_EVERY]] = True
+    mean, std = statistics(pixels[~held_out])
+    return Dataset(
+        name=data.name,
+        classes=tuple("0123456789"),
+        train=ArraySplit(pixels[~held_out], labels[~held_out]),
+        test=ArraySplit(pixels[held_out], labels[held_out]),
+        mean=mean,
+        std=std,
+        crop_padding=round(3 * resolution / RESOLUTION),
+        flip=False,
+    )
+
+
+def _file() -> Path:
+    """The bundled table; found without importing scikit-learn, which takes a second."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise DmsflowError("--dataset digits", "scikit-learn, which carries it, is not installed", 'pip install "dmsflow[train]"')
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise DmsflowError(path, "is missing", "pip install --force-reinstall scikit-learn")
+    return path

@@ -1,0 +1,144 @@
+"""Any images: `image-folder:PATH`, with PATH/train and PATH/test (or PATH/val), a folder for each class.
+
+They are decoded once into memory and kept in the cache folder, until a file or the resolution changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow import progress
+from dmsflow.datasets import CHUNK, ArraySplit, Dataset, cache_folder, statistics
+from dmsflow.datasets._decoding import opened
+from dmsflow.datasets._folders import FileSplit, Listing, list_splits
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data, writing
+
+FORMAT = 1  # of the cache; a new one makes old files unknown
+
+
+class Pixels(NamedTuple):
+    train: NDArray[np.uint8]  # [N, H, H, 3]
+    test: NDArray[np.uint8]  # [M, H, H, 3]
+
+
+def load(argument: str | None, data: Data, download: bool) -> Dataset:
+    """Three channels. Without `data.resolution` all images must be squares of one size; with it the
+    shorter side is resized to it and the centre is cut out.
+
+    Raises:
+        DmsflowError: a folder, class or image is missing, damaged or of another size, or they do
+            not fit into memory.
+    """
+    path = argument or data.data_dir
+    if path is None:
+        raise DmsflowError(f"--dataset {data.name}", "does not say which folder", "use --dataset image-folder:PATH")
+    train, test = list_splits(Path(path).expanduser(), "test", "val")
+    resolution = data.resolution or _own_resolution(train)
+    _check_memory(train.folder.parent, len(train.labels) + len(test.labels), resolution)
+    pixels = _cached(train, test, resolution, exact=data.resolution is None)
+    mean, std = statistics(pixels.train)
+    return Dataset(
+        name=data.name,
+        classes=train.classes,
+        train=ArraySplit(pixels.train, train.labels),
+        test=ArraySplit(pixels.test, test.labels),
+        mean=mean,
+        std=std,
+        crop_padding=resolution // 8,
+        flip=True,
+    )
+
+
+def _own_resolution(listing: Listing) -> int:
+    path = listing.folder / os.fsdecode(listing.files[0].item())
+    with opened(path) as image:
+        width, height = image.size
+    if width != height:
+        raise DmsflowError(path, f"is {width}x{height}, not square", "--resolution N resizes all images to N pixels")
+    return width
+
+
+def _check_memory(root: Path, count: int, resolution: int) -> None:
+    needed = count * resolution**2 * 3
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > installed // 2:
+        what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
+        raise DmsflowError(root, what, f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less")
+
+
+def _cached(train: Listing, test: Listing, resolution: int, *, exact: bool) -> Pixels:
+    """The decoded images, from the cache if it was made from these very files."""
+    fingerprint = _fingerprint(train, test, resolution, exact)
+    path = _cache_path(train.folder.parent, resolution)
+    pixels = _read_cache(path, fingerprint)
+    if pixels is None:
+        shorter_side = None if exact else resolution
+        splits = (FileSplit(part.folder, part.files, part.labels, resolution, shorter_side) for part in (train, test))
+        pixels = _decode(*splits)
+        with writing(path) as partial, partial.open("wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), train=pixels.train, test=pixels.test)
+    return pixels
+
+
+def _cache_path(root: Path, resolution: int) -> Path:
+    """One file for each folder and resolution, so that a changed folder replaces its own old images."""
+    root = root.resolve()
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    title = re.sub(r"[^A-Za-z0-9_-]+", "-", root.name)
+    return cache_folder() / "images" / f"{title}-{resolution}-{place}.npz"
+
+
+def _fingerprint(train: Listing, test: Listing, resolution: int, exact: bool) -> str:
+    """Of all that decides the pixels: name, size and time of every file, the resolution, the decoder."""
+    import PIL
+
+    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {resolution} {exact}".encode())
+    for listing in (train, test):
+        folder = os.fsencode(listing.folder)
+        for name in listing.files.tolist():
+            status = os.stat(folder + b"/" + name)
+            digest.update(b"%b %d %d\n" % (name, status.st_size, status.st_mtime_ns))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, fingerprint: str) -> Pixels | None:
+    """None if there is no cache, it was made from other files, or its checksums (CRC-32, of zip) are wrong."""
+    try:
+        with np.load(path, allow_pickle=False) as cache:
+            if cache["fingerprint"].item() != fingerprint:
+                return None
+            return Pixels(cache["train"], cache["test"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None  # decoding again gives the same pixels
+
+
+def _decode(*splits: FileSplit) -> Pixels:
+    """Every image, on all cores: Pillow lets other threads run while it decodes."""
+    arrays = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
+    chunks = [(split, array, np.arange(start, min(start + CHUNK, len(split))))
+              for split, array in zip(splits, arrays) for start in range(0, len(split), CHUNK)]  # fmt: skip
+
+    def decode(chunk: tuple[FileSplit, NDArray[np.uint8], NDArray[np.int64]]) -> int:
+        split, array, indices = chunk
+        array[indices] = split.images(indices)
+        return len(indices)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with progress.track("decode", sum(map(len, splits)), "image") as track:
+            for count in pool.map(decode, chunks):
+                track.advance(count)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error there is nothing left to wait for
+    return Pixels(*arrays)

@@ -1,0 +1,36 @@
+"""ImageNet, or any set of its layout: train/ and val/ with a folder for each class, decoded while training.
+
+Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmsflow.datasets import Dataset, data_folder, takes_no_argument
+from dmsflow.datasets._folders import FileSplit, Listing, list_splits
+from dmsflow.manifest import Data
+
+RESOLUTION = 224
+SHORTER_SIDE = 256  # of a test image, before its centre of RESOLUTION is cut out
+MEAN = (124, 116, 104)  # the usual 0.485, 0.456, 0.406 of 255, in whole pixels
+STD = (58.4, 57.1, 57.4)
+
+
+def load(argument: str | None, data: Data, download: bool) -> Dataset:
+    """Three channels, streamed. Training images are cropped and mirrored while they are decoded.
+
+    Raises:
+        DmsflowError: the folders are not there. They cannot be downloaded: image-net.org asks for
+            an account.
+    """
+    takes_no_argument(data, argument)
+    root = data_folder(data) if data.data_dir else data_folder(data) / "imagenet"
+    resolution = data.resolution or RESOLUTION
+    train, test = list_splits(root, "val")
+    return Dataset(data.name, train.classes, _split(train, resolution), _split(test, resolution), MEAN, STD)
+
+
+def _split(listing: Listing, resolution: int) -> FileSplit:
+    shorter_side = round(resolution * SHORTER_SIDE / RESOLUTION)
+    return FileSplit(listing.folder, listing.files, listing.labels, resolution, shorter_side)
