@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 
-def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, stream: TextIO | None = None) -> None:
+def print_table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, stream: TextIO | None = None
+) -> None:
     """Print rows under their heads; every column but the first is aligned right where it holds only numbers.
 
     Args:
@@ -22,7 +24,14 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]
     from rich.text import Text
 
     cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_header=bool(head),
+        pad_edge=False,
+    )
     for column in range(len(head) or max(map(len, cells), default=0)):
         numeric = column > 0 and all(_is_number(row[column]) for row in cells if row[column] != "–")
         table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")

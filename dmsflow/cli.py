@@ -1,0 +1,402 @@
+"""The command line: parse, call one function, print one path.
+
+An option is made from each field of the settings records, so a setting is said once, in
+`settings.py` (or, for images, in `manifest.Data`). Stages are imported inside their commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+import msgspec
+from click.core import ParameterSource
+from msgspec import inspect
+
+from dmsflow import __version__, doctor, manifest, settings, target
+from dmsflow.errors import DmsflowError
+
+RECORDS: dict[str, type[msgspec.Struct]] = {
+    "data": manifest.Data,
+    "search": settings.SearchSettings,
+    "train": settings.TrainSettings,
+    "export": settings.ExportSettings,
+    "bench": settings.BenchSettings,
+}
+STAGES: tuple[str, ...] = get_args(manifest.Stage)
+SHARED = set(settings.Record.__struct_fields__)  # of search and train: `run` takes them once, for both
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
+    """Whole numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 140,220,260.", param, ctx)
+
+
+class SettingOption(click.Option):
+    """An option made from one field of one record, or of several that share it."""
+
+    def __init__(self, records: tuple[str, ...], field: str, *arguments: Any, **options: Any) -> None:
+        self.records, self.field = records, field
+        super().__init__(*arguments, **options)
+
+
+class StageCommand(click.Command):
+    """A command whose help has a section for each record it takes settings of."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            title = " and ".join(param.records).capitalize() if isinstance(param, SettingOption) else "Options"
+            if row := param.get_help_record(ctx):
+                sections.setdefault(title, []).append(row)
+        for title in sorted(sections, key=lambda title: title == "Options"):
+            with formatter.section(title):
+                formatter.write_dl(sections[title], col_max=34)
+
+
+def settings_options(*records: str) -> Callable[[Command], Command]:
+    """An option for each field of the records; names that two of them would share get a prefix."""
+    options: dict[str, SettingOption] = {}
+    for record in records:
+        for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
+            name = spelling(record, field.name, records)
+            if name in options:
+                options[name].records += (record,)
+            else:
+                options[name] = _option(record, field, name)
+
+    def decorate(function: Command) -> Command:
+        function.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options.values())]  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def spelling(record: str, field: str, records: Sequence[str]) -> str:
+    """The name, with underscores, of the option for a field, among the options of all `records`."""
+    if record == "data":
+        return "dataset" if field == "name" else field
+    if field in SHARED and record in ("search", "train"):
+        return field
+    holders = [other for other in records if field in RECORDS[other].__struct_fields__]
+    return field if holders == [record] else f"{record}_{field}"
+
+
+def _option(record: str, field: inspect.Field, name: str) -> SettingOption:
+    kind, description = _peel(field.type)
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(kind, inspect.BoolType):
+        flag = f"{flag}/--no-{flag[2:]}"
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return SettingOption(
+        (record,),
+        field.name,
+        [flag, name],
+        type=_type(kind),
+        default=default,
+        show_default=default is not None,
+        help=description,
+    )
+
+
+def _peel(kind: inspect.Type, description: str = "") -> tuple[inspect.Type, str]:
+    """The type inside `Annotated` and `| None`, and what its Meta says of it."""
+    if isinstance(kind, inspect.Metadata):
+        return _peel(kind.type, (kind.extra_json_schema or {}).get("description", description))
+    if isinstance(kind, inspect.UnionType):
+        return _peel(next(inner for inner in kind.types if not isinstance(inner, inspect.NoneType)), description)
+    return kind, description
+
+
+def _type(kind: inspect.Type) -> Any:
+    if isinstance(kind, inspect.LiteralType):
+        return click.Choice(kind.values)
+    if isinstance(kind, inspect.VarTupleType):
+        return Numbers()
+    if isinstance(kind, inspect.BoolType):
+        return click.BOOL
+    if isinstance(kind, inspect.StrType):
+        return click.STRING
+    if not isinstance(kind, (inspect.IntType, inspect.FloatType)):
+        raise TypeError(f"no option is known for {kind}")
+    low, high = (kind.ge if kind.gt is None else kind.gt), (kind.le if kind.lt is None else kind.lt)
+    bounds: dict[str, Any] = {"min": low, "max": high, "min_open": kind.gt is not None, "max_open": kind.lt is not None}
+    return click.IntRange(**bounds) if isinstance(kind, inspect.IntType) else click.FloatRange(**bounds)
+
+
+def flow_options(out: str) -> Callable[[Command], Command]:
+    """What every stage has; `out` tells the folder that is taken where none is given."""
+
+    def decorate(function: Command) -> Command:
+        for option in (
+            click.option(
+                "--dry-run", is_flag=True, help="Resolve everything and print the plan; compute and write nothing."
+            ),
+            click.option("--force", is_flag=True, help="Do it again, and overwrite."),
+            click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped; leave what is done."),
+            click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Folder to write to."),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
+
+
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(_presets()),
+    default="quick",
+    show_default=True,
+    help="Values for all options not given.",
+)
+download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
+source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+
+
+def resolved(ctx: click.Context, record: str) -> Any:
+    """A settings record: its defaults, then the preset, then what the user said (options, environment)."""
+    values = settings.preset(record, ctx.params["preset"]) if "preset" in ctx.params else {}
+    for param in ctx.command.params:
+        if isinstance(param, SettingOption) and record in param.records:
+            assert param.name
+            if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+                values[param.field] = ctx.params[param.name]
+    return settings.resolve(RECORDS[record], **values)
+
+
+@click.group(
+    context_settings={"auto_envvar_prefix": "DMSFLOW", "help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="dmsflow")
+def cli() -> None:
+    """Find how wide each layer of a binary neural network should be, train it, write it as a 1-bit file, measure it.
+
+    Each stage reads one manifest and writes one: search, train, export, bench. `dmsflow run` is all
+    four. The path of the manifest goes to stdout, everything else to stderr.
+
+    Every option is also an environment variable: DMSFLOW_SEARCH_MEMORY_MIB is --memory-mib of search.
+    """
+
+
+@cli.command("search", cls=StageCommand)
+@settings_options("data", "search")
+@flow_options("runs/NETWORK-DATASET")
+@preset_option
+@download_option
+@click.pass_context
+def search_command(
+    ctx: click.Context, /, out: Path | None, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any
+) -> None:
+    """Choose the width of every layer. Writes search.json."""
+    from dmsflow import search
+
+    data, chosen = resolved(ctx, "data"), resolved(ctx, "search")
+    out = out or _default_out(data, chosen)
+    _one_of(resume, force)
+    if dry_run:
+        _print_plan("search", search.plan(chosen, data, out))
+        return
+    click.echo(search.run(chosen, data, out, command=ctx.obj, resume=resume, force=force, download=download))
+
+
+@cli.command("train", cls=StageCommand)
+@source_argument
+@settings_options("train")
+@flow_options("the folder of FILE")
+@preset_option
+@click.pass_context
+def train_command(ctx: click.Context, /, **_: Any) -> None:
+    """Train the chosen network. FILE is a search.json; writes train.json and the weights."""
+    _run_stage(ctx, "train")
+
+
+@cli.command("export", cls=StageCommand)
+@source_argument
+@settings_options("export")
+@flow_options("the folder of FILE")
+@click.pass_context
+def export_command(ctx: click.Context, /, **_: Any) -> None:
+    """Write it as a 1-bit file for a target. FILE is a train.json; writes export.json and the model."""
+    _run_stage(ctx, "export")
+
+
+@cli.command("bench", cls=StageCommand)
+@source_argument
+@settings_options("bench")
+@flow_options("the folder of FILE")
+@click.pass_context
+def bench_command(ctx: click.Context, /, **_: Any) -> None:
+    """Measure the file. FILE is an export.json, or a bare .tflite or .onnx file; writes bench.json."""
+    _run_stage(ctx, "bench")
+
+
+def _run_stage(ctx: click.Context, stage: str) -> None:
+    """A stage that reads one file."""
+    given = ctx.params
+    source, out = given["source"], given["out"] or given["source"].parent
+    _one_of(given["resume"], given["force"])
+    module, chosen = importlib.import_module(f"dmsflow.{stage}"), resolved(ctx, stage)
+    if given["dry_run"]:
+        _print_plan(stage, module.plan(source, chosen, out))
+    else:
+        click.echo(_do(stage, source, chosen, out, ctx.obj, resume=given["resume"], force=given["force"]))
+
+
+def _do(
+    stage: str, source: Path, chosen: Any, out: Path, command: tuple[str, ...], *, resume: bool, force: bool
+) -> Path:
+    """Run train, export or bench; only training has a state to resume, the others are done or not."""
+    module = importlib.import_module(f"dmsflow.{stage}")
+    if stage == "train":
+        return module.run(source, chosen, out, command=command, resume=resume, force=force)  # type: ignore[no-any-return]
+    written = out / f"{stage}.json"
+    if manifest.claim(written, resume=resume, force=force):
+        return written
+    return module.run(source, chosen, out, command=command, force=force)  # type: ignore[no-any-return]
+
+
+@cli.command("run", cls=StageCommand)
+@settings_options("data", "search", "train", "export", "bench")
+@flow_options("runs/NETWORK-DATASET")
+@preset_option
+@download_option
+@click.pass_context
+def run_command(
+    ctx: click.Context, /, out: Path | None, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any
+) -> None:
+    """All four stages, in one folder.
+
+    It takes the options of all stages. Where two stages have an option of the same name, the stage
+    stands before it (--train-batch-size), but --seed, --device and --threads are said once for
+    search and train.
+    """
+    from dmsflow import search, show
+
+    _one_of(resume, force)
+    chosen = {record: resolved(ctx, record) for record in RECORDS}
+    out = out or _default_out(chosen["data"], chosen["search"])
+    _check_ahead(chosen["export"], chosen["bench"])
+    if dry_run:
+        _print_plan("search", search.plan(chosen["search"], chosen["data"], out))
+        for stage in STAGES[1:]:
+            _print_plan(stage, list(msgspec.to_builtins(chosen[stage]).items()))
+        return
+    if force:  # what stands behind an overwritten stage is no longer its child
+        for stage in STAGES:
+            (out / f"{stage}.json").unlink(missing_ok=True)
+    path = search.run(
+        chosen["search"], chosen["data"], out, command=ctx.obj, resume=resume, force=force, download=download
+    )
+    for stage in STAGES[1:]:
+        path = _do(stage, path, chosen[stage], out, ctx.obj, resume=resume, force=force)
+    show.print_result(path, sys.stderr)
+    click.echo(path)
+
+
+def _check_ahead(export: settings.ExportSettings, bench: settings.BenchSettings) -> None:
+    """Refuse before the search what would only fail after it."""
+    aim = target.load(export.target)
+    doctor.require("search and train", ["torch"])
+    doctor.require(f"target {aim.name}", doctor.lacking(aim))
+    if bench.baseline:
+        doctor.require("--baseline", ["onnx", "onnxruntime"])
+
+
+def _default_out(data: manifest.Data, chosen: settings.SearchSettings) -> Path:
+    return Path("runs") / f"{Path(chosen.network).stem}-{Path(data.name.split(':')[0]).stem}"
+
+
+def _one_of(resume: bool, force: bool) -> None:
+    if resume and force:
+        raise click.UsageError("--resume leaves what is done and --force does it again: give one of them.")
+
+
+def _print_plan(stage: str, rows: list[tuple[str, object]]) -> None:
+    from dmsflow.table import print_table
+
+    print_table(f"plan of {stage}", (), rows)
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets"]))
+def list_command(kind: str) -> None:
+    """List what options can name, one a line."""
+    from dmsflow import show
+
+    rows = show.listing(kind)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, description in rows:
+        click.echo(f"{name:<{width}}  {description}".rstrip())
+
+
+@cli.command("show")
+@source_argument
+@click.option("--json", "as_json", is_flag=True, help="The manifests of the chain as one JSON array, the search first.")
+def show_command(source: Path, as_json: bool) -> None:
+    """Print a manifest and its parents. FILE is any manifest."""
+    from dmsflow import show
+
+    chain = show.chain(source)
+    if as_json:
+        click.echo(show.as_json(chain))
+    else:
+        show.print_chain(chain, sys.stdout)
+
+
+@cli.command("doctor")
+@click.pass_context
+def doctor_command(ctx: click.Context, /) -> None:
+    """Tell what is installed, and what targets lack. The exit code is 1 if something is broken."""
+    from dmsflow.table import print_table
+
+    rows, sound = doctor.report()
+    print_table("doctor", ("what", "state", "to do"), rows, stream=sys.stdout)
+    ctx.exit(0 if sound else 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code: 0 done, 1 can be mended, 2 usage, 3 budget missed."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        again = shlex.join(word for word in ("dmsflow", *given) if word not in ("--force", "--resume"))
+        return _say(f"interrupted; go on with: {again} --resume")
+    except DmsflowError as error:
+        return _say(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").split(".")[0]
+        if extra := doctor.extra_of(module):
+            return _say(f"{module}: is not installed; pip install 'dmsflow[{extra}]'")
+        raise
+    except OSError as error:
+        where = error.filename or "a file or connection"
+        return _say(f"{where}: {error.strerror or error}; mend that, and go on with --resume")
+
+
+def _say(line: str, exit_code: int = 1) -> int:
+    click.echo(f"dmsflow: {line}", err=True)
+    return exit_code

@@ -1,0 +1,128 @@
+"""What is installed, and what each target still lacks."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from dmsflow import __version__, target
+from dmsflow.errors import DmsflowError
+from dmsflow.plugin import PACKAGE
+
+# Modules by the extra of pyproject.toml that brings them; a test compares the two.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "torchvision", "PIL", "sklearn"),
+    "lce": ("flatbuffers", "larq_compute_engine"),
+    "onnx": ("onnx", "onnxruntime"),
+    "tensorflow": ("tensorflow",),
+}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "larq_compute_engine": "larq-compute-engine"}
+BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module; None if dmsflow installs it without one, or does not know it."""
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be found; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def version(module: str) -> str | None:
+    try:
+        return metadata.version(DISTRIBUTIONS.get(module, module))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def needed(path: Path) -> list[str]:
+    """Modules of extras that a plug-in's file imports, or names in order to look for them."""
+    known = {module for modules in EXTRAS.values() for module in modules}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return sorted(found & known)
+
+
+def lacking(aim: target.Target) -> list[str]:
+    """Modules that are missing for writing and running the files of a target on this machine."""
+    files = (PACKAGE / "exporters" / f"{aim.exporter}.py", PACKAGE / "runners" / f"{aim.runner}.py")
+    return [module for path in files if path.is_file() for module in needed(path) if not is_installed(module)]
+
+
+def require(where: str, modules: list[str]) -> None:
+    """Raise unless every module is installed, so that hours of training do not end in that error."""
+    absent = [module for module in modules if not is_installed(module)]
+    if absent:
+        extras = ",".join(sorted({extra_of(module) or module for module in absent}))
+        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", f"pip install 'dmsflow[{extras}]'")
+
+
+def report() -> tuple[list[tuple[str, str, str]], bool]:
+    """Rows (what, state, what to do), and whether all that is installed also works."""
+    rows = [("python", platform.python_version(), ""), ("dmsflow", __version__, "")]
+    rows += [(module, version(module) or "installed", "") for module in BASE]
+    for extra, modules in EXTRAS.items():
+        for module in modules:
+            if is_installed(module):
+                rows.append((f"{module} [{extra}]", version(module) or "installed", ""))
+            else:
+                rows.append((f"{module} [{extra}]", "absent", f"pip install 'dmsflow[{extra}]'"))
+    checks = [_torch_and_torchvision(), _lce_interpreter()]
+    rows += [check for check in checks if check]
+    rows += [_target_row(name) for name in target.names()]
+    return rows, not any(check and check[1] == "broken" for check in checks)
+
+
+def _target_row(name: str) -> tuple[str, str, str]:
+    absent = lacking(target.load(name))
+    if not absent:
+        return f"target {name}", "ready", ""
+    extras = ",".join(sorted({extra_of(module) or module for module in absent}))
+    return f"target {name}", f"lacks {', '.join(absent)}", f"pip install 'dmsflow[{extras}]'"
+
+
+def _torch_and_torchvision() -> tuple[str, str, str] | None:
+    """A CUDA build of torchvision beside a CPU build of torch fails on import."""
+    if not (is_installed("torch") and is_installed("torchvision")):
+        return None
+    return _works(
+        "torch and torchvision together",
+        "from dmsflow.datasets import _torchvision; _torchvision.import_torchvision()",
+        "install both from the same place, at matching versions",
+    )
+
+
+def _lce_interpreter() -> tuple[str, str, str] | None:
+    if not is_installed("larq_compute_engine"):
+        return None
+    if int((version("numpy") or "0").split(".")[0]) >= 2:
+        return "LCE interpreter", "broken", "it needs NumPy 1: pip install 'numpy<2'"
+    return _works(
+        "LCE interpreter",
+        "from dmsflow.runners import lce; lce.version()",
+        "pip install --force-reinstall larq-compute-engine",
+    )
+
+
+def _works(what: str, program: str, right: str) -> tuple[str, str, str]:
+    """Try a line of Python in a process of its own: a broken native library may take the process along."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
+    )
+    if done.returncode == 0:
+        return what, "work" if " and " in what else "works", ""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return what, "broken", f"{lines[-1]}; {right}"
