@@ -136,7 +136,8 @@ def preset(stage: str, name: str) -> dict[str, Any]:
         raise DmsflowError(f"--preset {name}", "is unknown", f"use one of {', '.join(known)}")
     path = PRESETS / f"{name}.toml"
     try:
-        return tomllib.loads(path.read_text()).get(stage, {})
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")).get(stage, {})
+        return values
     except tomllib.TOMLDecodeError as error:
         raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
 
@@ -151,7 +152,14 @@ def resolve(kind: type[S], **values: Any) -> S:
         return msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at ")
-        field = place.strip("`$.").replace("_", "-")
-        where = f"--{field}" if field else kind.__name__
-        given = values.get(field.replace("-", "_"), "")
-        raise DmsflowError(where, f"{given!r} is not valid" if field else message, message.lower() if field else "see --help") from error
+        field = place.strip("`$.")
+        if not field:
+            raise DmsflowError(kind.__name__, message, "see --help") from error
+        where = f"--{field.replace('_', '-')}"
+        raise DmsflowError(where, f"{values.get(field)!r} is not valid", _right(kind, field, message)) from error
+
+
+def _right(kind: type[msgspec.Struct], field: str, message: str) -> str:
+    """What a field takes: msgspec's message says it of types and bounds, but not of choices."""
+    info = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"].get(field, {})
+    return f"use one of {', '.join(info['enum'])}" if "enum" in info else message.lower()

@@ -25,9 +25,8 @@ def print_table(
 
     cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(
-        title=title,
+        title=Text(title, style="bold"),
         title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         show_header=bool(head),
         pad_edge=False,
