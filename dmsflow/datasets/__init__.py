@@ -25,8 +25,15 @@ CHUNK = 256  # images in one piece of work; 256 · 255² still fits 32 bits
 class Split(Protocol):
     """Images of one part of a data set, in memory or streamed from files."""
 
-    labels: NDArray[np.int64]  # [N]
-    in_memory: bool  # images() is indexing, so the whole split may live on a GPU
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers [N]."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images() is indexing, so that the whole split may live on a GPU."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -115,11 +122,15 @@ def load(data: Data, download: bool = False) -> Dataset:
         DmsflowError: no such data set, files that are missing or damaged, or a count of training
             images that cannot be had.
     """
+    if data.resolution is not None and data.resolution < 1:
+        raise DmsflowError(f"--resolution {data.resolution}", "is below 1", "use e.g. 32")
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
     module = plugin.load("datasets", name)
     if not hasattr(module, "load"):
         raise DmsflowError(name, "has no load()", "define load(argument, data, download) -> Dataset")
     dataset = module.load(argument or None, data, download)
+    if not isinstance(dataset, Dataset):
+        raise DmsflowError(name, f"load() returned a {type(dataset).__name__}", "return a dmsflow.datasets.Dataset")
     _check(dataset)
     if data.resolution is not None and data.resolution != dataset.resolution:
         dataset = _resized(dataset, data.resolution)
@@ -184,7 +195,9 @@ def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float,
     for start in range(0, len(pixels), CHUNK):
         chunk = pixels[start : start + CHUNK].reshape(min(CHUNK, len(pixels) - start), -1)
         total += chunk.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
-        squares += np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
+        squares += (
+            np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
+        )
     count = pixels.size // channels
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
@@ -208,7 +221,8 @@ def _bilinear(size: int, resolution: int) -> NDArray[np.float32]:
     centre = (np.arange(resolution)[:, None] + 0.5) * scale
     distance = np.abs(np.arange(size) + 0.5 - centre) / max(scale, 1.0)
     weights = np.maximum(1.0 - distance, 0.0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    weights /= weights.sum(1, keepdims=True)
+    return np.asarray(weights, np.float32)
 
 
 def _resized(dataset: Dataset, resolution: int) -> Dataset:
@@ -231,9 +245,16 @@ def _check(dataset: Dataset) -> None:
         raise DmsflowError(where, "its mean must be whole numbers and its std above 0, one of each per channel", right)
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         if not len(split) or split.labels.min() < 0 or split.labels.max() >= len(dataset.classes):
-            raise DmsflowError(where, f"{part} must have images, with labels from 0 to {len(dataset.classes) - 1}", right)
+            raise DmsflowError(
+                where, f"{part} must have images, with labels from 0 to {len(dataset.classes) - 1}", right
+            )
         first = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
-        if first.dtype != np.uint8 or first.ndim != 4 or first.shape[1] != first.shape[2] or first.shape[3] != dataset.channels:
+        if (
+            first.dtype != np.uint8
+            or first.ndim != 4
+            or first.shape[1] != first.shape[2]
+            or first.shape[3] != dataset.channels
+        ):
             what = f"{part} has {first.dtype} images {list(first.shape)}, and uint8 [N, H, H, {dataset.channels}] is needed"
             raise DmsflowError(where, what, right)
         if isinstance(split, ArraySplit) and len(split.pixels) != len(split.labels):

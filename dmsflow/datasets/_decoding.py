@@ -78,7 +78,9 @@ def decode_random(path: Path, resolution: int, random: np.random.Generator) -> N
         left, top, right, bottom = random_box(width, height, random)
         flip = random.random() < 0.5
         # A JPEG decodes at a half, a quarter or an eighth for less; never below the size that the crop needs.
-        image.draft("RGB", (math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top))))
+        image.draft(
+            "RGB", (math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top)))
+        )
         rgb = _rgb(image)
         across, down = rgb.width / width, rgb.height / height
         box = (left * across, top * down, right * across, bottom * down)

@@ -80,17 +80,25 @@ def list_images(folder: Path) -> Listing:
         DmsflowError: fewer than two classes, or a class without images.
     """
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+        )
     except OSError as error:
-        raise DmsflowError(folder, error.strerror or str(error), "give a folder with one folder of images for each class") from error
+        raise DmsflowError(
+            folder, error.strerror or str(error), "give a folder with one folder of images for each class"
+        ) from error
     if len(classes) < 2:
-        raise DmsflowError(folder, f"has {len(classes)} class folders", "make one folder of images for each class, at least two")
+        raise DmsflowError(
+            folder, f"has {len(classes)} class folders", "make one folder of images for each class, at least two"
+        )
     files: list[bytes] = []
     counts = []
     for name in classes:
         found = sorted(entry.name for entry in os.scandir(folder / name) if _is_image(entry))
         if not found:
-            raise DmsflowError(folder / name, f"has no images ({' '.join(SUFFIXES)})", "put images of this class into it, or remove it")
+            raise DmsflowError(
+                folder / name, f"has no images ({' '.join(SUFFIXES)})", "put images of this class into it, or remove it"
+            )
         files.extend(os.fsencode(f"{name}/{file}") for file in found)
         counts.append(len(found))
     return Listing(folder, tuple(classes), np.array(files), np.repeat(np.arange(len(classes)), counts))

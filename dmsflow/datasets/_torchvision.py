@@ -48,9 +48,9 @@ def import_torchvision() -> ModuleType:
 def _declare_operators() -> Any:
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(name + NMS)
+        library.define(name + NMS)  # type: ignore[no-untyped-call]
     return library
 
 

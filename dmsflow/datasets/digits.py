@@ -51,7 +51,9 @@ def _file() -> Path:
     """The bundled table; found without importing scikit-learn, which takes a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise DmsflowError("--dataset digits", "scikit-learn, which carries it, is not installed", 'pip install "dmsflow[train]"')
+        raise DmsflowError(
+            "--dataset digits", "scikit-learn, which carries it, is not installed", 'pip install "dmsflow[train]"'
+        )
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise DmsflowError(path, "is missing", "pip install --force-reinstall scikit-learn")

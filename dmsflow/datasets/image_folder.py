@@ -24,6 +24,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, writing
 
 FORMAT = 1  # of the cache; a new one makes old files unknown
+SMALL_FILE_BYTES = 16 << 10
 
 
 class Pixels(NamedTuple):
@@ -73,7 +74,9 @@ def _check_memory(root: Path, count: int, resolution: int) -> None:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > installed // 2:
         what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
-        raise DmsflowError(root, what, f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less")
+        raise DmsflowError(
+            root, what, f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
+        )
 
 
 def _cached(train: Listing, test: Listing, resolution: int, *, exact: bool) -> Pixels:
@@ -115,7 +118,7 @@ def _fingerprint(train: Listing, test: Listing, resolution: int, exact: bool) ->
 def _read_cache(path: Path, fingerprint: str) -> Pixels | None:
     """None if there is no cache, it was made from other files, or its checksums (CRC-32, of zip) are wrong."""
     try:
-        with np.load(path, allow_pickle=False) as cache:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
             if cache["fingerprint"].item() != fingerprint:
                 return None
             return Pixels(cache["train"], cache["test"])
@@ -124,20 +127,27 @@ def _read_cache(path: Path, fingerprint: str) -> Pixels | None:
 
 
 def _decode(*splits: FileSplit) -> Pixels:
-    """Every image, on all cores: Pillow lets other threads run while it decodes."""
-    arrays = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
-    chunks = [(split, array, np.arange(start, min(start + CHUNK, len(split))))
-              for split, array in zip(splits, arrays) for start in range(0, len(split), CHUNK)]  # fmt: skip
+    """Every image; large ones on all cores, for Pillow lets other threads run while it decodes.
 
-    def decode(chunk: tuple[FileSplit, NDArray[np.uint8], NDArray[np.int64]]) -> int:
-        split, array, indices = chunk
+    With small ones most of the time is Python's own, and threads would only wait for each other.
+    """
+    arrays = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
+    chunks = [
+        (split, array, start)
+        for split, array in zip(splits, arrays, strict=True)
+        for start in range(0, len(split), CHUNK)
+    ]
+
+    def decode(split: FileSplit, array: NDArray[np.uint8], start: int) -> int:
+        indices = np.arange(start, min(start + CHUNK, len(split)))
         array[indices] = split.images(indices)
         return len(indices)
 
-    pool = ThreadPoolExecutor(os.cpu_count())
+    small = splits[0].path(0).stat().st_size < SMALL_FILE_BYTES
+    pool = ThreadPoolExecutor(1 if small else os.cpu_count())
     try:
         with progress.track("decode", sum(map(len, splits)), "image") as track:
-            for count in pool.map(decode, chunks):
+            for count in pool.map(lambda chunk: decode(*chunk), chunks):
                 track.advance(count)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error there is nothing left to wait for

@@ -5,8 +5,6 @@ Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challeng
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dmsflow.datasets import Dataset, data_folder, takes_no_argument
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.manifest import Data
