@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
 from dmsflow.settings import Record
 
+clock = time.monotonic
 CHECKPOINT_SECONDS = 60.0
 EVALUATION_BATCH = 250
 
@@ -260,10 +262,15 @@ def save_checkpoint(path: Path, models: Sequence[Model], optimisers: Sequence[to
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
-    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_tensors(path, tensors, {"facts": msgspec.json.encode(facts).decode()})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with manifest.writing(path) as partial:
         try:
-            save_file(stored, partial, {"facts": msgspec.json.encode(facts).decode()})
+            save_file(stored, partial, header)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -295,3 +302,26 @@ def restore(tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_same(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise DmsflowError unless a checkpoint was written under these very settings."""
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise DmsflowError(
+                path, f"was written with {option} {stored.get(name)}, not {value}", "resume with the same settings, or --force a new start"
+            )  # fmt: skip
+
+
+def claim_checkpoint(path: Path, *, resume: bool, force: bool) -> Path:
+    """The checkpoint to go on from, if one is there and wanted.
+
+    Raises:
+        DmsflowError: one is there and the user neither resumes nor overwrites it.
+    """
+    if force:
+        path.unlink(missing_ok=True)
+    elif path.exists() and not resume:
+        raise DmsflowError(path, "an interrupted run left its state here", "--resume goes on with it, --force starts again")
+    return path

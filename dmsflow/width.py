@@ -51,7 +51,7 @@ def exact_mask(mu: Tensor, sigma: float, base: int, low: int, capacity: int) -> 
     bottom = _probability_below(torch.tensor((low - 0.5) / base, dtype=mu.dtype, device=mu.device), mu, sigma)
     survival = (top - _probability_below(edges, mu, sigma)) / (top - bottom)
     values = torch.where(edges * base < low, 1.0, survival).clamp(0, 1)
-    return Mask(values, _live(float(mu), base, low, capacity))
+    return Mask(values, _live(mu.item(), base, low, capacity))
 
 
 def candidates(mu: float, sigma: float, base: int, low: int, capacity: int) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def clustered_mask(
     widths = candidates(centre, sigma, base, low, capacity)
     channels = torch.arange(capacity, device=mu.device)
     present = torch.stack([(channels < width).to(mu.dtype) for width in widths])  # [3, capacity]
-    return Mask(weights @ present, _live(float(mu), base, low, capacity))
+    return Mask(weights @ present, _live(mu.item(), base, low, capacity))
 
 
 def _live(ratio: float, base: int, low: int, capacity: int) -> int:

@@ -1,0 +1,433 @@
+"""The search by gradient descent on the widths (Algorithm 1 of the DMS paper, mended).
+
+Each round trains the weights on one half of the training set, then moves the widths on the other
+half, holds the budgets, and deflates sigma. The super-network has a fixed capacity and ordered
+rows, so a round costs what training costs, however many widths are in the window; `reallocate`
+rebuilds it every round instead, with best-effort initialisation, as the paper has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmsflow import budget, manifest, training
+from dmsflow.budget import Budget, Range
+from dmsflow.datasets import Dataset
+from dmsflow.model import Live, Model, best_effort_initialise
+from dmsflow.network import Network
+from dmsflow.progress import track
+from dmsflow.settings import SearchSettings
+from dmsflow.training import Batches, Place
+from dmsflow.width import CANDIDATES, Mask, clustered_mask, exact_mask
+
+HEADROOM = 1.4  # of the capacity over the widest starting point
+BAND_TOP = 1.3  # sub-networks are drawn up to this far over the widest control
+WINDOW = 2.5  # half-width of the exact mask's window, in sigma
+GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
+HELD_OUT = 0.2  # of the width half: kept for the comparison at the end
+LAST = 1 / 3  # of the rounds, whose mean is the result
+MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
+
+
+@dataclass
+class Descent:
+    """The state of a search: what a checkpoint holds, and the data it works on."""
+
+    settings: SearchSettings
+    network: Network
+    limits: tuple[Budget, ...]
+    bounds: Range
+    where: Place
+    weight_batches: Batches
+    width_batches: Batches
+    held_out: Batches
+    start: Tensor  # ratios [n], float64, as are all below
+    band: Range  # that sub-networks are drawn from
+    capacity: dict[str, int]
+    mu: Tensor
+    model: Model
+    optimiser: torch.optim.Optimizer
+    mu_optimiser: torch.optim.Adam
+    round: int = 0
+    weight_step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    centre: list[float] = field(default_factory=list)  # mu at the last clustering
+    losses: list[float] = field(default_factory=list)  # of this round's weight steps
+
+    def sigma(self, index: int) -> float:
+        """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
+        s = self.settings
+        progress = self.round / max(s.rounds - 1, 1)
+        scale = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
+        return scale * self.centre[index] if s.sigma_relative else scale
+
+    def window(self, index: int, base: int) -> tuple[int, int]:
+        """Fewest and most channels that the mask of width `index` mixes in this round."""
+        reach = (WINDOW if self.settings.estimator == "exact" else CANDIDATES[-1]) * self.sigma(index)
+        low = max(self.centre[index] - reach, float(self.bounds.low[index]))
+        high = min(self.centre[index] + reach, float(self.bounds.high[index]))
+        return max(1, round(low * base)), max(1, round(high * base))
+
+    def masks(self, mu: Tensor, step: int) -> dict[str, Mask]:
+        """The mask of every width at ratios `mu` [n]; gradients reach `mu`."""
+        s, masks = self.settings, {}
+        noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, "gumbel", self.round, step))
+        for index, (name, base) in enumerate(self.network.widths.items()):
+            low, high = self.window(index, base)
+            high = min(high, self.model.widths[name])
+            if s.estimator == "exact":
+                mask = exact_mask(mu[index], self.sigma(index), base, min(low, high), high)
+            else:
+                mask = clustered_mask(
+                    mu[index], self.sigma(index), self.centre[index], base, min(low, high), high, s.temperature, noise[index]
+                )  # fmt: skip
+            masks[name] = Mask(mask.values.to(self.where.device, torch.float32), mask.live)
+        return masks
+
+
+def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    uniform = torch.rand(shape, generator=draw, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    return -torch.log(-torch.log(uniform))
+
+
+def begin(
+    settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range, dataset: Dataset, workers: int
+) -> Descent:
+    """A search at its first round."""
+    where = training.place(settings)
+    torch.manual_seed(settings.seed)
+    start = starting_point(settings, network, limits, bounds)
+    controls = [budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start]
+    lowest, highest = torch.stack(controls).amin(0), torch.stack(controls).amax(0)
+    band = Range(lowest, bounds.clip(BAND_TOP * highest))
+    capacity = {
+        name: math.ceil(base * float(ratio))
+        for (name, base), ratio in zip(network.widths.items(), bounds.clip(HEADROOM * highest.clamp(min=1.0)), strict=True)
+    }
+    model = Model(network, capacity, running_statistics=False).to(where.device)
+    weight_half, width_half = training.halves(dataset.train, settings.seed)
+    kept = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
+    cut = max(1, round(HELD_OUT * len(kept)))
+
+    def batches(indices: np.ndarray, purpose: str, augment: bool) -> Batches:
+        return Batches(
+            dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
+            shuffle=True, augment=augment, where=where, workers=workers,
+        )  # fmt: skip
+
+    mu = start.clone().requires_grad_()
+    return Descent(
+        settings=settings, network=network, limits=limits, bounds=bounds, where=where,
+        weight_batches=batches(weight_half, "weights", True),
+        width_batches=batches(kept[cut:], "widths", False),
+        held_out=batches(kept[:cut], "held out", False),
+        start=start, band=band, capacity=capacity, mu=mu, model=model,
+        optimiser=_weight_optimiser(settings, model),
+        mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
+        centre=mu.tolist(),
+    )  # fmt: skip
+
+
+def starting_point(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> Tensor:
+    """Ratios [n] that the search sets out from."""
+    if settings.start == "flat":
+        return budget.between(network, limits, bounds)
+    ratios = bounds.clip(torch.full((len(network.widths),), settings.start_ratio, dtype=torch.float64))
+    return budget.meet(network, limits, ratios, bounds) if settings.hold == "projection" else ratios
+
+
+def _weight_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
+    return training.sgd(
+        model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )  # fmt: skip
+
+
+def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
+    """Run the rounds that are left and return the ratios [n] found, within every budget."""
+    rounds = state.settings.rounds
+    with track("search", rounds, "round", done=state.round) as progress:
+        while state.round < rounds:
+            if state.weight_step == 0:
+                _cluster(state)
+            _weight_phase(state, checkpoint)
+            row = _width_phase(state)
+            state.rows.append(row)
+            state.round, state.weight_step, state.losses = state.round + 1, 0, []
+            write_log(log, state.rows)
+            save(state, checkpoint)
+            progress.advance(note=_note(row))
+    return result(state)
+
+
+def _cluster(state: Descent) -> None:
+    """Freeze the candidates around the present mu; rebuild the network on them if it reallocates."""
+    state.centre = state.mu.detach().tolist()
+    if not state.settings.reallocate:
+        return
+    widths = {name: state.window(i, base)[1] for i, (name, base) in enumerate(state.network.widths.items())}
+    torch.manual_seed(int(torch.randint(2**31, (1,), generator=training.generator(state.settings.seed, "reallocate", state.round))))
+    model = Model(state.network, widths, running_statistics=False).to(state.where.device)
+    if state.round:
+        best_effort_initialise(model, state.model)
+    state.model, state.optimiser = model, _weight_optimiser(state.settings, model)
+
+
+def weight_steps(state: Descent) -> int:
+    """Steps in a weight phase."""
+    epochs = state.settings.weight_epochs
+    return state.settings.weight_steps if epochs is None else max(1, round(epochs * state.weight_batches.steps))
+
+
+def _weight_phase(state: Descent, checkpoint: Path) -> None:
+    steps = weight_steps(state)
+    first = state.round * steps
+    last_saved = training.clock()
+    for images, labels in state.weight_batches.run(first + state.weight_step, first + steps):
+        training.set_learning_rate(state.optimiser, learning_rate(state, steps))
+        loss = training.weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
+        state.losses.append(float(loss))
+        training.check_finite(state.losses[-1], f"search, round {state.round + 1}")
+        state.weight_step += 1
+        if training.clock() - last_saved > training.CHECKPOINT_SECONDS:
+            save(state, checkpoint)
+            last_saved = training.clock()
+
+
+def learning_rate(state: Descent, steps: int) -> float:
+    """A cosine over the whole search, or one in every round (--restart)."""
+    s = state.settings
+    done = state.weight_step / steps if s.restart else (state.round + state.weight_step / steps) / s.rounds
+    return s.learning_rate_end + (s.learning_rate - s.learning_rate_end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _live(state: Descent) -> Live:
+    """What this weight step trains: the mask, or most often a sub-network at the budget."""
+    s = state.settings
+    draw = training.generator(s.seed, "sub-network", state.round, state.weight_step)
+    kind = _pick(float(torch.rand(1, generator=draw))) if s.subnetworks else "mask"
+    if kind == "mask":
+        return state.masks(state.mu.detach(), state.weight_step)
+    if kind == "full":
+        return {}
+    count = len(state.mu)
+    if kind == "random":
+        position = torch.rand(count, generator=draw, dtype=torch.float64)
+        ratios = (state.band.low.log() * (1 - position) + state.band.high.log() * position).exp()
+    else:
+        ratios = state.mu.detach() * torch.exp(0.15 * torch.randn(count, generator=draw, dtype=torch.float64))
+    return within_capacity(state, ratios)
+
+
+def _pick(draw: float) -> str:
+    for kind, share in MIXTURE:
+        if draw < share:
+            return kind
+        draw -= share
+    return MIXTURE[-1][0]
+
+
+def within_capacity(state: Descent, ratios: Tensor) -> dict[str, int]:
+    """Whole widths at the budgets near `ratios`, no wider than the super-network is."""
+    held = torch.tensor(list(state.model.widths.values())) / torch.tensor(list(state.network.widths.values()), dtype=torch.float64)
+    room = Range(state.bounds.low, torch.minimum(state.bounds.high, held))
+    return budget.round_within(state.network, state.limits, budget.meet(state.network, state.limits, ratios, room), room)
+
+
+def _width_phase(state: Descent) -> dict[str, Any]:
+    """One pass of mu on the width half; the row that the log gets."""
+    count = state.settings.width_batches or state.width_batches.steps
+    gradients, losses, correct = [], [], []
+    state.model.requires_grad_(False)
+    for step, (images, labels) in enumerate(state.width_batches.run(state.round * count, (state.round + 1) * count)):
+        gradient, loss, right = width_gradient(state, images, labels, step)
+        if state.settings.step == "adam":
+            _adam_step(state, gradient)
+        gradients.append(gradient)
+        losses.append(loss)
+        correct.append(right)
+    state.model.requires_grad_(True)
+    training.check_finite(float(np.mean(losses)), f"search, round {state.round + 1}")
+    stack = torch.stack(gradients) * state.mu.detach()  # of log ratios
+    error = stack.std(0) / math.sqrt(count) if count > 1 else stack.abs().squeeze(0)
+    if state.settings.step == "bounded":
+        _bounded_step(state, stack.mean(0), error)
+    return _row(state, losses, correct, stack.mean(0), error)
+
+
+def width_gradient(state: Descent, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, float, float]:
+    """∂L_valid/∂mu [n] on one batch, the loss, and the fraction classified right."""
+    mu = state.mu.detach().requires_grad_()
+    with state.where.autocast():
+        logits = state.model(images, state.masks(mu, step)).float()
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, mu)
+    return gradient, float(loss.detach()), float((logits.argmax(1) == labels).double().mean())
+
+
+def _hinge_gradient(state: Descent) -> Tensor:
+    if state.settings.hold != "penalty":
+        return torch.zeros_like(state.mu)
+    mu = state.mu.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(budget.penalty(state.network, state.limits, mu, state.settings.penalty), mu)
+    return gradient
+
+
+def _adam_step(state: Descent, gradient: Tensor) -> None:
+    """Adam on mu, as in the paper; under projection only along the budgets, and back to them."""
+    gradient = gradient + _hinge_gradient(state)
+    projected = state.settings.hold == "projection"
+    if projected:
+        active = budget.active_normals(state.network, state.limits, state.mu)
+        gradient = budget.tangent(gradient * state.mu.detach(), active) / state.mu.detach()
+    state.mu.grad = gradient
+    state.mu_optimiser.step()
+    with torch.no_grad():
+        centre = torch.tensor(state.centre, dtype=torch.float64)
+        reach = torch.tensor([state.sigma(i) for i in range(len(centre))], dtype=torch.float64)
+        # The gradient fades outside the window that the candidates were frozen for.
+        _move(state, torch.minimum(torch.maximum(state.mu, centre - reach), centre + reach), projected)
+
+
+def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
+    gradient = gradient + _hinge_gradient(state) * state.mu.detach()
+    projected = state.settings.hold == "projection"
+    active = budget.active_normals(state.network, state.limits, state.mu) if projected else torch.zeros(0, len(gradient), dtype=torch.float64)
+    direction = budget.bounded_step(gradient, error, active)
+    size = torch.where(direction > 0, GROWTH, 1.0) * state.settings.step_size
+    _move(state, state.mu.detach() * torch.exp(size * direction), projected)
+
+
+@torch.no_grad()
+def _move(state: Descent, ratios: Tensor, projected: bool) -> None:
+    held = torch.tensor([state.capacity[name] / base for name, base in state.network.widths.items()], dtype=torch.float64)
+    room = state.bounds if state.settings.reallocate else Range(state.bounds.low, torch.minimum(state.bounds.high, held))
+    ratios = room.clip(ratios)
+    state.mu.copy_(budget.meet(state.network, state.limits, ratios, room) if projected else ratios)
+
+
+def result(state: Descent) -> Tensor:
+    """The ratios found: mu itself under Adam, the mean of the last third's log ratios under bounded steps."""
+    ratios = state.mu.detach()
+    if state.settings.step == "bounded":
+        last = state.rows[-max(1, round(LAST * len(state.rows))) :]
+        ratios = torch.tensor([row["mu"] for row in last], dtype=torch.float64).log().mean(0).exp()
+    if state.settings.hold == "projection" or budget.use(state.network, state.limits, ratios) > 1:
+        ratios = budget.meet(state.network, state.limits, ratios, state.bounds)
+    return ratios
+
+
+@torch.no_grad()
+def compare(state: Descent, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Hard-width loss of each candidate on images that chose nothing, against the first of them.
+
+    Returns a row a candidate: name, widths, loss, top1_percent, and the paired difference of its
+    loss to the first one's with its standard error.
+    """
+    rows: list[dict[str, Any]] = []
+    reference = None
+    for name, ratios in candidates.items():
+        widths = within_capacity(state, ratios)
+        losses, right = _per_image(state, widths)
+        reference = losses if reference is None else reference
+        difference = losses - reference
+        rows.append(
+            {
+                "name": name, "widths": widths,
+                "memory_mib": budget.memory_mib(state.network, widths), "macs_m": budget.macs_m(state.network, widths),
+                "loss": float(losses.mean()), "top1_percent": 100 * float(right.mean()),
+                "loss_difference": float(difference.mean()),
+                "standard_error": float(difference.std() / math.sqrt(len(difference))),
+                "images": len(losses),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _per_image(state: Descent, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
+    losses, right = [], []
+    for images, labels in state.held_out:
+        logits = state.model(images, widths).float()
+        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu())
+        right.append((logits.argmax(1) == labels).double().cpu())
+    return torch.cat(losses), torch.cat(right)
+
+
+def _row(state: Descent, losses: list[float], correct: list[float], gradient: Tensor, error: Tensor) -> dict[str, Any]:
+    names = list(state.network.widths)
+    ratios = state.mu.detach()
+    within = ratios if budget.use(state.network, state.limits, ratios) > 1 else None
+    widths = (
+        {name: max(1, round(base * float(r))) for (name, base), r in zip(state.network.widths.items(), ratios, strict=True)}
+        if within is not None
+        else budget.round_within(state.network, state.limits, ratios, state.bounds)
+    )
+    return {
+        "round": state.round + 1,
+        "names": names,
+        "mu": ratios.tolist(),
+        "sigma": [state.sigma(index) for index in range(len(names))],
+        "widths": widths,
+        "memory_mib": budget.memory_mib(state.network, widths),
+        "macs_m": budget.macs_m(state.network, widths),
+        "weight_loss": float(np.mean(state.losses)),
+        "width_loss": float(np.mean(losses)),
+        "width_top1_percent": 100 * float(np.mean(correct)),
+        "gradient": gradient.tolist(),
+        "gradient_error": error.tolist(),
+    }
+
+
+def _note(row: dict[str, Any]) -> str:
+    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {row['memory_mib']:.4f} MiB, {row['macs_m']:.2f} M MACs, widths {' '.join(map(str, row['widths'].values()))}"
+
+
+def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line, one line a round."""
+    import msgspec
+
+    manifest.write_atomically(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+
+def save(state: Descent, path: Path) -> None:
+    """The whole state, in one file, whole or not at all."""
+    facts = {
+        "settings": settings_facts(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
+        "mu": state.mu.tolist(), "centre": state.centre, "losses": state.losses, "widths": state.model.widths,
+    }  # fmt: skip
+    training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
+
+
+def settings_facts(state: Descent) -> dict[str, Any]:
+    import msgspec
+
+    return msgspec.to_builtins(state.settings)
+
+
+def restore(state: Descent, path: Path) -> None:
+    """Go back to a checkpoint of the same settings.
+
+    Raises:
+        DmsflowError: it is damaged, or was written under other settings.
+    """
+    tensors, facts = training.load_checkpoint(path)
+    training.check_same(path, facts["settings"], settings_facts(state))
+    if facts["widths"] != state.model.widths:
+        state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
+        state.optimiser = _weight_optimiser(state.settings, state.model)
+    training.restore(tensors, [state.model], [state.optimiser, state.mu_optimiser])
+    with torch.no_grad():
+        state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
+    state.round, state.weight_step = facts["round"], facts["weight_step"]
+    state.rows, state.centre, state.losses = facts["rows"], facts["centre"], facts["losses"]
+
+
+def batches_of(state: Descent) -> Iterator[Batches]:
+    yield from (state.weight_batches, state.width_batches, state.held_out)

@@ -1,0 +1,152 @@
+"""The search stage: from a data set and budgets to a network with chosen widths."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from dmsflow import budget, datasets, descent, manifest, plugin, training
+from dmsflow.budget import Budget, Range
+from dmsflow.datasets import Dataset
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data, Manifest
+from dmsflow.network import Network
+from dmsflow.settings import SearchSettings
+from dmsflow.table import print_table
+
+RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
+
+
+def run(
+    settings: SearchSettings, data: Data, out: Path, *, command: tuple[str, ...],
+    resume: bool = False, force: bool = False, download: bool = False,
+) -> Path:  # fmt: skip
+    """Choose widths and write `out/search.json`.
+
+    Raises:
+        DmsflowError: an infeasible budget (before any training), bad data, a NaN loss, …
+    """
+    path = out / "search.json"
+    if manifest.claim(path, resume=resume, force=force):
+        return path
+    checkpoint = training.claim_checkpoint(out / "search.checkpoint", resume=resume, force=force)
+    dataset = datasets.load(data, download)
+    network, limits, bounds = _problem(settings, dataset)
+    budget.feasibility(network, limits, bounds)
+    began = time.monotonic()
+    artifacts = {}
+    if settings.method == "gradient":
+        widths, metrics, environment = _gradient(settings, data, dataset, network, limits, bounds, checkpoint, out)
+        artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
+    else:
+        widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
+    metrics = {**costs(network, widths), "seconds": round(time.monotonic() - began, 1), **metrics}
+    manifest.save(
+        path,
+        Manifest(
+            stage="search", command=command, settings=msgspec.to_builtins(settings), network=network, widths=widths,
+            data=data, artifacts=artifacts, metrics=metrics, environment=manifest.environment(**environment),
+        ),
+    )  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str]]:
+    """What `run` would do, and what the network can cost; raises where it cannot be done."""
+    dataset = datasets.load(data)
+    network, limits, bounds = _problem(settings, dataset)
+    rows = [
+        ("network", f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes"),
+        ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
+        *budget.feasibility(network, limits, bounds),
+    ]
+    for name, control in (("uniform", budget.uniform), ("flat", budget.flat)):
+        widths = budget.round_within(network, limits, control(network, limits, bounds), bounds)
+        rows.append((name, f"{_figures(network, widths)}: {' '.join(map(str, widths.values()))}"))
+    return [*rows, ("writes", str(out / "search.json"))]
+
+
+def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, tuple[Budget, ...], Range]:
+    network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
+    if settings.min_ratio >= settings.max_ratio:
+        raise DmsflowError("--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it")
+    return network, budget.budgets(settings, network), budget.whole_range(network, settings)
+
+
+def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
+    """Build a network by name, or from a user's own file with `build(channels, resolution, classes)`."""
+    module = plugin.load("networks", name)
+    if not callable(getattr(module, "build", None)):
+        raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
+    network = module.build(channels, resolution, classes)
+    if not isinstance(network, Network):
+        raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
+    return network
+
+
+def costs(network: Network, widths: dict[str, int]) -> dict[str, float]:
+    return {"memory_mib": budget.memory_mib(network, widths), "macs_m": budget.macs_m(network, widths)}
+
+
+def _figures(network: Network, widths: dict[str, int]) -> str:
+    return f"{budget.memory_mib(network, widths):.4f} MiB, {budget.macs_m(network, widths):.2f} M MACs"
+
+
+def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> dict[str, int]:
+    """Widths that just meet the budgets without a search: what a search has to beat."""
+    if settings.method == "uniform":
+        ratios = budget.uniform(network, limits, bounds)
+    else:
+        ratios = budget.flat(network, limits, bounds)
+    if settings.method == "random":
+        draw = training.generator(settings.seed, "random control")
+        spread = torch.exp(RANDOM_SPREAD * torch.randn(len(ratios), generator=draw, dtype=torch.float64))
+        ratios = budget.meet(network, limits, ratios * spread, bounds)
+    return budget.round_within(network, limits, ratios, bounds)
+
+
+def _gradient(
+    settings: SearchSettings, data: Data, dataset: Dataset, network: Network, limits: tuple[Budget, ...], bounds: Range,
+    checkpoint: Path, out: Path,
+) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Search; the chosen widths, what was measured on the way, and where it ran."""
+    state = descent.begin(settings, network, limits, bounds, dataset, data.workers)
+    if checkpoint.exists():
+        descent.restore(state, checkpoint)
+    found = descent.descend(state, checkpoint, out / "search.jsonl")
+    candidates: dict[str, Tensor] = {
+        "searched": found,
+        "flat": budget.flat(network, limits, bounds),
+        "uniform": budget.uniform(network, limits, bounds),
+    }
+    if settings.start == "flat" and len(limits) > 1:
+        candidates["start"] = state.start
+    rows = descent.compare(state, candidates)
+    chosen = choose(rows)
+    _print_comparison(rows, chosen)
+    widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
+    return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
+
+
+def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The searched widths (the first row), unless another row's loss is lower by more than its standard error."""
+    better = [row for row in rows[1:] if row["loss_difference"] < -row["standard_error"]]
+    return min(better, key=lambda row: row["loss"]) if better else rows[0]
+
+
+def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
+    head = ("widths of", "MiB", "M MACs", "top-1 %", "loss", "loss − searched", "")
+    cells = [
+        (
+            row["name"], f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
+            f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}", "chosen" if row is chosen else "",
+        )
+        for row in rows
+    ]  # fmt: skip
+    print_table(f"Shared weights, hard widths, {rows[0]['images']} training images held out", head, cells)

@@ -1,0 +1,170 @@
+"""The train stage: the chosen network from scratch, or from its full-precision self."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from dmsflow import datasets, manifest, training
+from dmsflow.datasets import Dataset
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data, Manifest
+from dmsflow.model import Model, Precision, best_effort_initialise
+from dmsflow.progress import track
+from dmsflow.settings import TrainSettings
+from dmsflow.training import Batches, Place
+
+LOGITS = 1024  # test images whose logits are kept, for export to compare with
+
+
+def run(
+    source: Path, settings: TrainSettings, out: Path, *, command: tuple[str, ...], resume: bool = False, force: bool = False
+) -> Path:  # fmt: skip
+    """Train the network of a search manifest and write `out/train.json` and its weights.
+
+    Raises:
+        DmsflowError: a bad manifest or data set, a NaN loss, settings that contradict each other.
+    """
+    path = out / "train.json"
+    if manifest.claim(path, resume=resume, force=force):
+        return path
+    parent = manifest.load(source, "search")
+    _check(settings)
+    checkpoints = {
+        precision: training.claim_checkpoint(out / f"train-{precision}.checkpoint", resume=resume, force=force)
+        for precision in ("float", "binary")
+    }
+    dataset = datasets.load(parent.data)
+    check_fits(source, parent, dataset)
+    where = training.place(settings)
+    began = time.monotonic()
+    model = _train(parent, settings, dataset, where, checkpoints)
+    weights, logits, metrics = _results(model, dataset, where, parent.data, out)
+    metrics |= {name: parent.metrics[name] for name in ("memory_mib", "macs_m")}
+    manifest.save(
+        path,
+        Manifest(
+            stage="train", parent=manifest.artifact(source, out), command=command, settings=msgspec.to_builtins(settings),
+            network=parent.network, widths=parent.widths, data=parent.data,
+            artifacts={"weights": manifest.artifact(weights, out), "logits": manifest.artifact(logits, out)},
+            metrics={**metrics, "seconds": round(time.monotonic() - began, 1)},
+            environment=manifest.environment(**where.facts()),
+        ),
+    )  # fmt: skip
+    for checkpoint in checkpoints.values():
+        checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def plan(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run` would do."""
+    parent = manifest.load(source, "search")
+    _check(settings)
+    dataset = datasets.load(parent.data)
+    check_fits(source, parent, dataset)
+    epochs = f"{settings.float_epochs} epochs float, then " if settings.from_float else ""
+    return [
+        ("network", f"{parent.network.name}, widths {' '.join(map(str, parent.widths.values()))}"),
+        ("cost", f"{parent.metrics['memory_mib']:.4f} MiB, {parent.metrics['macs_m']:.2f} M MACs"),
+        ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
+        ("schedule", f"{epochs}{settings.epochs} epochs {settings.precision}, batch {settings.batch_size}, {settings.schedule}"),
+        ("writes", str(out / "train.json")),
+    ]
+
+
+def _check(settings: TrainSettings) -> None:
+    if settings.from_float and settings.precision == "float":
+        raise DmsflowError("--from-float", "starts a binary network, and --precision is float", "leave one of them out")
+
+
+def check_fits(source: Path, parent: Manifest, dataset: Dataset) -> None:
+    """Raise DmsflowError unless the data set still has the shape that the network was searched for."""
+    network = parent.network
+    have = (dataset.channels, dataset.resolution, len(dataset.classes))
+    want = (network.channels, network.resolution, network.classes)
+    if have != want:
+        raise DmsflowError(
+            f"data set {dataset.name}", f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}",
+            "use the data set of the search",
+        )  # fmt: skip
+
+
+def _train(parent: Manifest, settings: TrainSettings, dataset: Dataset, where: Place, checkpoints: dict[str, Path]) -> Model:
+    batches = Batches(
+        dataset, dataset.train, np.arange(len(dataset.train)), size=settings.batch_size, seed=settings.seed, purpose="train",
+        shuffle=True, augment=True, where=where, workers=parent.data.workers,
+    )  # fmt: skip
+    model = _model(parent, settings.precision, settings.seed, where)
+    if settings.from_float:
+        first = _model(parent, "float", settings.seed, where)
+        _fit(first, batches, settings, settings.float_epochs, where, checkpoints["float"], "train float")
+        best_effort_initialise(model, first)
+        model.constrain()
+    title = "train" if settings.precision == "binary" else "train float"
+    _fit(model, batches, settings, settings.epochs, where, checkpoints[settings.precision], title)
+    return model
+
+
+def _model(parent: Manifest, precision: Precision, seed: int, where: Place) -> Model:
+    torch.manual_seed(seed)
+    return Model(parent.network, parent.widths, precision=precision).to(where.device)
+
+
+def _fit(
+    model: Model, batches: Batches, settings: TrainSettings, epochs: int, where: Place, checkpoint: Path, title: str
+) -> None:  # fmt: skip
+    """Train for some epochs, or go on from the checkpoint; it is left behind at the end."""
+    optimiser = training.sgd(
+        model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )  # fmt: skip
+    step, losses = 0, []
+    if checkpoint.exists():
+        tensors, facts = training.load_checkpoint(checkpoint)
+        training.check_same(checkpoint, facts["settings"], msgspec.to_builtins(settings))
+        training.restore(tensors, [model], [optimiser])
+        step, losses = facts["step"], facts["losses"]
+    last_saved = training.clock()
+    model.train()
+    with track(title, epochs, "epoch", done=step // batches.steps) as progress:
+        for images, labels in batches.run(step, epochs * batches.steps):
+            training.set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
+            losses.append(training.weight_step(model, optimiser, images, labels, where))
+            step += 1
+            ended = step % batches.steps == 0
+            if ended:
+                progress.advance(note=f"loss {_mean_loss(losses, title):.3f}")
+                losses = []
+            if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
+                losses = [float(loss) for loss in losses]
+                facts = {"settings": msgspec.to_builtins(settings), "step": step, "losses": losses}
+                training.save_checkpoint(checkpoint, [model], [optimiser], facts)
+                last_saved = training.clock()
+
+
+def _mean_loss(losses: list[Any], title: str) -> float:
+    mean = float(np.mean([float(loss) for loss in losses]))
+    training.check_finite(mean, title)
+    return mean
+
+
+def learning_rate(settings: TrainSettings, epoch: float, epochs: int) -> float:
+    """Of a (fractional) epoch: a cosine to 0, or a multiplication at every milestone."""
+    if settings.schedule == "cosine":
+        return settings.learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    passed = sum(epoch >= milestone for milestone in settings.milestones)
+    return settings.learning_rate * settings.milestone_factor**passed
+
+
+def _results(model: Model, dataset: Dataset, where: Place, data: Data, out: Path) -> tuple[Path, Path, dict[str, float]]:
+    """Write the weights and the first test images' logits; top-1 on the whole test split."""
+    logits, labels = training.evaluate(model, training.whole(dataset, dataset.test, where, data.workers))
+    weights, kept = out / "train.safetensors", out / "train-logits.safetensors"
+    training.save_tensors(weights, model.tensors())
+    training.save_tensors(kept, {"logits": logits[:LOGITS]})
+    return weights, kept, {"top1_percent": training.top1_percent(logits, labels), "test_images": len(labels)}
