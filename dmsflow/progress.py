@@ -51,7 +51,11 @@ class _Lines:
         self.last_line = elapsed
         remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
         times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
-        print(f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}", file=self.stream, flush=True)
+        print(
+            f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}",
+            file=self.stream,
+            flush=True,
+        )
 
 
 class _Bar:
@@ -65,7 +69,14 @@ class _Bar:
 @contextlib.contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

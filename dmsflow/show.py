@@ -123,6 +123,56 @@ def _comment(path: Path) -> str:
 
 
 def print_result(path: Path, stream: TextIO) -> None:
-    """The end of `dmsflow run`: what was chosen and what was measured."""
+    """The end of `dmsflow run`: what was chosen and what was measured, from the manifest of the bench."""
     by_stage = {each.stage: each for _, each in chain(path)}
-    raise NotImplementedError(by_stage)
+    bench, train, export = by_stage["bench"], by_stage["train"], by_stage["export"]
+    rows = [
+        *_result_costs(bench, export),
+        ("top-1, trained network", f"{train.metrics['top1_percent']:.2f} %"),
+        *_result_measured(bench),
+    ]
+    ran = bench.environment
+    runtimes = ", ".join(dict.fromkeys(ran["runtimes"].values()))
+    threads = "1 thread" if ran["threads"] == 1 else f"{ran['threads']} threads"
+    rows.append(
+        ("measured", f"{ran['processor']}, {threads}, {runtimes}, {bench.settings['runs']} runs, {ran['date']}")
+    )
+    print_table(f"{bench.network.name} on {bench.data.name}", (), rows, stream=stream)
+
+
+def _result_costs(bench: Manifest, export: Manifest) -> list[tuple[str, str]]:
+    base, widths, network = bench.network.widths, bench.widths, bench.network
+    binary, floats = export.metrics["binary_memory_bytes"], export.metrics["float_memory_bytes"]
+    return [
+        ("widths", ", ".join(map(str, widths.values()))),
+        ("base widths", ", ".join(map(str, base.values()))),
+        (
+            "memory",
+            f"{cost.memory_bytes(network, widths) / cost.MIB:.4f} MiB (base widths: {cost.memory_bytes(network, base) / cost.MIB:.4f})",
+        ),
+        (
+            "file",
+            f"{bench.metrics['file_bytes']:,} bytes, of them {binary:,.0f} binary and {floats:,.0f} float weights",
+        ),
+        (
+            "multiply-accumulates",
+            f"{cost.macs(network, widths) / 1e6:.2f} million (base widths: {cost.macs(network, base) / 1e6:.2f})",
+        ),
+    ]
+
+
+def _result_measured(bench: Manifest) -> list[tuple[str, str]]:
+    """What the user asked the bench to measure."""
+    found, rows = bench.metrics, []
+    if "top1_percent" in found:
+        rows.append(("top-1, exported file", f"{found['top1_percent']:.2f} %"))
+    rows.append(("latency, 1-bit file", f"{found['latency_ms_median']:.3f} ms (median)"))
+    if "float32_latency_ms_median" in found:
+        ratio = found["latency_ratio_to_float32"]
+        rows.append(
+            (
+                "latency, float32 of these widths",
+                f"{found['float32_latency_ms_median']:.3f} ms in onnxruntime; the file takes {ratio:.2f} of it",
+            )
+        )
+    return rows

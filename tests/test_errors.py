@@ -1,0 +1,59 @@
+"""Every error a user can mend is one line, with the exit code that scripts rely on."""
+
+from __future__ import annotations
+
+import pytest
+
+from dmsflow import cli, doctor
+from dmsflow.errors import BudgetMissed, DmsflowError
+
+
+def test_an_error_is_one_line() -> None:
+    assert str(DmsflowError("a\n b", "is\twrong", "mend \n it")) == "a b: is wrong; mend it"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DmsflowError("x", "is wrong", "mend it"), 1, "dmsflow: x: is wrong; mend it"),
+        (BudgetMissed("memory", "0.09 MiB", "at most 0.08"), 3, "dmsflow: memory: 0.09 MiB; at most 0.08"),
+        (OSError(28, "No space left on device", "runs/a"), 1, "dmsflow: runs/a: No space left on device; mend that, and go on with --resume"),
+        (PermissionError(13, "Permission denied", "/runs"), 1, "dmsflow: /runs: Permission denied; mend that, and go on with --resume"),
+        (KeyboardInterrupt(), 1, "dmsflow: interrupted; go on with: dmsflow list networks --resume"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch._C"),
+            1,
+            "dmsflow: torch: is not installed; pip install 'dmsflow[train]'",
+        ),
+    ],
+)
+def test_the_boundary_turns_errors_into_a_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dmsflow import show
+
+    def fail(_: str) -> list[tuple[str, str]]:
+        raise error
+
+    monkeypatch.setattr(show, "listing", fail)
+    assert cli.main(["list", "networks"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == line
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmsflow import show
+
+    def fail(_: str) -> list[tuple[str, str]]:
+        raise ModuleNotFoundError("No module named 'dmsflow.nothing'", name="dmsflow.nothing")
+
+    monkeypatch.setattr(show, "listing", fail)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["list", "networks"])
+
+
+def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module != "torch")
+    with pytest.raises(DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"):
+        doctor.require("search", ["torch", "onnx"])

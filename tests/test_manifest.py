@@ -1,0 +1,174 @@
+"""Manifests load only whole and unchanged, and are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmsflow import manifest
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data, Manifest
+from dmsflow.networks import vgg11
+
+NETWORK = vgg11.build(1, 32, 10)
+
+
+def make(folder: Path, **fields: object) -> Path:
+    """A search manifest with one artifact, and its path."""
+    (folder / "log.jsonl").write_text('{"round": 1}\n')
+    values: dict[str, object] = {
+        "stage": "search",
+        "command": ("dmsflow", "search"),
+        "settings": {"seed": 0},
+        "network": NETWORK,
+        "widths": dict(NETWORK.widths),
+        "data": Data(),
+        "artifacts": {"log": manifest.artifact(folder / "log.jsonl", folder)},
+        "metrics": {"memory_mib": 0.0778},
+        "environment": {},
+        **fields,
+    }
+    return manifest.save(folder / "search.json", Manifest(**values))  # type: ignore[arg-type]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    loaded = manifest.load(path, "search")
+    assert loaded.network == NETWORK
+    assert loaded.widths == NETWORK.widths
+    assert loaded.metrics == {"memory_mib": 0.0778}
+    assert loaded.artifacts["log"].sha256 == hashlib.sha256((tmp_path / "log.jsonl").read_bytes()).hexdigest()
+
+
+@given(st.integers(0, 2000))
+def test_a_truncated_manifest_is_refused(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
+    path = make(tmp_path_factory.mktemp("m"))
+    path.write_bytes(path.read_bytes().rstrip()[: -1 - length])
+    with pytest.raises(DmsflowError, match="not a dmsflow manifest"):
+        manifest.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"schema": 1}', b'{"stage": "lunch"}'])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "search.json"
+    path.write_bytes(content)
+    with pytest.raises(DmsflowError, match="not a dmsflow manifest .*; run the stage that writes it again"):
+        manifest.load(path)
+
+
+def edit(path: Path, **fields: object) -> None:
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **fields}))
+
+
+def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    edit(path, mood="good")
+    with pytest.raises(DmsflowError, match="unknown field `mood`"):
+        manifest.load(path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    edit(path, schema=2)
+    with pytest.raises(DmsflowError, match="has schema 2; this version reads schema 1"):
+        manifest.load(path)
+
+
+@pytest.mark.parametrize("widths", [{}, {**NETWORK.widths, "extra": 3}, {**NETWORK.widths, "conv0": 0}])
+def test_widths_that_do_not_fit_are_refused(tmp_path: Path, widths: dict[str, int]) -> None:
+    path = make(tmp_path)
+    edit(path, widths=widths)
+    with pytest.raises(DmsflowError, match="width"):
+        manifest.load(path)
+
+
+def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="is the manifest of search; give one of train or export"):
+        manifest.load(make(tmp_path), "train", "export")
+
+
+def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="No such file or directory; give the path of a manifest"):
+        manifest.load(tmp_path / "search.json")
+
+
+def test_a_changed_artifact_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"round": 2}\n')
+    with pytest.raises(DmsflowError, match=r"log\.jsonl: changed after search\.json was written"):
+        manifest.load(path)
+
+
+def test_a_missing_artifact_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.raises(DmsflowError, match=r"log\.jsonl: is missing, and search\.json names it"):
+        manifest.load(path)
+
+
+def test_a_changed_parent_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    child = manifest.load(path)
+    child = msgspec.structs.replace(child, stage="train", parent=manifest.artifact(path, tmp_path))
+    manifest.save(tmp_path / "train.json", child)
+    assert manifest.load(tmp_path / "train.json").parent
+    edit(path, command=["dmsflow", "search", "--seed", "1"])
+    with pytest.raises(DmsflowError, match=r"search\.json: changed after train\.json was written"):
+        manifest.load(tmp_path / "train.json")
+
+
+def test_a_folder_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    make(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert manifest.load(tmp_path / "b" / "search.json").stage == "search"
+
+
+def test_claim(tmp_path: Path) -> None:
+    path = tmp_path / "search.json"
+    assert not manifest.claim(path, resume=False, force=False)
+    make(tmp_path)
+    assert manifest.claim(path, resume=True, force=False)
+    assert not manifest.claim(path, resume=False, force=True)
+    with pytest.raises(DmsflowError, match="is already there; --force writes it again, --out takes another folder"):
+        manifest.claim(path, resume=False, force=False)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DmsflowError, match="cannot be written .No space left on device.; free some space"):
+        manifest.write_atomically(tmp_path / "search.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), manifest.writing(path) as partial:
+        partial.write_text("ne")
+        raise KeyboardInterrupt
+    assert [file.name for file in tmp_path.iterdir()] == ["weights"]
+    assert path.read_text() == "old"
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(DmsflowError, match="cannot be written .*; free some space or choose another folder"):
+        manifest.write_atomically(tmp_path / "runs" / "search.json", b"{}")
+
+
+def test_the_environment_tells_versions_and_date() -> None:
+    seen = manifest.environment(threads=1)
+    assert seen["threads"] == 1
+    assert {"dmsflow", "python", "numpy"} <= set(seen["versions"])
+    assert seen["date"].endswith("+00:00")

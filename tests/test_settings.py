@@ -1,0 +1,80 @@
+"""Presets hold only fields that exist, and every wrong value is told with what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dmsflow import settings
+from dmsflow.errors import DmsflowError
+from dmsflow.settings import BenchSettings, ExportSettings, SearchSettings, TrainSettings
+
+STAGES = {"search": SearchSettings, "train": TrainSettings}
+PRESETS = sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_presets_resolve(name: str, stage: str) -> None:
+    values = settings.preset(stage, name)
+    resolved = settings.resolve(STAGES[stage], **values)
+    for field, value in values.items():
+        assert getattr(resolved, field) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_quick_is_the_defaults() -> None:
+    assert settings.preset("search", "quick") == {}
+    assert settings.preset("train", "quick") == {}
+
+
+def test_paper_is_the_paper() -> None:
+    search = settings.resolve(SearchSettings, **settings.preset("search", "paper"))
+    assert (search.estimator, search.hold, search.penalty, search.start_ratio) == ("clustered", "penalty", 0.01, 1.5)
+    assert (search.sigma_start, search.sigma_end, search.min_ratio, search.batch_size) == (1.0, 0.3, 0.3, 64)
+    assert search.rounds * search.weight_epochs == 250  # type: ignore[operator]
+    train = settings.resolve(TrainSettings, **settings.preset("train", "paper"))
+    assert (train.epochs, train.learning_rate, train.milestones) == (300, 0.1, (140, 220, 260))
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(DmsflowError, match=r"^--preset slow: is unknown; use one of .*paper.*quick"):
+        settings.preset("search", "slow")
+
+
+def test_a_broken_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text("[search\n")
+    monkeypatch.setattr(settings, "PRESETS", tmp_path)
+    with pytest.raises(DmsflowError, match=r"mine\.toml: is not TOML .*; mend the file"):
+        settings.preset("search", "mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "where"),
+    [
+        (SearchSettings, {"memory_mib": 0.0}, "--memory-mib"),
+        (SearchSettings, {"hold": "hope"}, "--hold"),
+        (SearchSettings, {"rounds": 0}, "--rounds"),
+        (SearchSettings, {"rounds": 1.5}, "--rounds"),
+        (TrainSettings, {"momentum": 1.0}, "--momentum"),
+        (TrainSettings, {"epochs": "8"}, "--epochs"),
+        (ExportSettings, {"check_images": 0}, "--check-images"),
+        (BenchSettings, {"threads": 0}, "--threads"),
+    ],
+)
+def test_a_wrong_value_names_its_option(kind: type[msgspec.Struct], values: dict[str, object], where: str) -> None:
+    with pytest.raises(DmsflowError, match=rf"^{where}: .* is not valid; (expected|use one of) "):
+        settings.resolve(kind, **values)
+
+
+def test_an_unknown_field() -> None:
+    with pytest.raises(DmsflowError, match="unknown field `mood`; see --help"):
+        settings.resolve(SearchSettings, mood="good")
+
+
+@pytest.mark.parametrize("kind", [SearchSettings, TrainSettings, ExportSettings, BenchSettings])
+def test_every_field_has_help(kind: type[msgspec.Struct]) -> None:
+    fields = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
+    for name, field in fields.items():
+        assert field.get("description", "").endswith("."), name
