@@ -78,13 +78,14 @@ class BinaryConv(Op):
     @property
     def negatives(self) -> Int32:
         """[C_out]: weights of each output channel that are -1."""
-        return np.count_nonzero(self.signs < 0, axis=(1, 2, 3)).astype(np.int32)
+        negatives: Int32 = np.count_nonzero(self.signs < 0, axis=(1, 2, 3)).astype(np.int32)
+        return negatives
 
     @property
     def offset(self) -> Float32:
-        """[C_out]: bias - K multiplier, rounded as LCE rounds it when it loads a file."""
+        """[C_out]: bias - K multiplier, in float64 and then rounded, as LCE does when it loads a file."""
         assert self.bias is not None and self.multiplier is not None
-        return self.bias + np.float32(self.count) * -self.multiplier
+        return (self.bias.astype(np.float64) - self.count * self.multiplier.astype(np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

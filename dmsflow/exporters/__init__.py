@@ -1,0 +1,27 @@
+"""Exporters; each file has `write(form, path)` and `census(path)`, and names two of its ops.
+
+`FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
+weights and with 1-bit weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from dmsflow.deploy import DeployForm
+
+
+class Exporter(Protocol):
+    """What a file of this folder offers."""
+
+    FLOAT_CONV: str
+    PACKED_CONV: str
+
+    def write(self, form: DeployForm, path: Path) -> None:
+        """Write a model file, whole or not at all: float32 pixels [1, H, W, C] in, logits [1, classes] out."""
+        ...
+
+    def census(self, path: Path) -> dict[str, int]:
+        """Ops of a written file, and how often each stands in it."""
+        ...

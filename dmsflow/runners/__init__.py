@@ -1,0 +1,35 @@
+"""Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Session(Protocol):
+    """A loaded model file.
+
+    Attributes:
+        input_shape: of its one float32 input, [1, H, W, C].
+    """
+
+    input_shape: tuple[int, ...]
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [1, classes] of raw pixels 0..255, float32, in `input_shape`."""
+        ...
+
+
+class Runner(Protocol):
+    """What a file of this folder offers."""
+
+    def open(self, path: Path, threads: int = 1) -> Session:
+        """Load a model file; a missing runtime or a damaged file is a DmsflowError."""
+        ...
+
+    def version(self) -> str:
+        """The runtime's name and version."""
+        ...
