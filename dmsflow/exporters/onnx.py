@@ -36,8 +36,8 @@ class Graph:
         self.constants: dict[str, NDArray[Any]] = {}
 
     def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name."""
-        self.nodes.append(_onnx().helper.make_node(op, inputs, [name], name, **attributes))
+        """Add a node with one output; returns the output's name. The node has no other: names take bytes."""
+        self.nodes.append(_onnx().helper.make_node(op, inputs, [name], **attributes))
         return name
 
     def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
@@ -70,9 +70,10 @@ class Graph:
         shifted = self.node("BitShift", packed, shifts, name=f"{name}.shifted", direction="RIGHT")  # [bytes, 8]
         bits = self.node("BitwiseAnd", shifted, self.constant("constant.bit", 1, np.uint8), name=f"{name}.unpacked")
         flat = self.node("Reshape", bits, self.constant("constant.flat", [-1], np.int64), name=f"{name}.flat")
-        ends = self.constant("constant.begin", [0], np.int64), self.constant(f"{name}.count", [signs.size], np.int64)
-        kept = self.node("Slice", flat, *ends, name=f"{name}.kept")
-        shaped = self.node("Reshape", kept, self.constant(f"{name}.shape", signs.shape, np.int64), name=f"{name}.shaped")
+        if signs.size % 8:
+            ends = self.constant("constant.begin", [0], np.int64), self.constant(f"{name}.count", [signs.size], np.int64)
+            flat = self.node("Slice", flat, *ends, name=f"{name}.kept")
+        shaped = self.node("Reshape", flat, self.constant(f"{name}.shape", signs.shape, np.int64), name=f"{name}.shaped")
         ones = self.node("Cast", shaped, name=f"{name}.ones", to=_onnx().TensorProto.FLOAT)
         doubled = self.node("Mul", ones, self.constant(f"constant.{2 * magnitude}", 2 * magnitude), name=f"{name}.doubled")
         return self.node("Sub", doubled, self.constant(f"constant.{magnitude}", magnitude), name=f"{name}.weight")
@@ -295,13 +296,7 @@ def census(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not an ONNX file.
     """
-    onnx = _onnx()
-    from google.protobuf.message import DecodeError
-
-    try:
-        nodes = onnx.load(path).graph.node
-    except (OSError, DecodeError) as error:
-        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
+    nodes = _load(path).node
     unpacked = _unpacked(nodes)
     counted: Counter[str] = Counter()
     for node in nodes:
@@ -309,6 +304,29 @@ def census(path: Path) -> dict[str, int]:
             packed = node.op_type == "Conv" and node.input[1] in unpacked
             counted[PACKED_CONV if packed else node.op_type] += 1
     return dict(counted)
+
+
+def layer_bytes(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of the file that the nodes and constants of each of these ops take.
+
+    Raises:
+        DmsflowError: not an ONNX file.
+    """
+    graph = _load(path)
+    parts = [(node.output[0], node.ByteSize()) for node in graph.node]
+    parts += [(constant.name, constant.ByteSize()) for constant in graph.initializer]
+    return {name: sum(size for part, size in parts if part == name or part.startswith(f"{name}.")) for name in names}
+
+
+def _load(path: Path) -> Any:
+    """The graph of a file."""
+    onnx = _onnx()
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path).graph
+    except (OSError, DecodeError) as error:
+        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
 
 
 def _unpacked(nodes: Any) -> set[str]:

@@ -1,0 +1,268 @@
+"""The third stage: a trained network as a model file for a target, checked before it is kept.
+
+The file is written aside, run on real test images, and only takes its place if every binary
+convolution became an op on packed bits and its logits are those of the deploy form.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow import cost, datasets, deploy, manifest, plugin, progress, target
+from dmsflow.datasets import Dataset, Split
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Manifest
+from dmsflow.settings import ExportSettings
+from dmsflow.table import print_table
+from dmsflow.target import Target
+
+MOVED = 1e-3  # largest difference of a logit between the file and the deploy form
+TURNED_PERCENT = 1.0  # of images may change class between a float32 file and the network as it was trained
+BATCH = 64  # images fetched from a split at once
+
+Images = NDArray[np.uint8]  # [N, H, W, C]
+Logits = NDArray[np.float32]  # [N, classes]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found on the first test images.
+
+    Attributes:
+        images: how many.
+        difference: the largest of any logit between the file and the deploy form; None for a float
+            file, which has no deploy form.
+        compared, agreeing, moved: images whose trained logits are known; those of them where the
+            file finds the same class; those where a logit differs by more than MOVED.
+    """
+
+    images: int
+    difference: float | None
+    compared: int
+    agreeing: int
+    moved: int
+
+
+def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str, ...], force: bool = False) -> Path:
+    """Write a model file and export.json.
+
+    Args:
+        source: a train.json.
+        settings: of the stage.
+        out: folder to write to.
+        command: that runs this again.
+        force: overwrite an earlier export.
+
+    Raises:
+        DmsflowError: the target cannot have this network, what it needs is missing, or the file
+            written is not the network; no file is left then.
+    """
+    path = out / "export.json"
+    manifest.claim(path, resume=False, force=force)
+    train = manifest.load(source, "train")
+    aim = target.load(settings.target)
+    dataset = datasets.load(train.data)
+    weights, trained = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
+    model = out / f"model{aim.suffix}"
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        candidate = Path(folder) / model.name
+        write = _float if _is_float(train) else _binary
+        rows, reference = write(train, aim, dataset, weights, candidate)
+        check = _check(aim, candidate, reference, dataset.test, trained, settings.check_images)
+        metrics = {**_metrics(train, rows, candidate), **_check_metrics(check)}
+        candidate.replace(model)
+    _print(model, rows, check)
+    return manifest.save(
+        path,
+        Manifest(
+            stage="export",
+            parent=manifest.artifact(source, out),
+            command=command,
+            settings=msgspec.to_builtins(settings),
+            network=train.network,
+            widths=train.widths,
+            data=train.data,
+            artifacts={"model": manifest.artifact(model, out)},
+            metrics=metrics,
+            environment=manifest.environment(runtimes={model.name: plugin.load("runners", aim.runner).version()}),
+        ),
+    )
+
+
+def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run` would do, as rows of a label and a value.
+
+    Raises:
+        DmsflowError: as `run`, for what is known before writing.
+    """
+    train = manifest.load(source, "train")
+    aim = target.load(settings.target)
+    if _is_float(train):
+        _float_exporter(aim)
+    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
+    return [
+        ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
+        ("target", f"{aim.name}: {aim.description}"),
+        ("exporter", aim.exporter),
+        ("check", f"on {settings.check_images} test images of {train.data.name}, run by {aim.runner}"),
+        ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
+    ]
+
+
+def _is_float(train: Manifest) -> bool:
+    return bool(train.settings.get("precision") == "float")
+
+
+def _tensors(source: Path, train: Manifest, role: str) -> dict[str, NDArray[Any]]:
+    """A safetensors file that the manifest names."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if role not in train.artifacts:
+        raise DmsflowError(source, f"names no {role}", "train again")
+    path = manifest.verify(source, train.artifacts[role])
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DmsflowError(path, f"is not a safetensors file ({error})", "train again") from error
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+Reference = Callable[[Images], Logits]
+Written = tuple[list[dict[str, Any]], "Reference | None"]  # rows of the account, and what the file must compute
+
+
+def _binary(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path) -> Written:
+    exporter = plugin.load("exporters", aim.exporter)
+    form = deploy.deploy_form(train.network, train.widths, weights, dataset.mean, dataset.std)
+    exporter.write(form, path)
+    _check_packed(exporter.census(path), exporter, form, path)
+    account = deploy.account(form)
+    sizes = exporter.layer_bytes(path, [row.name for row in account])
+    rows = [{"layer": row.name, "op": row.op, "binary_bytes": row.binary_bytes, "float_bytes": row.float_bytes} for row in account]
+    return [{**row, "file_bytes": sizes[row["layer"]]} for row in rows], lambda images: deploy.run(form, images)
+
+
+def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm, path: Path) -> None:
+    """Every binary convolution must be an op on packed bits, and only the stem a float one."""
+    for op, kind in ((exporter.PACKED_CONV, deploy.BinaryConv), (exporter.FLOAT_CONV, deploy.Stem)):
+        wanted, found = sum(isinstance(one, kind) for one in form.ops), census.get(op, 0)
+        if found != wanted:
+            raise DmsflowError(path.name, f"has {found} ops {op} for {wanted} layers", "report this: the exporter is wrong")
+
+
+def _float(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path) -> Written:
+    exporter = _float_exporter(aim)
+    exporter.write_float(train.network, train.widths, weights, dataset.mean, dataset.std, path)
+    layers = [layer for layer in train.network.layers if any(key.startswith(f"{layer.name}.") for key in weights)]
+    sizes = exporter.layer_bytes(path, [layer.name for layer in layers])
+    rows = []
+    for layer in layers:
+        floats = sum(array.nbytes for key, array in weights.items() if key.rpartition(".")[0] == layer.name)
+        rows.append({"layer": layer.name, "op": layer.op, "binary_bytes": 0, "float_bytes": floats, "file_bytes": sizes[layer.name]})
+    return rows, None
+
+
+def _float_exporter(aim: Target) -> Any:
+    exporter = plugin.load("exporters", aim.exporter)
+    if not hasattr(exporter, "write_float"):
+        raise DmsflowError(f"target {aim.name}", "takes binary networks only, and this one was trained in float", "use --target onnx, or train with --precision binary")
+    return exporter
+
+
+# --- checking ---------------------------------------------------------------------------------
+
+
+def _check(aim: Target, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
+    """Run the file on the first `count` test images.
+
+    Raises:
+        DmsflowError: its logits are not those it must give.
+    """
+    count = min(count, len(test))
+    session = plugin.load("runners", aim.runner).open(path, 1)
+    found: list[Logits] = []
+    wanted: list[Logits] = []
+    with progress.track("export: check", total=count, unit="image") as track:
+        for begin in range(0, count, BATCH):
+            images = test.images(np.arange(begin, min(begin + BATCH, count)))
+            found += [session.run(image[None].astype(np.float32)) for image in images]
+            wanted += [reference(images)] if reference else []
+            track.advance(len(images))
+    logits = np.concatenate(found)
+    difference = _check_equal(path.name, logits, np.concatenate(wanted)) if wanted else None
+    compared = min(len(trained), count)
+    agreeing, moved = _compare(logits[:compared], trained[:compared])
+    if reference is None and 100 * (compared - agreeing) > TURNED_PERCENT * compared:
+        what = f"finds another class than the trained network on {compared - agreeing} of {compared} images"
+        raise DmsflowError(path.name, what, "report this: the exporter is wrong")
+    return Check(images=count, difference=difference, compared=compared, agreeing=agreeing, moved=moved)
+
+
+def _check_equal(name: str, logits: Logits, wanted: Logits) -> float:
+    """The largest difference; an error if any image moved."""
+    agreeing, moved = _compare(logits, wanted)
+    difference = float(abs(logits - wanted).max())
+    if moved or agreeing < len(wanted):
+        what = f"gives other logits than the deploy form on {moved} of {len(wanted)} images (up to {difference:.3g}), and another class on {len(wanted) - agreeing}"
+        raise DmsflowError(name, what, "report this: the exporter or the runtime is wrong")
+    return difference
+
+
+def _compare(logits: Logits, wanted: Logits) -> tuple[int, int]:
+    """Images of the same class, and images with a logit that differs by more than MOVED or is no number."""
+    near = (abs(logits - wanted) <= MOVED).all(1)
+    return int((logits.argmax(1) == wanted.argmax(1)).sum()), int((~near).sum())
+
+
+# --- telling ----------------------------------------------------------------------------------
+
+
+def _metrics(train: Manifest, rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    return {
+        "memory_mib": cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB,
+        "binary_memory_bytes": _sum(rows, "binary_bytes"),
+        "float_memory_bytes": _sum(rows, "float_bytes"),
+        "file_bytes": path.stat().st_size,
+        "trained_top1_percent": train.metrics["top1_percent"],
+        "layers": rows,
+    }
+
+
+def _check_metrics(check: Check) -> dict[str, Any]:
+    exact = {} if check.difference is None else {"deploy_form_largest_logit_difference": check.difference}
+    return {
+        "check_images": check.images,
+        **exact,
+        "trained_compared_images": check.compared,
+        "trained_agreement_percent": 100 * check.agreeing / check.compared,
+        "trained_moved_images": check.moved,
+    }
+
+
+def _sum(rows: Iterable[dict[str, Any]], key: str) -> int:
+    return sum(int(row[key]) for row in rows)
+
+
+def _print(model: Path, rows: list[dict[str, Any]], check: Check) -> None:
+    sizes = ("binary_bytes", "float_bytes", "file_bytes")
+    cells = [(row["layer"], row["op"], *(f"{row[key]:,}" for key in sizes)) for row in rows]
+    total = model.stat().st_size
+    cells.append(("", "graph, names, alignment", "0", "0", f"{total - _sum(rows, 'file_bytes'):,}"))
+    cells.append(("sum", "", *(f"{_sum(rows, key):,}" for key in sizes[:2]), f"{total:,}"))
+    print_table(str(model), ("layer", "op", "binary bytes", "float bytes", "file bytes"), cells)
+    if check.difference is not None:
+        print(f"{check.images} test images: equal to the deploy form, no logit differs by more than {check.difference:.1e}", file=sys.stderr)
+    agreement = f"{check.agreeing} of {check.compared} in the class found, {check.moved} with a logit moved by more than {MOVED}"
+    print(f"beside the network as it was trained: {agreement}", file=sys.stderr)
