@@ -149,9 +149,9 @@ def _binary(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, N
     exporter.write(form, path)
     _check_packed(exporter.census(path), exporter, form, path)
     account = deploy.account(form)
-    sizes = exporter.layer_bytes(path, [row.name for row in account])
+    sizes = exporter.layer_bytes(path)
     rows = [{"layer": row.name, "op": row.op, "binary_bytes": row.binary_bytes, "float_bytes": row.float_bytes} for row in account]
-    return [{**row, "file_bytes": sizes[row["layer"]]} for row in rows], lambda images: deploy.run(form, images)
+    return [{**row, "file_bytes": sizes.get(row["layer"], 0)} for row in rows], lambda images: deploy.run(form, images)
 
 
 def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm, path: Path) -> None:
@@ -166,11 +166,11 @@ def _float(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, ND
     exporter = _float_exporter(aim)
     exporter.write_float(train.network, train.widths, weights, dataset.mean, dataset.std, path)
     layers = [layer for layer in train.network.layers if any(key.startswith(f"{layer.name}.") for key in weights)]
-    sizes = exporter.layer_bytes(path, [layer.name for layer in layers])
+    sizes = exporter.layer_bytes(path)
     rows = []
     for layer in layers:
         floats = sum(array.nbytes for key, array in weights.items() if key.rpartition(".")[0] == layer.name)
-        rows.append({"layer": layer.name, "op": layer.op, "binary_bytes": 0, "float_bytes": floats, "file_bytes": sizes[layer.name]})
+        rows.append({"layer": layer.name, "op": layer.op, "binary_bytes": 0, "float_bytes": floats, "file_bytes": sizes.get(layer.name, 0)})
     return rows, None
 
 

@@ -1,4 +1,4 @@
-"""Exporters; each file has `write(form, path)` and `census(path)`, and names two of its ops.
+"""Exporters; each file has `write(form, path)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
 
 `FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
 weights and with 1-bit weights.
@@ -24,4 +24,8 @@ class Exporter(Protocol):
 
     def census(self, path: Path) -> dict[str, int]:
         """Ops of a written file, and how often each stands in it."""
+        ...
+
+    def layer_bytes(self, path: Path) -> dict[str, int]:
+        """Bytes that the constants of each op of the deploy form take in a written file."""
         ...

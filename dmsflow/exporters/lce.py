@@ -347,6 +347,19 @@ def census(path: Path) -> dict[str, int]:
     return dict(Counter(op.op for op in operators(path)))
 
 
+def layer_bytes(path: Path) -> dict[str, int]:
+    """Bytes that the constants of each op take in a file.
+
+    Raises:
+        DmsflowError: not a .tflite file, or a damaged one.
+    """
+    model = tflite.load(path)
+    sizes: Counter[str] = Counter()
+    for tensor in model["subgraphs"][0]["tensors"]:
+        sizes[tensor["name"].rpartition("/")[0]] += len(model["buffers"][tensor["buffer"]].get("data", b""))
+    return dict(sizes)
+
+
 def operators(path: Path) -> list[FileOp]:
     """The operators of a file, in order.
 

@@ -306,16 +306,16 @@ def census(path: Path) -> dict[str, int]:
     return dict(counted)
 
 
-def layer_bytes(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """Bytes of the file that the nodes and constants of each of these ops take.
+def layer_bytes(path: Path) -> dict[str, int]:
+    """Bytes that the constants of each op take in a file.
 
     Raises:
         DmsflowError: not an ONNX file.
     """
-    graph = _load(path)
-    parts = [(node.output[0], node.ByteSize()) for node in graph.node]
-    parts += [(constant.name, constant.ByteSize()) for constant in graph.initializer]
-    return {name: sum(size for part, size in parts if part == name or part.startswith(f"{name}.")) for name in names}
+    sizes: Counter[str] = Counter()
+    for constant in _load(path).initializer:
+        sizes[constant.name.rpartition(".")[0]] += len(constant.raw_data)
+    return dict(sizes)
 
 
 def _load(path: Path) -> Any:
