@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "progress", "table"),
     ("plugin", "network", "target", "manifest", "settings"),
-    ("cost", "deploy", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
+    ("cost", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
     ("binary", "width"),
     ("model", "budget"),
     ("training",),
@@ -33,7 +33,7 @@ HOMES = {
     "torchvision": {"datasets/_torchvision"},
     "onnx": {"exporters/onnx"},
     "onnxruntime": {"runners/onnxruntime"},
-    "flatbuffers": {"exporters/lce"},
+    "flatbuffers": {"exporters/_flatbuffer"},
     "tensorflow": set(),
     "larq_compute_engine": set(),
     "click": {"cli"},
