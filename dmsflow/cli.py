@@ -7,9 +7,10 @@ An option is made from each field of the settings records, so a setting is said 
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -216,6 +217,8 @@ def search_command(
     if dry_run:
         _print_plan("search", search.plan(chosen, data, out))
         return
+    if resume:
+        _check_same(out / "search.json", chosen, data)
     click.echo(search.run(chosen, data, out, command=ctx.obj, resume=resume, force=force, download=download))
 
 
@@ -267,12 +270,31 @@ def _do(
 ) -> Path:
     """Run train, export or bench; only training has a state to resume, the others are done or not."""
     module = importlib.import_module(f"dmsflow.{stage}")
+    written = out / f"{stage}.json"
+    if resume:
+        _check_same(written, chosen)
     if stage == "train":
         return module.run(source, chosen, out, command=command, resume=resume, force=force)  # type: ignore[no-any-return]
-    written = out / f"{stage}.json"
     if manifest.claim(written, resume=resume, force=force):
         return written
     return module.run(source, chosen, out, command=command, force=force)  # type: ignore[no-any-return]
+
+
+def _check_same(written: Path, chosen: Any, data: manifest.Data | None = None) -> None:
+    """Refuse to pass off a finished stage as one with other settings; where it ran does not matter."""
+    if not written.exists():
+        return
+    done = manifest.load(written)
+    if data and data != done.data:
+        raise DmsflowError(
+            written,
+            f"was made of {done.data.name} with other data options",
+            "--resume with its own options, or --force",
+        )
+    for field, value in json.loads(msgspec.json.encode(chosen)).items():
+        if field not in ("device", "threads") and field in done.settings and done.settings[field] != value:
+            what = f"was made with {field} {done.settings[field]}, not {value}"
+            raise DmsflowError(written, what, "--resume with the options it was made with, or --force to do it again")
 
 
 @cli.command("run", cls=StageCommand)
@@ -299,11 +321,13 @@ def run_command(
     if dry_run:
         _print_plan("search", search.plan(chosen["search"], chosen["data"], out))
         for stage in STAGES[1:]:
-            _print_plan(stage, list(msgspec.to_builtins(chosen[stage]).items()))
+            _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
     if force:  # what stands behind an overwritten stage is no longer its child
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
+    if resume:
+        _check_same(out / "search.json", chosen["search"], chosen["data"])
     path = search.run(
         chosen["search"], chosen["data"], out, command=ctx.obj, resume=resume, force=force, download=download
     )
@@ -331,7 +355,7 @@ def _one_of(resume: bool, force: bool) -> None:
         raise click.UsageError("--resume leaves what is done and --force does it again: give one of them.")
 
 
-def _print_plan(stage: str, rows: list[tuple[str, object]]) -> None:
+def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
     from dmsflow.table import print_table
 
     print_table(f"plan of {stage}", (), rows)

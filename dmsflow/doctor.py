@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -43,17 +44,29 @@ def version(module: str) -> str | None:
 
 
 def needed(path: Path) -> list[str]:
-    """Modules of extras that a plug-in's file imports, or names in order to look for them."""
+    """Modules of extras that a plug-in's file imports, or names in order to look for them.
+
+    What it imports from its own folder is read as well.
+    """
     known = {module for modules in EXTRAS.values() for module in modules}
-    found: set[str] = set()
+    names = set(_names(path))
+    beside = [
+        path.parent / f"{name.split('.')[-1]}.py" for name in names if name.startswith(f"dmsflow.{path.parent.name}._")
+    ]
+    found = {name.split(".")[0] for name in names} & known
+    return sorted(found.union(*map(needed, beside)))
+
+
+def _names(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, and its strings."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-    return sorted(found & known)
+            yield node.value
 
 
 def lacking(aim: target.Target) -> list[str]:
@@ -112,7 +125,7 @@ def _lce_interpreter() -> tuple[str, str, str] | None:
         return "LCE interpreter", "broken", "it needs NumPy 1: pip install 'numpy<2'"
     return _works(
         "LCE interpreter",
-        "from dmsflow.runners import lce; lce.version()",
+        "from dmsflow.runners import lce; lce._interpreter()",
         "pip install --force-reinstall larq-compute-engine",
     )
 

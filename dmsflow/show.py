@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -54,11 +55,9 @@ def _print_widths(last: Manifest, stream: TextIO) -> None:
 def _print_stage(path: Path, each: Manifest, stream: TextIO) -> None:
     flat = [(name, number(value)) for name, value in each.metrics.items() if not isinstance(value, (dict, list))]
     ran = each.environment
-    flat += [
-        ("on", f"{ran.get('processor')}, {ran.get('system')}"),
-        ("date", ran.get("date")),
-        ("command", " ".join(each.command)),
-    ]
+    flat += [("on", f"{ran.get('processor')}, {ran.get('system')}")]
+    flat += [(name, number(ran[name])) for name in ("device", "threads", "runtimes") if name in ran]
+    flat += [("date", ran.get("date")), ("command", shlex.join(each.command))]
     flat += [
         (f"file: {role}", f"{path.parent / file.path} ({file.size_bytes:,} bytes)")
         for role, file in each.artifacts.items()
@@ -83,10 +82,10 @@ def _records(value: Any) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> Any:
-    """Four significant digits of a fraction, a comma at each thousand of a whole number."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
+    """Four significant digits of a fraction, a comma at each thousand of a whole number, a dict as a list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number(inner)}" for name, inner in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else value
 
