@@ -18,6 +18,8 @@ from dmsflow.errors import DmsflowError
 
 IDENTIFIER = b"TFL3"
 
+ABSENT = -1  # in place of an optional input
+MAP, INTEGER = 9, 1  # kinds of FlexBuffer values
 SCALARS = {"bool": "?", "i8": "b", "u8": "B", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "f32": "f"}
 
 # Field and type. A type is a scalar, str, a table, a list of one of these, or the union that the
@@ -160,7 +162,7 @@ def loads(data: bytes) -> dict[str, Any]:
     if data[4:8] != IDENTIFIER:
         raise Damaged("it does not begin as a TFLite file does")
     model = _Reader(data).table("Model", 0)
-    _check_indices(model)
+    _check(model)
     return model
 
 
@@ -221,17 +223,70 @@ class _Reader:
         return self.data[start + 4 : end]
 
 
-def _check_indices(model: dict[str, Any]) -> None:
-    """Everything that is called by its number is there."""
-    buffers, codes = len(model.get("buffers", ())), len(model.get("operator_codes", ()))
+def _check(model: dict[str, Any]) -> None:
+    """Everything called by its number is there, and every tensor is written once, before it is read."""
+    buffers = model.get("buffers", [])
+    codes = [code.get("custom_code", "") for code in model.get("operator_codes", ())]
     for graph in model.get("subgraphs", ()):
-        tensors = graph.get("tensors", ())
-        if any(tensor.get("buffer", 0) >= buffers for tensor in tensors):
+        tensors = graph.get("tensors", [])
+        if any(tensor.get("buffer", 0) >= len(buffers) for tensor in tensors):
             raise Damaged("a tensor without its buffer")
-        operators = graph.get("operators", ())
-        if any(operator.get("opcode_index", 0) >= codes for operator in operators):
-            raise Damaged("an operator of no kind")
-        used = [*graph.get("inputs", ()), *graph.get("outputs", ())]
-        used += [index for operator in operators for name in ("inputs", "outputs") for index in operator.get(name, ())]
-        if not all(-1 <= index < len(tensors) for index in used):
-            raise Damaged("an operator on a tensor that is not there")
+        given = [i for i, tensor in enumerate(tensors) if buffers[tensor.get("buffer", 0)] or tensor.get("is_variable")]
+        written = {ABSENT, *graph.get("inputs", ()), *given}
+        for operator in graph.get("operators", ()):
+            inputs, outputs = operator.get("inputs", []), operator.get("outputs", [])
+            if not written.issuperset(inputs) or not written.isdisjoint(outputs):
+                raise Damaged("an operator on a tensor that is not there")
+            if (kind := operator.get("opcode_index", 0)) >= len(codes):
+                raise Damaged("an operator of no kind")
+            written.update(outputs)
+            _check_options(codes[kind], operator, [tensors[i] if 0 <= i < len(tensors) else {} for i in inputs])
+        if not written.issuperset(graph.get("outputs", ())) or not written <= {ABSENT, *range(len(tensors))}:
+            raise Damaged("a tensor that is not there")
+
+
+def _check_options(custom: str, operator: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
+    """What a kernel steps or divides by is sensible, and LCE's operators have the tensors they need."""
+    fields = operator.get("builtin_options", {})
+    largest = 2**31
+    if custom in ("LceBconv2d", "LceBMaxPool2d"):
+        fields = flexible(operator.get("custom_options", memoryview(b"")))
+        shape: list[int] = inputs[0].get("shape", []) if inputs else []
+        channels = fields.get("channels_in")
+        if len(shape) != 4 or not (channels is None or -(-channels // 32) == shape[3]):
+            raise Damaged(f"a {custom} on a tensor of shape {shape}")
+        if custom == "LceBconv2d" and not (len(inputs) == 5 and inputs[1] and (inputs[4] or (inputs[2] and inputs[3]))):
+            raise Damaged("a LceBconv2d without its weights")
+        largest = max(shape[1:3])
+    for name, count in fields.items():
+        if name.startswith(("stride", "filter", "dilation")) and not 1 <= count <= largest:
+            raise Damaged(f"an operator with {name} {count}")
+
+
+def flexible(data: memoryview) -> dict[str, int]:
+    """The options of one of LCE's operators: a FlexBuffer map from names to whole numbers.
+
+    Raises:
+        Damaged: anything else.
+    """
+
+    def number(position: int, width: int) -> int:
+        if position < 0 or position + width > len(data) or width not in (1, 2, 4, 8):
+            raise Damaged("options of an operator")
+        return int.from_bytes(data[position : position + width], "little")
+
+    root = len(data) - 2 - number(len(data) - 1, 1)
+    kind, width = divmod(number(len(data) - 2, 1), 4)
+    values, width = root - number(root, len(data) - 2 - root), 1 << width
+    count, key_width = number(values - width, width), number(values - 2 * width, width)
+    keys = values - 3 * width - number(values - 3 * width, width)
+    fields = {}
+    for index in range(count):
+        name = keys + index * key_width - number(keys + index * key_width, key_width)
+        kinds = kind, number(values + count * width + index, 1) // 4
+        if kinds != (MAP, INTEGER) or name < 0:
+            raise Damaged("options of an operator")
+        fields[bytes(data[name:]).partition(b"\0")[0].decode("utf-8", "replace")] = number(
+            values + index * width, width
+        )
+    return fields
