@@ -234,7 +234,11 @@ def bounded_step(gradient: Tensor, error: Tensor, normal_rows: Tensor) -> Tensor
         return torch.where(force.abs() < threshold, torch.zeros_like(step), step)
 
     prices = torch.zeros(len(normal_rows), dtype=gradient.dtype)
-    ceiling = float(gradient.abs().max() + 2 * error.max()) / max(float(normal_rows.clamp(min=1e-6).min()), 1e-6) if len(prices) else 0.0
+    ceiling = (
+        float(gradient.abs().max() + 2 * error.max()) / max(float(normal_rows.clamp(min=1e-6).min()), 1e-6)
+        if len(prices)
+        else 0.0
+    )
     for _ in range(SWEEPS if len(prices) > 1 else min(1, len(prices))):
         for index, row in enumerate(normal_rows):
             low, high = 0.0, ceiling

@@ -9,11 +9,11 @@ rebuilds it every round instead, with best-effort initialisation, as the paper h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -99,7 +99,12 @@ def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 
 
 def begin(
-    settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range, dataset: Dataset, workers: int
+    settings: SearchSettings,
+    network: Network,
+    limits: tuple[Budget, ...],
+    bounds: Range,
+    dataset: Dataset,
+    workers: int,
 ) -> Descent:
     """A search at its first round."""
     where = training.place(settings)
@@ -110,7 +115,9 @@ def begin(
     band = Range(lowest, bounds.clip(BAND_TOP * highest))
     capacity = {
         name: math.ceil(base * float(ratio))
-        for (name, base), ratio in zip(network.widths.items(), bounds.clip(HEADROOM * highest.clamp(min=1.0)), strict=True)
+        for (name, base), ratio in zip(
+            network.widths.items(), bounds.clip(HEADROOM * highest.clamp(min=1.0)), strict=True
+        )
     }
     model = Model(network, capacity, running_statistics=False).to(where.device)
     weight_half, width_half = training.halves(dataset.train, settings.seed)
@@ -173,7 +180,9 @@ def _cluster(state: Descent) -> None:
     if not state.settings.reallocate:
         return
     widths = {name: state.window(i, base)[1] for i, (name, base) in enumerate(state.network.widths.items())}
-    torch.manual_seed(int(torch.randint(2**31, (1,), generator=training.generator(state.settings.seed, "reallocate", state.round))))
+    torch.manual_seed(
+        int(torch.randint(2**31, (1,), generator=training.generator(state.settings.seed, "reallocate", state.round)))
+    )
     model = Model(state.network, widths, running_statistics=False).to(state.where.device)
     if state.round:
         best_effort_initialise(model, state.model)
@@ -236,9 +245,13 @@ def _pick(draw: float) -> str:
 
 def within_capacity(state: Descent, ratios: Tensor) -> dict[str, int]:
     """Whole widths at the budgets near `ratios`, no wider than the super-network is."""
-    held = torch.tensor(list(state.model.widths.values())) / torch.tensor(list(state.network.widths.values()), dtype=torch.float64)
+    held = torch.tensor(list(state.model.widths.values())) / torch.tensor(
+        list(state.network.widths.values()), dtype=torch.float64
+    )
     room = Range(state.bounds.low, torch.minimum(state.bounds.high, held))
-    return budget.round_within(state.network, state.limits, budget.meet(state.network, state.limits, ratios, room), room)
+    return budget.round_within(
+        state.network, state.limits, budget.meet(state.network, state.limits, ratios, room), room
+    )
 
 
 def _width_phase(state: Descent) -> dict[str, Any]:
@@ -299,7 +312,11 @@ def _adam_step(state: Descent, gradient: Tensor) -> None:
 def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
     gradient = gradient + _hinge_gradient(state) * state.mu.detach()
     projected = state.settings.hold == "projection"
-    active = budget.active_normals(state.network, state.limits, state.mu) if projected else torch.zeros(0, len(gradient), dtype=torch.float64)
+    active = (
+        budget.active_normals(state.network, state.limits, state.mu)
+        if projected
+        else torch.zeros(0, len(gradient), dtype=torch.float64)
+    )
     direction = budget.bounded_step(gradient, error, active)
     size = torch.where(direction > 0, GROWTH, 1.0) * state.settings.step_size
     _move(state, state.mu.detach() * torch.exp(size * direction), projected)
@@ -307,8 +324,12 @@ def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
 
 @torch.no_grad()
 def _move(state: Descent, ratios: Tensor, projected: bool) -> None:
-    held = torch.tensor([state.capacity[name] / base for name, base in state.network.widths.items()], dtype=torch.float64)
-    room = state.bounds if state.settings.reallocate else Range(state.bounds.low, torch.minimum(state.bounds.high, held))
+    held = torch.tensor(
+        [state.capacity[name] / base for name, base in state.network.widths.items()], dtype=torch.float64
+    )
+    room = (
+        state.bounds if state.settings.reallocate else Range(state.bounds.low, torch.minimum(state.bounds.high, held))
+    )
     ratios = room.clip(ratios)
     state.mu.copy_(budget.meet(state.network, state.limits, ratios, room) if projected else ratios)
 
@@ -363,12 +384,10 @@ def _per_image(state: Descent, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
 def _row(state: Descent, losses: list[float], correct: list[float], gradient: Tensor, error: Tensor) -> dict[str, Any]:
     names = list(state.network.widths)
     ratios = state.mu.detach()
-    within = ratios if budget.use(state.network, state.limits, ratios) > 1 else None
-    widths = (
-        {name: max(1, round(base * float(r))) for (name, base), r in zip(state.network.widths.items(), ratios, strict=True)}
-        if within is not None
-        else budget.round_within(state.network, state.limits, ratios, state.bounds)
-    )
+    if budget.use(state.network, state.limits, ratios) > 1:  # under the penalty, before it has pulled them in
+        widths = {name: max(1, round(float(width))) for name, width in budget.widths_at(state.network, ratios).items()}
+    else:
+        widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
     return {
         "round": state.round + 1,
         "names": names,
@@ -391,24 +410,16 @@ def _note(row: dict[str, Any]) -> str:
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line, one line a round."""
-    import msgspec
-
     manifest.write_atomically(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
 
 def save(state: Descent, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     facts = {
-        "settings": settings_facts(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
+        "settings": state.settings, "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
         "mu": state.mu.tolist(), "centre": state.centre, "losses": state.losses, "widths": state.model.widths,
     }  # fmt: skip
     training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
-
-
-def settings_facts(state: Descent) -> dict[str, Any]:
-    import msgspec
-
-    return msgspec.to_builtins(state.settings)
 
 
 def restore(state: Descent, path: Path) -> None:
@@ -418,7 +429,7 @@ def restore(state: Descent, path: Path) -> None:
         DmsflowError: it is damaged, or was written under other settings.
     """
     tensors, facts = training.load_checkpoint(path)
-    training.check_same(path, facts["settings"], settings_facts(state))
+    training.check_same(path, facts["settings"], state.settings)
     if facts["widths"] != state.model.widths:
         state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
         state.optimiser = _weight_optimiser(state.settings, state.model)
@@ -427,7 +438,3 @@ def restore(state: Descent, path: Path) -> None:
         state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
     state.round, state.weight_step = facts["round"], facts["weight_step"]
     state.rows, state.centre, state.losses = facts["rows"], facts["centre"], facts["losses"]
-
-
-def batches_of(state: Descent) -> Iterator[Batches]:
-    yield from (state.weight_batches, state.width_batches, state.held_out)

@@ -161,7 +161,9 @@ class BatchNorm(nn.BatchNorm2d):
         mean, variance = (
             (None, None) if self.running_mean is None else (self.running_mean[kept], self.running_var[kept])  # type: ignore[index]
         )
-        return F.batch_norm(x, mean, variance, self.weight[kept], self.bias[kept], use_batch, self.momentum or 0.0, self.eps)
+        return F.batch_norm(
+            x, mean, variance, self.weight[kept], self.bias[kept], use_batch, self.momentum or 0.0, self.eps
+        )
 
 
 class Quantise(nn.Module):

@@ -62,7 +62,10 @@ def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str
     dataset = datasets.load(data)
     network, limits, bounds = _problem(settings, dataset)
     rows = [
-        ("network", f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes"),
+        (
+            "network",
+            f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes",
+        ),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
         *budget.feasibility(network, limits, bounds),
     ]
@@ -75,7 +78,9 @@ def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str
 def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, tuple[Budget, ...], Range]:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
     if settings.min_ratio >= settings.max_ratio:
-        raise DmsflowError("--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it")
+        raise DmsflowError(
+            "--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it"
+        )
     return network, budget.budgets(settings, network), budget.whole_range(network, settings)
 
 

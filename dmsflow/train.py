@@ -73,7 +73,10 @@ def plan(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, st
         ("network", f"{parent.network.name}, widths {' '.join(map(str, parent.widths.values()))}"),
         ("cost", f"{parent.metrics['memory_mib']:.4f} MiB, {parent.metrics['macs_m']:.2f} M MACs"),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        ("schedule", f"{epochs}{settings.epochs} epochs {settings.precision}, batch {settings.batch_size}, {settings.schedule}"),
+        (
+            "schedule",
+            f"{epochs}{settings.epochs} epochs {settings.precision}, batch {settings.batch_size}, {settings.schedule}",
+        ),
         ("writes", str(out / "train.json")),
     ]
 
@@ -95,7 +98,9 @@ def check_fits(source: Path, parent: Manifest, dataset: Dataset) -> None:
         )  # fmt: skip
 
 
-def _train(parent: Manifest, settings: TrainSettings, dataset: Dataset, where: Place, checkpoints: dict[str, Path]) -> Model:
+def _train(
+    parent: Manifest, settings: TrainSettings, dataset: Dataset, where: Place, checkpoints: dict[str, Path]
+) -> Model:
     batches = Batches(
         dataset, dataset.train, np.arange(len(dataset.train)), size=settings.batch_size, seed=settings.seed, purpose="train",
         shuffle=True, augment=True, where=where, workers=parent.data.workers,
@@ -126,7 +131,7 @@ def _fit(
     step, losses = 0, []
     if checkpoint.exists():
         tensors, facts = training.load_checkpoint(checkpoint)
-        training.check_same(checkpoint, facts["settings"], msgspec.to_builtins(settings))
+        training.check_same(checkpoint, facts["settings"], settings)
         training.restore(tensors, [model], [optimiser])
         step, losses = facts["step"], facts["losses"]
     last_saved = training.clock()
@@ -142,7 +147,7 @@ def _fit(
                 losses = []
             if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
                 losses = [float(loss) for loss in losses]
-                facts = {"settings": msgspec.to_builtins(settings), "step": step, "losses": losses}
+                facts = {"settings": settings, "step": step, "losses": losses}
                 training.save_checkpoint(checkpoint, [model], [optimiser], facts)
                 last_saved = training.clock()
 
@@ -161,7 +166,9 @@ def learning_rate(settings: TrainSettings, epoch: float, epochs: int) -> float:
     return settings.learning_rate * settings.milestone_factor**passed
 
 
-def _results(model: Model, dataset: Dataset, where: Place, data: Data, out: Path) -> tuple[Path, Path, dict[str, float]]:
+def _results(
+    model: Model, dataset: Dataset, where: Place, data: Data, out: Path
+) -> tuple[Path, Path, dict[str, float]]:
     """Write the weights and the first test images' logits; top-1 on the whole test split."""
     logits, labels = training.evaluate(model, training.whole(dataset, dataset.test, where, data.workers))
     weights, kept = out / "train.safetensors", out / "train-logits.safetensors"

@@ -64,7 +64,9 @@ def place(settings: Record) -> Place:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DmsflowError(f"--device {name}", "is not here", "use auto, cpu, or a device that torch can use") from error
+        raise DmsflowError(
+            f"--device {name}", "is not here", "use auto, cpu, or a device that torch can use"
+        ) from error
     threads = settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = device.type == "cuda"
@@ -179,7 +181,11 @@ class _Decoded:
     def __getitem__(self, item: int) -> Tensor:
         if item >= len(self.steps):
             raise IndexError(item)
-        seed = None if self.seed is None else int(np.random.SeedSequence([self.seed, self.steps[item]]).generate_state(1)[0])
+        seed = (
+            None
+            if self.seed is None
+            else int(np.random.SeedSequence([self.seed, self.steps[item]]).generate_state(1)[0])
+        )
         return torch.from_numpy(self.split.images(self.indices[item], seed)).permute(0, 3, 1, 2)
 
 
@@ -212,7 +218,14 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def weight_step(model: Model, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, where: Place, live: Live | None = None) -> Tensor:
+def weight_step(
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    where: Place,
+    live: Live | None = None,
+) -> Tensor:
     """One step of SGD on the weights; the loss, detached and still on the device."""
     loss = loss_of(model, images, labels, where, live)
     optimiser.zero_grad(set_to_none=True)
@@ -256,7 +269,9 @@ def top1_percent(logits: Tensor, labels: Tensor) -> float:
     return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
-def save_checkpoint(path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
+) -> None:
     """Everything a stage needs to go on: tensors in safetensors, the rest as JSON in its header."""
     tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
     for i, optimiser in enumerate(optimisers):
@@ -288,7 +303,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DmsflowError(path, f"is no whole checkpoint ({error})", "start again with --force") from error
 
 
-def restore(tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]) -> None:
+def restore(
+    tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]
+) -> None:
     """Put a checkpoint's tensors back where `save_checkpoint` took them from."""
     for i, model in enumerate(models):
         model.load(_under(tensors, f"model{i}."))
@@ -304,9 +321,9 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check_same(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same(path: Path, stored: Mapping[str, Any], wanted: Record) -> None:
     """Raise DmsflowError unless a checkpoint was written under these very settings."""
-    for name, value in wanted.items():
+    for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
         if stored.get(name) != value:
             option = f"--{name.replace('_', '-')}"
             raise DmsflowError(
@@ -323,5 +340,7 @@ def claim_checkpoint(path: Path, *, resume: bool, force: bool) -> Path:
     if force:
         path.unlink(missing_ok=True)
     elif path.exists() and not resume:
-        raise DmsflowError(path, "an interrupted run left its state here", "--resume goes on with it, --force starts again")
+        raise DmsflowError(
+            path, "an interrupted run left its state here", "--resume goes on with it, --force starts again"
+        )
     return path

@@ -1,0 +1,128 @@
+"""Budgets: held at every step, met by whole widths, refused when they cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmsflow import budget
+from dmsflow.errors import DmsflowError
+from dmsflow.network import Network
+from dmsflow.networks import resnet18, vgg11
+from dmsflow.settings import SearchSettings
+
+NETWORKS = {"vgg11": vgg11.build(3, 32, 10), "resnet18": resnet18.build(3, 32, 10)}
+CASES = st.tuples(st.sampled_from(sorted(NETWORKS)), st.floats(0.03, 1.0), st.none() | st.floats(6, 200))
+
+
+def problem(case: tuple[str, float, float | None]) -> tuple[Network, tuple[budget.Budget, ...], budget.Range]:
+    name, memory, macs = case
+    chosen = SearchSettings(memory_mib=memory, macs_m=macs)
+    return NETWORKS[name], budget.budgets(chosen, NETWORKS[name]), budget.whole_range(NETWORKS[name], chosen)
+
+
+def drawn(network: Network, seed: int) -> torch.Tensor:
+    return torch.exp(
+        torch.randn(len(network.widths), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES, st.integers(0, 10**6))
+def test_a_shift_meets_the_tightest_budget_exactly_and_rounding_stays_within(
+    case: tuple[str, float, float | None], seed: int
+) -> None:
+    network, limits, bounds = problem(case)
+    ratios = budget.meet(network, limits, drawn(network, seed), bounds)
+    used = budget.use(network, limits, ratios)
+    at_the_top = bool((ratios == bounds.high).all())
+    assert used <= 1 and (used > 1 - 1e-9 or at_the_top)
+    assert bool((ratios >= bounds.low).all()) and bool((ratios <= bounds.high).all())
+    widths = budget.round_within(network, limits, ratios, bounds)
+    assert budget.met(network, limits, widths) and min(widths.values()) >= 1
+    held_up = bool((ratios == bounds.low).any())  # by --min-ratio: others have to give way
+    for (name, base), ratio in zip(network.widths.items(), ratios, strict=True):
+        assert held_up or abs(widths[name] - base * float(ratio)) <= 1 + 1e-9
+
+
+@given(st.integers(0, 10**6), st.integers(1, 2), st.integers(2, 12))
+@settings(max_examples=60, deadline=None)
+def test_a_bounded_step_is_bounded_and_moves_along_the_budgets(seed: int, active: int, count: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(count, dtype=torch.float64, generator=draw)
+    normals = torch.rand(active, count, dtype=torch.float64, generator=draw) + 0.05
+    step = budget.bounded_step(gradient, torch.full_like(gradient, 1e-9), normals)
+    assert float(step.abs().max()) <= 1
+    assert float((normals @ step).max()) < (1e-6 if active == 1 else 0.05)
+
+
+def test_a_bounded_step_descends_where_the_evidence_is_good() -> None:
+    gradient = torch.tensor([-1.0, 1.0, -0.05, 0.15], dtype=torch.float64)
+    error = torch.full_like(gradient, 0.1)
+    step = budget.bounded_step(gradient, error, torch.zeros(0, 4, dtype=torch.float64))
+    assert step[0] > 0.8 and step[1] < -0.8
+    assert step[2] == 0 and step[3] == 0  # under one standard error; shrinking on less than two
+
+
+def test_a_tangent_gradient_leaves_the_budgets_alone() -> None:
+    normals = torch.rand(2, 8, dtype=torch.float64)
+    flat_part = budget.tangent(torch.randn(8, dtype=torch.float64), normals)
+    assert torch.allclose(normals @ flat_part, torch.zeros(2, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_normal_is_the_elasticity_of_its_cost(name: str) -> None:
+    network, limits, _ = problem((name, 0.1, 20.0))
+    ratios = drawn(network, 3)
+    rows = budget.normals(network, limits, ratios)
+    for index in range(len(ratios)):
+        step = torch.zeros_like(ratios)
+        step[index] = 1e-6
+        for row, limit in zip(rows, limits, strict=True):
+            above, below = (
+                float(torch.log(limit.cost(network, budget.widths_at(network, ratios * torch.exp(sign * step)))))
+                for sign in (1, -1)
+            )
+            assert float(row[index]) == pytest.approx((above - below) / 2e-6, rel=1e-4)
+
+
+def test_the_hinge_of_eq_7() -> None:
+    network = NETWORKS["vgg11"]
+    limits = (budget.Budget("memory", "MiB", 0.1, budget.memory_mib),)
+    ones = torch.ones(8, dtype=torch.float64)
+    assert float(budget.penalty(network, limits, ones, 0.01)) == 0
+    twice = float(budget.penalty(network, limits, 2 * ones, 0.01))
+    assert twice == pytest.approx(0.01 * (0.2929 - 0.1), rel=1e-3)
+
+
+def test_without_a_budget_the_base_network_sets_it() -> None:
+    network = NETWORKS["vgg11"]
+    (limit,) = budget.budgets(SearchSettings(), network)
+    assert limit.limit == budget.memory_mib(network, network.widths)
+
+
+def test_the_controls_are_what_they_are_called() -> None:
+    network, limits, bounds = problem(("vgg11", 0.0778, None))
+    flat = budget.round_within(network, limits, budget.flat(network, limits, bounds), bounds)
+    assert max(flat.values()) - min(flat.values()) <= 1 and flat["conv3"] == 91
+    uniform = budget.uniform(network, limits, bounds)
+    assert float(uniform.max() - uniform.min()) < 1e-9
+    assert torch.equal(budget.between(network, limits, bounds), budget.flat(network, limits, bounds))
+
+
+def test_between_spends_both_budgets() -> None:
+    network, limits, bounds = problem(("vgg11", 0.0778, 16.0))
+    ratios = budget.between(network, limits, bounds)
+    assert all(budget.use(network, [limit], ratios) > 0.99 for limit in limits)
+
+
+@pytest.mark.parametrize(("memory", "macs"), [(0.001, None), (None, 0.01), (0.0778, 0.01)])
+def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: float | None) -> None:
+    chosen = SearchSettings(memory_mib=memory, macs_m=macs)
+    network = NETWORKS["vgg11"]
+    with pytest.raises(
+        DmsflowError, match=r"smallest .* MiB, .* base 0\.0778 MiB, 9\.88 M MACs, largest .*; allow at least"
+    ):
+        budget.feasibility(network, budget.budgets(chosen, network), budget.whole_range(network, chosen))

@@ -1,0 +1,239 @@
+"""The search stage: budgets, controls, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dmsflow import budget, descent, manifest, search, train, training
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data
+from dmsflow.networks import vgg11
+from dmsflow.settings import SearchSettings, TrainSettings
+
+DATA = Data(name="digits", train_images=120)
+SMALL: dict[str, Any] = {
+    "memory_mib": 0.03, "rounds": 3, "weight_steps": 2, "width_batches": 2, "batch_size": 12, "threads": 1, "mixed": "off",
+}  # fmt: skip
+COMMAND = ("dmsflow", "search")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def searched(out: Path, **changes: Any) -> manifest.Manifest:
+    return manifest.load(search.run(SearchSettings(**{**SMALL, **changes}), DATA, out, command=COMMAND), "search")
+
+
+@pytest.mark.parametrize("hold", ["projection", "penalty"])
+@pytest.mark.parametrize("estimator", ["exact", "clustered"])
+@pytest.mark.parametrize(
+    ("step", "reallocate"), [("bounded", False), ("adam", True), ("bounded", True), ("adam", False)]
+)
+def test_every_way_to_search_ends_within_the_budgets(
+    tmp_path: Path, hold: str, estimator: str, step: str, reallocate: bool
+) -> None:
+    sizes = {"bounded": 0.15, "adam": 0.05}
+    done = searched(
+        tmp_path, hold=hold, estimator=estimator, step=step, step_size=sizes[step], reallocate=reallocate, macs_m=6.0, rounds=2
+    )  # fmt: skip
+    assert budget.memory_mib(done.network, done.widths) <= 0.03 and budget.macs_m(done.network, done.widths) <= 6.0
+    assert done.metrics["memory_mib"] == budget.memory_mib(done.network, done.widths)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert all(len(row[key]) == 8 for row in rows for key in ("mu", "sigma", "widths", "gradient", "gradient_error"))
+    if hold == "projection":
+        assert all(row["memory_mib"] <= 0.03 and row["macs_m"] <= 6.0 for row in rows)
+    assert not (tmp_path / "search.checkpoint").exists()
+
+
+def test_the_widths_move_and_sigma_deflates(tmp_path: Path) -> None:
+    searched(tmp_path, width_batches=8, weight_steps=6)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert rows[0]["mu"] != rows[-1]["mu"]
+    relative = [row["sigma"][0] / mu for row, mu in zip(rows[1:], (row["mu"][0] for row in rows), strict=False)]
+    assert relative == sorted(relative, reverse=True) and relative[-1] == pytest.approx(0.15)
+
+
+def test_the_paper_preset_searches(tmp_path: Path) -> None:
+    """Its values, on a short schedule; it may start above the budget and must end below."""
+    from dmsflow.settings import preset, resolve
+
+    chosen = resolve(SearchSettings, **{**preset("search", "paper"), "rounds": 2, "weight_epochs": 0.1, "threads": 1})
+    done = manifest.load(search.run(chosen, DATA, tmp_path, command=COMMAND))
+    assert budget.memory_mib(done.network, done.widths) <= 0.12
+    row = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
+    assert row["sigma"] == [1.0] * 8
+
+
+@pytest.mark.parametrize("method", ["uniform", "flat", "random"])
+def test_controls_just_meet_the_budgets(tmp_path: Path, method: str) -> None:
+    done = searched(tmp_path, method=method)
+    used = budget.memory_mib(done.network, done.widths) / 0.03
+    assert 0.97 < used <= 1
+    assert done.artifacts == {}
+
+
+def test_random_controls_follow_the_seed(tmp_path: Path) -> None:
+    draws = [searched(tmp_path / str(index), method="random", seed=seed).widths for index, seed in enumerate((1, 1, 2))]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_an_infeasible_budget_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="vgg11 cannot be that small"):
+        searched(tmp_path, memory_mib=0.0001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "weight_step", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(DmsflowError, match="search, round 1: the loss became nan; lower --learning-rate"):
+        searched(tmp_path)
+    assert not (tmp_path / "search.json").exists()
+
+
+def test_a_user_network_is_a_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from dmsflow.networks.vgg11 import build\n")
+    assert searched(tmp_path / "out", network=str(mine), method="flat").network == vgg11.build(1, 32, 10)
+    mine.write_text("build = 3\n")
+    with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build"):
+        searched(tmp_path / "out2", network=str(mine))
+
+
+def test_a_done_search_is_kept(tmp_path: Path) -> None:
+    searched(tmp_path, method="flat")
+    with pytest.raises(DmsflowError, match="search.json: is already there; --force"):
+        searched(tmp_path, method="uniform")
+    path = search.run(SearchSettings(**SMALL), DATA, tmp_path, command=COMMAND, resume=True)
+    assert manifest.load(path).settings["method"] == "flat"
+
+
+def test_choose_takes_another_only_beyond_its_standard_error() -> None:
+    def row(name: str, difference: float, error: float) -> dict[str, Any]:
+        return {"name": name, "loss": 1 + difference, "loss_difference": difference, "standard_error": error}
+
+    mine = row("searched", 0, 0)
+    assert search.choose([mine, row("flat", -0.01, 0.02)])["name"] == "searched"
+    assert search.choose([mine, row("flat", -0.03, 0.02), row("uniform", -0.04, 0.05)])["name"] == "flat"
+
+
+class Killed(BaseException):
+    pass
+
+
+def _dies_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
+    plain = getattr(owner, name)
+    count = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise Killed
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def _outcome(out: Path) -> tuple[dict[str, int], str]:
+    return manifest.load(out / "search.json").widths, (out / "search.jsonl").read_text()
+
+
+@pytest.mark.parametrize("variant", ["default", "paper-like"])
+def test_killed_anywhere_and_resumed_is_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Widths, every μ and every gradient to the last bit; a checkpoint after each weight step."""
+    changes: dict[str, Any] = {
+        "estimator": "clustered",
+        "reallocate": True,
+        "step": "adam",
+        "step_size": 0.05,
+        "subnetworks": False,
+        "restart": True,
+    }
+    settings = SearchSettings(**{**SMALL, **(changes if variant == "paper-like" else {})})
+    search.run(settings, DATA, tmp_path / "straight", command=COMMAND)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    deaths = [
+        (training, "weight_step", 1),
+        (descent, "width_gradient", 2),
+        (training, "weight_step", 0),
+        (descent, "write_log", 0),
+    ]
+    for owner, name, calls in deaths:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _dies_after(patch, owner, name, calls)
+            search.run(settings, DATA, tmp_path / "killed", command=COMMAND, resume=True)
+    search.run(settings, DATA, tmp_path / "killed", command=COMMAND, resume=True)
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("from_float", [False, True])
+def test_a_killed_training_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_float: bool
+) -> None:
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+    settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, mixed="off")
+    train.run(source, settings, tmp_path / "straight", command=COMMAND)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    for calls in (2, 1, 2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _dies_after(patch, training, "weight_step", calls)
+            train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
+    train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
+    weights = [(tmp_path / name / "train.safetensors").read_bytes() for name in ("straight", "killed")]
+    assert weights[0] == weights[1]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "train-logits.safetensors",
+        "train.json",
+        "train.safetensors",
+    ]
+
+
+def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
+    arguments = [
+        sys.executable, "-m", "dmsflow", "search", "--dataset", "digits", "--train-images", "120", "--memory-mib", "0.03", "--rounds", "4",
+        "--weight-steps", "4", "--width-batches", "2", "--batch-size", "12", "--threads", "1", "--mixed", "off",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [*arguments, "--out", tmp_path / "killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not (tmp_path / "killed" / "search.checkpoint").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "search.json").exists()
+    for out, options in (("killed", ["--resume"]), ("straight", [])):
+        done = subprocess.run(
+            [*arguments, "--out", tmp_path / out, *options], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.strip() == str(tmp_path / out / "search.json")
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
+
+
+def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
+    rows = dict(search.plan(SearchSettings(**SMALL), DATA, tmp_path))
+    assert {"smallest", "base", "largest", "memory budget", "uniform", "flat"} <= rows.keys()
+    assert "0.0767 MiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())

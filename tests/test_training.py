@@ -1,0 +1,149 @@
+"""Batches, checkpoints and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from dmsflow import training
+from dmsflow.datasets import ArraySplit, Dataset
+from dmsflow.errors import DmsflowError
+from dmsflow.model import Model
+from dmsflow.networks import vgg11
+from dmsflow.settings import TrainSettings
+from dmsflow.training import Batches
+
+COUNT, SIZE, PADDING = 22, 8, 2
+CPU = training.Place(torch.device("cpu"), 1, False)
+
+
+def dataset(in_memory: bool = True) -> Dataset:
+    """Images whose pixels tell where they come from: value = 10·row + column + image."""
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    pixels = (10 * rows + columns)[None, :, :, None] + np.arange(COUNT)[:, None, None, None]
+    split = ArraySplit(pixels.astype(np.uint8), np.arange(COUNT) % 4, in_memory)
+    return Dataset("grid", ("a", "b", "c", "d"), split, split, (100,), (1.0,), PADDING, True)
+
+
+def batches(data: Dataset, *, shuffle: bool = True, augment: bool = True, seed: int = 0, size: int = 5) -> Batches:
+    return Batches(
+        data, data.train, np.arange(COUNT), size=size, seed=seed, purpose="test", shuffle=shuffle, augment=augment,
+        where=CPU, workers=0,
+    )  # fmt: skip
+
+
+def test_crop_and_flip_move_pixels_and_pad_with_zero_after_normalisation() -> None:
+    data = dataset()
+    source = torch.from_numpy(data.train.images(np.arange(COUNT))).permute(0, 3, 1, 2).float() - 100
+    padded = torch.nn.functional.pad(source, [PADDING] * 4)
+    windows = padded.unfold(2, SIZE, 1).unfold(3, SIZE, 1).reshape(COUNT, -1, SIZE, SIZE)  # every crop of every image
+    every = torch.cat([windows, windows.flip(3)], 1).flatten(0, 1)
+    labels = torch.from_numpy(data.train.labels).repeat_interleave(len(every) // COUNT)
+    mirrored = 0
+    for images, targets in batches(data).run(0, 12):
+        for image, label in zip(images, targets, strict=True):
+            matches = (every == image[0]).flatten(1).all(1)
+            assert matches.any() and label in labels[matches]
+            mirrored += int(image[0, 4, 2] > image[0, 4, 5])
+    assert 5 < mirrored < 55
+
+
+def test_every_epoch_has_a_new_order_of_whole_batches() -> None:
+    run = batches(dataset(), augment=False)
+    assert run.steps == COUNT // 5
+    first, second = (torch.cat([images for images, _ in run.run(e * 4, e * 4 + 4)])[:, 0, 0, 0] for e in (0, 1))
+    assert len(set(first.tolist())) == 20 and first.tolist() != second.tolist()
+
+
+def test_evaluation_sees_every_image_in_order() -> None:
+    data = dataset()
+    whole = training.whole(data, data.test, CPU, 0)
+    assert torch.cat([labels for _, labels in whole]).tolist() == data.test.labels.tolist()
+    assert sum(len(images) for images, _ in batches(data, shuffle=False, augment=False)) == COUNT
+
+
+def test_a_batch_follows_from_its_step_alone() -> None:
+    straight = list(batches(dataset()).run(0, 9))
+    resumed = list(batches(dataset()).run(6, 9))
+    for (a, labels_a), (b, labels_b) in zip(straight[6:], resumed, strict=True):
+        assert torch.equal(a, b) and torch.equal(labels_a, labels_b)
+    other = next(batches(dataset(), seed=1).run(6, 7))
+    assert not torch.equal(other[0], resumed[0][0])
+
+
+def test_a_streamed_split_gives_the_same_images() -> None:
+    """Through the DataLoader; an ArraySplit does not augment, so neither side does here."""
+    resident, streamed = batches(dataset(), augment=False), batches(dataset(in_memory=False), augment=False)
+    for (a, labels_a), (b, labels_b) in zip(resident.run(2, 7), streamed.run(2, 7), strict=True):
+        assert torch.equal(a, b) and torch.equal(labels_a, labels_b)
+
+
+def test_halves_are_disjoint_whole_and_alike_in_every_class() -> None:
+    split = dataset().train
+    first, second = training.halves(split, 0)
+    assert sorted([*first, *second]) == list(range(COUNT))
+    for label in range(4):
+        assert abs(int((split.labels[first] == label).sum()) - int((split.labels[second] == label).sum())) <= 1
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
+    network = vgg11.build(3, 32, 10)
+    widths = dict.fromkeys(network.widths, 8)
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+
+    def step(model: Model, optimiser: torch.optim.Optimizer) -> None:
+        training.weight_step(model, optimiser, images, labels, CPU)
+
+    torch.manual_seed(0)
+    model = Model(network, widths)
+    optimiser = training.sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    step(model, optimiser)
+    path = tmp_path / "state"
+    training.save_checkpoint(path, [model], [optimiser], {"step": 1})
+    step(model, optimiser)
+
+    other = Model(network, widths)
+    fresh = training.sgd(other, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    tensors, facts = training.load_checkpoint(path)
+    training.restore(tensors, [other], [fresh])
+    step(other, fresh)
+    assert facts == {"step": 1}
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in model.tensors().items())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "state"
+    training.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
+    path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
+    with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
+        training.load_checkpoint(path)
+
+
+def test_a_loss_that_is_no_number_ends_the_stage() -> None:
+    with pytest.raises(DmsflowError, match="train: the loss became nan; lower --learning-rate"):
+        training.check_finite(float("nan"), "train")
+
+
+def test_an_absent_device_is_refused() -> None:
+    for name in ("cuda:7", "abacus"):
+        with pytest.raises(DmsflowError, match=f"--device {name}: is not here; use auto, cpu"):
+            training.place(TrainSettings(device=name))
+
+
+def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    path = tmp_path / "search.checkpoint"
+    path.write_bytes(b"state")
+    with pytest.raises(DmsflowError, match="--resume goes on with it, --force starts again"):
+        training.claim_checkpoint(path, resume=False, force=False)
+    assert training.claim_checkpoint(path, resume=True, force=False).exists()
+    assert not training.claim_checkpoint(path, resume=False, force=True).exists()
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint() -> None:
+    with pytest.raises(DmsflowError, match="written with --batch-size 64, not 32; resume with the same settings"):
+        training.check_same(Path("x"), msgspec.to_builtins(TrainSettings()), TrainSettings(batch_size=32))
