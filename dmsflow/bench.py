@@ -89,9 +89,13 @@ def _subject(source: Path) -> Subject:
     if source.suffix == ".json":
         export = manifest.load(source, "export")
         path = manifest.verify(source, export.artifacts["model"])
-        return Subject(path, runners[path.suffix], export)
+        return Subject(path, target.load(export.settings["target"]).runner, export)
     if source.suffix not in runners:
-        raise DmsflowError(source, "is neither a manifest nor a model file", f"give an export.json, or a {' or '.join(sorted(runners))} file")
+        raise DmsflowError(
+            source,
+            "is neither a manifest nor a model file",
+            f"give an export.json, or a {' or '.join(sorted(runners))} file",
+        )
     if not source.is_file():
         raise DmsflowError(source, "no such file", "give the path of an existing file")
     return Subject(source, runners[source.suffix], None)
@@ -109,7 +113,9 @@ def _measure(subject: Subject, settings: BenchSettings) -> dict[str, devices.Tim
             path = Path(folder) / "float32.onnx"
             _write_float32(subject.export, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
-        job = devices.Job(files=tuple(files.values()), threads=settings.threads, warm_up=settings.warm_up, runs=settings.runs)
+        job = devices.Job(
+            files=tuple(files.values()), threads=settings.threads, warm_up=settings.warm_up, runs=settings.runs
+        )
         return dict(zip(files, device.measure(job).timings, strict=True))
 
 
@@ -166,11 +172,17 @@ def _top1(percent: float | None) -> dict[str, float]:
     return {} if percent is None else {"top1_percent": percent}
 
 
-def _print(subject: Subject, settings: BenchSettings, timings: dict[str, devices.Timing], top1_percent: float | None) -> None:
+def _print(
+    subject: Subject, settings: BenchSettings, timings: dict[str, devices.Timing], top1_percent: float | None
+) -> None:
     rows = []
     for label, timing in timings.items():
         numbers, mine = _numbers(timing), label != FLOAT32
-        ratio = numbers["latency_ms_median"] / _latency(timings[FLOAT32])["latency_ms_median"] if FLOAT32 in timings else None
+        ratio = (
+            numbers["latency_ms_median"] / _latency(timings[FLOAT32])["latency_ms_median"]
+            if FLOAT32 in timings
+            else None
+        )
         rows.append(
             (
                 label,
@@ -183,7 +195,18 @@ def _print(subject: Subject, settings: BenchSettings, timings: dict[str, devices
                 None if top1_percent is None or not mine else f"{top1_percent:.2f}",
             )
         )
-    head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")
+    head = (
+        "file",
+        "runtime",
+        "median ms",
+        "p90 ms",
+        "min ms",
+        "÷ float32",
+        "load ms",
+        "peak MiB",
+        "file KiB",
+        "top-1 %",
+    )
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     print_table(f"{settings.device}, {threads}, {settings.runs} runs of each in turn", head, rows)
     if FLOAT32 in timings:
@@ -210,10 +233,15 @@ def _save(
         "stage": "bench",
         "command": command,
         "settings": msgspec.to_builtins(settings),
-        "artifacts": {"model": manifest.artifact(subject.path, out), "timings": manifest.artifact(out / "bench-timings.json", out)},
+        "artifacts": {
+            "model": manifest.artifact(subject.path, out),
+            "timings": manifest.artifact(out / "bench-timings.json", out),
+        },
         "metrics": metrics,
         "environment": manifest.environment(
-            device=settings.device, threads=settings.threads, runtimes={label: timing.runtime for label, timing in timings.items()}
+            device=settings.device,
+            threads=settings.threads,
+            runtimes={label: timing.runtime for label, timing in timings.items()},
         ),
     }
     if subject.export is None:
@@ -222,4 +250,6 @@ def _save(
         return path
     chain = subject.export
     parent = manifest.artifact(source, out)
-    return manifest.save(path, Manifest(parent=parent, network=chain.network, widths=chain.widths, data=chain.data, **fields))
+    return manifest.save(
+        path, Manifest(parent=parent, network=chain.network, widths=chain.widths, data=chain.data, **fields)
+    )

@@ -159,16 +159,11 @@ def flow_options(out: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def _presets() -> list[str]:
-    return sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
-
-
 preset_option = click.option(
     "--preset",
-    type=click.Choice(_presets()),
     default="quick",
     show_default=True,
-    help="Values for all options not given.",
+    help="Values for all options not given: see dmsflow list presets, or the path of a .toml file.",
 )
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))

@@ -71,7 +71,8 @@ def _names(path: Path) -> Iterator[str]:
 
 def lacking(aim: target.Target) -> list[str]:
     """Modules that are missing for writing and running the files of a target on this machine."""
-    files = (PACKAGE / "exporters" / f"{aim.exporter}.py", PACKAGE / "runners" / f"{aim.runner}.py")
+    plugins = (("exporters", aim.exporter), ("runners", aim.runner))
+    files = [Path(name) if name.endswith(".py") else PACKAGE / folder / f"{name}.py" for folder, name in plugins]
     return [module for path in files if path.is_file() for module in needed(path) if not is_installed(module)]
 
 

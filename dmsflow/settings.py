@@ -35,7 +35,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     threads: Annotated[Natural, Meta(description="CPU threads; 0: one per core.")] = 0
     mixed: Annotated[
         Literal["auto", "on", "off"],
-        Meta(description="Train in bfloat16 mixed precision; auto: where the processor or GPU has it. Evaluation is float32."),
+        Meta(
+            description="Train in bfloat16 mixed precision; auto: where the processor or GPU has it. Evaluation is float32."
+        ),
     ] = "auto"
 
 
@@ -47,7 +49,10 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["gradient", "uniform", "flat", "random"],
         Meta(description="gradient searches; the others write the control that just meets the budgets."),
     ] = "gradient"
-    memory_mib: Annotated[Positive | None, Meta(description="Budget: parameter memory in MiB. Without any budget: the base network's memory.")] = None
+    memory_mib: Annotated[
+        Positive | None,
+        Meta(description="Budget: parameter memory in MiB. Without any budget: the base network's memory."),
+    ] = None
     macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
     hold: Annotated[
         Literal["projection", "penalty"],
@@ -59,12 +64,22 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="exact mixes all widths in one mask; clustered samples the paper's three candidates."),
     ] = "exact"
     temperature: Annotated[Positive, Meta(description="Of the Gumbel-softmax (clustered).")] = 1.0
-    reallocate: Annotated[bool, Meta(description="Rebuild the network each round with best-effort initialisation (Eq. 9-10), instead of slicing one of fixed capacity.")] = False
+    reallocate: Annotated[
+        bool,
+        Meta(
+            description="Rebuild the network each round with best-effort initialisation (Eq. 9-10), instead of slicing one of fixed capacity."
+        ),
+    ] = False
     step: Annotated[
         Literal["bounded", "adam"],
-        Meta(description="How widths move: one step a round bounded by the gradient's standard error, or Adam on every batch."),
+        Meta(
+            description="How widths move: one step a round bounded by the gradient's standard error, or Adam on every batch."
+        ),
     ] = "bounded"
-    step_size: Annotated[Positive, Meta(description="Largest change of log width in a round (bounded), or Adam's learning rate on the ratio.")] = 0.15
+    step_size: Annotated[
+        Positive,
+        Meta(description="Largest change of log width in a round (bounded), or Adam's learning rate on the ratio."),
+    ] = 0.15
     start: Annotated[
         Literal["flat", "base"],
         Meta(description="Widths to start from: flat under the budgets, or the base widths times --start-ratio."),
@@ -74,16 +89,30 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio.")] = 8.0
     sigma_start: Annotated[Positive, Meta(description="Scale of the width distribution in the first round.")] = 0.3
     sigma_end: Annotated[Positive, Meta(description="Scale in the last round, reached by a constant factor.")] = 0.15
-    sigma_relative: Annotated[bool, Meta(description="sigma is relative to the width, instead of to the base width.")] = True
+    sigma_relative: Annotated[
+        bool, Meta(description="sigma is relative to the width, instead of to the base width.")
+    ] = True
     rounds: Annotated[Count, Meta(description="Rounds of one weight phase and one width phase.")] = 16
-    weight_epochs: Annotated[Positive | None, Meta(description="Length of a weight phase in epochs of its half of the training set; overrides --weight-steps.")] = None
+    weight_epochs: Annotated[
+        Positive | None,
+        Meta(
+            description="Length of a weight phase in epochs of its half of the training set; overrides --weight-steps."
+        ),
+    ] = None
     weight_steps: Annotated[Count, Meta(description="Length of a weight phase in steps.")] = 40
-    width_batches: Annotated[Natural, Meta(description="Length of a width phase in batches; 0: one pass over its half.")] = 40
-    subnetworks: Annotated[bool, Meta(description="Train random sub-networks at the budget in most weight steps, instead of the mask in all.")] = True
+    width_batches: Annotated[
+        Natural, Meta(description="Length of a width phase in batches; 0: one pass over its half.")
+    ] = 40
+    subnetworks: Annotated[
+        bool,
+        Meta(description="Train random sub-networks at the budget in most weight steps, instead of the mask in all."),
+    ] = True
     batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 128
     learning_rate: Annotated[Positive, Meta(description="Of the weights (SGD), at the start of each cosine.")] = 0.05
     learning_rate_end: Annotated[Positive, Meta(description="Of the weights, at the end of each cosine.")] = 0.01
-    restart: Annotated[bool, Meta(description="One cosine a round (the paper), instead of one over the search.")] = False
+    restart: Annotated[bool, Meta(description="One cosine a round (the paper), instead of one over the search.")] = (
+        False
+    )
     momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
     weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
 
@@ -91,14 +120,24 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the chosen network is trained."""
 
-    precision: Annotated[Literal["binary", "float"], Meta(description="float trains the same widths in full precision: the baseline.")] = "binary"
+    precision: Annotated[
+        Literal["binary", "float"], Meta(description="float trains the same widths in full precision: the baseline.")
+    ] = "binary"
     epochs: Annotated[Count, Meta(description="Passes over the training set.")] = 8
-    from_float: Annotated[bool, Meta(description="Train in full precision first, and start the binary network from it.")] = False
+    from_float: Annotated[
+        bool, Meta(description="Train in full precision first, and start the binary network from it.")
+    ] = False
     float_epochs: Annotated[Count, Meta(description="Passes in full precision (--from-float).")] = 8
     batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 64
     learning_rate: Annotated[Positive, Meta(description="Of SGD, at the start.")] = 0.1
-    schedule: Annotated[Literal["cosine", "step"], Meta(description="cosine falls to 0; step multiplies at the milestones.")] = "cosine"
-    milestones: Annotated[tuple[Natural, ...], Meta(description="Epochs at which the step schedule multiplies.")] = (140, 220, 260)
+    schedule: Annotated[
+        Literal["cosine", "step"], Meta(description="cosine falls to 0; step multiplies at the milestones.")
+    ] = "cosine"
+    milestones: Annotated[tuple[Natural, ...], Meta(description="Epochs at which the step schedule multiplies.")] = (
+        140,
+        220,
+        260,
+    )
     milestone_factor: Annotated[Positive, Meta(description="What it multiplies by.")] = 0.1
     momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
     weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
@@ -108,7 +147,9 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What file is written, and on how many real images it is checked."""
 
     target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
-    check_images: Annotated[Count, Meta(description="Test images on which file, deploy form and trained network are compared.")] = 256
+    check_images: Annotated[
+        Count, Meta(description="Test images on which file, deploy form and trained network are compared.")
+    ] = 256
 
 
 class BenchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,7 +159,9 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
     warm_up: Annotated[Natural, Meta(description="Runs that are not counted.")] = 10
     runs: Annotated[Count, Meta(description="Runs that are counted, of each file.")] = 100
-    baseline: Annotated[bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")] = True
+    baseline: Annotated[
+        bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")
+    ] = True
     accuracy: Annotated[bool, Meta(description="Measure top-1 on the test split.")] = True
 
 
@@ -128,18 +171,23 @@ S = TypeVar("S", bound=msgspec.Struct)
 def preset(stage: str, name: str) -> dict[str, Any]:
     """The field values of a preset for a stage ("search" or "train").
 
+    Args:
+        name: of a file in `presets/`, or the path of a user's own `.toml` file.
+
     Raises:
         DmsflowError: no such preset, or its file is not TOML.
     """
-    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
-    if name not in known:
-        raise DmsflowError(f"--preset {name}", "is unknown", f"use one of {', '.join(known)}")
-    path = PRESETS / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
+        raise DmsflowError(f"--preset {name}", "is unknown", f"use one of {known}, or the path of a .toml file")
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")).get(stage, {})
-        return values
-    except tomllib.TOMLDecodeError as error:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
+    if unknown := set(values) - {"search", "train"}:
+        raise DmsflowError(path, f"has {sorted(unknown)[0]!r}", "give the tables [search] and [train]")
+    return dict(values.get(stage, {}))
 
 
 def resolve(kind: type[S], **values: Any) -> S:

@@ -82,7 +82,9 @@ def _records(value: Any) -> list[dict[str, Any]]:
 
 
 def number(value: Any) -> Any:
-    """Four significant digits of a fraction, a comma at each thousand of a whole number, a dict as a list."""
+    """Four significant digits of a fraction, a comma at each thousand of a whole number, widths as a row."""
+    if isinstance(value, dict) and all(isinstance(inner, int) for inner in value.values()):
+        return " ".join(map(str, value.values()))  # widths, in the order of the table above
     if isinstance(value, dict):
         return ", ".join(f"{name} {number(inner)}" for name, inner in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
