@@ -17,8 +17,6 @@ from dmsflow.exporters import onnx as exporter
 from dmsflow.model import Model
 from dmsflow.runners import onnxruntime as runner
 
-
-
 MEAN, STD = (120, 100, 90), (60.0, 50.0, 70.0)
 
 
@@ -53,6 +51,7 @@ def test_the_float_file_computes_the_float_network(name, negative, tmp_path):
 def deployed(name, seed=0, channels=3, resolution=32, classes=10):
     """A deploy form with random weights and calibrated batch norms, as trained ones are."""
     network, widths = built(name, channels, resolution, classes)
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = Model(network, widths)
     for key, tensor in model.tensors().items():
@@ -77,7 +76,11 @@ def written(request, tmp_path_factory):
 
 
 def random_images(form, count, seed=3):
-    return np.random.default_rng(seed).integers(0, 256, (count, form.resolution, form.resolution, form.channels)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .integers(0, 256, (count, form.resolution, form.resolution, form.channels))
+        .astype(np.float32)
+    )
 
 
 def test_the_file_gives_the_logits_of_the_deploy_form(written):
@@ -118,7 +121,9 @@ def test_the_file_is_standard_and_sound(written):
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in inferred.graph.value_info}
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in inferred.graph.value_info
+    }
     for name, (height, width, channels) in form.shapes().items():
         if name in shapes:
             assert shapes[name] == [1, channels, height, width]
@@ -165,7 +170,9 @@ def test_any_number_of_signs_is_unpacked(count, seed, magnitude):
     value = onnx.helper.make_tensor_value_info(weight, onnx.TensorProto.FLOAT, signs.shape)
     constants = [onnx.numpy_helper.from_array(values, name) for name, values in graph.constants.items()]
     made = onnx.helper.make_graph(graph.nodes, "unpack", [], [value], constants)
-    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", exporter.OPSET)], ir_version=exporter.IR_VERSION)
+    model = onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", exporter.OPSET)], ir_version=exporter.IR_VERSION
+    )
     (unpacked,) = onnx.reference.ReferenceEvaluator(model).run(None, {})
     np.testing.assert_array_equal(unpacked, signs * magnitude)
 

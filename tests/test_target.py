@@ -29,7 +29,9 @@ def test_every_target_names_an_exporter_and_a_runner_that_exist(name):
 def test_a_users_own_file(tmp_path):
     path = tmp_path / "fridge.toml"
     path.write_text(OWN)
-    assert target.load(str(path)) == target.Target(name="fridge", description="mine", exporter="lce", runner="lce", suffix=".tflite")
+    assert target.load(str(path)) == target.Target(
+        name="fridge", description="mine", exporter="lce", runner="lce", suffix=".tflite"
+    )
 
 
 def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
@@ -60,7 +62,9 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
 
 
 def test_an_unknown_target_lists_the_known_ones():
-    with pytest.raises(DmsflowError, match=r"target arm65: is unknown; use one of android-arm64, arm64, .*x86-64, or the path"):
+    with pytest.raises(
+        DmsflowError, match=r"target arm65: is unknown; use one of android-arm64, arm64, .*x86-64, or the path"
+    ):
         target.load("arm65")
 
 
