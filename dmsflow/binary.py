@@ -59,7 +59,8 @@ class _Quantise(torch.autograd.Function):
 def _inside(grad: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
     """grad where 0 < x < alpha, else 0."""
     if x.is_cpu:  # one vectorised pass; it takes alpha as a number, which on a GPU would wait for the device
-        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, float(alpha))
+        inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, float(alpha))
+        return inside
     return torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
 
 
@@ -74,4 +75,5 @@ def quantise(x: Tensor, alpha: Tensor) -> Tensor:
         x: [N, C, H, W].
         alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
     """
-    return _Quantise.apply(x, alpha)  # type: ignore[no-untyped-call]
+    out: Tensor = _Quantise.apply(x, alpha)  # type: ignore[no-untyped-call]
+    return out

@@ -68,7 +68,7 @@ def widths_at(network: Network, ratios: Tensor) -> dict[str, Tensor]:
 def use(network: Network, limits: Sequence[Budget], ratios: Tensor) -> float:
     """The largest fraction of a budget that is used: at most 1 where all are met."""
     widths = dict(zip(network.widths, (ratios * _bases(network)).tolist(), strict=True))
-    return max(budget.cost(network, widths) / budget.limit for budget in limits)
+    return float(max(budget.cost(network, widths) / budget.limit for budget in limits))
 
 
 def _bases(network: Network) -> Tensor:
@@ -197,7 +197,8 @@ def normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tenso
 def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: float) -> Tensor:
     """weight · Σ max(0, cost - limit), the hinge of Eq. 7, evaluated at mu itself."""
     excess = [torch.relu(budget.cost(network, widths_at(network, ratios)) - budget.limit) for budget in limits]
-    return weight * torch.stack(excess).sum()
+    total: Tensor = torch.stack(excess).sum()
+    return weight * total
 
 
 def active_normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tensor:
@@ -211,7 +212,8 @@ def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
     if not len(normal_rows):
         return gradient
     basis, _ = torch.linalg.qr(normal_rows.T)
-    return gradient - basis @ (basis.T @ gradient)
+    along: Tensor = basis @ (basis.T @ gradient)
+    return gradient - along
 
 
 def bounded_step(gradient: Tensor, error: Tensor, normal_rows: Tensor) -> Tensor:

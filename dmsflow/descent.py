@@ -66,7 +66,7 @@ class Descent:
         """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
         s = self.settings
         progress = self.round / max(s.rounds - 1, 1)
-        scale = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
+        scale: float = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
         return scale * self.centre[index] if s.sigma_relative else scale
 
     def window(self, index: int, base: int) -> tuple[int, int]:
@@ -124,7 +124,7 @@ def begin(
     kept = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
     cut = max(1, round(HELD_OUT * len(kept)))
 
-    def batches(indices: np.ndarray, purpose: str, augment: bool) -> Batches:
+    def batches(indices: training.Indices, purpose: str, augment: bool) -> Batches:
         return Batches(
             dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
             shuffle=True, augment=augment, where=where, workers=workers,

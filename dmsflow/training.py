@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
 from dmsflow.settings import Record
+
+Indices = NDArray[np.int64]
 
 clock = time.monotonic
 CHECKPOINT_SECONDS = 60.0
@@ -99,7 +102,7 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: Dataset, split: Split, indices: np.ndarray, *, size: int, seed: int, purpose: str,
+        self, dataset: Dataset, split: Split, indices: Indices, *, size: int, seed: int, purpose: str,
         shuffle: bool, augment: bool, where: Place, workers: int,
     ) -> None:  # fmt: skip
         if not len(indices):
@@ -167,12 +170,12 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class _Decoded(torch.utils.data.Dataset[Tensor]):
     """The decoded batches of some steps, for torch's DataLoader; item i is step steps[i]."""
 
     split: Split
     steps: range
-    indices: list[np.ndarray]
+    indices: list[Indices]
     seed: int | None
 
     def __len__(self) -> int:
@@ -189,12 +192,12 @@ class _Decoded:
         return torch.from_numpy(self.split.images(self.indices[item], seed)).permute(0, 3, 1, 2)
 
 
-def _resident(split: Split, indices: np.ndarray, device: torch.device) -> Tensor:
+def _resident(split: Split, indices: Indices, device: torch.device) -> Tensor:
     """A split that fits, as one uint8 tensor [N, C, H, W] on the device."""
     return torch.from_numpy(split.images(indices)).permute(0, 3, 1, 2).to(device)
 
 
-def halves(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
     """Two disjoint halves of a training set, alike in every class: for weights, and for widths."""
     draw = np.random.default_rng([seed, zlib.crc32(b"halves")])
     first, second = [], []
@@ -229,7 +232,7 @@ def weight_step(
     """One step of SGD on the weights; the loss, detached and still on the device."""
     loss = loss_of(model, images, labels, where, live)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
     return loss.detach()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dmsflow.network import INPUT, Layer, Network
 
-PLAN = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+PLAN: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
@@ -24,10 +24,10 @@ def build(channels: int, resolution: int, classes: int) -> Network:
         last = name
 
     for step, following in zip(PLAN, (*PLAN[1:], "end"), strict=True):
-        if step == "pool":
+        if isinstance(step, str):
             continue
         index = len(widths)
-        widths[f"conv{index}"] = int(step) // divisor
+        widths[f"conv{index}"] = step // divisor
         if index:
             add(f"quantize{index}", "quantize")
         add(f"conv{index}", "binary_conv" if index else "conv", width=f"conv{index}", kernel=3, padding=1)
@@ -37,4 +37,6 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     add("relu", "relu")
     add("average", "average_pool")
     add("dense", "dense", width=classes)
-    return Network(name="vgg11", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers))
+    return Network(
+        name="vgg11", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
+    )
