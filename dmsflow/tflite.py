@@ -160,7 +160,7 @@ def loads(data: bytes) -> dict[str, Any]:
         Damaged: something points outside the file, or to a tensor, buffer or operator that is not there.
     """
     if data[4:8] != IDENTIFIER:
-        raise Damaged("it does not begin as a TFLite file does")
+        raise Damaged("it does not begin as one")
     model = _Reader(data).table("Model", 0)
     _check(model)
     return model

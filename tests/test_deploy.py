@@ -1,0 +1,414 @@
+"""The deploy form against the plain mathematics in float64, and in exact fractions."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from dmsflow import deploy
+from dmsflow.errors import DmsflowError
+from dmsflow.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.networks import resnet18, vgg11
+
+MEAN, STD = (125, 123, 114), (64.0, 32.0, 64.0)  # powers of two: the stem's weights then lie on its grid
+
+
+# --- trained networks, made up ----------------------------------------------------------------
+
+
+def odd_widths(network, seed):
+    random = np.random.default_rng(seed)
+    return {name: int(base * random.uniform(0.3, 2.2)) | 1 for name, base in network.widths.items()}
+
+
+def trained(network, widths, seed=0, magnitude=1.0, images=None):
+    """Random weights; batch norms calibrated on `images`, alphas of about `magnitude`."""
+    random = np.random.default_rng(seed)
+    keys = out_widths(network)
+    weights = {}
+    for layer in network.layers:
+        c_out, c_in = value(widths, keys[layer.name]), value(widths, keys[layer.inputs[0]])
+        shape = (c_out, c_in, layer.kernel, layer.kernel)
+        if layer.op == "conv":
+            weights[f"{layer.name}.weight"] = random.integers(-40, 41, shape) / 32
+        if layer.op == "binary_conv":
+            weights[f"{layer.name}.weight"] = random.normal(0, 0.1, shape)
+        if layer.op == "dense":
+            weights[f"{layer.name}.weight"] = random.normal(0, 1 / magnitude, (c_out, c_in))
+            weights[f"{layer.name}.bias"] = random.normal(size=c_out)
+        if layer.op == "batch_norm":
+            pooled = network.layer(layer.inputs[0]).op == "max_pool"
+            sign = 1 if pooled else random.choice([-1, 1], c_out)
+            weights[f"{layer.name}.weight"] = magnitude * sign * random.uniform(0.5, 1.5, c_out)
+            weights[f"{layer.name}.bias"] = magnitude * random.normal(0, 0.3, c_out)
+            weights[f"{layer.name}.running_mean"] = random.normal(size=c_out)
+            weights[f"{layer.name}.running_var"] = random.uniform(0.5, 2, c_out)
+        if layer.op == "quantize":
+            weights[f"{layer.name}.alpha"] = magnitude * random.uniform(0.3, 1.5)
+    weights = {name: np.asarray(array, np.float32) for name, array in weights.items()}
+    if images is not None:
+        plain(network, weights, images, calibrate=True)
+    return weights
+
+
+def pixels(network, count, seed=1):
+    shape = (count, network.resolution, network.resolution, network.channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# --- the oracle: every op as it is defined, in float64, NCHW -----------------------------------
+
+
+def plain(network, weights, images, calibrate=False):
+    """Logits; `calibrate` sets the running statistics of each batch norm to what it sees."""
+    mean, std = (np.reshape(part[: network.channels], (-1, 1, 1)) for part in (MEAN, STD))
+    tensors = {INPUT: (images.transpose(0, 3, 1, 2) - mean) / std}
+    for layer in network.layers:
+        x = tensors[layer.inputs[0]]
+        if layer.op == "batch_norm" and calibrate:
+            weights[f"{layer.name}.running_mean"] = x.mean((0, 2, 3)).astype(np.float32)
+            weights[f"{layer.name}.running_var"] = x.var((0, 2, 3)).astype(np.float32)
+        own = {
+            key.rpartition(".")[2]: array.astype(np.float64)
+            for key, array in weights.items()
+            if key.rpartition(".")[0] == layer.name
+        }
+        tensors[layer.name] = plain_op(layer, own, [tensors[name] for name in layer.inputs])
+    return tensors[network.layers[-1].name]
+
+
+def plain_op(layer, own, inputs):
+    x = inputs[0]
+    if layer.op in ("conv", "binary_conv"):
+        weight = own["weight"] if layer.op == "conv" else plain_binary(own["weight"])
+        return np.einsum("ncijkl,ockl->noij", windows(x, layer, 0), weight, optimize=True)
+    if layer.op == "max_pool":
+        return windows(x, layer, -np.inf).max((4, 5))
+    if layer.op == "batch_norm":
+        gain = own["weight"] / np.sqrt(own["running_var"] + 1e-5)
+        return (x - own["running_mean"][:, None, None]) * gain[:, None, None] + own["bias"][:, None, None]
+    if layer.op == "quantize":
+        return own["alpha"] * (x > own["alpha"] / 2)
+    if layer.op == "dense":
+        return x.reshape(len(x), -1) @ own["weight"].T + own["bias"]
+    return {
+        "relu": lambda: np.maximum(x, 0),
+        "add": lambda: x + inputs[1],
+        "average_pool": lambda: x.mean((2, 3), keepdims=True),
+    }[layer.op]()
+
+
+def plain_binary(latent):
+    centred = latent - latent.mean((1, 2, 3), keepdims=True)
+    standard = centred / np.sqrt(latent.var((1, 2, 3), keepdims=True) + 1e-10)
+    return np.where(standard < 0, -1, 1) * abs(standard).mean((1, 2, 3), keepdims=True)
+
+
+def windows(x, layer, fill):
+    """[N, C, H, W] -> [N, C, H', W', k, k]"""
+    x = np.pad(x, ((0, 0), (0, 0), *[(layer.padding,) * 2] * 2), constant_values=fill)
+    seen = np.lib.stride_tricks.sliding_window_view(x, (layer.kernel, layer.kernel), (2, 3))
+    return seen[:, :, :: layer.stride, :: layer.stride]
+
+
+# --- small networks of every shape --------------------------------------------------------------
+
+
+def small_network(seed):
+    """Random kernels, strides, paddings and pools, and a residual sum at the end."""
+    random = np.random.default_rng(seed)
+    layers, widths = [], {}
+
+    def add(op, name, *inputs, **fields):
+        layers.append(Layer(name=name, op=op, inputs=inputs, **fields))
+        return name
+
+    def convolution(op, index, last):
+        kernel, stride, pool = int(random.choice([1, 3, 5])), int(random.integers(1, 3)), int(random.integers(3))
+        padding = int(random.integers(0, kernel // 2 + 1))
+        widths[f"conv{index}"] = int(random.integers(1, 70))
+        last = add(op, f"conv{index}", last, width=f"conv{index}", kernel=kernel, stride=stride, padding=padding)
+        if pool and stride == 1:  # 2×2 or padded 3×3
+            last = add("max_pool", f"pool{index}", last, kernel=pool + 1, stride=2, padding=pool - 1)
+        if index == 0 or random.random() < 0.8:
+            last = add("batch_norm", f"norm{index}", last)
+        return add("relu", f"relu{index}", last) if random.random() < 0.3 else last
+
+    last = convolution("conv", 0, INPUT)
+    for index in (1, 2):
+        last = convolution("binary_conv", index, add("quantize", f"quantize{index}", last))
+    entry = add("quantize", "quantize3", last)
+    widths["end"] = int(random.integers(1, 70))
+    left = add("batch_norm", "left_norm", add("binary_conv", "left", entry, width="end", kernel=3, padding=1))
+    right = add("binary_conv", "right", entry, width="end")
+    last = add("average_pool", "average", add("relu", "relu", add("add", "sum", left, right)))
+    add("dense", "dense", last, width=7)
+    resolution = int(random.integers(30, 40))
+    return Network(
+        name=f"small{seed}", channels=3, resolution=resolution, classes=7, widths=widths, layers=tuple(layers)
+    )
+
+
+# --- what the deploy form computes --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 1e-3), (2, 300.0)])
+def test_vgg11_is_the_trained_network(seed, magnitude):
+    network = vgg11.build(3, 32, 10)
+    widths, images = odd_widths(network, seed), pixels(network, 60)
+    weights = trained(network, widths, seed, magnitude, images)
+    form = deploy.deploy_form(network, widths, weights, MEAN, STD)
+    expected = plain(network, weights, images)
+    assert expected.std(0).min() > 0.1  # the images do differ
+    np.testing.assert_allclose(deploy.run(form, images), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 20.0)])
+def test_resnet18_is_the_trained_network_but_for_float32_sums(seed, magnitude):
+    network = resnet18.build(3, 32, 10)
+    widths, images = odd_widths(network, seed), pixels(network, 40)
+    weights = trained(network, widths, seed, magnitude, images)
+    form = deploy.deploy_form(network, widths, weights, MEAN, STD)
+    moved = abs(deploy.run(form, images) - plain(network, weights, images)).max(1) > 1e-3
+    assert moved.sum() <= 2  # a residual sum within float32's rounding of alpha / 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_networks_are_the_trained_ones(seed):
+    network = small_network(seed)
+    images = pixels(network, 8)
+    weights = trained(network, network.widths, seed, images=images)
+    form = deploy.deploy_form(network, network.widths, weights, MEAN, STD)
+    np.testing.assert_allclose(deploy.run(form, images), plain(network, weights, images), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
+def test_images_of_224_pixels(build):
+    network = build(3, 224, 5)
+    widths = {name: 3 + 2 * index for index, name in enumerate(network.widths)}
+    images = pixels(network, 2)
+    weights = trained(network, widths, 3, images=images)
+    form = deploy.deploy_form(network, widths, weights, MEAN, STD)
+    np.testing.assert_allclose(deploy.run(form, images), plain(network, weights, images), rtol=1e-4, atol=1e-3)
+
+
+def test_images_are_computed_one_by_one(monkeypatch):
+    network = vgg11.build(3, 32, 10)
+    images = pixels(network, 5)
+    form = deploy.deploy_form(network, network.widths, trained(network, network.widths, images=images), MEAN, STD)
+    whole = deploy.run(form, images)
+    monkeypatch.setattr(deploy, "CHUNK", 1)
+    np.testing.assert_allclose(deploy.run(form, images), whole, rtol=1e-6)
+    assert deploy.run(form, images[:0]).shape == (0, 10)
+
+
+# --- thresholds -----------------------------------------------------------------------------------
+
+CHAIN = Network(
+    name="chain",
+    channels=1,
+    resolution=3,
+    classes=2,
+    widths={"a": 1, "b": 1},
+    layers=(
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="a"),
+        Layer(name="quantize1", op="quantize", inputs=("stem",)),
+        Layer(name="conv", op="binary_conv", inputs=("quantize1",), width="b", kernel=3),
+        Layer(name="norm", op="batch_norm", inputs=("conv",)),
+        Layer(name="quantize2", op="quantize", inputs=("norm",)),
+        Layer(name="last", op="binary_conv", inputs=("quantize2",), width="b"),
+        Layer(name="average", op="average_pool", inputs=("last",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=2),
+    ),
+)
+DYADIC = st.floats(-8, 8, width=32, allow_subnormal=False)
+POSITIVE = st.floats(2**-10, 2**10, width=32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    gamma=DYADIC,
+    beta=DYADIC,
+    mu=DYADIC,
+    variance=POSITIVE,
+    alpha=POSITIVE,
+    following=POSITIVE,
+    c_in=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, following, c_in, seed):
+    """bit(sum) == [gamma (alpha E sum - mu) / sqrt(variance + eps) + beta > alpha' / 2] for every sum there can be."""
+    widths = {"a": c_in, "b": 1}
+    weights = trained(CHAIN, widths, seed)
+    norm = {"weight": [gamma], "bias": [beta], "running_mean": [mu], "running_var": [variance]}
+    weights |= {f"norm.{name}": np.array(array) for name, array in norm.items()}
+    weights |= {"quantize1.alpha": np.array(alpha), "quantize2.alpha": np.array(following)}
+    form = deploy.deploy_form(CHAIN, widths, weights, (0,), (1.0,))
+    conv = next(op for op in form.ops if op.name == "conv")
+    before, magnitude = deploy.binarised(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
+    turned = -1 if (conv.signs != before).any() else 1
+    for count in range(-conv.count, conv.count + 1):
+        left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
+        right = Fraction(following) / 2 - Fraction(beta)
+        exact = beyond(left, right, Fraction(variance) + Fraction(1e-5))
+        assume(exact is not None)
+        assert (turned * count >= conv.thresholds[0]) == exact
+
+
+def beyond(left, right, square):
+    """left > right * sqrt(square), or None where float64 cannot tell the two apart."""
+    a, b = left * abs(left), right * abs(right) * square
+    if abs(a - b) <= Fraction(1, 10**9) * max(abs(a), abs(b)) and a != b:
+        return None
+    return a > b if right or left else False
+
+
+def test_a_value_at_half_alpha_is_off():
+    assert deploy._thresholds(np.array([0.5, 0.25]), np.array([0.0, 0.5]), 1.0, 10).tolist() == [3, 3]
+
+
+def test_scale_zero_is_always_on_or_never():
+    limits = deploy._thresholds(np.array([0.0, 0.0, 1e-320]), np.array([2.0, 0.5, 0.5]), 1.0, 10)
+    assert limits.tolist() == [-10, 10, 10]
+
+
+def test_a_dead_channel_runs():
+    widths = {"a": 3, "b": 2}
+    weights = trained(CHAIN, widths)
+    weights["norm.weight"][:] = 0
+    weights["norm.bias"][:] = [-1e9, 1e9]
+    form = deploy.deploy_form(CHAIN, widths, weights, (0,), (1.0,))
+    conv = next(op for op in form.ops if op.name == "conv")
+    assert conv.thresholds.tolist() == [conv.count + 1, -conv.count - 1]
+
+
+# --- the stem ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_stem_is_exact_in_any_order(kernel, size):
+    random = np.random.default_rng(0)
+    weight = size * random.standard_cauchy((9, kernel, kernel, 3))
+    weight[0] = 0
+    reach = np.array([130.0, 255.0, 141.0])
+    whole, step = deploy._whole(weight, reach)
+    assert (whole == np.rint(whole)).all() and not np.signbit(whole[whole == 0]).any()
+    assert (abs(whole * step[:, None, None, None] - weight) <= step[:, None, None, None] / 2).all()
+    products = (np.sign(whole) * whole * reach).reshape(9, -1)  # of the image that drives each filter furthest
+    assert products.sum(1).max() <= deploy.EXACT < 2**23
+    assert (
+        products[1:].sum(1).min() > deploy.EXACT / 4
+    )  # the grid is as fine as it can be, to a factor of two and rounding
+    for _ in range(5):
+        order = random.permutation(products.shape[1])
+        assert (products[:, order].astype(np.float32).cumsum(1, dtype=np.float32)[:, -1] == products.sum(1)).all()
+
+
+def test_stem_thresholds_leave_whole_numbers_exact():
+    """threshold - 1 - sum, which is what a file computes, stays below 2^24."""
+    assert (deploy.EXACT + 1) - 1 + deploy.EXACT < 2**24
+    assert (deploy.EXACT + 1) + 1 + deploy.EXACT <= 2**24
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def refusal(network, weights, mean=MEAN, std=STD):
+    with pytest.raises(DmsflowError) as caught:
+        deploy.deploy_form(network, network.widths, weights, mean, std)
+    return str(caught.value)
+
+
+def test_a_negative_scale_behind_a_max_pool_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    weights["norm3.weight"][2] = -0.5
+    assert (
+        refusal(network, weights)
+        == "norm3: has a negative scale behind a max pool; train with that scale held positive"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train with alpha held above 0"),
+        (
+            "conv3.weight",
+            lambda weight: weight[1:],
+            "conv3.weight: has shape [63, 64, 3, 3]; the widths make it [64, 64, 3, 3]",
+        ),
+        (
+            "norm1.bias",
+            lambda bias: bias * np.nan,
+            "norm1.bias: holds values that are not finite; train again, with a smaller learning rate",
+        ),
+        (
+            "norm1.running_var",
+            lambda var: -var,
+            "norm1.running_var: is negative; export with the weights that train wrote",
+        ),
+        (
+            "norm7.weight",
+            lambda weight: weight * 1e38,
+            "conv7: has a scale beyond float32; train again, with a smaller learning rate",
+        ),
+    ],
+)
+def test_bad_weights_are_refused(name, change, expected):
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    with np.errstate(over="ignore"):
+        weights[name] = change(weights[name].astype(np.float64))
+    assert refusal(network, weights) == expected
+
+
+def test_a_missing_weight_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    del weights["norm1.bias"]
+    assert (
+        refusal(network, weights)
+        == "norm1.bias: is not among the trained weights; export with the manifest that train wrote"
+    )
+
+
+def test_a_broken_mean_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    assert refusal(network, weights, mean=(125.5, 123, 114)).startswith(
+        "the data set's mean and std: are [125.5, 123.0, 114.0]"
+    )
+    assert "whole numbers and positive ones" in refusal(network, weights, std=(1.0, 0.0, 1.0))
+
+
+def test_a_float_convolution_inside_is_refused():
+    layers = (
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="a"),
+        Layer(name="second", op="conv", inputs=("stem",), width="a"),
+        Layer(name="average", op="average_pool", inputs=("second",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=2),
+    )
+    network = Network(name="floats", channels=1, resolution=4, classes=2, widths={"a": 2}, layers=layers)
+    message = refusal(network, trained(network, network.widths), (0,), (1.0,))
+    assert message == "second: conv reads 'stem'; a float conv reads the image, and no other op does"
+
+
+# --- accounting -----------------------------------------------------------------------------------------
+
+
+def test_account_counts_bits_and_words():
+    widths = {"a": 3, "b": 5}
+    rows = deploy.account(deploy.deploy_form(CHAIN, widths, trained(CHAIN, widths), (0,), (1.0,)))
+    assert [(row.name, row.binary_bytes, row.float_bytes) for row in rows] == [
+        ("stem", 0, 4 * (3 + 1 + 3)),  # weights, mean, thresholds
+        ("conv", math.ceil(3 * 9 * 5 / 8), 4 * 5),  # thresholds
+        ("last", math.ceil(5 * 5 / 8), 4 * (5 + 5)),  # a multiplier and a bias
+        ("dense", 0, 4 * (5 * 2 + 2)),
+    ]
