@@ -1,0 +1,114 @@
+"""Searched widths against uniform and flat ones on CIFAR-10, at equal budgets and schedule.
+
+Runs `dmsflow search | train | export | bench` for every method and seed, `--jobs` at a time and
+one thread each, and goes on where it was stopped. Every figure of docs/results/cifar10.json, from
+which docs/results.md has its table, comes from here:
+
+    python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS --out runs/cifar10
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmsflow import manifest
+
+CASES = {"memory": ("--memory-mib", "0.08"), "memory+MACs": ("--memory-mib", "0.08", "--macs-m", "16")}
+METHODS = ("uniform", "flat", "gradient")
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cifar10.json"
+KEPT = ("versions", "processor", "cores", "threads", "mixed", "commit", "date")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder with train/ and test/, a folder per class in each")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--train-images", default="20000")
+    parser.add_argument("--epochs", default="8")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    jobs = list(itertools.product(arguments.seeds, arguments.methods, arguments.cases))
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        rows = [row for row in pool.map(lambda job: run(arguments, *job), jobs) if row]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+
+
+def run(arguments: argparse.Namespace, seed: int, method: str, case: str) -> dict[str, Any]:
+    """One chain, or what is left of it."""
+    out = arguments.out / f"{case}-{method}-{seed}"
+    data = ["--dataset", f"image-folder:{arguments.data}", "--train-images", arguments.train_images]
+    computing = ["--seed", str(seed), "--threads", "1"]
+    search = stage("search", *data, *CASES[case], "--method", method, *computing, "--out", out)
+    train = stage("train", search, "--epochs", arguments.epochs, *computing, "--out", out)
+    export = stage("export", train, "--target", "x86-64", "--out", out)
+    found, trained, exported = (manifest.load(path) for path in (search, train, export))
+    return {
+        "case": case, "method": method, "seed": seed,
+        "widths": list(found.widths.values()), "memory_mib": found.metrics["memory_mib"], "macs_m": found.metrics["macs_m"],
+        "top1_percent": trained.metrics["top1_percent"], "file_bytes": exported.metrics["file_bytes"],
+        "search_seconds": found.metrics["seconds"], "train_seconds": trained.metrics["seconds"],
+        "comparison": found.metrics.get("comparison"), "chosen": found.metrics.get("chosen"),
+        "settings": {"train_images": int(arguments.train_images), "epochs": int(arguments.epochs)},
+        "environment": {key: value for key, value in trained.environment.items() if key in KEPT},
+    }  # fmt: skip
+
+
+def stage(name: str, *words: object) -> Path:
+    """Run one stage, or find it done; its manifest."""
+    out = Path(str(words[-1]))
+    path = out / f"{name}.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        resume = [] if name == "export" else ["--resume"]
+        with (out / f"{name}.log").open("a") as log:
+            command = [sys.executable, "-m", "dmsflow", name, *map(str, words), *resume]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name} failed, see {out / f'{name}.log'}")
+    return path
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over the seeds, as a Markdown table."""
+    lines = ["| budgets | widths | MiB | M MACs | top-1 % | seeds |", "|---|---|---|---|---|---|"]
+    for (case, method), group in grouped(rows):
+        top1 = [row["top1_percent"] for row in group]
+        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+        cells = (
+            case, f"{'searched' if method == 'gradient' else method}: {'; '.join(unique(group))}",
+            f"{statistics.mean(row['memory_mib'] for row in group):.4f}", f"{statistics.mean(row['macs_m'] for row in group):.1f}",
+            f"{statistics.mean(top1):.2f}{spread}", str(len(top1)),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    def key(row: dict[str, Any]) -> tuple[int, int]:
+        return list(CASES).index(row["case"]), METHODS.index(row["method"])
+
+    for _, group in itertools.groupby(sorted(rows, key=key), key):
+        members = list(group)
+        yield (members[0]["case"], members[0]["method"]), members
+
+
+def unique(group: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(" ".join(map(str, row["widths"])) for row in group))
+
+
+if __name__ == "__main__":
+    main()
