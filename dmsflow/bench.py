@@ -78,7 +78,7 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
         ("runner", subject.runner),
         ("device", settings.device),
         ("baseline", "float32 network of the same widths, in onnxruntime" if baseline else "none"),
-        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {settings.threads} threads"),
+        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {_threads(settings)}"),
         ("top-1", f"on the test split of {split}" if split else "not measured"),
         ("writes", str(out / "bench.json")),
     ]
@@ -207,11 +207,14 @@ def _print(
         "file KiB",
         "top-1 %",
     )
-    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
-    print_table(f"{settings.device}, {threads}, {settings.runs} runs of each in turn", head, rows)
+    print_table(f"{settings.device}, {_threads(settings)}, {settings.runs} runs of each in turn", head, rows)
     if FLOAT32 in timings:
         print("float32: the network of the same widths", file=sys.stderr)
     print(PEAK, file=sys.stderr)
+
+
+def _threads(settings: BenchSettings) -> str:
+    return "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
 
 
 def _ms(value: float) -> str:

@@ -150,7 +150,10 @@ def _binary(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, N
     _check_packed(exporter.census(path), exporter, form, path)
     account = deploy.account(form)
     sizes = exporter.layer_bytes(path)
-    rows = [{"layer": row.name, "op": row.op, "binary_bytes": row.binary_bytes, "float_bytes": row.float_bytes} for row in account]
+    rows = [
+        {"layer": row.name, "op": row.op, "binary_bytes": row.binary_bytes, "float_bytes": row.float_bytes}
+        for row in account
+    ]
     return [{**row, "file_bytes": sizes.get(row["layer"], 0)} for row in rows], lambda images: deploy.run(form, images)
 
 
@@ -159,7 +162,9 @@ def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm
     for op, kind in ((exporter.PACKED_CONV, deploy.BinaryConv), (exporter.FLOAT_CONV, deploy.Stem)):
         wanted, found = sum(isinstance(one, kind) for one in form.ops), census.get(op, 0)
         if found != wanted:
-            raise DmsflowError(path.name, f"has {found} ops {op} for {wanted} layers", "report this: the exporter is wrong")
+            raise DmsflowError(
+                path.name, f"has {found} ops {op} for {wanted} layers", "report this: the exporter is wrong"
+            )
 
 
 def _float(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path) -> Written:
@@ -170,14 +175,26 @@ def _float(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, ND
     rows = []
     for layer in layers:
         floats = sum(array.nbytes for key, array in weights.items() if key.rpartition(".")[0] == layer.name)
-        rows.append({"layer": layer.name, "op": layer.op, "binary_bytes": 0, "float_bytes": floats, "file_bytes": sizes.get(layer.name, 0)})
+        rows.append(
+            {
+                "layer": layer.name,
+                "op": layer.op,
+                "binary_bytes": 0,
+                "float_bytes": floats,
+                "file_bytes": sizes.get(layer.name, 0),
+            }
+        )
     return rows, None
 
 
 def _float_exporter(aim: Target) -> Any:
     exporter = plugin.load("exporters", aim.exporter)
     if not hasattr(exporter, "write_float"):
-        raise DmsflowError(f"target {aim.name}", "takes binary networks only, and this one was trained in float", "use --target onnx, or train with --precision binary")
+        raise DmsflowError(
+            f"target {aim.name}",
+            "takes binary networks only, and this one was trained in float",
+            "use --target onnx, or train with --precision binary",
+        )
     return exporter
 
 
@@ -263,6 +280,9 @@ def _print(model: Path, rows: list[dict[str, Any]], check: Check) -> None:
     cells.append(("sum", "", *(f"{_sum(rows, key):,}" for key in sizes[:2]), f"{total:,}"))
     print_table(str(model), ("layer", "op", "binary bytes", "float bytes", "file bytes"), cells)
     if check.difference is not None:
-        print(f"{check.images} test images: equal to the deploy form, no logit differs by more than {check.difference:.1e}", file=sys.stderr)
+        print(
+            f"{check.images} test images: equal to the deploy form, no logit differs by more than {check.difference:.1e}",
+            file=sys.stderr,
+        )
     agreement = f"{check.agreeing} of {check.compared} in the class found, {check.moved} with a logit moved by more than {MOVED}"
     print(f"beside the network as it was trained: {agreement}", file=sys.stderr)

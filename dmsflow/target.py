@@ -60,7 +60,9 @@ def load(name: str) -> Target:
     if name.endswith(".toml"):
         return _read(Path(name))
     if name not in names():
-        raise DmsflowError(f"target {name}", "is unknown", f"use one of {', '.join(names())}, or the path of a .toml file")
+        raise DmsflowError(
+            f"target {name}", "is unknown", f"use one of {', '.join(names())}, or the path of a .toml file"
+        )
     return _read(folder() / f"{name}.toml")
 
 

@@ -117,7 +117,7 @@ def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_man
         one.nbytes for one in load_file(source.parent / "train.safetensors").values()
     )
     assert onnx.PACKED_CONV not in onnx.census(tmp_path / "out" / "model.onnx")
-    with pytest.raises(DmsflowError, match="target arm64: takes binary networks only.*use --target onnx"):
+    with pytest.raises(DmsflowError, match=r"target arm64: takes binary networks only.*use --target onnx"):
         export.run(source, settings("arm64"), tmp_path / "other", command=COMMAND)
     with pytest.raises(DmsflowError, match="use --target onnx"):
         export.plan(source, settings("arm64"), tmp_path / "other")
@@ -191,7 +191,7 @@ def test_wrong_weights_are_named(vgg, tmp_path, change, message):
 
 def test_a_changed_artifact_is_refused(vgg, tmp_path):
     (vgg.parent / "train.safetensors").write_bytes(b"x")
-    with pytest.raises(DmsflowError, match="changed after train.json was written"):
+    with pytest.raises(DmsflowError, match=r"changed after train\.json was written"):
         export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
 
 

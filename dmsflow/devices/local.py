@@ -45,7 +45,9 @@ def measure(job: Job) -> Measurement:
     return Measurement(
         timings=tuple(
             Timing(runtime=runtime, load_ms=load_ms, runs_ms=runs_ms, peak_memory_bytes=memory.peak_memory_bytes)
-            for runtime, load_ms, runs_ms, memory in zip(timed.runtimes, timed.load_ms, timed.runs_ms, alone, strict=True)
+            for runtime, load_ms, runs_ms, memory in zip(
+                timed.runtimes, timed.load_ms, timed.runs_ms, alone, strict=True
+            )
         )
     )
 

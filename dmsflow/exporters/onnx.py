@@ -54,7 +54,9 @@ class Graph:
         return self.node("Add", scaled, self.per_channel(f"{name}.bias", bias), name=name)
 
     def clip(self, x: str, low: float, high: float, name: str) -> str:
-        return self.node("Clip", x, self.constant(f"constant.{low}", low), self.constant(f"constant.{high}", high), name=name)
+        return self.node(
+            "Clip", x, self.constant(f"constant.{low}", low), self.constant(f"constant.{high}", high), name=name
+        )
 
     def pixels(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
@@ -71,11 +73,18 @@ class Graph:
         bits = self.node("BitwiseAnd", shifted, self.constant("constant.bit", 1, np.uint8), name=f"{name}.unpacked")
         flat = self.node("Reshape", bits, self.constant("constant.flat", [-1], np.int64), name=f"{name}.flat")
         if signs.size % 8:
-            ends = self.constant("constant.begin", [0], np.int64), self.constant(f"{name}.count", [signs.size], np.int64)
+            ends = (
+                self.constant("constant.begin", [0], np.int64),
+                self.constant(f"{name}.count", [signs.size], np.int64),
+            )
             flat = self.node("Slice", flat, *ends, name=f"{name}.kept")
-        shaped = self.node("Reshape", flat, self.constant(f"{name}.shape", signs.shape, np.int64), name=f"{name}.shaped")
+        shaped = self.node(
+            "Reshape", flat, self.constant(f"{name}.shape", signs.shape, np.int64), name=f"{name}.shaped"
+        )
         ones = self.node("Cast", shaped, name=f"{name}.ones", to=_onnx().TensorProto.FLOAT)
-        doubled = self.node("Mul", ones, self.constant(f"constant.{2 * magnitude}", 2 * magnitude), name=f"{name}.doubled")
+        doubled = self.node(
+            "Mul", ones, self.constant(f"constant.{2 * magnitude}", 2 * magnitude), name=f"{name}.doubled"
+        )
         return self.node("Sub", doubled, self.constant(f"constant.{magnitude}", magnitude), name=f"{name}.weight")
 
     def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
@@ -167,7 +176,7 @@ _WRITE: dict[type, Any] = {
     deploy.Add: lambda graph, op: graph.node("Add", *op.inputs, name=op.name),
     deploy.Relu: lambda graph, op: graph.node("Relu", *op.inputs, name=op.name),
     deploy.AveragePool: lambda graph, op: graph.node("GlobalAveragePool", *op.inputs, name=op.name),
-    deploy.Dense: lambda graph, op: _dense(graph, *op.inputs, op.name, op.weight, op.bias),
+    deploy.Dense: lambda graph, op: _dense(graph, op.inputs[0], op.name, op.weight, op.bias),
 }
 
 
@@ -202,7 +211,9 @@ def write_float(
     for layer in network.layers:
         inputs = [names[name] for name in layer.inputs]
         if layer.op in ("relu", "quantize"):
-            names[layer.name] = inputs[0] if layer.inputs[0] in positive else graph.node("Relu", *inputs, name=layer.name)
+            names[layer.name] = (
+                inputs[0] if layer.inputs[0] in positive else graph.node("Relu", *inputs, name=layer.name)
+            )
             positive.add(layer.name)
         elif layer.op == "batch_norm" and _folds(network, layer, weights):
             names[layer.name] = inputs[0]
@@ -219,7 +230,7 @@ def _float_layer(graph: Graph, network: Network, layer: Layer, inputs: list[str]
         constants = graph.constant(f"{layer.name}.weight", weight), graph.constant(f"{layer.name}.bias", bias)
         graph.node("Conv", *inputs, *constants, name=layer.name, **_window(layer, layer.kernel))
     elif layer.op == "batch_norm":
-        graph.affine(*inputs, *_scale_and_shift(layer, weights), layer.name)
+        graph.affine(inputs[0], *_scale_and_shift(layer, weights), layer.name)
     elif layer.op == "max_pool":
         graph.node("MaxPool", *inputs, name=layer.name, **_window(layer, layer.kernel))
     elif layer.op == "average_pool":
@@ -227,7 +238,8 @@ def _float_layer(graph: Graph, network: Network, layer: Layer, inputs: list[str]
     elif layer.op == "add":
         graph.node("Add", *inputs, name=layer.name)
     else:
-        _dense(graph, *inputs, layer.name, _weight(weights, f"{layer.name}.weight"), _weight(weights, f"{layer.name}.bias"))
+        parameters = (_weight(weights, f"{layer.name}.{name}") for name in ("weight", "bias"))
+        _dense(graph, inputs[0], layer.name, *parameters)
 
 
 def _folded(network: Network, conv: Layer, weights: Weights) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -254,7 +266,8 @@ def _folds(network: Network, norm: Layer, weights: Weights) -> bool:
 
 def _scale_and_shift(norm: Layer, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     gamma, beta, mean, variance = (
-        _weight(weights, f"{norm.name}.{name}").astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
+        _weight(weights, f"{norm.name}.{name}").astype(np.float64)
+        for name in ("weight", "bias", "running_mean", "running_var")
     )
     scale = gamma / np.sqrt(variance + EPSILON)
     return scale, beta - mean * scale
@@ -321,7 +334,7 @@ def layer_bytes(path: Path) -> dict[str, int]:
 def _load(path: Path) -> Any:
     """The graph of a file."""
     onnx = _onnx()
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx.load(path).graph

@@ -25,10 +25,11 @@ class Session:
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
-        return self.session.run(None, {self.input_name: images})[0]
+        logits: NDArray[np.float32] = self.session.run(None, {self.input_name: images})[0]
+        return logits
 
 
-def open(path: Path, threads: int = 1) -> Session:
+def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     """Load a model file.
 
     Raises:
@@ -39,14 +40,25 @@ def open(path: Path, threads: int = 1) -> Session:
 
     if not path.is_file():
         raise DmsflowError(path, "no such file", "give the path of an .onnx file")
-    refusals = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.RuntimeException)
+    refusals = (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
     try:
         session = runtime.InferenceSession(path, options(threads), providers=["CPUExecutionProvider"])
     except refusals as error:
         reason = str(error).rpartition("failed:")[2]
         raise DmsflowError(path, f"onnxruntime cannot load it ({reason})", "export it again") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(isinstance(size, int) for size in inputs[0].shape):
+    if (
+        len(inputs) != 1
+        or inputs[0].type != "tensor(float)"
+        or not all(isinstance(size, int) for size in inputs[0].shape)
+    ):
         given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise DmsflowError(path, f"has the inputs {given}", "give a model with one float32 input of a fixed shape")
     return Session(session, inputs[0].name, tuple(inputs[0].shape))
