@@ -33,7 +33,7 @@ format: $(STAMP)
 
 # The parts of docs/ that the code itself can tell; tests fail where they are stale.
 docs: $(STAMP)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/cli.py
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt

@@ -304,15 +304,14 @@ def run_command(
     """All four stages, in one folder.
 
     It takes the options of all stages. Where two stages have an option of the same name, the stage
-    stands before it (--train-batch-size), but --seed, --device and --threads are said once for
-    search and train.
+    stands before it (--train-batch-size); what stands under "Search and train" is said once for both.
     """
-    from dmsflow import search, show
-
     _one_of(resume, force)
     chosen = {record: resolved(ctx, record) for record in RECORDS}
     out = out or _default_out(chosen["data"], chosen["search"])
     _check_ahead(chosen["export"], chosen["bench"])
+    from dmsflow import search, show
+
     if dry_run:
         _print_plan("search", search.plan(chosen["search"], chosen["data"], out))
         for stage in STAGES[1:]:

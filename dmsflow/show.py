@@ -56,7 +56,9 @@ def _print_stage(path: Path, each: Manifest, stream: TextIO) -> None:
     flat = [(name, number(value)) for name, value in each.metrics.items() if not isinstance(value, (dict, list))]
     ran = each.environment
     flat += [("on", f"{ran.get('processor')}, {ran.get('system')}")]
-    flat += [(name, number(ran[name])) for name in ("device", "threads", "runtimes") if name in ran]
+    flat += [
+        (name, number(ran[name])) for name in ("torch_device", "device", "threads", "mixed", "runtimes") if name in ran
+    ]
     flat += [("date", ran.get("date")), ("command", shlex.join(each.command))]
     flat += [
         (f"file: {role}", f"{path.parent / file.path} ({file.size_bytes:,} bytes)")

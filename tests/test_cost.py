@@ -45,7 +45,16 @@ def test_resnet18_on_imagenet(times: int, papers: float) -> None:
 
 def test_macs_of_vgg11_by_hand() -> None:
     """Each conv: inputs · outputs · 9 · pixels; the last dense: 128 · 10."""
-    convs = [(3, 16, 32), (16, 32, 16), (32, 64, 8), (64, 64, 8), (64, 128, 4), (128, 128, 4), (128, 128, 2), (128, 128, 2)]
+    convs = [
+        (3, 16, 32),
+        (16, 32, 16),
+        (32, 64, 8),
+        (64, 64, 8),
+        (64, 128, 4),
+        (128, 128, 4),
+        (128, 128, 2),
+        (128, 128, 2),
+    ]
     expected = [inputs * outputs * 9 * size**2 for inputs, outputs, size in convs]
     built = network("vgg11")
     assert cost.macs(built, built.widths) == sum(expected) + 1280

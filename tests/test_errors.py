@@ -17,8 +17,16 @@ def test_an_error_is_one_line() -> None:
     [
         (DmsflowError("x", "is wrong", "mend it"), 1, "dmsflow: x: is wrong; mend it"),
         (BudgetMissed("memory", "0.09 MiB", "at most 0.08"), 3, "dmsflow: memory: 0.09 MiB; at most 0.08"),
-        (OSError(28, "No space left on device", "runs/a"), 1, "dmsflow: runs/a: No space left on device; mend that, and go on with --resume"),
-        (PermissionError(13, "Permission denied", "/runs"), 1, "dmsflow: /runs: Permission denied; mend that, and go on with --resume"),
+        (
+            OSError(28, "No space left on device", "runs/a"),
+            1,
+            "dmsflow: runs/a: No space left on device; mend that, and go on with --resume",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/runs"),
+            1,
+            "dmsflow: /runs: Permission denied; mend that, and go on with --resume",
+        ),
         (KeyboardInterrupt(), 1, "dmsflow: interrupted; go on with: dmsflow list networks --resume"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch._C"),
@@ -55,5 +63,7 @@ def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.
 
 def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "is_installed", lambda module: module != "torch")
-    with pytest.raises(DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"):
+    with pytest.raises(
+        DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"
+    ):
         doctor.require("search", ["torch", "onnx"])

@@ -108,7 +108,9 @@ def test_frameworks_stay_at_home(framework: str) -> None:
 
 def test_the_walk_sees_imports_inside_functions(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    import torch.nn\n    from dmsflow import cli\n    from dmsflow.errors import DmsflowError\n")
+    path.write_text(
+        "def f():\n    import torch.nn\n    from dmsflow import cli\n    from dmsflow.errors import DmsflowError\n"
+    )
     assert list(imports(path)) == ["torch.nn", "dmsflow.cli", "dmsflow.errors"]
 
 
@@ -118,6 +120,7 @@ def test_no_broad_except() -> None:
         short(path)
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     ]
     assert broad == ["plugin"]

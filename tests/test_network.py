@@ -23,7 +23,14 @@ GOOD = (STEM, QUANTIZE, CONV, *END)
 
 
 def make(layers: tuple[Layer, ...] = GOOD, **fields: object) -> Network:
-    values: dict[str, object] = {"name": "mine", "channels": 3, "resolution": 8, "classes": 10, "widths": {"a": 4, "b": 6}, **fields}
+    values: dict[str, object] = {
+        "name": "mine",
+        "channels": 3,
+        "resolution": 8,
+        "classes": 10,
+        "widths": {"a": 4, "b": 6},
+        **fields,
+    }
     return Network(layers=layers, **values)  # type: ignore[arg-type]
 
 
@@ -53,12 +60,21 @@ def test_shapes() -> None:
         (swap("conv", name="input"), "the name is taken"),
         (swap("stem", inputs=()), "conv has 0 inputs; an add reads two layers, any other op one"),
         (swap("average", inputs=("conv", "stem")), "average_pool has 2 inputs"),
-        (swap("quantize", inputs=("conv",)), "reads 'conv', which no earlier layer is called; layers stand in the order"),
+        (
+            swap("quantize", inputs=("conv",)),
+            "reads 'conv', which no earlier layer is called; layers stand in the order",
+        ),
         (swap("conv", width=None), "binary_conv has width None; conv, binary_conv and dense name a width"),
         (swap("average", width="a"), "average_pool has width 'a'"),
         (swap("conv", width="c"), "width 'c' is unknown; name one of a, b"),
-        (before_end(Layer(name="add", op="add", inputs=("conv", "stem"))), "adds widths 'b' and 'a'; let both name the same"),
-        (swap("conv", inputs=("stem",)), "binary_conv reads a conv layer; a quantize layer feeds binary convs, and only them"),
+        (
+            before_end(Layer(name="add", op="add", inputs=("conv", "stem"))),
+            "adds widths 'b' and 'a'; let both name the same",
+        ),
+        (
+            swap("conv", inputs=("stem",)),
+            "binary_conv reads a conv layer; a quantize layer feeds binary convs, and only them",
+        ),
         (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize layer feeds"),
         (swap("conv", stride=0), "kernel, stride or padding is too small; kernel and stride start at 1"),
         (swap("conv", padding=-1), "kernel, stride or padding is too small"),
@@ -106,7 +122,9 @@ def test_resnet_shares_widths_as_the_paper_does() -> None:
 
 
 def test_a_users_own_network(tmp_path: Path) -> None:
-    with pytest.raises(DmsflowError, match=r"network vgg: is unknown; use one of .*vgg11.*, or the path of a \.py file"):
+    with pytest.raises(
+        DmsflowError, match=r"network vgg: is unknown; use one of .*vgg11.*, or the path of a \.py file"
+    ):
         plugin.load("networks", "vgg")
     path = tmp_path / "mine.py"
     with pytest.raises(DmsflowError, match=r"mine\.py: no such file; give the path of an existing \.py file"):

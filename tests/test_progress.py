@@ -34,7 +34,9 @@ def test_plain_lines(seconds: list[float], capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_at_most_one_line_a_second_and_always_the_last(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_most_one_line_a_second_and_always_the_last(
+    seconds: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress.track("search", total=50, unit="step") as track:
         for _ in range(50):
             seconds[0] += 0.1
@@ -44,7 +46,9 @@ def test_at_most_one_line_a_second_and_always_the_last(seconds: list[float], cap
     assert lines[-1] == "search: step 50/50, 0:05 elapsed, 0:00 left"
 
 
-def test_a_resumed_loop_reckons_only_with_its_own_pace(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_loop_reckons_only_with_its_own_pace(
+    seconds: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress.track("train", total=10, unit="epoch", done=8) as track:
         seconds[0] += 60
         track.advance()

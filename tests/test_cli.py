@@ -1,0 +1,397 @@
+"""The command line: options, what goes where, exit codes, and a whole chain with a tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from dmsflow import cli, doctor, plugin, settings, target, train
+from dmsflow.settings import SearchSettings, TrainSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = sorted(cli.cli.commands)
+FRAMEWORKS = (
+    "torch",
+    "torchvision",
+    "tensorflow",
+    "onnx",
+    "onnxruntime",
+    "larq_compute_engine",
+    "flatbuffers",
+    "PIL",
+    "sklearn",
+)
+TINY = '''
+from dmsflow.network import INPUT, Layer, Network
+
+def build(channels, resolution, classes):
+    layers = (
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="a", kernel=3, stride=2, padding=1),
+        Layer(name="norm1", op="batch_norm", inputs=("stem",)),
+        Layer(name="quantize", op="quantize", inputs=("norm1",)),
+        Layer(name="conv", op="binary_conv", inputs=("quantize",), width="b", kernel=3, stride=2, padding=1),
+        Layer(name="norm2", op="batch_norm", inputs=("conv",)),
+        Layer(name="average", op="average_pool", inputs=("norm2",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=classes),
+    )
+    return Network(name="tiny", channels=channels, resolution=resolution, classes=classes,
+                   widths={"a": 8, "b": 16}, layers=layers)
+'''  # fmt: skip
+
+
+def context(command: str, *arguments: str) -> click.Context:
+    parent = click.Context(cli.cli, info_name="dmsflow", **cli.cli.context_settings)
+    return cli.cli.commands[command].make_context(command, list(arguments), parent=parent)
+
+
+def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+# --- help, and what it takes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Usage: dmsflow {command}")
+    for param in cli.cli.commands[command].params:
+        if isinstance(param, click.Option):
+            assert param.opts[0] in shown
+            assert param.help
+
+
+def test_the_base_install_is_enough_for_help_and_lists() -> None:
+    """Run with every framework absent: a module that is None in sys.modules cannot be imported."""
+    program = f"""
+import sys
+for name in {FRAMEWORKS!r}:
+    sys.modules[name] = None
+from dmsflow.cli import main
+for command in {COMMANDS!r}:
+    assert main([command, "--help"]) == 0
+for kind in ("networks", "datasets", "targets", "profiles", "devices", "presets"):
+    assert main(["list", kind]) == 0
+assert main(["doctor"]) == 0
+assert main(["run", "--out", "/nowhere"]) == 1
+"""
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "dmsflow: search and train: needs torch, not installed here; pip install 'dmsflow[train]'\n"
+
+
+def test_help_imports_no_framework() -> None:
+    slow = (*FRAMEWORKS, "rich", "safetensors")
+    done = python(
+        f"import sys; from dmsflow.cli import main; main(['--help']); print([m for m in {slow!r} if m in sys.modules])"
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "dmsflow, version 0.1.0\n"
+
+
+def test_completion() -> None:
+    done = python(
+        "from dmsflow.cli import main; main()",
+        _DMSFLOW_COMPLETE="bash_complete",
+        COMP_WORDS="dmsflow se",
+        COMP_CWORD="1",
+    )
+    assert done.stdout.strip() == "plain,search"
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", cli.RECORDS)
+def test_every_field_has_one_option_and_its_default(record: str) -> None:
+    for command in ("run", "search" if record == "data" else record):
+        options = [param for param in cli.cli.commands[command].params if isinstance(param, cli.SettingOption)]
+        fields = [option.field for option in options if record in option.records]
+        assert sorted(fields) == sorted(cli.RECORDS[record].__struct_fields__)
+        names = [name for option in cli.cli.commands[command].params for name in (*option.opts, *option.secondary_opts)]
+        assert len(names) == len(set(names))
+        ctx = context(command, *(["x.json"] if command in ("train", "export", "bench") else []))
+        assert cli.resolved(ctx, record) == cli.RECORDS[record]()
+
+
+def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def momentum(*arguments: str) -> tuple[float, float | None]:
+        found = cli.resolved(context("search", *arguments), "search")
+        return found.learning_rate_end, found.memory_mib
+
+    monkeypatch.setattr(settings, "preset", lambda stage, name: {"memory_mib": 0.12} if name == "paper" else {})
+    assert momentum() == (0.01, None)
+    assert momentum("--preset", "paper") == (0.01, 0.12)
+    monkeypatch.setenv("DMSFLOW_SEARCH_MEMORY_MIB", "0.2")
+    assert momentum("--preset", "paper") == (0.01, 0.2)
+    assert momentum("--preset", "paper", "--memory-mib", "0.3") == (0.01, 0.3)
+    monkeypatch.setenv("DMSFLOW_SEARCH_LEARNING_RATE_END", "0.01")
+    assert momentum() == (0.01, 0.2)
+
+
+def test_an_option_wins_over_a_preset_even_with_the_default_value() -> None:
+    assert cli.resolved(context("search", "--preset", "paper"), "search").rounds == 50
+    assert cli.resolved(context("search", "--preset", "paper", "--rounds", "16"), "search").rounds == 16
+
+
+def test_run_says_shared_settings_once_and_prefixes_clashes() -> None:
+    ctx = context("run", "--seed", "7", "--search-batch-size", "32", "--train-batch-size", "16", "--bench-threads", "2")
+    search, training, bench = (cli.resolved(ctx, stage) for stage in ("search", "train", "bench"))
+    assert (search.seed, training.seed) == (7, 7)
+    assert (search.batch_size, training.batch_size) == (32, 16)
+    assert (search.threads, training.threads, bench.threads) == (0, 0, 2)
+    assert search == msgspec.structs.replace(SearchSettings(), seed=7, batch_size=32)
+    assert training == msgspec.structs.replace(TrainSettings(), seed=7, batch_size=16)
+
+
+def test_lists_and_flags() -> None:
+    found = cli.resolved(context("train", "x.json", "--milestones", "3, 5", "--from-float"), "train")
+    assert found.milestones == (3, 5)
+    assert found.from_float
+    assert not cli.resolved(context("train", "x.json", "--no-from-float"), "train").from_float
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serach"], "No such command 'serach'"),
+        (["search", "--memory-mib", "0"], "'--memory-mib': 0.0 is not in the range x>0"),
+        (["search", "--estimator", "best"], "'best' is not one of 'clustered', 'exact'"),
+        (["train", "x.json", "--milestones", "a,b"], "'a,b' is not a list of whole numbers such as 140,220,260."),
+        (["train"], "Missing argument 'FILE'"),
+        (["train", "x.json", "--resume", "--force"], "--resume leaves what is done and --force does it again"),
+        (["run", "--batch-size", "4"], "No such option"),
+        (["list", "stages"], "'stages' is not one of"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("stage", ["train", "export", "bench"])
+def test_a_missing_file(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none.json"
+    assert cli.main([stage, str(path)]) == 1
+    line = f"dmsflow: {path}: No such file or directory; give the path of a manifest that a stage wrote\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_broken_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "dmsflow", "run", "--help"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, check=False
+    )
+    os.close(write)
+    assert done.stderr == b""
+
+
+# --- list, doctor -----------------------------------------------------------------------------
+
+
+def test_list_has_every_file(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, names in (
+        ("networks", plugin.names("networks")),
+        ("datasets", plugin.names("datasets")),
+        ("devices", plugin.names("devices")),
+        ("targets", target.names()),
+        ("presets", ["paper", "quick"]),
+    ):
+        assert cli.main(["list", kind]) == 0
+        rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+        assert [name for name, _ in rows] == names
+        assert all(description for _, description in rows)
+
+
+def test_doctor_knows_the_extras_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for extra, modules in doctor.EXTRAS.items():
+        written = " ".join(project["optional-dependencies"][extra])
+        assert all(doctor.DISTRIBUTIONS.get(module, module) in written for module in modules)
+    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
+    assert all(any(line.startswith(module) for line in project["dependencies"]) for module in doctor.BASE)
+
+
+def test_doctor_tells_what_a_target_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        doctor, "is_installed", lambda module: module not in ("flatbuffers", "larq_compute_engine", "torch")
+    )
+    rows, sound = doctor.report()
+    state = {what: (found, right) for what, found, right in rows}
+    assert sound
+    assert state["torch [train]"] == ("absent", "pip install 'dmsflow[train]'")
+    assert state["target arm64"] == ("lacks flatbuffers, larq_compute_engine", "pip install 'dmsflow[lce]'")
+    assert state["target onnx"] == ("ready", "")
+
+
+def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module == "larq_compute_engine")
+    monkeypatch.setattr(doctor, "version", lambda _: "2.1.0")
+    assert cli.main(["doctor"]) == 1
+    assert "pip install 'numpy<2'" in capsys.readouterr().out
+
+
+def test_doctor_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._works("x", "import os; os.abort()", "mend it") == ("x", "broken", "exit status -6; mend it")
+    assert doctor._works("x", "raise ValueError('no')", "mend it") == ("x", "broken", "ValueError: no; mend it")
+
+
+# --- a whole chain ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of a run of a few seconds; its folder is the last one."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "tiny.py").write_text(TINY)
+    text = (
+        f"--network {folder / 'tiny.py'} --resolution 8 --train-images 200 --memory-mib 0.003 --rounds 2 "
+        "--weight-steps 2 --width-batches 2 --search-batch-size 32 --epochs 1 --threads 1 --target onnx "
+        f"--check-images 16 --runs 3 --warm-up 1 --out {folder / 'run'}"
+    )
+    return text.split()
+
+
+@pytest.fixture(scope="module")
+def bench(arguments: list[str]) -> Path:
+    assert cli.main(["run", *arguments]) == 0
+    return Path(arguments[-1]) / "bench.json"
+
+
+def test_run_prints_one_path_and_a_table(arguments: list[str], bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", *arguments, "--resume"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{bench}\n"
+    manifest = json.loads(bench.read_text())
+    for told in (
+        ", ".join(map(str, manifest["widths"].values())),
+        f"{manifest['metrics']['file_bytes']:,} bytes",
+        f"top-1, exported file    {manifest['metrics']['top1_percent']:.2f} %",
+        f"{manifest['metrics']['float32_latency_ms_median']:.3f} ms in onnxruntime",
+    ):
+        assert " ".join(told.split()) in " ".join(captured.err.split())
+
+
+def test_every_stage_has_the_command_that_writes_it_again(arguments: list[str], bench: Path) -> None:
+    for stage in cli.STAGES:
+        manifest = json.loads((bench.parent / f"{stage}.json").read_text())
+        assert manifest["command"] == ["dmsflow", "run", *arguments]
+        assert set(manifest["settings"]) == set(cli.RECORDS[stage].__struct_fields__)
+
+
+def test_show(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", str(bench)]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny on digits, 8×8 pixels" in shown or "8×8 pixels" in shown
+    positions = [shown.index(f"{stage}: ") for stage in cli.STAGES]
+    assert positions == sorted(positions)
+    assert cli.main(["show", "--json", str(bench)]) == 0
+    chain = json.loads(capsys.readouterr().out)
+    assert [each["stage"] for each in chain] == list(cli.STAGES)
+    assert [Path(each["path"]).name for each in chain] == [f"{stage}.json" for stage in cli.STAGES]
+    assert chain[-1]["metrics"] == json.loads(bench.read_text())["metrics"]
+
+
+@pytest.mark.parametrize("stage", ["train", "export", "bench"])
+def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parents = dict(zip(cli.STAGES[1:], cli.STAGES, strict=False))
+    source = bench.parent / f"{parents[stage]}.json"
+    done = json.loads((bench.parent / f"{stage}.json").read_text())
+    assert cli.main([stage, str(source)]) == 1
+    assert "is already there; --force writes it again, --out takes another folder" in capsys.readouterr().err
+    options = ["--threads", "1"] if stage != "export" else []
+    other = {"train": ["--epochs", "2"], "export": ["--check-images", "17"], "bench": ["--runs", "4"]}[stage]
+    assert cli.main([stage, str(source), "--resume", *options, *other]) == 1
+    assert "was made with" in capsys.readouterr().err
+    assert json.loads((bench.parent / f"{stage}.json").read_text()) == done
+
+
+def test_resume_with_other_data_is_refused(
+    arguments: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", *arguments, "--resume", "--train-images", "100"]) == 1
+    assert "was made of digits with other data options" in capsys.readouterr().err
+    assert cli.main(["run", *arguments, "--resume", "--memory-mib", "0.004"]) == 1
+    assert "search.json: was made with memory_mib 0.003, not 0.004" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_a_dry_run_writes_nothing(
+    stage: str, arguments: list[str], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if stage == "search":
+        given = ["run", *arguments[:-1], str(tmp_path / "x")]
+    else:
+        source = bench.parent / f"{dict(zip(cli.STAGES[1:], cli.STAGES, strict=False))[stage]}.json"
+        given = [stage, str(source), "--out", str(tmp_path / "x")]
+    assert cli.main([*given, "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"plan of {stage}" in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_goes_on(
+    arguments: list[str],
+    bench: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> Path:
+        raise KeyboardInterrupt
+
+    given = ["run", *arguments[:-1], str(tmp_path / "again")]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run", interrupt)
+        assert cli.main(given) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("dmsflow: interrupted; go on with: dmsflow run --network ")
+    assert captured.err.splitlines()[-1].endswith(f"{tmp_path / 'again'} --resume")
+    assert cli.main([*given, "--resume"]) == 0
+    weights = [(folder / "train.safetensors").read_bytes() for folder in (bench.parent, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+def test_force_does_all_again(arguments: list[str], bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after the first stage, nothing of the earlier run is left that would look done."""
+
+    def interrupt(*_: object, **__: object) -> Path:
+        raise KeyboardInterrupt
+
+    copy = bench.parent.parent / "copy"
+    copy.mkdir()
+    for path in bench.parent.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(train, "run", interrupt)
+    assert cli.main(["run", *arguments[:-1], str(copy), "--force"]) == 1
+    assert sorted(path.stem for path in copy.glob("*.json") if path.stem in cli.STAGES) == ["search"]
