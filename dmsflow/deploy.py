@@ -24,7 +24,7 @@ from dmsflow.network import INPUT, Layer, Network, out_widths, resolutions, valu
 
 BATCH_NORM_EPSILON = 1e-5
 STANDARDISE_EPSILON = 1e-10  # Eq. 1
-EXACT = 2**23 - 2  # |stem sum|; then threshold - 1 - sum stays within float32's exact integers, ±2^24
+EXACT = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
 PIXEL = 255
 
 Weights = Mapping[str, NDArray[Any]]
@@ -43,9 +43,11 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stem(Op):
-    """Convolution of `pixel - mean` with zero padding: whole numbers in float32, |sum| <= EXACT.
+    """Convolution of `pixel - mean` with zero padding, in float32 and yet exact.
 
-    Puts out bits, `sum >= threshold`, or, without thresholds, the sums themselves.
+    The weights are whole numbers, and |sum|, as well as |threshold| + |sum|, is at most EXACT + 2
+    for any pixels and however far a sum has got. Puts out bits, `sum >= threshold`, or, without
+    thresholds, the sums themselves.
     """
 
     weight: Float32  # [C_out, k, k, C_in], whole numbers
@@ -296,12 +298,17 @@ def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64
             f"are {mean.tolist()} and {std.tolist()}",
             "whole numbers and positive ones, one a channel",
         )
-    weight, step = _whole(trained.filters(layer) / std, np.maximum(abs(mean), abs(PIXEL - mean)))
+    weight, reach = trained.filters(layer) / std, np.maximum(abs(mean), abs(PIXEL - mean))
     gain, shift = trained.affine(tail.get("batch_norm"), len(weight))
     thresholds = None
     if "quantize" in tail:
-        weight = _turned(weight, gain)
-        thresholds = _thresholds(step * abs(gain), shift, trained.alpha(tail["quantize"].name) / 2, EXACT + 1)
+        half = trained.alpha(tail["quantize"].name) / 2
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            weight, step = _whole(_turned(weight, gain), reach, abs((half - shift) / gain))
+        limit = (abs(weight) * reach).sum((1, 2, 3)) + 1
+        thresholds = _thresholds(step * abs(gain), shift, half, limit)
+    else:
+        weight, step = _whole(weight, reach, np.zeros(len(weight)))
     stem = Stem(
         name=layer.name,
         inputs=(INPUT,),
@@ -318,15 +325,17 @@ def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64
     return ops
 
 
-def _whole(weight: Float64, reach: Float64) -> tuple[Float64, Float64]:
-    """Whole numbers and their step, a power of two per output channel, with |sum| <= EXACT.
+def _whole(weight: Float64, reach: Float64, threshold: Float64) -> tuple[Float64, Float64]:
+    """Whole numbers, and their step in each output channel: the least power of two that keeps `Stem` exact.
 
-    `reach` is the largest |pixel - mean| of each input channel. Rounding adds at most half a step
-    to each weight.
+    `reach` is the largest |pixel - mean| of each input channel, `threshold` what the sums of each
+    output channel are compared with, if that is within them. Rounding adds at most half a step to
+    each weight and one to the threshold.
     """
     largest = (abs(weight) * reach).sum((1, 2, 3))
     room = EXACT - weight[0, ..., 0].size * reach.sum() / 2
-    step = np.exp2(np.ceil(np.log2(np.maximum(largest / room, np.finfo(np.float64).tiny))))
+    steps = (largest + np.fmin(threshold, largest)) / room
+    step = np.exp2(np.ceil(np.log2(np.maximum(steps, np.finfo(np.float64).tiny))))
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 
 
@@ -359,7 +368,7 @@ def _turned(weight: Any, scale: Float64) -> Any:
     return np.where((scale < 0)[:, None, None, None], -weight, weight) + weight.dtype.type(0)
 
 
-def _thresholds(scale: Float64, shift: Float64, half: float, limit: int) -> Int32:
+def _thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> Int32:
     """The least integer sum with `scale * sum + shift > half`, per channel; scale >= 0.
 
     `limit` stands for never, `-limit` for always.

@@ -292,28 +292,26 @@ def test_a_dead_channel_runs():
 
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_the_stem_is_exact_in_any_order(kernel, size):
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 1e9, np.nan])
+def test_the_stem_is_exact_in_any_order(kernel, size, ratio):
+    """Down to the threshold: `threshold - 1 - sum` is what a file computes, at any point of the sum."""
     random = np.random.default_rng(0)
     weight = size * random.standard_cauchy((9, kernel, kernel, 3))
     weight[0] = 0
     reach = np.array([130.0, 255.0, 141.0])
-    whole, step = deploy._whole(weight, reach)
+    largest = (abs(weight) * reach).sum((1, 2, 3))
+    whole, step = deploy._whole(weight, reach, ratio * largest)
     assert (whole == np.rint(whole)).all() and not np.signbit(whole[whole == 0]).any()
     assert (abs(whole * step[:, None, None, None] - weight) <= step[:, None, None, None] / 2).all()
     products = (np.sign(whole) * whole * reach).reshape(9, -1)  # of the image that drives each filter furthest
-    assert products.sum(1).max() <= deploy.EXACT < 2**23
-    assert (
-        products[1:].sum(1).min() > deploy.EXACT / 4
-    )  # the grid is as fine as it can be, to a factor of two and rounding
+    threshold = np.floor(min(ratio if ratio == ratio else 1, 1) * largest / step) + 2
+    furthest = products.sum(1) + threshold
+    assert furthest.max() <= 2**24
+    assert furthest[1:].min() > deploy.EXACT / 4  # to a factor of two and the rounding the finest grid that there is
+    terms = np.concatenate([products, threshold[:, None]], 1)
     for _ in range(5):
-        order = random.permutation(products.shape[1])
-        assert (products[:, order].astype(np.float32).cumsum(1, dtype=np.float32)[:, -1] == products.sum(1)).all()
-
-
-def test_stem_thresholds_leave_whole_numbers_exact():
-    """threshold - 1 - sum, which is what a file computes, stays below 2^24."""
-    assert (deploy.EXACT + 1) - 1 + deploy.EXACT < 2**24
-    assert (deploy.EXACT + 1) + 1 + deploy.EXACT <= 2**24
+        order = random.permutation(terms.shape[1])
+        assert (terms[:, order].astype(np.float32).cumsum(1, dtype=np.float32)[:, -1] == furthest).all()
 
 
 # --- refusals -----------------------------------------------------------------------------------------
