@@ -131,6 +131,9 @@ def _top1_percent(subject: Subject) -> float:
     assert subject.export
     test = datasets.load(subject.export.data).test
     session = plugin.load("runners", subject.runner).open(subject.path, 1)
+    if (shape := test.images(np.array([0])).shape) != session.input_shape:
+        what = f"has images {list(shape[1:])}, and the file takes {list(session.input_shape[1:])}"
+        raise DmsflowError(f"data set {subject.export.data.name}", what, "use the one of the search, or --no-accuracy")
     right = 0
     with progress.track("bench: top-1", total=len(test), unit="image") as track:
         for begin in range(0, len(test), BATCH):

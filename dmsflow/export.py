@@ -209,6 +209,9 @@ def _check(aim: Target, path: Path, reference: Reference | None, test: Split, tr
     """
     count = min(count, len(test))
     session = plugin.load("runners", aim.runner).open(path, 1)
+    if (shape := test.images(np.array([0])).shape) != session.input_shape:
+        what = f"has images {list(shape[1:])}, and the network takes {list(session.input_shape[1:])}"
+        raise DmsflowError("the data set", what, "use the one of the search")
     found: list[Logits] = []
     wanted: list[Logits] = []
     with progress.track("export: check", total=count, unit="image") as track:

@@ -210,3 +210,12 @@ def test_the_plan_measures_nothing(exported, tmp_path):
 @pytest.mark.parametrize(("value", "shown"), [(0.04567, "0.046"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])
 def test_milliseconds_are_short(value, shown):
     assert bench._ms(value) == shown
+
+
+def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkeypatch):
+    digits = datasets.load(manifest.Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    with pytest.raises(
+        DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
+    ):
+        bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)

@@ -226,3 +226,11 @@ def test_the_chain_can_be_moved(vgg, tmp_path):
     path = export.run(vgg, settings("onnx"), vgg.parent, command=COMMAND)
     shutil.move(vgg.parent, tmp_path / "elsewhere")
     assert manifest.load(tmp_path / "elsewhere" / path.name).stage == "export"
+
+
+def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch):
+    digits = datasets.load(manifest.Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    with pytest.raises(DmsflowError, match=r"has images \[16, 16, 1\], and the network takes \[32, 32, 1\]"):
+        export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
+    assert list((tmp_path / "out").iterdir()) == []
