@@ -232,6 +232,25 @@ def deploy_form(network: Network, widths: Mapping[str, int], weights: Weights, m
     )
 
 
+def round_stem(
+    network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any
+) -> dict[str, NDArray[Any]]:
+    """The same weights, those of the stem rounded as `deploy_form` rounds them.
+
+    What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
+    and a bit that this flips in the first layer may move an image. Arguments and errors as `deploy_form`.
+    """
+    trained = _Trained(network, widths, weights)
+    numbers = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    rounded = dict(weights)
+    for layer in network.layers:
+        if layer.op == "conv":
+            whole, step = _on_grid(trained, layer, _tail(network, layer), *numbers)
+            weight = whole * step[:, None, None, None] * numbers[1]
+            rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
+    return rounded
+
+
 @dataclass(frozen=True)
 class _Trained:
     """Trained weights, checked and in float64."""
@@ -292,23 +311,13 @@ def _tail(network: Network, layer: Layer) -> dict[str, Layer]:
 
 
 def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64, std: Float64) -> list[DeployOp]:
-    if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
-        raise DmsflowError(
-            "the data set's mean and std",
-            f"are {mean.tolist()} and {std.tolist()}",
-            "whole numbers and positive ones, one a channel",
-        )
-    weight, reach = trained.filters(layer) / std, np.maximum(abs(mean), abs(PIXEL - mean))
+    weight, step = _on_grid(trained, layer, tail, mean, std)
     gain, shift = trained.affine(tail.get("batch_norm"), len(weight))
     thresholds = None
     if "quantize" in tail:
-        half = trained.alpha(tail["quantize"].name) / 2
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            weight, step = _whole(_turned(weight, gain), reach, abs((half - shift) / gain))
-        limit = (abs(weight) * reach).sum((1, 2, 3)) + 1
-        thresholds = _thresholds(step * abs(gain), shift, half, limit)
-    else:
-        weight, step = _whole(weight, reach, np.zeros(len(weight)))
+        weight = _turned(weight, gain)
+        limit = (abs(weight) * _reach(mean)).sum((1, 2, 3)) + 1
+        thresholds = _thresholds(step * abs(gain), shift, trained.alpha(tail["quantize"].name) / 2, limit)
     stem = Stem(
         name=layer.name,
         inputs=(INPUT,),
@@ -323,6 +332,27 @@ def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64
         name = tail["batch_norm"].name if "batch_norm" in tail else f"{layer.name}_scale"
         ops.append(_scale(name, (ops[-1].name,), step * gain, shift))
     return ops
+
+
+def _on_grid(
+    trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64, std: Float64
+) -> tuple[Float64, Float64]:
+    """The stem's weights over std as whole numbers, and their step in each output channel."""
+    if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
+        numbers = f"are {mean.tolist()} and {std.tolist()}"
+        raise DmsflowError("the data set's mean and std", numbers, "whole numbers and positive ones, one a channel")
+    weight = trained.filters(layer) / std
+    threshold = np.zeros(len(weight))
+    if "quantize" in tail:
+        gain, shift = trained.affine(tail.get("batch_norm"), len(weight))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            threshold = abs((trained.alpha(tail["quantize"].name) / 2 - shift) / gain)
+    return _whole(weight, _reach(mean), threshold)
+
+
+def _reach(mean: Float64) -> Float64:
+    """Largest |pixel - mean| of each channel."""
+    return np.maximum(abs(mean), abs(PIXEL - mean))
 
 
 def _whole(weight: Float64, reach: Float64, threshold: Float64) -> tuple[Float64, Float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -312,6 +313,26 @@ def test_the_stem_is_exact_in_any_order(kernel, size, ratio):
     for _ in range(5):
         order = random.permutation(terms.shape[1])
         assert (terms[:, order].astype(np.float32).cumsum(1, dtype=np.float32)[:, -1] == furthest).all()
+
+
+@pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
+def test_a_rounded_stem_is_exported_as_it_is(build, monkeypatch):
+    """With a real data set's std, and after the round trip through float32."""
+    monkeypatch.setattr(sys.modules[__name__], "STD", std := (62.99, 62.09, 66.7))
+    network = build(3, 32, 10)
+    widths, images = odd_widths(network, 5), pixels(network, 40)
+    weights = trained(network, widths, 5)
+    stem = network.layers[0].name + ".weight"
+    weights[stem] = np.random.default_rng(5).normal(size=weights[stem].shape).astype(np.float32)
+    plain(network, weights, images, calibrate=True)
+    rounded = deploy.round_stem(network, widths, weights, MEAN, std)
+    assert rounded.keys() == weights.keys() and rounded[stem].dtype == np.float32
+    np.testing.assert_allclose(rounded[stem], weights[stem], atol=2e-3)
+    first, again = (deploy.deploy_form(network, widths, given, MEAN, std).ops[0] for given in (weights, rounded))
+    np.testing.assert_array_equal(again.weight, first.weight)
+    form = deploy.deploy_form(network, widths, rounded, MEAN, std)
+    moved = abs(deploy.run(form, images) - plain(network, rounded, images)).max(1) > 1e-3
+    assert moved.sum() <= (0 if build is vgg11.build else 1)
 
 
 # --- refusals -----------------------------------------------------------------------------------------
