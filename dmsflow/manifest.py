@@ -50,8 +50,12 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: Annotated[str, Meta(description="A data set's name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, Meta(description="Folder of the data set's files.")] = None
-    train_images: Annotated[int, Meta(ge=1, description="Use only so many training images, evenly over the classes.")] | None = None
-    resolution: Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None = None
+    train_images: (
+        Annotated[int, Meta(ge=1, description="Use only so many training images, evenly over the classes.")] | None
+    ) = None
+    resolution: (
+        Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None
+    ) = None
     workers: Annotated[int, Meta(ge=0, description="Processes that decode a streamed data set.")] = 2
 
 
@@ -97,7 +101,9 @@ def load(path: Path, *stages: Stage) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except OSError as error:
-        raise DmsflowError(path, error.strerror or str(error), "give the path of a manifest that a stage wrote") from error
+        raise DmsflowError(
+            path, error.strerror or str(error), "give the path of a manifest that a stage wrote"
+        ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DmsflowError(path, f"not a dmsflow manifest ({error})", "run the stage that writes it again") from error
     if manifest.schema != SCHEMA:
@@ -123,9 +129,17 @@ def verify(manifest_path: Path, artifact: Artifact) -> Path:
     """The artifact's full path, once its bytes are known to be those that were written."""
     path = manifest_path.parent / artifact.path
     if not path.is_file():
-        raise DmsflowError(path, f"is missing, and {manifest_path.name} names it", f"put it back, or write it again: see 'command' in {manifest_path.name}")
+        raise DmsflowError(
+            path,
+            f"is missing, and {manifest_path.name} names it",
+            f"put it back, or write it again: see 'command' in {manifest_path.name}",
+        )
     if sha256(path) != artifact.sha256:
-        raise DmsflowError(path, f"changed after {manifest_path.name} was written", f"restore it, or write it again: see 'command' in {manifest_path.name}")
+        raise DmsflowError(
+            path,
+            f"changed after {manifest_path.name} was written",
+            f"restore it, or write it again: see 'command' in {manifest_path.name}",
+        )
     return path
 
 
@@ -176,7 +190,9 @@ def writing(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~umask)
         partial.replace(path)
     except OSError as error:
-        raise DmsflowError(path, f"cannot be written ({error.strerror or error})", "free some space or choose another folder") from error
+        raise DmsflowError(
+            path, f"cannot be written ({error.strerror or error})", "free some space or choose another folder"
+        ) from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)
@@ -215,7 +231,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True
+        )
         return done.stdout.strip()
     return None
 

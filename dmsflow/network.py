@@ -106,7 +106,9 @@ def check(network: Network) -> None:
     """Raise DmsflowError unless the layers form one well-shaped network."""
     where = f"network {network.name}"
     if not network.layers or network.layers[-1].op != "dense" or network.layers[-1].width != network.classes:
-        raise DmsflowError(where, "does not end in the class scores", f"end it in a dense layer of width {network.classes}")
+        raise DmsflowError(
+            where, "does not end in the class scores", f"end it in a dense layer of width {network.classes}"
+        )
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
@@ -119,7 +121,9 @@ def check(network: Network) -> None:
         raise DmsflowError(where, "a base width is below 1", "give every width at least one channel")
     small = next((name for name, size in resolutions(network).items() if size < 1), None)
     if small:
-        raise DmsflowError(where, f"layer {small!r} is left with no pixels", f"use images larger than {network.resolution} pixels")
+        raise DmsflowError(
+            where, f"layer {small!r} is left with no pixels", f"use images larger than {network.resolution} pixels"
+        )
 
 
 def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict[str, str | int]) -> None:
@@ -127,16 +131,34 @@ def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict
     if layer.name in ops:
         raise DmsflowError(where, "the name is taken", "give every layer a name of its own")
     if not layer.inputs or (layer.op == "add") != (len(layer.inputs) == 2):
-        raise DmsflowError(where, f"{layer.op} has {len(layer.inputs)} inputs", "an add reads two layers, any other op one")
+        raise DmsflowError(
+            where, f"{layer.op} has {len(layer.inputs)} inputs", "an add reads two layers, any other op one"
+        )
     if missing := [name for name in layer.inputs if name not in ops]:
-        raise DmsflowError(where, f"reads {missing[0]!r}, which no earlier layer is called", "layers stand in the order they are computed")
+        raise DmsflowError(
+            where,
+            f"reads {missing[0]!r}, which no earlier layer is called",
+            "layers stand in the order they are computed",
+        )
     if (layer.op in WEIGHTED) != (layer.width is not None):
-        raise DmsflowError(where, f"{layer.op} has width {layer.width!r}", "conv, binary_conv and dense name a width, other ops none")
+        raise DmsflowError(
+            where, f"{layer.op} has width {layer.width!r}", "conv, binary_conv and dense name a width, other ops none"
+        )
     if isinstance(layer.width, str) and layer.width not in network.widths:
         raise DmsflowError(where, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}")
     if layer.op == "add" and keys[layer.inputs[0]] != keys[layer.inputs[1]]:
-        raise DmsflowError(where, f"adds widths {keys[layer.inputs[0]]!r} and {keys[layer.inputs[1]]!r}", "let both name the same width")
+        raise DmsflowError(
+            where,
+            f"adds widths {keys[layer.inputs[0]]!r} and {keys[layer.inputs[1]]!r}",
+            "let both name the same width",
+        )
     if (layer.op == "binary_conv") != (ops[layer.inputs[0]] == "quantize"):
-        raise DmsflowError(where, f"{layer.op} reads a {ops[layer.inputs[0]]} layer", "a quantize layer feeds binary convs, and only them")
+        raise DmsflowError(
+            where,
+            f"{layer.op} reads a {ops[layer.inputs[0]]} layer",
+            "a quantize layer feeds binary convs, and only them",
+        )
     if min(layer.kernel, layer.stride) < 1 or layer.padding < 0:
-        raise DmsflowError(where, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0")
+        raise DmsflowError(
+            where, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
+        )

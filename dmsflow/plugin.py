@@ -27,7 +27,9 @@ def load(folder: str, name: str) -> ModuleType:
         return _load_file(Path(name))
     if name not in names(folder):
         kind = folder.rstrip("s")
-        raise DmsflowError(f"{kind} {name}", "is unknown", f"use one of {', '.join(names(folder))}, or the path of a .py file")
+        raise DmsflowError(
+            f"{kind} {name}", "is unknown", f"use one of {', '.join(names(folder))}, or the path of a .py file"
+        )
     return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
-from dmsflow import datasets, manifest, training
+from dmsflow import datasets, deploy, manifest, training
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, Manifest
@@ -113,7 +113,16 @@ def _train(
         model.constrain()
     title = "train" if settings.precision == "binary" else "train float"
     _fit(model, batches, settings, settings.epochs, where, checkpoints[settings.precision], title)
+    if settings.precision == "binary":
+        _round_stem(model, dataset)
     return model
+
+
+def _round_stem(model: Model, dataset: Dataset) -> None:
+    """Round the stem as export will, so that the file is measured against exactly what was trained."""
+    weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
+    rounded = deploy.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
+    model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
 
 
 def _model(parent: Manifest, precision: Precision, seed: int, where: Place) -> Model:

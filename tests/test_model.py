@@ -168,7 +168,7 @@ def test_full_precision_shares_every_tensor_but_the_alphas(name: str) -> None:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_imagenet_networks_run(name: str) -> None:
     network = BUILDERS[name](3, 64, 7)
-    widths = {key: 8 for key in network.widths}
+    widths = dict.fromkeys(network.widths, 8)
     assert Model(network, widths)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 

@@ -42,7 +42,11 @@ def test_the_exact_mask_is_the_mixture_of_all_widths(mu: float, sigma: float, ba
 @given(RATIOS, SIGMAS, BASES, st.sampled_from(["exact", "clustered"]), st.integers(0, 99))
 def test_a_mask_falls_from_one_to_zero(mu: float, sigma: float, base: int, estimator: str, seed: int) -> None:
     noise = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double()
-    mask = exact_mask(scalar(mu), sigma, base, 1, 8 * base) if estimator == "exact" else clustered(scalar(mu), sigma, mu, base, noise)
+    mask = (
+        exact_mask(scalar(mu), sigma, base, 1, 8 * base)
+        if estimator == "exact"
+        else clustered(scalar(mu), sigma, mu, base, noise)
+    )
     values = mask.values.detach()
     assert bool((values.diff() <= 1e-9).all())
     assert values[0] == pytest.approx(1) and 0 <= float(values[-1]) <= 1 + 1e-9
@@ -79,7 +83,9 @@ def test_candidates_that_move_along_have_no_gradient(mu: float, sigma: float) ->
     ratios = torch.stack([live + offset * sigma for offset in CANDIDATES])
     half = HALF_INTERVAL * sigma
     mass = torch.sigmoid((ratios + half - live) / sigma) - torch.sigmoid((ratios - half - live) / sigma)
-    assert torch.allclose((mass / mass.sum()).detach(), torch.tensor([0.3162, 0.3675, 0.3162], dtype=torch.float64), atol=1e-4)
+    assert torch.allclose(
+        (mass / mass.sum()).detach(), torch.tensor([0.3162, 0.3675, 0.3162], dtype=torch.float64), atol=1e-4
+    )
     (gradient,) = torch.autograd.grad((mass / mass.sum())[2], live)
     assert abs(float(gradient)) < 1e-9
 

@@ -32,7 +32,9 @@ def build(channels: int, resolution: int, classes: int) -> Network:
             layers += _block(inner, f"stage{stage}", layers[-1].name, stride)
     layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
     layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
-    return Network(name="resnet18", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers))
+    return Network(
+        name="resnet18", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
+    )
 
 
 def _stem(large: bool) -> Layer:
@@ -45,10 +47,20 @@ def _block(inner: str, outer: str, entry: str, stride: int) -> list[Layer]:
     """A basic block; both convs that read `entry` share one quantiser."""
     layers = [
         Layer(name=f"{inner}_quantize1", op="quantize", inputs=(entry,)),
-        Layer(name=f"{inner}_conv1", op="binary_conv", inputs=(f"{inner}_quantize1",), width=inner, kernel=3, stride=stride, padding=1),
+        Layer(
+            name=f"{inner}_conv1",
+            op="binary_conv",
+            inputs=(f"{inner}_quantize1",),
+            width=inner,
+            kernel=3,
+            stride=stride,
+            padding=1,
+        ),
         Layer(name=f"{inner}_norm1", op="batch_norm", inputs=(f"{inner}_conv1",)),
         Layer(name=f"{inner}_quantize2", op="quantize", inputs=(f"{inner}_norm1",)),
-        Layer(name=f"{inner}_conv2", op="binary_conv", inputs=(f"{inner}_quantize2",), width=outer, kernel=3, padding=1),
+        Layer(
+            name=f"{inner}_conv2", op="binary_conv", inputs=(f"{inner}_quantize2",), width=outer, kernel=3, padding=1
+        ),
         Layer(name=f"{inner}_norm2", op="batch_norm", inputs=(f"{inner}_conv2",)),
     ]
     skip = entry

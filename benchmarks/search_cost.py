@@ -1,0 +1,89 @@
+"""What the search pays for searching: one weight step under masks ÷ one plain training step.
+
+Both steps run at the same largest widths on the same batch, in turns; the window of every mask
+holds 3 widths in one row and all of them in the next. The cost does not depend on their number.
+
+    python benchmarks/search_cost.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from dmsflow import budget, datasets, descent, search, training
+from dmsflow.budget import Range
+from dmsflow.manifest import Data
+from dmsflow.model import Model
+from dmsflow.settings import SearchSettings
+
+CASES = ((128, 64), (1024, 4))  # widest layer, batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=21, help="of each kind; the median counts")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    print("| widest layer | widths in the window | search step ms | plain step ms | ratio |\n|---|---|---|---|---|")
+    for widest, batch in CASES:
+        for narrow in (True, False):
+            print(row(widest, batch, narrow, arguments.steps, arguments.threads), flush=True)
+
+
+def row(widest: int, batch: int, narrow: bool, steps: int, threads: int) -> str:
+    state = prepared(widest, batch, narrow, threads)
+    plain = Model(state.network, state.model.widths).to(state.where.device)
+    optimiser = training.sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    images, labels = next(state.weight_batches.run(0, 1))
+
+    def search_step() -> None:
+        live = state.masks(state.mu.detach(), 0)
+        training.weight_step(state.model, state.optimiser, images, labels, state.where, live)
+
+    def plain_step() -> None:
+        training.weight_step(plain, optimiser, images, labels, state.where)
+
+    searched, trained = interleaved(search_step, plain_step, steps)
+    ratio = statistics.median(a / b for a, b in zip(searched, trained, strict=True))
+    low, high = state.window(0, next(iter(state.network.widths.values())))
+    return f"| {widest} | {high - low + 1} | {1e3 * statistics.median(searched):.1f} | {1e3 * statistics.median(trained):.1f} | {ratio:.3f} |"
+
+
+def prepared(widest: int, batch: int, narrow: bool, threads: int) -> descent.Descent:
+    """A search whose every layer may become `widest`, in a window of three widths or of all."""
+    settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
+    dataset = datasets.load(Data(name="digits"))
+    network = search.load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
+    bases = torch.tensor(list(network.widths.values()), dtype=torch.float64)
+    bounds = Range(1 / bases, widest / bases)
+    limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
+    state = descent.begin(settings, network, limits, bounds, dataset, 0)
+    if narrow:  # one channel each side of the widest but one
+        state.mu = (widest - 1) / bases
+        state.centre = state.mu.tolist()
+        state.sigma = lambda index: 1 / (descent.WINDOW * float(bases[index]))  # type: ignore[method-assign]
+    else:
+        state.mu = (widest + 1) / 2 / bases
+        state.centre = state.mu.tolist()
+        state.sigma = lambda index: (widest - 1) / 2 / (descent.WINDOW * float(bases[index]))  # type: ignore[method-assign]
+    return state
+
+
+def interleaved(first: Callable[[], None], second: Callable[[], None], steps: int) -> tuple[list[float], list[float]]:
+    """Seconds of each, one after the other, the first two rounds left out."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(steps + 2):
+        for step, kept in zip((first, second), seconds, strict=True):
+            began = time.perf_counter()
+            step()
+            kept.append(time.perf_counter() - began)
+    return seconds[0][2:], seconds[1][2:]
+
+
+if __name__ == "__main__":
+    main()
