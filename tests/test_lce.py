@@ -14,6 +14,7 @@ from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
 
 from dmsflow import deploy, tflite
 from dmsflow.errors import DmsflowError
+from dmsflow.exporters import _flatbuffer
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
 from dmsflow.runners import lce as runner
@@ -156,6 +157,47 @@ def test_every_cut_is_seen(tmp_path):
     for length in range(0, len(content), 61):
         with pytest.raises(tflite.Damaged):
             tflite.loads(content[:length])
+
+
+def graph_of(content):
+    model = tflite.loads(content)
+    return model, model["subgraphs"][0], [code.get("custom_code") for code in model["operator_codes"]]
+
+
+def test_reading_and_writing_are_inverse(tmp_path):
+    network = small_network(1)
+    _, path = written(tmp_path, network, network.widths)
+    content = path.read_bytes()
+    again = _flatbuffer.dumps(tflite.loads(content))
+    assert tflite.loads(again) == tflite.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda operator: operator.update(options(operator, stride_height=0)), "an operator with stride_height 0"),
+        (lambda operator: operator.update(options(operator, stride_width=99)), "an operator with stride_width 99"),
+        (lambda operator: operator.update(options(operator, dilation_width_factor=0)), "dilation_width_factor 0"),
+        (lambda operator: operator.update(options(operator, channels_in=5000)), "a LceBconv2d on a tensor of shape"),
+        (lambda operator: operator.update(custom_options=b"\0\0\0"), "options of an operator"),
+        (lambda operator: operator["inputs"].__setitem__(4, -1), "a LceBconv2d without its weights"),
+        (lambda operator: operator["inputs"].__setitem__(1, 10**6), "an operator on a tensor that is not there"),
+        (lambda operator: operator.update(outputs=[0]), "an operator on a tensor that is not there"),
+        (lambda operator: operator.update(opcode_index=99), "an operator of no kind"),
+    ],
+)
+def test_what_would_crash_the_interpreter_is_refused(tmp_path, change, expected):
+    network = vgg11.build(3, 32, 10)
+    _, path = written(tmp_path, network, dict.fromkeys(network.widths, 3))
+    model, graph, codes = graph_of(path.read_bytes())
+    operator = next(operator for operator in graph["operators"] if codes[operator["opcode_index"]] == "LceBconv2d")
+    change(operator)
+    with pytest.raises(tflite.Damaged, match=expected):
+        tflite.loads(_flatbuffer.dumps(model))
+
+
+def options(operator, **changed):
+    return {"custom_options": _flatbuffer.flexible(tflite.flexible(operator["custom_options"]) | changed)}
 
 
 CHILD = """
