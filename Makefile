@@ -17,7 +17,7 @@ TARGET ?= x86-64
 endif
 
 demo: $(STAMP)
-	$(BIN)/dmsflow run --dataset digits --memory-mib 0.08 --target $(TARGET) --out runs/demo --force
+	$(BIN)/dmsflow run --preset digits --target $(TARGET) --out runs/demo --force
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -59,6 +59,15 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workers: Annotated[int, Meta(ge=0, description="Processes that decode a streamed data set.")] = 2
 
 
+def anchored(data: Data) -> Data:
+    """The same images, found from any folder: paths in the name and --data-dir are made absolute."""
+    plugin, colon, argument = data.name.partition(":")
+    plugin = str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin
+    argument = str(Path(argument).expanduser().absolute()) if argument else argument
+    folder = str(Path(data.data_dir).expanduser().absolute()) if data.data_dir else None
+    return msgspec.structs.replace(data, name=f"{plugin}{colon}{argument}", data_dir=folder)
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One finished stage.
 

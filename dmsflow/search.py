@@ -50,7 +50,7 @@ def run(
         path,
         Manifest(
             stage="search", command=command, settings=msgspec.to_builtins(settings), network=network, widths=widths,
-            data=data, artifacts=artifacts, metrics=metrics, environment=manifest.environment(**environment),
+            data=manifest.anchored(data), artifacts=artifacts, metrics=metrics, environment=manifest.environment(**environment),
         ),
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)

@@ -15,11 +15,11 @@ INTRODUCTION = """\
 
 <!-- Written by docs/cli.py from the program's own help: edit that, then run `make docs`. -->
 
-    dmsflow run --dataset digits --memory-mib 0.08 --out runs/demo
+    dmsflow run --preset digits --out runs/demo
 
 does all four stages. One after the other they are
 
-    dmsflow search --dataset digits --memory-mib 0.08 --out runs/demo
+    dmsflow search --preset digits --out runs/demo
     dmsflow train  runs/demo/search.json
     dmsflow export runs/demo/train.json
     dmsflow bench  runs/demo/export.json

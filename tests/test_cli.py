@@ -222,7 +222,7 @@ def test_list_has_every_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("datasets", plugin.names("datasets")),
         ("devices", plugin.names("devices")),
         ("targets", target.names()),
-        ("presets", ["paper", "quick"]),
+        ("presets", ["digits", "paper", "quick"]),
     ):
         assert cli.main(["list", kind]) == 0
         rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
