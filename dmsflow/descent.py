@@ -8,6 +8,7 @@ rebuilds it every round instead, with best-effort initialisation, as the paper h
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ WINDOW = 2.5  # half-width of the exact mask's window, in sigma
 GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
 HELD_OUT = 0.2  # of the width half: kept for the comparison at the end
 LAST = 1 / 3  # of the rounds, whose mean is the result
+NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
 MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 
 
@@ -110,37 +112,41 @@ def begin(
     where = training.place(settings)
     torch.manual_seed(settings.seed)
     start = starting_point(settings, network, limits, bounds)
-    controls = [budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start]
-    lowest, highest = torch.stack(controls).amin(0), torch.stack(controls).amax(0)
-    band = Range(lowest, bounds.clip(BAND_TOP * highest))
+    controls = torch.stack([budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start])
+    widest = controls.amax(0)
+    held = bounds.clip(HEADROOM * widest.clamp(min=1.0))
     capacity = {
-        name: math.ceil(base * float(ratio))
-        for (name, base), ratio in zip(
-            network.widths.items(), bounds.clip(HEADROOM * highest.clamp(min=1.0)), strict=True
-        )
+        name: math.ceil(base * ratio) for (name, base), ratio in zip(network.widths.items(), held.tolist(), strict=True)
     }
     model = Model(network, capacity, running_statistics=False).to(where.device)
-    weight_half, width_half = training.halves(dataset.train, settings.seed)
-    kept = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
-    cut = max(1, round(HELD_OUT * len(kept)))
-
-    def batches(indices: training.Indices, purpose: str, augment: bool) -> Batches:
-        return Batches(
-            dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
-            shuffle=True, augment=augment, where=where, workers=workers,
-        )  # fmt: skip
-
     mu = start.clone().requires_grad_()
+    weight_batches, width_batches, held_out = _batches(settings, dataset, where, workers)
     return Descent(
         settings=settings, network=network, limits=limits, bounds=bounds, where=where,
-        weight_batches=batches(weight_half, "weights", True),
-        width_batches=batches(kept[cut:], "widths", False),
-        held_out=batches(kept[:cut], "held out", False),
-        start=start, band=band, capacity=capacity, mu=mu, model=model,
+        weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
+        start=start, band=Range(controls.amin(0), bounds.clip(BAND_TOP * widest)), capacity=capacity, mu=mu, model=model,
         optimiser=_weight_optimiser(settings, model),
         mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
         centre=mu.tolist(),
     )  # fmt: skip
+
+
+def _batches(
+    settings: SearchSettings, dataset: Dataset, where: Place, workers: int
+) -> tuple[Batches, Batches, Batches]:
+    """One half of the training set for weights; of the other, most for widths and the rest for neither."""
+    weight_half, width_half = training.halves(dataset.train, settings.seed)
+    shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
+    cut = max(1, round(HELD_OUT * len(shuffled)))
+    parts = (("weights", weight_half, True), ("widths", shuffled[cut:], False), ("held out", shuffled[:cut], False))
+    weights, widths, held_out = (
+        Batches(
+            dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
+            shuffle=True, augment=augment, where=where, workers=workers,
+        )
+        for purpose, indices, augment in parts
+    )  # fmt: skip
+    return weights, widths, held_out
 
 
 def starting_point(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> Tensor:
@@ -231,7 +237,7 @@ def _live(state: Descent) -> Live:
         position = torch.rand(count, generator=draw, dtype=torch.float64)
         ratios = (state.band.low.log() * (1 - position) + state.band.high.log() * position).exp()
     else:
-        ratios = state.mu.detach() * torch.exp(0.15 * torch.randn(count, generator=draw, dtype=torch.float64))
+        ratios = state.mu.detach() * torch.exp(NEAR * torch.randn(count, generator=draw, dtype=torch.float64))
     return within_capacity(state, ratios)
 
 
@@ -345,42 +351,6 @@ def result(state: Descent) -> Tensor:
     return ratios
 
 
-@torch.no_grad()
-def compare(state: Descent, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Hard-width loss of each candidate on images that chose nothing, against the first of them.
-
-    Returns a row a candidate: name, widths, loss, top1_percent, and the paired difference of its
-    loss to the first one's with its standard error.
-    """
-    rows: list[dict[str, Any]] = []
-    reference = None
-    for name, ratios in candidates.items():
-        widths = within_capacity(state, ratios)
-        losses, right = _per_image(state, widths)
-        reference = losses if reference is None else reference
-        difference = losses - reference
-        rows.append(
-            {
-                "name": name, "widths": widths,
-                "memory_mib": budget.memory_mib(state.network, widths), "macs_m": budget.macs_m(state.network, widths),
-                "loss": float(losses.mean()), "top1_percent": 100 * float(right.mean()),
-                "loss_difference": float(difference.mean()),
-                "standard_error": float(difference.std() / math.sqrt(len(difference))),
-                "images": len(losses),
-            }
-        )  # fmt: skip
-    return rows
-
-
-def _per_image(state: Descent, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
-    losses, right = [], []
-    for images, labels in state.held_out:
-        logits = state.model(images, widths).float()
-        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu())
-        right.append((logits.argmax(1) == labels).double().cpu())
-    return torch.cat(losses), torch.cat(right)
-
-
 def _row(state: Descent, losses: list[float], correct: list[float], gradient: Tensor, error: Tensor) -> dict[str, Any]:
     names = list(state.network.widths)
     ratios = state.mu.detach()
@@ -416,10 +386,16 @@ def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
 def save(state: Descent, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     facts = {
-        "settings": state.settings, "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
+        "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
         "mu": state.mu.tolist(), "centre": state.centre, "losses": state.losses, "widths": state.model.widths,
     }  # fmt: skip
     training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
+
+
+def _source(state: Descent) -> str:
+    data = state.weight_batches.dataset
+    content = msgspec.json.encode((data.name, len(data.train), data.mean, data.std, state.network))
+    return hashlib.sha256(content).hexdigest()
 
 
 def restore(state: Descent, path: Path) -> None:
@@ -429,7 +405,7 @@ def restore(state: Descent, path: Path) -> None:
         DmsflowError: it is damaged, or was written under other settings.
     """
     tensors, facts = training.load_checkpoint(path)
-    training.check_same(path, facts["settings"], state.settings)
+    training.check_same(path, facts, state.settings, _source(state))
     if facts["widths"] != state.model.widths:
         state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
         state.optimiser = _weight_optimiser(state.settings, state.model)

@@ -114,6 +114,8 @@ def load(path: Path, *stages: Stage) -> Manifest:
             path, error.strerror or str(error), "give the path of a manifest that a stage wrote"
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if str(error) == "Object missing required field `network`":  # what bench writes of a bare file
+            raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON") from error
         raise DmsflowError(path, f"not a dmsflow manifest ({error})", "run the stage that writes it again") from error
     if manifest.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {manifest.schema}", f"this version reads schema {SCHEMA}")

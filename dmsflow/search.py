@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def _gradient(
     if checkpoint.exists():
         descent.restore(state, checkpoint)
     found = descent.descend(state, checkpoint, out / "search.jsonl")
+    if settings.reallocate:  # the super-network has no channels beyond the last windows to compare with
+        return budget.round_within(network, limits, found, bounds), {}, state.where.facts()
     candidates: dict[str, Tensor] = {
         "searched": found,
         "flat": budget.flat(network, limits, bounds),
@@ -132,11 +135,47 @@ def _gradient(
     }
     if settings.start == "flat" and len(limits) > 1:
         candidates["start"] = state.start
-    rows = descent.compare(state, candidates)
+    rows = compare(state, candidates)
     chosen = choose(rows)
     _print_comparison(rows, chosen)
     widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
     return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
+
+
+@torch.no_grad()
+def compare(state: descent.Descent, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Hard-width loss of each candidate on images that chose nothing, against the first of them.
+
+    Returns a row a candidate: name, widths, loss, top1_percent, and the paired difference of its
+    loss to the first one's with its standard error.
+    """
+    rows: list[dict[str, Any]] = []
+    reference = None
+    for name, ratios in candidates.items():
+        widths = descent.within_capacity(state, ratios)
+        losses, right = _per_image(state, widths)
+        reference = losses if reference is None else reference
+        difference = losses - reference
+        rows.append(
+            {
+                "name": name, "widths": widths,
+                "memory_mib": budget.memory_mib(state.network, widths), "macs_m": budget.macs_m(state.network, widths),
+                "loss": float(losses.mean()), "top1_percent": 100 * float(right.mean()),
+                "loss_difference": float(difference.mean()),
+                "standard_error": float(difference.std() / math.sqrt(len(difference))),
+                "images": len(losses),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _per_image(state: descent.Descent, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
+    losses, right = [], []
+    for images, labels in state.held_out:
+        logits = state.model(images, widths).float()
+        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu())
+        right.append((logits.argmax(1) == labels).double().cpu())
+    return torch.cat(losses), torch.cat(right)
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ def run(
     check_fits(source, parent, dataset)
     where = training.place(settings)
     began = time.monotonic()
-    model = _train(parent, settings, dataset, where, checkpoints)
+    batches = Batches(
+        dataset, dataset.train, np.arange(len(dataset.train)), size=settings.batch_size, seed=settings.seed, purpose="train",
+        shuffle=True, augment=True, where=where, workers=parent.data.workers,
+    )  # fmt: skip
+    model = _train(parent, Course(settings, where, batches, manifest.sha256(source), checkpoints))
     weights, logits, metrics = _results(model, dataset, where, parent.data, out)
     metrics |= {name: parent.metrics[name] for name in ("memory_mib", "macs_m")}
     manifest.save(
@@ -98,23 +103,33 @@ def check_fits(source: Path, parent: Manifest, dataset: Dataset) -> None:
         )  # fmt: skip
 
 
-def _train(
-    parent: Manifest, settings: TrainSettings, dataset: Dataset, where: Place, checkpoints: dict[str, Path]
-) -> Model:
-    batches = Batches(
-        dataset, dataset.train, np.arange(len(dataset.train)), size=settings.batch_size, seed=settings.seed, purpose="train",
-        shuffle=True, augment=True, where=where, workers=parent.data.workers,
-    )  # fmt: skip
-    model = _model(parent, settings.precision, settings.seed, where)
+@dataclass(frozen=True)
+class Course:
+    """What a training is made of, in full precision or binary.
+
+    Attributes:
+        source: fingerprint of the search manifest.
+        checkpoints: by precision.
+    """
+
+    settings: TrainSettings
+    where: Place
+    batches: Batches
+    source: str
+    checkpoints: dict[str, Path]
+
+
+def _train(parent: Manifest, course: Course) -> Model:
+    settings = course.settings
+    model = _model(parent, settings.precision, course)
     if settings.from_float:
-        first = _model(parent, "float", settings.seed, where)
-        _fit(first, batches, settings, settings.float_epochs, where, checkpoints["float"], "train float")
+        first = _model(parent, "float", course)
+        _fit(first, course, settings.float_epochs)
         best_effort_initialise(model, first)
         model.constrain()
-    title = "train" if settings.precision == "binary" else "train float"
-    _fit(model, batches, settings, settings.epochs, where, checkpoints[settings.precision], title)
+    _fit(model, course, settings.epochs)
     if settings.precision == "binary":
-        _round_stem(model, dataset)
+        _round_stem(model, course.batches.dataset)
     return model
 
 
@@ -125,22 +140,22 @@ def _round_stem(model: Model, dataset: Dataset) -> None:
     model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
 
 
-def _model(parent: Manifest, precision: Precision, seed: int, where: Place) -> Model:
-    torch.manual_seed(seed)
-    return Model(parent.network, parent.widths, precision=precision).to(where.device)
+def _model(parent: Manifest, precision: Precision, course: Course) -> Model:
+    torch.manual_seed(course.settings.seed)
+    return Model(parent.network, parent.widths, precision=precision).to(course.where.device)
 
 
-def _fit(
-    model: Model, batches: Batches, settings: TrainSettings, epochs: int, where: Place, checkpoint: Path, title: str
-) -> None:  # fmt: skip
+def _fit(model: Model, course: Course, epochs: int) -> None:
     """Train for some epochs, or go on from the checkpoint; it is left behind at the end."""
+    settings, batches, checkpoint = course.settings, course.batches, course.checkpoints[model.precision]
+    title = "train" if model.precision == "binary" else "train float"
     optimiser = training.sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )  # fmt: skip
     step, losses = 0, []
     if checkpoint.exists():
         tensors, facts = training.load_checkpoint(checkpoint)
-        training.check_same(checkpoint, facts["settings"], settings)
+        training.check_same(checkpoint, facts, settings, course.source)
         training.restore(tensors, [model], [optimiser])
         step, losses = facts["step"], facts["losses"]
     last_saved = training.clock()
@@ -148,7 +163,7 @@ def _fit(
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             training.set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            losses.append(training.weight_step(model, optimiser, images, labels, where))
+            losses.append(training.weight_step(model, optimiser, images, labels, course.where))
             step += 1
             ended = step % batches.steps == 0
             if ended:
@@ -156,7 +171,7 @@ def _fit(
                 losses = []
             if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
                 losses = [float(loss) for loss in losses]
-                facts = {"settings": settings, "step": step, "losses": losses}
+                facts = {"settings": settings, "source": course.source, "step": step, "losses": losses}
                 training.save_checkpoint(checkpoint, [model], [optimiser], facts)
                 last_saved = training.clock()
 

@@ -324,13 +324,21 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check_same(path: Path, stored: Mapping[str, Any], wanted: Record) -> None:
-    """Raise DmsflowError unless a checkpoint was written under these very settings."""
+def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str) -> None:
+    """Raise DmsflowError unless a checkpoint was written under these very settings, from this source.
+
+    Args:
+        facts: of the checkpoint; it holds "settings" and "source".
+        source: what the stage works on, as a fingerprint.
+    """
+    if facts["source"] != source:
+        raise DmsflowError(path, "was written for other images or another network", "--force starts again")
     for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
-        if stored.get(name) != value:
+        if facts["settings"].get(name) != value:
             option = f"--{name.replace('_', '-')}"
             raise DmsflowError(
-                path, f"was written with {option} {stored.get(name)}, not {value}", "resume with the same settings, or --force a new start"
+                path, f"was written with {option} {facts['settings'].get(name)}, not {value}",
+                "resume with the same settings, or --force a new start",
             )  # fmt: skip
 
 

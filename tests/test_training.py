@@ -144,6 +144,10 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> No
     assert not training.claim_checkpoint(path, resume=False, force=True).exists()
 
 
-def test_other_settings_do_not_go_on_from_a_checkpoint() -> None:
+def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:
+    facts = msgspec.json.decode(msgspec.json.encode({"settings": TrainSettings(), "source": "a"}))
+    training.check_same(Path("x"), facts, TrainSettings(), "a")
     with pytest.raises(DmsflowError, match="written with --batch-size 64, not 32; resume with the same settings"):
-        training.check_same(Path("x"), msgspec.to_builtins(TrainSettings()), TrainSettings(batch_size=32))
+        training.check_same(Path("x"), facts, TrainSettings(batch_size=32), "a")
+    with pytest.raises(DmsflowError, match="written for other images or another network; --force starts again"):
+        training.check_same(Path("x"), facts, TrainSettings(), "b")
