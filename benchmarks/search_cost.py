@@ -21,7 +21,8 @@ from dmsflow.manifest import Data
 from dmsflow.model import Model
 from dmsflow.settings import SearchSettings
 
-CASES = ((128, 64), (1024, 4))  # widest layer, batch
+# The largest widths, and images in a batch.
+CASES = (((128,) * 8, 64), ((128,) * 4 + (1024,) * 4, 32))
 
 
 def main() -> None:
@@ -29,14 +30,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=21, help="of each kind; the median counts")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    print("| widest layer | widths in the window | search step ms | plain step ms | ratio |\n|---|---|---|---|---|")
-    for widest, batch in CASES:
+    print(
+        "| largest widths | widths in the window of the last layer | search step ms | plain step ms | ratio |\n|---|---|---|---|---|"
+    )
+    for largest, batch in CASES:
         for narrow in (True, False):
-            print(row(widest, batch, narrow, arguments.steps, arguments.threads), flush=True)
+            print(row(largest, batch, narrow, arguments.steps, arguments.threads), flush=True)
 
 
-def row(widest: int, batch: int, narrow: bool, steps: int, threads: int) -> str:
-    state = prepared(widest, batch, narrow, threads)
+def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> str:
+    state = prepared(largest, batch, narrow, threads)
     plain = Model(state.network, state.model.widths).to(state.where.device)
     optimiser = training.sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     images, labels = next(state.weight_batches.run(0, 1))
@@ -50,27 +53,24 @@ def row(widest: int, batch: int, narrow: bool, steps: int, threads: int) -> str:
 
     searched, trained = interleaved(search_step, plain_step, steps)
     ratio = statistics.median(a / b for a, b in zip(searched, trained, strict=True))
-    low, high = state.window(0, next(iter(state.network.widths.values())))
-    return f"| {widest} | {high - low + 1} | {1e3 * statistics.median(searched):.1f} | {1e3 * statistics.median(trained):.1f} | {ratio:.3f} |"
+    low, high = state.window(len(largest) - 1, list(state.network.widths.values())[-1])
+    return f"| {' '.join(map(str, largest))} | {high - low + 1} | {1e3 * statistics.median(searched):.1f} | {1e3 * statistics.median(trained):.1f} | {ratio:.3f} |"
 
 
-def prepared(widest: int, batch: int, narrow: bool, threads: int) -> descent.Descent:
+def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> descent.Descent:
     """A search whose every layer may become `widest`, in a window of three widths or of all."""
     settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
     dataset = datasets.load(Data(name="digits"))
     network = search.load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    bases = torch.tensor(list(network.widths.values()), dtype=torch.float64)
-    bounds = Range(1 / bases, widest / bases)
+    bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
-    state = descent.begin(settings, network, limits, bounds, dataset, 0)
-    if narrow:  # one channel each side of the widest but one
-        state.mu = (widest - 1) / bases
-        state.centre = state.mu.tolist()
-        state.sigma = lambda index: 1 / (descent.WINDOW * float(bases[index]))  # type: ignore[method-assign]
-    else:
-        state.mu = (widest + 1) / 2 / bases
-        state.centre = state.mu.tolist()
-        state.sigma = lambda index: (widest - 1) / 2 / (descent.WINDOW * float(bases[index]))  # type: ignore[method-assign]
+    state = descent.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)
+    # One channel each side of the widest but one; or from one channel to the widest.
+    state.mu, reach = (widest - 1, torch.ones(len(largest))) if narrow else ((widest + 1) / 2, (widest - 1) / 2)
+    state.mu = state.mu / bases
+    state.centre = state.mu.tolist()
+    sigmas = (reach / bases / descent.WINDOW).tolist()
+    state.sigma = lambda index: sigmas[index]  # type: ignore[method-assign]
     return state
 
 
