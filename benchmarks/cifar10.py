@@ -23,6 +23,7 @@ from typing import Any
 from dmsflow import manifest
 
 CASES = {"memory": ("--memory-mib", "0.08"), "memory+MACs": ("--memory-mib", "0.08", "--macs-m", "16")}
+STAGES = ("search", "train", "export", "bench")
 METHODS = ("uniform", "flat", "gradient")
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cifar10.json"
 KEPT = ("versions", "processor", "cores", "threads", "mixed", "commit", "date")
@@ -41,29 +42,41 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = list(itertools.product(arguments.seeds, arguments.methods, arguments.cases))
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        rows = [row for row in pool.map(lambda job: run(arguments, *job), jobs) if row]
+        exports = list(pool.map(lambda job: run(arguments, *job), jobs))
+    # Latency is measured at the end, one file after the other, with nothing beside it.
+    rows = [row(job, stage("bench", export, "--out", export.parent)) for job, export in zip(jobs, exports, strict=True)]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
 
 
-def run(arguments: argparse.Namespace, seed: int, method: str, case: str) -> dict[str, Any]:
-    """One chain, or what is left of it."""
+def run(arguments: argparse.Namespace, seed: int, method: str, case: str) -> Path:
+    """One chain up to its export, or what is left of it."""
     out = arguments.out / f"{case}-{method}-{seed}"
     data = ["--dataset", f"image-folder:{arguments.data}", "--train-images", arguments.train_images]
     computing = ["--seed", str(seed), "--threads", "1"]
     search = stage("search", *data, *CASES[case], "--method", method, *computing, "--out", out)
     train = stage("train", search, "--epochs", arguments.epochs, *computing, "--out", out)
-    export = stage("export", train, "--target", "x86-64", "--out", out)
-    found, trained, exported = (manifest.load(path) for path in (search, train, export))
+    return stage("export", train, "--target", "x86-64", "--out", out)
+
+
+def row(job: tuple[int, str, str], measured: Path) -> dict[str, Any]:
+    """What is kept of a chain, by the manifest of its bench."""
+    seed, method, case = job
+    search, train, export, bench = (manifest.load(measured.with_name(f"{name}.json")) for name in STAGES)
+    found = search.metrics
     return {
-        "case": case, "method": method, "seed": seed,
-        "widths": list(found.widths.values()), "memory_mib": found.metrics["memory_mib"], "macs_m": found.metrics["macs_m"],
-        "top1_percent": trained.metrics["top1_percent"], "file_bytes": exported.metrics["file_bytes"],
-        "search_seconds": found.metrics["seconds"], "train_seconds": trained.metrics["seconds"],
-        "comparison": found.metrics.get("comparison"), "chosen": found.metrics.get("chosen"),
-        "settings": {"train_images": int(arguments.train_images), "epochs": int(arguments.epochs)},
-        "environment": {key: value for key, value in trained.environment.items() if key in KEPT},
+        "case": case, "method": method, "seed": seed, "widths": list(search.widths.values()),
+        "memory_mib": found["memory_mib"], "macs_m": found["macs_m"],
+        "top1_percent": bench.metrics["top1_percent"], "trained_top1_percent": train.metrics["top1_percent"],
+        "file_bytes": export.metrics["file_bytes"],
+        "latency_ms_median": bench.metrics["latency_ms_median"],
+        "float32_latency_ms_median": bench.metrics["float32_latency_ms_median"],
+        "search_seconds": found["seconds"], "train_seconds": train.metrics["seconds"],
+        "comparison": found.get("comparison"), "chosen": found.get("chosen"),
+        "train_images": search.data.train_images, "epochs": train.settings["epochs"],
+        "runtimes": bench.environment["runtimes"],
+        "environment": {key: value for key, value in train.environment.items() if key in KEPT},
     }  # fmt: skip
 
 
@@ -73,9 +86,8 @@ def stage(name: str, *words: object) -> Path:
     path = out / f"{name}.json"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        resume = [] if name == "export" else ["--resume"]
         with (out / f"{name}.log").open("a") as log:
-            command = [sys.executable, "-m", "dmsflow", name, *map(str, words), *resume]
+            command = [sys.executable, "-m", "dmsflow", name, *map(str, words), "--resume"]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
         if done.returncode:
             sys.exit(f"{name} failed, see {out / f'{name}.log'}")
@@ -84,14 +96,21 @@ def stage(name: str, *words: object) -> Path:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, as a Markdown table."""
-    lines = ["| budgets | widths | MiB | M MACs | top-1 % | seeds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| budgets | widths | MiB | M MACs | top-1 %, each seed | mean ± deviation | ms | float32 ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for (case, method), group in grouped(rows):
         top1 = [row["top1_percent"] for row in group]
         spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+
+        def mean(key: str, group: Sequence[dict[str, Any]] = group) -> float:
+            return statistics.mean(row[key] for row in group)
+
         cells = (
             case, f"{'searched' if method == 'gradient' else method}: {'; '.join(unique(group))}",
-            f"{statistics.mean(row['memory_mib'] for row in group):.4f}", f"{statistics.mean(row['macs_m'] for row in group):.1f}",
-            f"{statistics.mean(top1):.2f}{spread}", str(len(top1)),
+            f"{mean('memory_mib'):.4f}", f"{mean('macs_m'):.1f}", ", ".join(f"{one:.2f}" for one in top1),
+            f"{statistics.mean(top1):.2f}{spread}", f"{mean('latency_ms_median'):.3f}", f"{mean('float32_latency_ms_median'):.3f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
