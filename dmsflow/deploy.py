@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
-from dmsflow.network import INPUT, Layer, Network, out_widths, resolutions, value
+from dmsflow.network import INPUT, Layer, Network, out_widths, value
 
 BATCH_NORM_EPSILON = 1e-5
 STANDARDISE_EPSILON = 1e-10  # Eq. 1
@@ -200,7 +200,7 @@ def deploy_form(network: Network, widths: Mapping[str, int], weights: Weights, m
     Raises:
         DmsflowError: a weight is missing, misshapen or not finite, an alpha is not above 0, or the
             network holds what cannot be folded exactly (a batch norm of negative scale behind a
-            max pool, a float convolution that does not read the image).
+            max pool).
     """
     trained = _Trained(network, widths, weights)
     ops: list[DeployOp] = []
@@ -210,12 +210,6 @@ def deploy_form(network: Network, widths: Mapping[str, int], weights: Weights, m
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
         tail = _tail(network, layer) if layer.op in ("conv", "binary_conv") else {}
-        if (layer.op == "conv") != (inputs == (INPUT,)):
-            raise DmsflowError(
-                layer.name,
-                f"{layer.op} reads {layer.inputs[0]!r}",
-                "a float conv reads the image, and no other op does",
-            )
         if layer.op == "conv":
             ops += _stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
         elif layer.op == "binary_conv":
@@ -446,8 +440,6 @@ def _float_op(trained: _Trained, layer: Layer, inputs: tuple[str, ...]) -> Deplo
 
 
 def _dense(trained: _Trained, layer: Layer, inputs: tuple[str, ...], channels: int) -> Dense:
-    if (pixels := resolutions(trained.network)[layer.inputs[0]]) > 1:
-        raise DmsflowError(layer.name, f"reads {pixels}x{pixels} pixels", "put an average_pool before it")
     outputs = trained.channels(layer.name)
     weight, bias = trained.take(f"{layer.name}.weight", outputs, channels), trained.take(f"{layer.name}.bias", outputs)
     return Dense(name=layer.name, inputs=inputs, weight=_float32(layer.name, weight), bias=_float32(layer.name, bias))

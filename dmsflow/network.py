@@ -119,11 +119,25 @@ def check(network: Network) -> None:
         raise DmsflowError(where, f"no layer has the width {sorted(unused)[0]!r}", "remove it or name it in a layer")
     if any(base < 1 for base in network.widths.values()):
         raise DmsflowError(where, "a base width is below 1", "give every width at least one channel")
-    small = next((name for name, size in resolutions(network).items() if size < 1), None)
-    if small:
-        raise DmsflowError(
-            where, f"layer {small!r} is left with no pixels", f"use images larger than {network.resolution} pixels"
-        )
+    read = {name for layer in network.layers for name in layer.inputs}
+    if unread := [layer.name for layer in network.layers[:-1] if layer.name not in read]:
+        raise DmsflowError(where, f"nothing reads layer {unread[0]!r}", "remove it, or let a later layer read it")
+    _check_resolutions(network, where)
+
+
+def _check_resolutions(network: Network, where: str) -> None:
+    sizes = resolutions(network)
+    for layer in network.layers:
+        size, reads = sizes[layer.name], [sizes[name] for name in layer.inputs]
+        if size < 1:
+            right = f"use images larger than {network.resolution} pixels"
+            raise DmsflowError(where, f"layer {layer.name!r} is left with no pixels", right)
+        if len(set(reads)) > 1:
+            what = f"layer {layer.name!r} adds {reads[0]} and {reads[1]} pixels"
+            raise DmsflowError(where, what, "let both have the same stride")
+        if layer.op == "dense" and reads[0] > 1:
+            what = f"layer {layer.name!r} reads {reads[0]}×{reads[0]} pixels"
+            raise DmsflowError(where, what, "put an average_pool before it")
 
 
 def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict[str, str | int]) -> None:
@@ -158,6 +172,9 @@ def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict
             f"{layer.op} reads a {ops[layer.inputs[0]]} layer",
             "a quantize layer feeds binary convs, and only them",
         )
+    if (layer.op == "conv") != (ops[layer.inputs[0]] == INPUT):
+        what = f"{layer.op} reads {layer.inputs[0]!r}"
+        raise DmsflowError(where, what, "a float conv reads the image, and no other op does")
     if min(layer.kernel, layer.stride) < 1 or layer.padding < 0:
         raise DmsflowError(
             where, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"

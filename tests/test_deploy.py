@@ -407,18 +407,6 @@ def test_a_broken_mean_is_refused():
     assert "whole numbers and positive ones" in refusal(network, weights, std=(1.0, 0.0, 1.0))
 
 
-def test_a_float_convolution_inside_is_refused():
-    layers = (
-        Layer(name="stem", op="conv", inputs=(INPUT,), width="a"),
-        Layer(name="second", op="conv", inputs=("stem",), width="a"),
-        Layer(name="average", op="average_pool", inputs=("second",)),
-        Layer(name="dense", op="dense", inputs=("average",), width=2),
-    )
-    network = Network(name="floats", channels=1, resolution=4, classes=2, widths={"a": 2}, layers=layers)
-    message = refusal(network, trained(network, network.widths), (0,), (1.0,))
-    assert message == "second: conv reads 'stem'; a float conv reads the image, and no other op does"
-
-
 # --- accounting -----------------------------------------------------------------------------------------
 
 

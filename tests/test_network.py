@@ -78,6 +78,23 @@ def test_shapes() -> None:
         (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize layer feeds"),
         (swap("conv", stride=0), "kernel, stride or padding is too small; kernel and stride start at 1"),
         (swap("conv", padding=-1), "kernel, stride or padding is too small"),
+        (swap("conv", op="conv", inputs=("stem",)), "conv reads 'stem'; a float conv reads the image, and no other op"),
+        (swap("stem", op="quantize", width=None), "quantize reads 'input'; a float conv reads the image"),
+        (
+            (*GOOD[:3], msgspec.structs.replace(END[0], name="spare"), *END),
+            "nothing reads layer 'spare'; remove it, or let a later layer read it",
+        ),
+        (
+            (*GOOD[:3], msgspec.structs.replace(END[1], inputs=("conv",))),
+            "layer 'dense' reads 8×8 pixels; put an average_pool before it",
+        ),
+        (
+            before_end(
+                Layer(name="half", op="max_pool", inputs=("conv",), kernel=2, stride=2),
+                Layer(name="add", op="add", inputs=("half", "conv")),
+            ),
+            "layer 'add' adds 4 and 8 pixels; let both have the same stride",
+        ),
         (swap("conv", kernel=11), "layer 'conv' is left with no pixels; use images larger than 8 pixels"),
     ],
 )
