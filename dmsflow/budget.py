@@ -97,7 +97,8 @@ def feasibility(network: Network, limits: Sequence[Budget], bounds: Range) -> li
     """What the network can cost, as rows for a table.
 
     Raises:
-        DmsflowError: not even the smallest network meets a budget; the line carries these figures.
+        DmsflowError: not even the smallest network meets a budget (the line carries these figures),
+            or even the largest meets all of them.
     """
     smallest = _integers(network, bounds.low, torch.ceil)
     largest = _integers(network, bounds.high, torch.floor)
@@ -112,6 +113,9 @@ def feasibility(network: Network, limits: Sequence[Budget], bounds: Range) -> li
                 f"allow at least {budget.cost(network, smallest):.4g} {budget.unit}, or lower --min-ratio",
             )  # fmt: skip
         rows.append((f"{budget.name} budget", f"{budget.limit:g} {budget.unit}"))
+    if met(network, limits, largest):
+        what = f"even the largest {network.name} is within the budgets ({rows[2][1]})"
+        raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")
     return rows
 
 

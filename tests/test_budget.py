@@ -126,3 +126,11 @@ def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: 
         DmsflowError, match=r"smallest .* MiB, .* base 0\.0778 MiB, 9\.88 M MACs, largest .*; allow at least"
     ):
         budget.feasibility(network, budget.budgets(chosen, network), budget.whole_range(network, chosen))
+
+
+def test_budgets_that_leave_nothing_to_choose_are_refused() -> None:
+    network = NETWORKS["vgg11"]
+    for memory in (100.0, float("inf")):
+        chosen = SearchSettings(memory_mib=memory)
+        with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or raise --max"):
+            budget.feasibility(network, budget.budgets(chosen, network), budget.whole_range(network, chosen))
