@@ -132,5 +132,7 @@ def test_budgets_that_leave_nothing_to_choose_are_refused() -> None:
     network = NETWORKS["vgg11"]
     for memory in (100.0, float("inf")):
         chosen = SearchSettings(memory_mib=memory)
-        with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or raise --max"):
+        with pytest.raises(
+            DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or raise --max"
+        ):
             budget.feasibility(network, budget.budgets(chosen, network), budget.whole_range(network, chosen))
