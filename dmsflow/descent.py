@@ -62,7 +62,7 @@ class Descent:
     weight_step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     centre: list[float] = field(default_factory=list)  # mu at the last clustering
-    losses: list[float] = field(default_factory=list)  # of this round's weight steps
+    seen: list[list[float]] = field(default_factory=list)  # loss and fraction right of this round's weight steps
 
     def sigma(self, index: int) -> float:
         """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
@@ -173,7 +173,7 @@ def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
             _weight_phase(state, checkpoint)
             row = _width_phase(state)
             state.rows.append(row)
-            state.round, state.weight_step, state.losses = state.round + 1, 0, []
+            state.round, state.weight_step, state.seen = state.round + 1, 0, []
             write_log(log, state.rows)
             save(state, checkpoint)
             progress.advance(note=_note(row))
@@ -207,9 +207,9 @@ def _weight_phase(state: Descent, checkpoint: Path) -> None:
     last_saved = training.clock()
     for images, labels in state.weight_batches.run(first + state.weight_step, first + steps):
         training.set_learning_rate(state.optimiser, learning_rate(state, steps))
-        loss = training.weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
-        state.losses.append(float(loss))
-        training.check_finite(state.losses[-1], f"search, round {state.round + 1}")
+        seen = training.weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
+        state.seen.append(seen.tolist())
+        training.check_finite(state.seen[-1][0], f"search, round {state.round + 1}")
         state.weight_step += 1
         if training.clock() - last_saved > training.CHECKPOINT_SECONDS:
             save(state, checkpoint)
@@ -284,11 +284,9 @@ def _width_phase(state: Descent) -> dict[str, Any]:
 def width_gradient(state: Descent, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, float, float]:
     """∂L_valid/∂mu [n] on one batch, the loss, and the fraction classified right."""
     mu = state.mu.detach().requires_grad_()
-    with state.where.autocast():
-        logits = state.model(images, state.masks(mu, step)).float()
-    loss = torch.nn.functional.cross_entropy(logits, labels)
+    loss, right = training.loss_of(state.model, images, labels, state.where, state.masks(mu, step))
     (gradient,) = torch.autograd.grad(loss, mu)
-    return gradient, float(loss.detach()), float((logits.argmax(1) == labels).double().mean())
+    return gradient, float(loss.detach()), float(right)
 
 
 def _hinge_gradient(state: Descent) -> Tensor:
@@ -354,6 +352,7 @@ def result(state: Descent) -> Tensor:
 def _row(state: Descent, losses: list[float], correct: list[float], gradient: Tensor, error: Tensor) -> dict[str, Any]:
     names = list(state.network.widths)
     ratios = state.mu.detach()
+    weight_loss, weight_right = np.mean(state.seen, axis=0)
     if budget.use(state.network, state.limits, ratios) > 1:  # under the penalty, before it has pulled them in
         widths = {name: max(1, round(float(width))) for name, width in budget.widths_at(state.network, ratios).items()}
     else:
@@ -366,7 +365,8 @@ def _row(state: Descent, losses: list[float], correct: list[float], gradient: Te
         "widths": widths,
         "memory_mib": budget.memory_mib(state.network, widths),
         "macs_m": budget.macs_m(state.network, widths),
-        "weight_loss": float(np.mean(state.losses)),
+        "weight_loss": float(weight_loss),
+        "weight_top1_percent": 100 * float(weight_right),
         "width_loss": float(np.mean(losses)),
         "width_top1_percent": 100 * float(np.mean(correct)),
         "gradient": gradient.tolist(),
@@ -387,7 +387,7 @@ def save(state: Descent, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     facts = {
         "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
-        "mu": state.mu.tolist(), "centre": state.centre, "losses": state.losses, "widths": state.model.widths,
+        "mu": state.mu.tolist(), "centre": state.centre, "seen": state.seen, "widths": state.model.widths,
     }  # fmt: skip
     training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
@@ -413,4 +413,4 @@ def restore(state: Descent, path: Path) -> None:
     with torch.no_grad():
         state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
     state.round, state.weight_step = facts["round"], facts["weight_step"]
-    state.rows, state.centre, state.losses = facts["rows"], facts["centre"], facts["losses"]
+    state.rows, state.centre, state.seen = facts["rows"], facts["centre"], facts["seen"]

@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -152,34 +151,30 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
     optimiser = training.sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )  # fmt: skip
-    step, losses = 0, []
+    step, seen = 0, torch.zeros(0, 2)  # loss and fraction right of every step of this epoch
     if checkpoint.exists():
         tensors, facts = training.load_checkpoint(checkpoint)
         training.check_same(checkpoint, facts, settings, course.source)
         training.restore(tensors, [model], [optimiser])
-        step, losses = facts["step"], facts["losses"]
+        step, seen = facts["step"], torch.tensor(facts["seen"]).view(-1, 2)
     last_saved = training.clock()
     model.train()
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             training.set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            losses.append(training.weight_step(model, optimiser, images, labels, course.where))
+            now = training.weight_step(model, optimiser, images, labels, course.where)
+            seen = torch.cat([seen.to(now.device), now[None]])
             step += 1
             ended = step % batches.steps == 0
             if ended:
-                progress.advance(note=f"loss {_mean_loss(losses, title):.3f}")
-                losses = []
+                loss, right = seen.mean(0).tolist()
+                training.check_finite(loss, title)
+                progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
+                seen = seen[:0]
             if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
-                losses = [float(loss) for loss in losses]
-                facts = {"settings": settings, "source": course.source, "step": step, "losses": losses}
+                facts = {"settings": settings, "source": course.source, "step": step, "seen": seen.tolist()}
                 training.save_checkpoint(checkpoint, [model], [optimiser], facts)
                 last_saved = training.clock()
-
-
-def _mean_loss(losses: list[Any], title: str) -> float:
-    mean = float(np.mean([float(loss) for loss in losses]))
-    training.check_finite(mean, title)
-    return mean
 
 
 def learning_rate(settings: TrainSettings, epoch: float, epochs: int) -> float:

@@ -229,19 +229,22 @@ def weight_step(
     where: Place,
     live: Live | None = None,
 ) -> Tensor:
-    """One step of SGD on the weights; the loss, detached and still on the device."""
-    loss = loss_of(model, images, labels, where, live)
+    """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
+    loss, right = loss_of(model, images, labels, where, live)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
-    return loss.detach()
+    return torch.stack([loss.detach(), right])
 
 
-def loss_of(model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None) -> Tensor:
+def loss_of(
+    model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a batch, and the fraction classified right."""
     with where.autocast():
-        logits = model(images, live)
-    return F.cross_entropy(logits.float(), labels)
+        logits = model(images, live).float()
+    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
 
 
 def check_finite(loss: float, where: str) -> None:

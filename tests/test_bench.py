@@ -96,7 +96,7 @@ def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, t
     assert (tmp_path / written["artifacts"]["model"]["path"]).samefile(exported[name].parent / file)
     assert not {"network", "widths", "data", "parent"} & set(written)
     assert "float32_latency_ms_median" not in written["metrics"]
-    with pytest.raises(DmsflowError, match="not a dmsflow manifest"):
+    with pytest.raises(DmsflowError, match="measures a bare file, which has no chain; read it as JSON"):
         manifest.load(path)
 
 

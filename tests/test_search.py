@@ -56,6 +56,7 @@ def test_every_way_to_search_ends_within_the_budgets(
     rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2]
     assert all(len(row[key]) == 8 for row in rows for key in ("mu", "sigma", "widths", "gradient", "gradient_error"))
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("weight_top1_percent", "width_top1_percent"))
     if hold == "projection":
         assert all(row["memory_mib"] <= 0.03 and row["macs_m"] <= 6.0 for row in rows)
     assert not (tmp_path / "search.checkpoint").exists()
@@ -100,7 +101,7 @@ def test_an_infeasible_budget_is_refused_before_training(tmp_path: Path) -> None
 
 
 def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "weight_step", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(training, "weight_step", lambda *_: torch.tensor([float("nan"), 0]))
     with pytest.raises(DmsflowError, match="search, round 1: the loss became nan; lower --learning-rate"):
         searched(tmp_path)
     assert not (tmp_path / "search.json").exists()
