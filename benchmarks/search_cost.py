@@ -45,7 +45,7 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     images, labels = next(state.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        live = state.masks(state.mu.detach(), 0)
+        live = state.masks(state.mu.detach(), "weights", 0)
         training.weight_step(state.model, state.optimiser, images, labels, state.where, live)
 
     def plain_step() -> None:

@@ -78,10 +78,10 @@ class Descent:
         high = min(self.centre[index] + reach, float(self.bounds.high[index]))
         return max(1, round(low * base)), max(1, round(high * base))
 
-    def masks(self, mu: Tensor, step: int) -> dict[str, Mask]:
-        """The mask of every width at ratios `mu` [n]; gradients reach `mu`."""
+    def masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
+        """The mask of every width at ratios `mu` [n] in one step of a phase; gradients reach `mu`."""
         s, masks = self.settings, {}
-        noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, "gumbel", self.round, step))
+        noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, f"gumbel {phase}", self.round, step))
         for index, (name, base) in enumerate(self.network.widths.items()):
             low, high = self.window(index, base)
             high = min(high, self.model.widths[name])
@@ -229,7 +229,7 @@ def _live(state: Descent) -> Live:
     draw = training.generator(s.seed, "sub-network", state.round, state.weight_step)
     kind = _pick(float(torch.rand(1, generator=draw))) if s.subnetworks else "mask"
     if kind == "mask":
-        return state.masks(state.mu.detach(), state.weight_step)
+        return state.masks(state.mu.detach(), "weights", state.weight_step)
     if kind == "full":
         return {}
     count = len(state.mu)
@@ -284,7 +284,7 @@ def _width_phase(state: Descent) -> dict[str, Any]:
 def width_gradient(state: Descent, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, float, float]:
     """∂L_valid/∂mu [n] on one batch, the loss, and the fraction classified right."""
     mu = state.mu.detach().requires_grad_()
-    loss, right = training.loss_of(state.model, images, labels, state.where, state.masks(mu, step))
+    loss, right = training.loss_of(state.model, images, labels, state.where, state.masks(mu, "widths", step))
     (gradient,) = torch.autograd.grad(loss, mu)
     return gradient, float(loss.detach()), float(right)
 
