@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
-from dmsflow import datasets, deploy, manifest, training
+from dmsflow import cost, datasets, deploy, manifest, training
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, Manifest
@@ -50,7 +50,8 @@ def run(
     )  # fmt: skip
     model = _train(parent, Course(settings, where, batches, manifest.sha256(source), checkpoints))
     weights, logits, metrics = _results(model, dataset, where, parent.data, out)
-    metrics |= {name: parent.metrics[name] for name in ("memory_mib", "macs_m")}
+    memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
+    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
     manifest.save(
         path,
         Manifest(

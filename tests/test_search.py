@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dmsflow import budget, descent, manifest, search, train, training
 from dmsflow.errors import DmsflowError
@@ -238,3 +239,11 @@ def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
     rows = dict(search.plan(SearchSettings(**SMALL), DATA, tmp_path))
     assert {"smallest", "base", "largest", "memory budget", "uniform", "flat"} <= rows.keys()
     assert "0.0767 MiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
+
+
+def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+    settings = TrainSettings(precision="float", epochs=1, threads=1, mixed="off")
+    done = manifest.load(train.run(source, settings, tmp_path / "float", command=COMMAND))
+    assert done.metrics["memory_mib"] > 10 * manifest.load(source).metrics["memory_mib"]
+    assert not any(name.endswith(".alpha") for name in load_file(tmp_path / "float" / "train.safetensors"))
