@@ -65,9 +65,9 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
     state = descent.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)
-    # One channel each side of the widest but one; or from one channel to the widest.
-    state.mu, reach = (widest - 1, torch.ones(len(largest))) if narrow else ((widest + 1) / 2, (widest - 1) / 2)
-    state.mu = state.mu / bases
+    # Around the widest but one: a channel on each side, or everything down to one channel.
+    state.mu = (widest - 1) / bases
+    reach = torch.ones(len(largest)) if narrow else widest
     state.centre = state.mu.tolist()
     sigmas = (reach / bases / descent.WINDOW).tolist()
     state.sigma = lambda index: sigmas[index]  # type: ignore[method-assign]

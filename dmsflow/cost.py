@@ -45,9 +45,3 @@ def macs(network: Network, widths: Mapping[str, Any]) -> Any:
     """Multiply-accumulates for one image, binary and float alike, padding counted as data."""
     sizes = resolutions(network)
     return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths))
-
-
-def binary_macs(network: Network, widths: Mapping[str, Any]) -> Any:
-    """The part of `macs` that runs as XNOR and popcount."""
-    sizes = resolutions(network)
-    return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths) if layer.op == "binary_conv")

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmsflow import budget, datasets, descent, manifest, plugin, training
 from dmsflow.budget import Budget, Range
 from dmsflow.datasets import Dataset
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data, Manifest
 from dmsflow.network import Network
 from dmsflow.settings import SearchSettings
@@ -46,6 +46,8 @@ def run(
         artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
     else:
         widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
+    if not budget.met(network, limits, widths):
+        raise BudgetMissed(out, f"the chosen widths need {_figures(network, widths)}", "search again with more rounds")
     metrics = {**costs(network, widths), "seconds": round(time.monotonic() - began, 1), **metrics}
     manifest.save(
         path,

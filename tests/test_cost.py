@@ -58,7 +58,6 @@ def test_macs_of_vgg11_by_hand() -> None:
     expected = [inputs * outputs * 9 * size**2 for inputs, outputs, size in convs]
     built = network("vgg11")
     assert cost.macs(built, built.widths) == sum(expected) + 1280
-    assert cost.binary_macs(built, built.widths) == sum(expected[1:])
     assert cost.macs(built, built.widths) == pytest.approx(9.9e6, rel=0.01)
 
 
@@ -76,7 +75,7 @@ def test_tensors_cost_what_ints_cost(name: str, data: st.DataObject) -> None:
     built = network(name)
     widths = {key: data.draw(st.integers(1, 700), label=key) for key in built.widths}
     tensors = {key: torch.tensor(float(width), dtype=torch.float64) for key, width in widths.items()}
-    for function in (cost.memory_bytes, cost.macs, cost.binary_macs):
+    for function in (cost.memory_bytes, cost.macs):
         assert function(built, tensors).item() == function(built, widths)
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from dmsflow import budget, descent, manifest, search, train, training
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data
 from dmsflow.networks import vgg11
 from dmsflow.settings import SearchSettings, TrainSettings
@@ -98,6 +98,14 @@ def test_random_controls_follow_the_seed(tmp_path: Path) -> None:
 def test_an_infeasible_budget_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="vgg11 cannot be that small"):
         searched(tmp_path, memory_mib=0.0001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_budget_is_never_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard check after the search, whatever rounding did."""
+    monkeypatch.setattr(budget, "round_within", lambda network, *_: dict(network.widths))
+    with pytest.raises(BudgetMissed, match="the chosen widths need 0.0767 MiB"):
+        searched(tmp_path, method="flat")
     assert list(tmp_path.iterdir()) == []
 
 
