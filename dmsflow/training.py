@@ -8,6 +8,7 @@ sees exactly what an uninterrupted one does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import zlib
@@ -91,6 +92,39 @@ def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
     return torch.Generator().manual_seed(state & (2**63 - 1))
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which images each step sees.
+
+    Attributes:
+        count: images in all.
+        size: images in a batch.
+        shuffle: a new order every epoch, of whole batches only; otherwise every image, in order.
+    """
+
+    count: int
+    size: int
+    seed: int
+    purpose: str
+    shuffle: bool
+
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return self.count // self.size if self.shuffle else -(-self.count // self.size)
+
+    def rows(self, step: int) -> Indices:
+        """Positions of a step's images: a slice of its epoch's order."""
+        epoch, position = divmod(step, self.steps)
+        order = _permutation(self, epoch) if self.shuffle else np.arange(self.count)
+        return order[position * self.size : (position + 1) * self.size]
+
+
+@functools.lru_cache(maxsize=8)  # a step asks for the order of its whole epoch
+def _permutation(order: Order, epoch: int) -> Indices:
+    return torch.randperm(order.count, generator=generator(order.seed, order.purpose, epoch)).numpy()
+
+
 class Batches:
     """Normalised batches of a part of a split, addressed by step.
 
@@ -108,10 +142,9 @@ class Batches:
         if not len(indices):
             raise DmsflowError(f"data set {dataset.name}", f"has no images for {purpose}", "use more images")
         self.dataset, self.split, self.indices = dataset, split, indices
-        self.size = min(size, len(indices))
-        self.seed, self.purpose, self.shuffle, self.augment = seed, purpose, shuffle, augment
-        self.device, self.workers = where.device, workers
-        self.steps = len(indices) // self.size if shuffle else -(-len(indices) // self.size)  # in an epoch
+        self.order = Order(len(indices), min(size, len(indices)), seed, purpose, shuffle)
+        self.steps = self.order.steps  # in an epoch
+        self.augment, self.device, self.workers = augment, where.device, workers
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self.std = torch.tensor(dataset.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
         self.pixels = _resident(split, indices, self.device) if split.in_memory else None
@@ -132,19 +165,13 @@ class Batches:
             yield images, self.labels[self._rows(step)]
 
     def _rows(self, step: int) -> Tensor:
-        """Positions in `indices` of a step's batch: a slice of its epoch's order."""
-        epoch, position = divmod(step, self.steps)
-        if self.shuffle:
-            order = torch.randperm(len(self.indices), generator=generator(self.seed, self.purpose, epoch))
-        else:
-            order = torch.arange(len(self.indices))
-        return order[position * self.size : (position + 1) * self.size].to(self.device)
+        return torch.from_numpy(self.order.rows(step)).to(self.device)
 
     def _crop_and_flip(self, pixels: Tensor, step: int) -> Tensor:
         """Crop and flip by indexing; [n, C, H, W] uint8, wherever it lives."""
         if not self.augment:
             return pixels
-        draw = generator(self.seed, f"{self.purpose} augmentation", step)
+        draw = generator(self.order.seed, f"{self.order.purpose} augmentation", step)
         n, size, padding = len(pixels), pixels.shape[-1], self.dataset.crop_padding
         span = torch.arange(size)
         if padding:
@@ -164,8 +191,7 @@ class Batches:
 
     def _loader(self, steps: range) -> Any:
         """Decoding worker processes, for splits that do not fit in memory."""
-        drawn = [self.indices[self._rows(step).cpu().numpy()] for step in steps]
-        decoded = _Decoded(self.split, steps, drawn, self.seed if self.augment else None)
+        decoded = _Decoded(self.split, self.indices, self.order, steps, self.augment)
         return torch.utils.data.DataLoader(decoded, batch_size=None, num_workers=self.workers)
 
 
@@ -174,22 +200,18 @@ class _Decoded(torch.utils.data.Dataset[Tensor]):
     """The decoded batches of some steps, for torch's DataLoader; item i is step steps[i]."""
 
     split: Split
+    indices: Indices
+    order: Order
     steps: range
-    indices: list[Indices]
-    seed: int | None
+    augment: bool
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, item: int) -> Tensor:
-        if item >= len(self.steps):
-            raise IndexError(item)
-        seed = (
-            None
-            if self.seed is None
-            else int(np.random.SeedSequence([self.seed, self.steps[item]]).generate_state(1)[0])
-        )
-        return torch.from_numpy(self.split.images(self.indices[item], seed)).permute(0, 3, 1, 2)
+        step = self.steps[item]
+        seed = int(np.random.SeedSequence([self.order.seed, step]).generate_state(1)[0]) if self.augment else None
+        return torch.from_numpy(self.split.images(self.indices[self.order.rows(step)], seed)).permute(0, 3, 1, 2)
 
 
 def _resident(split: Split, indices: Indices, device: torch.device) -> Tensor:
