@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def test_every_way_to_search_ends_within_the_budgets(
     assert done.metrics["memory_mib"] == budget.memory_mib(done.network, done.widths)
     rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2]
+    page = (Path(__file__).parent.parent / "docs" / "manifest.md").read_text("utf-8").partition("## search.jsonl")[2]
+    assert all(set(re.findall(r"`(\w+)`", page)) >= row.keys() for row in rows)
     assert all(len(row[key]) == 8 for row in rows for key in ("mu", "sigma", "widths", "gradient", "gradient_error"))
     assert all(0 <= row[key] <= 100 for row in rows for key in ("weight_top1_percent", "width_top1_percent"))
     if hold == "projection":
