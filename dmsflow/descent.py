@@ -53,7 +53,6 @@ class Descent:
     held_out: Batches
     start: Tensor  # ratios [n], float64, as are all below
     band: Range  # that sub-networks are drawn from
-    capacity: dict[str, int]
     mu: Tensor
     model: Model
     optimiser: torch.optim.Optimizer
@@ -124,7 +123,7 @@ def begin(
     return Descent(
         settings=settings, network=network, limits=limits, bounds=bounds, where=where,
         weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
-        start=start, band=Range(controls.amin(0), bounds.clip(BAND_TOP * widest)), capacity=capacity, mu=mu, model=model,
+        start=start, band=Range(controls.amin(0), bounds.clip(BAND_TOP * widest)), mu=mu, model=model,
         optimiser=_weight_optimiser(settings, model),
         mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
         centre=mu.tolist(),
@@ -251,13 +250,16 @@ def _pick(draw: float) -> str:
 
 def within_capacity(state: Descent, ratios: Tensor) -> dict[str, int]:
     """Whole widths at the budgets near `ratios`, no wider than the super-network is."""
-    held = torch.tensor(list(state.model.widths.values())) / torch.tensor(
-        list(state.network.widths.values()), dtype=torch.float64
-    )
-    room = Range(state.bounds.low, torch.minimum(state.bounds.high, held))
+    room = _room(state)
     return budget.round_within(
         state.network, state.limits, budget.meet(state.network, state.limits, ratios, room), room
     )
+
+
+def _room(state: Descent) -> Range:
+    """The range of the search, as far as the super-network is wide enough for it."""
+    held = [state.model.widths[name] / base for name, base in state.network.widths.items()]
+    return Range(state.bounds.low, torch.minimum(state.bounds.high, torch.tensor(held, dtype=torch.float64)))
 
 
 def _width_phase(state: Descent) -> dict[str, Any]:
@@ -328,12 +330,8 @@ def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
 
 @torch.no_grad()
 def _move(state: Descent, ratios: Tensor, projected: bool) -> None:
-    held = torch.tensor(
-        [state.capacity[name] / base for name, base in state.network.widths.items()], dtype=torch.float64
-    )
-    room = (
-        state.bounds if state.settings.reallocate else Range(state.bounds.low, torch.minimum(state.bounds.high, held))
-    )
+    # With reallocation the next round's network is as wide as mu asks for.
+    room = state.bounds if state.settings.reallocate else _room(state)
     ratios = room.clip(ratios)
     state.mu.copy_(budget.meet(state.network, state.limits, ratios, room) if projected else ratios)
 
