@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 
 from dmsflow import cli, doctor
@@ -67,3 +70,23 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
         DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"
     ):
         doctor.require("search", ["torch", "onnx"])
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "call", "line"),
+    [
+        ("onnx", "exporters.onnx", "_onnx", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
+        ("onnxruntime", "runners.onnxruntime", "version", "onnxruntime: is not installed; pip install 'dmsflow[onnx]'"),
+        ("larq_compute_engine", "runners.lce", "_path", "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'"),
+        ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which carries it, is not installed"),
+        ("torchvision", "datasets._torchvision", "import_torchvision", "torchvision: cannot be imported"),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named_where_it_is_needed(
+    package: str, module: str, call: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needing = importlib.import_module(f"dmsflow.{module}")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DmsflowError) as raised:
+        getattr(needing, call)()
+    assert str(raised.value).startswith(line)

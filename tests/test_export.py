@@ -234,3 +234,11 @@ def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch
     with pytest.raises(DmsflowError, match=r"has images \[16, 16, 1\], and the network takes \[32, 32, 1\]"):
         export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_manifest_without_logits_is_refused(vgg, tmp_path):
+    stored = manifest.load(vgg)
+    artifacts = {role: file for role, file in stored.artifacts.items() if role != "logits"}
+    manifest.save(vgg, msgspec.structs.replace(stored, artifacts=artifacts))
+    with pytest.raises(DmsflowError, match="names no logits; train again"):
+        export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmsflow import budget, descent, manifest, search, train, training
+from dmsflow import budget, cli, descent, manifest, search, train, training
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data
 from dmsflow.networks import vgg11
@@ -258,3 +258,21 @@ def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Pa
     done = manifest.load(train.run(source, settings, tmp_path / "float", command=COMMAND))
     assert done.metrics["memory_mib"] > 10 * manifest.load(source).metrics["memory_mib"]
     assert not any(name.endswith(".alpha") for name in load_file(tmp_path / "float" / "train.safetensors"))
+
+
+def test_ratios_that_leave_no_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="--min-ratio: 9 is not below --max-ratio 8; lower it"):
+        searched(tmp_path, min_ratio=9.0)
+
+
+def test_a_build_that_gives_no_network_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def build(channels, resolution, classes):\n    return 3\n")
+    with pytest.raises(DmsflowError, match=r"build\(\) returned int; return a dmsflow.network.Network"):
+        searched(tmp_path, network=str(mine))
+
+
+def test_the_command_line_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "--memory-mib", "0.03", "--dry-run", "--out", str(tmp_path / "a")]) == 0
+    written = capsys.readouterr()
+    assert written.out == "" and "largest" in written.err and list(tmp_path.iterdir()) == []

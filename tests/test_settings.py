@@ -78,3 +78,10 @@ def test_every_field_has_help(kind: type[msgspec.Struct]) -> None:
     fields = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
     for name, field in fields.items():
         assert field.get("description", "").endswith("."), name
+
+
+def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[serch]\nrounds = 3\n")
+    with pytest.raises(DmsflowError, match=r"mine.toml: has 'serch'; give the tables \[search\] and \[train\]"):
+        settings.preset("search", str(path))
