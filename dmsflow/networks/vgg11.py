@@ -2,7 +2,7 @@
 
 Images of 64 pixels and more get the ImageNet widths, smaller ones a quarter of them. Pooling
 stands straight behind the convolution, before batch norm: the same function while the scale of
-that batch norm is positive (which training holds), and a quarter of the work.
+that batch norm is positive (which training holds), and batch norm sees a quarter of the pixels.
 """
 
 from __future__ import annotations
