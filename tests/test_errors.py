@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 
 import pytest
@@ -88,5 +89,5 @@ def test_a_missing_package_is_named_where_it_is_needed(
     needing = importlib.import_module(f"dmsflow.{module}")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DmsflowError) as raised:
-        getattr(needing, call)()
+        inspect.unwrap(getattr(needing, call))()  # what an earlier test imported is cached
     assert str(raised.value).startswith(line)
