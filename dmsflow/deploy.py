@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
-from dmsflow.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.network import INPUT, Layer, Network, out_widths, tail, value
 
 BATCH_NORM_EPSILON = 1e-5
 STANDARDISE_EPSILON = 1e-10  # Eq. 1
@@ -209,14 +209,14 @@ def deploy_form(network: Network, widths: Mapping[str, int], weights: Weights, m
         if layer.name in names:
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
-        tail = _tail(network, layer) if layer.op in ("conv", "binary_conv") else {}
+        folds = _tail(network, layer) if layer.op in ("conv", "binary_conv") else {}
         if layer.op == "conv":
-            ops += _stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
+            ops += _stem(trained, layer, folds, np.asarray(mean, np.float64), np.asarray(std, np.float64))
         elif layer.op == "binary_conv":
-            ops += _binary_conv(trained, layer, inputs, tail)
+            ops += _binary_conv(trained, layer, inputs, folds)
         else:
             ops.append(_float_op(trained, layer, inputs))
-        names |= {folded.name: ops[-1].name for folded in (layer, *tail.values())}
+        names |= {folded.name: ops[-1].name for folded in (layer, *folds.values())}
     return DeployForm(
         name=network.name,
         channels=network.channels,
@@ -292,26 +292,21 @@ class _Trained:
 
 
 def _tail(network: Network, layer: Layer) -> dict[str, Layer]:
-    """What folds into a convolution, by op: its only reader, that one's only reader, and so on."""
-    tail: dict[str, Layer] = {}
-    last = layer
-    for op in ("max_pool", "batch_norm", "relu", "quantize"):
-        readers = network.consumers(last.name)
-        if len(readers) == 1 and readers[0].op == op:
-            tail[op] = last = readers[0]
-    if "quantize" not in tail:
-        tail.pop("relu", None)  # before a quantiser it changes nothing: alpha > 0
-    return tail
+    """What folds into a convolution, by op."""
+    folds: dict[str, Layer] = {each.op: each for each in tail(network, layer)}
+    if "quantize" not in folds:
+        folds.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
+    return folds
 
 
-def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64, std: Float64) -> list[DeployOp]:
-    weight, step = _on_grid(trained, layer, tail, mean, std)
-    gain, shift = trained.affine(tail.get("batch_norm"), len(weight))
+def _stem(trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64) -> list[DeployOp]:
+    weight, step = _on_grid(trained, layer, folds, mean, std)
+    gain, shift = trained.affine(folds.get("batch_norm"), len(weight))
     thresholds = None
-    if "quantize" in tail:
+    if "quantize" in folds:
         weight = _turned(weight, gain)
         limit = (abs(weight) * _reach(mean)).sum((1, 2, 3)) + 1
-        thresholds = _thresholds(step * abs(gain), shift, trained.alpha(tail["quantize"].name) / 2, limit)
+        thresholds = _thresholds(step * abs(gain), shift, trained.alpha(folds["quantize"].name) / 2, limit)
     stem = Stem(
         name=layer.name,
         inputs=(INPUT,),
@@ -321,15 +316,15 @@ def _stem(trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64
         padding=layer.padding,
         thresholds=thresholds,
     )
-    ops: list[DeployOp] = [stem, *_pool(tail, gain, layer.name)]
+    ops: list[DeployOp] = [stem, *_pool(folds, gain, layer.name)]
     if thresholds is None:
-        name = tail["batch_norm"].name if "batch_norm" in tail else f"{layer.name}_scale"
+        name = folds["batch_norm"].name if "batch_norm" in folds else f"{layer.name}_scale"
         ops.append(_scale(name, (ops[-1].name,), step * gain, shift))
     return ops
 
 
 def _on_grid(
-    trained: _Trained, layer: Layer, tail: dict[str, Layer], mean: Float64, std: Float64
+    trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64
 ) -> tuple[Float64, Float64]:
     """The stem's weights over std as whole numbers, and their step in each output channel."""
     if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
@@ -337,10 +332,10 @@ def _on_grid(
         raise DmsflowError("the data set's mean and std", numbers, "whole numbers and positive ones, one a channel")
     weight = trained.filters(layer) / std
     threshold = np.zeros(len(weight))
-    if "quantize" in tail:
-        gain, shift = trained.affine(tail.get("batch_norm"), len(weight))
+    if "quantize" in folds:
+        gain, shift = trained.affine(folds.get("batch_norm"), len(weight))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            threshold = abs((trained.alpha(tail["quantize"].name) / 2 - shift) / gain)
+            threshold = abs((trained.alpha(folds["quantize"].name) / 2 - shift) / gain)
     return _whole(weight, _reach(mean), threshold)
 
 
@@ -363,20 +358,20 @@ def _whole(weight: Float64, reach: Float64, threshold: Float64) -> tuple[Float64
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 
 
-def _binary_conv(trained: _Trained, layer: Layer, inputs: tuple[str, ...], tail: dict[str, Layer]) -> list[DeployOp]:
+def _binary_conv(trained: _Trained, layer: Layer, inputs: tuple[str, ...], folds: dict[str, Layer]) -> list[DeployOp]:
     signs, magnitude = binarised(trained.filters(layer))
-    gain, shift = trained.affine(tail.get("batch_norm"), len(signs))
+    gain, shift = trained.affine(folds.get("batch_norm"), len(signs))
     scale = trained.alpha(layer.inputs[0]) * magnitude * gain  # of one count
     conv = BinaryConv(name=layer.name, inputs=inputs, signs=signs, stride=layer.stride, padding=layer.padding)
-    if "quantize" in tail:
-        half = trained.alpha(tail["quantize"].name) / 2
+    if "quantize" in folds:
+        half = trained.alpha(folds["quantize"].name) / 2
         thresholds = _thresholds(abs(scale), shift, half, conv.count + 1)
         conv = replace(conv, signs=_turned(signs, scale), thresholds=thresholds)
     else:
         multiplier = _float32(layer.name, scale / 2)
         bias = shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
         conv = replace(conv, multiplier=multiplier, bias=_float32(layer.name, bias))
-    return [conv, *_pool(tail, gain, layer.name)]
+    return [conv, *_pool(folds, gain, layer.name)]
 
 
 def binarised(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
@@ -403,15 +398,15 @@ def _thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | in
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _pool(tail: dict[str, Layer], gain: Float64, conv: str) -> list[DeployOp]:
+def _pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[DeployOp]:
     """The max pool behind a convolution; it may stand behind the batch norm as well if gain >= 0."""
-    if "max_pool" not in tail:
+    if "max_pool" not in folds:
         return []
     if (gain < 0).any():
         raise DmsflowError(
-            tail["batch_norm"].name, "has a negative scale behind a max pool", "train with that scale held positive"
+            folds["batch_norm"].name, "has a negative scale behind a max pool", "train with that scale held positive"
         )
-    return [_max_pool(tail["max_pool"], (conv,), binary="quantize" in tail)]
+    return [_max_pool(folds["max_pool"], (conv,), binary="quantize" in folds)]
 
 
 def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> MaxPool:

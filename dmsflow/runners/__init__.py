@@ -1,4 +1,10 @@
-"""Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch."""
+"""Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch.
+
+A runner also runs on devices that have no dmsflow: it imports no more of it than `errors` and `tflite`
+(devices/_python.py ships these). A Session may have, where its runtime can tell,
+
+    operations(images, runs) -> [(kind, name in the file, median ms), ...] in the order of execution
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
 
 
 class Session:
-    """A loaded model.
+    """A loaded model. It has no `operations`: the wheel's interpreter comes without a profiler.
 
     Attributes:
         input_shape: of its one float32 input, [1, H, W, C] for files that dmsflow wrote.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,32 @@ class Session:
         input_shape: of its one float32 input, [1, H, W, C] for files that dmsflow wrote.
     """
 
-    def __init__(self, session: Any, input_name: str, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, session: Any, input_name: str, input_shape: tuple[int, ...], path: Path, threads: int) -> None:
         self.session, self.input_name, self.input_shape = session, input_name, input_shape
+        self.path, self.threads = path, threads
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
         logits: NDArray[np.float32] = self.session.run(None, {self.input_name: images})[0]
         return logits
+
+    def operations(self, images: NDArray[np.float32], runs: int) -> list[tuple[str, str, float]]:
+        """Kind, name and median milliseconds of each operation, in the order of execution.
+
+        The runtime's own profiler slows what it watches, so this is a session of its own. Operations
+        are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added.
+        """
+        runtime = _import()
+        with tempfile.TemporaryDirectory() as folder:
+            chosen, rewritten = options(self.threads), Path(folder, "rewritten.onnx")
+            chosen.enable_profiling, chosen.profile_file_prefix = True, str(Path(folder, "profile"))
+            chosen.optimized_model_filepath = str(rewritten)
+            session = runtime.InferenceSession(self.path, chosen, providers=["CPUExecutionProvider"])
+            for _ in range(runs + 1):
+                session.run(None, {self.input_name: images})
+            events = json.loads(Path(session.end_profiling()).read_bytes())
+            nodes = list(_nodes(rewritten.read_bytes()))
+        return _medians([event for event in events if event["cat"] == "Node"], runs + 1, nodes)
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
@@ -61,7 +84,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     ):
         given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise DmsflowError(path, f"has the inputs {given}", "give a model with one float32 input of a fixed shape")
-    return Session(session, inputs[0].name, tuple(inputs[0].shape))
+    return Session(session, inputs[0].name, tuple(inputs[0].shape), path, threads)
 
 
 def options(threads: int) -> Any:
@@ -88,3 +111,59 @@ def _import() -> Any:
         raise DmsflowError("onnxruntime", "is not installed", "pip install 'dmsflow[onnx]'") from error
     onnxruntime.set_default_logger_severity(ERRORS_ONLY)
     return onnxruntime
+
+
+# --- times of single operations -----------------------------------------------------------------
+
+
+def _medians(
+    events: list[dict[str, Any]], runs: int, nodes: list[tuple[str, str, str]]
+) -> list[tuple[str, str, float]]:
+    """Of a profile's events of `runs` equal runs, the first of which only warms up."""
+    count = len(events) // runs
+    ops = [event["args"]["op_name"] for event in events[:count]]
+    names = [event["name"].removesuffix("_kernel_time") for event in events[:count]]
+    if [op for op, _, _ in nodes] == ops:  # else it runs them in another order than it wrote them
+        names = [_layer(name, output) for _, name, output in nodes]
+    times = ([events[index]["dur"] / 1e3 for index in range(at + count, len(events), count)] for at in range(count))
+    return [(op, name, statistics.median(ms)) for op, name, ms in zip(ops, names, times, strict=True)]
+
+
+def _layer(name: str, output: str) -> str:
+    """A node's output is called as its layer is, unless onnxruntime put it in between."""
+    return name.removesuffix("_nchwc") if name and output.startswith("reorder") else output
+
+
+def _nodes(model: bytes) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and first output of each node of an ONNX file, whose package is not needed to run one.
+
+    Source: onnx.proto; ModelProto.graph is field 7, GraphProto.node 1, NodeProto.output 2, .name 3, .op_type 4.
+    """
+    graph = next(content for number, content in _fields(model) if number == 7)
+    for number, node in _fields(graph):
+        if number == 1:
+            texts = {n: bytes(content).decode() for n, content in reversed(list(_fields(node))) if n in (2, 3, 4)}
+            yield texts[4], texts.get(3, ""), texts.get(2, "")
+
+
+def _fields(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each field of a protocol buffer that is text, bytes or a message."""
+    view, at = memoryview(message), 0
+    while at < len(view):
+        key, at = _varint(view, at)
+        if key & 7 == 2:
+            size, at = _varint(view, at)
+            yield key >> 3, view[at : at + size]
+            at += size
+        elif key & 7 == 0:
+            _, at = _varint(view, at)
+        else:
+            at += {1: 8, 5: 4}[key & 7]
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """A number in groups of seven bits, lowest first, and where the next field begins."""
+    value = shift = 0
+    while view[at] & 0x80:
+        value, shift, at = value | (view[at] & 0x7F) << shift, shift + 7, at + 1
+    return value | view[at] << shift, at + 1
