@@ -41,7 +41,7 @@ HOMES = {
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
     # manifest asks git for the commit; doctor tries native libraries where they can crash alone.
-    "subprocess": {"manifest", "doctor", "devices/local"},
+    "subprocess": {"manifest", "doctor", "devices/local", "devices/ssh", "devices/adb"},
 }
 
 

@@ -1,0 +1,118 @@
+"""What devices that measure with Python share: what is sent to `_program.py`, and what comes back."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from dmsflow import plugin
+from dmsflow.devices import Job, Machine, Measurement, Operation, Timing
+from dmsflow.devices._program import RESULT
+from dmsflow.errors import DmsflowError
+
+MEMORY_RUNS = 3
+PACKAGE = Path(__file__).parents[1]
+SHIPPED = ("__init__.py", "errors.py", "plugin.py", "tflite.py", "runners/*.py")
+LAUNCHER = f"""# Any Python can read this far, and says what it lacks.
+import json, sys
+def lacks(what, right):
+    print({RESULT!r} + json.dumps({{"error": [sys.executable, what, right]}}))
+    sys.exit()
+if sys.version_info < (3, 10):
+    lacks("is Python %d.%d" % sys.version_info[:2], "3.10 or newer is needed there: name another with --python")
+try:
+    import numpy
+except ImportError:
+    lacks("has no NumPy", "run there: %s -m pip install 'numpy<2'" % sys.executable)
+from dmsflow import program
+program.main()
+"""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process saw; the lists are in the order of the job's files."""
+
+    machine: Machine
+    runtimes: tuple[str, ...]
+    load_ms: tuple[float, ...]
+    runs_ms: tuple[tuple[float, ...], ...]
+    operations: tuple[tuple[tuple[str, str, float], ...], ...]
+    peak_memory_bytes: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Or, instead, where something is wrong, what, and what would be right."""
+
+    seen: Seen | None = None
+    error: tuple[str, str, str] | None = None
+
+
+def measure(job: Job, run: Callable[[Job], bytes]) -> Measurement:
+    """Time all files of a job in one process, then each file's memory in another.
+
+    Args:
+        job: what to measure.
+        run: runs the program on a job, and gives back its stdout.
+
+    Raises:
+        DmsflowError: an unknown runner, a file that cannot be loaded, or a program that does not
+            answer as ours.
+    """
+    for name in {file.runner for file in job.files}:
+        plugin.load("runners", name)
+    timed = _seen(job, run(job))
+    alone: list[int | None] = [None] * len(job.files)
+    if job.memory:
+        few = msgspec.structs.replace(job, warm_up=0, runs=MEMORY_RUNS, operations=False)
+        single = [msgspec.structs.replace(few, files=(file,)) for file in job.files]
+        alone = [_seen(one, run(one)).peak_memory_bytes for one in single]
+    timings = tuple(
+        Timing(
+            runtime=timed.runtimes[index],
+            load_ms=timed.load_ms[index],
+            runs_ms=timed.runs_ms[index],
+            peak_memory_bytes=alone[index],
+            operations=tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in timed.operations[index]),
+        )
+        for index in range(len(job.files))
+    )
+    return Measurement(timings=timings, machine=timed.machine)
+
+
+def _seen(job: Job, written: bytes) -> Seen:
+    files = ", ".join(file.path for file in job.files)
+    _, marker, line = written.rpartition(RESULT.encode())
+    try:
+        answer = msgspec.json.decode(line if marker else b"", type=Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        shown = written.decode(errors="replace").strip()[-80:] or "nothing"
+        raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
+    if answer.error:
+        raise DmsflowError(*answer.error)
+    if answer.seen is None or not _fits(job, answer.seen):
+        raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
+    return answer.seen
+
+
+def _fits(job: Job, seen: Seen) -> bool:
+    """Each file has its part, and the runs asked for; none took no time at all."""
+    parts = (seen.runtimes, seen.load_ms, seen.runs_ms, seen.operations)
+    return all(len(part) == len(job.files) for part in parts) and all(
+        len(times) == job.runs and min(times) > 0 for times in seen.runs_ms
+    )
+
+
+def program() -> bytes:
+    """The program and all that it needs of dmsflow, as a zip file that Python can run."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
+        for pattern in SHIPPED:
+            for path in sorted(PACKAGE.glob(pattern)):
+                packed.writestr(f"dmsflow/{path.relative_to(PACKAGE).as_posix()}", path.read_bytes())
+        packed.writestr("dmsflow/program.py", (PACKAGE / "devices" / "_program.py").read_bytes())
+        packed.writestr("__main__.py", LAUNCHER)
+    return written.getvalue()
