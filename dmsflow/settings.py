@@ -54,11 +54,18 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="Budget: parameter memory in MiB. Without any budget: the base network's memory."),
     ] = None
     macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
+    profile: Annotated[
+        str | None,
+        Meta(description="The device to predict latency for: a profile's name (see dmsflow list profiles) or its path."),
+    ] = None
+    latency_ms: Annotated[
+        Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")
+    ] = None
     hold: Annotated[
         Literal["projection", "penalty"],
         Meta(description="projection meets every budget at every step; penalty adds the hinge of Eq. 7."),
     ] = "projection"
-    penalty: Annotated[Positive, Meta(description="Weight of the hinge, per MiB and per million MACs.")] = 0.01
+    penalty: Annotated[Positive, Meta(description="Weight of the hinge, per MiB, million MACs and ms.")] = 0.01
     estimator: Annotated[
         Literal["exact", "clustered"],
         Meta(description="exact mixes all widths in one mask; clustered samples the paper's three candidates."),
@@ -152,17 +159,60 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 256
 
 
-class BenchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which device measures, and how it is reached."""
+
+    device: Annotated[
+        str, Meta(description="Where it runs: local, ssh://user@host or adb://SERIAL; see dmsflow list devices.")
+    ] = "local"
+    python: Annotated[str, Meta(description="The command that is Python on an ssh device.")] = "python3"
+    runner_file: Annotated[
+        str | None,
+        Meta(
+            description="A benchmark program for the device, for want of Python there: TFLite's benchmark_model or LCE's lce_benchmark_model."
+        ),
+    ] = None
+    threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
+
+
+class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a file is measured."""
 
-    device: Annotated[str, Meta(description="Where it runs: see dmsflow list devices.")] = "local"
-    threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
     warm_up: Annotated[Natural, Meta(description="Runs that are not counted.")] = 10
     runs: Annotated[Count, Meta(description="Runs that are counted, of each file.")] = 100
     baseline: Annotated[
         bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")
     ] = True
     accuracy: Annotated[bool, Meta(description="Measure top-1 on the test split.")] = True
+    operations: Annotated[bool, Meta(description="Time each operation too, where the runtime can.")] = False
+    profile: Annotated[
+        str | None, Meta(description="Predict with this profile and tell the error; the search's own unless given.")
+    ] = None
+    require_ms: Annotated[
+        Positive | None, Meta(description="Exit with 3 if the median is above so many milliseconds.")
+    ] = None
+
+
+class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a profile covers, and how long it is measured."""
+
+    target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
+    precision: Annotated[
+        Literal["binary", "float"], Meta(description="float measures the float32 networks of the same widths.")
+    ] = "binary"
+    networks: Annotated[
+        tuple[str, ...], Meta(description="Networks whose pieces are measured, with commas between them.")
+    ] = ("vgg11", "resnet18")
+    resolutions: Annotated[tuple[Count, ...], Meta(description="Pixels on a side of their images.")] = (32,)
+    channels: Annotated[Count, Meta(description="Channels of their images.")] = 3
+    classes: Annotated[Count, Meta(description="Classes they tell apart.")] = 10
+    max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio to measure.")] = 8.0
+    points: Annotated[int, Meta(ge=2, description="Widths to measure in each direction.")] = 6
+    runs: Annotated[Count, Meta(description="Runs of each point.")] = 40
+    check: Annotated[
+        Natural, Meta(description="Networks to check the predictions on, for each of --networks and --resolutions.")
+    ] = 4
+    seed: Annotated[Natural, Meta(description="Seed of the widths of those networks.")] = 0
 
 
 S = TypeVar("S", bound=msgspec.Struct)
