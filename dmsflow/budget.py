@@ -1,4 +1,4 @@
-"""Memory and MAC budgets, and how a search stays within them.
+"""Memory, MAC and latency budgets, and how a search stays within them.
 
 Widths are ratios to their base, one entry a named width, in the order of `network.widths`. Moving
 along a budget is easiest in log ratios: its normal is then the elasticity of the cost.
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from dmsflow import cost
+from dmsflow.cost import Latency
 from dmsflow.errors import DmsflowError
 from dmsflow.network import Network
 from dmsflow.settings import SearchSettings
 
 MEGA = 10**6
-ACTIVE = 1e-3  # a budget is active from this relative distance below its limit
+ACTIVE = 1e-3  # a budget is active if growing every width by this much breaks it
 BISECTIONS = 60
 SWEEPS = 12
 
@@ -48,13 +49,36 @@ def macs_m(network: Network, widths: Mapping[str, Any]) -> Any:
     return cost.macs(network, widths) / MEGA
 
 
-def budgets(settings: SearchSettings, network: Network) -> tuple[Budget, ...]:
-    """The budgets that were asked for; without any, the memory of the base network."""
+def figures(network: Network, widths: Mapping[str, Any], latency: Latency | None) -> dict[str, float]:
+    """What a network costs at whole widths, by the name of the metric."""
+    found = {"memory_mib": memory_mib(network, widths), "macs_m": macs_m(network, widths)}
+    return found if latency is None else {**found, "predicted_latency_ms": latency(widths)}
+
+
+def spelled(figures: Mapping[str, float]) -> str:
+    """Figures in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`."""
+    words = [f"{figures['memory_mib']:.4f} MiB", f"{figures['macs_m']:.2f} M MACs"]
+    if "predicted_latency_ms" in figures:
+        words.append(f"{figures['predicted_latency_ms']:.3f} ms")
+    return ", ".join(words)
+
+
+def budgets(settings: SearchSettings, network: Network, latency: Latency | None = None) -> tuple[Budget, ...]:
+    """The budgets that were asked for; without any, the memory of the base network.
+
+    Raises:
+        DmsflowError: a latency budget, and no profile to predict with.
+    """
     chosen = []
     if settings.memory_mib is not None:
         chosen.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
     if settings.macs_m is not None:
         chosen.append(Budget("MACs", "M", settings.macs_m, macs_m))
+    if settings.latency_ms is not None:
+        if latency is None:
+            right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
+            raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
+        chosen.append(Budget("latency", "ms", settings.latency_ms, lambda _, widths: latency(widths)))
     if not chosen:
         chosen.append(Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib))
     return tuple(chosen)
@@ -86,15 +110,21 @@ class Range:
         return torch.minimum(torch.maximum(ratios, self.low), self.high)
 
 
-def whole_range(network: Network, settings: SearchSettings) -> Range:
-    """From --min-ratio to --max-ratio, but never below one channel."""
+def whole_range(network: Network, settings: SearchSettings, latency: Latency | None = None) -> Range:
+    """From --min-ratio to --max-ratio, but never below one channel nor wider than the profile has measured."""
     bases = _bases(network)
     low = torch.maximum(torch.full_like(bases, settings.min_ratio), 1 / bases)
-    return Range(low, torch.full_like(bases, settings.max_ratio))
+    high = torch.full_like(bases, settings.max_ratio)
+    if latency:
+        widest = latency.widest()
+        high = torch.minimum(high, torch.tensor([widest[name] for name in network.widths], dtype=torch.float64) / bases)
+    return Range(low, torch.maximum(low, high))
 
 
-def feasibility(network: Network, limits: Sequence[Budget], bounds: Range) -> list[tuple[str, str]]:
-    """What the network can cost, as rows for a table.
+def feasibility(
+    network: Network, limits: Sequence[Budget], bounds: Range, latency: Latency | None = None
+) -> list[tuple[str, str]]:
+    """What the network can cost, and how wide each budget alone leaves it, as rows for a table.
 
     Raises:
         DmsflowError: not even the smallest network meets a budget (the line carries these figures),
@@ -102,21 +132,30 @@ def feasibility(network: Network, limits: Sequence[Budget], bounds: Range) -> li
     """
     smallest = _integers(network, bounds.low, torch.ceil)
     largest = _integers(network, bounds.high, torch.floor)
-    rows = []
-    for name, widths in (("smallest", smallest), ("base", network.widths), ("largest", largest)):
-        rows.append((name, f"{memory_mib(network, widths):.4f} MiB, {macs_m(network, widths):.2f} M MACs"))
+    rows = [
+        (name, spelled(figures(network, widths, latency)))
+        for name, widths in (("smallest", smallest), ("base", network.widths), ("largest", largest))
+    ]
     for budget in limits:
         if budget.cost(network, smallest) > budget.limit:
-            facts = "; ".join(f"{name} {figures}" for name, figures in rows).replace("; ", ", ")
+            facts = ", ".join(f"{name} {figures}" for name, figures in rows)
             raise DmsflowError(
                 f"{budget.name} budget of {budget.limit:g} {budget.unit}", f"{network.name} cannot be that small ({facts})",
                 f"allow at least {budget.cost(network, smallest):.4g} {budget.unit}, or lower --min-ratio",
             )  # fmt: skip
-        rows.append((f"{budget.name} budget", f"{budget.limit:g} {budget.unit}"))
     if met(network, limits, largest):
         what = f"even the largest {network.name} is within the budgets ({rows[2][1]})"
         raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")
-    return rows
+    return rows + [_left(network, budget, bounds, largest) for budget in limits]
+
+
+def _left(network: Network, budget: Budget, bounds: Range, largest: dict[str, int]) -> tuple[str, str]:
+    """What one budget leaves if it were the only one."""
+    words = f"{budget.limit:g} {budget.unit}, {budget.limit / budget.cost(network, network.widths):.2f} of the base widths' "
+    if met(network, [budget], largest):
+        return f"{budget.name} budget", f"{words}; the largest network meets it"
+    ratio = float(uniform(network, [budget], bounds).median())
+    return f"{budget.name} budget", f"{words}; alone it leaves {ratio:.2f} times the base widths"
 
 
 def _integers(network: Network, ratios: Tensor, rounding: Callable[[Tensor], Tensor]) -> dict[str, int]:
@@ -205,9 +244,13 @@ def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: 
     return weight * total
 
 
-def active_normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tensor:
-    """The normals of the budgets that bind at `ratios`, [active, n]."""
-    active = [budget for budget in limits if use(network, [budget], ratios) > 1 - ACTIVE]
+def active_normals(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
+    """The normals of the budgets that bind at `ratios`, [active, n].
+
+    A latency moves in steps, so a budget may bind well below its limit: where growing breaks it.
+    """
+    grown = bounds.clip(ratios.detach() * (1 + ACTIVE))
+    active = [budget for budget in limits if use(network, [budget], grown) > 1]
     return normals(network, active, ratios) if active else torch.zeros(0, len(ratios), dtype=torch.float64)
 
 

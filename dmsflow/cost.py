@@ -55,14 +55,14 @@ def macs(network: Network, widths: Mapping[str, Any]) -> Any:
 
 # --- time, on a profile -------------------------------------------------------------------------
 
-EDGE = 1e-6  # of a step: a real width so little above an edge is on it
+EDGE = 1e-6  # channels: a real width so little below a whole one is that one
 
 
 @dataclass(frozen=True)
 class Grid:
     """The time of one piece at any widths: its table, read as a staircase.
 
-    A width counts as the edge of its kernels' step, and between two measured edges the time is
+    A width counts as the edge of its kernels' step (a real one as its whole channels), and between two measured edges the time is
     bilinear. That is the value; the slope is the one between the edges, as if there were no steps,
     since a staircase has no slope that a search could use. Never falls with a width.
 
@@ -94,11 +94,11 @@ class Grid:
 
 
 def _edge(width: Any, step: int) -> Any:
-    """The width, moved up to its edge; its derivative stays 1."""
+    """The width, moved up to the edge of the whole channels in it; its derivative stays 1."""
     if step == 1:
         return width
     number = float(width)
-    return width + (math.ceil(number / step - EDGE) * step - number)
+    return width + (math.ceil(math.floor(number + EDGE) / step) * step - number)
 
 
 def _between(edges: Sequence[int], width: Any) -> tuple[int, Any]:
@@ -108,7 +108,7 @@ def _between(edges: Sequence[int], width: Any) -> tuple[int, Any]:
     number = float(width)
     if number < edges[0]:  # nothing narrower was measured: it costs as much, and keeps the first slope
         width, number = width + (edges[0] - number), edges[0]
-    low = max(0, bisect_left(edges, number) - 1)
+    low = min(max(0, bisect_left(edges, number) - 1), len(edges) - 2)
     return low, (width - edges[low]) / (edges[low + 1] - edges[low])
 
 
@@ -143,7 +143,7 @@ class Latency:
         for piece, grid in self.parts:
             reads, writes = value(widths, piece.reads), value(widths, piece.writes)
             for edges, width in ((grid.inputs, reads), (grid.outputs, writes)):
-                if edges and float(width) > edges[-1] * (1 + EDGE):
+                if edges and float(width) >= edges[-1] + 1:
                     what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.ceil(float(width))}"
                     command = f"{_profile_command(self.network, self.profile)} --max-ratio 16"
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")

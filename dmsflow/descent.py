@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dmsflow import budget, manifest, training
 from dmsflow.budget import Budget, Range
+from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
 from dmsflow.model import Live, Model, best_effort_initialise
 from dmsflow.network import Network
@@ -47,6 +48,7 @@ class Descent:
     network: Network
     limits: tuple[Budget, ...]
     bounds: Range
+    latency: Latency | None  # the profile's, if there is one
     where: Place
     weight_batches: Batches
     width_batches: Batches
@@ -106,6 +108,7 @@ def begin(
     bounds: Range,
     dataset: Dataset,
     workers: int,
+    latency: Latency | None = None,
 ) -> Descent:
     """A search at its first round."""
     where = training.place(settings)
@@ -121,7 +124,7 @@ def begin(
     mu = start.clone().requires_grad_()
     weight_batches, width_batches, held_out = _batches(settings, dataset, where, workers)
     return Descent(
-        settings=settings, network=network, limits=limits, bounds=bounds, where=where,
+        settings=settings, network=network, limits=limits, bounds=bounds, latency=latency, where=where,
         weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
         start=start, band=Range(controls.amin(0), bounds.clip(BAND_TOP * widest)), mu=mu, model=model,
         optimiser=_weight_optimiser(settings, model),
@@ -304,7 +307,7 @@ def _adam_step(state: Descent, gradient: Tensor) -> None:
     gradient = gradient + _hinge_gradient(state)
     projected = state.settings.hold == "projection"
     if projected:
-        active = budget.active_normals(state.network, state.limits, state.mu)
+        active = budget.active_normals(state.network, state.limits, state.mu, state.bounds)
         gradient = budget.tangent(gradient * state.mu.detach(), active) / state.mu.detach()
     state.mu.grad = gradient
     state.mu_optimiser.step()
@@ -319,7 +322,7 @@ def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
     gradient = gradient + _hinge_gradient(state) * state.mu.detach()
     projected = state.settings.hold == "projection"
     active = (
-        budget.active_normals(state.network, state.limits, state.mu)
+        budget.active_normals(state.network, state.limits, state.mu, state.bounds)
         if projected
         else torch.zeros(0, len(gradient), dtype=torch.float64)
     )
@@ -361,8 +364,7 @@ def _row(state: Descent, losses: list[float], correct: list[float], gradient: Te
         "mu": ratios.tolist(),
         "sigma": [state.sigma(index) for index in range(len(names))],
         "widths": widths,
-        "memory_mib": budget.memory_mib(state.network, widths),
-        "macs_m": budget.macs_m(state.network, widths),
+        **budget.figures(state.network, widths, state.latency),
         "weight_loss": float(weight_loss),
         "weight_top1_percent": 100 * float(weight_right),
         "width_loss": float(np.mean(losses)),
@@ -373,7 +375,7 @@ def _row(state: Descent, losses: list[float], correct: list[float], gradient: Te
 
 
 def _note(row: dict[str, Any]) -> str:
-    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {row['memory_mib']:.4f} MiB, {row['macs_m']:.2f} M MACs, widths {' '.join(map(str, row['widths'].values()))}"
+    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {budget.spelled(row)}, widths {' '.join(map(str, row['widths'].values()))}"
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:

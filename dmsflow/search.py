@@ -11,12 +11,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, datasets, descent, manifest, plugin, training
+from dmsflow import budget, cost, datasets, descent, manifest, plugin, profile, training
 from dmsflow.budget import Budget, Range
+from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data, Manifest
 from dmsflow.network import Network
+from dmsflow.profile import Profile
 from dmsflow.settings import SearchSettings
 from dmsflow.table import print_table
 
@@ -37,18 +39,23 @@ def run(
         return path
     checkpoint = training.claim_checkpoint(out / "search.checkpoint", resume=resume, force=force)
     dataset = datasets.load(data, download)
-    network, limits, bounds = _problem(settings, dataset)
-    budget.feasibility(network, limits, bounds)
+    network, latency, limits, bounds = _problem(settings, dataset)
+    budget.feasibility(network, limits, bounds, latency)
     began = time.monotonic()
     artifacts = {}
+    if latency:  # a copy, so that the chain goes on where the profile itself is not
+        artifacts["profile"] = manifest.artifact(profile.save(out / "profile.json", latency.profile), out)
     if settings.method == "gradient":
-        widths, metrics, environment = _gradient(settings, data, dataset, network, limits, bounds, checkpoint, out)
+        widths, metrics, environment = _gradient(
+            settings, data, dataset, network, latency, limits, bounds, checkpoint, out
+        )
         artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
     else:
         widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
     if not budget.met(network, limits, widths):
-        raise BudgetMissed(out, f"the chosen widths need {_figures(network, widths)}", "search again with more rounds")
-    metrics = {**costs(network, widths), "seconds": round(time.monotonic() - began, 1), **metrics}
+        needed = budget.spelled(budget.figures(network, widths, latency))
+        raise BudgetMissed(out, f"the chosen widths need {needed}", "search again with more rounds")
+    metrics = {**budget.figures(network, widths, latency), "seconds": round(time.monotonic() - began, 1), **metrics}
     manifest.save(
         path,
         Manifest(
@@ -63,28 +70,47 @@ def run(
 def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str]]:
     """What `run` would do, and what the network can cost; raises where it cannot be done."""
     dataset = datasets.load(data)
-    network, limits, bounds = _problem(settings, dataset)
+    network, latency, limits, bounds = _problem(settings, dataset)
     rows = [
         (
             "network",
             f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes",
         ),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        *budget.feasibility(network, limits, bounds),
+        *([("profile", told(latency.profile))] if latency else []),
+        *budget.feasibility(network, limits, bounds, latency),
     ]
     for name, control in (("uniform", budget.uniform), ("flat", budget.flat)):
         widths = budget.round_within(network, limits, control(network, limits, bounds), bounds)
-        rows.append((name, f"{_figures(network, widths)}: {' '.join(map(str, widths.values()))}"))
+        figures = budget.spelled(budget.figures(network, widths, latency))
+        rows.append((name, f"{figures}: {' '.join(map(str, widths.values()))}"))
     return [*rows, ("writes", str(out / "search.json"))]
 
 
-def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, tuple[Budget, ...], Range]:
+def told(measured: Profile) -> str:
+    """A profile in a line."""
+    threads = "1 thread" if measured.threads == 1 else f"{measured.threads} threads"
+    return f"{measured.title}: {measured.environment.get('processor')}, {measured.runtime}, {threads}"
+
+
+def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, Latency | None, tuple[Budget, ...], Range]:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
     if settings.min_ratio >= settings.max_ratio:
         raise DmsflowError(
             "--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it"
         )
-    return network, budget.budgets(settings, network), budget.whole_range(network, settings)
+    latency = _latency(settings, network)
+    return network, latency, budget.budgets(settings, network, latency), budget.whole_range(network, settings, latency)
+
+
+def _latency(settings: SearchSettings, network: Network) -> Latency | None:
+    if settings.profile is None:
+        return None
+    measured = profile.load(settings.profile)
+    if measured.precision == "float":
+        what = "is of float32 networks, and the search is for binary ones"
+        raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")
+    return cost.latency(network, measured)
 
 
 def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -96,14 +122,6 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
     return network
-
-
-def costs(network: Network, widths: dict[str, int]) -> dict[str, float]:
-    return {"memory_mib": budget.memory_mib(network, widths), "macs_m": budget.macs_m(network, widths)}
-
-
-def _figures(network: Network, widths: dict[str, int]) -> str:
-    return f"{budget.memory_mib(network, widths):.4f} MiB, {budget.macs_m(network, widths):.2f} M MACs"
 
 
 def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> dict[str, int]:
@@ -120,11 +138,11 @@ def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, .
 
 
 def _gradient(
-    settings: SearchSettings, data: Data, dataset: Dataset, network: Network, limits: tuple[Budget, ...], bounds: Range,
-    checkpoint: Path, out: Path,
+    settings: SearchSettings, data: Data, dataset: Dataset, network: Network, latency: Latency | None,
+    limits: tuple[Budget, ...], bounds: Range, checkpoint: Path, out: Path,
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Search; the chosen widths, what was measured on the way, and where it ran."""
-    state = descent.begin(settings, network, limits, bounds, dataset, data.workers)
+    state = descent.begin(settings, network, limits, bounds, dataset, data.workers, latency)
     if checkpoint.exists():
         descent.restore(state, checkpoint)
     found = descent.descend(state, checkpoint, out / "search.jsonl")
@@ -161,7 +179,7 @@ def compare(state: descent.Descent, candidates: dict[str, Tensor]) -> list[dict[
         rows.append(
             {
                 "name": name, "widths": widths,
-                "memory_mib": budget.memory_mib(state.network, widths), "macs_m": budget.macs_m(state.network, widths),
+                **budget.figures(state.network, widths, state.latency),
                 "loss": float(losses.mean()), "top1_percent": 100 * float(right.mean()),
                 "loss_difference": float(difference.mean()),
                 "standard_error": float(difference.std() / math.sqrt(len(difference))),
@@ -187,10 +205,12 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
-    head = ("widths of", "MiB", "M MACs", "top-1 %", "loss", "loss − searched", "")
+    timed = "predicted_latency_ms" in rows[0]
+    head = ("widths of", "MiB", "M MACs", *(["ms"] if timed else []), "top-1 %", "loss", "loss − searched", "")
     cells = [
         (
-            row["name"], f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
+            row["name"], f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}",
+            *([f"{row['predicted_latency_ms']:.3f}"] if timed else []), f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
             f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}", "chosen" if row is chosen else "",
         )
         for row in rows
