@@ -11,7 +11,7 @@ import msgspec
 
 from dmsflow import plugin
 from dmsflow.devices import Job, Machine, Measurement, Operation, Timing
-from dmsflow.devices._program import RESULT
+from dmsflow.devices._program import OPERATION_RUNS, RESULT
 from dmsflow.errors import DmsflowError
 
 MEMORY_RUNS = 3
@@ -51,12 +51,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: tuple[str, str, str] | None = None
 
 
-def measure(job: Job, run: Callable[[Job], bytes]) -> Measurement:
+def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurement:
     """Time all files of a job in one process, then each file's memory in another.
 
     Args:
         job: what to measure.
         run: runs the program on a job, and gives back its stdout.
+        device: as errors call it, unless it is this machine.
 
     Raises:
         DmsflowError: an unknown runner, a file that cannot be loaded, or a program that does not
@@ -64,12 +65,12 @@ def measure(job: Job, run: Callable[[Job], bytes]) -> Measurement:
     """
     for name in {file.runner for file in job.files}:
         plugin.load("runners", name)
-    timed = _seen(job, run(job))
+    timed = _seen(job, run(job), device)
     alone: list[int | None] = [None] * len(job.files)
     if job.memory:
         few = msgspec.structs.replace(job, warm_up=0, runs=MEMORY_RUNS, operations=False)
         single = [msgspec.structs.replace(few, files=(file,)) for file in job.files]
-        alone = [_seen(one, run(one)).peak_memory_bytes for one in single]
+        alone = [_seen(one, run(one), device).peak_memory_bytes for one in single]
     timings = tuple(
         Timing(
             runtime=timed.runtimes[index],
@@ -83,7 +84,13 @@ def measure(job: Job, run: Callable[[Job], bytes]) -> Measurement:
     return Measurement(timings=timings, machine=timed.machine)
 
 
-def _seen(job: Job, written: bytes) -> Seen:
+def limit_s(job: Job) -> float:
+    """How long a device may take: a minute to begin, half of one for each file, and far more than a run takes."""
+    runs = job.warm_up + job.runs + (OPERATION_RUNS if job.operations else 0)
+    return 60.0 + len(job.files) * (30.0 + 2.0 * runs)
+
+
+def _seen(job: Job, written: bytes, device: str = "") -> Seen:
     files = ", ".join(file.path for file in job.files)
     _, marker, line = written.rpartition(RESULT.encode())
     try:
@@ -92,7 +99,9 @@ def _seen(job: Job, written: bytes) -> Seen:
         shown = written.decode(errors="replace").strip()[-80:] or "nothing"
         raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
     if answer.error:
-        raise DmsflowError(*answer.error)
+        where, what, right = answer.error
+        is_file = any(where == file.path for file in job.files)
+        raise DmsflowError(where if is_file or not device else f"{device}, {where}", what, right)
     if answer.seen is None or not _fits(job, answer.seen):
         raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
     return answer.seen
