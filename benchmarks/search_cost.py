@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 import torch
 
-from dmsflow import budget, datasets, descent, search, training
+from dmsflow import budget, datasets, descent, training
 from dmsflow.budget import Range
 from dmsflow.manifest import Data
 from dmsflow.model import Model
+from dmsflow.network import load_network
 from dmsflow.settings import SearchSettings
 
 # The largest widths, and images in a batch.
@@ -61,7 +62,7 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     """A search whose every layer may become `widest`, in a window of three widths or of all."""
     settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
     dataset = datasets.load(Data(name="digits"))
-    network = search.load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
+    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
     state = descent.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)

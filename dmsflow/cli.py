@@ -28,9 +28,11 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "train": settings.TrainSettings,
     "export": settings.ExportSettings,
     "bench": settings.BenchSettings,
+    "profile": settings.ProfileSettings,
 }
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
-SHARED = set(settings.Record.__struct_fields__)  # of search and train: `run` takes them once, for both
+# Fields that two stages share: `run` takes them once, for both.
+SHARED = {**dict.fromkeys(settings.Record.__struct_fields__, ("search", "train")), "profile": ("search", "bench")}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,6 +49,15 @@ class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gene
             return tuple(int(part) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 140,220,260.", param, ctx)
+
+
+class Words(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # as above
+    """Words with commas between them."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class SettingOption(click.Option):
@@ -93,7 +104,7 @@ def spelling(record: str, field: str, records: Sequence[str]) -> str:
     """The name, with underscores, of the option for a field, among the options of all `records`."""
     if record == "data":
         return "dataset" if field == "name" else field
-    if field in SHARED and record in ("search", "train"):
+    if record in SHARED.get(field, ()):
         return field
     holders = [other for other in records if field in RECORDS[other].__struct_fields__]
     return field if holders == [record] else f"{record}_{field}"
@@ -129,7 +140,7 @@ def _type(kind: inspect.Type) -> Any:
     if isinstance(kind, inspect.LiteralType):
         return click.Choice(kind.values)
     if isinstance(kind, inspect.VarTupleType):
-        return Numbers()
+        return Words() if isinstance(_peel(kind.item_type)[0], inspect.StrType) else Numbers()
     if isinstance(kind, inspect.BoolType):
         return click.BOOL
     if isinstance(kind, inspect.StrType):
@@ -248,6 +259,32 @@ def bench_command(ctx: click.Context, /, **_: Any) -> None:
     _run_stage(ctx, "bench")
 
 
+@cli.command("profile", cls=StageCommand)
+@settings_options("profile")
+@click.option("--name", required=True, help="What to call it; --profile of search takes that name.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("profiles"), show_default=True, help="Folder to write to."
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted one stopped.")
+@click.option("--force", is_flag=True, help="Measure it all again, and overwrite.")
+@click.option("--add", is_flag=True, help="Keep what the profile has, and measure what it lacks.")
+@click.option("--dry-run", is_flag=True, help="Resolve everything and print the plan; measure and write nothing.")
+@click.pass_context
+def profile_command(
+    ctx: click.Context, /, name: str, out: Path, resume: bool, force: bool, add: bool, dry_run: bool, **_: Any
+) -> None:
+    """Measure a device for the latency budget of search. Writes OUT/NAME.json."""
+    from dmsflow import profiling
+
+    if force and (resume or add):
+        raise click.UsageError("--force measures everything again: give it without --resume and --add.")
+    chosen = resolved(ctx, "profile")
+    if dry_run:
+        _print_plan("profile", profiling.plan(chosen, name, out, add=add))
+        return
+    click.echo(profiling.run(chosen, name, out, command=ctx.obj, resume=resume, force=force, add=add))
+
+
 def _run_stage(ctx: click.Context, stage: str) -> None:
     """A stage that reads one file."""
     given = ctx.params
@@ -307,7 +344,7 @@ def run_command(
     stands before it (--train-batch-size); what stands under "Search and train" is said once for both.
     """
     _one_of(resume, force)
-    chosen = {record: resolved(ctx, record) for record in RECORDS}
+    chosen = {record: resolved(ctx, record) for record in ("data", *STAGES)}
     out = out or _default_out(chosen["data"], chosen["search"])
     _check_ahead(chosen["export"], chosen["bench"])
     from dmsflow import search, show
@@ -371,14 +408,10 @@ def list_command(kind: str) -> None:
 @source_argument
 @click.option("--json", "as_json", is_flag=True, help="The manifests of the chain as one JSON array, the search first.")
 def show_command(source: Path, as_json: bool) -> None:
-    """Print a manifest and its parents. FILE is any manifest."""
+    """Print a manifest and its parents, or draw a profile. FILE is any of them."""
     from dmsflow import show
 
-    chain = show.chain(source)
-    if as_json:
-        click.echo(show.as_json(chain))
-    else:
-        show.print_chain(chain, sys.stdout)
+    show.show(source, as_json, sys.stdout)
 
 
 @cli.command("doctor")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 
 Op = Literal[
@@ -81,6 +82,21 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def consumers(self, name: str) -> list[Layer]:
         return [layer for layer in self.layers if name in layer.inputs]
+
+
+def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
+    """Build a network by its name, or by the path of a `.py` file with `build()`.
+
+    Raises:
+        DmsflowError: no such network, or it does not fit such images.
+    """
+    module = plugin.load("networks", name)
+    if not callable(getattr(module, "build", None)):
+        raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
+    network = module.build(channels, resolution, classes)
+    if not isinstance(network, Network):
+        raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
+    return network
 
 
 def out_widths(network: Network) -> dict[str, str | int]:

@@ -11,13 +11,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, cost, datasets, descent, manifest, plugin, profile, training
+from dmsflow import budget, cost, datasets, descent, manifest, profile, training
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data, Manifest
-from dmsflow.network import Network
+from dmsflow.network import Network, load_network
 from dmsflow.profile import Profile
 from dmsflow.settings import SearchSettings
 from dmsflow.table import print_table
@@ -111,17 +111,6 @@ def _latency(settings: SearchSettings, network: Network) -> Latency | None:
         what = "is of float32 networks, and the search is for binary ones"
         raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")
     return cost.latency(network, measured)
-
-
-def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
-    """Build a network by name, or from a user's own file with `build(channels, resolution, classes)`."""
-    module = plugin.load("networks", name)
-    if not callable(getattr(module, "build", None)):
-        raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
-    network = module.build(channels, resolution, classes)
-    if not isinstance(network, Network):
-        raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
-    return network
 
 
 def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> dict[str, int]:

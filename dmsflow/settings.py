@@ -56,7 +56,9 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
     profile: Annotated[
         str | None,
-        Meta(description="The device to predict latency for: a profile's name (see dmsflow list profiles) or its path."),
+        Meta(
+            description="The device to predict latency for: a profile's name (see dmsflow list profiles) or its path."
+        ),
     ] = None
     latency_ms: Annotated[
         Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")

@@ -18,16 +18,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "progress", "table"),
     ("plugin", "network", "target", "manifest", "settings", "profile"),
-    ("cost", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
+    ("cost", "probes", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
     ("binary", "width"),
     ("model", "budget"),
     ("training",),
     ("descent",),
-    ("search", "train", "export", "bench", "show"),
+    ("search", "train", "export", "bench", "profiling", "show"),
     ("cli",),
     ("__main__",),
 )
-STAGES = ("search", "train", "export", "bench")
+STAGES = ("search", "train", "export", "bench", "profiling")
 HOMES = {
     # datasets/_torchvision imports torchvision's readers, which bring torch; search and train only use it.
     "torch": {"binary", "width", "model", "budget", "training", "descent", "search", "train", "datasets/_torchvision"},
@@ -41,7 +41,7 @@ HOMES = {
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
     # manifest asks git for the commit; doctor tries native libraries where they can crash alone.
-    "subprocess": {"manifest", "doctor", "devices/local", "devices/ssh", "devices/adb"},
+    "subprocess": {"manifest", "doctor", "devices/local", "devices/_shell", "devices/adb"},
 }
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dmsflow import deploy, manifest
 from dmsflow.errors import DmsflowError
-from dmsflow.network import INPUT, WEIGHTED, Layer, Network, out_widths, value
+from dmsflow.network import INPUT, Layer, Network
 
 OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
 EPSILON = 1e-5  # of batch norm
@@ -205,7 +205,7 @@ def write_float(
     Raises:
         DmsflowError: onnx is missing, a weight is missing, or the file cannot be written.
     """
-    graph, weights = Graph(), weights or random_weights(network, widths)
+    graph, weights = Graph(), weights or deploy.random_weights(network, widths)
     names = {INPUT: graph.node("Div", graph.pixels(mean), graph.per_channel("input.std", std), name="input.normalised")}
     positive = set()  # layers whose tensor has no negative value: a ReLU behind them is none
     for layer in network.layers:
@@ -277,25 +277,6 @@ def _weight(weights: Weights, name: str) -> NDArray[Any]:
     if name not in weights:
         raise DmsflowError(name, "is not among the weights", "train the network again")
     return weights[name]
-
-
-def random_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Weights that keep activations at a normal size, for measuring time."""
-    random = np.random.default_rng(seed)
-    keys = out_widths(network)
-    weights: dict[str, NDArray[np.float32]] = {}
-    for layer in network.layers:
-        c_in, c_out = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
-        if layer.op in WEIGHTED:
-            shape = (c_out, c_in) if layer.op == "dense" else (c_out, c_in, layer.kernel, layer.kernel)
-            deviation = (2 / (c_in * layer.kernel**2)) ** 0.5
-            weights[f"{layer.name}.weight"] = random.normal(0, deviation, shape).astype(np.float32)
-        if layer.op == "dense":
-            weights[f"{layer.name}.bias"] = np.zeros(c_out, np.float32)
-        if layer.op == "batch_norm":
-            for name, constant in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-                weights[f"{layer.name}.{name}"] = np.full(c_out, constant, np.float32)
-    return weights
 
 
 # --- what is in a file ------------------------------------------------------------------------

@@ -1,0 +1,506 @@
+"""Measures a device: writes the profile that the search predicts latency with.
+
+Probes (see `probes`) are measured some at a time, turn by turn in one process, each at the middle
+of a step of its kernels, since widths on an edge itself can take faster paths than all others do.
+Beside them runs one and the same reference file: where it is slower than it was, the machine was
+disturbed and the batch is measured again; where it stays slower, the device throttles, and the
+profile says by how much. Every batch is saved, so an interrupted profile goes on. At its end the
+profile is checked on whole networks that gave it no point.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow import cost, deploy, devices, manifest, plugin, probes, profile, progress, target
+from dmsflow.devices import Access, File, Job, Machine, Measure
+from dmsflow.errors import DmsflowError
+from dmsflow.network import Layer, Network, Piece, load_network, pieces
+from dmsflow.probes import Probe, Sum
+from dmsflow.profile import Checked, Profile, Steps, Table
+from dmsflow.settings import ProfileSettings
+from dmsflow.target import Target
+
+BATCH = 24  # probes measured in turns
+WARM_UP = 5
+DISTURBED = 1.05  # a batch is measured again if its reference takes this much longer than it can
+TRIES = 3
+NOISY_PERCENT, NOISY_MS = 3.0, 0.002  # a probe is measured again if the halves of its runs differ by both
+PASSES = 3  # over all probes that are noisy
+THROTTLED_PERCENT = 5.0
+STEPS = (4, 8, 16, 32, 64)  # that kernels may have
+STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
+STEP_RISE = 0.35  # of what the slope lets expect, up to which two widths count as one step
+CHECK_SPREAD = 0.35  # standard deviation of the log widths of a network to check
+CHECK_RATIOS = 0.6, 4.0
+
+
+class Time(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one probe: the median of its runs, and how far apart those of their halves are."""
+
+    ms: float
+    spread_percent: float
+
+    @property
+    def noisy(self) -> bool:
+        return self.spread_percent > NOISY_PERCENT and self.spread_percent * self.ms / 100 > NOISY_MS
+
+
+class State(msgspec.Struct, kw_only=True):
+    """What has been measured so far: the file that an interrupted profile goes on from.
+
+    Attributes:
+        settings: of the run; another one does not go on from here.
+        times: by the key of the probe.
+        references_ms: of every batch, in order.
+        machine: at the first batch, and at the last one.
+    """
+
+    settings: ProfileSettings
+    times: dict[str, Time] = {}
+    references_ms: list[float] = []
+    machine: tuple[Machine, ...] = ()
+    runtime: str = ""
+
+
+@dataclass
+class Session:
+    """A device, the files written for it, and what it has told."""
+
+    settings: ProfileSettings
+    aim: Target
+    measure: Measure
+    folder: Path
+    saved: Path
+    state: State
+    asked: dict[str, Probe] = field(default_factory=dict)  # by key
+
+
+def run(
+    settings: ProfileSettings, name: str, out: Path, *, command: tuple[str, ...],
+    resume: bool = False, force: bool = False, add: bool = False,
+) -> Path:  # fmt: skip
+    """Measure a device and write `out/name.json`.
+
+    Args:
+        settings: what to cover, and where.
+        name: of the profile.
+        out: folder to write to.
+        command: that runs this again.
+        resume: go on where an interrupted one stopped.
+        force: overwrite an earlier profile.
+        add: keep what an earlier profile has and measure what it lacks.
+
+    Raises:
+        DmsflowError: no such device or target, or one that cannot run the probes; a profile of this
+            name is there, or belongs to another device.
+    """
+    path, saved = out / f"{name}.json", out / f"{name}.partial.json"
+    before = _before(path, settings, resume=resume, force=force, add=add)
+    aim = _aim(settings)
+    wanted = _wanted(settings, before)
+    if not wanted:
+        return path
+    state = _state(saved, settings, resume=resume)
+    access = Access(python=settings.python, runner_file=settings.runner_file)
+    with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
+        session = Session(settings, aim, measure, Path(folder), saved, state)
+        steps = dict(before.steps) if before else _steps(session)
+        grids = {piece.name: _grid(piece, bases, settings, steps) for piece, bases in wanted}
+        overhead = probes.overhead()
+        _measure_all(session, [overhead, *(each for grid in grids.values() for each in grid.sums())])
+        tables = tuple(_table(session, grid) for grid in grids.values())
+        kept = tuple(table for table in before.tables if table.piece not in grids) if before else ()
+        measured = Profile(
+            name=name, target=settings.target, precision=settings.precision, device=settings.device,
+            threads=settings.threads, runtime=state.runtime, overhead_ms=before.overhead_ms if before else _ms(state, overhead),
+            steps=steps, tables=(*kept, *tables), drift_percent=_drift_percent(state), command=command,
+            environment=_environment(state),
+        )  # fmt: skip
+        checked = _check(session, measured)
+    measured = msgspec.structs.replace(measured, checked=(*(before.checked if before else ()), *checked))
+    profile.save(path, measured)
+    saved.unlink(missing_ok=True)
+    _tell(measured)
+    return path
+
+
+def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
+    """What `run` would do, as rows of a label and a value.
+
+    Raises:
+        DmsflowError: as `run`, for what is known before measuring.
+    """
+    path = out / f"{name}.json"
+    before = profile.load(str(path)) if add else None
+    aim = _aim(settings)
+    devices.find(settings.device)
+    wanted = _wanted(settings, before)
+    steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
+    grids = [_grid(piece, bases, settings, steps) for piece, bases in wanted]
+    count = len({probe for grid in grids for each in grid.sums() for probe in each})
+    return [
+        ("target", f"{aim.name}: {aim.description}"),
+        ("device", f"{settings.device}, {settings.threads} thread{'s' * (settings.threads > 1)}"),
+        ("pieces", f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels"),
+        ("probes", f"about {count}, {settings.runs} runs of each"),
+        ("check", f"{settings.check * len(settings.networks) * len(settings.resolutions)} networks that gave no point"),
+        ("writes", str(path)),
+    ]  # fmt: skip
+
+
+def _before(path: Path, settings: ProfileSettings, *, resume: bool, force: bool, add: bool) -> Profile | None:
+    """The profile to add to, if that was asked for."""
+    if not add:
+        if path.exists() and not force:
+            right = "--add measures what it lacks, --force measures it again, --name takes another"
+            raise DmsflowError(path, "is already there", right)
+        return None
+    before = profile.load(str(path))
+    for name in ("target", "precision", "device", "threads"):
+        old, new = getattr(before, name), getattr(settings, name)
+        if old != new:
+            raise DmsflowError(path, f"has {name} {old}, not {new}", f"give --{name} {old}, or take another --name")
+    return before
+
+
+def _aim(settings: ProfileSettings) -> Target:
+    aim = target.load(settings.target)
+    if settings.precision == "float" and not hasattr(plugin.load("exporters", aim.exporter), "write_float"):
+        raise DmsflowError(
+            f"target {aim.name}", "takes binary networks only", "use --target onnx for --precision float"
+        )
+    return aim
+
+
+def _state(saved: Path, settings: ProfileSettings, *, resume: bool) -> State:
+    if not resume or not saved.exists():
+        return State(settings=settings)
+    try:
+        state = msgspec.json.decode(saved.read_bytes(), type=State)
+    except msgspec.MsgspecError as error:
+        raise DmsflowError(saved, f"is damaged ({error})", "begin again, without --resume") from error
+    if state.settings != settings:
+        raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
+    return state
+
+
+# --- what to measure ----------------------------------------------------------------------------
+
+Bases = tuple[int, int]  # widest base channels that a piece reads and writes in the networks asked for
+
+
+def _networks(settings: ProfileSettings) -> list[Network]:
+    return [
+        load_network(name, settings.channels, resolution, settings.classes)
+        for name in settings.networks
+        for resolution in settings.resolutions
+    ]
+
+
+def _wanted(settings: ProfileSettings, before: Profile | None) -> list[tuple[Piece, Bases]]:
+    """Every piece once, less those that are measured as wide as is asked for."""
+    found: dict[str, tuple[Piece, Bases]] = {}
+    for network in _networks(settings):
+        for piece in pieces(network):
+            bases = _base(network, piece.reads), _base(network, piece.writes)
+            _, known = found.get(piece.name, (piece, (0, 0)))
+            found[piece.name] = piece, (max(bases[0], known[0]), max(bases[1], known[1]))
+    return [
+        (piece, bases)
+        for name, (piece, bases) in found.items()
+        if before is None or not _covers(before.table(name), piece, bases, settings.max_ratio, before.steps)
+    ]
+
+
+def _base(network: Network, key: str | int) -> int:
+    return key if isinstance(key, int) else network.widths[key]
+
+
+def _covers(table: Table | None, piece: Piece, bases: Bases, ratio: float, steps: dict[str, Steps]) -> bool:
+    if table is None:
+        return False
+    step = steps.get(piece.op, Steps())
+    return all(
+        not widths or _up(widths[-1], each) >= base * ratio
+        for widths, base, each in ((table.inputs, bases[0], step.inputs), (table.outputs, bases[1], step.outputs))
+    )
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The points of one piece."""
+
+    piece: Piece
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def rows(self) -> Iterator[list[Sum]]:
+        """A row for each of `inputs`, in it a sum of probes for each of `outputs`."""
+        for reads in self.inputs or (0,):
+            yield [probes.of_piece(self.piece, reads, writes or reads) for writes in self.outputs or (0,)]
+
+    def sums(self) -> Iterator[Sum]:
+        for row in self.rows():
+            yield from row
+
+
+def _grid(piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps]) -> Plane:
+    step = steps.get(piece.op, Steps())
+    reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings)
+    return Plane(piece, reads, _widths(bases[1], step.outputs, settings) if piece.grows else ())
+
+
+def _widths(base: int, step: int, settings: ProfileSettings) -> tuple[int, ...]:
+    """Widths in the middle of steps: from the first, as if in geometric progression, to the last; and of the base's."""
+    last = _up(math.ceil(base * settings.max_ratio), step)
+    first = min(step if step > 1 else 3, last)
+    edges = {_up(round(width), step) for width in np.geomspace(first, last, settings.points)}
+    return tuple(
+        sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}} | ({last} if step == 1 else set()))
+    )
+
+
+def _up(width: int, step: int) -> int:
+    return -(-width // step) * step
+
+
+def _middle(edge: int, step: int) -> int:
+    """An odd width in the middle of the step that ends at an edge: no kernel has it easier than with others."""
+    width = edge - step // 2
+    return max(1, width - 1 + width % 2)
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def _key(probe: Probe) -> str:
+    return hashlib.sha256(msgspec.json.encode(probe)).hexdigest()[:16]
+
+
+def _measure_all(session: Session, sums: Iterable[Sum]) -> None:
+    """Measure every probe once, then those again that are noisy."""
+    session.asked |= {_key(probe): probe for each in sums for probe in each}
+    times = session.state.times
+    missing = [key for key in session.asked if key not in times]
+    # In a random order, so that a drift of the device is no slope of a table.
+    order = np.random.default_rng(0).permutation(len(missing))
+    with progress.track(
+        "profile", total=len(session.asked), unit="probe", done=len(session.asked) - len(missing)
+    ) as track:
+        for batch in _batches([missing[index] for index in order]):
+            _measure_batch(session, batch)
+            track.advance(len(batch))
+    for _ in range(PASSES - 1):
+        noisy = [key for key in session.asked if times[key].noisy]
+        with progress.track("profile: noisy ones again", total=len(noisy), unit="probe") as track:
+            for batch in _batches(noisy):
+                _measure_batch(session, batch)
+                track.advance(len(batch))
+
+
+def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for begin in range(0, len(keys), BATCH):
+        yield keys[begin : begin + BATCH]
+
+
+def _measure_batch(session: Session, keys: Sequence[str]) -> None:
+    """Measure some probes, again if the machine was disturbed; keep of each probe the quietest time."""
+    files = [_written(session, session.asked[key]) for key in keys]
+    state, best = session.state, min(session.state.references_ms, default=math.inf)
+    for _ in range(TRIES):
+        reference, *times = _times(session, [_written(session, _reference()), *files])
+        if reference.ms <= DISTURBED * best:
+            break
+    state.references_ms.append(reference.ms)
+    for key, time in zip(keys, times, strict=True):
+        if key not in state.times or time.spread_percent < state.times[key].spread_percent:
+            state.times[key] = time
+    manifest.write_atomically(session.saved, msgspec.json.encode(state))
+    for file in files:
+        Path(file.path).unlink(missing_ok=True)
+
+
+def _reference() -> Probe:
+    """A probe of middling size."""
+    layer = Layer(name="reference", op="binary_conv", inputs=("enter_bits",), width=64, kernel=3, padding=1)
+    return max(probes.of_piece(Piece((layer,), probes.CHANNELS, 16, 64, 64), 64, 64).items(), key=lambda item: item[1])[
+        0
+    ]
+
+
+def _times(session: Session, files: Sequence[File]) -> list[Time]:
+    settings, state = session.settings, session.state
+    job = Job(files=tuple(files), threads=settings.threads, warm_up=WARM_UP, runs=settings.runs, memory=False)
+    seen = session.measure(job)
+    state.machine = (*state.machine[:1], seen.machine)
+    state.runtime = seen.timings[0].runtime
+    return [_time(timing.runs_ms) for timing in seen.timings]
+
+
+def _time(runs_ms: Sequence[float]) -> Time:
+    median = float(np.median(runs_ms))
+    halves = [float(np.median(runs_ms[begin::2])) for begin in range(min(2, len(runs_ms)))]
+    return Time(ms=median, spread_percent=100 * (max(halves) - min(halves)) / median)
+
+
+def _written(session: Session, probe: Probe) -> File:
+    path = session.folder / f"{_key(probe)}{session.aim.suffix}"
+    if not path.exists():
+        _write(session, probe.network, {}, path)
+    return File(path=str(path), runner=session.aim.runner)
+
+
+def _write(session: Session, network: Network, widths: dict[str, int], path: Path) -> None:
+    """A network with random weights, as export would write it."""
+    exporter = plugin.load("exporters", session.aim.exporter)
+    weights = deploy.random_weights(network, widths)
+    mean, std = (128,) * network.channels, (64.0,) * network.channels
+    if session.settings.precision == "float":
+        exporter.write_float(network, widths, weights, mean, std, path)
+    else:
+        exporter.write(deploy.deploy_form(network, widths, weights, mean, std), path)
+
+
+# --- what the times tell ------------------------------------------------------------------------
+
+
+def _ms(state: State, total: Sum) -> float:
+    return max(0.0, sum(times * state.times[_key(probe)].ms for probe, times in total.items()))
+
+
+def _table(session: Session, grid: Plane) -> Table:
+    """A piece's times, raised where noise would let them fall with a width."""
+    state = session.state
+    ms: NDArray[np.float64] = np.array([[_ms(state, total) for total in row] for row in grid.rows()])
+    spread = [
+        [max(state.times[_key(probe)].spread_percent for probe, times in total.items() if times) for total in row]
+        for row in grid.rows()
+    ]
+    rising = np.maximum.accumulate(np.maximum.accumulate(ms, 0), 1)
+    return Table(
+        piece=grid.piece.name, inputs=grid.inputs, outputs=grid.outputs,
+        ms=tuple(tuple(round(float(time), 6) for time in row) for row in rising),
+        spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
+    )  # fmt: skip
+
+
+def _steps(session: Session) -> dict[str, Steps]:
+    """The steps of the kernels, found by measuring: widths of one step take one time."""
+    window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
+    norm, quantize = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
+    binary = Piece((Layer(name="c", op="binary_conv", **window), norm, quantize), probes.CHANNELS, 32, 64, 64)
+    stem = Piece((Layer(name="c", op="conv", **window), norm, quantize), session.settings.channels, 64, 3, 64)
+    first, last = STEP_WIDTHS
+    widths = (first, *(first + step - 2 for step in STEPS), last)
+    lines = {
+        ("binary_conv", "inputs"): [probes.of_piece(binary, width, 64) for width in widths],
+        ("binary_conv", "outputs"): [probes.of_piece(binary, 64, width) for width in widths],
+        ("conv", "outputs"): [probes.of_piece(stem, 0, width) for width in widths],
+    }
+    _measure_all(session, [total for line in lines.values() for total in line])
+    found: dict[str, dict[str, int]] = {}
+    for (op, side), line in lines.items():
+        found.setdefault(op, {})[side] = _step([_ms(session.state, total) for total in line])
+    return {op: Steps(**sides) for op, sides in found.items()}
+
+
+def _step(ms: Sequence[float]) -> int:
+    """The largest of STEPS within which the time hardly rises; 1: there are none."""
+    first, *inside, last = ms
+    slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
+    found = 1
+    for step, time in zip(STEPS, inside, strict=True):
+        if slope <= 0 or time - first > STEP_RISE * slope * (step - 2):
+            break
+        found = step
+    return found
+
+
+def _drift_percent(state: State) -> float:
+    """The last quarter of the references against the first."""
+    count = max(1, len(state.references_ms) // 4)
+    first, last = (float(np.median(part)) for part in (state.references_ms[:count], state.references_ms[-count:]))
+    return round(100 * (last / first - 1), 2)
+
+
+def _environment(state: State) -> dict[str, Any]:
+    """The device, and what measured it."""
+    first, last = state.machine[0], state.machine[-1]
+    machine = msgspec.to_builtins(last)
+    here = manifest.environment()
+    return {
+        **machine,
+        "temperature_before_c": first.temperature_c,
+        "versions": {"dmsflow": here["versions"]["dmsflow"]},
+        "commit": here["commit"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+# --- the profile's own error --------------------------------------------------------------------
+
+
+def _check(session: Session, measured: Profile) -> list[Checked]:
+    """Networks of random widths, predicted and then measured."""
+    settings = session.settings
+    draw = np.random.default_rng(settings.seed)
+    rows = []
+    networks = _networks(settings)
+    with progress.track("profile: check", total=settings.check * len(networks), unit="network") as track:
+        for network in networks:
+            latency = cost.latency(network, measured)
+            for _ in range(settings.check):
+                rows.append(_checked(session, network, random_widths(network, latency.widest(), draw), latency))
+                track.advance(note=f"{network.name}, {rows[-1].error_percent:+.1f} %")
+    return rows
+
+
+def random_widths(network: Network, widest: dict[str, int], draw: np.random.Generator) -> dict[str, int]:
+    """Widths of a network to check: one ratio for all, and every layer off it."""
+    low, high = np.log(CHECK_RATIOS)
+    ratio = np.exp(draw.uniform(low, high) + CHECK_SPREAD * draw.standard_normal(len(network.widths)))
+    return {
+        name: min(max(1, round(base * float(factor))), widest[name])
+        for (name, base), factor in zip(network.widths.items(), ratio, strict=True)
+    }
+
+
+def _checked(session: Session, network: Network, widths: dict[str, int], latency: cost.Latency) -> Checked:
+    path = session.folder / f"check{session.aim.suffix}"
+    _write(session, network, widths, path)
+    (time,) = _times(session, [File(path=str(path), runner=session.aim.runner)])
+    path.unlink()
+    return Checked(
+        network=network.name, resolution=network.resolution, widths=tuple(widths.values()),
+        predicted_ms=round(latency(widths), 6), measured_ms=round(time.ms, 6),
+    )  # fmt: skip
+
+
+def _tell(measured: Profile) -> None:
+    errors = [abs(row.error_percent) for row in measured.checked]
+    if errors:
+        near = sum(error <= 10 for error in errors)
+        print(
+            f"{measured.name}: on {len(errors)} networks that gave no point the median error is {np.median(errors):.1f} %, "
+            f"{near} of them are within 10 %",
+            file=sys.stderr,
+        )
+    if measured.drift_percent > THROTTLED_PERCENT:
+        print(
+            f"{measured.name}: the device became {measured.drift_percent:.0f} % slower while it was measured, so it "
+            "throttles or is busy: cool or free it, and measure again with --force",
+            file=sys.stderr,
+        )
