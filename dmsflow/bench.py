@@ -1,8 +1,12 @@
 """The fourth stage: how fast, how large and how right a model file is on a device.
 
 The file and the float32 network of the same widths take turns in one process, so that whatever
-disturbs the machine disturbs both. A bare .tflite or .onnx file is measured as well; it belongs to
-no chain, so its bench.json has no network, widths or data and nothing goes on from it.
+disturbs the machine disturbs both. A profile says beforehand how fast it should be. A bare .tflite
+or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network, widths
+or data and nothing goes on from it.
+
+Wherever the file is timed, top-1 is found on this machine, by the target's own runner: a device gets
+the file, and none of the images.
 """
 
 from __future__ import annotations
@@ -16,17 +20,24 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import datasets, devices, manifest, plugin, progress, target
+from dmsflow import cost, datasets, devices, manifest, plugin, profile, progress, target
 from dmsflow.cost import MIB
 from dmsflow.datasets import Split
-from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Manifest
+from dmsflow.devices import Machine, Timing
+from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.manifest import Chain, Manifest
+from dmsflow.network import value
+from dmsflow.profile import Profile
 from dmsflow.settings import BenchSettings
-from dmsflow.table import print_table
+from dmsflow.table import milliseconds, print_table
 
 FLOAT32 = "float32"
+BASELINE = "float32 network of the same widths"
 BATCH = 64  # images fetched from a split at once
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
+TIME = "latency_ms_median"
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,34 @@ class Subject:
     path: Path
     runner: str
     export: Manifest | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Timings by label, the file's name first, then "float32" if there is a baseline; and the device."""
+
+    timings: dict[str, Timing]
+    machine: Machine
+
+    @property
+    def file(self) -> Timing:
+        return next(iter(self.timings.values()))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a profile says of a file.
+
+    Attributes:
+        sha256: of the profile's file.
+        ms: for one image.
+        pieces: a row for each part of the network: what it is, widths in and out, time and share of it.
+    """
+
+    profile: Profile
+    sha256: str
+    ms: float
+    pieces: Rows
 
 
 def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str, ...], force: bool = False) -> Path:
@@ -49,18 +88,29 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
         force: overwrite an earlier bench.json.
 
     Raises:
-        DmsflowError: not such a file, or one that its runtime cannot run; a runtime is missing.
+        DmsflowError: not such a file, or one that its runtime cannot run; a runtime is missing; a
+            profile that says nothing of this file.
+        BudgetMissed: it takes longer than required; bench.json is written all the same.
     """
     path = out / "bench.json"
     manifest.claim(path, resume=False, force=force)
     subject = _subject(source)
-    timings = _measure(subject, settings)
-    accuracy = _top1_percent(subject) if subject.export and settings.accuracy else None
-    _print(subject, settings, timings, accuracy)
-    written = out / "bench-timings.json"
-    raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in timings.items()}
-    manifest.write_atomically(written, msgspec.json.encode(raw) + b"\n")
-    return _save(path, subject, source, settings, command, {**_metrics(subject, timings), **_top1(accuracy)}, timings)
+    _check_accuracy(subject, settings)
+    prediction = _predict(source, subject, settings)
+    measured = _measure(subject, settings)
+    metrics = {**_metrics(subject, measured), **_predicted(prediction, measured), **_operations(measured)}
+    if _counts_top1(subject, settings):
+        metrics["top1_percent"] = _top1_percent(subject)
+    _print(subject, settings, measured, metrics)
+    if prediction:
+        _print_prediction(prediction, measured, metrics)
+    if settings.operations:
+        _print_operations(measured, metrics)
+    raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in measured.timings.items()}
+    manifest.write_atomically(out / "bench-timings.json", msgspec.json.encode(raw) + b"\n")
+    _save(path, subject, source, settings, command, metrics, _environment(settings, measured, prediction))
+    check_required(path, settings)
+    return path
 
 
 def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, str]]:
@@ -70,18 +120,37 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
         DmsflowError: as `run`, for what is known before measuring.
     """
     subject = _subject(source)
-    plugin.load("devices", settings.device)
-    baseline = bool(subject.export and settings.baseline)
-    split = subject.export.data.name if subject.export and settings.accuracy else None
-    return [
+    devices.find(settings.device)
+    _check_accuracy(subject, settings)
+    prediction = _predict(source, subject, settings)
+    split = subject.export.data.name if subject.export and _counts_top1(subject, settings) else None
+    rows = [
         ("file", f"{subject.path} ({subject.path.stat().st_size / 1024:.1f} KiB)"),
-        ("runner", subject.runner),
+        ("runner", settings.runner_file or subject.runner),
         ("device", settings.device),
-        ("baseline", "float32 network of the same widths, in onnxruntime" if baseline else "none"),
-        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {_threads(settings)}"),
+        ("baseline", f"{BASELINE}, in onnxruntime" if _has_baseline(subject, settings) else "none"),
+        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {_threads(settings.threads)}"),
         ("top-1", f"on the test split of {split}" if split else "not measured"),
-        ("writes", str(out / "bench.json")),
     ]
+    if prediction:
+        rows.append(("predicted", f"{milliseconds(prediction.ms)} ms with profile {prediction.profile.title}"))
+    if settings.require_ms:
+        rows.append(("required", f"at most {settings.require_ms:g} ms"))
+    return [*rows, ("writes", str(out / "bench.json"))]
+
+
+def check_required(path: Path, settings: BenchSettings) -> None:
+    """Hold a finished bench.json, measured now or earlier, against what is required of it.
+
+    Raises:
+        BudgetMissed: the median is above `settings.require_ms`.
+    """
+    written = msgspec.json.decode(path.read_bytes())
+    median = written["metrics"][TIME]
+    if settings.require_ms is not None and median > settings.require_ms:
+        file = path.parent / written["artifacts"]["model"]["path"]
+        what = f"takes {median:.4g} ms (median), more than --require-ms {settings.require_ms:g}"
+        raise BudgetMissed(file, what, f"search with a smaller --latency-ms; what was measured is in {path}")
 
 
 def _subject(source: Path) -> Subject:
@@ -101,22 +170,99 @@ def _subject(source: Path) -> Subject:
     return Subject(source, runners[source.suffix], None)
 
 
+# --- predicting -------------------------------------------------------------------------------
+
+
+def _predict(source: Path, subject: Subject, settings: BenchSettings) -> Prediction | None:
+    """With the profile asked for, else the search's; None: there is none, or it is of other files (a line says so).
+
+    Raises:
+        DmsflowError: the profile lacks a part of the network, is damaged, or is the one asked for
+            and says nothing of this file.
+    """
+    if subject.export is None:
+        if settings.profile:
+            what = f"cannot tell the time of {source}, whose widths no manifest tells"
+            raise DmsflowError("--profile", what, "give the export.json of the file, or leave it out")
+        return None
+    chain = manifest.chain(source, whole=settings.profile is not None)
+    path = profile.find(settings.profile) if settings.profile else manifest.inherited(chain, "profile")
+    if path is None:
+        if missing := chain[0][1].parent:
+            _say(f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile")
+        return None
+    found = profile.load(str(path))
+    if why := _other_files(found, chain, settings):
+        if settings.profile:
+            raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")
+        _say(f"no prediction: the search's profile {found.title} {why}")
+        return None
+    return _prediction(found, manifest.sha256(path), subject.export)
+
+
+def _other_files(found: Profile, chain: Chain, settings: BenchSettings) -> str | None:
+    """Why the times of a profile are not those of this file; None: they are."""
+    by_stage = {each.stage: each for _, each in chain}
+    aim, trained = by_stage["export"].settings["target"], by_stage["train"].settings["precision"]
+    if found.precision != trained:
+        return f"is of {found.precision} networks, and this one is {trained}"
+    if found.target != aim and target.load(found.target).exporter != target.load(aim).exporter:
+        return f"is of files for {found.target}, and this one is for {aim}"
+    if found.threads != settings.threads:
+        return f"is of {_threads(found.threads)}, and this bench of {_threads(settings.threads)}"
+    return None
+
+
+def _prediction(found: Profile, sha256: str, export: Manifest) -> Prediction:
+    latency = cost.latency(export.network, found)
+    total = latency(export.widths)
+    parts = [
+        (piece.name, value(export.widths, piece.reads), value(export.widths, piece.writes), ms)
+        for piece, ms in latency.by_piece(export.widths)
+    ]
+    head = ("piece", "input_width", "output_width", "predicted_ms")
+    rows = [dict(zip(head, row, strict=True)) for row in (*parts, ("overhead of a run", None, None, found.overhead_ms))]
+    return Prediction(
+        found, sha256, total, [{**row, "share_percent": _share(row["predicted_ms"], total)} for row in rows]
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
 # --- measuring --------------------------------------------------------------------------------
 
 
-def _measure(subject: Subject, settings: BenchSettings) -> dict[str, devices.Timing]:
-    """Timings by label: the file's name, and "float32" if there is a baseline."""
-    device = plugin.load("devices", settings.device)
+def _measure(subject: Subject, settings: BenchSettings) -> Measured:
     files = {subject.path.name: devices.File(path=str(subject.path), runner=subject.runner)}
     with tempfile.TemporaryDirectory() as folder:
-        if subject.export and settings.baseline:
+        if _has_baseline(subject, settings):
             path = Path(folder) / "float32.onnx"
+            assert subject.export
             _write_float32(subject.export, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
+        elif subject.export and settings.baseline:
+            _say(f"no float32 baseline: {_without_onnxruntime(settings)} does not run onnxruntime")
         job = devices.Job(
-            files=tuple(files.values()), threads=settings.threads, warm_up=settings.warm_up, runs=settings.runs
-        )
-        return dict(zip(files, device.measure(job).timings, strict=True))
+            files=tuple(files.values()), threads=settings.threads, warm_up=settings.warm_up, runs=settings.runs,
+            operations=settings.operations,
+        )  # fmt: skip
+        access = devices.Access(python=settings.python, runner_file=settings.runner_file)
+        with devices.connect(settings.device, access) as measure:
+            found = measure(job)
+    return Measured(dict(zip(files, found.timings, strict=True)), found.machine)
+
+
+def _has_baseline(subject: Subject, settings: BenchSettings) -> bool:
+    return bool(subject.export and settings.baseline and not _without_onnxruntime(settings))
+
+
+def _without_onnxruntime(settings: BenchSettings) -> str | None:
+    """What measures, if it can only run files of another runtime than the baseline's."""
+    if settings.runner_file:
+        return settings.runner_file
+    return settings.device if settings.device.startswith("adb") else None
 
 
 def _write_float32(export: Manifest, path: Path) -> None:
@@ -124,6 +270,20 @@ def _write_float32(export: Manifest, path: Path) -> None:
     channels = export.network.channels
     exporter = plugin.load("exporters", "onnx")
     exporter.write_float(export.network, export.widths, None, (128,) * channels, (64.0,) * channels, path)
+
+
+def _counts_top1(subject: Subject, settings: BenchSettings) -> bool:
+    return bool(subject.export and settings.accuracy)
+
+
+def _check_accuracy(subject: Subject, settings: BenchSettings) -> None:
+    """Refuse before a device is reached what would only fail after it: this machine may have no such runtime."""
+    if settings.device != "local" and _counts_top1(subject, settings):
+        try:
+            plugin.load("runners", subject.runner).version()
+        except DmsflowError as error:
+            what = f"is found on this machine, which cannot run the file ({error})"
+            raise DmsflowError("top-1", what, "or leave it out: --no-accuracy") from error
 
 
 def _top1_percent(subject: Subject) -> float:
@@ -152,77 +312,128 @@ def _right(session: Any, split: Split, indices: Any) -> int:
 # --- telling ----------------------------------------------------------------------------------
 
 
-def _latency(timing: devices.Timing) -> dict[str, float]:
+def _numbers(timing: Timing) -> dict[str, float]:
     median, p90 = np.percentile(timing.runs_ms, (50, 90))
-    return {"latency_ms_median": float(median), "latency_ms_p90": float(p90), "latency_ms_minimum": min(timing.runs_ms)}
+    numbers = {TIME: float(median), "latency_ms_p90": float(p90), "latency_ms_minimum": min(timing.runs_ms)}
+    numbers["load_ms"] = timing.load_ms
+    if timing.peak_memory_bytes is not None:
+        numbers["peak_memory_mib"] = timing.peak_memory_bytes / MIB
+    return numbers
 
 
-def _numbers(timing: devices.Timing) -> dict[str, float]:
-    return {**_latency(timing), "load_ms": timing.load_ms, "peak_memory_mib": timing.peak_memory_bytes / MIB}
-
-
-def _metrics(subject: Subject, timings: dict[str, devices.Timing]) -> dict[str, Any]:
+def _metrics(subject: Subject, measured: Measured) -> dict[str, Any]:
     """The file's numbers; the baseline's have a prefix."""
-    metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, **_numbers(timings[subject.path.name])}
-    if FLOAT32 in timings:
-        baseline = _numbers(timings[FLOAT32])
+    metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, **_numbers(measured.file)}
+    if FLOAT32 in measured.timings:
+        baseline = _numbers(measured.timings[FLOAT32])
         metrics |= {f"{FLOAT32}_{name}": number for name, number in baseline.items()}
-        metrics["latency_ratio_to_float32"] = metrics["latency_ms_median"] / baseline["latency_ms_median"]
+        metrics["latency_ratio_to_float32"] = metrics[TIME] / baseline[TIME]
     return metrics
 
 
-def _top1(percent: float | None) -> dict[str, float]:
-    return {} if percent is None else {"top1_percent": percent}
+def _predicted(prediction: Prediction | None, measured: Measured) -> dict[str, Any]:
+    if prediction is None:
+        return {}
+    error = 100 * (prediction.ms / _numbers(measured.file)[TIME] - 1)
+    return {"predicted_latency_ms": prediction.ms, "prediction_error_percent": error, "pieces": prediction.pieces}
 
 
-def _print(
-    subject: Subject, settings: BenchSettings, timings: dict[str, devices.Timing], top1_percent: float | None
-) -> None:
+def _operations(measured: Measured) -> dict[str, Rows]:
+    """A row for each operation that the runtime tells the time of; share is of their sum."""
+    told = measured.file.operations
+    total = sum(one.ms for one in told)
+    rows = [{"op": one.op, "name": one.name, "ms": one.ms, "share_percent": _share(one.ms, total)} for one in told]
+    return {"operations": rows} if rows else {}
+
+
+def _environment(settings: BenchSettings, measured: Measured, prediction: Prediction | None) -> dict[str, Any]:
+    told = msgspec.to_builtins(measured.machine)
+    environment = manifest.environment(
+        device=settings.device,
+        machine={name: word for name, word in told.items() if word is not None},
+        threads=settings.threads,
+        runtimes={label: timing.runtime for label, timing in measured.timings.items()},
+    )
+    if prediction:
+        used = prediction.profile
+        environment["profile"] = {"name": used.name, "method": used.method, "sha256": prediction.sha256}
+    return environment
+
+
+def _print(subject: Subject, settings: BenchSettings, measured: Measured, metrics: dict[str, Any]) -> None:
     rows = []
-    for label, timing in timings.items():
+    for label, timing in measured.timings.items():
         numbers, mine = _numbers(timing), label != FLOAT32
-        ratio = (
-            numbers["latency_ms_median"] / _latency(timings[FLOAT32])["latency_ms_median"]
-            if FLOAT32 in timings
-            else None
-        )
+        ratio = None
+        if FLOAT32 in measured.timings:
+            ratio = numbers[TIME] / _numbers(measured.timings[FLOAT32])[TIME]
         rows.append(
             (
-                label,
-                timing.runtime,
-                *(_ms(numbers[f"latency_ms_{name}"]) for name in ("median", "p90", "minimum")),
+                label, timing.runtime,
+                *(milliseconds(numbers[f"latency_ms_{name}"]) for name in ("median", "p90", "minimum")),
                 None if ratio is None else f"{ratio:.2f}×",
-                _ms(timing.load_ms),
-                f"{numbers['peak_memory_mib']:.1f}",
+                milliseconds(timing.load_ms),
+                f"{numbers['peak_memory_mib']:.1f}" if "peak_memory_mib" in numbers else None,
                 f"{subject.path.stat().st_size / 1024:.1f}" if mine else None,
-                None if top1_percent is None or not mine else f"{top1_percent:.2f}",
+                f"{metrics['top1_percent']:.2f}" if mine and "top1_percent" in metrics else None,
             )
-        )
-    head = (
-        "file",
-        "runtime",
-        "median ms",
-        "p90 ms",
-        "min ms",
-        "÷ float32",
-        "load ms",
-        "peak MiB",
-        "file KiB",
-        "top-1 %",
-    )
-    print_table(f"{settings.device}, {_threads(settings)}, {settings.runs} runs of each in turn", head, rows)
-    if FLOAT32 in timings:
-        print("float32: the network of the same widths", file=sys.stderr)
-    print(PEAK, file=sys.stderr)
+        )  # fmt: skip
+    head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")  # fmt: skip
+    print_table(f"{settings.device}, {_threads(settings.threads)}, {settings.runs} runs of each in turn", head, rows)
+    _say(f"measured on: {_machine(measured.machine)}")
+    if FLOAT32 in measured.timings:
+        _say(f"float32: the {BASELINE.removeprefix('float32 ')}")
+    if measured.file.peak_memory_bytes is not None:
+        _say(PEAK)
+    if settings.device != "local" and "top1_percent" in metrics:
+        _say("top-1: found on this machine, by the same file")
 
 
-def _threads(settings: BenchSettings) -> str:
-    return "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[str, Any]) -> None:
+    used, title = prediction.profile, prediction.profile.title
+    row = (
+        title, milliseconds(prediction.ms), milliseconds(metrics[TIME]), f"{metrics['prediction_error_percent']:+.1f}"
+    )  # fmt: skip
+    print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
+    origin = manifest.machine(used.environment).get("processor")
+    date = used.environment.get("date")
+    _say(f"{title}: {used.method} for {used.device} ({origin}), {used.runtime}, {_threads(used.threads)}, {date}")
+    if origin != measured.machine.processor:
+        _say(f"{title} is of another processor: {origin}, and this is {measured.machine.processor}")
+    if used.runtime != measured.file.runtime:
+        _say(f"{title} is of another runtime: {used.runtime}, and this is {measured.file.runtime}")
+    cells = [
+        (*(part[key] for key in ("piece", "input_width", "output_width")),
+         milliseconds(part["predicted_ms"]), f"{part['share_percent']:.1f}")
+        for part in prediction.pieces
+    ]  # fmt: skip
+    print_table(f"Predicted by piece, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
 
 
-def _ms(value: float) -> str:
-    """Three significant digits, as far as they fit: 0.123, 1.23, 12.3, 1234."""
-    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+def _print_operations(measured: Measured, metrics: dict[str, Any]) -> None:
+    runtime = measured.file.runtime
+    if "operations" not in metrics:
+        _say(f"{runtime} does not tell the time of its operations")
+        return
+    cells = [
+        (row["op"], row["name"], milliseconds(row["ms"]), f"{row['share_percent']:.1f}")
+        for row in metrics["operations"]
+    ]
+    print_table(f"Operations as {runtime} tells them, which slows it", ("op", "name", "ms", "share %"), cells)
+
+
+def _machine(machine: Machine) -> str:
+    governor = machine.governor and f"governor {machine.governor}"
+    degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
+    return ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
+
+
+def _threads(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _save(
@@ -232,7 +443,7 @@ def _save(
     settings: BenchSettings,
     command: tuple[str, ...],
     metrics: dict[str, Any],
-    timings: dict[str, devices.Timing],
+    environment: dict[str, Any],
 ) -> Path:
     out = path.parent
     fields: dict[str, Any] = {
@@ -244,11 +455,7 @@ def _save(
             "timings": manifest.artifact(out / "bench-timings.json", out),
         },
         "metrics": metrics,
-        "environment": manifest.environment(
-            device=settings.device,
-            threads=settings.threads,
-            runtimes={label: timing.runtime for label, timing in timings.items()},
-        ),
+        "environment": environment,
     }
     if subject.export is None:
         content = msgspec.json.format(msgspec.json.encode({"schema": manifest.SCHEMA, **fields}), indent=1)

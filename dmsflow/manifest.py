@@ -13,10 +13,10 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -97,6 +97,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: dict[str, Any]
 
 
+Chain: TypeAlias = list[tuple[Path, Manifest]]  # the search first
+
+
 def load(path: Path, *stages: Stage) -> Manifest:
     """Read and verify a manifest.
 
@@ -127,6 +130,31 @@ def load(path: Path, *stages: Stage) -> Manifest:
     if manifest.parent and (path.parent / manifest.parent.path).exists():
         verify(path, manifest.parent)
     return manifest
+
+
+def chain(path: Path, *, whole: bool = True) -> Chain:
+    """A manifest and those it was made from, each verified.
+
+    Args:
+        path: of the last one.
+        whole: False ends it where a parent is missing, as where only the export was copied to.
+
+    Raises:
+        DmsflowError: one of them is missing, changed, or not a manifest.
+    """
+    found: Chain = [(path, load(path))]
+    while (parent := found[0][1].parent) and (whole or (found[0][0].parent / parent.path).exists()):
+        above = verify(found[0][0], parent)
+        found.insert(0, (above, load(above)))
+    return found
+
+
+def inherited(manifests: Chain, role: str) -> Path | None:
+    """The file of a role, from the last manifest of the chain that has one; None: none has."""
+    for path, each in reversed(manifests):
+        if role in each.artifacts:
+            return verify(path, each.artifacts[role])
+    return None
 
 
 def _check_widths(path: Path, manifest: Manifest) -> None:
@@ -226,6 +254,11 @@ def environment(**extra: Any) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **extra,
     }
+
+
+def machine(environment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an environment says of the machine that measured: not always the one that ran dmsflow."""
+    return environment.get("machine") or environment
 
 
 def _processor() -> str:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+BLOCKS = "▁▂▃▄▅▆▇█"  # how large a number is, drawn beside it
+
 
 def print_table(
     title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, stream: TextIO | None = None
@@ -41,5 +43,16 @@ def print_table(
     console.print(table)
 
 
+def milliseconds(value: float) -> str:
+    """Three significant digits, and no more of a thousand: 0.00123, 0.123, 12.3, 1234."""
+    return f"{value:.0f}" if value == 0 or value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def block(part: float) -> str:
+    """The block character for a part of a whole; more than nothing is never drawn as nothing."""
+    return BLOCKS[min(len(BLOCKS) - 1, int(part * len(BLOCKS)))]
+
+
 def _is_number(cell: str) -> bool:
+    cell = cell.lstrip(BLOCKS + " ")
     return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×"
