@@ -4,10 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dmsflow.network import Network, pieces
+from dmsflow.profile import Checked, Profile, Steps, Table
+
 WriteTrain = Callable[..., Path]
+MakeProfile = Callable[..., Profile]
+
+
+@pytest.fixture(scope="session")
+def make_profile() -> MakeProfile:
+    """`make(network, **fields)` is a profile of exactly its pieces, up to 64 channels."""
+    return _make_profile
+
+
+def _make_profile(network: Network, **fields: Any) -> Profile:
+    tables = {}
+    for index, piece in enumerate(pieces(network), 1):
+        inputs = () if isinstance(piece.reads, int) else (16, 64)
+        outputs = (16, 64) if piece.grows else ()
+        ms = tuple(
+            tuple(index * (1 + row) * (1 + column) / 1000 for column in range(len(outputs) or 1))
+            for row in range(len(inputs) or 1)
+        )
+        spread = tuple(tuple(1.0 + index for _ in row) for row in ms)
+        tables[piece.name] = Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=spread)
+    made: dict[str, Any] = {
+        "name": "board", "target": "arm64", "device": "ssh://pi@board", "threads": 1, "runtime": "LCE 9.9",
+        "overhead_ms": 0.002, "steps": {"binary_conv": Steps(inputs=16, outputs=8)}, "tables": tuple(tables.values()),
+        "checked": tuple(
+            Checked(network=network.name, resolution=32, widths=(8, 9), predicted_ms=1 + error, measured_ms=1.0)
+            for error in (-0.25, 0.02, 0.04)
+        ),
+        "drift_percent": 0.5, "command": ("dmsflow", "profile", "--name", "board"),
+        "environment": {"processor": "Cortex-A72", "system": "Linux aarch64", "date": "2026-01-01"},
+    }  # fmt: skip
+    return Profile(**{**made, **fields})
 
 
 @pytest.fixture(scope="session")

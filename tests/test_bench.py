@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dmsflow import bench, datasets, deploy, export, manifest
-from dmsflow.errors import DmsflowError
+from dmsflow import bench, cli, cost, datasets, deploy, devices, export, manifest, profile
+from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.settings import BenchSettings, ExportSettings
 
 COMMAND = ("dmsflow", "bench", "export.json")
@@ -161,11 +163,6 @@ def test_the_plan_measures_nothing(exported, tmp_path):
     assert (bare["baseline"], bare["top-1"]) == ("none", "not measured")
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.04567, "0.046"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")])
-def test_milliseconds_are_short(value, shown):
-    assert bench._ms(value) == shown
-
-
 def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkeypatch):
     digits = datasets.load(manifest.Data(name="digits", resolution=16))
     monkeypatch.setattr(datasets, "load", lambda data: digits)
@@ -173,3 +170,232 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
         DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
     ):
         bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+
+
+# --- predicted beside measured ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, write_train_manifest, make_profile):
+    """The folder of a chain whose search used a profile: search.json, profile.json, train.json, export.json."""
+    folder = tmp_path_factory.mktemp("searched")
+    source = write_train_manifest(folder)
+    trained = manifest.load(source)
+    profile.save(folder / "profile.json", make_profile(trained.network))
+    artifacts = {"profile": manifest.artifact(folder / "profile.json", folder)}
+    found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
+    parent = manifest.artifact(manifest.save(folder / "search.json", found), folder)
+    manifest.save(source, msgspec.structs.replace(trained, parent=parent))
+    export.run(source, ExportSettings(target="x86-64", check_images=2), folder, command=("x",))
+    return folder
+
+
+@pytest.fixture
+def saved(searched, make_profile, tmp_path):
+    """`save(**fields)` writes a profile of the chain's network, and gives its path."""
+    network = manifest.load(searched / "export.json").network
+    return lambda **fields: str(profile.save(tmp_path / "other.json", make_profile(network, **fields)))
+
+
+def fewer(**fields):
+    return BenchSettings(**{"runs": 3, "warm_up": 0, "accuracy": False, "baseline": False, **fields})
+
+
+def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
+    written = manifest.load(bench.run(searched / "export.json", fewer(), tmp_path, command=COMMAND))
+    latency = cost.latency(written.network, profile.load(str(searched / "profile.json")))
+    metrics = written.metrics
+    predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
+    assert predicted == latency(written.widths) > 0
+    assert metrics["prediction_error_percent"] == pytest.approx(100 * (predicted - measured) / measured)
+    assert [row["predicted_ms"] for row in metrics["pieces"][:-1]] == [ms for _, ms in latency.by_piece(written.widths)]
+    assert metrics["pieces"][-1] == {
+        "piece": "overhead of a run", "input_width": None, "output_width": None, "predicted_ms": 0.002,
+        "share_percent": pytest.approx(0.2 / predicted),
+    }  # fmt: skip
+    assert sum(row["share_percent"] for row in metrics["pieces"]) == pytest.approx(100)
+    assert metrics["pieces"][1]["input_width"] == next(iter(written.widths.values()))
+    assert written.environment["profile"] == {
+        "name": "board", "method": "measured", "sha256": manifest.sha256(searched / "profile.json"),
+    }  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "board: measured for ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
+    assert "board is of another processor: Cortex-A72, and this is " in shown
+    assert "board is of another runtime: LCE 9.9, and this is LCE 0." in shown
+    assert f"{metrics['prediction_error_percent']:+.1f}" in shown
+    assert "modelled" not in shown
+
+
+def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searched, saved, tmp_path, capsys):
+    other = saved(name="dream", method="modelled", overhead_ms=100.0)
+    settings = fewer(profile=other)
+    assert dict(bench.plan(searched / "export.json", settings, tmp_path))["predicted"].endswith("dream (modelled)")
+    written = manifest.load(bench.run(searched / "export.json", settings, tmp_path, command=COMMAND))
+    assert written.metrics["predicted_latency_ms"] > 100
+    assert written.environment["profile"]["method"] == "modelled"
+    shown = capsys.readouterr().err
+    assert "Predicted by piece, profile dream (modelled)" in shown
+    assert "dream (modelled): modelled for " in shown
+
+
+OTHER_FILES = [
+    ({"precision": "float"}, {}, "is of float networks, and this one is binary"),
+    ({"target": "onnx"}, {}, "is of files for onnx, and this one is for x86-64"),
+    ({"threads": 4}, {}, "is of 4 threads, and this bench of 1 thread"),
+    ({}, {"threads": 2}, "is of 1 thread, and this bench of 2 threads"),
+]
+
+
+@pytest.mark.parametrize(("fields", "options", "message"), OTHER_FILES)
+def test_a_profile_of_other_files_is_refused(fields, options, message, searched, saved, tmp_path):
+    with pytest.raises(DmsflowError, match=f"--profile .*other.json: {message}; choose another"):
+        settings = fewer(profile=saved(**fields), **options)
+        bench.run(searched / "export.json", settings, tmp_path / "out", command=COMMAND)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_for_another_kind_of_file_predicts_nothing_and_a_line_says_so(searched, tmp_path, capsys):
+    written = manifest.load(bench.run(searched / "export.json", fewer(threads=2), tmp_path, command=COMMAND))
+    assert not {"predicted_latency_ms", "pieces"} & set(written.metrics)
+    assert "profile" not in written.environment
+    line = "no prediction: the search's profile board is of 1 thread, and this bench of 2 threads\n"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_part_that_was_not_measured_is_named(searched, saved, tmp_path, make_profile):
+    tables = make_profile(manifest.load(searched / "export.json").network).tables
+    with pytest.raises(DmsflowError, match="profile board: has not measured 'average_pool .*; add it: dmsflow profile"):
+        bench.plan(searched / "export.json", fewer(profile=saved(tables=tables[:-1])), tmp_path)
+
+
+def test_a_profile_that_is_absent_damaged_or_changed_is_refused(searched, saved, tmp_path):
+    with pytest.raises(DmsflowError, match="profile nowhere: is unknown"):
+        bench.plan(searched / "export.json", fewer(profile="nowhere"), tmp_path)
+    path = Path(saved())
+    path.write_text(path.read_text().replace('"overhead_ms": 0.002', '"overhead_ms": -1'))
+    with pytest.raises(DmsflowError, match="other.json: is not a profile .*measure it again"):
+        bench.plan(searched / "export.json", fewer(profile=str(path)), tmp_path)
+    copy = shutil.copytree(searched, tmp_path / "copy")
+    (copy / "profile.json").write_text("{}")
+    with pytest.raises(DmsflowError, match="profile.json: changed after search.json was written"):
+        bench.plan(copy / "export.json", fewer(), tmp_path)
+
+
+def test_an_export_alone_is_measured_and_predicted_by_nothing(searched, saved, tmp_path, capsys):
+    copy = shutil.copytree(searched, tmp_path / "copy", ignore=shutil.ignore_patterns("train.json"))
+    assert "predicted" not in dict(bench.plan(copy / "export.json", fewer(), tmp_path))
+    assert "no prediction: train.json, which " in capsys.readouterr().err
+    with pytest.raises(DmsflowError, match="train.json: is missing, and export.json names it"):
+        bench.plan(copy / "export.json", fewer(profile=saved()), tmp_path)
+
+
+def test_a_bare_file_has_no_widths_to_predict_from(searched, saved, tmp_path):
+    with pytest.raises(DmsflowError, match=r"--profile: .*model.tflite, whose widths no manifest tells; give the"):
+        bench.run(searched / "model.tflite", fewer(profile=saved()), tmp_path, command=COMMAND)
+
+
+# --- what is asked for --------------------------------------------------------------------------
+
+
+def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
+    """Missed, the numbers are there all the same, and are held against a requirement again."""
+    lean = ["--runs", "3", "--warm-up", "0", "--no-accuracy", "--no-baseline"]
+    given = ["bench", str(searched / "export.json"), *lean, "--out"]
+    assert cli.main([*given, str(tmp_path / "met"), "--require-ms", "60000"]) == 0
+    assert cli.main([*given, str(tmp_path / "missed"), "--require-ms", "1e-3"]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "model.tflite: takes " in last and "ms (median), more than --require-ms 0.001; " in last
+    path = tmp_path / "missed" / "bench.json"
+    median = manifest.load(path).metrics["latency_ms_median"]
+    assert f"takes {median:.4g} ms" in last
+    bench.check_required(path, fewer(require_ms=median))
+    bench.check_required(path, fewer())
+    with pytest.raises(BudgetMissed):
+        bench.check_required(path, fewer(require_ms=median * 0.999))
+    assert dict(bench.plan(searched / "export.json", fewer(require_ms=2), tmp_path))["required"] == "at most 2 ms"
+
+
+def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, capsys):
+    written = manifest.load(bench.run(exported["onnx"], fewer(operations=True), tmp_path, command=COMMAND))
+    rows = written.metrics["operations"]
+    assert {"Conv"} < {row["op"] for row in rows}
+    assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
+    assert all(row["ms"] >= 0 and row["name"] for row in rows)
+    assert "Operations as onnxruntime 1." in capsys.readouterr().err
+    path = bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "lce", command=COMMAND)
+    assert "operations" not in manifest.load(path).metrics
+    assert "does not tell the time of its operations\n" in capsys.readouterr().err
+
+
+# --- other devices ------------------------------------------------------------------------------
+
+DEVICE = """
+import contextlib
+from dmsflow.devices import Machine, Measurement, Timing
+
+@contextlib.contextmanager
+def connect(address, access):
+    yield lambda job: Measurement(
+        timings=tuple(Timing(runtime="LCE 0.17", load_ms=1.0, runs_ms=(2.0,) * job.runs) for file in job.files),
+        machine=Machine(processor="Kirin 990", system="Linux aarch64", governor="schedutil", temperature_c=41.5),
+    )
+"""
+
+
+@pytest.fixture
+def phone(tmp_path):
+    """The address of a device that takes 2 ms for anything, and knows nothing of memory."""
+    path = tmp_path / "phone.py"
+    path.write_text(DEVICE)
+    return str(path)
+
+
+def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsys):
+    settings = BenchSettings(device=phone, runs=3)
+    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    machine = written.environment["machine"]
+    assert machine == {
+        "processor": "Kirin 990", "system": "Linux aarch64", "governor": "schedutil", "temperature_c": 41.5,
+    }  # fmt: skip
+    assert manifest.machine(written.environment) == machine != manifest.machine(manifest.environment())
+    assert written.metrics["float32_latency_ms_median"] == 2.0
+    assert "peak_memory_mib" not in written.metrics
+    shown = capsys.readouterr().err
+    assert "measured on: Kirin 990, Linux aarch64, governor schedutil, 42 °C" in shown
+    assert "top-1: found on this machine, by the same file" in shown
+    assert bench.PEAK not in shown
+
+
+@pytest.mark.parametrize(
+    ("reach", "told"),
+    [({"device": "adb://S1"}, "adb://S1"), ({"device": "ssh://a@b", "runner_file": "lce_bench"}, "lce_bench")],
+)
+def test_where_only_the_file_can_run_there_is_no_baseline(reach, told, exported, phone, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def connect(address, access):
+        asked.append((address, access.runner_file))
+        return original(phone, access)
+
+    original = devices.connect
+    monkeypatch.setattr(devices, "connect", connect)
+    settings = BenchSettings(runs=3, accuracy=False, **reach)
+    assert dict(bench.plan(exported["x86-64"], settings, tmp_path))["baseline"] == "none"
+    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    assert asked == [(reach["device"], reach.get("runner_file"))]
+    assert list(written.environment["runtimes"]) == ["model.tflite"]
+    assert not [name for name in written.metrics if name.startswith("float32")]
+    line = f"no float32 baseline: {told} does not run onnxruntime\n"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_top1_needs_the_runtime_here(exported, phone, tmp_path, monkeypatch):
+    def absent():
+        raise DmsflowError("larq-compute-engine", "is not installed", "pip install 'dmsflow[lce]'")
+
+    monkeypatch.setattr("dmsflow.runners.lce.version", absent)
+    with pytest.raises(DmsflowError, match=r"top-1: .*cannot run the file \(larq.*lce\]'\); .*--no-accuracy"):
+        bench.run(exported["x86-64"], BenchSettings(device=phone), tmp_path / "out", command=COMMAND)
+    assert not (tmp_path / "out").exists()
+    settings = BenchSettings(device=phone, accuracy=False)
+    assert bench.run(exported["x86-64"], settings, tmp_path / "out", command=COMMAND).exists()
