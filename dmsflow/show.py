@@ -284,7 +284,7 @@ def print_profile(found: Profile, stream: TextIO) -> None:
 def _origin(found: Profile) -> list[tuple[str, object]]:
     machine = manifest.machine(found.environment)
     steps = [f"{op} {each.inputs} in, {each.outputs} out" for op, each in found.steps.items()]
-    degrees = [machine.get("temperature_before_c"), machine.get("temperature_c")]
+    degrees = {"before": machine.get("temperature_before_c"), "after": machine.get("temperature_c")}
     return [
         ("method", found.method),
         ("target", found.target),
@@ -293,7 +293,7 @@ def _origin(found: Profile) -> list[tuple[str, object]]:
         ("processor", machine.get("processor")),
         ("system", machine.get("system")),
         ("governor", machine.get("governor")),
-        ("temperature", ", ".join(f"{value:.0f} °C" for value in degrees if value is not None) or None),
+        ("temperature", ", ".join(f"{value:.0f} °C {when}" for when, value in degrees.items() if value) or None),
         ("runtime", f"{found.runtime}, {_threads(found.threads)}"),
         ("date", found.environment.get("date")),
         ("overhead of a run", f"{milliseconds(found.overhead_ms)} ms"),
@@ -329,11 +329,11 @@ def _print_table(table: Table, steps: Steps, word: str, stream: TextIO) -> None:
         head = ["in \\ out", *map(str, table.outputs)]
         rows = [[label, *row] for label, row in zip(table.inputs or ("image",), cells, strict=True)]
     else:
-        head = ["in = out" if table.inputs else "", *(map(str, table.inputs or ("any width",)))]
+        head = ["in" if table.inputs else "", *(map(str, table.inputs or ("any width",)))]
         rows = [["ms", *(cell for row in cells for cell in row)]]
     print_table(f"{table.piece}, ms{word}", head, rows, stream=stream)
-    for line in _staircases(Grid.of(table, steps), table, largest):
-        print(line, file=stream)
+    if drawn := list(_staircases(Grid.of(table, steps), table, largest)):
+        print(*drawn, sep="\n", end="\n\n", file=stream)
 
 
 def _staircases(grid: Grid, table: Table, largest: float) -> Iterator[str]:

@@ -26,13 +26,7 @@ def print_table(
     from rich.text import Text
 
     cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=bool(head),
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
     for column in range(len(head) or max(map(len, cells), default=0)):
         numeric = column > 0 and all(_is_number(row[column]) for row in cells if row[column] != "–")
         table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")
@@ -40,6 +34,7 @@ def print_table(
         table.add_row(*map(Text, row))
     stream = stream or sys.stderr
     console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)  # a table's own title would wrap to its width
     console.print(table)
 
 
