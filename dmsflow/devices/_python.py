@@ -94,7 +94,7 @@ def _seen(job: Job, written: bytes, device: str = "") -> Seen:
     files = ", ".join(file.path for file in job.files)
     _, marker, line = written.rpartition(RESULT.encode())
     try:
-        answer = msgspec.json.decode(line if marker else b"", type=Answer)
+        answer = msgspec.json.decode(line.partition(b"\n")[0] if marker else b"", type=Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         shown = written.decode(errors="replace").strip()[-80:] or "nothing"
         raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error

@@ -40,11 +40,9 @@ WRITE = 'LC_ALL=C cat >"$1"'
 ALLOW = 'chmod 700 "$1"'
 FORGET = 'rm -f "$@"'
 STOP = '[ -s "$1/pid" ] && kill -9 "$(cat "$1/pid")"'
-# A program in the background would read /dev/null instead of what is sent.
-RUN = (
-    'd=$1; shift; TMPDIR=$d; export TMPDIR; exec 3<&0; "$@" <&3 3<&- & echo $! >"$d/pid"; '
-    'wait $!; s=$?; rm -f "$d/pid"; exit $s'
-)
+# The program takes the place of a shell that has written down which process it is.
+RUN = 'd=$1; shift; TMPDIR=$d; export TMPDIR; sh -c "$@"; s=$?; rm -f "$d/pid"; exit $s'
+PROGRAM = 'echo $$ >"$0/pid"; exec "$@"'
 FACTS = (
     'echo "system=$(uname -sm)"; echo "cores=$(grep -c ^processor /proc/cpuinfo)"; '
     'echo "phone=$(getprop ro.product.manufacturer) $(getprop ro.product.model)"; '
@@ -116,13 +114,13 @@ def call(shell: Shell, script: str, *arguments: str, given: bytes = b"", limit_s
     except subprocess.TimeoutExpired as late:
         what = f"did not answer within {limit_s:.0f} s"
         raise TooSlow(shell.device, what, "see that it is on and reachable") from late
-    out, marker, status = done.stdout.rpartition(STATUS)
     error = done.stderr.decode(errors="replace")
-    if not marker or not status.strip().isdigit():
+    *_, ended = [None, *re.finditer(STATUS + rb"(\d+)", done.stdout)]
+    if not ended:
         raise DmsflowError(shell.device, *shell.explain(error))
     if "No space left on device" in error:
         raise full(shell)
-    return Said(out, error, int(status))
+    return Said(done.stdout[: ended.start()], error, int(ended[1]))
 
 
 @contextlib.contextmanager
@@ -176,7 +174,7 @@ def folder(shell: Shell, first: Shell, parent: str = "") -> Iterator[str]:
                 known = sys.exc_info()[1]
                 story = str(known).removeprefix(f"{shell.device}: ") if isinstance(known, DmsflowError) else "went away"
                 what = f"{story}; and"
-                raise DmsflowError(shell.device, f"{what} its folder {left} is still there", "remove it there")
+                raise DmsflowError(shell.device, f"{what} its folder {left} may still be there", "remove it there")
 
 
 def _made(shell: Shell, keeper: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
@@ -260,7 +258,7 @@ def run(shell: Shell, folder: str, command: tuple[str, ...], given: bytes, limit
         DmsflowError: it is not there, does not end in time, or ends badly.
     """
     try:
-        said = call(shell, RUN, folder, *command, given=given, limit_s=limit_s)
+        said = call(shell, RUN, folder, PROGRAM, folder, *command, given=given, limit_s=limit_s)
     except TooSlow as error:
         with contextlib.suppress(DmsflowError):
             call(shell, STOP, folder)
