@@ -11,6 +11,7 @@ the file, and none of the images.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
     _check_accuracy(subject, settings)
     prediction = _predict(source, subject, settings)
     measured = _measure(subject, settings)
-    metrics = {**_metrics(subject, measured), **_predicted(prediction, measured), **_operations(measured)}
+    metrics = {**_metrics(subject, measured, prediction), **_operations(measured)}
     if _counts_top1(subject, settings):
         metrics["top1_percent"] = _top1_percent(subject)
     _print(subject, settings, measured, metrics)
@@ -148,7 +149,7 @@ def check_required(path: Path, settings: BenchSettings) -> None:
     written = msgspec.json.decode(path.read_bytes())
     median = written["metrics"][TIME]
     if settings.require_ms is not None and median > settings.require_ms:
-        file = path.parent / written["artifacts"]["model"]["path"]
+        file = os.path.normpath(path.parent / written["artifacts"]["model"]["path"])
         what = f"takes {median:.4g} ms (median), more than --require-ms {settings.require_ms:g}"
         raise BudgetMissed(file, what, f"search with a smaller --latency-ms; what was measured is in {path}")
 
@@ -192,7 +193,7 @@ def _predict(source: Path, subject: Subject, settings: BenchSettings) -> Predict
             _say(f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile")
         return None
     found = profile.load(str(path))
-    if why := _other_files(found, chain, settings):
+    if why := _why_not(found, chain, settings):
         if settings.profile:
             raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")
         _say(f"no prediction: the search's profile {found.title} {why}")
@@ -200,16 +201,27 @@ def _predict(source: Path, subject: Subject, settings: BenchSettings) -> Predict
     return _prediction(found, manifest.sha256(path), subject.export)
 
 
-def _other_files(found: Profile, chain: Chain, settings: BenchSettings) -> str | None:
-    """Why the times of a profile are not those of this file; None: they are."""
+def _why_not(found: Profile, chain: Chain, settings: BenchSettings) -> str | None:
     by_stage = {each.stage: each for _, each in chain}
-    aim, trained = by_stage["export"].settings["target"], by_stage["train"].settings["precision"]
-    if found.precision != trained:
-        return f"is of {found.precision} networks, and this one is {trained}"
+    aim, precision = by_stage["export"].settings["target"], by_stage["train"].settings["precision"]
+    return other_files(found, aim, precision, settings.threads)
+
+
+def other_files(found: Profile, aim: str, precision: str, threads: int) -> str | None:
+    """Why the times of a profile are not those of a network that is trained, exported and run so; None: they are.
+
+    Args:
+        found: the profile.
+        aim: the target's name.
+        precision: "binary" or "float".
+        threads: of the runtime.
+    """
+    if found.precision != precision:
+        return f"is of {found.precision} networks, and this one is {precision}"
     if found.target != aim and target.load(found.target).exporter != target.load(aim).exporter:
         return f"is of files for {found.target}, and this one is for {aim}"
-    if found.threads != settings.threads:
-        return f"is of {_threads(found.threads)}, and this bench of {_threads(settings.threads)}"
+    if found.threads != threads:
+        return f"is of {_threads(found.threads)}, and this bench of {_threads(threads)}"
     return None
 
 
@@ -321,21 +333,20 @@ def _numbers(timing: Timing) -> dict[str, float]:
     return numbers
 
 
-def _metrics(subject: Subject, measured: Measured) -> dict[str, Any]:
-    """The file's numbers; the baseline's have a prefix."""
-    metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, **_numbers(measured.file)}
+def _metrics(subject: Subject, measured: Measured, prediction: Prediction | None) -> dict[str, Any]:
+    """The file's numbers, predicted ones beside measured ones; the baseline's have a prefix."""
+    numbers = _numbers(measured.file)
+    metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, TIME: numbers[TIME]}
+    if prediction:
+        metrics["predicted_latency_ms"] = prediction.ms
+        metrics["prediction_error_percent"] = 100 * (prediction.ms / numbers[TIME] - 1)
+        metrics["pieces"] = prediction.pieces
+    metrics |= numbers
     if FLOAT32 in measured.timings:
         baseline = _numbers(measured.timings[FLOAT32])
         metrics |= {f"{FLOAT32}_{name}": number for name, number in baseline.items()}
         metrics["latency_ratio_to_float32"] = metrics[TIME] / baseline[TIME]
     return metrics
-
-
-def _predicted(prediction: Prediction | None, measured: Measured) -> dict[str, Any]:
-    if prediction is None:
-        return {}
-    error = 100 * (prediction.ms / _numbers(measured.file)[TIME] - 1)
-    return {"predicted_latency_ms": prediction.ms, "prediction_error_percent": error, "pieces": prediction.pieces}
 
 
 def _operations(measured: Measured) -> dict[str, Rows]:
@@ -397,7 +408,8 @@ def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[
     print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
     origin = manifest.machine(used.environment).get("processor")
     date = used.environment.get("date")
-    _say(f"{title}: {used.method} for {used.device} ({origin}), {used.runtime}, {_threads(used.threads)}, {date}")
+    how = "measured on" if used.method == "measured" else "modelled for"
+    _say(f"{title}: {how} {used.device} ({origin}), {used.runtime}, {_threads(used.threads)}, {date}")
     if origin != measured.machine.processor:
         _say(f"{title} is of another processor: {origin}, and this is {measured.machine.processor}")
     if used.runtime != measured.file.runtime:

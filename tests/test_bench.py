@@ -219,7 +219,7 @@ def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
         "name": "board", "method": "measured", "sha256": manifest.sha256(searched / "profile.json"),
     }  # fmt: skip
     shown = capsys.readouterr().err
-    assert "board: measured for ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
+    assert "board: measured on ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
     assert "board is of another processor: Cortex-A72, and this is " in shown
     assert "board is of another runtime: LCE 9.9, and this is LCE 0." in shown
     assert f"{metrics['prediction_error_percent']:+.1f}" in shown
@@ -304,7 +304,7 @@ def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     assert cli.main([*given, str(tmp_path / "met"), "--require-ms", "60000"]) == 0
     assert cli.main([*given, str(tmp_path / "missed"), "--require-ms", "1e-3"]) == 3
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "model.tflite: takes " in last and "ms (median), more than --require-ms 0.001; " in last
+    assert f"{searched / 'model.tflite'}: takes " in last and "ms (median), more than --require-ms 0.001; " in last
     path = tmp_path / "missed" / "bench.json"
     median = manifest.load(path).metrics["latency_ms_median"]
     assert f"takes {median:.4g} ms" in last
