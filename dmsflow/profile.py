@@ -90,7 +90,7 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tables: the pieces.
         checked: the profile's own error on networks that it was not made from.
         drift_percent: how much slower a file that ran all along was at the end than at the start.
-        command: that measures it again.
+        commands: that measured it, the first and those that added to it.
         environment: machine, versions, date.
     """
 
@@ -107,7 +107,7 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tables: tuple[Table, ...]
     checked: tuple[Checked, ...] = ()
     drift_percent: float
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     environment: dict[str, Any]
 
     def table(self, piece: str) -> Table | None:

@@ -42,6 +42,7 @@ PASSES = 3  # over all probes that are noisy
 THROTTLED_PERCENT = 5.0
 STEPS = (4, 8, 16, 32, 64)  # that kernels may have
 STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
+STEP_RUNS = 4  # times as many runs as of other probes: steps are told from small differences
 STEP_RISE = 0.35  # of what the slope lets expect, up to which two widths count as one step
 CHECK_SPREAD = 0.35  # standard deviation of the log widths of a network to check
 CHECK_RATIOS = 0.6, 4.0
@@ -120,13 +121,13 @@ def run(
         steps = dict(before.steps) if before else _steps(session)
         grids = {piece.name: _grid(piece, bases, settings, steps) for piece, bases in wanted}
         overhead = probes.overhead()
-        _measure_all(session, [overhead, *(each for grid in grids.values() for each in grid.sums())])
+        _measure_all(session, [overhead, *(each for grid in grids.values() for each in grid.sums())], settings.runs)
         tables = tuple(_table(session, grid) for grid in grids.values())
         kept = tuple(table for table in before.tables if table.piece not in grids) if before else ()
         measured = Profile(
             name=name, target=settings.target, precision=settings.precision, device=settings.device,
             threads=settings.threads, runtime=state.runtime, overhead_ms=before.overhead_ms if before else _ms(state, overhead),
-            steps=steps, tables=(*kept, *tables), drift_percent=_drift_percent(state), command=command,
+            steps=steps, tables=(*kept, *tables), drift_percent=_drift_percent(state), commands=(*(before.commands if before else ()), command),
             environment=_environment(state),
         )  # fmt: skip
         checked = _check(session, measured)
@@ -290,8 +291,8 @@ def _key(probe: Probe) -> str:
     return hashlib.sha256(msgspec.json.encode(probe)).hexdigest()[:16]
 
 
-def _measure_all(session: Session, sums: Iterable[Sum]) -> None:
-    """Measure every probe once, then those again that are noisy."""
+def _measure_all(session: Session, sums: Iterable[Sum], runs: int) -> None:
+    """Measure every probe in so many runs, then those again that are noisy."""
     session.asked |= {_key(probe): probe for each in sums for probe in each}
     times = session.state.times
     missing = [key for key in session.asked if key not in times]
@@ -301,13 +302,13 @@ def _measure_all(session: Session, sums: Iterable[Sum]) -> None:
         "profile", total=len(session.asked), unit="probe", done=len(session.asked) - len(missing)
     ) as track:
         for batch in _batches([missing[index] for index in order]):
-            _measure_batch(session, batch)
+            _measure_batch(session, batch, runs)
             track.advance(len(batch))
     for _ in range(PASSES - 1):
         noisy = [key for key in session.asked if times[key].noisy]
         with progress.track("profile: noisy ones again", total=len(noisy), unit="probe") as track:
             for batch in _batches(noisy):
-                _measure_batch(session, batch)
+                _measure_batch(session, batch, runs)
                 track.advance(len(batch))
 
 
@@ -316,21 +317,27 @@ def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
         yield keys[begin : begin + BATCH]
 
 
-def _measure_batch(session: Session, keys: Sequence[str]) -> None:
+def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
     """Measure some probes, again if the machine was disturbed; keep of each probe the quietest time."""
     files = [_written(session, session.asked[key]) for key in keys]
-    state, best = session.state, min(session.state.references_ms, default=math.inf)
-    for _ in range(TRIES):
-        reference, *times = _times(session, [_written(session, _reference()), *files])
-        if reference.ms <= DISTURBED * best:
-            break
-    state.references_ms.append(reference.ms)
+    state, times = session.state, _undisturbed(session, files, runs)
     for key, time in zip(keys, times, strict=True):
         if key not in state.times or time.spread_percent < state.times[key].spread_percent:
             state.times[key] = time
     manifest.write_atomically(session.saved, msgspec.json.encode(state))
     for file in files:
         Path(file.path).unlink(missing_ok=True)
+
+
+def _undisturbed(session: Session, files: Sequence[File], runs: int) -> list[Time]:
+    """Times of files beside the reference, taken again while that is slower than it was."""
+    best = min(session.state.references_ms, default=math.inf)
+    for _ in range(TRIES):
+        reference, *times = _times(session, [_written(session, _reference()), *files], runs)
+        if reference.ms <= DISTURBED * best:
+            break
+    session.state.references_ms.append(reference.ms)
+    return times
 
 
 def _reference() -> Probe:
@@ -341,9 +348,9 @@ def _reference() -> Probe:
     ]
 
 
-def _times(session: Session, files: Sequence[File]) -> list[Time]:
+def _times(session: Session, files: Sequence[File], runs: int) -> list[Time]:
     settings, state = session.settings, session.state
-    job = Job(files=tuple(files), threads=settings.threads, warm_up=WARM_UP, runs=settings.runs, memory=False)
+    job = Job(files=tuple(files), threads=settings.threads, warm_up=WARM_UP, runs=runs, memory=False)
     seen = session.measure(job)
     state.machine = (*state.machine[:1], seen.machine)
     state.runtime = seen.timings[0].runtime
@@ -410,7 +417,7 @@ def _steps(session: Session) -> dict[str, Steps]:
         ("binary_conv", "outputs"): [probes.of_piece(binary, 64, width) for width in widths],
         ("conv", "outputs"): [probes.of_piece(stem, 0, width) for width in widths],
     }
-    _measure_all(session, [total for line in lines.values() for total in line])
+    _measure_all(session, [total for line in lines.values() for total in line], STEP_RUNS * session.settings.runs)
     found: dict[str, dict[str, int]] = {}
     for (op, side), line in lines.items():
         found.setdefault(op, {})[side] = _step([_ms(session.state, total) for total in line])
@@ -421,12 +428,8 @@ def _step(ms: Sequence[float]) -> int:
     """The largest of STEPS within which the time hardly rises; 1: there are none."""
     first, *inside, last = ms
     slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
-    found = 1
-    for step, time in zip(STEPS, inside, strict=True):
-        if slope <= 0 or time - first > STEP_RISE * slope * (step - 2):
-            break
-        found = step
-    return found
+    level = [step for step, time in zip(STEPS, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)]
+    return max(level, default=1)
 
 
 def _drift_percent(state: State) -> float:
@@ -481,7 +484,7 @@ def random_widths(network: Network, widest: dict[str, int], draw: np.random.Gene
 def _checked(session: Session, network: Network, widths: dict[str, int], latency: cost.Latency) -> Checked:
     path = session.folder / f"check{session.aim.suffix}"
     _write(session, network, widths, path)
-    (time,) = _times(session, [File(path=str(path), runner=session.aim.runner)])
+    (time,) = _undisturbed(session, [File(path=str(path), runner=session.aim.runner)], session.settings.runs)
     path.unlink()
     return Checked(
         network=network.name, resolution=network.resolution, widths=tuple(widths.values()),

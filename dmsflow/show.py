@@ -314,7 +314,7 @@ def _quality(found: Profile) -> list[tuple[str, object]]:
         rows.append(("error on other networks", f"{told}; {within} of {len(errors)} within ±{WITHIN_PERCENT:g} %"))
     else:
         rows.append(("error on other networks", "not checked"))
-    return [*rows, ("command", shlex.join(found.command))]
+    return [*rows, *(("command", shlex.join(command)) for command in found.commands)]
 
 
 def _errors(found: Profile) -> list[float]:

@@ -39,7 +39,7 @@ def _make_profile(network: Network, **fields: Any) -> Profile:
             Checked(network=network.name, resolution=32, widths=(8, 9), predicted_ms=1 + error, measured_ms=1.0)
             for error in (-0.25, 0.02, 0.04)
         ),
-        "drift_percent": 0.5, "command": ("dmsflow", "profile", "--name", "board"),
+        "drift_percent": 0.5, "commands": (("dmsflow", "profile", "--name", "board"),),
         "environment": {"processor": "Cortex-A72", "system": "Linux aarch64", "date": "2026-01-01"},
     }  # fmt: skip
     return Profile(**{**made, **fields})

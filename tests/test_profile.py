@@ -23,7 +23,7 @@ def make(**changes: Any) -> Profile:
         "name": "board", "target": "arm64", "device": "ssh://pi@board", "threads": 1, "runtime": "LCE 0.16.0",
         "overhead_ms": 0.002, "steps": {"binary_conv": Steps(inputs=32, outputs=4)}, "tables": (table,),
         "checked": (Checked(network="vgg11", resolution=32, widths=(8, 9), predicted_ms=0.9, measured_ms=1.0),),
-        "drift_percent": 0.5, "command": ("dmsflow", "profile"), "environment": {"date": "2026-01-01"},
+        "drift_percent": 0.5, "commands": (("dmsflow", "profile"),), "environment": {"date": "2026-01-01"},
     }  # fmt: skip
     return Profile(**{**fields, **changes})
 
@@ -58,7 +58,9 @@ def test_a_modelled_profile_says_so_in_its_title() -> None:
     assert make().title == "board"
 
 
-@pytest.mark.parametrize("field", [name for name in Profile.__struct_fields__ if name not in ("schema", "method", "precision", "checked")])
+@pytest.mark.parametrize(
+    "field", [name for name in Profile.__struct_fields__ if name not in ("schema", "method", "precision", "checked")]
+)
 def test_a_missing_key_is_named(tmp_path: Path, field: str) -> None:
     content = written(tmp_path)
     del content[field]

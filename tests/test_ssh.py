@@ -259,7 +259,7 @@ def test_a_program_for_another_machine_is_told(server, files, tmp_path):
     program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(200))
     said = refused(server, job(files[1]), Access(runner_file=str(program)))
     assert said.startswith(f"{server.where}cannot run the program sent")
-    assert said.endswith("; name one that it has, or one that is built for it")
+    assert said.endswith("; name one that it has with --python, or one that is built for it with --runner-file")
 
 
 # --- what can go wrong --------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_python_without_numpy(server, files):
 @pytest.mark.parametrize(("index", "runtime"), [(0, "onnxruntime"), (1, "larq-compute-engine")])
 def test_a_python_without_the_runtime(index, runtime, server, files):
     said = refused(server, job(files[index]), Access(python="python-numpy"))
-    assert said.startswith(f"device {server.address}, {runtime}: is not installed; ")
+    assert said.startswith(f"device {server.address}, {runtime}: is not installed; pip install {runtime} there")
 
 
 def test_a_damaged_file_is_called_as_it_is_here(server, tmp_path):

@@ -154,24 +154,32 @@ def _peak_bytes(job: Job, index: int, run: Callable[[int, tuple[str, ...], float
 
 def _operations(job: Job, index: int, run: Callable[[int, tuple[str, ...], float], str]) -> tuple[Operation, ...]:
     text = _run(job, index, OPERATION_RUNS, run, "--enable_op_profiling=true")
-    return parse_operations(text)
+    try:
+        return parse_operations(text)
+    except (ValueError, KeyError) as error:
+        what = f"the benchmark program printed no table of operations ({error})"
+        raise DmsflowError(job.files[index].path, what, "leave the operations out") from error
 
 
 def parse_operations(text: str) -> tuple[Operation, ...]:
     """The rows under the last "Run Order", which is that of the runs: its columns by the names over them.
 
     The average is of one call; an operation that a delegate calls n times in a run takes n of them.
+
+    Raises:
+        ValueError, KeyError: a row or column that is none.
     """
+    _, found, table = text.rpartition("= Run Order =")
     head, operations = [""], []
-    for row in text.rpartition("= Run Order =")[2].splitlines()[1:]:
+    for row in table.splitlines()[1:] if found else ():
         cells = re.split(r"\s*\t\s*|\s{2,}", row.strip())
         if cells[0] == "[node type]":
             head = cells
-        elif len(cells) != len(head):
+        elif len(cells) != len(head) or not cells[0]:
             break
         else:
             cell = dict(zip(head, cells, strict=True))
-            calls = max(1, int(cell.get("[times called]", "1")))
+            calls = max(1, int(cell["[times called]"]))
             name = re.sub(r"^\[(.*)\](:\d+)?$", r"\1", cell["[Name]"])
             operations.append(Operation(op=cells[0], name=name, ms=float(cell["[avg ms]"]) * calls))
     return tuple(operations)

@@ -100,8 +100,11 @@ def _seen(job: Job, written: bytes, device: str = "") -> Seen:
         raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
     if answer.error:
         where, what, right = answer.error
-        is_file = any(where == file.path for file in job.files)
-        raise DmsflowError(where if is_file or not device else f"{device}, {where}", what, right)
+        if device and not any(where == file.path for file in job.files):
+            # A runner speaks of dmsflow's extras, which are for the machine that dmsflow is on.
+            right = f"pip install {where} there" if what == "is not installed" else right
+            where = f"{device}, {where}"
+        raise DmsflowError(where, what, right)
     if answer.seen is None or not _fits(job, answer.seen):
         raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
     return answer.seen

@@ -266,7 +266,9 @@ def run(shell: Shell, folder: str, command: tuple[str, ...], given: bytes, limit
         raise DmsflowError(shell.device, what, "ask for fewer runs") from error
     if said.status in (126, 127):
         what = f"cannot run {command[0].replace(folder, 'the program sent')} ({said.reason})"
-        raise DmsflowError(shell.device, what, "name one that it has, or one that is built for it")
+        raise DmsflowError(
+            shell.device, what, "name one that it has with --python, or one that is built for it with --runner-file"
+        )
     if said.status > 128:
         what = f"the program that runs {files} was killed there (signal {said.status - 128})"
         raise DmsflowError(shell.device, what, "see whether it ran out of memory")

@@ -43,7 +43,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     if scheme != "adb" or not slashes or (serial and not SERIAL.fullmatch(serial)):
         raise DmsflowError(f"device {address}", "is unusable", "write adb://SERIAL, or adb:// for the only phone")
     if not access.runner_file:
-        right = "name a benchmark program built for it (lce_benchmark_model, benchmark_model)"
+        right = "name a benchmark program built for it with --runner-file (lce_benchmark_model, benchmark_model)"
         raise DmsflowError(f"device {address}", "has no Python", right)
     program = _benchmark.check(address, access)
     adb = ("adb", "-s", serial) if serial else ("adb",)
