@@ -5,6 +5,9 @@ one thread each, and goes on where it was stopped. Every figure of docs/results/
 which docs/results.md has its table, comes from here:
 
     python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS --out runs/cifar10
+
+The case "memory+latency" is predicted with the profile of another machine, unless yours is named:
+`dmsflow profile --name mine`, then `--profile mine`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ from typing import Any
 
 from dmsflow import manifest
 
-CASES = {"memory": ("--memory-mib", "0.08"), "memory+MACs": ("--memory-mib", "0.08", "--macs-m", "16")}
+CASES = {
+    "memory": ("--memory-mib", "0.08"),
+    "memory+MACs": ("--memory-mib", "0.08", "--macs-m", "16"),
+    "memory+latency": ("--memory-mib", "0.08", "--latency-ms", "0.3"),
+}
 STAGES = ("search", "train", "export", "bench")
 METHODS = ("uniform", "flat", "gradient")
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cifar10.json"
@@ -38,6 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--profile", default="epyc-lce", help="for the budget of the case memory+latency")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     jobs = list(itertools.product(arguments.seeds, arguments.methods, arguments.cases))
@@ -55,7 +63,8 @@ def run(arguments: argparse.Namespace, seed: int, method: str, case: str) -> Pat
     out = arguments.out / f"{case}-{method}-{seed}"
     data = ["--dataset", f"image-folder:{arguments.data}", "--train-images", arguments.train_images]
     computing = ["--seed", str(seed), "--threads", "1"]
-    search = stage("search", *data, *CASES[case], "--method", method, *computing, "--out", out)
+    budgets = [*CASES[case], *(["--profile", arguments.profile] if case == "memory+latency" else [])]
+    search = stage("search", *data, *budgets, "--method", method, *computing, "--out", out)
     train = stage("train", search, "--epochs", arguments.epochs, *computing, "--out", out)
     return stage("export", train, "--target", "x86-64", "--out", out)
 
@@ -70,6 +79,7 @@ def row(job: tuple[int, str, str], measured: Path) -> dict[str, Any]:
         "memory_mib": found["memory_mib"], "macs_m": found["macs_m"],
         "top1_percent": bench.metrics["top1_percent"], "trained_top1_percent": train.metrics["top1_percent"],
         "file_bytes": export.metrics["file_bytes"],
+        "predicted_latency_ms": found.get("predicted_latency_ms"),
         "latency_ms_median": bench.metrics["latency_ms_median"],
         "float32_latency_ms_median": bench.metrics["float32_latency_ms_median"],
         "search_seconds": found["seconds"], "train_seconds": train.metrics["seconds"],

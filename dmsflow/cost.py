@@ -93,11 +93,16 @@ class Grid:
         return near if down is None else _mix(near, _blend(self.ms[row + 1], column, along), down)
 
 
+def _number(width: Any) -> float:
+    """What a width is, without what it depends on."""
+    return float(width.detach() if hasattr(width, "detach") else width)
+
+
 def _edge(width: Any, step: int) -> Any:
     """The width, moved up to the edge of the whole channels in it; its derivative stays 1."""
     if step == 1:
         return width
-    number = float(width)
+    number = _number(width)
     return width + (math.ceil(math.floor(number + EDGE) / step) * step - number)
 
 
@@ -105,7 +110,7 @@ def _between(edges: Sequence[int], width: Any) -> tuple[int, Any]:
     """Index of the edge below a width, and how far it is to the next; None: there is nothing to go to."""
     if len(edges) < 2:
         return 0, None
-    number = float(width)
+    number = _number(width)
     if number < edges[0]:  # nothing narrower was measured: it costs as much, and keeps the first slope
         width, number = width + (edges[0] - number), edges[0]
     low = min(max(0, bisect_left(edges, number) - 1), len(edges) - 2)
@@ -143,8 +148,8 @@ class Latency:
         for piece, grid in self.parts:
             reads, writes = value(widths, piece.reads), value(widths, piece.writes)
             for edges, width in ((grid.inputs, reads), (grid.outputs, writes)):
-                if edges and float(width) >= edges[-1] + 1:
-                    what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.ceil(float(width))}"
+                if edges and _number(width) >= edges[-1] + 1:
+                    what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
                     command = f"{_profile_command(self.network, self.profile)} --max-ratio 16"
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
             rows.append((piece, grid(reads, writes)))
