@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Iterator, Sequence
@@ -324,7 +325,8 @@ def _errors(found: Profile) -> list[float]:
 def _print_table(table: Table, steps: Steps, word: str, stream: TextIO) -> None:
     """Widths in go down and widths out across; a piece with one of them has one row."""
     largest = max(max(row) for row in table.ms)
-    cells = [[f"{block(ms / largest if largest else 0)} {milliseconds(ms)}" for ms in row] for row in table.ms]
+    least = min((ms for row in table.ms for ms in row if ms), default=largest)
+    cells = [[f"{_shade(ms, least, largest)} {milliseconds(ms)}" for ms in row] for row in table.ms]
     if table.outputs:
         head = ["in \\ out", *map(str, table.outputs)]
         rows = [[label, *row] for label, row in zip(table.inputs or ("image",), cells, strict=True)]
@@ -334,6 +336,13 @@ def _print_table(table: Table, steps: Steps, word: str, stream: TextIO) -> None:
     print_table(f"{table.piece}, ms{word}", head, rows, stream=stream)
     if drawn := list(_staircases(Grid.of(table, steps), table, largest)):
         print(*drawn, sep="\n", end="\n\n", file=stream)
+
+
+def _shade(ms: float, least: float, largest: float) -> str:
+    """Each block is the same factor longer than the one before: a table's times span several powers of ten."""
+    if ms <= least:
+        return block(ms == largest > 0)
+    return block(math.log(ms / least) / math.log(largest / least))
 
 
 def _staircases(grid: Grid, table: Table, largest: float) -> Iterator[str]:

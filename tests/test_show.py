@@ -78,11 +78,14 @@ def test_every_piece_is_a_table_of_its_times(network, make_profile):
             assert below[2][0] == ("16" if table.inputs else "image")
         else:
             assert below[0] == ["in", "16", "64"]
-        largest = max(max(row) for row in table.ms)
-        times = [row[-1] for row in table.ms]
-        shown = below[2][1:] if not table.outputs else [cell for row in below[2:][: len(times)] for cell in row[1:]]
-        cells = [ms for row in table.ms for ms in row]
-        assert shown == [word for ms in cells for word in (block(ms / largest), milliseconds(ms))]
+        rows = below[2 : 2 + max(1, len(table.inputs))] if table.outputs else [below[2]]
+        words = [word for row in rows for word in row[1:]]
+        times = [ms for row in table.ms for ms in row]
+        assert words[1::2] == [milliseconds(ms) for ms in times]
+        shades = {ms: BLOCKS.index(shade) for ms, shade in zip(times, words[::2], strict=True)}
+        assert [shades[ms] for ms in sorted(shades)] == sorted(shades.values())
+        assert shades[max(times)] == len(BLOCKS) - 1
+        assert len(shades) == 1 or shades[min(times)] == 0
 
 
 def test_a_staircase_is_drawn_step_by_step(network, make_profile):
