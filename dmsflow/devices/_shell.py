@@ -40,9 +40,9 @@ WRITE = 'LC_ALL=C cat >"$1"'
 ALLOW = 'chmod 700 "$1"'
 FORGET = 'rm -f "$@"'
 STOP = '[ -s "$1/pid" ] && kill -9 "$(cat "$1/pid")"'
-# The program takes the place of a shell that has written down which process it is.
+# The program takes the place of a shell that has gone home and written down which process it is.
 RUN = 'd=$1; shift; TMPDIR=$d; export TMPDIR; sh -c "$@"; s=$?; rm -f "$d/pid"; exit $s'
-PROGRAM = 'echo $$ >"$0/pid"; exec "$@"'
+PROGRAM = 'cd "${HOME:-/}"; echo $$ >"$0/pid"; exec "$@"'
 FACTS = (
     'echo "system=$(uname -sm)"; echo "cores=$(grep -c ^processor /proc/cpuinfo)"; '
     'echo "phone=$(getprop ro.product.manufacturer) $(getprop ro.product.model)"; '

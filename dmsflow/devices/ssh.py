@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from dmsflow.devices import Access, Job, Measure, Measurement, _benchmark, _python, _shell
+from dmsflow.devices import Access, File, Job, Measure, Measurement, _benchmark, _python, _shell
 from dmsflow.devices._shell import Shell, call
 from dmsflow.errors import DmsflowError
 
@@ -28,6 +28,7 @@ ADDRESS = re.compile(
     r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>[0-9]{1,5}))?",
     re.ASCII,
 )
+PYTHON = re.compile(r"[\w./~+@][\w./~+@ -]*")  # what every login shell takes as it is, once quoted
 OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "10",
@@ -62,6 +63,8 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
             whatever stands in the way of measuring there.
     """
     destination = _destination(address)
+    if not PYTHON.fullmatch(access.python):
+        raise DmsflowError(f"--python {access.python}", "is unusable", "give the name or the path of one there")
     program = _benchmark.check(address, access) if access.runner_file else None
     with tempfile.TemporaryDirectory(prefix="dmsflow", dir=_short()) as private:
         shell = _shell_of(address, destination, Path(private, "s"))
@@ -129,11 +132,17 @@ def _write(shell: Shell, content: bytes, path: str) -> None:
 def _measure_python(shell: Shell, folder: str, put: Callable[[str, str], None], python: str, job: Job) -> Measurement:
     with _shell.brought(shell, folder, job, put) as paths:
         there = dict(zip((file.path for file in job.files), paths, strict=True))
+        own = sorted({file.runner for file in job.files if file.runner.endswith(".py")})
+        runners = {runner: f"{folder}/runner{index}.py" for index, runner in enumerate(own)}
 
         def run(part: Job) -> bytes:
-            files = tuple(msgspec.structs.replace(file, path=there[file.path]) for file in part.files)
+            for runner in {file.runner for file in part.files} & runners.keys():
+                put(runner, runners[runner])
+            files = tuple(
+                File(path=there[file.path], runner=runners.get(file.runner, file.runner)) for file in part.files
+            )
             asked = msgspec.json.encode(msgspec.structs.replace(part, files=files))
-            command = (python.removeprefix("~/"), f"{folder}/program.zip")
+            command = (re.sub("^~/", "./", python), f"{folder}/program.zip")
             names = ", ".join(Path(file.path).name for file in part.files)
             out = _shell.run(shell, folder, command, asked, _python.limit_s(part), names).out
             for here, path in there.items():
