@@ -486,6 +486,11 @@ def test_the_machine_is_gone_midway(tmp_path, files, monkeypatch):
         assert server.left() == []
 
 
+def test_an_error_of_whoever_measures_is_his_own(server):
+    with pytest.raises(FileNotFoundError, match="his"), devices.connect(server.address):
+        raise FileNotFoundError("his")
+
+
 def test_no_ssh_on_this_machine(server, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with (

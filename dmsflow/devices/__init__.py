@@ -59,7 +59,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         runtime: name and version.
         load_ms: from the file to a session that can run, with the runtime already imported.
-        runs_ms: each counted run, in order.
+        runs_ms: each counted run, in order. A benchmark program tells averages only: then one for each
+            of its processes (devices/_benchmark.py).
         peak_memory_bytes: of a process of its own that imports the runtime, loads this file only
             and runs it: the largest resident set, interpreter and runtime included. None: not asked
             for, or not told by the device.
@@ -101,7 +102,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         python: the command that is Python there.
         runner_file: a benchmark program for the device (TFLite's benchmark_model, or LCE's
-            lce_benchmark_model) to run instead of Python.
+            lce_benchmark_model) to run instead of Python; it runs .tflite files only.
     """
 
     python: str = "python3"

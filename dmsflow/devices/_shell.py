@@ -157,14 +157,15 @@ def folder(shell: Shell, first: Shell, parent: str = "") -> Iterator[str]:
             is still there.
     """
     path = ""
-    with tempfile.TemporaryFile() as errors, told_if_missing(first.start[0]):
-        keeper = subprocess.Popen(
-            [*first.start, line(KEEP, parent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
+    with tempfile.TemporaryFile() as errors:
+        with told_if_missing(first.start[0]):
+            keeper = subprocess.Popen(
+                [*first.start, line(KEEP, parent)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
         try:
             path = _made(first, keeper, errors)
             yield path
@@ -173,8 +174,9 @@ def folder(shell: Shell, first: Shell, parent: str = "") -> Iterator[str]:
             if left:
                 known = sys.exc_info()[1]
                 story = str(known).removeprefix(f"{shell.device}: ") if isinstance(known, DmsflowError) else "went away"
-                what = f"{story}; and"
-                raise DmsflowError(shell.device, f"{what} its folder {left} may still be there", "remove it there")
+                raise DmsflowError(
+                    shell.device, f"{story}; and its folder {left} may still be there", "remove it there"
+                )
 
 
 def _made(shell: Shell, keeper: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
