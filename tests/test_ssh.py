@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -422,25 +423,32 @@ def test_a_device_that_is_too_slow(server, files, tmp_path, monkeypatch):
     assert str(raised.value) == f"{server.where}is too slow: model.tflite took more than 0 s; ask for fewer runs"
 
 
+@contextlib.contextmanager
 def in_the_background(server, files, python, tmp_path):
-    """A process that measures, told to by these words."""
+    """A process that measures, and the one that it runs there; its own temporary files go where they are removed."""
     asked = f"devices.Job(files=(devices.File(path={files[1].path!r}, runner='lce'),), threads=1, warm_up=0, runs=1)"
     script = (
         "from dmsflow import devices\n"
         f"with devices.connect({server.address!r}, devices.Access(python={python!r})) as measure: measure({asked})"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    wait_for(lambda: (tmp_path / "pid").exists())
-    return process, int((tmp_path / "pid").read_text())
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as own,
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": own},
+        ) as here,
+    ):
+        wait_for(lambda: (tmp_path / "pid").exists())
+        yield here, int((tmp_path / "pid").read_text())
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_this_side_is_ended(sent, server, files, tmp_path):
     """Even where it can do nothing itself any more: the folder goes with the connection."""
-    here, there = in_the_background(server, files, slow_python(server, tmp_path), tmp_path)
-    with here:
+    with in_the_background(server, files, slow_python(server, tmp_path), tmp_path) as (here, there):
         here.send_signal(sent)
         error = here.communicate(timeout=FLAKY_S)[1]
     assert server.left() == []
@@ -459,8 +467,7 @@ def sessions(process: int) -> list[int]:
 
 
 def test_the_connection_breaks_midway(server, files, tmp_path):
-    here, there = in_the_background(server, files, slow_python(server, tmp_path), tmp_path)
-    with here:
+    with in_the_background(server, files, slow_python(server, tmp_path), tmp_path) as (here, there):
         for session in sessions(server.process.pid):
             os.kill(session, signal.SIGKILL)
         error = here.communicate(timeout=FLAKY_S)[1].strip().splitlines()[-1]
@@ -473,9 +480,8 @@ def test_the_machine_is_gone_midway(tmp_path, files, monkeypatch):
     """Nobody can say then what is left, so the error names it."""
     with serving(tmp_path) as server:
         monkeypatch.setenv("DMSFLOW_SSH_CONFIG", str(tmp_path / "client"))
-        here, _ = in_the_background(server, files, slow_python(server, tmp_path), tmp_path)
-        folder = server.temporary / os.listdir(server.temporary)[0]
-        with here:
+        with in_the_background(server, files, slow_python(server, tmp_path), tmp_path) as (here, _):
+            folder = server.temporary / os.listdir(server.temporary)[0]
             held = sessions(server.process.pid)
             server.process.kill()
             server.process.wait()
