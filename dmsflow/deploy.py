@@ -462,7 +462,7 @@ def random_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -
         if layer.op == "dense":
             weights[f"{layer.name}.bias"] = np.zeros(c_out, np.float32)
         if layer.op == "quantize":
-            weights[f"{layer.name}.alpha"] = np.ones((), np.float32)
+            weights[f"{layer.name}.alpha"] = np.array(random.uniform(0.9, 1.1), np.float32)  # no two equal
         if layer.op == "batch_norm":
             for name, constant in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
                 weights[f"{layer.name}.{name}"] = np.full(c_out, constant, np.float32)

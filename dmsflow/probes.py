@@ -7,7 +7,8 @@ puts out. The time of the piece is a sum of times of probes, most simply that wi
 without it; what entry and exit cost cancels along any chain of pieces.
 
 A tensor is of one of two kinds, `bits` (behind a quantiser) or `floats`. Floats leave a probe
-through a quantiser too, whose own time is known from a probe with two of them.
+through two quantisers, since one alone would become part of what it reads; the time of a quantiser
+is that of a probe with three, less that with two.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Kind = Literal["image", "bits", "floats"]
 CHANNELS = 3  # of a probe's image, unless the piece reads the image itself
 EXIT_WIDTH = 8
 SMALLEST = 8, 2  # channels and pixels of the probe that stands for a network of nothing
+EXITS: dict[Kind, int] = {"bits": 1, "floats": 2}
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,45 +48,52 @@ Sum = Counter[Probe]  # how often each probe's time is added, below zero: taken 
 
 
 def overhead() -> Sum:
-    """What any network costs, whatever its layers."""
-    width, resolution = SMALLEST
-    return Counter({_probe("bits", width, resolution): 1})
+    """What any network costs, whatever its layers: the smallest one's time, less its exit."""
+    total: Sum = Counter({_probe("bits", *SMALLEST): 1})
+    _add(total, _exits(1), -1)
+    return total
 
 
 def of_piece(piece: Piece, reads: int, writes: int) -> Sum:
     """The time of a piece that reads and writes so many channels."""
     if piece.op == "quantize":
-        return quantiser(piece.resolution, reads)
-    total: Sum = Counter()
-    entry = _entry(piece)
-    if piece.op == "add":
-        with_it = _probe("floats", reads, piece.resolution, piece, second=True)
-        return _sum((with_it, 1), (_probe("floats", reads, piece.resolution, second=True), -1))
-    total[_probe(entry, reads, piece.resolution, piece, writes)] += 1
+        return _quantiser(piece.resolution, reads)
+    entry, leaves = _entry(piece), _leaves(piece)
+    second = piece.op == "add"
+    total: Sum = Counter({_probe(entry, reads, piece.resolution, piece, writes, second=second): 1})
+    if leaves:
+        _add(total, _exits(EXITS[leaves]), -1)
+    if leaves == "floats":
+        _add(total, _quantiser(piece.size, writes), -EXITS["floats"])
     if entry == "image":
-        total.subtract(overhead())
-    else:
-        total[_probe(entry, reads, piece.resolution)] -= 1
+        _add(total, overhead(), -1)
+        return total
+    total[_probe(entry, reads, piece.resolution, second=second)] -= 1
+    exits = EXITS[entry] + second
+    _add(total, _exits(exits), 1)
     if entry == "floats":
-        total.update(quantiser(piece.resolution, reads))
-    if _exit(piece) == "floats":
-        total.subtract(quantiser(piece.size, writes))
+        _add(total, _quantiser(piece.resolution, reads), exits)
     return total
 
 
-def quantiser(resolution: int, width: int) -> Sum:
-    """The time of a quantiser: two that read the same floats, less one; and less the second one's exit."""
-    floats = _sum((_probe("floats", width, resolution, twice=True), 1), (_probe("floats", width, resolution), -1))
-    bits = _sum((_probe("bits", *SMALLEST, twice=True), 1), (_probe("bits", *SMALLEST), -1))
-    floats.subtract(bits)
-    return floats
-
-
-def _sum(*parts: tuple[Probe, int]) -> Sum:
-    total: Sum = Counter()
-    for probe, times in parts:
-        total[probe] += times
+def _quantiser(resolution: int, width: int) -> Sum:
+    """The time of a quantiser: of one more that reads the same floats, less its exit."""
+    total: Sum = Counter({_probe("floats", width, resolution, exits=EXITS["floats"] + 1): 1})
+    total[_probe("floats", width, resolution)] -= 1
+    _add(total, _exits(1), -1)
     return total
+
+
+def _exits(count: int) -> Sum:
+    """The time of exits, which is the same wherever they are: they look at one pixel."""
+    total: Sum = Counter({_probe("bits", *SMALLEST, exits=EXITS["bits"] + 1): count})
+    total[_probe("bits", *SMALLEST)] -= count
+    return total
+
+
+def _add(total: Sum, other: Sum, times: int) -> None:
+    for probe, count in other.items():
+        total[probe] += times * count
 
 
 def _entry(piece: Piece) -> Kind:
@@ -92,7 +101,7 @@ def _entry(piece: Piece) -> Kind:
     return kinds.get(piece.op, "floats")
 
 
-def _exit(piece: Piece) -> Kind | None:
+def _leaves(piece: Piece) -> Kind | None:
     """What comes out; None: the class scores."""
     kinds: dict[Op, Kind | None] = {"quantize": "bits", "dense": None}
     return kinds.get(piece.layers[-1].op, "floats")
@@ -100,7 +109,7 @@ def _exit(piece: Piece) -> Kind | None:
 
 def _probe(
     entry: Kind, reads: int, resolution: int, piece: Piece | None = None, writes: int = 0,
-    *, second: bool = False, twice: bool = False,
+    *, second: bool = False, exits: int = 0,
 ) -> Probe:  # fmt: skip
     """A probe around a piece, or around nothing.
 
@@ -109,7 +118,7 @@ def _probe(
         reads, resolution: channels and pixels of it.
         writes: channels that the piece puts out, if they are its own choice.
         second: other floats of the same shape, by a binary convolution of these, are read as well (an add does).
-        twice: go out twice, and add both.
+        exits: how many, if not those of EXITS.
     """
     layers = _enter(entry, reads)
     before = [layers[-1].name if layers else INPUT]
@@ -127,7 +136,10 @@ def _probe(
     if layers[-1].op == "dense":
         classes = int(layers[-1].width or 0)
     else:
-        layers += _leave(layers[-1], size, 2 if twice else 1)
+        kind: Kind = "bits" if layers[-1].op == "quantize" else "floats"
+        # What an add would have read must be read still, or its quantiser becomes part of the entry.
+        sources = [layers[-1].name] * (exits or EXITS[kind]) + before[1:]
+        layers += _leave(sources, kind, size)
     channels = piece.channels if piece and entry == "image" else CHANNELS
     return Probe(channels=channels, resolution=resolution, classes=classes, layers=tuple(layers))
 
@@ -151,16 +163,17 @@ def _second(source: str, width: int) -> list[Layer]:
     ]
 
 
-def _leave(last: Layer, size: int, times: int) -> list[Layer]:
-    """Binary convolutions whose stride is the whole image, and the class scores."""
-    layers, ends = [], []
-    for index in range(times):
-        bits = last.name
-        if last.op != "quantize":
+def _leave(sources: list[str], kind: Kind, size: int) -> list[Layer]:
+    """Binary convolutions whose stride is the whole image, what they find added up, and the class scores."""
+    layers: list[Layer] = []
+    end = ""
+    for index, source in enumerate(sources):
+        bits, leave = source, f"leave_{index}"
+        if kind == "floats":
             bits = f"leave_bits_{index}"
-            layers.append(Layer(name=bits, op="quantize", inputs=(last.name,)))
-        ends.append(f"leave_{index}")
-        layers.append(Layer(name=ends[-1], op="binary_conv", inputs=(bits,), width=EXIT_WIDTH, stride=size))
-    if times > 1:
-        layers.append(Layer(name="leave", op="add", inputs=tuple(ends)))
-    return [*layers, Layer(name="dense", op="dense", inputs=(layers[-1].name,), width=2)]
+            layers.append(Layer(name=bits, op="quantize", inputs=(source,)))
+        layers.append(Layer(name=leave, op="binary_conv", inputs=(bits,), width=EXIT_WIDTH, stride=size))
+        if end:
+            layers.append(Layer(name=f"sum_{index}", op="add", inputs=(end, leave)))
+        end = layers[-1].name
+    return [*layers, Layer(name="dense", op="dense", inputs=(end,), width=2)]

@@ -1,11 +1,9 @@
 """Measures a device: writes the profile that the search predicts latency with.
 
-Probes (see `probes`) are measured some at a time, turn by turn in one process, each at the middle
-of a step of its kernels, since widths on an edge itself can take faster paths than all others do.
-Beside them runs one and the same reference file: where it is slower than it was, the machine was
-disturbed and the batch is measured again; where it stays slower, the device throttles, and the
-profile says by how much. Every batch is saved, so an interrupted profile goes on. At its end the
-profile is checked on whole networks that gave it no point.
+Probes (see `probes`) are timed some at a time, turn by turn in one process and beside a reference
+(see `stopwatch`), each at the middle of a step of its kernels, since widths on an edge itself can
+take faster paths than all others do. Every batch is saved, so an interrupted profile goes on. At
+its end the profile is checked on whole networks that gave it no point.
 """
 
 from __future__ import annotations
@@ -25,20 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import cost, deploy, devices, manifest, plugin, probes, profile, progress, target
-from dmsflow.devices import Access, File, Job, Machine, Measure
+from dmsflow.devices import Access, File, Machine, Measure
 from dmsflow.errors import DmsflowError
 from dmsflow.network import Layer, Network, Piece, load_network, pieces
 from dmsflow.probes import Probe, Sum
 from dmsflow.profile import Checked, Profile, Steps, Table
 from dmsflow.settings import ProfileSettings
+from dmsflow.stopwatch import Stopwatch, Time
 from dmsflow.target import Target
 
 BATCH = 24  # probes measured in turns
-WARM_UP = 5
-DISTURBED = 1.05  # a batch is measured again if its reference takes this much longer than it can
-TRIES = 3
-NOISY_PERCENT, NOISY_MS = 3.0, 0.002  # a probe is measured again if the halves of its runs differ by both
-PASSES = 3  # over all probes that are noisy
+PATIENCE = 4  # tries that a batch may take more than one, on average
+PASSES = 3  # over all probes that are doubtful
 THROTTLED_PERCENT = 5.0
 STEPS = (4, 8, 16, 32, 64)  # that kernels may have
 STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
@@ -48,32 +44,20 @@ CHECK_SPREAD = 0.35  # standard deviation of the log widths of a network to chec
 CHECK_RATIOS = 0.6, 4.0
 
 
-class Time(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one probe: the median of its runs, and how far apart those of their halves are."""
-
-    ms: float
-    spread_percent: float
-
-    @property
-    def noisy(self) -> bool:
-        return self.spread_percent > NOISY_PERCENT and self.spread_percent * self.ms / 100 > NOISY_MS
-
-
 class State(msgspec.Struct, kw_only=True):
     """What has been measured so far: the file that an interrupted profile goes on from.
 
     Attributes:
         settings: of the run; another one does not go on from here.
         times: by the key of the probe.
-        references_ms: of every batch, in order.
-        machine: at the first batch, and at the last one.
+        level_ms, levels_ms, machine: as in `Stopwatch`.
     """
 
     settings: ProfileSettings
     times: dict[str, Time] = {}
-    references_ms: list[float] = []
+    level_ms: float | None = None
+    levels_ms: list[float] = []
     machine: tuple[Machine, ...] = ()
-    runtime: str = ""
 
 
 @dataclass
@@ -82,10 +66,10 @@ class Session:
 
     settings: ProfileSettings
     aim: Target
-    measure: Measure
     folder: Path
     saved: Path
     state: State
+    watch: Stopwatch
     asked: dict[str, Probe] = field(default_factory=dict)  # by key
 
 
@@ -117,7 +101,7 @@ def run(
     state = _state(saved, settings, resume=resume)
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
-        session = Session(settings, aim, measure, Path(folder), saved, state)
+        session = _session(settings, aim, measure, Path(folder), saved, state)
         steps = dict(before.steps) if before else _steps(session)
         grids = {piece.name: _grid(piece, bases, settings, steps) for piece, bases in wanted}
         overhead = probes.overhead()
@@ -126,8 +110,8 @@ def run(
         kept = tuple(table for table in before.tables if table.piece not in grids) if before else ()
         measured = Profile(
             name=name, target=settings.target, precision=settings.precision, device=settings.device,
-            threads=settings.threads, runtime=state.runtime, overhead_ms=before.overhead_ms if before else _ms(state, overhead),
-            steps=steps, tables=(*kept, *tables), drift_percent=_drift_percent(state), commands=(*(before.commands if before else ()), command),
+            threads=settings.threads, runtime=session.watch.runtime, overhead_ms=before.overhead_ms if before else _ms(state, overhead),
+            steps=steps, tables=(*kept, *tables), drift_percent=session.watch.drift_percent(), commands=(*(before.commands if before else ()), command),
             environment=_environment(state),
         )  # fmt: skip
         checked = _check(session, measured)
@@ -291,91 +275,78 @@ def _key(probe: Probe) -> str:
     return hashlib.sha256(msgspec.json.encode(probe)).hexdigest()[:16]
 
 
-def _measure_all(session: Session, sums: Iterable[Sum], runs: int) -> None:
-    """Measure every probe in so many runs, then those again that are noisy."""
-    session.asked |= {_key(probe): probe for each in sums for probe in each}
-    times = session.state.times
-    missing = [key for key in session.asked if key not in times]
-    # In a random order, so that a drift of the device is no slope of a table.
-    order = np.random.default_rng(0).permutation(len(missing))
-    with progress.track(
-        "profile", total=len(session.asked), unit="probe", done=len(session.asked) - len(missing)
-    ) as track:
-        for batch in _batches([missing[index] for index in order]):
-            _measure_batch(session, batch, runs)
-            track.advance(len(batch))
-    for _ in range(PASSES - 1):
-        noisy = [key for key in session.asked if times[key].noisy]
-        with progress.track("profile: noisy ones again", total=len(noisy), unit="probe") as track:
-            for batch in _batches(noisy):
-                _measure_batch(session, batch, runs)
-                track.advance(len(batch))
-
-
-def _batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for begin in range(0, len(keys), BATCH):
-        yield keys[begin : begin + BATCH]
-
-
-def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
-    """Measure some probes, again if the machine was disturbed; keep of each probe the quietest time."""
-    files = [_written(session, session.asked[key]) for key in keys]
-    state, times = session.state, _undisturbed(session, files, runs)
-    for key, time in zip(keys, times, strict=True):
-        if key not in state.times or time.spread_percent < state.times[key].spread_percent:
-            state.times[key] = time
-    manifest.write_atomically(session.saved, msgspec.json.encode(state))
-    for file in files:
-        Path(file.path).unlink(missing_ok=True)
-
-
-def _undisturbed(session: Session, files: Sequence[File], runs: int) -> list[Time]:
-    """Times of files beside the reference, taken again while that is slower than it was."""
-    best = min(session.state.references_ms, default=math.inf)
-    for _ in range(TRIES):
-        reference, *times = _times(session, [_written(session, _reference()), *files], runs)
-        if reference.ms <= DISTURBED * best:
-            break
-    session.state.references_ms.append(reference.ms)
-    return times
+def _session(
+    settings: ProfileSettings, aim: Target, measure: Measure, folder: Path, saved: Path, state: State
+) -> Session:
+    """Ready to measure, with what an interrupted session has left."""
+    reference = folder / f"reference{aim.suffix}"
+    _write(settings, aim, _reference().network, {}, reference)
+    watch = Stopwatch(
+        measure, File(path=str(reference), runner=aim.runner), settings.threads, machine=state.machine,
+        level_ms=state.level_ms or math.inf, levels_ms=list(state.levels_ms),
+    )  # fmt: skip
+    watch.settle()
+    return Session(settings, aim, folder, saved, state, watch)
 
 
 def _reference() -> Probe:
     """A probe of middling size."""
     layer = Layer(name="reference", op="binary_conv", inputs=("enter_bits",), width=64, kernel=3, padding=1)
-    return max(probes.of_piece(Piece((layer,), probes.CHANNELS, 16, 64, 64), 64, 64).items(), key=lambda item: item[1])[
-        0
-    ]
+    (found, *_) = probes.of_piece(Piece((layer,), probes.CHANNELS, 16, 64, 64), 64, 64)
+    return found
 
 
-def _times(session: Session, files: Sequence[File], runs: int) -> list[Time]:
-    settings, state = session.settings, session.state
-    job = Job(files=tuple(files), threads=settings.threads, warm_up=WARM_UP, runs=runs, memory=False)
-    seen = session.measure(job)
-    state.machine = (*state.machine[:1], seen.machine)
-    state.runtime = seen.timings[0].runtime
-    return [_time(timing.runs_ms) for timing in seen.timings]
+def _measure_all(session: Session, sums: Iterable[Sum], runs: int) -> None:
+    """Measure every probe in so many runs, then those again that are doubtful."""
+    session.asked |= {_key(probe): probe for each in sums for probe in each}
+    times, watch = session.state.times, session.watch
+    missing = [key for key in session.asked if key not in times]
+    # In a random order, so that a drift of the device is no slope of a table.
+    order = np.random.default_rng(0).permutation(len(missing))
+    watch.patience = PATIENCE * math.ceil(len(missing) / BATCH)
+    _measure_batches(session, "profile", [missing[index] for index in order], runs)
+    for _ in range(PASSES):
+        if doubtful := [key for key in session.asked if watch.doubtful(times[key])]:
+            _measure_batches(session, "profile: doubtful ones again", doubtful, runs)
 
 
-def _time(runs_ms: Sequence[float]) -> Time:
-    median = float(np.median(runs_ms))
-    halves = [float(np.median(runs_ms[begin::2])) for begin in range(min(2, len(runs_ms)))]
-    return Time(ms=median, spread_percent=100 * (max(halves) - min(halves)) / median)
+def _measure_batches(session: Session, title: str, keys: Sequence[str], runs: int) -> None:
+    with progress.track(title, total=len(keys), unit="probe") as track:
+        for begin in range(0, len(keys), BATCH):
+            batch = keys[begin : begin + BATCH]
+            _measure_batch(session, batch, runs)
+            track.advance(len(batch))
+
+
+def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
+    """Measure some probes and save; of two times of a probe the surer one is kept."""
+    state, watch = session.state, session.watch
+    files = [_written(session, session.asked[key]) for key in keys]
+    for key, time in zip(keys, watch.times(files, runs), strict=True):
+        before = state.times.get(key)
+        if before is None or (
+            watch.doubtful(before) and not (watch.doubtful(time) and time.level_ms > before.level_ms)
+        ):
+            state.times[key] = time
+    state.level_ms, state.levels_ms, state.machine = watch.level_ms, watch.levels_ms, watch.machine
+    manifest.write_atomically(session.saved, msgspec.json.encode(state))
+    for file in files:
+        Path(file.path).unlink(missing_ok=True)
 
 
 def _written(session: Session, probe: Probe) -> File:
     path = session.folder / f"{_key(probe)}{session.aim.suffix}"
     if not path.exists():
-        _write(session, probe.network, {}, path)
+        _write(session.settings, session.aim, probe.network, {}, path)
     return File(path=str(path), runner=session.aim.runner)
 
 
-def _write(session: Session, network: Network, widths: dict[str, int], path: Path) -> None:
+def _write(settings: ProfileSettings, aim: Target, network: Network, widths: dict[str, int], path: Path) -> None:
     """A network with random weights, as export would write it."""
-    exporter = plugin.load("exporters", session.aim.exporter)
+    exporter = plugin.load("exporters", aim.exporter)
     weights = deploy.random_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
-    if session.settings.precision == "float":
+    if settings.precision == "float":
         exporter.write_float(network, widths, weights, mean, std, path)
     else:
         exporter.write(deploy.deploy_form(network, widths, weights, mean, std), path)
@@ -432,13 +403,6 @@ def _step(ms: Sequence[float]) -> int:
     return max(level, default=1)
 
 
-def _drift_percent(state: State) -> float:
-    """The last quarter of the references against the first."""
-    count = max(1, len(state.references_ms) // 4)
-    first, last = (float(np.median(part)) for part in (state.references_ms[:count], state.references_ms[-count:]))
-    return round(100 * (last / first - 1), 2)
-
-
 def _environment(state: State) -> dict[str, Any]:
     """The device, and what measured it."""
     first, last = state.machine[0], state.machine[-1]
@@ -483,8 +447,8 @@ def random_widths(network: Network, widest: dict[str, int], draw: np.random.Gene
 
 def _checked(session: Session, network: Network, widths: dict[str, int], latency: cost.Latency) -> Checked:
     path = session.folder / f"check{session.aim.suffix}"
-    _write(session, network, widths, path)
-    (time,) = _undisturbed(session, [File(path=str(path), runner=session.aim.runner)], session.settings.runs)
+    _write(session.settings, session.aim, network, widths, path)
+    (time,) = session.watch.times([File(path=str(path), runner=session.aim.runner)], session.settings.runs)
     path.unlink()
     return Checked(
         network=network.name, resolution=network.resolution, widths=tuple(widths.values()),

@@ -20,7 +20,7 @@ FLOORS = (
     ("plugin", "network", "target", "manifest", "settings", "profile"),
     ("cost", "probes", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
     ("binary", "width"),
-    ("model", "budget"),
+    ("model", "budget", "stopwatch"),
     ("training",),
     ("descent",),
     ("search", "train", "export", "bench", "profiling", "show"),
