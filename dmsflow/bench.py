@@ -266,8 +266,13 @@ def _measure(subject: Subject, settings: BenchSettings) -> Measured:
     return Measured(dict(zip(files, found.timings, strict=True)), found.machine)
 
 
+def has_baseline(settings: BenchSettings) -> bool:
+    """Whether a file of a chain is measured beside its float32 network."""
+    return settings.baseline and not _without_onnxruntime(settings)
+
+
 def _has_baseline(subject: Subject, settings: BenchSettings) -> bool:
-    return bool(subject.export and settings.baseline and not _without_onnxruntime(settings))
+    return subject.export is not None and has_baseline(settings)
 
 
 def _without_onnxruntime(settings: BenchSettings) -> str | None:

@@ -308,6 +308,8 @@ def _do(
     if stage == "train":
         return module.run(source, chosen, out, command=command, resume=resume, force=force)  # type: ignore[no-any-return]
     if manifest.claim(written, resume=resume, force=force):
+        if stage == "bench":
+            module.check_required(written, chosen)
         return written
     return module.run(source, chosen, out, command=command, force=force)  # type: ignore[no-any-return]
 
@@ -346,7 +348,7 @@ def run_command(
     _one_of(resume, force)
     chosen = {record: resolved(ctx, record) for record in ("data", *STAGES)}
     out = out or _default_out(chosen["data"], chosen["search"])
-    _check_ahead(chosen["export"], chosen["bench"])
+    _check_ahead(chosen)
     from dmsflow import search, show
 
     if dry_run:
@@ -368,13 +370,19 @@ def run_command(
     click.echo(path)
 
 
-def _check_ahead(export: settings.ExportSettings, bench: settings.BenchSettings) -> None:
+def _check_ahead(chosen: dict[str, Any]) -> None:
     """Refuse before the search what would only fail after it."""
-    aim = target.load(export.target)
+    from dmsflow import bench, profile
+
+    aim = target.load(chosen["export"].target)
     doctor.require("search and train", ["torch"])
     doctor.require(f"target {aim.name}", doctor.lacking(aim))
-    if bench.baseline:
+    if bench.has_baseline(chosen["bench"]):
         doctor.require("--baseline", ["onnx", "onnxruntime"])
+    if name := chosen["search"].profile:
+        precision, threads = chosen["train"].precision, chosen["bench"].threads
+        if why := bench.other_files(profile.load(name), aim.name, precision, threads):
+            raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 
 def _default_out(data: manifest.Data, chosen: settings.SearchSettings) -> Path:

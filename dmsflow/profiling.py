@@ -92,7 +92,7 @@ def run(
         DmsflowError: no such device or target, or one that cannot run the probes; a profile of this
             name is there, or belongs to another device.
     """
-    path, saved = out / f"{name}.json", out / f"{name}.partial.json"
+    path, saved = out / f"{name}.json", out / f"{name}.partial"
     before = _before(path, settings, resume=resume, force=force, add=add)
     aim = _aim(settings)
     wanted = _wanted(settings, before)
@@ -101,7 +101,8 @@ def run(
     state = _state(saved, settings, resume=resume)
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
-        session = _session(settings, aim, measure, Path(folder), saved, state)
+        watch = stopwatch(settings, aim, measure, Path(folder), state)
+        session = Session(settings, aim, Path(folder), saved, state, watch)
         steps = dict(before.steps) if before else _steps(session)
         grids = {piece.name: _grid(piece, bases, settings, steps) for piece, bases in wanted}
         overhead = probes.overhead()
@@ -275,25 +276,21 @@ def _key(probe: Probe) -> str:
     return hashlib.sha256(msgspec.json.encode(probe)).hexdigest()[:16]
 
 
-def _session(
-    settings: ProfileSettings, aim: Target, measure: Measure, folder: Path, saved: Path, state: State
-) -> Session:
-    """Ready to measure, with what an interrupted session has left."""
-    reference = folder / f"reference{aim.suffix}"
-    _write(settings, aim, _reference().network, {}, reference)
+def stopwatch(settings: ProfileSettings, aim: Target, measure: Measure, folder: Path, state: State) -> Stopwatch:
+    """A stopwatch that knows how fast the device is, with what an interrupted session has left.
+
+    Its reference, a probe of middling size, is written to `folder`.
+    """
+    layer = Layer(name="reference", op="binary_conv", inputs=("bits",), width=64, kernel=3, padding=1)
+    (probe, *_) = probes.of_piece(Piece((layer,), probes.CHANNELS, 16, 64, 64), 64, 64)
+    path = folder / f"reference{aim.suffix}"
+    write(settings, aim, probe.network, {}, path)
     watch = Stopwatch(
-        measure, File(path=str(reference), runner=aim.runner), settings.threads, machine=state.machine,
+        measure, File(path=str(path), runner=aim.runner), settings.threads, machine=state.machine,
         level_ms=state.level_ms or math.inf, levels_ms=list(state.levels_ms),
     )  # fmt: skip
     watch.settle()
-    return Session(settings, aim, folder, saved, state, watch)
-
-
-def _reference() -> Probe:
-    """A probe of middling size."""
-    layer = Layer(name="reference", op="binary_conv", inputs=("enter_bits",), width=64, kernel=3, padding=1)
-    (found, *_) = probes.of_piece(Piece((layer,), probes.CHANNELS, 16, 64, 64), 64, 64)
-    return found
+    return watch
 
 
 def _measure_all(session: Session, sums: Iterable[Sum], runs: int) -> None:
@@ -337,11 +334,11 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
 def _written(session: Session, probe: Probe) -> File:
     path = session.folder / f"{_key(probe)}{session.aim.suffix}"
     if not path.exists():
-        _write(session.settings, session.aim, probe.network, {}, path)
+        write(session.settings, session.aim, probe.network, {}, path)
     return File(path=str(path), runner=session.aim.runner)
 
 
-def _write(settings: ProfileSettings, aim: Target, network: Network, widths: dict[str, int], path: Path) -> None:
+def write(settings: ProfileSettings, aim: Target, network: Network, widths: dict[str, int], path: Path) -> None:
     """A network with random weights, as export would write it."""
     exporter = plugin.load("exporters", aim.exporter)
     weights = deploy.random_weights(network, widths)
@@ -447,7 +444,7 @@ def random_widths(network: Network, widest: dict[str, int], draw: np.random.Gene
 
 def _checked(session: Session, network: Network, widths: dict[str, int], latency: cost.Latency) -> Checked:
     path = session.folder / f"check{session.aim.suffix}"
-    _write(session.settings, session.aim, network, widths, path)
+    write(session.settings, session.aim, network, widths, path)
     (time,) = session.watch.times([File(path=str(path), runner=session.aim.runner)], session.settings.runs)
     path.unlink()
     return Checked(
