@@ -33,7 +33,6 @@ from dmsflow.table import print_table
 NETWORKS = "vgg11", "resnet18"
 RATIOS = {32: 8.0, 48: 8.0, 64: 2.0}  # largest, by resolution: 64 pixels and more have the ImageNet widths
 EACH = 6  # networks of each architecture at each resolution
-PATIENCE = 400  # tries added where the machine is disturbed
 SEED = 20_000  # the profile checks itself on other widths
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -82,7 +81,6 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
     rows = []
     with devices.connect("local", Access()) as measure:
         watch = profiling.stopwatch(chosen, aim, measure, folder, profiling.State(settings=chosen))
-        watch.patience = PATIENCE
         for resolution in RATIOS:
             for network in (load_network(name, 3, resolution, 10) for name in NETWORKS):
                 latency = cost.latency(network, made)

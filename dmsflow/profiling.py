@@ -13,6 +13,7 @@ import hashlib
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,6 @@ from dmsflow.stopwatch import Stopwatch, Time
 from dmsflow.target import Target
 
 BATCH = 24  # probes measured in turns
-PATIENCE = 4  # tries that a batch may take more than one, on average
 PASSES = 3  # over all probes that are doubtful
 THROTTLED_PERCENT = 5.0
 STEPS = (4, 8, 16, 32, 64)  # that kernels may have
@@ -288,6 +288,7 @@ def stopwatch(settings: ProfileSettings, aim: Target, measure: Measure, folder: 
     watch = Stopwatch(
         measure, File(path=str(path), runner=aim.runner), settings.threads, machine=state.machine,
         level_ms=state.level_ms or math.inf, levels_ms=list(state.levels_ms),
+        until=time.monotonic() + 60 * settings.patience_minutes,
     )  # fmt: skip
     watch.settle()
     return watch
@@ -300,9 +301,10 @@ def _measure_all(session: Session, sums: Iterable[Sum], runs: int) -> None:
     missing = [key for key in session.asked if key not in times]
     # In a random order, so that a drift of the device is no slope of a table.
     order = np.random.default_rng(0).permutation(len(missing))
-    watch.patience = PATIENCE * math.ceil(len(missing) / BATCH)
     _measure_batches(session, "profile", [missing[index] for index in order], runs)
     for _ in range(PASSES):
+        if time.monotonic() > watch.until:
+            return
         if doubtful := [key for key in session.asked if watch.doubtful(times[key])]:
             _measure_batches(session, "profile: doubtful ones again", doubtful, runs)
 
@@ -319,12 +321,12 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
     """Measure some probes and save; of two times of a probe the surer one is kept."""
     state, watch = session.state, session.watch
     files = [_written(session, session.asked[key]) for key in keys]
-    for key, time in zip(keys, watch.times(files, runs), strict=True):
+    for key, seen in zip(keys, watch.times(files, runs), strict=True):
         before = state.times.get(key)
         if before is None or (
-            watch.doubtful(before) and not (watch.doubtful(time) and time.level_ms > before.level_ms)
+            watch.doubtful(before) and not (watch.doubtful(seen) and seen.level_ms > before.level_ms)
         ):
-            state.times[key] = time
+            state.times[key] = seen
     state.level_ms, state.levels_ms, state.machine = watch.level_ms, watch.levels_ms, watch.machine
     manifest.write_atomically(session.saved, msgspec.json.encode(state))
     for file in files:
@@ -367,7 +369,7 @@ def _table(session: Session, grid: Plane) -> Table:
     rising = np.maximum.accumulate(np.maximum.accumulate(ms, 0), 1)
     return Table(
         piece=grid.piece.name, inputs=grid.inputs, outputs=grid.outputs,
-        ms=tuple(tuple(round(float(time), 6) for time in row) for row in rising),
+        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising),
         spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
     )  # fmt: skip
 
@@ -445,11 +447,11 @@ def random_widths(network: Network, widest: dict[str, int], draw: np.random.Gene
 def _checked(session: Session, network: Network, widths: dict[str, int], latency: cost.Latency) -> Checked:
     path = session.folder / f"check{session.aim.suffix}"
     write(session.settings, session.aim, network, widths, path)
-    (time,) = session.watch.times([File(path=str(path), runner=session.aim.runner)], session.settings.runs)
+    (seen,) = session.watch.times([File(path=str(path), runner=session.aim.runner)], session.settings.runs)
     path.unlink()
     return Checked(
         network=network.name, resolution=network.resolution, widths=tuple(widths.values()),
-        predicted_ms=round(latency(widths), 6), measured_ms=round(time.ms, 6),
+        predicted_ms=round(latency(widths), 6), measured_ms=round(seen.ms, 6),
     )  # fmt: skip
 
 

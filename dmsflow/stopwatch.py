@@ -52,7 +52,7 @@ class Stopwatch:
         measure: of the device.
         reference: what runs in every turn.
         threads: of the runtime.
-        patience: tries that may still be added to the first ones.
+        until: on the clock of time.monotonic(): later, times are taken as they come.
         level_ms: of the reference, undisturbed; infinite before anything was measured.
         levels_ms: of the reference in each call, in order.
         machine: as the device told at first and at last.
@@ -62,7 +62,7 @@ class Stopwatch:
     measure: Measure
     reference: File
     threads: int
-    patience: int = 0
+    until: float = math.inf
     level_ms: float = math.inf
     levels_ms: list[float] = field(default_factory=list)
     machine: tuple[Machine, ...] = ()
@@ -81,15 +81,14 @@ class Stopwatch:
             DmsflowError: the device cannot measure them.
         """
         kept: list[NDArray[np.float64]] = []
-        for attempt in range(TRIES):
+        for _ in range(TRIES):
             turns, level = self._turns(files, runs)
             if level * DISTURBED < self.level_ms:
                 kept = []  # it was disturbed until now
             self.level_ms = min(self.level_ms, level)
             kept.append(turns[:, _counts(turns[0], self.level_ms)])
-            if sum(part.shape[1] for part in kept) >= ENOUGH * runs or (attempt and self.patience <= 0):
+            if sum(part.shape[1] for part in kept) >= ENOUGH * runs or time.monotonic() > self.until:
                 break
-            self.patience -= 1
             time.sleep(PAUSE_S)
         counted = np.concatenate(kept, axis=1)
         self.levels_ms.append(level)

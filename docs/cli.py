@@ -27,6 +27,12 @@ does all four stages. One after the other they are
 Each stage reads one manifest and writes one, and prints the path of what it wrote on stdout, so that
 `dmsflow train "$(dmsflow search …)"` works. Progress and tables go to stderr.
 
+**For a device's milliseconds**, measure it once, and give a search its budget; bench then sets what was
+predicted beside what it measures ([profiles](profiles.md)).
+
+    dmsflow profile --name desk
+    dmsflow search  --dataset cifar10 --profile desk --latency-ms 0.3 --out runs/desk
+
 **Settings** come from, last wins: the defaults, `--preset`, environment variables, options. The
 variable of an option is its name behind the command's: `DMSFLOW_SEARCH_MEMORY_MIB=0.08` stands for
 `--memory-mib 0.08` of search. `--dry-run` shows what would be done, and what budgets are possible.
@@ -36,7 +42,7 @@ from their last checkpoint, and stages that are done are left alone. `--resume` 
 than those a stage was done with is refused. `--force` does everything again.
 
 **Exit codes**: 0 done; 1 an error with a line that says what would be right; 2 wrong usage; 3 a
-budget was missed.
+budget, or what `--require-ms` of bench asks for, was missed.
 
 **Shell completion**: put one of these in your shell's start-up file.
 
@@ -49,7 +55,9 @@ budget was missed.
 def page() -> str:
     """The whole page."""
     sections = [INTRODUCTION, _section(None)]
-    sections += [_section(name) for name in ("run", "search", "train", "export", "bench", "show", "list", "doctor")]
+    sections += [
+        _section(name) for name in ("run", "search", "train", "export", "bench", "profile", "show", "list", "doctor")
+    ]
     return "\n".join(sections)
 
 

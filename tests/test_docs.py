@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import shlex
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsflow import cli
+from dmsflow import cli, devices, profiling, show, stopwatch
+from dmsflow.devices import Operation
 from dmsflow.manifest import Artifact, Data, Manifest
 from dmsflow.network import Layer, Network
+from dmsflow.profile import Checked, Profile, Steps, Table
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(?:^`(?P<name>[\w.]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,6 +30,9 @@ def test_every_example_of_adding_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stopwatch, "SETTLE_TRIES", 1)  # how sure the times are is not the matter here
+    monkeypatch.setattr(stopwatch, "TRIES", 1)
+    monkeypatch.setattr(profiling, "PASSES", 0)
     commands = 0
     for name, kind, text in blocks("adding.md"):
         if kind == "sh":
@@ -41,7 +47,7 @@ def test_every_example_of_adding_runs(
         else:
             assert name, f"a {kind} block without a file name above it"
             Path(name).write_text(text, encoding="utf-8")
-    assert commands == 7
+    assert commands == 10
 
 
 def test_the_command_line_page_is_the_help() -> None:
@@ -52,10 +58,46 @@ def test_the_command_line_page_is_the_help() -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == module.page(), "make docs writes it again"
 
 
-@pytest.mark.parametrize("struct", [Manifest, Artifact, Data, Network, Layer])
-def test_the_manifest_page_has_every_field(struct: type[msgspec.Struct]) -> None:
-    text = (DOCS / "manifest.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("page", "struct"),
+    [
+        *(("manifest.md", struct) for struct in (Manifest, Artifact, Data, Network, Layer)),
+        *(("profiles.md", struct) for struct in (Profile, Table, Steps, Checked)),
+    ],
+)
+def test_a_page_of_records_has_every_field(page: str, struct: type[msgspec.Struct]) -> None:
+    text = (DOCS / page).read_text("utf-8")
     section = re.search(rf"^## {struct.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"no section {struct.__name__}"
     fields = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
     assert fields == list(struct.__struct_fields__)
+
+
+def test_the_profile_page_shows_what_show_prints() -> None:
+    """Its titles and the names of its rows; figures change with every measurement, and carry their date."""
+    (shown,) = (text for _, _, text in blocks("profiles.md") if text.startswith("$ dmsflow show"))
+    command, *lines = shown.splitlines()
+    out = io.StringIO()
+    show.show(DOCS.parent / command.split()[-1], False, out)
+    labels = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
+    words = {label for label in labels if re.match(r"[a-z]", label)}
+    assert words <= {re.split(r"\s{2,}", line.strip())[0] for line in out.getvalue().splitlines()}
+    assert words >= {"method", "steps of widths", "error on other networks", "date", "out"}
+
+
+def test_settings_and_metrics_of_latency_are_in_the_manifest_page() -> None:
+    text = (DOCS / "manifest.md").read_text("utf-8")
+    names = set(re.findall(r"`(\w+)`", text))
+    assert names >= {"profile", "predicted_latency_ms", "prediction_error_percent", "pieces", "operations", "machine"}
+    assert names >= set(Operation.__struct_fields__) | set(devices.Machine.__struct_fields__)
+
+
+def test_the_options_that_the_profile_page_names_exist() -> None:
+    text = (DOCS / "profiles.md").read_text("utf-8")
+    known = {
+        name
+        for command in cli.cli.commands.values()
+        for param in command.params
+        for name in (*param.opts, *param.secondary_opts)
+    }
+    assert set(re.findall(r"`?(--[a-z-]+[a-z])", text)) <= known
