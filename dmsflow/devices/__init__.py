@@ -23,10 +23,16 @@ from dmsflow import plugin
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file, and the file of `runners/` that runs it."""
+    """A model file, and the file of `runners/` that runs it.
+
+    Attributes:
+        primers: runs before each timed one, so that the caches hold what it needs whatever ran
+            before; a benchmark program has runs of its own instead.
+    """
 
     path: str
     runner: str
+    primers: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
