@@ -55,11 +55,11 @@ def figures(network: Network, widths: Mapping[str, Any], latency: Latency | None
     return found if latency is None else {**found, "predicted_latency_ms": latency(widths)}
 
 
-def spelled(figures: Mapping[str, float]) -> str:
-    """Figures in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`."""
+def spelled(figures: Mapping[str, float], latency: Latency | None) -> str:
+    """Figures in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`, and the word for it where that is modelled."""
     words = [f"{figures['memory_mib']:.4f} MiB", f"{figures['macs_m']:.2f} M MACs"]
-    if "predicted_latency_ms" in figures:
-        words.append(f"{figures['predicted_latency_ms']:.3f} ms")
+    if latency:
+        words.append(f"{figures['predicted_latency_ms']:.3f} {latency.unit}")
     return ", ".join(words)
 
 
@@ -78,7 +78,7 @@ def budgets(settings: SearchSettings, network: Network, latency: Latency | None 
         if latency is None:
             right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
             raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
-        chosen.append(Budget("latency", "ms", settings.latency_ms, lambda _, widths: latency(widths)))
+        chosen.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
     if not chosen:
         chosen.append(Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib))
     return tuple(chosen)
@@ -133,7 +133,7 @@ def feasibility(
     smallest = _integers(network, bounds.low, torch.ceil)
     largest = _integers(network, bounds.high, torch.floor)
     rows = [
-        (name, spelled(figures(network, widths, latency)))
+        (name, spelled(figures(network, widths, latency), latency))
         for name, widths in (("smallest", smallest), ("base", network.widths), ("largest", largest))
     ]
     for budget in limits:
@@ -151,7 +151,8 @@ def feasibility(
 
 def _left(network: Network, budget: Budget, bounds: Range, largest: dict[str, int]) -> tuple[str, str]:
     """What one budget leaves if it were the only one."""
-    words = f"{budget.limit:g} {budget.unit}, {budget.limit / budget.cost(network, network.widths):.2f} of the base widths' "
+    share = budget.limit / budget.cost(network, network.widths)
+    words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"
     if met(network, [budget], largest):
         return f"{budget.name} budget", f"{words}; the largest network meets it"
     ratio = float(uniform(network, [budget], bounds).median())

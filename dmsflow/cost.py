@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.network import WEIGHTED, Layer, Network, Piece, out_widths, pieces, resolutions, value
 from dmsflow.profile import Profile, Steps, Table
@@ -150,10 +151,16 @@ class Latency:
             for edges, width in ((grid.inputs, reads), (grid.outputs, writes)):
                 if edges and _number(width) >= edges[-1] + 1:
                     what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
-                    command = f"{_profile_command(self.network, self.profile)} --max-ratio 16"
+                    ratio = math.ceil(max(widths[name] / base for name, base in self.network.widths.items()))
+                    command = f"{_profile_command(self.network, self.profile)} --max-ratio {ratio}"
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
             rows.append((piece, grid(reads, writes)))
         return rows
+
+    @property
+    def unit(self) -> str:
+        """Of its numbers, with the word that must stand beside them if nothing was measured."""
+        return "ms (modelled)" if self.profile.method == "modelled" else "ms"
 
     def widest(self) -> dict[str, int]:
         """The largest value of each named width that was measured."""
@@ -183,8 +190,10 @@ def latency(network: Network, profile: Profile) -> Latency:
 
 def _profile_command(network: Network, profile: Profile) -> str:
     """Adds what a network needs to a profile."""
-    return (
-        f"dmsflow profile --name {profile.name} --target {profile.target} --device {profile.device} --add"
-        f" --networks {network.name} --resolutions {network.resolution} --channels {network.channels}"
-        f" --classes {network.classes}"
-    )
+    known = network.name in plugin.names("networks")
+    words: dict[str, object] = {
+        "name": profile.name, "target": profile.target, "precision": profile.precision, "device": profile.device,
+        "threads": profile.threads, "networks": network.name if known else f"PATH/OF/{network.name}.py",
+        "resolutions": network.resolution, "channels": network.channels, "classes": network.classes,
+    }  # fmt: skip
+    return " ".join(["dmsflow profile --add", *(f"--{word} {value}" for word, value in words.items())])

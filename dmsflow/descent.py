@@ -178,7 +178,7 @@ def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
             state.round, state.weight_step, state.seen = state.round + 1, 0, []
             write_log(log, state.rows)
             save(state, checkpoint)
-            progress.advance(note=_note(row))
+            progress.advance(note=_note(row, state.latency))
     return result(state)
 
 
@@ -374,8 +374,8 @@ def _row(state: Descent, losses: list[float], correct: list[float], gradient: Te
     }
 
 
-def _note(row: dict[str, Any]) -> str:
-    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {budget.spelled(row)}, widths {' '.join(map(str, row['widths'].values()))}"
+def _note(row: dict[str, Any], latency: Latency | None) -> str:
+    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {budget.spelled(row, latency)}, widths {' '.join(map(str, row['widths'].values()))}"
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -89,9 +89,10 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         steps: by op; an op that is not named has steps of 1.
         tables: the pieces.
         checked: the profile's own error on networks that it was not made from.
-        drift_percent: how much slower a file that ran all along was at the end than at the start.
+        drift_percent: how much slower a file that ran all along was at the end than at the start; of
+            all runs that made the profile, the largest.
         commands: that measured it, the first and those that added to it.
-        environment: machine, versions, date.
+        environment: machine, versions and date of the last run that added to it.
     """
 
     schema: int = SCHEMA

@@ -34,6 +34,8 @@ from dmsflow.stopwatch import Stopwatch, Time
 from dmsflow.target import Target
 
 BATCH = 24  # probes measured in turns
+FREE = ("patience_minutes", "check", "seed", "python")  # settings that measured times do not depend on
+EVENINGS = 50  # of rows and columns each
 PASSES = 3  # over all probes that are doubtful
 THROTTLED_PERCENT = 5.0
 STEPS = (4, 8, 16, 32, 64)  # that kernels may have
@@ -93,6 +95,9 @@ def run(
             name is there, or belongs to another device.
     """
     path, saved = out / f"{name}.json", out / f"{name}.partial"
+    if resume and path.exists() and not saved.exists():
+        profile.load(str(path))
+        return path  # it was done
     before = _before(path, settings, resume=resume, force=force, add=add)
     aim = _aim(settings)
     wanted = _wanted(settings, before)
@@ -111,8 +116,8 @@ def run(
         kept = tuple(table for table in before.tables if table.piece not in grids) if before else ()
         measured = Profile(
             name=name, target=settings.target, precision=settings.precision, device=settings.device,
-            threads=settings.threads, runtime=session.watch.runtime, overhead_ms=before.overhead_ms if before else _ms(state, overhead),
-            steps=steps, tables=(*kept, *tables), drift_percent=session.watch.drift_percent(), commands=(*(before.commands if before else ()), command),
+            threads=settings.threads, runtime=session.watch.runtime, overhead_ms=before.overhead_ms if before else max(0.0, _ms(state, overhead)),
+            steps=steps, tables=(*kept, *tables), drift_percent=max(session.watch.drift_percent(), before.drift_percent if before else -math.inf), commands=(*(before.commands if before else ()), command),
             environment=_environment(state),
         )  # fmt: skip
         checked = _check(session, measured)
@@ -178,7 +183,8 @@ def _state(saved: Path, settings: ProfileSettings, *, resume: bool) -> State:
         state = msgspec.json.decode(saved.read_bytes(), type=State)
     except msgspec.MsgspecError as error:
         raise DmsflowError(saved, f"is damaged ({error})", "begin again, without --resume") from error
-    if state.settings != settings:
+    free = {name: getattr(settings, name) for name in FREE}
+    if msgspec.structs.replace(state.settings, **free) != settings:
         raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
     return state
 
@@ -355,23 +361,40 @@ def write(settings: ProfileSettings, aim: Target, network: Network, widths: dict
 
 
 def _ms(state: State, total: Sum) -> float:
-    return max(0.0, sum(times * state.times[_key(probe)].ms for probe, times in total.items()))
+    return sum(times * state.times[_key(probe)].ms for probe, times in total.items())
 
 
 def _table(session: Session, grid: Plane) -> Table:
-    """A piece's times, raised where noise would let them fall with a width."""
+    """A piece's times, evened out where noise would let them fall with a width."""
     state = session.state
     ms: NDArray[np.float64] = np.array([[_ms(state, total) for total in row] for row in grid.rows()])
     spread = [
         [max(state.times[_key(probe)].spread_percent for probe, times in total.items() if times) for total in row]
         for row in grid.rows()
     ]
-    rising = np.maximum.accumulate(np.maximum.accumulate(ms, 0), 1)
     return Table(
         piece=grid.piece.name, inputs=grid.inputs, outputs=grid.outputs,
-        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising),
+        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising(ms)),
         spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
     )  # fmt: skip
+
+
+def rising(ms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest table, in squares, that falls with no width; and none of it below zero.
+
+    Rows and columns take turns (Dykstra's projections). To raise whatever falls would be simpler, and
+    biased: of noisy times the largest would stay.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
+    for turn in range(2 * EVENINGS):
+        axis = turn % 2
+        offered = table + corrections[axis]
+        table = np.apply_along_axis(isotonic_regression, axis, offered)
+        corrections[axis] = offered - table
+    # What is left to the last turns is less than a rounding.
+    return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)
 
 
 def _steps(session: Session) -> dict[str, Steps]:

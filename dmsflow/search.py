@@ -53,7 +53,7 @@ def run(
     else:
         widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
     if not budget.met(network, limits, widths):
-        needed = budget.spelled(budget.figures(network, widths, latency))
+        needed = budget.spelled(budget.figures(network, widths, latency), latency)
         raise BudgetMissed(out, f"the chosen widths need {needed}", "search again with more rounds")
     metrics = {**budget.figures(network, widths, latency), "seconds": round(time.monotonic() - began, 1), **metrics}
     manifest.save(
@@ -82,7 +82,7 @@ def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str
     ]
     for name, control in (("uniform", budget.uniform), ("flat", budget.flat)):
         widths = budget.round_within(network, limits, control(network, limits, bounds), bounds)
-        figures = budget.spelled(budget.figures(network, widths, latency))
+        figures = budget.spelled(budget.figures(network, widths, latency), latency)
         rows.append((name, f"{figures}: {' '.join(map(str, widths.values()))}"))
     return [*rows, ("writes", str(out / "search.json"))]
 
@@ -146,7 +146,7 @@ def _gradient(
         candidates["start"] = state.start
     rows = compare(state, candidates)
     chosen = choose(rows)
-    _print_comparison(rows, chosen)
+    _print_comparison(rows, chosen, state.latency)
     widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
     return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
 
@@ -193,13 +193,21 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min(better, key=lambda row: row["loss"]) if better else rows[0]
 
 
-def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
-    timed = "predicted_latency_ms" in rows[0]
-    head = ("widths of", "MiB", "M MACs", *(["ms"] if timed else []), "top-1 %", "loss", "loss − searched", "")
+def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency: Latency | None) -> None:
+    head = (
+        "widths of",
+        "MiB",
+        "M MACs",
+        *([latency.unit] if latency else []),
+        "top-1 %",
+        "loss",
+        "loss − searched",
+        "",
+    )
     cells = [
         (
             row["name"], f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}",
-            *([f"{row['predicted_latency_ms']:.3f}"] if timed else []), f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
+            *([f"{row['predicted_latency_ms']:.3f}"] if latency else []), f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
             f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}", "chosen" if row is chosen else "",
         )
         for row in rows

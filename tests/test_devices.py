@@ -230,6 +230,8 @@ def test_an_interrupt_ends_the_child(tmp_path):
     """The file of a user's runner says which process runs it, and would run for a minute."""
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\n"
+        "def version():\n"
+        "    return 'slow'\n"
         "def open(path, threads):\n"
         "    path.with_suffix('.pid').write_text(str(os.getpid()))\n"
         "    time.sleep(60)\n"

@@ -176,7 +176,10 @@ def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() ->
         cost.latency(load_network("vgg11", 3, 64, 10), made(NETWORKS["vgg11"]))
     line = str(caught.value)
     assert line.startswith("profile board: has not measured 'conv 3x3 of 3 channels")
-    assert "dmsflow profile --name board --target x86-64 --device local --add --networks vgg11 --resolutions 64" in line
+    words = (
+        "--name board --target x86-64 --precision binary --device local --threads 1 --networks vgg11 --resolutions 64"
+    )
+    assert f"dmsflow profile --add {words} --channels 3 --classes 10" in line
 
 
 def test_widths_beyond_those_measured_are_refused() -> None:

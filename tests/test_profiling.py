@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from dmsflow import cli, cost, profile, profiling
 from dmsflow.errors import DmsflowError
@@ -130,6 +134,22 @@ def test_what_was_measured_predicts_networks_that_were_not(device: Path, tmp_pat
     assert made.environment["temperature_before_c"] < made.environment["temperature_c"]
     assert made.commands == (("dmsflow", "profile", "--name", "paper"),)
     assert not (tmp_path / "paper.partial").exists()
+
+
+@given(
+    arrays(
+        np.float64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1, 5, allow_subnormal=False)
+    )
+)
+def test_tables_are_evened_out_so_that_none_falls(ms: Any) -> None:
+    table = profiling.rising(ms)
+    assert (table >= 0).all() and (np.diff(table, axis=0) >= 0).all() and (np.diff(table, axis=1) >= 0).all()
+    sorted_one = np.sort(np.sort(np.maximum(ms, 0), 0), 1)
+    np.testing.assert_allclose(profiling.rising(sorted_one), sorted_one, atol=1e-12)
+    assert (
+        np.square(table - np.maximum(ms, 0)).sum()
+        <= np.square(np.maximum.accumulate(np.maximum.accumulate(np.maximum(ms, 0), 0), 1) - ms).sum() + 1e-6
+    )
 
 
 def test_spells_of_a_disturbed_machine_do_not_count(device: Path, tmp_path: Path) -> None:

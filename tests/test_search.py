@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmsflow import budget, cli, descent, manifest, search, train, training
+from dmsflow import budget, cli, cost, descent, manifest, profile, search, train, training
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data
 from dmsflow.networks import vgg11
@@ -276,3 +277,83 @@ def test_the_command_line_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["search", "--memory-mib", "0.03", "--dry-run", "--out", str(tmp_path / "a")]) == 0
     written = capsys.readouterr()
     assert written.out == "" and "largest" in written.err and list(tmp_path.iterdir()) == []
+
+
+# --- under a latency budget ---------------------------------------------------------------------
+
+SHIPPED = "epyc-lce"
+
+
+@pytest.mark.parametrize("hold", ["projection", "penalty"])
+@pytest.mark.parametrize(("step", "reallocate"), [("bounded", False), ("adam", True)])
+def test_memory_and_latency_are_held_together(tmp_path: Path, hold: str, step: str, reallocate: bool) -> None:
+    done = searched(
+        tmp_path, hold=hold, step=step, step_size=0.1, reallocate=reallocate, profile=SHIPPED, latency_ms=0.11, rounds=2
+    )
+    copied = profile.load(str(manifest.verify(tmp_path / "search.json", done.artifacts["profile"])))
+    assert copied == profile.load(SHIPPED)
+    latency = cost.latency(done.network, copied)
+    assert budget.memory_mib(done.network, done.widths) <= 0.03 and latency(done.widths) <= 0.11
+    assert done.metrics["predicted_latency_ms"] == latency(done.widths)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    if hold == "projection":
+        assert all(row["memory_mib"] <= 0.03 and row["predicted_latency_ms"] <= 0.11 for row in rows)
+    page = (Path(__file__).parent.parent / "docs" / "manifest.md").read_text("utf-8").partition("## search.jsonl")[2]
+    assert all(set(re.findall(r"`(\w+)`", page)) >= row.keys() for row in rows)
+
+
+@pytest.mark.parametrize("method", ["uniform", "flat", "random"])
+def test_controls_meet_memory_and_latency(tmp_path: Path, method: str) -> None:
+    done = searched(tmp_path, method=method, profile=SHIPPED, latency_ms=0.11)
+    assert done.metrics["memory_mib"] <= 0.03 and done.metrics["predicted_latency_ms"] <= 0.11
+
+
+def test_a_profile_without_a_budget_only_predicts(tmp_path: Path) -> None:
+    with_one, without = (searched(tmp_path / str(name), method="flat", profile=name) for name in (SHIPPED, None))
+    assert with_one.widths == without.widths
+    assert "predicted_latency_ms" in with_one.metrics and "predicted_latency_ms" not in without.metrics
+
+
+def test_an_infeasible_pair_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match=r"latency budget of 0\.01 ms: vgg11 cannot be that small .* allow at least"):
+        searched(tmp_path, profile=SHIPPED, latency_ms=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_has_the_profile_and_what_each_budget_leaves(tmp_path: Path) -> None:
+    chosen = SearchSettings(**SMALL, profile=SHIPPED, latency_ms=0.11)
+    rows = dict(search.plan(chosen, DATA, tmp_path))
+    assert rows["profile"].startswith("epyc-lce: ") and "LCE" in rows["profile"] and "1 thread" in rows["profile"]
+    assert all(rows[name].endswith(" ms") for name in ("smallest", "base", "largest"))
+    assert rows["latency budget"].startswith("0.11 ms, ") and " ms: " in rows["flat"]
+
+
+def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modelled = msgspec.structs.replace(profile.load(SHIPPED), name="model", method="modelled")
+    path = profile.save(tmp_path / "model.json", modelled)
+    chosen: dict[str, Any] = {"profile": str(path), "latency_ms": 0.11}
+    rows = dict(search.plan(SearchSettings(**SMALL, **chosen), DATA, tmp_path))
+    assert rows["profile"].startswith("model (modelled): ")
+    assert all("ms (modelled)" in rows[name] for name in ("smallest", "latency budget", "uniform"))
+    searched(tmp_path / "run", **chosen)
+    shown = capsys.readouterr().err
+    assert shown.count("ms (modelled)") == 3 and not re.search(r"\d ms(?! \(modelled\))", shown)
+    with pytest.raises(DmsflowError, match=r"latency budget of 0\.01 ms \(modelled\)"):
+        searched(tmp_path / "other", **{**chosen, "latency_ms": 0.01})
+
+
+def test_profiles_of_float32_networks_are_refused(tmp_path: Path) -> None:
+    other = msgspec.structs.replace(profile.load(SHIPPED), precision="float")
+    path = profile.save(tmp_path / "float.json", other)
+    with pytest.raises(DmsflowError, match="is of float32 networks, and the search is for binary ones"):
+        searched(tmp_path / "run", profile=str(path), latency_ms=0.11)
+
+
+def test_a_profile_of_other_files_is_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["run", "--preset", "digits", "--profile", SHIPPED, "--latency-ms", "0.11", "--out", str(tmp_path / "run")]
+    assert cli.main([*given, "--target", "onnx"]) == 1
+    assert f"--profile {SHIPPED}: is of files for x86-64, and this one is for onnx" in capsys.readouterr().err
+    assert cli.main([*given, "--bench-threads", "2"]) == 1
+    assert not (tmp_path / "run").exists()
