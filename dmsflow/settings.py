@@ -210,7 +210,7 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     classes: Annotated[Count, Meta(description="Classes they tell apart.")] = 10
     max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio to measure.")] = 8.0
     points: Annotated[int, Meta(ge=2, description="Widths to measure in each direction.")] = 6
-    runs: Annotated[Count, Meta(description="Runs of each point.")] = 40
+    runs: Annotated[Count, Meta(description="Runs of each point.")] = 80
     patience_minutes: Annotated[
         float,
         Meta(ge=0, description="While other programs disturb the machine, measure again; after so long, no more."),
