@@ -385,16 +385,23 @@ def rising(ms: NDArray[np.float64]) -> NDArray[np.float64]:
     Rows and columns take turns (Dykstra's projections). To raise whatever falls would be simpler, and
     biased: of noisy times the largest would stay.
     """
-    from sklearn.isotonic import isotonic_regression
-
     table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
     for turn in range(2 * EVENINGS):
         axis = turn % 2
         offered = table + corrections[axis]
-        table = np.apply_along_axis(isotonic_regression, axis, offered)
+        table = np.apply_along_axis(_nearest_rising, axis, offered)
         corrections[axis] = offered - table
     # What is left to the last turns is less than a rounding.
     return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)
+
+
+def _nearest_rising(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Isotonic regression by its formula: of the means from j to k around i, the largest over j of the least over k."""
+    sums = np.concatenate([[0.0], line.cumsum()])
+    first, last = np.indices((len(line), len(line)))
+    means = np.where(first <= last, (sums[last + 1] - sums[first]) / np.maximum(1, last - first + 1), np.inf)
+    least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]  # over k from i on
+    return np.maximum.accumulate(np.where(first <= last, least, -np.inf), 0).diagonal()
 
 
 def _steps(session: Session) -> dict[str, Steps]:

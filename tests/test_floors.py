@@ -39,7 +39,7 @@ HOMES = {
     "larq_compute_engine": set(),
     "click": {"cli"},
     "rich": {"progress", "table"},
-    "sklearn": {"datasets/digits", "profiling"},
+    "sklearn": {"datasets/digits"},
     # manifest asks git for the commit; doctor tries native libraries where they can crash alone.
     "subprocess": {"manifest", "doctor", "devices/local", "devices/_shell", "devices/adb"},
 }

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.isotonic import isotonic_regression
 
 from dmsflow import cli, cost, profile, profiling
 from dmsflow.errors import DmsflowError
@@ -149,6 +150,13 @@ def test_tables_are_evened_out_so_that_none_falls(ms: Any) -> None:
     assert (
         np.square(table - np.maximum(ms, 0)).sum()
         <= np.square(np.maximum.accumulate(np.maximum.accumulate(np.maximum(ms, 0), 0), 1) - ms).sum() + 1e-6
+    )
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12))
+def test_a_line_is_evened_out_as_isotonic_regression_does(line: list[float]) -> None:
+    np.testing.assert_allclose(
+        profiling._nearest_rising(np.array(line)), isotonic_regression(np.array(line)), atol=1e-9
     )
 
 

@@ -102,7 +102,10 @@ def _seen(job: Job, written: bytes, device: str = "") -> Seen:
         where, what, right = answer.error
         if device and not any(where == file.path for file in job.files):
             # A runner speaks of dmsflow's extras, which are for the machine that dmsflow is on.
-            right = f"pip install {where} there" if what == "is not installed" else right
+            if what == "is not installed":
+                right = f"pip install {where} there"
+                if where == "larq-compute-engine":  # it has no wheel for Linux on ARM
+                    right += ", or give --runner-file, or take --target onnx"
             where = f"{device}, {where}"
         raise DmsflowError(where, what, right)
     if answer.seen is None or not _fits(job, answer.seen):
