@@ -107,8 +107,8 @@ def stage(name: str, *words: object) -> Path:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, as a Markdown table."""
     lines = [
-        "| budgets | widths | MiB | M MACs | top-1 %, each seed | mean ± deviation | ms | float32 ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| budgets | widths | MiB | M MACs | top-1 %, each seed | mean ± deviation | predicted ms | ms | float32 ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (case, method), group in grouped(rows):
         top1 = [row["top1_percent"] for row in group]
@@ -120,10 +120,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = (
             case, f"{'searched' if method == 'gradient' else method}: {'; '.join(unique(group))}",
             f"{mean('memory_mib'):.4f}", f"{mean('macs_m'):.1f}", ", ".join(f"{one:.2f}" for one in top1),
-            f"{statistics.mean(top1):.2f}{spread}", f"{mean('latency_ms_median'):.3f}", f"{mean('float32_latency_ms_median'):.3f}",
+            f"{statistics.mean(top1):.2f}{spread}", _predicted(group), f"{mean('latency_ms_median'):.3f}", f"{mean('float32_latency_ms_median'):.3f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _predicted(group: Sequence[dict[str, Any]]) -> str:
+    """The mean of what the searches predicted; those without a profile predict nothing."""
+    told = [row["predicted_latency_ms"] for row in group if row.get("predicted_latency_ms")]
+    return f"{statistics.mean(told):.3f}" if told else "–"
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> Iterable[tuple[tuple[str, str], list[dict[str, Any]]]]:

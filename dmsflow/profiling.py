@@ -98,7 +98,7 @@ def run(
     if resume and path.exists() and not saved.exists():
         profile.load(str(path))
         return path  # it was done
-    before = _before(path, settings, resume=resume, force=force, add=add)
+    before = _before(path, settings, free=force or (resume and saved.exists()), add=add)
     aim = _aim(settings)
     wanted = _wanted(settings, before)
     if not wanted:
@@ -108,24 +108,37 @@ def run(
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
         watch = stopwatch(settings, aim, measure, Path(folder), state)
         session = Session(settings, aim, Path(folder), saved, state, watch)
-        steps = dict(before.steps) if before else _steps(session)
-        grids = {piece.name: _grid(piece, bases, settings, steps) for piece, bases in wanted}
-        overhead = probes.overhead()
-        _measure_all(session, [overhead, *(each for grid in grids.values() for each in grid.sums())], settings.runs)
-        tables = tuple(_table(session, grid) for grid in grids.values())
-        kept = tuple(table for table in before.tables if table.piece not in grids) if before else ()
-        measured = Profile(
-            name=name, target=settings.target, precision=settings.precision, device=settings.device,
-            threads=settings.threads, runtime=session.watch.runtime, overhead_ms=before.overhead_ms if before else max(0.0, _ms(state, overhead)),
-            steps=steps, tables=(*kept, *tables), drift_percent=max(session.watch.drift_percent(), before.drift_percent if before else -math.inf), commands=(*(before.commands if before else ()), command),
-            environment=_environment(state),
-        )  # fmt: skip
-        checked = _check(session, measured)
-    measured = msgspec.structs.replace(measured, checked=(*(before.checked if before else ()), *checked))
+        steps = before.steps if before else _steps(session)
+        planes = [_plane(piece, bases, settings, steps) for piece, bases in wanted]
+        sums = (total for plane in planes for total in plane.sums())
+        _measure_all(session, [probes.overhead(), *sums], settings.runs)
+        measured = _assembled(session, name, steps, [_table(session, plane) for plane in planes], before, command)
+        measured = msgspec.structs.replace(measured, checked=(*measured.checked, *_check(session, measured)))
     profile.save(path, measured)
     saved.unlink(missing_ok=True)
     _tell(measured)
     return path
+
+
+def _assembled(
+    session: Session, name: str, steps: dict[str, Steps], tables: Sequence[Table], before: Profile | None,
+    command: tuple[str, ...],
+) -> Profile:  # fmt: skip
+    """The profile, with what it had before."""
+    settings, drift = session.settings, session.watch.drift_percent()
+    fresh = Profile(
+        name=name, target=settings.target, precision=settings.precision, device=settings.device, threads=settings.threads,
+        runtime=session.watch.runtime, overhead_ms=max(0.0, _ms(session.state, probes.overhead())), steps=steps,
+        tables=tuple(tables), drift_percent=drift, commands=(command,), environment=_environment(session.state),
+    )  # fmt: skip
+    if before is None:
+        return fresh
+    measured = {table.piece for table in tables}
+    kept = tuple(table for table in before.tables if table.piece not in measured)
+    return msgspec.structs.replace(
+        fresh, overhead_ms=before.overhead_ms, tables=(*kept, *tables), checked=before.checked,
+        drift_percent=max(drift, before.drift_percent), commands=(*before.commands, command),
+    )  # fmt: skip
 
 
 def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
@@ -140,8 +153,8 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     devices.find(settings.device)
     wanted = _wanted(settings, before)
     steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
-    grids = [_grid(piece, bases, settings, steps) for piece, bases in wanted]
-    count = len({probe for grid in grids for each in grid.sums() for probe in each})
+    planes = [_plane(piece, bases, settings, steps) for piece, bases in wanted]
+    count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
         ("device", f"{settings.device}, {settings.threads} thread{'s' * (settings.threads > 1)}"),
@@ -152,10 +165,10 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     ]  # fmt: skip
 
 
-def _before(path: Path, settings: ProfileSettings, *, resume: bool, force: bool, add: bool) -> Profile | None:
-    """The profile to add to, if that was asked for."""
+def _before(path: Path, settings: ProfileSettings, *, free: bool, add: bool) -> Profile | None:
+    """The profile to add to, if that was asked for; if not, there must be none, or the name be free all the same."""
     if not add:
-        if path.exists() and not force:
+        if path.exists() and not free:
             right = "--add measures what it lacks, --force measures it again, --name takes another"
             raise DmsflowError(path, "is already there", right)
         return None
@@ -249,7 +262,7 @@ class Plane:
             yield from row
 
 
-def _grid(piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps]) -> Plane:
+def _plane(piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps]) -> Plane:
     step = steps.get(piece.op, Steps())
     reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings)
     return Plane(piece, reads, _widths(bases[1], step.outputs, settings) if piece.grows else ())
@@ -364,16 +377,16 @@ def _ms(state: State, total: Sum) -> float:
     return sum(times * state.times[_key(probe)].ms for probe, times in total.items())
 
 
-def _table(session: Session, grid: Plane) -> Table:
+def _table(session: Session, plane: Plane) -> Table:
     """A piece's times, evened out where noise would let them fall with a width."""
     state = session.state
-    ms: NDArray[np.float64] = np.array([[_ms(state, total) for total in row] for row in grid.rows()])
+    ms: NDArray[np.float64] = np.array([[_ms(state, total) for total in row] for row in plane.rows()])
     spread = [
         [max(state.times[_key(probe)].spread_percent for probe, times in total.items() if times) for total in row]
-        for row in grid.rows()
+        for row in plane.rows()
     ]
     return Table(
-        piece=grid.piece.name, inputs=grid.inputs, outputs=grid.outputs,
+        piece=plane.piece.name, inputs=plane.inputs, outputs=plane.outputs,
         ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising(ms)),
         spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
     )  # fmt: skip

@@ -193,6 +193,19 @@ def test_an_interrupted_profile_goes_on(device: Path, tmp_path: Path) -> None:
     resumed = measured(device, tmp_path, "halves", resume=True)
     assert heard(device)["files"] <= needed - done + profiling.BATCH
     assert (resumed.tables, resumed.steps, resumed.checked) == (whole.tables, whole.steps, whole.checked)
+    jobs = heard(device)["jobs"]
+    assert measured(device, tmp_path, "halves", resume=True) == resumed  # it is done
+    assert heard(device)["jobs"] == jobs
+
+
+def test_an_overwriting_profile_goes_on_too(device: Path, tmp_path: Path) -> None:
+    before = measured(device, tmp_path)
+    tell(device, interrupt=10)
+    with pytest.raises(KeyboardInterrupt):
+        measured(device, tmp_path, force=True, points=4)
+    assert profile.load(str(tmp_path / "paper.json")) == before
+    tell(device)
+    assert len(measured(device, tmp_path, resume=True, points=4).tables[1].inputs) >= len(before.tables[1].inputs)
 
 
 def test_add_measures_only_what_is_lacking(device: Path, tmp_path: Path) -> None:
