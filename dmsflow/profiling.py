@@ -109,7 +109,10 @@ def run(
         watch = stopwatch(settings, aim, measure, Path(folder), state)
         session = Session(settings, aim, Path(folder), saved, state, watch)
         steps = before.steps if before else _steps(session)
-        planes = [_plane(piece, bases, settings, steps) for piece, bases in wanted]
+        planes = [
+            _plane(piece, bases, settings, steps, before.table(piece.name) if before else None)
+            for piece, bases in wanted
+        ]
         sums = (total for plane in planes for total in plane.sums())
         _measure_all(session, [probes.overhead(), *sums], settings.runs)
         measured = _assembled(session, name, steps, [_table(session, plane) for plane in planes], before, command)
@@ -153,7 +156,9 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     devices.find(settings.device)
     wanted = _wanted(settings, before)
     steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
-    planes = [_plane(piece, bases, settings, steps) for piece, bases in wanted]
+    planes = [
+        _plane(piece, bases, settings, steps, before.table(piece.name) if before else None) for piece, bases in wanted
+    ]
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
@@ -262,17 +267,21 @@ class Plane:
             yield from row
 
 
-def _plane(piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps]) -> Plane:
+def _plane(
+    piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps], known: Table | None = None
+) -> Plane:
+    """The points to measure; those of a table that is known, but not wide enough, are measured again."""
     step = steps.get(piece.op, Steps())
-    reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings)
-    return Plane(piece, reads, _widths(bases[1], step.outputs, settings) if piece.grows else ())
+    inputs, outputs = (known.inputs, known.outputs) if known else ((), ())
+    reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings, inputs)
+    return Plane(piece, reads, _widths(bases[1], step.outputs, settings, outputs) if piece.grows else ())
 
 
-def _widths(base: int, step: int, settings: ProfileSettings) -> tuple[int, ...]:
-    """Widths in the middle of steps: from the first, as if in geometric progression, to the last; and of the base's."""
+def _widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int]) -> tuple[int, ...]:
+    """Widths in the middle of steps: from the first, as if in geometric progression, to the last; of the base's, and those known."""
     last = _up(math.ceil(base * settings.max_ratio), step)
     first = min(step if step > 1 else 3, last)
-    edges = {_up(round(width), step) for width in np.geomspace(first, last, settings.points)}
+    edges = {_up(round(width), step) for width in (*np.geomspace(first, last, settings.points), *known)}
     return tuple(
         sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}} | ({last} if step == 1 else set()))
     )
@@ -356,7 +365,8 @@ def _written(session: Session, probe: Probe) -> File:
     path = session.folder / f"{_key(probe)}{session.aim.suffix}"
     if not path.exists():
         write(session.settings, session.aim, probe.network, {}, path)
-    return File(path=str(path), runner=session.aim.runner)
+    # Primed, or what ran before it would displace more of one probe's memory than of another's.
+    return File(path=str(path), runner=session.aim.runner, primers=1)
 
 
 def write(settings: ProfileSettings, aim: Target, network: Network, widths: dict[str, int], path: Path) -> None:
@@ -377,23 +387,29 @@ def _ms(state: State, total: Sum) -> float:
     return sum(times * state.times[_key(probe)].ms for probe, times in total.items())
 
 
+def _noise_ms(state: State, total: Sum) -> float:
+    """How far off a sum of times may be, up to a factor: each is off by a part of itself."""
+    return float(np.sqrt(sum((times * state.times[_key(probe)].ms) ** 2 for probe, times in total.items())))
+
+
 def _table(session: Session, plane: Plane) -> Table:
     """A piece's times, evened out where noise would let them fall with a width."""
     state = session.state
-    ms: NDArray[np.float64] = np.array([[_ms(state, total) for total in row] for row in plane.rows()])
+    ms = np.array([[_ms(state, total) for total in row] for row in plane.rows()])
+    noise = np.array([[_noise_ms(state, total) for total in row] for row in plane.rows()])
     spread = [
         [max(state.times[_key(probe)].spread_percent for probe, times in total.items() if times) for total in row]
         for row in plane.rows()
     ]
     return Table(
         piece=plane.piece.name, inputs=plane.inputs, outputs=plane.outputs,
-        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising(ms)),
+        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising(ms, 1 / noise**2)),
         spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
     )  # fmt: skip
 
 
-def rising(ms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest table, in squares, that falls with no width; and none of it below zero.
+def rising(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest table, in weighted squares, that falls with no width; and none of it below zero.
 
     Rows and columns take turns (Dykstra's projections). To raise whatever falls would be simpler, and
     biased: of noisy times the largest would stay.
@@ -402,19 +418,24 @@ def rising(ms: NDArray[np.float64]) -> NDArray[np.float64]:
     for turn in range(2 * EVENINGS):
         axis = turn % 2
         offered = table + corrections[axis]
-        table = np.apply_along_axis(_nearest_rising, axis, offered)
+        lines = zip(np.moveaxis(offered, axis, -1), np.moveaxis(weights, axis, -1), strict=True)
+        table = np.moveaxis(np.array([nearest_rising(*line) for line in lines]), -1, axis)
         corrections[axis] = offered - table
     # What is left to the last turns is less than a rounding.
     return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)
 
 
-def _nearest_rising(line: NDArray[np.float64]) -> NDArray[np.float64]:
+def nearest_rising(line: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Isotonic regression by its formula: of the means from j to k around i, the largest over j of the least over k."""
-    sums = np.concatenate([[0.0], line.cumsum()])
+    sums, weight = (np.concatenate([[0.0], values.cumsum()]) for values in (line * weights, weights))
     first, last = np.indices((len(line), len(line)))
-    means = np.where(first <= last, (sums[last + 1] - sums[first]) / np.maximum(1, last - first + 1), np.inf)
+    inside = first <= last
+    means = np.full(inside.shape, np.inf)
+    begin, end = first[inside], last[inside] + 1
+    means[inside] = (sums[end] - sums[begin]) / (weight[end] - weight[begin])
     least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]  # over k from i on
-    return np.maximum.accumulate(np.where(first <= last, least, -np.inf), 0).diagonal()
+    found: NDArray[np.float64] = np.maximum.accumulate(np.where(inside, least, -np.inf), 0).diagonal()
+    return found
 
 
 def _steps(session: Session) -> dict[str, Steps]:
