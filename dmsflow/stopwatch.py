@@ -88,7 +88,7 @@ class Stopwatch:
                 kept = []  # it was disturbed until now
             self.level_ms = min(self.level_ms, level)
             kept.append(turns[:, _counts(turns[0], self.level_ms)])
-            if sum(part.shape[1] for part in kept) >= ENOUGH * runs or time.monotonic() > self.until:
+            if sum(part.shape[1] for part in kept) >= ENOUGH * turns.shape[1] or time.monotonic() > self.until:
                 break
             time.sleep(PAUSE_S)
         counted = np.concatenate(kept, axis=1)

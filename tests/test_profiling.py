@@ -77,7 +77,7 @@ def measure(job):
         slower = 1.7
     return Measurement(
         timings=tuple(
-            Timing(runtime="LCE 0", load_ms=1, runs_ms=tuple(slower * file_ms(file.path) for _ in range(job.runs)))
+            Timing(runtime="LCE 0", load_ms=1, runs_ms=tuple(slower * file_ms(file.path) for _ in range(min(job.runs, state.get("samples", job.runs)))))
             for file in job.files
         ),
         machine=Machine(processor="paper", system="none", governor="performance", temperature_c=40 + state["jobs"]),
@@ -172,6 +172,14 @@ def test_spells_of_a_disturbed_machine_do_not_count(device: Path, tmp_path: Path
     disturbed = measured(device, tmp_path, "disturbed")
     assert disturbed.tables == quiet.tables
     assert disturbed.checked == quiet.checked
+
+
+def test_a_device_that_tells_few_averages_is_not_asked_again(device: Path, tmp_path: Path) -> None:
+    whole = measured(device, tmp_path, "whole", runs=40)
+    jobs = heard(device)["jobs"]
+    tell(device, samples=3)
+    assert measured(device, tmp_path, "averages", runs=40).tables == whole.tables
+    assert heard(device)["jobs"] == jobs
 
 
 def test_a_device_that_throttles_is_told(device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
