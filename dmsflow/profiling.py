@@ -282,9 +282,7 @@ def _widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int
     last = _up(math.ceil(base * settings.max_ratio), step)
     first = min(step if step > 1 else 3, last)
     edges = {_up(round(width), step) for width in (*np.geomspace(first, last, settings.points), *known)}
-    return tuple(
-        sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}} | ({last} if step == 1 else set()))
-    )
+    return tuple(sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}}))
 
 
 def _up(width: int, step: int) -> int:
@@ -292,9 +290,12 @@ def _up(width: int, step: int) -> int:
 
 
 def _middle(edge: int, step: int) -> int:
-    """An odd width in the middle of the step that ends at an edge: no kernel has it easier than with others."""
+    """An odd width in the middle of the step that ends at an edge: no kernel has it easier than with others.
+
+    Without steps it is the next odd one, so that a table reaches to its last edge.
+    """
     width = edge - step // 2
-    return max(1, width - 1 + width % 2)
+    return width + 1 - width % 2 if step == 1 else max(1, width - 1 + width % 2)
 
 
 # --- measuring ----------------------------------------------------------------------------------

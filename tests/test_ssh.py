@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsflow import devices, export
+from dmsflow import cli, cost, devices, export, profile
 from dmsflow.devices import Access, File, Job, _python, _shell
 from dmsflow.errors import DmsflowError
+from dmsflow.network import load_network
 from dmsflow.settings import ExportSettings
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:/sbin")
@@ -218,6 +219,18 @@ def test_it_measures_as_this_machine_does(server, files):
         assert [(each.op, each.name) for each in one.operations] == [(each.op, each.name) for each in other.operations]
     assert there.timings[0].operations
     assert again.timings[0].peak_memory_bytes is None and len(again.timings[0].runs_ms) == 2
+
+
+def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
+    """Through the command line; every point in a few runs."""
+    monkeypatch.setattr("dmsflow.stopwatch.PAUSE_S", 0.0)
+    words = ["--channels", "1", "--networks", "vgg11", "--max-ratio", "0.5", "--points", "2", "--runs", "3"]
+    given = ["--name", "there", "--device", server.address, "--check", "1", "--patience-minutes", "0", "--out"]
+    assert cli.main(["profile", *given, str(tmp_path), *words]) == 0
+    made = profile.load(capsys.readouterr().out.strip())
+    assert made.device == server.address and made.runtime.startswith("LCE ") and made.environment["processor"]
+    network = load_network("vgg11", 1, 32, 10)
+    assert cost.latency(network, made)(dict.fromkeys(network.widths, 8)) > 0
 
 
 def test_what_a_login_prints_does_no_harm(tmp_path, files, monkeypatch):
