@@ -128,13 +128,14 @@ def test_completion() -> None:
 
 @pytest.mark.parametrize("record", cli.RECORDS)
 def test_every_field_has_one_option_and_its_default(record: str) -> None:
-    for command in ("run", "search" if record == "data" else record):
+    for command in {"data": ("run", "search"), "profile": ("profile",)}.get(record, ("run", record)):
         options = [param for param in cli.cli.commands[command].params if isinstance(param, cli.SettingOption)]
         fields = [option.field for option in options if record in option.records]
         assert sorted(fields) == sorted(cli.RECORDS[record].__struct_fields__)
         names = [name for option in cli.cli.commands[command].params for name in (*option.opts, *option.secondary_opts)]
         assert len(names) == len(set(names))
-        ctx = context(command, *(["x.json"] if command in ("train", "export", "bench") else []))
+        needed = {"train": ["x.json"], "export": ["x.json"], "bench": ["x.json"], "profile": ["--name", "x"]}
+        ctx = context(command, *needed.get(command, []))
         assert cli.resolved(ctx, record) == cli.RECORDS[record]()
 
 
