@@ -30,7 +30,7 @@ from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import value
 from dmsflow.profile import Profile
 from dmsflow.settings import BenchSettings
-from dmsflow.table import milliseconds, print_table
+from dmsflow.table import milliseconds, print_table, spelled_threads
 
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
@@ -130,7 +130,7 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
         ("runner", settings.runner_file or subject.runner),
         ("device", settings.device),
         ("baseline", f"{BASELINE}, in onnxruntime" if _has_baseline(subject, settings) else "none"),
-        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {_threads(settings.threads)}"),
+        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
         ("top-1", f"on the test split of {split}" if split else "not measured"),
     ]
     if prediction:
@@ -221,7 +221,7 @@ def other_files(found: Profile, aim: str, precision: str, threads: int) -> str |
     if found.target != aim and target.load(found.target).exporter != target.load(aim).exporter:
         return f"is of files for {found.target}, and this one is for {aim}"
     if found.threads != threads:
-        return f"is of {_threads(found.threads)}, and this bench of {_threads(threads)}"
+        return f"is of {spelled_threads(found.threads)}, and this bench of {spelled_threads(threads)}"
     return None
 
 
@@ -395,7 +395,9 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
             )
         )  # fmt: skip
     head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")  # fmt: skip
-    print_table(f"{settings.device}, {_threads(settings.threads)}, {settings.runs} runs of each in turn", head, rows)
+    print_table(
+        f"{settings.device}, {spelled_threads(settings.threads)}, {settings.runs} runs of each in turn", head, rows
+    )
     _say(f"measured on: {_machine(measured.machine)}")
     if FLOAT32 in measured.timings:
         _say(f"float32: the {BASELINE.removeprefix('float32 ')}")
@@ -414,7 +416,7 @@ def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[
     origin = manifest.machine(used.environment).get("processor")
     date = used.environment.get("date")
     how = "measured on" if used.method == "measured" else "modelled for"
-    _say(f"{title}: {how} {used.device} ({origin}), {used.runtime}, {_threads(used.threads)}, {date}")
+    _say(f"{title}: {how} {used.device} ({origin}), {used.runtime}, {spelled_threads(used.threads)}, {date}")
     if origin != measured.machine.processor:
         _say(f"{title} is of another processor: {origin}, and this is {measured.machine.processor}")
     if used.runtime != measured.file.runtime:
@@ -443,10 +445,6 @@ def _machine(machine: Machine) -> str:
     governor = machine.governor and f"governor {machine.governor}"
     degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
     return ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
-
-
-def _threads(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def _say(line: str) -> None:

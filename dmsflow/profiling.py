@@ -31,6 +31,7 @@ from dmsflow.probes import Probe, Sum
 from dmsflow.profile import Checked, Profile, Steps, Table
 from dmsflow.settings import ProfileSettings
 from dmsflow.stopwatch import Stopwatch, Time
+from dmsflow.table import spelled_threads
 from dmsflow.target import Target
 
 BATCH = 24  # probes measured in turns
@@ -162,7 +163,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
-        ("device", f"{settings.device}, {settings.threads} thread{'s' * (settings.threads > 1)}"),
+        ("device", f"{settings.device}, {spelled_threads(settings.threads)}"),
         ("pieces", f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels"),
         ("probes", f"about {count}, {settings.runs} runs of each"),
         ("check", f"{settings.check * len(settings.networks) * len(settings.resolutions)} networks that gave no point"),

@@ -20,7 +20,7 @@ from dmsflow.manifest import Data, Manifest
 from dmsflow.network import Network, load_network
 from dmsflow.profile import Profile
 from dmsflow.settings import SearchSettings
-from dmsflow.table import print_table
+from dmsflow.table import print_table, spelled_threads
 
 RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
 
@@ -77,7 +77,7 @@ def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str
             f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes",
         ),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        *([("profile", told(latency.profile))] if latency else []),
+        *([("profile", _told(latency.profile))] if latency else []),
         *budget.feasibility(network, limits, bounds, latency),
     ]
     for name, control in (("uniform", budget.uniform), ("flat", budget.flat)):
@@ -87,10 +87,10 @@ def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str
     return [*rows, ("writes", str(out / "search.json"))]
 
 
-def told(measured: Profile) -> str:
+def _told(measured: Profile) -> str:
     """A profile in a line."""
-    threads = "1 thread" if measured.threads == 1 else f"{measured.threads} threads"
-    return f"{measured.title}: {measured.environment.get('processor')}, {measured.runtime}, {threads}"
+    processor = measured.environment.get("processor")
+    return f"{measured.title}: {processor}, {measured.runtime}, {spelled_threads(measured.threads)}"
 
 
 def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, Latency | None, tuple[Budget, ...], Range]:

@@ -18,7 +18,7 @@ from dmsflow.cost import Grid
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.profile import Profile, Steps, Table
-from dmsflow.table import block, milliseconds, print_table
+from dmsflow.table import block, milliseconds, print_table, spelled_threads
 
 WITHIN_PERCENT = 10.0
 SAMPLES = 64  # of a staircase drawn in a line
@@ -183,7 +183,7 @@ def _profile_line(name: str) -> str:
         found = profile.load(name)
     except DmsflowError as error:
         return str(error)
-    words = [manifest.machine(found.environment).get("processor"), found.runtime, _threads(found.threads)]
+    words = [manifest.machine(found.environment).get("processor"), found.runtime, spelled_threads(found.threads)]
     words += ["float32 networks"] if found.precision == "float" else []
     words += [f"median error {statistics.median(_errors(found)):.1f} %" if found.checked else "error not checked"]
     return ", ".join([*(["modelled"] if found.method == "modelled" else []), *filter(None, words)])
@@ -193,10 +193,6 @@ def _docstring(folder: str, name: str) -> str:
     """The first line of a plug-in's docstring; the file is read, not imported."""
     text = (plugin.PACKAGE / folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-
-
-def _threads(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def _comment(path: Path) -> str:
@@ -214,7 +210,7 @@ def print_result(path: Path, stream: TextIO) -> None:
     ]
     ran = bench.environment
     runtimes = ", ".join(dict.fromkeys(ran["runtimes"].values()))
-    where = f"{manifest.machine(ran)['processor']}, {_threads(ran['threads'])}"
+    where = f"{manifest.machine(ran)['processor']}, {spelled_threads(ran['threads'])}"
     rows.append(("measured", f"{where}, {runtimes}, {bench.settings['runs']} runs, {ran['date']}"))
     print_table(f"{bench.network.name} on {bench.data.name}", (), rows, stream=stream)
 
@@ -295,7 +291,7 @@ def _origin(found: Profile) -> list[tuple[str, object]]:
         ("system", machine.get("system")),
         ("governor", machine.get("governor")),
         ("temperature", ", ".join(f"{value:.0f} °C {when}" for when, value in degrees.items() if value) or None),
-        ("runtime", f"{found.runtime}, {_threads(found.threads)}"),
+        ("runtime", f"{found.runtime}, {spelled_threads(found.threads)}"),
         ("date", found.environment.get("date")),
         ("overhead of a run", f"{milliseconds(found.overhead_ms)} ms"),
         ("steps of widths", "; ".join(steps) or "none"),

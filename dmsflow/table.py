@@ -51,3 +51,8 @@ def block(part: float) -> str:
 def _is_number(cell: str) -> bool:
     cell = cell.lstrip(BLOCKS + " ")
     return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×"
+
+
+def spelled_threads(count: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} thread{'s' * (count != 1)}"
