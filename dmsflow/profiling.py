@@ -96,7 +96,7 @@ def run(
             name is there, or belongs to another device.
     """
     path, saved = out / f"{name}.json", out / f"{name}.partial"
-    if resume and path.exists() and not saved.exists():
+    if resume and not add and path.exists() and not saved.exists():
         profile.load(str(path))
         return path  # it was done
     before = _before(path, settings, free=force or (resume and saved.exists()), add=add)
@@ -108,12 +108,11 @@ def run(
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
         watch = stopwatch(settings, aim, measure, Path(folder), state)
+        if before:
+            _check_same_device(path, before, watch)
         session = Session(settings, aim, Path(folder), saved, state, watch)
         steps = before.steps if before else _steps(session)
-        planes = [
-            _plane(piece, bases, settings, steps, before.table(piece.name) if before else None)
-            for piece, bases in wanted
-        ]
+        planes = _planes(wanted, settings, steps, before)
         sums = (total for plane in planes for total in plane.sums())
         _measure_all(session, [probes.overhead(), *sums], settings.runs)
         measured = _assembled(session, name, steps, [_table(session, plane) for plane in planes], before, command)
@@ -157,9 +156,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     devices.find(settings.device)
     wanted = _wanted(settings, before)
     steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
-    planes = [
-        _plane(piece, bases, settings, steps, before.table(piece.name) if before else None) for piece, bases in wanted
-    ]
+    planes = _planes(wanted, settings, steps, before)
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
@@ -184,6 +181,14 @@ def _before(path: Path, settings: ProfileSettings, *, free: bool, add: bool) -> 
         if old != new:
             raise DmsflowError(path, f"has {name} {old}, not {new}", f"give --{name} {old}, or take another --name")
     return before
+
+
+def _check_same_device(path: Path, before: Profile, watch: Stopwatch) -> None:
+    """An address such as "local" is another device elsewhere: times of two are never mixed in one profile."""
+    then, now = (before.environment.get("processor"), before.runtime), (watch.machine[-1].processor, watch.runtime)
+    if then != now:
+        what = f"is of {then[0]} with {then[1]}, and this is {now[0]} with {now[1]}"
+        raise DmsflowError(path, what, "take another --name, or measure all of it again with --force")
 
 
 def _aim(settings: ProfileSettings) -> Target:
@@ -266,6 +271,14 @@ class Plane:
     def sums(self) -> Iterator[Sum]:
         for row in self.rows():
             yield from row
+
+
+def _planes(
+    wanted: Sequence[tuple[Piece, Bases]], settings: ProfileSettings, steps: dict[str, Steps], before: Profile | None
+) -> list[Plane]:
+    return [
+        _plane(piece, bases, settings, steps, before.table(piece.name) if before else None) for piece, bases in wanted
+    ]
 
 
 def _plane(

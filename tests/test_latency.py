@@ -42,6 +42,13 @@ def close(a: Any, b: Any) -> bool:
     return math.isclose(float(a), float(b), rel_tol=1e-9, abs_tol=1e-9)
 
 
+def within(grid: Grid, reads: Any, writes: Any) -> tuple[Any, Any]:
+    """The widths, or the widest that were measured."""
+    return tuple(  # type: ignore[return-value]
+        min(width, edges[-1]) if edges else width for width, edges in ((reads, grid.inputs), (writes, grid.outputs))
+    )
+
+
 @given(tables())
 def test_exact_at_measured_points(drawn: tuple[Table, Steps]) -> None:
     table, steps = drawn
@@ -59,10 +66,7 @@ def test_never_falls_with_a_width(drawn: tuple[Table, Steps], data: st.DataObjec
     real = st.floats(1, 1300)
     low, high = ((data.draw(real), data.draw(real)) for _ in range(2))
     (reads, wider_reads), (writes, wider_writes) = sorted(low), sorted(high)
-    wider_reads, wider_writes = (
-        min(wide, edges[-1]) if edges else wide
-        for wide, edges in ((wider_reads, grid.inputs), (wider_writes, grid.outputs))
-    )
+    wider_reads, wider_writes = within(grid, wider_reads, wider_writes)
     reads, writes = min(reads, wider_reads), min(writes, wider_writes)
     assert grid(reads, writes) <= grid(wider_reads, wider_writes) * (1 + 1e-9) + 1e-12
 
@@ -71,10 +75,7 @@ def test_never_falls_with_a_width(drawn: tuple[Table, Steps], data: st.DataObjec
 def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Steps], reads: int, writes: int) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
-    if grid.inputs:
-        reads = min(reads, grid.inputs[-1])
-    if grid.outputs:
-        writes = min(writes, grid.outputs[-1])
+    reads, writes = within(grid, reads, writes)
     edge = -(-reads // steps.inputs) * steps.inputs, -(-writes // steps.outputs) * steps.outputs
     assert close(grid(reads, writes), grid(*edge))
 
@@ -83,10 +84,7 @@ def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Steps], reads: i
 def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Steps], reads: float, writes: float) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
-    if grid.inputs:
-        reads = min(reads, grid.inputs[-1])
-    if grid.outputs:
-        writes = min(writes, grid.outputs[-1])
+    reads, writes = within(grid, reads, writes)
     pair = [torch.tensor(width, dtype=torch.float64, requires_grad=True) for width in (reads, writes)]
     found = grid(*pair)
     assert close(found.detach() if isinstance(found, torch.Tensor) else found, grid(reads, writes))

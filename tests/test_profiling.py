@@ -77,10 +77,10 @@ def measure(job):
         slower = 1.7
     return Measurement(
         timings=tuple(
-            Timing(runtime="LCE 0", load_ms=1, runs_ms=tuple(slower * file_ms(file.path) for _ in range(min(job.runs, state.get("samples", job.runs)))))
+            Timing(runtime=state.get("runtime", "LCE 0"), load_ms=1, runs_ms=tuple(slower * file_ms(file.path) for _ in range(min(job.runs, state.get("samples", job.runs)))))
             for file in job.files
         ),
-        machine=Machine(processor="paper", system="none", governor="performance", temperature_c=40 + state["jobs"]),
+        machine=Machine(processor=state.get("processor", "paper"), system="none", governor="performance", temperature_c=40 + state["jobs"]),
     )
 
 
@@ -240,6 +240,24 @@ def test_add_measures_wider_where_that_is_asked_for(device: Path, tmp_path: Path
     before = cost.latency(network, measured(device, tmp_path)).widest()
     after = cost.latency(network, measured(device, tmp_path, add=True, max_ratio=3.0)).widest()
     assert all(after[name] >= 3 * base > before[name] for name, base in network.widths.items())
+
+
+def test_add_and_resume_together_add_what_is_lacking(device: Path, tmp_path: Path) -> None:
+    measured(device, tmp_path)
+    more = measured(device, tmp_path, add=True, resume=True, networks=("vgg11", "resnet18"))
+    cost.latency(load_network("resnet18", 3, 32, 10), more)
+
+
+@pytest.mark.parametrize("changed", ["processor", "runtime"])
+def test_times_of_two_devices_are_never_mixed(device: Path, tmp_path: Path, changed: str) -> None:
+    """`local` is another machine elsewhere, and a profile that ships is of neither."""
+    before = measured(device, tmp_path)
+    tell(device, **{changed: "another"})
+    with pytest.raises(
+        DmsflowError, match=r"paper\.json: is of paper with LCE 0, and this is .*another.*; take another --name"
+    ):
+        measured(device, tmp_path, add=True, networks=("resnet18",))
+    assert profile.load(str(tmp_path / "paper.json")) == before
 
 
 def test_a_profile_is_not_overwritten_nor_mixed_with_another(device: Path, tmp_path: Path) -> None:
