@@ -1,0 +1,139 @@
+"""The package's build: CMake makes the delegate's library, and the wheel's tag says where that loads.
+
+Environment variables:
+    DMSFLOW_NO_NATIVE: anything but an empty text leaves the library out; the wheel then suits every system.
+    CXX: the C++17 compiler; CMAKE_TOOLCHAIN_FILE: a description of one for another processor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = "dmsflow/native"
+LIBRARY = "libdmsflow_lce.so"
+COMPILERS = ("c++", "g++", "clang++")
+# What manylinux2014 allows: https://peps.python.org/pep-0599/
+FLOOR = (2, 17)
+FLOOR_LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libgcc_s.so.1"}
+FLOOR_LIBRARIES |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine
+
+
+class NativeBuild(BuildHookInterface):  # type: ignore[type-arg]
+    """Called by hatchling around the making of a wheel or of an editable install."""
+
+    _folder: Path | None = None
+
+    def dependencies(self) -> list[str]:
+        """What pip is to bring for the build: nothing that the system has."""
+        if left_out() or self.target_name != "wheel":
+            return []
+        needed = {"cmake": "cmake>=3.18", "ninja": "ninja>=1.10"}
+        return [package for program, package in needed.items() if not shutil.which(program)]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel" or left_out():
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="dmsflow-build-"))
+        built = build(Path(self.root) / SOURCES, self._folder)
+        if version == "editable":
+            shutil.copy2(built, Path(self.root) / SOURCES / f"{LIBRARY}.new")
+            os.replace(Path(self.root) / SOURCES / f"{LIBRARY}.new", Path(self.root) / SOURCES / LIBRARY)
+            return  # a process that has the old one loaded keeps it
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform_tag(built)}"
+        build_data["force_include"][str(built)] = f"{SOURCES}/{LIBRARY}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder)
+
+
+def left_out() -> bool:
+    return bool(os.environ.get("DMSFLOW_NO_NATIVE"))
+
+
+def build(sources: Path, folder: Path) -> Path:
+    """Compile the delegate; the library's path in `folder`."""
+    compiler = os.environ.get("CXX") or os.environ.get("CMAKE_TOOLCHAIN_FILE")
+    if not compiler and not any(shutil.which(name) for name in COMPILERS):
+        stop("there is no C++ compiler (looked for " + ", ".join(COMPILERS) + ", and the variable CXX)")
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+    commands = (
+        ("cmake", "-S", str(sources), "-B", str(folder), *generator),
+        ("cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)),
+    )
+    for command in commands:
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        except FileNotFoundError:
+            stop(f"{command[0]} is not installed")
+        if done.returncode:
+            sys.stderr.write(done.stdout.decode(errors="replace"))
+            stop(f"the compiler stopped at dmsflow's C++ part (above): {' '.join(command)}")
+    return folder / LIBRARY
+
+
+def stop(what: str) -> None:
+    """End the build with what is missing and what to do; pip shows it."""
+    raise SystemExit(
+        f"dmsflow: {what}.\n"
+        "Its C++ part, which runs LCE files on LiteRT, needs a compiler of C++17:\n"
+        "    Debian, Ubuntu, Raspberry Pi OS: apt install g++\n"
+        "    Fedora: dnf install gcc-c++      Alpine: apk add g++      macOS: xcode-select --install\n"
+        "Or set DMSFLOW_NO_NATIVE=1 and install again: everything else works without it."
+    )
+
+
+def platform_tag(library: Path) -> str:
+    """Where a library loads, from what it says of itself: manylinux2014 only if that is true."""
+    data = library.read_bytes()
+    if data[:4] != b"\x7fELF":
+        if sys.platform == "darwin":
+            release = "11_0" if platform.machine() == "arm64" else "10_13"
+            return f"macosx_{release}_{platform.machine()}"
+        stop(f"{library} is not a library of Linux or macOS")
+    machine = MACHINES.get(struct.unpack_from("<H", data, 18)[0], "")
+    needed, versions = elf_needs(data) if machine else (set(), set())
+    numbers = {tuple(map(int, name.removeprefix("GLIBC_").split("."))) for name in versions if name[:6] == "GLIBC_"}
+    if machine and needed <= FLOOR_LIBRARIES and len(numbers) == len(versions) and max(numbers, default=FLOOR) <= FLOOR:
+        return f"manylinux2014_{machine}"
+    return f"linux_{machine or platform.machine()}"
+
+
+def elf_needs(data: bytes) -> tuple[set[str], set[str]]:
+    """Libraries that a 64-bit little-endian ELF file needs, and versions of their symbols."""
+    table, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, table + size * index) for index in range(count)]
+
+    def text(strings: int, offset: int) -> str:
+        start = sections[strings][4] + offset
+        return data[start : data.index(b"\0", start)].decode()
+
+    libraries, versions = set(), set()
+    for _, kind, _, _, offset, length, link, entries, _, _ in sections:
+        if kind == 6:  # SHT_DYNAMIC
+            for tag, value in struct.iter_unpack("<qQ", data[offset : offset + length]):
+                if tag == 1:  # DT_NEEDED
+                    libraries.add(text(link, value))
+        elif kind == 0x6FFFFFFE:  # SHT_GNU_verneed
+            entry = offset
+            for _ in range(entries):
+                _, names, _, first, following = struct.unpack_from("<HHIII", data, entry)
+                name = entry + first
+                for _ in range(names):
+                    _, _, _, at, next_name = struct.unpack_from("<IHHII", data, name)
+                    versions.add(text(link, at))
+                    name += next_name
+                entry += following
+    return libraries, versions
