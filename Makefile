@@ -1,10 +1,12 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check format docs wheels native clean
 
 STAMP := .venv/.installed
+NATIVE := .venv/.native
 BIN := .venv/bin
+SOURCES := $(wildcard dmsflow/native/*.cc dmsflow/native/*.h dmsflow/native/CMakeLists.txt)
 
 # LCE has no wheel for Linux on ARM, so there the demo measures an ONNX file.
 SYSTEM := $(shell uname -sm)
@@ -16,10 +18,10 @@ else
 TARGET ?= x86-64
 endif
 
-demo: $(STAMP)
+demo: $(NATIVE)
 	$(BIN)/dmsflow run --preset digits --target $(TARGET) --out runs/demo --force
 
-test: $(STAMP)
+test: $(NATIVE)
 	$(BIN)/python -m pytest
 
 check: $(STAMP)
@@ -30,6 +32,18 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The C++ part, where its sources are newer than what is installed.
+native: $(NATIVE)
+
+# Wheels for both processors, on an x86-64 Linux; aarch64 needs Debian's g++-aarch64-linux-gnu.
+wheels: $(STAMP)
+	rm -rf dist/wheels
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/wheels .
+	CMAKE_TOOLCHAIN_FILE=$(CURDIR)/dmsflow/native/aarch64-linux-gnu.cmake \
+	    $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/wheels .
+	@ls dist/wheels/dmsflow-*-py3-none-manylinux2014_x86_64.whl dist/wheels/dmsflow-*-py3-none-manylinux2014_aarch64.whl || \
+	    { echo "a library needs more than manylinux2014 has: see the tags in dist/wheels" >&2; exit 1; }
 
 # The parts of docs/ that the code itself can tell; tests fail where they are stale.
 docs: $(STAMP)
@@ -51,9 +65,15 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))'; then \
 	    $$found -m venv --clear .venv || exit 1; \
 	fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,dev]'
+	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,dev]'
+	@touch $@
+
+# DMSFLOW_NO_NATIVE=1 leaves the C++ part out.
+$(NATIVE): $(STAMP) hatch_build.py $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f dmsflow/native/*.so dmsflow/native/dmsflow-benchmark-*

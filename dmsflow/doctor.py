@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from dmsflow import __version__, target
+from dmsflow import __version__, native, target
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import PACKAGE
 
@@ -21,8 +21,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lce": ("flatbuffers", "larq_compute_engine"),
     "onnx": ("onnx", "onnxruntime"),
     "tensorflow": ("tensorflow",),
+    "device": ("ai_edge_litert",),
 }
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "larq_compute_engine": "larq-compute-engine"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "larq_compute_engine": "larq-compute-engine",
+    "ai_edge_litert": "ai-edge-litert",
+}
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 
 
@@ -94,10 +100,24 @@ def report() -> tuple[list[tuple[str, str, str]], bool]:
                 rows.append((f"{module} [{extra}]", version(module) or "installed", ""))
             else:
                 rows.append((f"{module} [{extra}]", "absent", f"pip install 'dmsflow[{extra}]'"))
+    rows.append(_delegate())
     checks = [_torch_and_torchvision(), _lce_interpreter()]
     rows += [check for check in checks if check]
     rows += [_target_row(name) for name in target.names()]
-    return rows, not any(check and check[1] == "broken" for check in checks)
+    return rows, not any(state == "broken" for _, state, _ in rows)
+
+
+def _delegate() -> tuple[str, str, str]:
+    """LCE's operations for LiteRT, and the kernels that this processor gets; tried in a process of its own."""
+    what = "LCE delegate for LiteRT"
+    try:
+        native.library()
+    except DmsflowError as error:
+        return what, "absent", str(error).partition("; ")[2]
+    done = _run("from dmsflow import native; print(native.kernels())")
+    if done.returncode:
+        return what, "broken", _last_line(done)
+    return what, f"works, {done.stdout.strip()} kernels", ""
 
 
 def _target_row(name: str) -> tuple[str, str, str]:
@@ -132,11 +152,19 @@ def _lce_interpreter() -> tuple[str, str, str] | None:
 
 
 def _works(what: str, program: str, right: str) -> tuple[str, str, str]:
-    """Try a line of Python in a process of its own: a broken native library may take the process along."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
-    )
+    done = _run(program)
     if done.returncode == 0:
         return what, "work" if " and " in what else "works", ""
+    return what, "broken", f"{_last_line(done)}; {right}"
+
+
+def _run(program: str) -> subprocess.CompletedProcess[str]:
+    """Try a line of Python in a process of its own: a broken native library may take the process along."""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
+    )
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return what, "broken", f"{lines[-1]}; {right}"
+    return lines[-1]

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A folder stands for all its files; its __init__ holds only the contract of its files.
 FLOORS = (
     ("errors", "progress", "table"),
-    ("plugin", "network", "target", "manifest", "settings", "profile"),
+    ("plugin", "network", "target", "manifest", "settings", "profile", "native"),
     ("cost", "probes", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
     ("binary", "width"),
     ("model", "budget", "stopwatch"),

@@ -5,11 +5,15 @@ This file is also copied to devices beside the library, so it imports nothing bu
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 
 LIBRARY = "libdmsflow_lce.so"
+# Best first; what a processor lacks, the library refuses.
+KERNELS = ("avx512", "avx2", "neon-dotprod", "neon", "portable")
 
 
 def library() -> Path:
@@ -23,3 +27,25 @@ def library() -> Path:
         right = "install dmsflow from a wheel, or again from its source where a C++ compiler is (g++ or clang++)"
         raise DmsflowError(path, "this installation was made without the C++ part", right)
     return path
+
+
+def kernels() -> str:
+    """The kernels that the library picks on this processor: one of KERNELS.
+
+    Raises:
+        DmsflowError: the library was not built, or does not load here.
+    """
+    path = library()
+    try:
+        loaded = ctypes.CDLL(str(path))
+        create, destroy = loaded.tflite_plugin_create_delegate, loaded.tflite_plugin_destroy_delegate
+    except (OSError, AttributeError) as error:
+        raise DmsflowError(path, f"does not load here ({error})", "install dmsflow again, for this system") from error
+    create.restype, destroy.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    text = ctypes.c_char_p * 1
+    for name in (os.environ.get("DMSFLOW_KERNELS", ""), *KERNELS):
+        delegate = create(text(b"kernels"), text(name.encode()), ctypes.c_size_t(1), None) if name else None
+        if delegate:
+            destroy(delegate)
+            return name
+    raise DmsflowError(path, "has no kernels for this processor", "install dmsflow again, for this system")
