@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+const dmsflow::Kernels* dmsflow::avx512_kernels() { return nullptr; }

@@ -1,0 +1,121 @@
+// Which kernels to use, and the operations that need none.
+
+#include "ops.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace dmsflow {
+
+// --- kernels ----------------------------------------------------------------------------------
+
+namespace {
+
+const Kernels* (*const kAll[])() = {  // the best ones first
+    avx512_kernels, avx2_kernels, neon_dotprod_kernels, neon_kernels, portable_kernels,
+};
+
+}  // namespace
+
+const Kernels* find_kernels(const char* name) {
+  for (const auto kernels : kAll)
+    if (const Kernels* found = kernels())
+      if (std::strcmp(found->name, name) == 0) return found;
+  return nullptr;
+}
+
+const Kernels* best_kernels() {
+  if (const char* name = std::getenv("DMSFLOW_KERNELS"))
+    if (const Kernels* found = find_kernels(name)) return found;
+  for (const auto kernels : kAll)
+    if (const Kernels* found = kernels()) return found;
+  return portable_kernels();
+}
+
+const char* name_of(const Kernels* kernels) { return kernels->name; }
+
+// --- bits from numbers, and back ----------------------------------------------------------------
+
+void quantize_float(const Kernels* kernels, const float* in, int64_t pixels, int channels, uint32_t* out) {
+  if (channels % 32 == 0)  // then rows leave no gaps, and one long row has fewer ends
+    for (; pixels % 2 == 0 && channels <= INT32_MAX / 2; pixels /= 2) channels *= 2;
+  kernels->quantize(in, pixels, channels, out);
+}
+
+void quantize_int8(const int8_t* in, int64_t pixels, int channels, int32_t zero_point, uint32_t* out) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels)
+    for (int begin = 0; begin < channels; begin += 32) {
+      uint32_t bits = 0;
+      for (int c = begin; c < channels && c < begin + 32; ++c)
+        bits |= static_cast<uint32_t>(in[c] < zero_point) << (c - begin);
+      *out++ = bits;
+    }
+}
+
+namespace {
+
+template <typename T>
+void dequantize(const uint32_t* in, int64_t pixels, int channels, T zero_bit, T one_bit, T* out) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += words_of(channels))
+    for (int c = 0; c < channels; ++c) *out++ = in[c / 32] >> (c % 32) & 1 ? one_bit : zero_bit;
+}
+
+}  // namespace
+
+void dequantize_float(const uint32_t* in, int64_t pixels, int channels, float* out) {
+  dequantize(in, pixels, channels, 1.0f, -1.0f, out);
+}
+
+void dequantize_int8(const uint32_t* in, int64_t pixels, int channels, int8_t zero_bit, int8_t one_bit, int8_t* out) {
+  dequantize(in, pixels, channels, zero_bit, one_bit, out);
+}
+
+// --- windows ------------------------------------------------------------------------------------
+
+namespace {
+
+// Output size, and padding in front, along one side; false: there is no output.
+bool place_side(int size, int filter, int stride, int dilation, bool same, int& out, int& pad) {
+  const int64_t reach = (static_cast<int64_t>(filter) - 1) * dilation + 1;
+  const int64_t count = same ? (static_cast<int64_t>(size) + stride - 1) / stride : (size - reach + stride) / stride;
+  if (count < 1 || count > INT32_MAX || (!same && size < reach)) return false;
+  const int64_t missing = (count - 1) * stride + reach - size;
+  if (missing > INT32_MAX) return false;
+  out = static_cast<int>(count);
+  pad = missing > 0 ? static_cast<int>(missing / 2) : 0;
+  return true;
+}
+
+}  // namespace
+
+bool place(Window& window, bool same_padding) {
+  Window& w = window;
+  return place_side(w.height, w.filter_height, w.stride_height, w.dilation_height, same_padding, w.out_height,
+                    w.pad_top) &&
+         place_side(w.width, w.filter_width, w.stride_width, w.dilation_width, same_padding, w.out_width, w.pad_left);
+}
+
+void max_pool(const Window& w, const uint32_t* in, int words, uint32_t* out) {
+  const int64_t row = static_cast<int64_t>(w.width) * words;
+  for (int b = 0; b < w.batch; ++b, in += row * w.height)
+    for (int y = 0; y < w.out_height; ++y) {
+      const int top = y * w.stride_height - w.pad_top;
+      const int first_y = top > 0 ? top : 0;
+      const int end_y = top + w.filter_height < w.height ? top + w.filter_height : w.height;
+      for (int x = 0; x < w.out_width; ++x, out += words) {
+        const int left = x * w.stride_width - w.pad_left;
+        const int first_x = left > 0 ? left : 0;
+        const int end_x = left + w.filter_width < w.width ? left + w.filter_width : w.width;
+        for (int i = 0; i < words; ++i) out[i] = ~0u;
+        for (int at_y = first_y; at_y < end_y; ++at_y)
+          for (int at_x = first_x; at_x < end_x; ++at_x) {
+            const uint32_t* pixel = in + at_y * row + static_cast<int64_t>(at_x) * words;
+            for (int i = 0; i < words; ++i) out[i] &= pixel[i];
+          }
+      }
+    }
+}
+
+}  // namespace dmsflow

@@ -1,0 +1,219 @@
+// Random convolutions, pools and quantisations by every set of kernels that this processor has, against loops
+// that are written as ops.h says. Exit status 1 and a line where they differ.
+//
+//   kernels SEED CASES
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "../../dmsflow/native/ops.h"
+
+using namespace dmsflow;
+
+namespace {
+
+uint64_t state;
+
+uint32_t random_word() {  // xorshift64*
+  state ^= state >> 12;
+  state ^= state << 25;
+  state ^= state >> 27;
+  return static_cast<uint32_t>(state * 0x2545F4914F6CDD1DULL >> 32);
+}
+
+int between(int low, int high) { return low + static_cast<int>(random_word() % (high - low + 1)); }
+
+float random_float() { return (static_cast<float>(random_word()) / 4294967296.0f - 0.5f) * 2; }
+
+struct Case {
+  ConvParams params;
+  Buffer<uint32_t> filter, in;
+  Buffer<float> multiplier, bias, correction;
+  Buffer<int32_t> thresholds;
+};
+
+// Bits of `channels` channels, those beyond them 0.
+void fill_bits(Buffer<uint32_t>& to, size_t pixels, int channels) {
+  const int words = words_of(channels);
+  to.resize(pixels * words);
+  for (size_t pixel = 0; pixel < pixels; ++pixel)
+    for (int i = 0; i < words; ++i) {
+      const int left = channels - 32 * i;
+      to[pixel * words + i] = random_word() & (left >= 32 ? ~0u : (1u << left) - 1);
+    }
+}
+
+bool make_case(Case& c) {
+  ConvParams& p = c.params;
+  Window& w = p.window;
+  const bool wide = between(0, 5) == 0;
+  p.groups = between(0, 5) ? 1 : between(2, 3);
+  p.output = static_cast<Output>(between(0, 2));
+  p.channels = p.groups > 1 ? 32 * p.groups * between(1, 2) : between(1, wide ? 700 : 140);
+  p.filters = p.groups * (p.output == Output::kBits && p.groups > 1 ? 32 * between(1, 2) : between(1, wide ? 40 : 150));
+  w.batch = between(1, 2);
+  w.height = between(1, 9);
+  w.width = between(1, 9);
+  w.filter_height = between(1, 5);
+  w.filter_width = between(1, 5);
+  w.stride_height = between(1, 3);
+  w.stride_width = between(1, 3);
+  w.dilation_height = between(0, 3) ? 1 : 2;
+  w.dilation_width = between(0, 3) ? 1 : between(2, 3);
+  const bool same = between(0, 1);
+  if (!place(w, same)) return false;
+  const int group_channels = p.channels / p.groups;
+  fill_bits(c.filter, static_cast<size_t>(p.filters) * w.filter_height * w.filter_width, group_channels);
+  fill_bits(c.in, static_cast<size_t>(w.batch) * w.height * w.width, p.channels);
+  c.multiplier.resize(p.filters);
+  c.bias.resize(p.filters);
+  c.correction.resize(p.filters);
+  c.thresholds.resize(p.filters);
+  const int depth = group_channels * w.filter_height * w.filter_width;
+  const float scale = p.output == Output::kInt8 ? 100.0f / static_cast<float>(depth) : 1.0f;
+  for (int f = 0; f < p.filters; ++f) {
+    c.multiplier[f] = scale * (between(0, 3) ? random_float() : static_cast<float>(between(-2, 2)) / 2);
+    c.bias[f] = between(0, 3) ? random_float() * 50 : static_cast<float>(between(-9, 9)) / 2;
+    c.correction[f] = random_float();
+    c.thresholds[f] = between(0, 9) ? between(0, depth) : static_cast<int32_t>(random_word());
+  }
+  p.filter = c.filter.data();
+  p.multiplier = c.multiplier.data();
+  p.bias = c.bias.data();
+  p.thresholds = c.thresholds.data();
+  p.correction_multiplier = same && p.output == Output::kFloat && between(0, 1) ? c.correction.data() : nullptr;
+  if (between(0, 2) == 0) {
+    p.clamp_min = between(0, depth);
+    p.clamp_max = p.clamp_min + between(0, depth);
+  }
+  return true;
+}
+
+// How many bits differ between a window and a filter, and the sum of the weights outside the image.
+int count(const Case& c, int b, int y, int x, int f, int& outside) {
+  const ConvParams& p = c.params;
+  const Window& w = p.window;
+  const int words = words_of(p.channels), each = words_of(p.channels / p.groups);
+  const int group = f / (p.filters / p.groups);
+  const uint32_t* weight = p.filter + static_cast<size_t>(f) * w.filter_height * w.filter_width * each;
+  int total = 0;
+  outside = 0;
+  for (int i = 0; i < w.filter_height; ++i)
+    for (int j = 0; j < w.filter_width; ++j) {
+      const int at_y = y * w.stride_height + i * w.dilation_height - w.pad_top;
+      const int at_x = x * w.stride_width + j * w.dilation_width - w.pad_left;
+      const bool inside = at_y >= 0 && at_y < w.height && at_x >= 0 && at_x < w.width;
+      if (!inside) outside += p.channels / p.groups;
+      for (int k = 0; k < each; ++k, ++weight) {
+        const size_t pixel = (static_cast<size_t>(b) * w.height + at_y) * w.width + at_x;
+        total += __builtin_popcount(*weight ^ (inside ? c.in[pixel * words + group * each + k] : 0));
+        if (!inside) outside -= 2 * __builtin_popcount(*weight);
+      }
+    }
+  return total;
+}
+
+void expect(const Case& c, char* out) {
+  const ConvParams& p = c.params;
+  const Window& w = p.window;
+  for (int b = 0; b < w.batch; ++b)
+    for (int y = 0; y < w.out_height; ++y)
+      for (int x = 0; x < w.out_width; ++x) {
+        const size_t pixel = (static_cast<size_t>(b) * w.out_height + y) * w.out_width + x;
+        for (int f = 0; f < p.filters; ++f) {
+          int outside;
+          const int n = count(c, b, y, x, f, outside);
+          int clamped = 2 * n < p.clamp_max ? 2 * n : p.clamp_max;
+          clamped = clamped > p.clamp_min ? clamped : p.clamp_min;
+          float value = 0;
+          if (p.output != Output::kBits) value = static_cast<float>(clamped) * p.multiplier[f] + p.bias[f];
+          if (p.correction_multiplier) value += p.correction_multiplier[f] * static_cast<float>(outside);
+          if (p.output == Output::kFloat) reinterpret_cast<float*>(out)[pixel * p.filters + f] = value;
+          const float rounded = std::round(value);
+          if (p.output == Output::kInt8)
+            out[pixel * p.filters + f] = static_cast<int8_t>(rounded < -128 ? -128 : rounded > 127 ? 127 : rounded);
+          if (p.output == Output::kBits && n > p.thresholds[f])
+            reinterpret_cast<uint32_t*>(out)[pixel * words_of(p.filters) + f / 32] |= 1u << f % 32;
+        }
+      }
+}
+
+size_t out_bytes(const ConvParams& p) {
+  const Window& w = p.window;
+  const size_t pixels = static_cast<size_t>(w.batch) * w.out_height * w.out_width;
+  return pixels * (p.output == Output::kInt8 ? p.filters : 4 * (p.output == Output::kFloat ? p.filters : words_of(p.filters)));
+}
+
+void describe(const char* kernels, const ConvParams& p, size_t byte) {
+  const Window& w = p.window;
+  std::printf("%s: image %dx%dx%dx%d, %d filters %dx%d, strides %d %d, dilations %d %d, pads %d %d, groups %d, "
+              "output %d, clamp %d %d: byte %zu differs\n",
+              kernels, w.batch, w.height, w.width, p.channels, p.filters, w.filter_height, w.filter_width,
+              w.stride_height, w.stride_width, w.dilation_height, w.dilation_width, w.pad_top, w.pad_left, p.groups,
+              static_cast<int>(p.output), p.clamp_min, p.clamp_max, byte);
+}
+
+bool check_conv(const Kernels* kernels, const Case& c, const Buffer<char>& expected, Workers* workers) {
+  constexpr char kUntouched = 0x55;
+  const size_t bytes = out_bytes(c.params);
+  Buffer<char> out;
+  out.resize(bytes + 64);
+  std::memset(out.data(), kUntouched, bytes + 64);
+  Conv* conv = make_conv(kernels, c.params);
+  for (int run = 0; run < 2; ++run) run_conv(conv, c.in.data(), out.data(), workers);
+  free_conv(conv);
+  for (size_t i = 0; i < bytes + 64; ++i)
+    if (out[i] != (i < bytes ? expected[i] : kUntouched)) {
+      describe(name_of(kernels), c.params, i);
+      return false;
+    }
+  return true;
+}
+
+bool check_quantize(const Kernels* kernels) {
+  const int pixels = between(1, 9), channels = between(1, 200);
+  Buffer<float> in;
+  in.resize(static_cast<size_t>(pixels) * channels);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = between(0, 9) ? random_float() : between(0, 1) ? -0.0f : NAN;
+  Buffer<uint32_t> out;
+  out.resize(static_cast<size_t>(pixels) * words_of(channels) + 1);
+  std::memset(out.data(), 0x55, out.size() * 4);
+  quantize_float(kernels, in.data(), pixels, channels, out.data());
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    for (int c = 0; c < 32 * words_of(channels); ++c) {
+      const bool bit = out[static_cast<size_t>(pixel) * words_of(channels) + c / 32] >> c % 32 & 1;
+      if (bit != (c < channels && in[static_cast<size_t>(pixel) * channels + c] < 0)) {
+        std::printf("%s: quantize %d x %d, channel %d of pixel %d differs\n", name_of(kernels), pixels, channels, c, pixel);
+        return false;
+      }
+    }
+  return out[out.size() - 1] == 0x55555555;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  state = argc > 1 ? std::strtoull(argv[1], nullptr, 10) * 2 + 1 : 1;
+  const int cases = argc > 2 ? std::atoi(argv[2]) : 200;
+  for (int i = 0; i < 8; ++i) random_word();
+  Workers* workers = make_workers(2);
+  int failed = 0, done = 0;
+  for (int i = 0; i < cases && failed < 20; ++i) {
+    Case c;
+    if (!make_case(c)) continue;
+    Buffer<char> expected;
+    expected.resize(out_bytes(c.params));
+    expect(c, expected.data());
+    for (const char* name : {"portable", "avx2", "avx512", "neon", "neon-dotprod"})
+      if (const Kernels* kernels = find_kernels(name)) {
+        failed += !check_conv(kernels, c, expected, i % 2 ? workers : nullptr) + !check_quantize(kernels);
+        ++done;
+      }
+  }
+  free_workers(workers);
+  std::printf("%d cases, %d failed\n", done, failed);
+  return failed != 0;
+}
