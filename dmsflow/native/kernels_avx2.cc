@@ -1,3 +1,130 @@
+// Kernels for x86-64 with AVX2: 8 channels to the vector. It has no popcount: nibbles are looked up, and bytes
+// counted until they could overflow.
+
 #include "kernels.h"
 
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "tiles.h"
+
+namespace {
+
+struct Avx2 {
+  static constexpr int kLanes = 8, kVectors = 2, kTile = 4, kCopies = 1;
+  static constexpr bool kFlush = true;
+
+  using Word = __m256i;
+  using Counter = __m256i;  // bytes
+  using Total = __m256i;    // by lane
+  using Counts = __m256i;
+
+  static Counter no_counter() { return _mm256_setzero_si256(); }
+  static Total no_total() { return _mm256_setzero_si256(); }
+  static Word spread(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  static Word weights(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+
+  static Counter count(Counter c, Word x, Word w) {
+    const __m256i nibble = _mm256_set1_epi8(0x0F);
+    const __m256i ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                          0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i differ = _mm256_xor_si256(x, w);
+    const __m256i low = _mm256_and_si256(differ, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(differ, 4), nibble);
+    return _mm256_add_epi8(c, _mm256_add_epi8(_mm256_shuffle_epi8(ones, low), _mm256_shuffle_epi8(ones, high)));
+  }
+
+  static Total flush(Total total, Counter c) {
+    const __m256i pairs = _mm256_maddubs_epi16(c, _mm256_set1_epi8(1));
+    return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
+  static Counts finish(Total total, Counter c) { return flush(total, c); }
+
+  static __m256 transform(const Work& work, Counts counts, int channel) {
+    __m256i x = _mm256_slli_epi32(counts, 1);
+    x = _mm256_min_epi32(x, _mm256_set1_epi32(work.clamp_max));
+    x = _mm256_max_epi32(x, _mm256_set1_epi32(work.clamp_min));
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(x), _mm256_loadu_ps(work.multiplier + channel));
+    return _mm256_add_ps(scaled, _mm256_loadu_ps(work.bias + channel));
+  }
+
+  static void store_float(float* out, Counts counts, const Work& work, int channel) {
+    const __m256 y = transform(work, counts, channel);
+    const int left = work.channels - channel;
+    if (left >= kLanes) {
+      _mm256_storeu_ps(out, y);
+      return;
+    }
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_ps(out, _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane), y);
+  }
+
+  static void store_int8(int8_t* out, Counts counts, const Work& work, int channel) {
+    __m256 y = transform(work, counts, channel);
+    y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-128.0f)), _mm256_set1_ps(127.0f));
+    // Half away from zero: the largest number below a half carries every tie over, and nothing below one.
+    const __m256 sign = _mm256_and_ps(y, _mm256_set1_ps(-0.0f));
+    const __m256i rounded = _mm256_cvttps_epi32(_mm256_add_ps(y, _mm256_or_ps(sign, _mm256_set1_ps(0.49999997f))));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    const __m128i bytes = _mm_packs_epi16(words, words);
+    const int left = work.channels - channel;
+    if (left >= kLanes) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(out), bytes);
+      return;
+    }
+    alignas(16) int8_t values[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(values), bytes);
+    store_some(out, values, left);
+  }
+
+  template <int N>
+  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
+    uint32_t bits = 0;
+    for (int n = 0; n < N; ++n) {
+      const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
+      const int above = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(counts[n], least)));
+      bits |= static_cast<uint32_t>(above) << (n * kLanes);
+    }
+    out[0] = static_cast<uint16_t>(bits);
+    if (work.halves > 1) out[1] = 0;
+  }
+};
+
+uint32_t negative(const float* in) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(in), _mm256_setzero_ps(), _CMP_LT_OQ)));
+}
+
+void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
+    int c = 0;
+    for (; c + 32 <= channels; c += 32)
+      *out++ = negative(in + c) | negative(in + c + 8) << 8 | negative(in + c + 16) << 16 | negative(in + c + 24) << 24;
+    if (c == channels) continue;
+    float last[32] = {};
+    store_some(last, in + c, channels - c);
+    *out++ = negative(last) | negative(last + 8) << 8 | negative(last + 16) << 16 | negative(last + 24) << 24;
+  }
+}
+
+const dmsflow::Kernels kKernels = {
+    "avx2",
+    Avx2::kLanes,
+    Avx2::kVectors,
+    Avx2::kCopies,
+    31,
+    INT32_MAX,
+    {convolve<Avx2, Output::kFloat>, convolve<Avx2, Output::kInt8>, convolve<Avx2, Output::kBits>},
+    quantize,
+};
+
+}  // namespace
+
+const dmsflow::Kernels* dmsflow::avx2_kernels() { return __builtin_cpu_supports("avx2") ? &kKernels : nullptr; }
+
+#else
+
 const dmsflow::Kernels* dmsflow::avx2_kernels() { return nullptr; }
+
+#endif

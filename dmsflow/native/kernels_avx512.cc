@@ -1,3 +1,115 @@
+// Kernels for x86-64 with AVX-512 and VPOPCNTDQ: 16 channels to the vector.
+
 #include "kernels.h"
 
+#if defined(__x86_64__)
+
+// GCC's own header makes values that it then warns of.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include "tiles.h"
+
+namespace {
+
+struct Avx512 {
+  static constexpr int kLanes = 16, kVectors = 4, kTile = 6, kCopies = 1;
+  static constexpr bool kFlush = false;
+
+  struct Total {};
+  using Word = __m512i;
+  using Counter = __m512i;
+  using Counts = __m512i;
+
+  static Counter no_counter() { return _mm512_setzero_si512(); }
+  static Total no_total() { return {}; }
+  static Word spread(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  static Word weights(const uint32_t* p) { return _mm512_load_si512(p); }
+  static Counter count(Counter c, Word x, Word w) {
+    return _mm512_add_epi32(c, _mm512_popcnt_epi32(_mm512_xor_si512(x, w)));
+  }
+  static Total flush(Total total, Counter) { return total; }
+  static Counts finish(Total, Counter counter) { return counter; }
+
+  // Of the first channels of a vector, those that are put out.
+  static __mmask16 put_out(const Work& work, int channel) {
+    const int left = work.channels - channel;
+    return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : (1u << left) - 1);
+  }
+
+  static __m512 transform(const Work& work, Counts counts, int channel) {
+    __m512i x = _mm512_slli_epi32(counts, 1);
+    x = _mm512_min_epi32(x, _mm512_set1_epi32(work.clamp_max));
+    x = _mm512_max_epi32(x, _mm512_set1_epi32(work.clamp_min));
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_loadu_ps(work.multiplier + channel));
+    return _mm512_add_ps(scaled, _mm512_loadu_ps(work.bias + channel));
+  }
+
+  static void store_float(float* out, Counts counts, const Work& work, int channel) {
+    _mm512_mask_storeu_ps(out, put_out(work, channel), transform(work, counts, channel));
+  }
+
+  static void store_int8(int8_t* out, Counts counts, const Work& work, int channel) {
+    __m512 y = transform(work, counts, channel);
+    y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
+    // Half away from zero: the largest number below a half carries every tie over, and nothing below one.
+    const __m512i sign = _mm512_and_si512(_mm512_castps_si512(y), _mm512_set1_epi32(INT32_MIN));
+    const __m512i half = _mm512_or_si512(sign, _mm512_castps_si512(_mm512_set1_ps(0.49999997f)));
+    const __m512i rounded = _mm512_cvttps_epi32(_mm512_add_ps(y, _mm512_castsi512_ps(half)));
+    _mm512_mask_cvtsepi32_storeu_epi8(out, put_out(work, channel), rounded);
+  }
+
+  template <int N>
+  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
+    for (int n = 0; n < N; ++n)
+      out[n] = _mm512_cmpgt_epi32_mask(counts[n], _mm512_loadu_si512(work.thresholds + n * kLanes));
+    if (N < work.halves) out[N] = 0;
+  }
+};
+
+void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
+  const __m512 zero = _mm512_setzero_ps();
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
+    int c = 0;
+    for (; c + 32 <= channels; c += 32) {
+      const uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(in + c), zero, _CMP_LT_OQ);
+      const uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(in + c + 16), zero, _CMP_LT_OQ);
+      *out++ = low | high << 16;
+    }
+    if (c == channels) continue;
+    const uint32_t there = (1u << (channels - c)) - 1;
+    const __mmask16 there_low = static_cast<__mmask16>(there), there_high = static_cast<__mmask16>(there >> 16);
+    const uint32_t low = _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(there_low, in + c), zero, _CMP_LT_OQ);
+    const uint32_t high = _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(there_high, in + c + 16), zero, _CMP_LT_OQ);
+    *out++ = low | high << 16;
+  }
+}
+
+const dmsflow::Kernels kKernels = {
+    "avx512",
+    Avx512::kLanes,
+    Avx512::kVectors,
+    Avx512::kCopies,
+    INT32_MAX,
+    INT32_MAX,
+    {convolve<Avx512, Output::kFloat>, convolve<Avx512, Output::kInt8>, convolve<Avx512, Output::kBits>},
+    quantize,
+};
+
+}  // namespace
+
+const dmsflow::Kernels* dmsflow::avx512_kernels() {
+  const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vpopcntdq");
+  return there ? &kKernels : nullptr;
+}
+
+#else
+
 const dmsflow::Kernels* dmsflow::avx512_kernels() { return nullptr; }
+
+#endif
