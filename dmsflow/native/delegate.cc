@@ -1,0 +1,671 @@
+// The delegate: runs the operators of Larq Compute Engine (LCE) in a stock TFLite or LiteRT interpreter.
+//
+// The runtime asks `prepare_delegate` for a graph, which claims LCE's nodes one by one, so that tensors stay
+// in the runtime's arena and every node is timed. From then on a node is an `Op`: made by `init`, checked and
+// given its shapes by `prepare` each time that these change, run by `invoke`. A file may hold anything:
+// `prepare` follows no index and believes no size that it has not checked.
+//
+// Options of load_delegate, all of them text:
+//   threads  how many to use; else what the interpreter recommends, else 1
+//   kernels  a name from ops.h: avx512, avx2, neon-dotprod, neon, portable
+//   times    address of an int64 array of the caller, for the times of each node: [records so far, room for
+//            records, then per record: the node's place in the file, begin and end in ns of CLOCK_MONOTONIC]
+// Where the environment variable DMSFLOW_MARK is set on loading, each node's work stands between two system
+// calls clock_gettime(CLOCK_BOOTTIME): an emulator sees these, and counts apart what lies between them.
+
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "flexbuffer.h"
+#include "memory.h"
+#include "ops.h"
+#include "tflite_abi.h"
+#include "workers.h"
+
+namespace dmsflow {
+namespace {
+
+constexpr int kMostThreads = 1024;
+constexpr int64_t kMostSteps = 1 << 28;        // strides, dilations, the reach of a filter, sides of an image
+constexpr int64_t kMostPadded = 1 << 27;       // words of an image with its padding
+constexpr int64_t kMostBytes = INT32_MAX;      // of a tensor
+constexpr int64_t kMostCount = INT32_MAX / 4;  // channels that meet a filter: twice as many fit into 31 bits
+
+// --- what a graph's nodes have in common --------------------------------------------------------------
+
+struct Settings {
+  int threads = 0;  // 0: as the interpreter recommends
+  const Kernels* kernels = nullptr;
+  int64_t* times = nullptr;
+  bool marked = false;
+};
+
+// Of one graph; it ends with its last node, so that the delegate may go before the interpreter does.
+struct Shared {
+  Settings settings;
+  Workers* workers = nullptr;  // null: one thread
+  int users = 1;
+};
+
+struct Loaded {
+  Delegate delegate;
+  Settings settings;
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;  // of `current`
+  Shared* current = nullptr;                          // of the graph that is being prepared
+};
+
+template <typename T>
+T* make() {
+  void* memory = std::malloc(sizeof(T));
+  return memory ? new (memory) T : nullptr;
+}
+
+template <typename T>
+void unmake(T* object) {
+  object->~T();
+  std::free(object);
+}
+
+void leave(Shared* shared) {
+  if (!shared || --shared->users > 0) return;
+  free_workers(shared->workers);
+  unmake(shared);
+}
+
+// --- nodes ----------------------------------------------------------------------------------------------
+
+constexpr int kMostInputs = 5;
+constexpr const char* kNames[] = {"LceQuantize", "LceBconv2d", "LceBMaxPool2d", "LceDequantize"};
+enum Kind { kQuantize, kConv, kPool, kDequantize, kKinds };
+enum ConvInput { kImage, kFilter, kMultiplier, kBias, kThresholds };
+
+struct Op {
+  ~Op() {
+    free_conv(conv);
+    leave(shared);
+  }
+
+  Shared* shared = nullptr;
+  Kind kind = kQuantize;
+  int node = 0;  // its place in the file
+  int inputs[kMostInputs];
+  int input_count = 0, output_count = 0, output = kAbsent;
+  const void* options = nullptr;  // in the file's bytes, which outlive the interpreter
+  size_t options_size = 0;
+  // By `prepare`:
+  bool ready = false;
+  size_t in_bytes = 0, out_bytes = 0;
+  int64_t pixels = 0;  // of quantize and dequantize
+  int channels = 0;
+  int8_t zero_bit = 0, one_bit = 0;
+  Window window;
+  int words = 0;
+  Conv* conv = nullptr;  // with its weights, which are packed once
+  const void* packed = nullptr;  // the filter that they come from
+};
+
+// Reports what is wrong with a node, and gives false.
+__attribute__((format(printf, 3, 4))) bool refuse(Context* context, const Op& op, const char* format, ...) {
+  char message[256];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  context->ReportError(context, "%s (node %d): %s", kNames[op.kind], op.node, message);
+  return false;
+}
+
+// --- tensors --------------------------------------------------------------------------------------------
+
+Tensor* tensor_at(Context* context, int index) {
+  if (index < 0 || static_cast<size_t>(index) >= context->tensors_size) return nullptr;
+  Tensor* tensor = &context->tensors[index];
+  return tensor->dims ? tensor : nullptr;
+}
+
+size_t size_of(int type) { return type == kInt8 ? 1 : 4; }
+
+bool constant(const Tensor& tensor) {
+  return (tensor.allocation == kInFile || tensor.allocation == kPreparedOnce) && tensor.data;
+}
+
+// The bytes that a shape takes; 0: it has a side below 1, or is too large.
+int64_t bytes_of(const int* sides, int rank, int type) {
+  int64_t bytes = static_cast<int64_t>(size_of(type));
+  for (int i = 0; i < rank; ++i) {
+    if (sides[i] < 1 || sides[i] > kMostBytes / bytes) return 0;
+    bytes *= sides[i];
+  }
+  return bytes;
+}
+
+int64_t bytes_of(const Tensor& tensor) { return bytes_of(tensor.dims->data, tensor.dims->size, tensor.type); }
+
+bool holds(const Tensor& tensor, size_t bytes) {
+  return tensor.data && tensor.bytes >= bytes && reinterpret_cast<uintptr_t>(tensor.data) % size_of(tensor.type) == 0;
+}
+
+// An input or output of this type (or, with a second one, of either) and rank; rank 0 is any but a scalar.
+bool check_tensor(Context* context, const Op& op, const Tensor* tensor, const char* name, int rank, int type,
+                  int other_type = 0, int third_type = 0) {
+  if (!tensor) return refuse(context, op, "its %s is missing", name);
+  const int size = tensor->dims->size;
+  if (rank ? size != rank : size < 1) return refuse(context, op, "its %s has %d dimensions", name, size);
+  if (tensor->type != type && tensor->type != other_type && tensor->type != third_type)
+    return refuse(context, op, "its %s is of type %d", name, tensor->type);
+  if (!bytes_of(*tensor)) return refuse(context, op, "its %s is empty or too large", name);
+  return true;
+}
+
+bool check_counts(Context* context, const Op& op, int inputs) {
+  if (op.input_count != inputs || op.output_count != 1)
+    return refuse(context, op, "it has %d inputs and %d outputs; it takes %d and 1", op.input_count, op.output_count,
+                  inputs);
+  for (int i = 0; i < inputs; ++i)
+    if (op.inputs[i] == op.output) return refuse(context, op, "its output is its input too");
+  return true;
+}
+
+bool resize_output(Context* context, Op& op, const int* sides, int rank) {
+  Tensor* output = tensor_at(context, op.output);
+  if (!output || constant(*output)) return refuse(context, op, "its output is a constant");
+  op.out_bytes = static_cast<size_t>(bytes_of(sides, rank, output->type));
+  if (!op.out_bytes) return refuse(context, op, "its output would be empty or too large");
+  auto* dims = static_cast<IntArray*>(std::malloc(sizeof(int) * (1 + static_cast<size_t>(rank))));
+  if (!dims) return refuse(context, op, "there is no memory");
+  dims->size = rank;
+  std::memcpy(dims->data, sides, sizeof(int) * static_cast<size_t>(rank));
+  return context->ResizeTensor(context, output, dims) == kOk;
+}
+
+// --- options --------------------------------------------------------------------------------------------
+
+bool read(Context* context, const Op& op, Option* options, int count) {
+  if (!read_options(op.options, op.options_size, options, count)) return refuse(context, op, "damaged options");
+  for (int i = 0; i < count; ++i)
+    if (!options[i].found) return refuse(context, op, "it has no option %s", options[i].name);
+  return true;
+}
+
+bool in_range(Context* context, const Op& op, const Option& option, int64_t least, int64_t most) {
+  if (option.value >= least && option.value <= most) return true;
+  return refuse(context, op, "%s is %lld; it must be from %lld to %lld", option.name,
+                static_cast<long long>(option.value), static_cast<long long>(least), static_cast<long long>(most));
+}
+
+constexpr int64_t kSame = 0, kValid = 1;  // as in TFLite's schema
+
+// Puts `window` on the input, an image.
+bool place_window(Context* context, const Op& op, const Tensor& image, bool same, Window& window) {
+  window.batch = image.dims->data[0];
+  window.height = image.dims->data[1];
+  window.width = image.dims->data[2];
+  const int64_t reach_y = (window.filter_height - int64_t{1}) * window.dilation_height + 1;
+  const int64_t reach_x = (window.filter_width - int64_t{1}) * window.dilation_width + 1;
+  const int64_t rows = window.height + reach_y, columns = window.width + reach_x;
+  if (rows > kMostSteps || columns > kMostSteps || rows * columns > kMostPadded / image.dims->data[3])
+    return refuse(context, op, "its filter reaches over %lld x %lld of %d x %d pixels", static_cast<long long>(reach_y),
+                  static_cast<long long>(reach_x), window.height, window.width);
+  if (!place(window, same))
+    return refuse(context, op, "its filter does not fit into %d x %d pixels", window.height, window.width);
+  return true;
+}
+
+// --- LceQuantize, LceDequantize ---------------------------------------------------------------------------
+
+bool prepare_quantize(Context* context, Op& op) {
+  if (!check_counts(context, op, 1)) return false;
+  const Tensor *in = tensor_at(context, op.inputs[0]), *out = tensor_at(context, op.output);
+  if (!check_tensor(context, op, in, "input", 0, kFloat32, kInt8)) return false;
+  if (!out || out->type != kInt32) return refuse(context, op, "its output is not int32");
+  const int rank = in->dims->size, last = rank - 1;
+  constexpr int kMostRank = 8;
+  if (rank > kMostRank) return refuse(context, op, "its input has %d dimensions", rank);
+  int sides[kMostRank];
+  std::memcpy(sides, in->dims->data, sizeof(int) * static_cast<size_t>(rank));
+  op.channels = sides[last];
+  op.in_bytes = static_cast<size_t>(bytes_of(*in));
+  op.pixels = static_cast<int64_t>(op.in_bytes / size_of(in->type)) / op.channels;
+  sides[last] = words_of(op.channels);
+  return resize_output(context, op, sides, rank);
+}
+
+void invoke_quantize(const Op& op, const Tensor& in, Tensor& out) {
+  auto* bits = static_cast<uint32_t*>(out.data);
+  if (in.type == kInt8)
+    quantize_int8(static_cast<const int8_t*>(in.data), op.pixels, op.channels, in.quantization.zero_point, bits);
+  else
+    quantize_float(op.shared->settings.kernels, static_cast<const float*>(in.data), op.pixels, op.channels, bits);
+}
+
+// What +1 and -1 are in an int8 tensor.
+bool find_ones(Context* context, Op& op, const Quantization& quantization) {
+  const float scale = quantization.scale;
+  const int zero = quantization.zero_point;
+  if (!(scale > 0 && scale <= 3e38f) || zero < INT8_MIN || zero > INT8_MAX)
+    return refuse(context, op, "its output has scale %g and zero point %d", static_cast<double>(scale), zero);
+  const double one = static_cast<double>(1.0f / scale) + 0.5;
+  const int steps = one < 256 ? static_cast<int>(one) : 256;
+  op.zero_bit = static_cast<int8_t>(zero + steps < INT8_MAX ? zero + steps : INT8_MAX);
+  op.one_bit = static_cast<int8_t>(zero - steps > INT8_MIN ? zero - steps : INT8_MIN);
+  return true;
+}
+
+bool prepare_dequantize(Context* context, Op& op) {
+  if (!check_counts(context, op, 1)) return false;
+  const Tensor *in = tensor_at(context, op.inputs[0]), *out = tensor_at(context, op.output);
+  if (!check_tensor(context, op, in, "input", 0, kInt32)) return false;
+  const int rank = in->dims->size, last = rank - 1;
+  constexpr int kMostRank = 8;
+  if (rank > kMostRank) return refuse(context, op, "its input has %d dimensions", rank);
+  if (!check_tensor(context, op, out, "output", rank, kFloat32, kInt8)) return false;
+  op.channels = out->dims->data[last];  // the input does not tell how many of its bits are channels
+  if (op.channels > INT32_MAX - 31 || words_of(op.channels) != in->dims->data[last])
+    return refuse(context, op, "%d words do not hold %d channels", in->dims->data[last], op.channels);
+  if (out->type == kInt8 && !find_ones(context, op, out->quantization)) return false;
+  int sides[kMostRank];
+  std::memcpy(sides, in->dims->data, sizeof(int) * static_cast<size_t>(rank));
+  sides[last] = op.channels;
+  op.in_bytes = static_cast<size_t>(bytes_of(*in));
+  op.pixels = static_cast<int64_t>(op.in_bytes) / 4 / in->dims->data[last];
+  return resize_output(context, op, sides, rank);
+}
+
+void invoke_dequantize(const Op& op, const Tensor& in, Tensor& out) {
+  const auto* bits = static_cast<const uint32_t*>(in.data);
+  if (out.type == kInt8)
+    dequantize_int8(bits, op.pixels, op.channels, op.zero_bit, op.one_bit, static_cast<int8_t*>(out.data));
+  else
+    dequantize_float(bits, op.pixels, op.channels, static_cast<float*>(out.data));
+}
+
+// --- LceBMaxPool2d ----------------------------------------------------------------------------------------
+
+bool prepare_pool(Context* context, Op& op) {
+  if (!check_counts(context, op, 1)) return false;
+  const Tensor *in = tensor_at(context, op.inputs[0]), *out = tensor_at(context, op.output);
+  if (!check_tensor(context, op, in, "input", 4, kInt32)) return false;
+  if (!out || out->type != kInt32) return refuse(context, op, "its output is not int32");
+  Option options[] = {{"filter_height"}, {"filter_width"}, {"stride_height"}, {"stride_width"}, {"padding"}};
+  if (!read(context, op, options, 5) || !in_range(context, op, options[4], kSame, kValid)) return false;
+  for (int i = 0; i < 4; ++i)
+    if (!in_range(context, op, options[i], 1, kMostSteps)) return false;
+  op.window = Window();
+  op.window.filter_height = static_cast<int>(options[0].value);
+  op.window.filter_width = static_cast<int>(options[1].value);
+  op.window.stride_height = static_cast<int>(options[2].value);
+  op.window.stride_width = static_cast<int>(options[3].value);
+  if (!place_window(context, op, *in, options[4].value == kSame, op.window)) return false;
+  op.words = in->dims->data[3];
+  op.in_bytes = static_cast<size_t>(bytes_of(*in));
+  const int sides[] = {op.window.batch, op.window.out_height, op.window.out_width, op.words};
+  return resize_output(context, op, sides, 4);
+}
+
+void invoke_pool(const Op& op, const Tensor& in, Tensor& out) {
+  max_pool(op.window, static_cast<const uint32_t*>(in.data), op.words, static_cast<uint32_t*>(out.data));
+}
+
+// --- LceBconv2d -------------------------------------------------------------------------------------------
+
+struct ConvOptions {
+  bool same = false, zero_padding = false;
+  int32_t act_min = INT32_MIN, act_max = INT32_MAX;
+};
+
+// Also fills in the window's strides and dilations, and the channels.
+bool read_conv_options(Context* context, Op& op, ConvParams& params, ConvOptions& settings) {
+  Option options[] = {{"stride_height"},         {"stride_width"}, {"dilation_height_factor"},
+                      {"dilation_width_factor"}, {"channels_in"},  {"padding"},
+                      {"pad_values"},            {"fused_activation_function"}};
+  if (!read(context, op, options, 8)) return false;
+  for (int i = 0; i < 5; ++i)
+    if (!in_range(context, op, options[i], 1, kMostSteps)) return false;
+  if (!in_range(context, op, options[5], kSame, kValid) || !in_range(context, op, options[6], 0, 1)) return false;
+  constexpr int64_t kActivations = 4;  // none, ReLU, ReLU to 1 from -1, ReLU to 6
+  if (!in_range(context, op, options[7], 0, kActivations - 1)) return false;
+  constexpr int32_t kFrom[kActivations] = {INT32_MIN, 0, -1, 0}, kTo[kActivations] = {INT32_MAX, INT32_MAX, 1, 6};
+  params.window.stride_height = static_cast<int>(options[0].value);
+  params.window.stride_width = static_cast<int>(options[1].value);
+  params.window.dilation_height = static_cast<int>(options[2].value);
+  params.window.dilation_width = static_cast<int>(options[3].value);
+  params.channels = static_cast<int>(options[4].value);
+  settings.same = options[5].value == kSame;
+  settings.zero_padding = settings.same && options[6].value == 0;
+  settings.act_min = kFrom[options[7].value];
+  settings.act_max = kTo[options[7].value];
+  return true;
+}
+
+// The filter's shape, and with it the groups.
+bool check_filter(Context* context, const Op& op, const Tensor& filter, ConvParams& params) {
+  const int* sides = filter.dims->data;
+  if (!constant(filter) || !holds(filter, static_cast<size_t>(bytes_of(filter))))
+    return refuse(context, op, "its filter is no constant");
+  params.filters = sides[0];
+  params.window.filter_height = sides[1];
+  params.window.filter_width = sides[2];
+  const int words = words_of(params.channels);
+  params.groups = words % sides[3] == 0 ? words / sides[3] : 0;
+  if (params.groups != 1 && (!params.groups || params.channels % (32 * int64_t{params.groups}) ||
+                             params.filters % params.groups))
+    return refuse(context, op, "filters of %d words do not divide %d channels", sides[3], params.channels);
+  if (int64_t{32} * sides[3] * sides[2] > kMostCount / sides[1]) return refuse(context, op, "its filters are too large");
+  if (params.groups > 1 && params.output == Output::kBits && params.filters % (32 * int64_t{params.groups}))
+    return refuse(context, op, "%d filters in %d groups do not end at whole words", params.filters, params.groups);
+  return true;
+}
+
+// One constant number per filter.
+template <typename T>
+bool check_vector(Context* context, const Op& op, ConvInput input, const char* name, int type, int filters,
+                  const T*& values) {
+  const Tensor* tensor = tensor_at(context, op.inputs[input]);
+  if (!check_tensor(context, op, tensor, name, 1, type)) return false;
+  if (tensor->dims->data[0] != filters)
+    return refuse(context, op, "its %s has %d values for %d filters", name, tensor->dims->data[0], filters);
+  if (!constant(*tensor) || !holds(*tensor, static_cast<size_t>(bytes_of(*tensor))))
+    return refuse(context, op, "its %s is no constant", name);
+  values = static_cast<const T*>(tensor->data);
+  return true;
+}
+
+// LCE's output transform: with x the sum of products, x = K - 2 * count; it is clamped, scaled and moved,
+// and for int8 brought to the tensor's scale. In doubles, then rounded once.
+struct Transform {
+  Buffer<float> multiplier, bias, correction;
+};
+
+bool fuse(Context* context, const Op& op, const Tensor& out, const ConvOptions& settings, ConvParams& params,
+          Transform& transform) {
+  const float *multiplier = nullptr, *bias = nullptr;
+  const int filters = params.filters;
+  if (!check_vector(context, op, kMultiplier, "multiplier", kFloat32, filters, multiplier)) return false;
+  if (!check_vector(context, op, kBias, "bias", kFloat32, filters, bias)) return false;
+  const bool bytes = params.output == Output::kInt8;
+  const double scale = bytes ? out.quantization.scale : 1.0, zero = bytes ? out.quantization.zero_point : 0.0;
+  if (!(scale > 0 && scale <= 3e38)) return refuse(context, op, "its output has scale %g", scale);
+  const size_t size = static_cast<size_t>(filters);
+  if (!transform.multiplier.resize(size) || !transform.bias.resize(size) || !transform.correction.resize(size))
+    return refuse(context, op, "there is no memory");
+  const Window& window = params.window;
+  const int32_t count = window.filter_height * window.filter_width * (params.channels / params.groups);
+  for (size_t i = 0; i < size; ++i) {
+    const double scaled = multiplier[i], moved = bias[i];
+    transform.multiplier[i] = static_cast<float>(-scaled / scale);
+    transform.bias[i] = static_cast<float>((moved + count * scaled) / scale + zero);
+    transform.correction[i] = -multiplier[i];
+  }
+  params.clamp_min = count - (settings.act_max < count ? settings.act_max : count);
+  params.clamp_max = count - (settings.act_min > -count ? settings.act_min : -count);
+  params.multiplier = transform.multiplier.data();
+  params.bias = transform.bias.data();
+  params.correction_multiplier = settings.zero_padding ? transform.correction.data() : nullptr;
+  return true;
+}
+
+// Packs the weights, or where they are packed gives them another image size.
+bool pack_conv(Context* context, Op& op, const Tensor& filter, const Tensor& out, const ConvOptions& settings,
+               ConvParams& params) {
+  if (op.conv && op.packed == filter.data) {
+    if (resize_conv(op.conv, params.window)) return true;
+    return refuse(context, op, "there is no memory");
+  }
+  Transform transform;
+  if (params.output == Output::kBits) {
+    const int filters = params.filters;
+    if (!check_vector(context, op, kThresholds, "threshold", kInt32, filters, params.thresholds)) return false;
+  } else if (!fuse(context, op, out, settings, params, transform)) {
+    return false;
+  }
+  params.filter = static_cast<const uint32_t*>(filter.data);
+  free_conv(op.conv);
+  op.conv = make_conv(op.shared->settings.kernels, params);
+  op.packed = filter.data;
+  return op.conv || refuse(context, op, "there is no memory");
+}
+
+bool prepare_conv(Context* context, Op& op) {
+  if (!check_counts(context, op, 5)) return false;
+  const Tensor *in = tensor_at(context, op.inputs[kImage]), *filter = tensor_at(context, op.inputs[kFilter]);
+  const Tensor* out = tensor_at(context, op.output);
+  if (!check_tensor(context, op, in, "input", 4, kInt32)) return false;
+  if (!check_tensor(context, op, filter, "filter", 4, kInt32)) return false;
+  if (!out || (out->type != kFloat32 && out->type != kInt8 && out->type != kInt32))
+    return refuse(context, op, "its output is neither float32 nor int8 nor bits");
+  ConvParams params;
+  ConvOptions settings;
+  params.output = out->type == kFloat32 ? Output::kFloat : out->type == kInt8 ? Output::kInt8 : Output::kBits;
+  if (!read_conv_options(context, op, params, settings) || !check_filter(context, op, *filter, params)) return false;
+  if (words_of(params.channels) != in->dims->data[3])
+    return refuse(context, op, "%d channels are not in %d words", params.channels, in->dims->data[3]);
+  if (settings.zero_padding && (params.output != Output::kFloat || settings.act_min != INT32_MIN ||
+                                settings.act_max != INT32_MAX))
+    return refuse(context, op, "zero-padding is there for float32 outputs without an activation only");
+  if (!place_window(context, op, *in, settings.same, params.window)) return false;
+  op.in_bytes = static_cast<size_t>(bytes_of(*in));
+  const Window& window = params.window;
+  const int channels = params.output == Output::kBits ? words_of(params.filters) : params.filters;
+  const int sides[] = {window.batch, window.out_height, window.out_width, channels};
+  if (!bytes_of(sides, 4, out->type)) return refuse(context, op, "its output would be empty or too large");
+  return pack_conv(context, op, *filter, *out, settings, params) && resize_output(context, op, sides, 4);
+}
+
+void invoke_conv(const Op& op, const Tensor& in, Tensor& out) {
+  run_conv(op.conv, static_cast<const uint32_t*>(in.data), out.data, op.shared->workers);
+}
+
+// --- what the runtime calls -------------------------------------------------------------------------------
+
+constexpr bool (*kPrepare[kKinds])(Context*, Op&) = {prepare_quantize, prepare_conv, prepare_pool, prepare_dequantize};
+constexpr void (*kInvoke[kKinds])(const Op&, const Tensor&, Tensor&) = {invoke_quantize, invoke_conv, invoke_pool,
+                                                                        invoke_dequantize};
+
+int kind_of(const Registration& registration) {
+  if (registration.builtin_code != kCustomOp || !registration.custom_name) return kKinds;
+  int kind = 0;
+  while (kind < kKinds && std::strcmp(registration.custom_name, kNames[kind]) != 0) ++kind;
+  return kind;
+}
+
+// The file's node, as it was before we took its place: its inputs, absent ones too, and its options.
+void copy_node(const Node& node, Op& op) {
+  op.input_count = node.inputs ? node.inputs->size : 0;
+  op.output_count = node.outputs ? node.outputs->size : 0;
+  for (int i = 0; i < kMostInputs; ++i) op.inputs[i] = i < op.input_count ? node.inputs->data[i] : kAbsent;
+  op.output = op.output_count ? node.outputs->data[0] : kAbsent;
+  op.options = node.options;
+  op.options_size = node.options_size > 0 ? static_cast<size_t>(node.options_size) : 0;
+}
+
+void* init(Context* context, const char* buffer, size_t) {
+  const auto* params = reinterpret_cast<const DelegateParams*>(buffer);
+  Shared* shared = static_cast<Loaded*>(params->delegate->data)->current;
+  Node* node = nullptr;
+  Registration* registration = nullptr;
+  const int index = params->nodes->data[0];
+  if (!shared || context->GetNodeAndRegistration(context, index, &node, &registration) != kOk) return nullptr;
+  const int kind = kind_of(*registration);
+  Op* op = kind < kKinds ? make<Op>() : nullptr;
+  if (!op) return nullptr;
+  op->kind = static_cast<Kind>(kind);
+  op->node = index;
+  op->shared = shared;
+  ++shared->users;
+  copy_node(*node, *op);
+  return op;
+}
+
+void free_op(Context*, void* user_data) {
+  if (user_data) unmake(static_cast<Op*>(user_data));
+}
+
+Status prepare(Context* context, Node* node) {
+  Op* op = static_cast<Op*>(node->user_data);
+  if (!op) {
+    context->ReportError(context, "dmsflow: there is no memory");
+    return kError;
+  }
+  op->ready = kPrepare[op->kind](context, *op);
+  return op->ready ? kOk : kError;
+}
+
+int64_t now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+}
+
+void mark() {
+  timespec time;
+  syscall(SYS_clock_gettime, CLOCK_BOOTTIME, &time);
+}
+
+Status invoke(Context* context, Node* node) {
+  Op* op = static_cast<Op*>(node->user_data);
+  const Tensor* in = op ? tensor_at(context, op->inputs[0]) : nullptr;
+  Tensor* out = op ? tensor_at(context, op->output) : nullptr;
+  if (!in || !out) return kError;
+  if (!op->ready || !holds(*in, op->in_bytes) || !holds(*out, op->out_bytes)) {
+    refuse(context, *op, "its tensors are not those that it was prepared for");
+    return kError;
+  }
+  const Settings& settings = op->shared->settings;
+  const int64_t begin = settings.times ? now() : 0;
+  if (settings.marked) mark();
+  kInvoke[op->kind](*op, *in, *out);
+  if (settings.marked) mark();
+  int64_t* times = settings.times;
+  if (times && times[0] >= 0 && times[0] < times[1]) {
+    int64_t* record = times + 2 + 3 * times[0]++;
+    record[0] = op->node;
+    record[1] = begin;
+    record[2] = now();
+  }
+  return kOk;
+}
+
+Status claim(Context* context, Delegate* delegate, int index) {
+  Node* node = nullptr;
+  Registration* found = nullptr;
+  if (context->GetNodeAndRegistration(context, index, &node, &found) != kOk) return kError;
+  const int kind = kind_of(*found);
+  if (kind == kKinds) return kOk;
+  Registration ours = {};
+  ours.init = init;
+  ours.free = free_op;
+  ours.prepare = prepare;
+  ours.invoke = invoke;
+  ours.builtin_code = kDelegateOp;
+  ours.custom_name = kNames[kind];
+  ours.version = 1;
+  alignas(IntArray) int nodes[2] = {1, index};
+  return context->ReplaceNodeSubsetsWithDelegateKernels(context, ours, reinterpret_cast<IntArray*>(nodes), delegate);
+}
+
+Status claim_all(Context* context, Delegate* delegate) {
+  IntArray* plan = nullptr;
+  if (context->GetExecutionPlan(context, &plan) != kOk) return kError;
+  const size_t count = plan->size > 0 ? static_cast<size_t>(plan->size) : 0;
+  Buffer<int> indices;  // the runtime changes its plan with every node that we take
+  if (!indices.resize(count + 1)) return kError;
+  std::memcpy(indices.data(), plan->data, count * sizeof(int));
+  for (size_t i = 0; i < count; ++i)
+    if (claim(context, delegate, indices[i]) != kOk) return kError;
+  return kOk;
+}
+
+Status prepare_delegate(Context* context, Delegate* delegate) {
+  Loaded& loaded = *static_cast<Loaded*>(delegate->data);
+  Shared* shared = make<Shared>();
+  if (!shared) return kError;
+  shared->settings = loaded.settings;
+  const int wanted = loaded.settings.threads ? loaded.settings.threads : context->recommended_num_threads;
+  if (wanted > 1) shared->workers = make_workers(wanted < kMostThreads ? wanted : kMostThreads);
+  pthread_mutex_lock(&loaded.mutex);  // two interpreters may be made from one delegate at once
+  loaded.current = shared;
+  const Status status = claim_all(context, delegate);
+  loaded.current = nullptr;
+  pthread_mutex_unlock(&loaded.mutex);
+  leave(shared);
+  return status;
+}
+
+// --- options of load_delegate -------------------------------------------------------------------------------
+
+bool parse(const char* text, uint64_t most, uint64_t& value) {
+  value = 0;
+  for (const char* digit = text; *digit; ++digit) {
+    if (*digit < '0' || *digit > '9') return false;
+    const uint64_t next = static_cast<uint64_t>(*digit - '0');
+    if (value > (most - next) / 10) return false;
+    value = value * 10 + next;
+  }
+  return *text && value > 0;
+}
+
+// What is wrong with an option; null: nothing.
+const char* set(Settings& settings, const char* key, const char* text) {
+  uint64_t value;
+  if (std::strcmp(key, "threads") == 0) {
+    if (!parse(text, kMostThreads, value)) return "give a whole number from 1 to 1024";
+    settings.threads = static_cast<int>(value);
+  } else if (std::strcmp(key, "kernels") == 0) {
+    settings.kernels = find_kernels(text);
+    if (!settings.kernels) return "give avx512, avx2, neon-dotprod, neon or portable, as this processor can run";
+  } else if (std::strcmp(key, "times") == 0) {
+    if (!parse(text, UINTPTR_MAX, value) || value % alignof(int64_t)) return "give the address of an int64 array";
+    settings.times = reinterpret_cast<int64_t*>(static_cast<uintptr_t>(value));
+  } else {
+    return "there is no such option; there are threads, kernels and times";
+  }
+  return nullptr;
+}
+
+Loaded* load(char** keys, char** values, size_t count, void (*report_error)(const char*)) {
+  Settings settings;
+  settings.kernels = best_kernels();
+  settings.marked = std::getenv("DMSFLOW_MARK") != nullptr;
+  for (size_t i = 0; i < count; ++i) {
+    const char *key = keys[i] ? keys[i] : "", *value = values[i] ? values[i] : "";
+    if (const char* right = set(settings, key, value)) {
+      char message[256];
+      std::snprintf(message, sizeof message, "dmsflow delegate: %.40s is '%.40s'; %s", key, value, right);
+      if (report_error) report_error(message);
+      return nullptr;
+    }
+  }
+  Loaded* loaded = make<Loaded>();
+  if (!loaded) return nullptr;
+  loaded->delegate = {};
+  loaded->delegate.data = loaded;
+  loaded->delegate.Prepare = prepare_delegate;
+  loaded->delegate.flags = kAllowDynamicTensors;
+  loaded->settings = settings;
+  return loaded;
+}
+
+}  // namespace
+}  // namespace dmsflow
+
+extern "C" {
+
+__attribute__((visibility("default"))) dmsflow::Delegate* tflite_plugin_create_delegate(
+    char** keys, char** values, size_t count, void (*report_error)(const char*)) {
+  dmsflow::Loaded* loaded = dmsflow::load(keys, values, count, report_error);
+  return loaded ? &loaded->delegate : nullptr;
+}
+
+__attribute__((visibility("default"))) void tflite_plugin_destroy_delegate(dmsflow::Delegate* delegate) {
+  if (delegate) dmsflow::unmake(static_cast<dmsflow::Loaded*>(delegate->data));
+}
+
+}  // extern "C"

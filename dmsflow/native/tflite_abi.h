@@ -1,0 +1,118 @@
+// What a delegate shares with TensorFlow Lite, declared by hand: nothing of TFLite is needed to compile
+// or to link, and the library works in every runtime that kept this layout (2.3 to LiteRT 2.3 and on).
+//
+// Source: tensorflow/lite/core/c/common.h, and tflite_plugin_create_delegate of the external delegate
+// interface. Fields keep their order and their type; structures of which only pointers are passed end
+// where our use of them ends.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dmsflow {
+
+enum Status : int { kOk = 0, kError = 1 };
+
+enum Type : int { kFloat32 = 1, kInt32 = 2, kInt8 = 9 };
+
+enum Allocation : int { kInFile = 1, kPreparedOnce = 5 };  // the two kinds of constants
+
+constexpr int kCustomOp = 32, kDelegateOp = 51;  // builtin codes
+constexpr int kAbsent = -1;                      // in place of an optional input
+constexpr int64_t kAllowDynamicTensors = 1;      // with no flags the runtime gives up before it asks us
+
+struct IntArray {
+  int size;
+  int data[];
+};
+
+struct Quantization {  // of a whole tensor
+  float scale;
+  int32_t zero_point;
+};
+
+struct Delegate;
+
+// The runtime keeps an array of these: its size counts too.
+struct Tensor {
+  int type;
+  void* data;
+  IntArray* dims;
+  Quantization quantization;
+  int allocation;
+  size_t bytes;
+  const void* file;
+  const char* name;
+  Delegate* delegate;
+  int buffer_handle;
+  bool data_is_stale;
+  bool is_variable;
+  struct {
+    int kind;
+    void* params;
+  } affine;
+  void* sparsity;
+  const IntArray* signature;
+};
+static_assert(sizeof(void*) != 8 || sizeof(Tensor) == 112, "the layout of TfLiteTensor");
+
+struct Node {
+  IntArray* inputs;
+  IntArray* outputs;
+  IntArray* intermediates;
+  IntArray* temporaries;
+  void* user_data;
+  void* builtin_data;
+  const void* options;
+  int options_size;
+};
+
+struct Context;
+
+// Handed over by value, and it has grown: this is its newest layout. Older runtimes read its beginning,
+// where calls pass a structure of this size by its address (x86-64, AArch64).
+struct Registration {
+  void* (*init)(Context*, const char* buffer, size_t length);
+  void (*free)(Context*, void* user_data);
+  Status (*prepare)(Context*, Node*);
+  Status (*invoke)(Context*, Node*);
+  const char* (*profiling_string)(const Context*, const Node*);
+  int32_t builtin_code;
+  const char* custom_name;
+  int version;
+  void* external;
+  void* (*async_kernel)(Context*, Node*);
+  uint64_t inplace;
+};
+
+struct Context {
+  size_t tensors_size;
+  Status (*GetExecutionPlan)(Context*, IntArray** plan);
+  Tensor* tensors;
+  void* impl;
+  Status (*ResizeTensor)(Context*, Tensor*, IntArray* dims);  // takes dims, and frees them with free()
+  void (*ReportError)(Context*, const char* format, ...);
+  Status (*AddTensors)(Context*, int count, int* first);
+  Status (*GetNodeAndRegistration)(Context*, int index, Node**, Registration**);
+  Status (*ReplaceNodeSubsetsWithDelegateKernels)(Context*, Registration, const IntArray* nodes, Delegate*);
+  int recommended_num_threads;
+};
+
+struct DelegateParams {  // what `init` of a delegate's kernel gets
+  Delegate* delegate;
+  IntArray* nodes;
+  IntArray* inputs;
+  IntArray* outputs;
+};
+
+struct Delegate {
+  void* data;
+  Status (*Prepare)(Context*, Delegate*);
+  Status (*CopyFromBufferHandle)(Context*, Delegate*, int handle, Tensor*);
+  Status (*CopyToBufferHandle)(Context*, Delegate*, int handle, Tensor*);
+  void (*FreeBufferHandle)(Context*, Delegate*, int* handle);
+  int64_t flags;
+  void* opaque_builder;  // must be null
+};
+
+}  // namespace dmsflow
