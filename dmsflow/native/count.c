@@ -1,13 +1,16 @@
-// A plugin for qemu-aarch64: how often each translated block runs between two marks.
+// A plugin for qemu-aarch64: how often each translated block runs, from one mark to the next.
 //
-// A mark is the system call clock_gettime(CLOCK_BOOTTIME): no runtime makes it, and any program can.
-// What runs between two marks is a span. Spans are numbered from 0, which begins at the first mark;
-// with whole=1, one more begins at the start of the process and ends with it, and there are no marks.
+// Marks are system calls that any program can make and no runtime makes by itself:
+//   clock_gettime(CLOCK_BOOTTIME_ALARM)  begins a run that is counted, and ends it when called again
+//   clock_gettime(CLOCK_BOOTTIME)        within such a run ends one span and begins the next
+// Counted are the blocks of the first thread; of others only how many they ran.
 //
-// Options: out=PATH, and whole=1. The file written there has these lines:
-//   block ID ADDRESS CODE    a block at its first appearance in a span; ADDRESS and CODE in hexadecimal
-//   span NUMBER OTHERS       what follows belongs to this span; OTHERS: blocks run by other threads
-//   ID TIMES                 a block that the first thread ran in it
+// Options: out=PATH; count=all counts the whole process as one run, count=spans begins a run at the
+// first CLOCK_BOOTTIME that ends at the last. The file written to PATH has these lines:
+//   run                      what follows belongs to the next run
+//   block ID ADDRESS CODE    a block when it first appears; ADDRESS and CODE in hexadecimal
+//   span OTHERS              what follows belongs to the run's next span; OTHERS: blocks of other threads
+//   ID TIMES                 a block that the first thread ran in it, and how often
 //   end                      the file is whole
 //
 // QEMU's header for plugins is packaged by few systems, so what is used of it is declared here: version 1
@@ -45,7 +48,9 @@ void qemu_plugin_register_atexit_cb(Id id, void (*call)(Id, void*), void* data);
 EXPORT int qemu_plugin_version = DMSFLOW_PLUGIN_API;
 EXPORT int qemu_plugin_install(Id id, const void* info, int argc, char** argv);
 
-enum { kClockGettime = 113, kBoottime = 7, kInstructionBytes = 4, kMostInstructions = 512, kBuckets = 1 << 16 };
+enum { kClockGettime = 113, kBoottime = 7, kBoottimeAlarm = 9 };
+enum { kInstructionBytes = 4, kMostInstructions = 512, kBuckets = 1 << 16 };
+enum Mode { kRuns, kAll, kSpans };
 
 struct Block {
   struct Block* next;     // of the same bucket
@@ -59,8 +64,9 @@ struct Block {
 static struct Block* buckets[kBuckets];
 static struct Block* touched;
 static uint64_t others;
-static int lock, blocks_written, span = -1;
-static bool whole;
+static int lock, blocks_written;
+static bool counting;
+static enum Mode mode;
 static FILE* out;
 
 static void take(void) {
@@ -126,17 +132,17 @@ static void write_block(struct Block* block) {
   fputc('\n', out);
 }
 
-// Writes what ran since the last mark, and begins anew.
-static void end_span(bool written) {
+// Writes what ran since the last mark if it counts, and begins anew.
+static void end_span(void) {
   struct Block* first = touched;
-  if (written) {
+  if (counting) {
     for (struct Block* block = first; block; block = block->touched) {
       if (block->number < 0) write_block(block);
     }
-    fprintf(out, "span %d %" PRIu64 "\n", span, __atomic_load_n(&others, __ATOMIC_RELAXED));
+    fprintf(out, "span %" PRIu64 "\n", __atomic_load_n(&others, __ATOMIC_RELAXED));
   }
   for (struct Block* block = first; block; block = block->touched) {
-    if (written) fprintf(out, "%d %" PRIu64 "\n", block->number, block->times);
+    if (counting) fprintf(out, "%d %" PRIu64 "\n", block->number, block->times);
     block->times = 0;
   }
   touched = NULL;
@@ -146,17 +152,18 @@ static void end_span(bool written) {
 static void on_syscall(Id id, unsigned thread, int64_t number, uint64_t first, uint64_t a2, uint64_t a3, uint64_t a4,
                        uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
   (void)id, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
-  if (whole || thread || number != kClockGettime || first != kBoottime) return;
-  end_span(span >= 0);
-  ++span;
+  if (mode == kAll || thread || number != kClockGettime) return;
+  const bool outer = mode == kRuns ? first == kBoottimeAlarm : first == kBoottime && !counting;
+  if (!outer && first != kBoottime) return;
+  end_span();
+  if (!outer) return;
+  counting = !counting;
+  if (counting) fputs("run\n", out);
 }
 
 static void on_end(Id id, void* data) {
   (void)id, (void)data;
-  if (whole) {
-    span = 0;
-    end_span(true);
-  }
+  if (mode == kAll) end_span();
   fputs("end\n", out);
   fclose(out);
 }
@@ -166,13 +173,19 @@ int qemu_plugin_install(Id id, const void* info, int argc, char** argv) {
   for (int index = 0; index < argc; ++index) {
     if (!strncmp(argv[index], "out=", 4)) {
       out = fopen(argv[index] + 4, "w");
-    } else if (!strcmp(argv[index], "whole=1") || !strcmp(argv[index], "whole=on")) {
-      whole = true;
+    } else if (!strcmp(argv[index], "count=all")) {
+      mode = kAll;
+    } else if (!strcmp(argv[index], "count=spans")) {
+      mode = kSpans;
     } else {
       return -1;
     }
   }
   if (!out) return -1;
+  if (mode == kAll) {
+    counting = true;
+    fputs("run\n", out);
+  }
   qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
   qemu_plugin_register_vcpu_syscall_cb(id, on_syscall);
   qemu_plugin_register_atexit_cb(id, on_end, NULL);
