@@ -1,3 +1,66 @@
+// Kernels for 64-bit ARM with the dot product instructions: they add bytes up to lanes, so nothing can overflow.
+
 #include "kernels.h"
 
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+#include "neon.h"
+
+namespace {
+
+struct NeonDotprod : NeonOutputs {
+  static constexpr bool kFlush = false;
+
+  struct Total {};
+  using Word = uint8x16_t;
+  using Counter = uint32x4_t;
+
+  static Counter no_counter() { return vdupq_n_u32(0); }
+  static Total no_total() { return {}; }
+  static Word spread(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
+  static Word weights(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
+  static Counter count(Counter c, Word x, Word w) { return vdotq_u32(c, vcntq_u8(veorq_u8(x, w)), vdupq_n_u8(1)); }
+  static Total flush(Total total, Counter) { return total; }
+  static Counts finish(Total, Counter c) { return c; }
+};
+
+const dmsflow::Kernels kKernels = {
+    "neon-dotprod",
+    NeonDotprod::kLanes,
+    NeonDotprod::kVectors,
+    NeonDotprod::kCopies,
+    INT32_MAX,
+    INT32_MAX,
+    {convolve<NeonDotprod, Output::kFloat>, convolve<NeonDotprod, Output::kInt8>,
+     convolve<NeonDotprod, Output::kBits>},
+    quantize,
+};
+
+bool has_dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+  int there = 0;
+  size_t size = sizeof(there);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) == 0 && there;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+const dmsflow::Kernels* dmsflow::neon_dotprod_kernels() { return has_dotprod() ? &kKernels : nullptr; }
+
+#else
+
 const dmsflow::Kernels* dmsflow::neon_dotprod_kernels() { return nullptr; }
+
+#endif
