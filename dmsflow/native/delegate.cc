@@ -24,6 +24,7 @@
 #include <cstring>
 #include <new>
 
+#include "denormals.h"
 #include "flexbuffer.h"
 #include "memory.h"
 #include "ops.h"
@@ -514,6 +515,7 @@ Status prepare(Context* context, Node* node) {
     context->ReportError(context, "dmsflow: there is no memory");
     return kError;
   }
+  const NoDenormals none;
   op->ready = kPrepare[op->kind](context, *op);
   return op->ready ? kOk : kError;
 }
@@ -541,7 +543,10 @@ Status invoke(Context* context, Node* node) {
   const Settings& settings = op->shared->settings;
   const int64_t begin = settings.times ? now() : 0;
   if (settings.marked) mark();
-  kInvoke[op->kind](*op, *in, *out);
+  {
+    const NoDenormals none;
+    kInvoke[op->kind](*op, *in, *out);
+  }
   if (settings.marked) mark();
   int64_t* times = settings.times;
   if (times && times[0] >= 0 && times[0] < times[1]) {

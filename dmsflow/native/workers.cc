@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "denormals.h"
+
 // In glibc 2.34 these moved from libpthread to libc under a new version; the old one is there as well, and is
 // all that older systems have.
 #if defined(__GLIBC__) && defined(__PIC__) && !defined(DMSFLOW_STATIC)
@@ -47,6 +49,7 @@ void work(Workers& workers) {
 }
 
 void* thread_main(void* argument) {
+  const NoDenormals none;
   Workers& workers = *static_cast<Workers*>(argument);
   unsigned seen = 0;
   pthread_mutex_lock(&workers.mutex);
