@@ -52,6 +52,8 @@ def _pointed(builder: Any, schema: dict[str, str], fields: dict[str, Any], name:
         return _table(builder, OPTIONS[fields[f"{name}_type"]], value)
     if form == "[u8]":
         return _bytes(builder, value)
+    if not form.startswith("["):
+        return _table(builder, form, value)
     if form.strip("[]") in SCALARS:
         return int(builder.CreateNumpyVector(np.asarray(value, f"<{SCALARS[form.strip('[]')]}")))
     offsets = [_table(builder, form.strip("[]"), item) for item in value]
