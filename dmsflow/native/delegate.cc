@@ -36,8 +36,8 @@ namespace {
 
 constexpr int kMostThreads = 1024;
 constexpr int64_t kMostSteps = 1 << 28;        // strides, dilations, the reach of a filter, sides of an image
-constexpr int64_t kMostPadded = 1 << 27;       // words of an image with its padding
-constexpr int64_t kMostBytes = INT32_MAX;      // of a tensor
+constexpr int64_t kMostPadded = 1 << 22;       // words of an image with its padding, where that is most of it
+constexpr int64_t kMostBytes = INT32_MAX - 31;  // of a tensor; words may then be counted by rounding up
 constexpr int64_t kMostCount = INT32_MAX / 4;  // channels that meet a filter: twice as many fit into 31 bits
 
 // --- what a graph's nodes have in common --------------------------------------------------------------
@@ -212,7 +212,8 @@ bool place_window(Context* context, const Op& op, const Tensor& image, bool same
   const int64_t reach_y = (window.filter_height - int64_t{1}) * window.dilation_height + 1;
   const int64_t reach_x = (window.filter_width - int64_t{1}) * window.dilation_width + 1;
   const int64_t rows = window.height + reach_y, columns = window.width + reach_x;
-  if (rows > kMostSteps || columns > kMostSteps || rows * columns > kMostPadded / image.dims->data[3])
+  const int64_t pixels = window.height * int64_t{window.width}, most = kMostPadded / image.dims->data[3];
+  if (rows > kMostSteps || columns > kMostSteps || (rows * columns > most && rows * columns > 16 * pixels))
     return refuse(context, op, "its filter reaches over %lld x %lld of %d x %d pixels", static_cast<long long>(reach_y),
                   static_cast<long long>(reach_x), window.height, window.width);
   if (!place(window, same))
