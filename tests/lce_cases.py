@@ -223,7 +223,9 @@ def random_conv(rng: np.random.Generator, image: tuple[int, int], channels: int 
     activation = NONE if zero_padding else int(rng.choice([NONE, NONE, RELU, RELU_N1_TO_1, RELU6]))
     count = kernel[0] * kernel[1] * channels // groups
     multiplier, bias, scale = transform(rng, filters, count, dtype)
-    thresholds = rng.integers(-3, count + 4, filters) if rng.random() < 0.3 else rng.integers(count // 3, count, filters)
+    thresholds = (
+        rng.integers(-3, count + 4, filters) if rng.random() < 0.3 else rng.integers(count // 3, count, filters)
+    )
     thresholds[rng.random(filters) < 0.05] = rng.choice([-(2**31), 2**31 - 1])
     return Conv(
         channels=channels, filters=filters, groups=groups, kernel=kernel, stride=stride, dilation=dilation, same=same,
@@ -291,7 +293,9 @@ def quantize(rng: np.random.Generator) -> Case:
     if rng.random() < 0.5:
         values = rng.normal(size=shape).astype(np.float32)
         special = rng.random(shape) < 0.3
-        values[special] = rng.choice(np.array([0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 1e38], np.float32), shape)[special]
+        values[special] = rng.choice(np.array([0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 1e38], np.float32), shape)[
+            special
+        ]
         graph = Graph([Tensor(shape, FLOATS)], [])
     else:
         values = rng.integers(-128, 128, shape).astype(np.int8)
@@ -345,7 +349,9 @@ def convolve(made: Conv, values: np.ndarray) -> np.ndarray:
     signs, weights = 1 - 2 * bools.astype(np.int64), 1 - 2 * made.weights.astype(np.int64)
     ahead = [
         max((out - 1) * step + reach - side, 0) // 2
-        for out, step, reach, side in zip((out_height, out_width), made.stride, made.reach, (height, width), strict=True)
+        for out, step, reach, side in zip(
+            (out_height, out_width), made.stride, made.reach, (height, width), strict=True
+        )
     ]
     sums = np.zeros((batch, out_height, out_width, made.filters), np.int64)
     outside = np.zeros_like(sums)

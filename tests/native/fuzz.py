@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the first case; each next one has the next seed")
     parser.add_argument("--library", default="", help="of the delegate; dmsflow's own")
-    parser.add_argument("--write", type=Path, help="a folder for files and what they are to put out; nothing is compared")
+    parser.add_argument(
+        "--write", type=Path, help="a folder for files and what they are to put out; nothing is compared"
+    )
     parser.add_argument("--cases", type=int, default=300, help="with --write")
     given = parser.parse_args()
     if given.write:
