@@ -1,6 +1,8 @@
 // Binary convolutions: weights packed once into panels, the image padded once a run, then tiles of pixels
 // counted panel by panel (see kernels.h).
 
+#include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -30,6 +32,7 @@ class Conv {
   int words = 0;          // of a pixel of the image
   int group_words = 0;    // of these, what one group reads
   int filter_words = 0;   // of a window
+  bool clamps = false;    // whether a count can lie beyond the clamps
   Buffer<Panel> panels;
   Buffer<uint32_t> weights;
   Buffer<float> multiplier, bias;
@@ -93,13 +96,23 @@ void pack_panel(Conv& conv, const Panel& panel) {
     if (conv.params.output == Output::kBits) {
       conv.thresholds[panel.slot + c] = there ? conv.params.thresholds[panel.first + c] : INT32_MAX;
     } else if (there) {
-      conv.multiplier[panel.slot + c] = conv.params.multiplier[panel.first + c];
+      conv.multiplier[panel.slot + c] = conv.params.multiplier[panel.first + c] * (conv.clamps ? 1.0f : 2.0f);
       conv.bias[panel.slot + c] = conv.params.bias[panel.first + c];
     }
   }
 }
 
+// Doubling a multiplier instead of a count gives the same product, unless the multiplier overflows.
+bool must_clamp(const ConvParams& p) {
+  if (p.output == Output::kBits) return false;
+  const int64_t most = static_cast<int64_t>(p.channels / p.groups) * p.window.filter_height * p.window.filter_width;
+  bool overflows = false;
+  for (int f = 0; f < p.filters; ++f) overflows |= !(std::fabs(p.multiplier[f]) <= FLT_MAX / 2);
+  return p.clamp_min > 0 || p.clamp_max < 2 * most || overflows;
+}
+
 bool pack(Conv& conv) {
+  conv.clamps = must_clamp(conv.params);
   size_t words, slots;
   if (!list_panels(conv, words, slots) || !conv.weights.resize(words)) return false;
   const bool bits = conv.params.output == Output::kBits;
@@ -274,6 +287,7 @@ void convolve_chunk(void* context, int index) {
   work.out = run.out + first * work.out_stride + (bits ? panel.first / 8 : element * panel.first);
   work.channels = panel.channels;
   work.halves = panel.halves;
+  work.clamps = conv.clamps;
   work.multiplier = conv.multiplier.data() + (bits ? 0 : panel.slot);
   work.bias = conv.bias.data() + (bits ? 0 : panel.slot);
   work.thresholds = conv.thresholds.data() + (bits ? panel.slot : 0);

@@ -33,10 +33,11 @@ struct Work {
   int64_t out_stride;       // bytes from pixel to pixel
   int channels;             // that are put out, of those in the panel
   int halves;               // kBits: how many 16-bit halves of words to write, the last ones may have no channels
-  const float* multiplier;  // these have room for a whole panel
+  bool clamps;              // else no count can lie beyond these:
+  int32_t clamp_min, clamp_max;
+  const float* multiplier;  // these have room for a whole panel; twice what ops.h says unless it clamps
   const float* bias;
   const int32_t* thresholds;
-  int32_t clamp_min, clamp_max;
 };
 
 struct Kernels {

@@ -18,77 +18,103 @@ struct Avx2 {
   using Word = __m256i;
   using Counter = __m256i;  // bytes
   using Total = __m256i;    // by lane
-  using Counts = __m256i;
 
   static Counter no_counter() { return _mm256_setzero_si256(); }
   static Total no_total() { return _mm256_setzero_si256(); }
   static Word spread(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
   static Word weights(const uint32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
 
-  static Counter count(Counter c, Word x, Word w) {
+  static Word differ(Word x, Word w) {
     const __m256i nibble = _mm256_set1_epi8(0x0F);
     const __m256i ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
                                           0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    const __m256i differ = _mm256_xor_si256(x, w);
-    const __m256i low = _mm256_and_si256(differ, nibble);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(differ, 4), nibble);
-    return _mm256_add_epi8(c, _mm256_add_epi8(_mm256_shuffle_epi8(ones, low), _mm256_shuffle_epi8(ones, high)));
+    const __m256i bits = _mm256_xor_si256(x, w);
+    const __m256i low = _mm256_and_si256(bits, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(ones, low), _mm256_shuffle_epi8(ones, high));
   }
+
+  static Counter add(Counter c, Word differ) { return _mm256_add_epi8(c, differ); }
 
   static Total flush(Total total, Counter c) {
     const __m256i pairs = _mm256_maddubs_epi16(c, _mm256_set1_epi8(1));
     return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 
-  static Counts finish(Total total, Counter c) { return flush(total, c); }
-
-  static __m256 transform(const Work& work, Counts counts, int channel) {
-    __m256i x = _mm256_slli_epi32(counts, 1);
-    x = _mm256_min_epi32(x, _mm256_set1_epi32(work.clamp_max));
-    x = _mm256_max_epi32(x, _mm256_set1_epi32(work.clamp_min));
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(x), _mm256_loadu_ps(work.multiplier + channel));
+  template <bool kClamps>
+  static __m256 transform(const Work& work, __m256i count, int channel) {
+    if constexpr (kClamps) {
+      count = _mm256_min_epi32(_mm256_slli_epi32(count, 1), _mm256_set1_epi32(work.clamp_max));
+      count = _mm256_max_epi32(count, _mm256_set1_epi32(work.clamp_min));
+    }
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(count), _mm256_loadu_ps(work.multiplier + channel));
     return _mm256_add_ps(scaled, _mm256_loadu_ps(work.bias + channel));
   }
 
-  static void store_float(float* out, Counts counts, const Work& work, int channel) {
-    const __m256 y = transform(work, counts, channel);
-    const int left = work.channels - channel;
-    if (left >= kLanes) {
+  static void store_floats(float* out, __m256 y, int channels) {
+    if (channels >= kLanes) {
       _mm256_storeu_ps(out, y);
       return;
     }
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_maskstore_ps(out, _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane), y);
+    _mm256_maskstore_ps(out, _mm256_cmpgt_epi32(_mm256_set1_epi32(channels), lane), y);
   }
 
-  static void store_int8(int8_t* out, Counts counts, const Work& work, int channel) {
-    __m256 y = transform(work, counts, channel);
+  static void store_bytes(int8_t* out, __m256 y, int channels) {
     y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-128.0f)), _mm256_set1_ps(127.0f));
     // Half away from zero: the largest number below a half carries every tie over, and nothing below one.
     const __m256 sign = _mm256_and_ps(y, _mm256_set1_ps(-0.0f));
     const __m256i rounded = _mm256_cvttps_epi32(_mm256_add_ps(y, _mm256_or_ps(sign, _mm256_set1_ps(0.49999997f))));
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
     const __m128i bytes = _mm_packs_epi16(words, words);
-    const int left = work.channels - channel;
-    if (left >= kLanes) {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(out), bytes);
-      return;
-    }
     alignas(16) int8_t values[16];
-    _mm_store_si128(reinterpret_cast<__m128i*>(values), bytes);
-    store_some(out, values, left);
+    if (channels >= kLanes) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(out), bytes);
+    } else {
+      _mm_store_si128(reinterpret_cast<__m128i*>(values), bytes);
+      store_some(out, values, channels);
+    }
   }
 
-  template <int N>
-  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
-    uint32_t bits = 0;
-    for (int n = 0; n < N; ++n) {
-      const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
-      const int above = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(counts[n], least)));
-      bits |= static_cast<uint32_t>(above) << (n * kLanes);
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<Avx2, M, N>& counted, const Work& work) {
+    for (int m = 0; m < M; ++m, out += work.out_stride) {
+      uint32_t bits = 0;
+      for (int n = 0; n < N; ++n) {
+        const __m256i count = flush(counted.total[m][n], counted.counter[m][n]);
+        const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
+        const int above = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(count, least)));
+        bits |= static_cast<uint32_t>(above) << (n * kLanes);
+      }
+      reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
+      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
     }
-    out[0] = static_cast<uint16_t>(bits);
-    if (work.halves > 1) out[1] = 0;
+  }
+
+  template <Output kOutput, bool kClamps, bool kFull, int M, int N>
+  __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx2, M, N>& counted,
+                                                           const Work& work) {
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+      for (int n = 0; n < N; ++n) {
+        const int channel = n * kLanes, channels = kFull ? kLanes : work.channels - channel;
+        const __m256 y = transform<kClamps>(work, flush(counted.total[m][n], counted.counter[m][n]), channel);
+        if constexpr (kOutput == Output::kFloat)
+          store_floats(reinterpret_cast<float*>(out) + channel, y, channels);
+        else
+          store_bytes(reinterpret_cast<int8_t*>(out) + channel, y, channels);
+      }
+  }
+
+  template <Output kOutput, int M, int N>
+  __attribute__((always_inline)) static void store(char* out, const Counted<Avx2, M, N>& counted, const Work& work) {
+    if constexpr (kOutput == Output::kBits)
+      store_bits(out, counted, work);
+    else if (!work.clamps && work.channels >= N * kLanes)
+      store_numbers<kOutput, false, true>(out, counted, work);
+    else if (!work.clamps)
+      store_numbers<kOutput, false, false>(out, counted, work);
+    else
+      store_numbers<kOutput, true, false>(out, counted, work);
   }
 };
 

@@ -22,17 +22,14 @@ struct Avx512 {
   struct Total {};
   using Word = __m512i;
   using Counter = __m512i;
-  using Counts = __m512i;
 
   static Counter no_counter() { return _mm512_setzero_si512(); }
   static Total no_total() { return {}; }
   static Word spread(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
   static Word weights(const uint32_t* p) { return _mm512_load_si512(p); }
-  static Counter count(Counter c, Word x, Word w) {
-    return _mm512_add_epi32(c, _mm512_popcnt_epi32(_mm512_xor_si512(x, w)));
-  }
+  static Word differ(Word x, Word w) { return _mm512_popcnt_epi32(_mm512_xor_si512(x, w)); }
+  static Counter add(Counter c, Word differ) { return _mm512_add_epi32(c, differ); }
   static Total flush(Total total, Counter) { return total; }
-  static Counts finish(Total, Counter counter) { return counter; }
 
   // Of the first channels of a vector, those that are put out.
   static __mmask16 put_out(const Work& work, int channel) {
@@ -40,33 +37,64 @@ struct Avx512 {
     return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : (1u << left) - 1);
   }
 
-  static __m512 transform(const Work& work, Counts counts, int channel) {
-    __m512i x = _mm512_slli_epi32(counts, 1);
-    x = _mm512_min_epi32(x, _mm512_set1_epi32(work.clamp_max));
-    x = _mm512_max_epi32(x, _mm512_set1_epi32(work.clamp_min));
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_loadu_ps(work.multiplier + channel));
+  template <bool kClamps>
+  static __m512 transform(const Work& work, Counter count, int channel) {
+    if constexpr (kClamps) {
+      count = _mm512_min_epi32(_mm512_slli_epi32(count, 1), _mm512_set1_epi32(work.clamp_max));
+      count = _mm512_max_epi32(count, _mm512_set1_epi32(work.clamp_min));
+    }
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(count), _mm512_loadu_ps(work.multiplier + channel));
     return _mm512_add_ps(scaled, _mm512_loadu_ps(work.bias + channel));
   }
 
-  static void store_float(float* out, Counts counts, const Work& work, int channel) {
-    _mm512_mask_storeu_ps(out, put_out(work, channel), transform(work, counts, channel));
-  }
-
-  static void store_int8(int8_t* out, Counts counts, const Work& work, int channel) {
-    __m512 y = transform(work, counts, channel);
+  static __m512i round(__m512 y) {
     y = _mm512_min_ps(_mm512_max_ps(y, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
     // Half away from zero: the largest number below a half carries every tie over, and nothing below one.
     const __m512i sign = _mm512_and_si512(_mm512_castps_si512(y), _mm512_set1_epi32(INT32_MIN));
     const __m512i half = _mm512_or_si512(sign, _mm512_castps_si512(_mm512_set1_ps(0.49999997f)));
-    const __m512i rounded = _mm512_cvttps_epi32(_mm512_add_ps(y, _mm512_castsi512_ps(half)));
-    _mm512_mask_cvtsepi32_storeu_epi8(out, put_out(work, channel), rounded);
+    return _mm512_cvttps_epi32(_mm512_add_ps(y, _mm512_castsi512_ps(half)));
   }
 
-  template <int N>
-  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
-    for (int n = 0; n < N; ++n)
-      out[n] = _mm512_cmpgt_epi32_mask(counts[n], _mm512_loadu_si512(work.thresholds + n * kLanes));
-    if (N < work.halves) out[N] = 0;
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<Avx512, M, N>& counted, const Work& work) {
+    for (int m = 0; m < M; ++m, out += work.out_stride) {
+      uint16_t* const halves = reinterpret_cast<uint16_t*>(out);
+      for (int n = 0; n < N; ++n)
+        halves[n] = _mm512_cmpgt_epi32_mask(counted.counter[m][n], _mm512_loadu_si512(work.thresholds + n * kLanes));
+      if (N < work.halves) halves[N] = 0;
+    }
+  }
+
+  template <Output kOutput, bool kClamps, bool kFull, int M, int N>
+  __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx512, M, N>& counted,
+                                                           const Work& work) {
+    __mmask16 there[N];
+    for (int n = 0; n < N; ++n) there[n] = put_out(work, n * kLanes);
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+      for (int n = 0; n < N; ++n) {
+        const int channel = n * kLanes;
+        const __m512 y = transform<kClamps>(work, counted.counter[m][n], channel);
+        if constexpr (kOutput == Output::kFloat && kFull)  // a masked store costs many times as much
+          _mm512_storeu_ps(reinterpret_cast<float*>(out) + channel, y);
+        else if constexpr (kOutput == Output::kFloat)
+          _mm512_mask_storeu_ps(reinterpret_cast<float*>(out) + channel, there[n], y);
+        else if constexpr (kFull)
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(out + channel), _mm512_cvtsepi32_epi8(round(y)));
+        else
+          _mm512_mask_cvtsepi32_storeu_epi8(out + channel, there[n], round(y));
+      }
+  }
+
+  template <Output kOutput, int M, int N>
+  __attribute__((always_inline)) static void store(char* out, const Counted<Avx512, M, N>& counted, const Work& work) {
+    if constexpr (kOutput == Output::kBits)
+      store_bits(out, counted, work);
+    else if (!work.clamps && work.channels >= N * kLanes)
+      store_numbers<kOutput, false, true>(out, counted, work);
+    else if (!work.clamps)
+      store_numbers<kOutput, false, false>(out, counted, work);
+    else
+      store_numbers<kOutput, true, false>(out, counted, work);
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace {
 
-struct Neon : NeonOutputs {
+struct Neon : NeonOutputs<Neon> {
   static constexpr bool kFlush = true;
 
   using Word = uint8x16_t;
@@ -19,9 +19,18 @@ struct Neon : NeonOutputs {
   static Total no_total() { return vdupq_n_u16(0); }
   static Word spread(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
   static Word weights(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
-  static Counter count(Counter c, Word x, Word w) { return vaddq_u8(c, vcntq_u8(veorq_u8(x, w))); }
+  static Word differ(Word x, Word w) { return vcntq_u8(veorq_u8(x, w)); }
+  static Counter add(Counter c, Word differ) { return vaddq_u8(c, differ); }
   static Total flush(Total total, Counter c) { return vpadalq_u8(total, c); }
-  static Counts finish(Total total, Counter c) { return vpaddlq_u16(vpadalq_u8(total, c)); }
+
+  static uint32x4_t counts(Total total, Counter c) { return vpaddlq_u16(flush(total, c)); }
+
+  template <int M, int N>
+  static uint16x8_t narrow_counts(const Counted<Neon, M, N>& counted, int m, int n) {
+    const uint16x8_t first = flush(counted.total[m][n], counted.counter[m][n]);
+    if (n + 1 == N) return vpaddq_u16(first, first);
+    return vpaddq_u16(first, flush(counted.total[m][n + 1], counted.counter[m][n + 1]));
+  }
 };
 
 const dmsflow::Kernels kKernels = {
@@ -30,7 +39,7 @@ const dmsflow::Kernels kKernels = {
     Neon::kVectors,
     Neon::kCopies,
     31,
-    UINT16_MAX / 16,  // a word adds up to 16 to each half of a lane
+    Neon::kMostWords,
     {convolve<Neon, Output::kFloat>, convolve<Neon, Output::kInt8>, convolve<Neon, Output::kBits>},
     quantize,
 };

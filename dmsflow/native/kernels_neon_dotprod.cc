@@ -15,7 +15,7 @@
 
 namespace {
 
-struct NeonDotprod : NeonOutputs {
+struct NeonDotprod : NeonOutputs<NeonDotprod> {
   static constexpr bool kFlush = false;
 
   struct Total {};
@@ -26,9 +26,16 @@ struct NeonDotprod : NeonOutputs {
   static Total no_total() { return {}; }
   static Word spread(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
   static Word weights(const uint32_t* p) { return vld1q_u8(reinterpret_cast<const uint8_t*>(p)); }
-  static Counter count(Counter c, Word x, Word w) { return vdotq_u32(c, vcntq_u8(veorq_u8(x, w)), vdupq_n_u8(1)); }
+  static Word differ(Word x, Word w) { return vcntq_u8(veorq_u8(x, w)); }
+  static Counter add(Counter c, Word differ) { return vdotq_u32(c, differ, vdupq_n_u8(1)); }
   static Total flush(Total total, Counter) { return total; }
-  static Counts finish(Total, Counter c) { return c; }
+
+  static uint32x4_t counts(Total, Counter c) { return c; }
+
+  template <int M, int N>
+  static uint16x8_t narrow_counts(const Counted<NeonDotprod, M, N>& counted, int m, int n) {
+    return narrow(counted.counter[m][n], counted.counter[m][n + 1 < N ? n + 1 : n]);
+  }
 };
 
 const dmsflow::Kernels kKernels = {
@@ -37,7 +44,7 @@ const dmsflow::Kernels kKernels = {
     NeonDotprod::kVectors,
     NeonDotprod::kCopies,
     INT32_MAX,
-    INT32_MAX,
+    NeonDotprod::kMostWords,
     {convolve<NeonDotprod, Output::kFloat>, convolve<NeonDotprod, Output::kInt8>,
      convolve<NeonDotprod, Output::kBits>},
     quantize,

@@ -16,7 +16,6 @@ struct Portable {
   };
   struct Total {};
   using Word = Counter;
-  using Counts = Counter;
 
   static Counter no_counter() { return {}; }
   static Total no_total() { return {}; }
@@ -33,7 +32,8 @@ struct Portable {
     return word;
   }
 
-  static Counter count(Counter counter, const Word& x, const Word& w) {
+  static Word differ(const Word& x, const Word& w) {
+    Word differ;
     for (int i = 0; i < kLanes; ++i) {  // pairs of bits, then nibbles, then bytes, then their sum
       uint32_t v = x.lane[i] ^ w.lane[i];
       v -= v >> 1 & 0x55555555u;
@@ -41,39 +41,43 @@ struct Portable {
       v = (v + (v >> 4)) & 0x0F0F0F0Fu;
       v += v >> 8;
       v += v >> 16;
-      counter.lane[i] += v & 0x3F;
+      differ.lane[i] = v & 0x3F;
     }
+    return differ;
+  }
+
+  static Counter add(Counter counter, const Word& differ) {
+    for (int i = 0; i < kLanes; ++i) counter.lane[i] += differ.lane[i];
     return counter;
   }
 
   static Total flush(Total total, const Counter&) { return total; }
-  static Counts finish(Total, const Counter& counter) { return counter; }
 
-  static float transform(const Work& work, uint32_t count, int channel) {
-    int32_t x = static_cast<int32_t>(count << 1);
-    x = x < work.clamp_max ? x : work.clamp_max;
-    x = x > work.clamp_min ? x : work.clamp_min;
-    return static_cast<float>(x) * work.multiplier[channel] + work.bias[channel];
-  }
-
-  static void store_float(float* out, const Counts& counts, const Work& work, int) {
-    for (int i = 0; i < work.channels; ++i) out[i] = transform(work, counts.lane[i], i);
-  }
-
-  static void store_int8(int8_t* out, const Counts& counts, const Work& work, int) {
-    for (int i = 0; i < work.channels; ++i) {
-      const float y = transform(work, counts.lane[i], i);
-      out[i] = static_cast<int8_t>(y <= -128.0f ? -128 : y >= 127.0f ? 127 : static_cast<int>(std::round(y)));
+  static float transform(const Work& work, int32_t count, int channel) {
+    if (work.clamps) {
+      count = 2 * count < work.clamp_max ? 2 * count : work.clamp_max;
+      count = count > work.clamp_min ? count : work.clamp_min;
     }
+    return static_cast<float>(count) * work.multiplier[channel] + work.bias[channel];
   }
 
-  template <int N>
-  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
-    uint32_t bits = 0;
-    for (int i = 0; i < kLanes; ++i)
-      bits |= static_cast<uint32_t>(static_cast<int32_t>(counts[0].lane[i]) > work.thresholds[i]) << i;
-    out[0] = static_cast<uint16_t>(bits);
-    if (work.halves > 1) out[1] = 0;
+  template <Output kOutput, int M, int N>
+  static void store(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
+    int32_t count[kLanes];
+    for (int i = 0; i < kLanes; ++i) count[i] = static_cast<int32_t>(counted.counter[0][0].lane[i]);
+    if constexpr (kOutput == Output::kBits) {
+      uint32_t bits = 0;
+      for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(count[i] > work.thresholds[i]) << i;
+      reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
+      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
+    } else if constexpr (kOutput == Output::kFloat) {
+      for (int i = 0; i < work.channels; ++i) reinterpret_cast<float*>(out)[i] = transform(work, count[i], i);
+    } else {
+      for (int i = 0; i < work.channels; ++i) {
+        const float y = transform(work, count[i], i);
+        out[i] = static_cast<char>(y <= -128.0f ? -128 : y >= 127.0f ? 127 : static_cast<int>(std::round(y)));
+      }
+    }
   }
 };
 

@@ -7,81 +7,144 @@
 
 namespace {
 
-// Bit i of the result is the sign of 16 lanes, all ones or all zeros each.
-inline uint16_t bits_of(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
+// Lanes that are all ones or all zeros, 16 to a vector, as bits: 16 for each of four vectors.
+inline uint16x4_t bits_of(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d) {
   static const uint8_t kBit[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
-  const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
-  const uint8x16_t lanes = vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
-  uint8x16_t bits = vandq_u8(lanes, vld1q_u8(kBit));
-  for (int i = 0; i < 3; ++i) bits = vpaddq_u8(bits, bits);
-  return vgetq_lane_u16(vreinterpretq_u16_u8(bits), 0);
+  const uint8x16_t bit = vld1q_u8(kBit);
+  const uint8x16_t ab = vpaddq_u8(vandq_u8(a, bit), vandq_u8(b, bit));
+  const uint8x16_t cd = vpaddq_u8(vandq_u8(c, bit), vandq_u8(d, bit));
+  const uint8x16_t pairs = vpaddq_u8(ab, cd);
+  return vreinterpret_u16_u8(vget_low_u8(vpaddq_u8(pairs, pairs)));
 }
 
+inline uint8x16_t narrow(uint16x8_t low, uint16x8_t high) {
+  return vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high));
+}
+
+inline uint16x8_t narrow(uint32x4_t low, uint32x4_t high) {
+  return vuzp1q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+}
+
+// `I` is the set of kernels; beside what tiles.h asks for it offers
+//   counts(total, counter)    by lane
+//   narrow_counts(...)        of two neighbours, 8 lanes of 16 bits
+template <class I>
 struct NeonOutputs {
   static constexpr int kLanes = 4, kVectors = 4, kTile = 4, kCopies = 4;
-  using Counts = uint32x4_t;
+  static constexpr int kMostWords = INT16_MAX / 32;  // so that every count is a positive 16-bit number
 
-  static float32x4_t transform(const Work& work, Counts counts, int channel) {
-    int32x4_t x = vshlq_n_s32(vreinterpretq_s32_u32(counts), 1);
-    x = vminq_s32(x, vdupq_n_s32(work.clamp_max));
-    x = vmaxq_s32(x, vdupq_n_s32(work.clamp_min));
-    const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(x), vld1q_f32(work.multiplier + channel));
-    return vaddq_f32(scaled, vld1q_f32(work.bias + channel));
+  template <bool kClamps>
+  static float32x4_t transform(const Work& work, uint32x4_t counts, float32x4_t multiplier, float32x4_t bias) {
+    int32x4_t x = vreinterpretq_s32_u32(counts);
+    if constexpr (kClamps) {
+      x = vminq_s32(vshlq_n_s32(x, 1), vdupq_n_s32(work.clamp_max));
+      x = vmaxq_s32(x, vdupq_n_s32(work.clamp_min));
+    }
+    return vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias);
   }
 
-  static void store_float(float* out, Counts counts, const Work& work, int channel) {
-    const float32x4_t y = transform(work, counts, channel);
-    const int left = work.channels - channel;
-    if (left >= kLanes) {
+  static void store_floats(float* out, float32x4_t y, int channels) {
+    if (channels >= kLanes) {
       vst1q_f32(out, y);
       return;
     }
     float values[kLanes];
     vst1q_f32(values, y);
-    store_some(out, values, left);
+    store_some(out, values, channels);
   }
 
-  static void store_int8(int8_t* out, Counts counts, const Work& work, int channel) {
-    const int32x4_t rounded = vcvtaq_s32_f32(transform(work, counts, channel));  // half away from zero
-    const int8x8_t bytes = vqmovn_s16(vcombine_s16(vqmovn_s32(rounded), vdup_n_s16(0)));
+  static void store_bytes(int8_t* out, float32x4_t y, int channels) {
+    const int32x4_t rounded = vcvtaq_s32_f32(y);  // half away from zero
     int8_t values[8];
-    vst1_s8(values, bytes);
-    const int left = work.channels - channel;
-    if (left >= kLanes)
-      store_some(out, values, kLanes);
-    else
-      store_some(out, values, left);
+    vst1_s8(values, vqmovn_s16(vcombine_s16(vqmovn_s32(rounded), vdup_n_s16(0))));
+    store_some(out, values, channels >= kLanes ? kLanes : channels);
   }
 
-  template <int N>
-  static void store_bits(uint16_t* out, const Counts* counts, const Work& work) {
-    uint32x4_t above[kVectors];
-    for (int n = 0; n < kVectors; ++n)
-      above[n] = n < N ? vcgtq_s32(vreinterpretq_s32_u32(counts[n < N ? n : 0]), vld1q_s32(work.thresholds + n * kLanes))
-                       : vdupq_n_u32(0);
-    out[0] = bits_of(above[0], above[1], above[2], above[3]);
-    if (work.halves > 1) out[1] = 0;
+  // All of a tile's bits at once: the last steps take four pixels in one vector.
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
+    uint8x16_t above[4];
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) {
+      uint16x8_t side[2] = {vdupq_n_u16(0), vdupq_n_u16(0)};
+#pragma GCC unroll 2
+      for (int n = 0; m < M && n < N; n += 2) {
+        const int16x8_t counts = vreinterpretq_s16_u16(I::template narrow_counts<M, N>(counted, m, n));
+        // Saturated thresholds compare as the others would: counts lie well within 16 bits.
+        const int16x8_t least = vcombine_s16(vqmovn_s32(vld1q_s32(work.thresholds + n * kLanes)),
+                                             n + 1 < N ? vqmovn_s32(vld1q_s32(work.thresholds + (n + 1) * kLanes))
+                                                       : vdup_n_s16(INT16_MAX));
+        side[n / 2] = vcgtq_s16(counts, least);
+      }
+      above[m] = narrow(side[0], side[1]);
+    }
+    const uint16x4_t bits = bits_of(above[0], above[1], above[2], above[3]);
+    uint16_t values[4];
+    vst1_u16(values, bits);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, out += work.out_stride) {
+      reinterpret_cast<uint16_t*>(out)[0] = values[m];
+      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
+    }
+  }
+
+  template <Output kOutput, bool kClamps, bool kFull, int M, int N>
+  __attribute__((always_inline)) static void store_numbers(char* out, const Counted<I, M, N>& counted,
+                                                           const Work& work) {
+    float32x4_t multiplier[N], bias[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      multiplier[n] = vld1q_f32(work.multiplier + n * kLanes);
+      bias[n] = vld1q_f32(work.bias + n * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        const uint32x4_t counts = I::counts(counted.total[m][n], counted.counter[m][n]);
+        const float32x4_t y = transform<kClamps>(work, counts, multiplier[n], bias[n]);
+        const int channels = kFull ? kLanes : work.channels - n * kLanes;
+        if constexpr (kOutput == Output::kFloat)
+          store_floats(reinterpret_cast<float*>(out) + n * kLanes, y, channels);
+        else
+          store_bytes(reinterpret_cast<int8_t*>(out) + n * kLanes, y, channels);
+      }
+  }
+
+  template <Output kOutput, int M, int N>
+  __attribute__((always_inline)) static void store(char* out, const Counted<I, M, N>& counted, const Work& work) {
+    if constexpr (kOutput == Output::kBits)
+      store_bits(out, counted, work);
+    else if (!work.clamps && work.channels >= N * kLanes)  // decided once for a tile: branches would cost more than sums
+      store_numbers<kOutput, false, true>(out, counted, work);
+    else if (!work.clamps)
+      store_numbers<kOutput, false, false>(out, counted, work);
+    else
+      store_numbers<kOutput, true, false>(out, counted, work);
   }
 };
 
-inline uint16_t negative(const float* in) {
-  return bits_of(vcltzq_f32(vld1q_f32(in)), vcltzq_f32(vld1q_f32(in + 4)), vcltzq_f32(vld1q_f32(in + 8)),
-                 vcltzq_f32(vld1q_f32(in + 12)));
-}
-
-inline uint32_t negative_of_32(const float* in) {
-  return negative(in) | static_cast<uint32_t>(negative(in + 16)) << 16;
+// Bits of 64 floats.
+inline void quantize_64(const float* in, uint32_t* out) {
+  uint8x16_t below[4];
+  for (int i = 0; i < 4; ++i, in += 16)
+    below[i] = narrow(narrow(vcltzq_f32(vld1q_f32(in)), vcltzq_f32(vld1q_f32(in + 4))),
+                      narrow(vcltzq_f32(vld1q_f32(in + 8)), vcltzq_f32(vld1q_f32(in + 12))));
+  vst1_u32(out, vreinterpret_u32_u16(bits_of(below[0], below[1], below[2], below[3])));
 }
 
 inline void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
   for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
     int c = 0;
-    for (; c + 32 <= channels; c += 32) *out++ = negative_of_32(in + c);
+    for (; c + 64 <= channels; c += 64, out += 2) quantize_64(in + c, out);
     if (c == channels) continue;
-    float last[32] = {};
+    float last[64] = {};
+    uint32_t bits[2];
     store_some(last, in + c, channels - c);
-    *out++ = negative_of_32(last);
+    quantize_64(last, bits);
+    const int words = channels - c > 32 ? 2 : 1;
+    store_some(out, bits, words);
+    out += words;
   }
 }
 

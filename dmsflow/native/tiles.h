@@ -2,13 +2,13 @@
 // it has no name outside: each is compiled for other instructions.
 //
 // An instruction set `I` offers, with L lanes:
-//   Word, Counter, Total    vectors: of words, of what is counted from flush to flush, of L counts
+//   Word, Counter, Total    vectors: of words, of what is counted from flush to flush, of what was flushed
 //   kTile                   pixels in a full tile
 //   kFlush                  whether counters must be flushed: Total then adds up Counters
 //   spread(p)               a word of the image in all lanes;  weights(p): the next L words of a panel
-//   count(c, x, w)          c + popcount(x ^ w)
-//   flush(total, c)         total + c;   finish(total): L counts as Counts
-//   store_float / store_int8(out, counts, work, channel)   store_bits<N>(out, counts[N], work)
+//   differ(x, w)            how many bits differ, in whatever parts a Counter has;  add(c, d): c + d
+//   flush(total, c)         total + c
+//   store<kOutput, M, N>(out, counted, work)    puts out a tile
 #pragma once
 
 #include "kernels.h"
@@ -19,65 +19,68 @@ using dmsflow::Output;
 using dmsflow::Segment;
 using dmsflow::Work;
 
+// Of M windows with N vectors of filters.
 template <class I, int M, int N>
-struct Counts {
-  typename I::Counts at[M][N];
-};
-
-// Counts of M windows with N vectors of filters.
-template <class I, int M, int N>
-__attribute__((always_inline)) inline Counts<I, M, N> count_tile(const Work& work, const uint32_t* offsets) {
-  const uint32_t* window[M];
-  for (int m = 0; m < M; ++m) window[m] = work.image + static_cast<uint64_t>(offsets[m]) * I::kCopies;
-  const uint32_t* panel = work.panel;
+struct Counted {
   typename I::Counter counter[M][N];
   typename I::Total total[M][N];
-  for (int m = 0; m < M; ++m)
+};
+
+template <class I, int M, int N>
+__attribute__((always_inline)) inline void count_word(typename I::Counter (&counter)[M][N],
+                                                      const uint32_t* const (&window)[M], uint64_t at,
+                                                      const uint32_t* panel) {
+  typename I::Word weights[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) weights[n] = I::weights(panel + n * I::kLanes);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const typename I::Word word = I::spread(window[m] + at);
+    typename I::Word differ[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) differ[n] = I::differ(word, weights[n]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) counter[m][n] = I::add(counter[m][n], differ[n]);
+  }
+}
+
+template <class I, int M, int N>
+__attribute__((always_inline)) inline Counted<I, M, N> count_tile(const Work& work, const uint32_t* offsets) {
+  const uint32_t* window[M];
+  Counted<I, M, N> counted;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    window[m] = work.image + static_cast<uint64_t>(offsets[m]) * I::kCopies;
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      counter[m][n] = I::no_counter();
-      total[m][n] = I::no_total();
+      counted.counter[m][n] = I::no_counter();
+      counted.total[m][n] = I::no_total();
     }
+  }
+  const uint32_t* panel = work.panel;
   const Segment* const end = work.segments + work.segment_count;
   for (const Segment* segment = work.segments; segment != end; ++segment) {
     uint64_t at = static_cast<uint64_t>(segment->offset) * I::kCopies;
     const uint64_t stop = at + static_cast<uint64_t>(segment->words) * I::kCopies;
-    for (; at != stop; at += I::kCopies, panel += N * I::kLanes) {
-      typename I::Word weights[N];
-      for (int n = 0; n < N; ++n) weights[n] = I::weights(panel + n * I::kLanes);
-      for (int m = 0; m < M; ++m) {
-        const typename I::Word word = I::spread(window[m] + at);
-        for (int n = 0; n < N; ++n) counter[m][n] = I::count(counter[m][n], word, weights[n]);
-      }
-    }
+    for (; at != stop; at += I::kCopies, panel += N * I::kLanes)
+      count_word<I, M, N>(counted.counter, window, at, panel);
     if (I::kFlush && segment->flush) {
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-          total[m][n] = I::flush(total[m][n], counter[m][n]);
-          counter[m][n] = I::no_counter();
+          counted.total[m][n] = I::flush(counted.total[m][n], counted.counter[m][n]);
+          counted.counter[m][n] = I::no_counter();
         }
     }
   }
-  Counts<I, M, N> counts;
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) counts.at[m][n] = I::finish(total[m][n], counter[m][n]);
-  return counts;
+  return counted;
 }
 
 template <class I, int M, int N, Output kOutput>
 __attribute__((always_inline)) inline void tile(const Work& work, const uint32_t* offsets, char* out) {
-  const Counts<I, M, N> counts = count_tile<I, M, N>(work, offsets);
-  for (int m = 0; m < M; ++m, out += work.out_stride) {
-    if constexpr (kOutput == Output::kBits) {
-      I::template store_bits<N>(reinterpret_cast<uint16_t*>(out), counts.at[m], work);
-    } else {
-      for (int n = 0; n < N; ++n) {
-        if constexpr (kOutput == Output::kFloat)
-          I::store_float(reinterpret_cast<float*>(out) + n * I::kLanes, counts.at[m][n], work, n * I::kLanes);
-        else
-          I::store_int8(reinterpret_cast<int8_t*>(out) + n * I::kLanes, counts.at[m][n], work, n * I::kLanes);
-      }
-    }
-  }
+  const Counted<I, M, N> counted = count_tile<I, M, N>(work, offsets);
+  I::template store<kOutput, M, N>(out, counted, work);
 }
 
 // The last tile, of `left` < M + 1 pixels.
@@ -108,7 +111,7 @@ void convolve(const Work& work) {
     convolve<I, kOutput, N - 1>(work);
 }
 
-// Stores the first `channels` of L values that lie in `values`.
+// Stores the first `channels` of some values.
 template <class T>
 inline void store_some(T* out, const T* values, int channels) {
   for (int c = 0; c < channels; ++c) out[c] = values[c];
