@@ -78,8 +78,10 @@ struct Avx2 {
 
   template <int M, int N>
   static void store_bits(char* out, const Counted<Avx2, M, N>& counted, const Work& work) {
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint32_t bits = 0;
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const __m256i count = flush(counted.total[m][n], counted.counter[m][n]);
         const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
@@ -94,7 +96,9 @@ struct Avx2 {
   template <Output kOutput, bool kClamps, bool kFull, int M, int N>
   __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx2, M, N>& counted,
                                                            const Work& work) {
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const int channel = n * kLanes, channels = kFull ? kLanes : work.channels - channel;
         const __m256 y = transform<kClamps>(work, flush(counted.total[m][n], counted.counter[m][n]), channel);

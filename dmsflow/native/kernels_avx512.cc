@@ -57,8 +57,10 @@ struct Avx512 {
 
   template <int M, int N>
   static void store_bits(char* out, const Counted<Avx512, M, N>& counted, const Work& work) {
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint16_t* const halves = reinterpret_cast<uint16_t*>(out);
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
         halves[n] = _mm512_cmpgt_epi32_mask(counted.counter[m][n], _mm512_loadu_si512(work.thresholds + n * kLanes));
       if (N < work.halves) halves[N] = 0;
@@ -69,8 +71,11 @@ struct Avx512 {
   __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx512, M, N>& counted,
                                                            const Work& work) {
     __mmask16 there[N];
+#pragma GCC unroll 8
     for (int n = 0; n < N; ++n) there[n] = put_out(work, n * kLanes);
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const int channel = n * kLanes;
         const __m512 y = transform<kClamps>(work, counted.counter[m][n], channel);

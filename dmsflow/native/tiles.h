@@ -19,7 +19,7 @@ using dmsflow::Output;
 using dmsflow::Segment;
 using dmsflow::Work;
 
-// Of M windows with N vectors of filters.
+// Of M windows with N vectors of filters. Every loop over these is unrolled: else they would lie in memory.
 template <class I, int M, int N>
 struct Counted {
   typename I::Counter counter[M][N];
