@@ -1,7 +1,8 @@
 """Random files of LCE's operators, run by LiteRT with the delegate and by the official interpreter.
 
-What LCE itself does wrongly (docs of the delegate list it) is compared with its reference kernels, or
-with `convolve`, the definition in NumPy.
+LCE's default kernels take no groups: those are compared with its reference ones. They are wrong with
+zero-padding where a filter is wider than the image, and the reference ones round otherwise: there the
+definition in NumPy, `convolve`, decides.
 """
 
 from __future__ import annotations
