@@ -81,7 +81,7 @@ def symbols(library: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         cells = line.split()
-        if len(cells) >= 8 and re.fullmatch(r"\d+:", cells[0]):
+        if len(cells) >= 8 and re.fullmatch(r"\d+:", cells[0]) and cells[3] != "SECTION":  # the ARM linker lists those
             found.setdefault("UND" if cells[6] == "UND" else "defined", []).append(cells[7])
     return found
 
