@@ -18,7 +18,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "progress", "table"),
     ("plugin", "network", "target", "manifest", "settings", "profile", "native"),
-    ("cost", "probes", "deploy", "tflite", "doctor", "networks", "runners", "devices", "exporters", "datasets"),
+    (
+        "cost",
+        "cycles",
+        "probes",
+        "deploy",
+        "tflite",
+        "doctor",
+        "networks",
+        "runners",
+        "devices",
+        "exporters",
+        "datasets",
+    ),
     ("binary", "width"),
     ("model", "budget", "stopwatch"),
     ("training",),
@@ -40,8 +52,17 @@ HOMES = {
     "click": {"cli"},
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
-    # manifest asks git for the commit; doctor tries native libraries where they can crash alone.
-    "subprocess": {"manifest", "doctor", "devices/local", "devices/_shell", "devices/adb"},
+    # manifest asks git for the commit; doctor tries native libraries where they can crash alone; cycles calls LLVM.
+    "subprocess": {
+        "manifest",
+        "doctor",
+        "cycles",
+        "devices/local",
+        "devices/_shell",
+        "devices/adb",
+        "devices/qemu",
+        "devices/_emulated",
+    },
 }
 
 

@@ -1,8 +1,8 @@
 // A plugin for qemu-aarch64: how often each translated block runs, from one mark to the next.
 //
 // Marks are system calls that any program can make and no runtime makes by itself:
-//   clock_gettime(CLOCK_BOOTTIME_ALARM)  begins a run that is counted, and ends it when called again
-//   clock_gettime(CLOCK_BOOTTIME)        within such a run ends one span and begins the next
+//   clock_gettime(CLOCK_TAI)       begins a run that is counted, and ends it when called again
+//   clock_gettime(CLOCK_BOOTTIME)  within such a run ends one span and begins the next
 // Counted are the blocks of the first thread; of others only how many they ran.
 //
 // Options: out=PATH; count=all counts the whole process as one run, count=spans begins a run at the
@@ -48,7 +48,7 @@ void qemu_plugin_register_atexit_cb(Id id, void (*call)(Id, void*), void* data);
 EXPORT int qemu_plugin_version = DMSFLOW_PLUGIN_API;
 EXPORT int qemu_plugin_install(Id id, const void* info, int argc, char** argv);
 
-enum { kClockGettime = 113, kBoottime = 7, kBoottimeAlarm = 9 };
+enum { kClockGettime = 113, kBoottime = 7, kTai = 11 };
 enum { kInstructionBytes = 4, kMostInstructions = 512, kBuckets = 1 << 16 };
 enum Mode { kRuns, kAll, kSpans };
 
@@ -153,7 +153,7 @@ static void on_syscall(Id id, unsigned thread, int64_t number, uint64_t first, u
                        uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
   (void)id, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
   if (mode == kAll || thread || number != kClockGettime) return;
-  const bool outer = mode == kRuns ? first == kBoottimeAlarm : first == kBoottime && !counting;
+  const bool outer = mode == kRuns ? first == kTai : first == kBoottime && !counting;
   if (!outer && first != kBoottime) return;
   end_span();
   if (!outer) return;

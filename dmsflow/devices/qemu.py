@@ -1,0 +1,189 @@
+"""A 64-bit ARM machine, emulated on this one: qemu, or qemu://cortex-a53, -a72 or -a76 for the class of its cores.
+
+The files run on the stock wheels for aarch64, in QEMU's user mode. A plugin counts each block of
+instructions and LLVM's model of a core says how many cycles it takes (see `cycles`), so the times are
+modelled: no such device ran anything. They know of no caches and no other programs, and are the same
+at each run, so one is counted, however many are asked for.
+
+All that is needed is set up once (see `_emulated`), in about a minute, and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from dmsflow import cycles
+from dmsflow.devices import Access, File, Job, Machine, Measure, Measurement, Operation, Timing, _emulated, _python
+from dmsflow.devices._program import COUNTED
+from dmsflow.errors import DmsflowError
+from dmsflow.runners import litert
+
+DEFAULT = "cortex-a72"
+V8_0 = "fp asimd evtstrm crc32 cpuid"
+V8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+PASSED_ON = ("DMSFLOW_KERNELS", "HOME")
+
+
+@dataclass(frozen=True)
+class Core:
+    """A class of cores.
+
+    Attributes:
+        board: a usual machine with such cores.
+        ghz: their clock there.
+        model: LLVM's model that stands for them; it has none of the A72 and the A76.
+        part: the number by which runtimes know the core.
+        features: as Linux writes them.
+    """
+
+    board: str
+    ghz: float
+    model: str
+    part: str
+    features: str
+
+    @property
+    def cpuinfo(self) -> str:
+        lines = ("BogoMIPS\t: 100.00", f"Features\t: {self.features}", "CPU implementer\t: 0x41",
+                 "CPU architecture: 8", "CPU variant\t: 0x0", f"CPU part\t: {self.part}", "CPU revision\t: 3")  # fmt: skip
+        return "\n".join((*lines, ""))
+
+
+CORES = {
+    "cortex-a53": Core("Raspberry Pi 3B+", 1.4, "cortex-a53", "0xd03", V8_0),
+    "cortex-a72": Core("Raspberry Pi 4B", 1.5, "cortex-a57", "0xd08", V8_0),
+    "cortex-a76": Core("Raspberry Pi 5", 2.4, "neoverse-n1", "0xd0b", V8_2),
+}
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """The device, set up."""
+
+    address: str
+    name: str
+    folder: Path
+
+    @property
+    def core(self) -> Core:
+        return CORES[self.name]
+
+    @property
+    def machine(self) -> Machine:
+        core = self.core
+        processor = f"{self.name} class at {core.ghz:g} GHz ({core.board}), cycles of LLVM 19's {core.model} model"
+        return Machine(processor=processor, system="Linux aarch64, emulated", method="modelled")
+
+
+@contextlib.contextmanager
+def connect(address: str, access: Access) -> Iterator[Measure]:
+    """Set the device up, where that was not done before.
+
+    Raises:
+        DmsflowError: the address names no class of cores, a tool is missing, or the set-up fails; and
+            from `measure`, a file cannot be run, or more is asked for than can be modelled.
+    """
+    name = _core(address)
+    if access != Access():
+        raise DmsflowError(f"device {address}", "measures with a Python of its own", "leave out what to run there")
+    _emulated.check_tools()
+    with tempfile.TemporaryDirectory() as private:
+        device = Emulated(address, name, Path(private))
+        _unpack(Path(private, "program"))
+        yield partial(measure, device)
+
+
+def _core(address: str) -> str:
+    scheme, slashes, name = address.partition("://")
+    name = name if slashes else DEFAULT
+    if scheme != "qemu" or name not in CORES:
+        right = f"write qemu://CLASS, with one of {', '.join(CORES)}; qemu alone is {DEFAULT}"
+        raise DmsflowError(f"device {address}", "is unusable", right)
+    return name
+
+
+def _unpack(place: Path) -> None:
+    """The program that measures and the delegate, as they lie in an installed dmsflow."""
+    with zipfile.ZipFile(io.BytesIO(_python.program())) as packed:
+        packed.extractall(place)
+    library = _emulated.library()
+    (place / "dmsflow" / "native").mkdir(exist_ok=True)
+    (place / "dmsflow" / "native" / library.name).symlink_to(library)
+
+
+def measure(device: Emulated, job: Job) -> Measurement:
+    """As the contract of the folder says; the memory of an emulated process is not told."""
+    if job.threads != 1:
+        what = f"is modelled for one thread, and not for {job.threads}"
+        raise DmsflowError(f"device {device.address}", what, "give --threads 1")
+    files = tuple(msgspec.structs.replace(file, primers=0) for file in job.files)
+    once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
+    counted = device.folder / "counts"
+    seen = _python.measure(once, partial(_emulate, device, counted), f"device {device.address}")
+    counts = cycles.read(counted)
+    counted.unlink()
+    model = cycles.Model(device.core.model, _emulated.folder() / "cycles-19")
+    spans_ms = [each / device.core.ghz / 1e6 for each in model.cycles(counts)]
+    # First each file was loaded, then each ran once.
+    runs = [spans_ms[run] for run in counts.runs]
+    loads, timed = runs[: len(files)], runs[len(files) :]
+    timings = tuple(
+        Timing(
+            runtime=told.runtime,
+            load_ms=sum(load),
+            runs_ms=(sum(spans),) * job.runs,
+            operations=_operations(file, spans) if job.operations else (),
+        )
+        for file, told, load, spans in zip(files, seen.timings, loads, timed, strict=True)
+    )
+    return Measurement(timings=timings, machine=device.machine)
+
+
+def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
+    """The delegate marks where each of its operations begins and ends; other runtimes mark nothing."""
+    if file.runner != "litert":
+        return ()
+    rows = litert.named(Path(file.path), spans_ms)
+    return tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows)
+
+
+def _emulate(device: Emulated, counted: Path, job: Job) -> bytes:
+    """Run the program in the emulated Python; what it wrote."""
+    sites = [_emulated.site(name) for name in _wheels(job)]
+    root = _emulated.root(device.core.cpuinfo)
+    environment = {
+        COUNTED: "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (device.folder / "program", *sites))),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "LC_ALL": "C.UTF-8",
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    }
+    command = (
+        _emulated.EMULATOR, "-L", str(root), "-cpu", device.name, "-plugin", f"{_emulated.plugin()},out={counted}",
+        str(root / _emulated.PYTHON), str(device.folder / "program" / "__main__.py"),
+    )  # fmt: skip
+    done = subprocess.run(command, input=msgspec.json.encode(job), capture_output=True, env=environment, check=False)
+    if done.returncode:
+        files = ", ".join(file.path for file in job.files)
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        what = f"the emulated process that runs it died ({last})"
+        raise DmsflowError(files, what, f"export it again, or remove {_emulated.folder()}")
+    return done.stdout
+
+
+def _wheels(job: Job) -> list[str]:
+    """NumPy comes with LiteRT's."""
+    return ["litert", *sorted({file.runner for file in job.files} & _emulated.WHEELS.keys() - {"litert"})]
