@@ -76,8 +76,9 @@ def measured(arguments: argparse.Namespace, folder: Path) -> Profile:
 def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[Checked]:
     """Networks of random widths, predicted and measured beside the profile's own reference."""
     draw = np.random.default_rng(SEED)
-    aim = target.load(arguments.target)
     chosen = settings(arguments, 32)
+    aim = target.load(arguments.target)
+    aim = msgspec.structs.replace(aim, runner=devices.runner_of(aim, chosen))
     rows = []
     with devices.connect("local", Access()) as measure:
         watch = profiling.stopwatch(chosen, aim, measure, folder, profiling.State(settings=chosen))

@@ -5,7 +5,7 @@ disturbs the machine disturbs both. A profile says beforehand how fast it should
 or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network, widths
 or data and nothing goes on from it.
 
-Wherever the file is timed, top-1 is found on this machine, by the target's own runner: a device gets
+Wherever the file is timed, top-1 is found on this machine, by a runner that works here: a device gets
 the file, and none of the images.
 """
 
@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import cost, datasets, devices, manifest, plugin, profile, progress, target
+from dmsflow import cost, datasets, devices, manifest, plugin, profile, progress, runners, target
 from dmsflow.cost import MIB
-from dmsflow.datasets import Split
+from dmsflow.datasets import Split, image_folder
+from dmsflow.datasets._folders import list_images
 from dmsflow.devices import Machine, Timing
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Chain, Manifest
@@ -31,6 +32,7 @@ from dmsflow.network import value
 from dmsflow.profile import Profile
 from dmsflow.settings import BenchSettings
 from dmsflow.table import milliseconds, print_table, spelled_threads
+from dmsflow.target import Target
 
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
@@ -43,10 +45,10 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Subject:
-    """The file to measure, its runner, and the export it comes from (None: a bare file)."""
+    """The file to measure, the target that it is for, and the export it comes from (None: a bare file)."""
 
     path: Path
-    runner: str
+    aim: Target
     export: Manifest | None
 
 
@@ -96,12 +98,12 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
     path = out / "bench.json"
     manifest.claim(path, resume=False, force=force)
     subject = _subject(source)
-    _check_accuracy(subject, settings)
+    judge = _judge(subject, settings)
     prediction = _predict(source, subject, settings)
     measured = _measure(subject, settings)
     metrics = {**_metrics(subject, measured, prediction), **_operations(measured)}
-    if _counts_top1(subject, settings):
-        metrics["top1_percent"] = _top1_percent(subject)
+    if judge:
+        metrics |= _top1(subject, settings, judge)
     _print(subject, settings, measured, metrics)
     if prediction:
         _print_prediction(prediction, measured, metrics)
@@ -122,16 +124,15 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
     """
     subject = _subject(source)
     devices.find(settings.device)
-    _check_accuracy(subject, settings)
+    judge = _judge(subject, settings)
     prediction = _predict(source, subject, settings)
-    split = subject.export.data.name if subject.export and _counts_top1(subject, settings) else None
     rows = [
         ("file", f"{subject.path} ({subject.path.stat().st_size / 1024:.1f} KiB)"),
-        ("runner", settings.runner_file or subject.runner),
+        ("runner", settings.runner_file or settings.runner or " or ".join(subject.aim.runners)),
         ("device", settings.device),
         ("baseline", f"{BASELINE}, in onnxruntime" if _has_baseline(subject, settings) else "none"),
         ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
-        ("top-1", f"on the test split of {split}" if split else "not measured"),
+        ("top-1", f"on {_images_of(subject, settings)}, by {judge}" if judge else "not measured"),
     ]
     if prediction:
         rows.append(("predicted", f"{milliseconds(prediction.ms)} ms with profile {prediction.profile.title}"))
@@ -155,20 +156,20 @@ def check_required(path: Path, settings: BenchSettings) -> None:
 
 
 def _subject(source: Path) -> Subject:
-    runners = {one.suffix: one.runner for one in map(target.load, target.names())}
+    aims = {one.suffix: one for one in map(target.load, target.names())}
     if source.suffix == ".json":
         export = manifest.load(source, "export")
         path = manifest.verify(source, export.artifacts["model"])
-        return Subject(path, target.load(export.settings["target"]).runner, export)
-    if source.suffix not in runners:
+        return Subject(path, target.load(export.settings["target"]), export)
+    if source.suffix not in aims:
         raise DmsflowError(
             source,
             "is neither a manifest nor a model file",
-            f"give an export.json, or a {' or '.join(sorted(runners))} file",
+            f"give an export.json, or a {' or '.join(sorted(aims))} file",
         )
     if not source.is_file():
         raise DmsflowError(source, "no such file", "give the path of an existing file")
-    return Subject(source, runners[source.suffix], None)
+    return Subject(source, aims[source.suffix], None)
 
 
 # --- predicting -------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _measure(subject: Subject, settings: BenchSettings) -> Measured:
-    files = {subject.path.name: devices.File(path=str(subject.path), runner=subject.runner)}
+    files = {subject.path.name: devices.File(path=str(subject.path), runner=devices.runner_of(subject.aim, settings))}
     with tempfile.TemporaryDirectory() as folder:
         if _has_baseline(subject, settings):
             path = Path(folder) / "float32.onnx"
@@ -289,35 +290,68 @@ def _write_float32(export: Manifest, path: Path) -> None:
     exporter.write_float(export.network, export.widths, None, (128,) * channels, (64.0,) * channels, path)
 
 
-def _counts_top1(subject: Subject, settings: BenchSettings) -> bool:
-    return bool(subject.export and settings.accuracy)
+def _judge(subject: Subject, settings: BenchSettings) -> str | None:
+    """The runner that finds top-1 on this machine; None: nothing to find, or nobody asked.
+
+    Raises:
+        DmsflowError: no runner of the file works here; it is told before a device is reached. Or
+            images are given for a chain, which has its own.
+    """
+    if subject.export and settings.images:
+        what = f"are not those of {subject.export.data.name}, which {subject.path.name} was exported with"
+        raise DmsflowError("--images", what, f"give {subject.path} instead of its manifest, or leave them out")
+    if not (settings.accuracy and (subject.export or settings.images)):
+        return None
+    if settings.images:
+        list_images(Path(settings.images))
+    wanted = (settings.runner,) if settings.runner else subject.aim.runners
+    try:
+        return runners.first_usable(wanted)[0]
+    except DmsflowError as error:
+        if settings.device == "local":
+            raise
+        what = f"is found on this machine, which cannot run the file ({error})"
+        raise DmsflowError("top-1", what, "or leave it out: --no-accuracy") from error
 
 
-def _check_accuracy(subject: Subject, settings: BenchSettings) -> None:
-    """Refuse before a device is reached what would only fail after it: this machine may have no such runtime."""
-    if settings.device != "local" and _counts_top1(subject, settings):
-        try:
-            plugin.load("runners", subject.runner).version()
-        except DmsflowError as error:
-            what = f"is found on this machine, which cannot run the file ({error})"
-            raise DmsflowError("top-1", what, "or leave it out: --no-accuracy") from error
+def _images_of(subject: Subject, settings: BenchSettings) -> str:
+    return f"the test split of {subject.export.data.name}" if subject.export else f"the images in {settings.images}"
 
 
-def _top1_percent(subject: Subject) -> float:
-    """Of the file, on the whole test split, run on this machine."""
-    assert subject.export
-    test = datasets.load(subject.export.data).test
-    session = plugin.load("runners", subject.runner).open(subject.path, 1)
-    if (shape := test.images(np.array([0])).shape) != session.input_shape:
-        what = f"has images {list(shape[1:])}, and the file takes {list(session.input_shape[1:])}"
-        raise DmsflowError(f"data set {subject.export.data.name}", what, "use the one of the search, or --no-accuracy")
+def _top1(subject: Subject, settings: BenchSettings, judge: str) -> dict[str, Any]:
+    """Of the file, on the whole test split or all images of the folder, run on this machine."""
+    session = plugin.load("runners", judge).open(subject.path, 1)
+    test = _test_of(subject, settings, session)
     right = 0
     with progress.track("bench: top-1", total=len(test), unit="image") as track:
         for begin in range(0, len(test), BATCH):
             indices = np.arange(begin, min(begin + BATCH, len(test)))
             right += _right(session, test, indices)
             track.advance(len(indices), note=f"top-1 {100 * right / (indices[-1] + 1):.2f} %")
-    return 100 * right / len(test)
+    return {"top1_percent": 100 * right / len(test), "top1_images": len(test)}
+
+
+def _test_of(subject: Subject, settings: BenchSettings, session: Any) -> Split:
+    """The labelled images; their size and classes are those of the file."""
+    shape = session.input_shape
+    if subject.export:
+        test = datasets.load(subject.export.data).test
+        if (own := test.images(np.array([0])).shape) != shape:
+            what = f"has images {list(own[1:])}, and the file takes {list(shape[1:])}"
+            where = f"data set {subject.export.data.name}"
+            raise DmsflowError(where, what, "use the one of the search, or --no-accuracy")
+        return test
+    listing = list_images(Path(settings.images or ""))
+    found = session.run(np.zeros(shape, np.float32)).size
+    if len(shape) != 4 or shape[0] != 1 or shape[1] != shape[2] or shape[3] not in (1, 3) or found < 2:
+        what = f"takes {list(shape)} and gives {found} numbers: it tells no classes of square images"
+        raise DmsflowError(subject.path, what, "leave out --images")
+    if found != len(listing.classes):
+        what = f"has {len(listing.classes)} class folders, and the file tells {found} classes"
+        raise DmsflowError(
+            settings.images, what, "give a folder for each class, in the alphabetical order of the training"
+        )
+    return image_folder.one_split(listing, shape[1], shape[3])
 
 
 def _right(session: Any, split: Split, indices: Any) -> int:
@@ -395,16 +429,24 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
             )
         )  # fmt: skip
     head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")  # fmt: skip
-    print_table(
-        f"{settings.device}, {spelled_threads(settings.threads)}, {settings.runs} runs of each in turn", head, rows
-    )
-    _say(f"measured on: {_machine(measured.machine)}")
+    print_table(f"{settings.device}, {spelled_threads(settings.threads)}, {_runs(settings, measured)}", head, rows)
+    _say(f"{_how(measured.machine.method)}: {_machine(measured.machine)}")
     if FLOAT32 in measured.timings:
         _say(f"float32: the {BASELINE.removeprefix('float32 ')}")
     if measured.file.peak_memory_bytes is not None:
         _say(PEAK)
     if settings.device != "local" and "top1_percent" in metrics:
         _say("top-1: found on this machine, by the same file")
+
+
+def _how(method: str) -> str:
+    return "measured on" if method == "measured" else "modelled for"
+
+
+def _runs(settings: BenchSettings, measured: Measured) -> str:
+    if measured.machine.method == "modelled":
+        return "modelled: one run of each was counted"
+    return f"{settings.runs} runs of each in turn"
 
 
 def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[str, Any]) -> None:
@@ -415,8 +457,9 @@ def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[
     print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
     origin = manifest.machine(used.environment).get("processor")
     date = used.environment.get("date")
-    how = "measured on" if used.method == "measured" else "modelled for"
-    _say(f"{title}: {how} {used.device} ({origin}), {used.runtime}, {spelled_threads(used.threads)}, {date}")
+    _say(
+        f"{title}: {_how(used.method)} {used.device} ({origin}), {used.runtime}, {spelled_threads(used.threads)}, {date}"
+    )
     if origin != measured.machine.processor:
         _say(f"{title} is of another processor: {origin}, and this is {measured.machine.processor}")
     if used.runtime != measured.file.runtime:

@@ -379,6 +379,8 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     doctor.require(f"target {aim.name}", doctor.lacking(aim))
     if bench.has_baseline(chosen["bench"]):
         doctor.require("--baseline", ["onnx", "onnxruntime"])
+    if chosen["bench"].images:
+        raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
         if why := bench.other_files(profile.load(name), aim.name, precision, threads):

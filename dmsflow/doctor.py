@@ -29,6 +29,8 @@ DISTRIBUTIONS = {
     "larq_compute_engine": "larq-compute-engine",
     "ai_edge_litert": "ai-edge-litert",
 }
+# Packages that do as well in place of one.
+INSTEAD = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 
 
@@ -76,10 +78,19 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def lacking(aim: target.Target) -> list[str]:
-    """Modules that are missing for writing and running the files of a target on this machine."""
-    plugins = (("exporters", aim.exporter), ("runners", aim.runner))
-    files = [Path(name) if name.endswith(".py") else PACKAGE / folder / f"{name}.py" for folder, name in plugins]
-    return [module for path in files if path.is_file() for module in needed(path) if not is_installed(module)]
+    """Modules that are missing here for writing the files of a target, and for running them by one of its runners."""
+    return [*_absent("exporters", aim.exporter), *min((_absent("runners", name) for name in aim.runners), key=len)]
+
+
+def _absent(folder: str, name: str) -> list[str]:
+    path = Path(name) if name.endswith(".py") else PACKAGE / folder / f"{name}.py"
+    modules = needed(path) if path.is_file() else []
+    spare = {other for module in modules for other in INSTEAD.get(module, ())}
+    return [
+        module
+        for module in modules
+        if module not in spare and not any(map(is_installed, (module, *INSTEAD.get(module, ()))))
+    ]
 
 
 def require(where: str, modules: list[str]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import cost, datasets, deploy, manifest, plugin, progress, target
+from dmsflow import cost, datasets, deploy, manifest, plugin, progress, runners, target
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Manifest
@@ -70,6 +70,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     manifest.claim(path, resume=False, force=force)
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
+    runner = _runner(aim)
     dataset = datasets.load(train.data)
     weights, trained = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"
@@ -78,7 +79,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
         candidate = Path(folder) / model.name
         write = _float if _is_float(train) else _binary
         rows, reference = write(train, aim, dataset, weights, candidate)
-        check = _check(aim, candidate, reference, dataset.test, trained, settings.check_images)
+        check = _check(runner, candidate, reference, dataset.test, trained, settings.check_images)
         metrics = {**_metrics(train, rows, candidate), **_check_metrics(check)}
         candidate.replace(model)
     _print(model, rows, check)
@@ -94,7 +95,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
             data=train.data,
             artifacts={"model": manifest.artifact(model, out)},
             metrics=metrics,
-            environment=manifest.environment(runtimes={model.name: plugin.load("runners", aim.runner).version()}),
+            environment=manifest.environment(runtimes={model.name: plugin.load("runners", runner).version()}),
         ),
     )
 
@@ -114,9 +115,18 @@ def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, s
         ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
         ("target", f"{aim.name}: {aim.description}"),
         ("exporter", aim.exporter),
-        ("check", f"on {settings.check_images} test images of {train.data.name}, run by {aim.runner}"),
+        ("check", f"on {settings.check_images} test images of {train.data.name}, run by {_runner(aim)}"),
         ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
     ]
+
+
+def _runner(aim: Target) -> str:
+    """What runs the written file: the witness, whose kernels are not ours, where it is installed.
+
+    Raises:
+        DmsflowError: no runner of the target works here.
+    """
+    return runners.first_usable(aim.runners[::-1])[0]
 
 
 def _is_float(train: Manifest) -> bool:
@@ -201,14 +211,14 @@ def _float_exporter(aim: Target) -> Any:
 # --- checking ---------------------------------------------------------------------------------
 
 
-def _check(aim: Target, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
+def _check(runner: str, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
     """Run the file on the first `count` test images.
 
     Raises:
         DmsflowError: its logits are not those it must give.
     """
     count = min(count, len(test))
-    session = plugin.load("runners", aim.runner).open(path, 1)
+    session = plugin.load("runners", runner).open(path, 1)
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
         what = f"has images {list(shape[1:])}, and the network takes {list(session.input_shape[1:])}"
         raise DmsflowError("the data set", what, "use the one of the search")

@@ -105,6 +105,7 @@ def run(
     if not wanted:
         return path
     state = _state(saved, settings, resume=resume)
+    aim = msgspec.structs.replace(aim, runner=devices.runner_of(aim, settings))
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
         watch = stopwatch(settings, aim, measure, Path(folder), state)
@@ -130,7 +131,8 @@ def _assembled(
     """The profile, with what it had before."""
     settings, drift = session.settings, session.watch.drift_percent()
     fresh = Profile(
-        name=name, target=settings.target, precision=settings.precision, device=settings.device, threads=settings.threads,
+        name=name, method=session.watch.machine[-1].method, target=settings.target, precision=settings.precision,
+        device=settings.device, threads=settings.threads,
         runtime=session.watch.runtime, overhead_ms=max(0.0, _ms(session.state, probes.overhead())), steps=steps,
         tables=tuple(tables), drift_percent=drift, commands=(command,), environment=_environment(session.state),
     )  # fmt: skip
@@ -160,6 +162,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
+        ("runner", settings.runner_file or settings.runner or " or ".join(aim.runners)),
         ("device", f"{settings.device}, {spelled_threads(settings.threads)}"),
         ("pieces", f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels"),
         ("probes", f"about {count}, {settings.runs} runs of each"),
@@ -485,6 +488,7 @@ def _environment(state: State) -> dict[str, Any]:
     """The device, and what measured it."""
     first, last = state.machine[0], state.machine[-1]
     machine = msgspec.to_builtins(last)
+    machine.pop("method")  # the profile says it itself
     here = manifest.environment()
     return {
         **machine,

@@ -165,13 +165,22 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which device measures, and how it is reached."""
 
     device: Annotated[
-        str, Meta(description="Where it runs: local, ssh://user@host or adb://SERIAL; see dmsflow list devices.")
+        str,
+        Meta(
+            description="Where it runs: local, ssh://user@host, adb://SERIAL or qemu (an emulated ARM core); see dmsflow list devices."
+        ),
     ] = "local"
     python: Annotated[str, Meta(description="The command that is Python on an ssh device.")] = "python3"
     runner_file: Annotated[
         str | None,
         Meta(
             description="A benchmark program for the device, for want of Python there: TFLite's benchmark_model or LCE's lce_benchmark_model."
+        ),
+    ] = None
+    runner: Annotated[
+        str | None,
+        Meta(
+            description="What runs the file: litert, lce, onnxruntime, or the path of a .py file; the target's own unless given."
         ),
     ] = None
     threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
@@ -186,6 +195,10 @@ class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True
         bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")
     ] = True
     accuracy: Annotated[bool, Meta(description="Measure top-1 on the test split.")] = True
+    images: Annotated[
+        str | None,
+        Meta(description="Top-1 of a bare file: on the images of this folder, which has a folder for each class."),
+    ] = None
     operations: Annotated[bool, Meta(description="Time each operation too, where the runtime can.")] = False
     profile: Annotated[
         str | None, Meta(description="Predict with this profile and tell the error; the search's own unless given.")

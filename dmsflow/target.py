@@ -1,4 +1,4 @@
-"""What to build for: which exporter writes the file, and which runner checks and measures it.
+"""What to build for: which exporter writes the file, and which runners check and measure it.
 
 A target is a TOML file, its name is the file's stem: `targets/*.toml` of a checkout,
 `dmsflow/targets/*.toml` of a wheel, or a user's own by its path.
@@ -30,7 +30,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name: the stem of its file.
         description: one line for `dmsflow list targets`.
         exporter: a file of `exporters/` that writes the model.
-        runner: a file of `runners/` that runs the model on the machine that exports it.
+        runner: a file of `runners/` that runs the model.
+        witness: another one, which checks a written file, and measures where the runner's runtime is
+            not installed; None: there is only the one.
         suffix: of the model file, ".tflite" or ".onnx".
     """
 
@@ -38,7 +40,13 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     description: str
     exporter: str
     runner: str
+    witness: str | None = None
     suffix: Annotated[str, Meta(pattern=r"^\.[a-z]+$")]
+
+    @property
+    def runners(self) -> tuple[str, ...]:
+        """The runner, then the witness."""
+        return (self.runner, self.witness) if self.witness else (self.runner,)
 
 
 def folder() -> Path:

@@ -134,6 +134,31 @@ OPTIONS = {
     43: "PadV2Options",
 }
 
+# What the runtime calls its own operators, by their codes: those of files that 1-bit networks make.
+OPERATORS = {
+    0: "ADD",
+    1: "AVERAGE_POOL_2D",
+    2: "CONCATENATION",
+    3: "CONV_2D",
+    4: "DEPTHWISE_CONV_2D",
+    6: "DEQUANTIZE",
+    9: "FULLY_CONNECTED",
+    14: "LOGISTIC",
+    17: "MAX_POOL_2D",
+    18: "MUL",
+    19: "RELU",
+    21: "RELU6",
+    22: "RESHAPE",
+    25: "SOFTMAX",
+    34: "PAD",
+    40: "MEAN",
+    41: "SUB",
+    54: "PRELU",
+    60: "PADV2",
+    114: "QUANTIZE",
+    117: "HARD_SWISH",
+}
+
 
 def load(path: Path) -> dict[str, Any]:
     """The fields of the Model in a file, nested; absent ones are left out, bytes are memoryviews.

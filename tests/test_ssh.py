@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import platform
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsflow import cli, cost, devices, export, profile
+from dmsflow import cli, cost, devices, export, native, profile
 from dmsflow.devices import Access, File, Job, _python, _shell
 from dmsflow.errors import DmsflowError
 from dmsflow.network import load_network
@@ -143,7 +145,7 @@ def serving(folder: Path, *more: str):
 def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssh")
     with serving(folder) as server:
-        server.program("python3", bare_python(folder / "site", "numpy", "onnxruntime", "larq_compute_engine"))
+        server.program("python3", bare_python(folder / "site", "numpy", "onnxruntime", "larq_compute_engine", "ai_edge_litert"))
         server.program("python-bare", bare_python(folder / "nothing"))
         server.program("python-numpy", bare_python(folder / "numpy", "numpy"))
         yield server
@@ -177,6 +179,10 @@ def job(*files, **changed):
     return Job(files=files, **{"threads": 1, "warm_up": 0, "runs": 2, "memory": False, **changed})
 
 
+def on_litert(file):
+    return File(path=file.path, runner="litert")
+
+
 def refused(server, given, access=Access()):  # noqa: B008
     """The one line that a measurement ends with."""
     with pytest.raises(DmsflowError) as raised, devices.connect(server.address, access) as measure:
@@ -203,7 +209,7 @@ def runs(process: int) -> bool:
 
 
 def test_it_measures_as_this_machine_does(server, files):
-    asked = job(*files, warm_up=1, runs=3, memory=True, operations=True)
+    asked = job(*files, on_litert(files[1]), warm_up=1, runs=3, memory=True, operations=True)
     with devices.connect(server.address) as measure:
         there = measure(asked)
         again = measure(job(files[1]))
@@ -217,7 +223,7 @@ def test_it_measures_as_this_machine_does(server, files):
         assert 0 < one.load_ms < 10_000
         assert 10 * 2**20 < one.peak_memory_bytes < 500 * 2**20
         assert [(each.op, each.name) for each in one.operations] == [(each.op, each.name) for each in other.operations]
-    assert there.timings[0].operations
+    assert there.timings[0].operations and there.timings[2].operations
     assert again.timings[0].peak_memory_bytes is None and len(again.timings[0].runs_ms) == 2
 
 
@@ -228,9 +234,41 @@ def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
     given = ["--name", "there", "--device", server.address, "--check", "1", "--patience-minutes", "0", "--out"]
     assert cli.main(["profile", *given, str(tmp_path), *words]) == 0
     made = profile.load(capsys.readouterr().out.strip())
-    assert made.device == server.address and made.runtime.startswith("LCE ") and made.environment["processor"]
+    assert made.device == server.address and made.runtime.startswith("LiteRT ") and made.environment["processor"]
     network = load_network("vgg11", 1, 32, 10)
     assert cost.latency(network, made)(dict.fromkeys(network.widths, 8)) > 0
+
+
+def test_what_litert_lacks_there_is_told(server, files, monkeypatch):
+    """A machine of another kind gets no library from this one; here that is one without any."""
+    said = refused(server, job(on_litert(files[1])), Access(python="python-numpy"))
+    assert said.startswith(f"{server.where[:-2]}, ai-edge-litert: is not installed; pip install 'dmsflow[device]' there")
+
+    def absent():
+        raise DmsflowError("library", "is not built", "build it")
+
+    monkeypatch.setattr(native, "library", absent)
+    said = refused(server, job(on_litert(files[1])))
+    assert re.fullmatch(
+        rf"device {server.address}, \S+: has no libdmsflow_lce.so for {platform.machine()}; "
+        r"run there: \S+ -m pip install 'dmsflow\[device\]'",
+        said,
+    )
+
+
+def test_a_dmsflow_that_is_installed_there_lends_its_library(server, files, monkeypatch, tmp_path):
+    """Its version is told, not that of what was sent."""
+    installed = tmp_path / "site" / "dmsflow" / "native"
+    program = bare_python(tmp_path / "site", "numpy", "ai_edge_litert")
+    installed.mkdir(parents=True)
+    shutil.copy(native.library(), installed)
+    metadata = tmp_path / "site" / "dmsflow-9.9.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: dmsflow\nVersion: 9.9\n")
+    server.program("python-installed", program)
+    with devices.connect(server.address, Access(python="python-installed")) as measure:
+        (seen,) = measure(job(on_litert(files[1]))).timings
+    assert " + dmsflow 9.9 " in seen.runtime
 
 
 def test_what_a_login_prints_does_no_harm(tmp_path, files, monkeypatch):

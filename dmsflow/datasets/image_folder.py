@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import progress
-from dmsflow.datasets import CHUNK, ArraySplit, Dataset, cache_folder, statistics
+from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, statistics
 from dmsflow.datasets._decoding import opened
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.errors import DmsflowError
@@ -58,6 +59,43 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
         crop_padding=resolution // 8,
         flip=True,
     )
+
+
+def one_split(listing: Listing, resolution: int, channels: int) -> Split:
+    """Images of one folder, for a model file that takes them of this size: decoded as `load` does, when asked.
+
+    With one channel they must be grey, and refuse to be decoded otherwise.
+    """
+    split = FileSplit(listing.folder, listing.files, listing.labels, resolution, resolution)
+    return GreySplit(split) if channels == 1 else split
+
+
+@dataclass(frozen=True)
+class GreySplit:
+    """The one channel [n, H, H, 1] of grey images."""
+
+    source: FileSplit
+    in_memory: bool = False
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def images(self, indices: NDArray[np.int64], augment_seed: int | None = None) -> NDArray[np.uint8]:
+        """As FileSplit.
+
+        Raises:
+            DmsflowError: one is in colour, damaged or gone.
+        """
+        pixels = self.source.images(indices, augment_seed)
+        coloured = (pixels != pixels[..., :1]).any(axis=(1, 2, 3))
+        if coloured.any():
+            path = self.source.path(int(indices[coloured.argmax()]))
+            raise DmsflowError(path, "is in colour, and grey images are needed", "convert it as those of the training")
+        return pixels[..., :1]
 
 
 def _own_resolution(listing: Listing) -> int:

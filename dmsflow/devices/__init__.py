@@ -12,14 +12,17 @@ jobs (a connection, a folder) is kept in it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from dmsflow import plugin
+from dmsflow import plugin, runners
+from dmsflow.settings import Reach
+from dmsflow.target import Target
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +89,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         governor: of the first core's clock, e.g. "performance" or "ondemand".
         temperature_c: the hottest sensor, after the last run.
+        method: "modelled" where nothing ran on such a device; said wherever its times are shown. They
+            are the same however often they are asked for.
     """
 
     processor: str
@@ -93,6 +98,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cores: int | None = None
     governor: str | None = None
     temperature_c: float | None = None
+    method: Literal["measured", "modelled"] = "measured"
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +122,23 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Measure: TypeAlias = Callable[[Job], Measurement]
+
+
+def runner_of(aim: Target, reach: Reach) -> str:
+    """Which of `runners/` a device is to run a target's files with.
+
+    Unless the user names one it is the target's own, or on this machine the witness, if only that
+    works here; a line on stderr then says why.
+
+    Raises:
+        DmsflowError: neither works on this machine.
+    """
+    if reach.runner or reach.device != "local":
+        return reach.runner or aim.runner
+    found, lacking = runners.first_usable(aim.runners)
+    if lacking:
+        print(f"run by {found}, not by {aim.runner}: {lacking}", file=sys.stderr)
+    return found
 
 
 def find(address: str) -> ModuleType:

@@ -16,7 +16,7 @@ from dmsflow.errors import DmsflowError
 
 MEMORY_RUNS = 3
 PACKAGE = Path(__file__).parents[1]
-SHIPPED = ("__init__.py", "errors.py", "plugin.py", "tflite.py", "runners/*.py")
+SHIPPED = ("__init__.py", "errors.py", "plugin.py", "tflite.py", "native/__init__.py", "runners/*.py")
 LAUNCHER = f"""# Any Python can read this far, and says what it lacks.
 import json, sys
 def lacks(what, right):
@@ -105,7 +105,9 @@ def _seen(job: Job, written: bytes, device: str = "") -> Seen:
             if what == "is not installed":
                 right = f"pip install {where} there"
                 if where == "larq-compute-engine":  # it has no wheel for Linux on ARM
-                    right += ", or give --runner-file, or take --target onnx"
+                    right += ", or leave out --runner"
+                if where == "ai-edge-litert":
+                    right = "pip install 'dmsflow[device]' there, or give --runner-file, or take --target onnx"
             where = f"{device}, {where}"
         raise DmsflowError(where, what, right)
     if answer.seen is None or not _fits(job, answer.seen):

@@ -1,7 +1,7 @@
 """A machine reached by OpenSSH: ssh://[user@]host[:port], with the keys and known_hosts you have.
 
-It needs Python, NumPy and the runtime, and no dmsflow; or, with a benchmark program of its own, not
-even Python. One connection serves all jobs. Nothing is ever asked for: what ssh would ask is an error.
+It needs Python, NumPy and the runtime, and no dmsflow unless its processor is of another kind than this
+one's (runners/litert.py); or, with a benchmark program of its own, not even Python. One connection serves all jobs. Nothing is ever asked for: what ssh would ask is an error.
 
 DMSFLOW_SSH_CONFIG names a file to use instead of ~/.ssh/config.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from dmsflow import native
 from dmsflow.devices import Access, File, Job, Measure, Measurement, _benchmark, _python, _shell
 from dmsflow.devices._shell import Shell, call
 from dmsflow.errors import DmsflowError
@@ -82,6 +84,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
                 yield partial(_benchmark.measure_there, shell, folder, put, address, access)
             else:
                 _write(shell, _python.program(), f"{folder}/program.zip")
+                _write_library(shell, folder)
                 yield partial(_measure_python, shell, folder, put, access.python)
 
 
@@ -127,6 +130,17 @@ def _write(shell: Shell, content: bytes, path: str) -> None:
     said = call(shell, _shell.WRITE, path, given=content, limit_s=limit_s)
     if said.status:
         raise DmsflowError(shell.device, f"cannot be written to ({said.reason})", "see that its folder is still there")
+
+
+def _write_library(shell: Shell, folder: str) -> None:
+    """dmsflow's kernels, where they are built and the machine is of this one's kind; others bring their own."""
+    kind = [platform.system().encode(), platform.machine().encode()]
+    try:
+        library = native.library()
+    except DmsflowError:
+        return
+    if call(shell, "uname -sm").out.split() == kind:
+        _write(shell, library.read_bytes(), f"{folder}/{library.name}")
 
 
 def _measure_python(shell: Shell, folder: str, put: Callable[[str, str], None], python: str, job: Job) -> Measurement:

@@ -29,13 +29,16 @@ def library() -> Path:
     return path
 
 
-def kernels() -> str:
+def kernels(path: Path | None = None) -> str:
     """The kernels that the library picks on this processor: one of KERNELS.
+
+    Args:
+        path: of another library than this installation's.
 
     Raises:
         DmsflowError: the library was not built, or does not load here.
     """
-    path = library()
+    path = path or library()
     try:
         loaded = ctypes.CDLL(str(path))
         create, destroy = loaded.tflite_plugin_create_delegate, loaded.tflite_plugin_destroy_delegate

@@ -1,18 +1,22 @@
 """Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch.
 
-A runner also runs on devices that have no dmsflow: it imports no more of it than `errors` and `tflite`
-(devices/_python.py ships these). A Session may have, where its runtime can tell,
+A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `native` and
+`tflite` (devices/_python.py ships these). A Session may have, where its runtime can tell,
 
     operations(images, runs) -> [(kind, name in the file, median ms), ...] in the order of execution
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
 
 
 class Session(Protocol):
@@ -39,3 +43,20 @@ class Runner(Protocol):
     def version(self) -> str:
         """The runtime's name and version."""
         ...
+
+
+def first_usable(names: Sequence[str]) -> tuple[str, DmsflowError | None]:
+    """The first of some runners whose runtime works on this machine, and what the very first lacks, if it is another.
+
+    Raises:
+        DmsflowError: none works; it says what the very first lacks.
+    """
+    lacks: list[DmsflowError] = []
+    for name in names:
+        try:
+            plugin.load("runners", name).version()
+        except DmsflowError as error:
+            lacks.append(error)
+        else:
+            return name, lacks[0] if lacks else None
+    raise lacks[0]

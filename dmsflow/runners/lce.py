@@ -7,23 +7,20 @@ default ones, and give the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.machinery
 import importlib.util
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import tflite
 from dmsflow.errors import DmsflowError
+from dmsflow.runners import _compiled
 
 WHEEL = "larq_compute_engine"
 MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
@@ -55,33 +52,15 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     """
     interpreter = _interpreter()
     tflite.load(path)
-    with _written_to_stderr() as written:
+    with _compiled.written_to_stderr() as written:
         try:
             session = Session(interpreter(path.read_bytes(), threads, False, True, True))
             session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
         except (RuntimeError, MemoryError) as error:
-            raise DmsflowError(path, f"LCE cannot run it ({_reason(written) or error})", "export it again") from error
+            raise DmsflowError(
+                path, f"LCE cannot run it ({_compiled.reason(written) or error})", "export it again"
+            ) from error
     return session
-
-
-@contextlib.contextmanager
-def _written_to_stderr() -> Iterator[IO[bytes]]:
-    """What compiled code writes to stderr meanwhile: it says there what it does, and why it fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as written:
-        stderr = os.dup(2)
-        os.dup2(written.fileno(), 2)
-        try:
-            yield written
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _reason(written: IO[bytes]) -> str:
-    written.seek(0)
-    lines = written.read().decode("utf-8", "replace").splitlines()
-    return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
 
 
 def version() -> str:
