@@ -60,7 +60,7 @@ def test_every_device_can_be_connected_to(name):
 
 
 def test_the_devices_are_these():
-    assert plugin.names("devices") == ["adb", "local", "ssh"]
+    assert plugin.names("devices") == ["adb", "local", "qemu", "ssh"]
 
 
 @pytest.mark.parametrize(

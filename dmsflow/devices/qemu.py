@@ -1,4 +1,4 @@
-"""A 64-bit ARM machine, emulated on this one: qemu, or qemu://cortex-a53, -a72 or -a76 for the class of its cores.
+"""A 64-bit ARM core, emulated on this machine: qemu, or qemu://cortex-a53, -a72, -a76; times are modelled.
 
 The files run on the stock wheels for aarch64, in QEMU's user mode. A plugin counts each block of
 instructions and LLVM's model of a core says how many cycles it takes (see `cycles`), so the times are
@@ -94,14 +94,24 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
         DmsflowError: the address names no class of cores, a tool is missing, or the set-up fails; and
             from `measure`, a file cannot be run, or more is asked for than can be modelled.
     """
-    name = _core(address)
     if access != Access():
         raise DmsflowError(f"device {address}", "measures with a Python of its own", "leave out what to run there")
+    with set_up(address) as device:
+        yield partial(measure, device)
+
+
+@contextlib.contextmanager
+def set_up(address: str) -> Iterator[Emulated]:
+    """The device, for whatever is to run in its Python.
+
+    Raises:
+        DmsflowError: as `connect`.
+    """
+    name = _core(address)
     _emulated.check_tools()
     with tempfile.TemporaryDirectory() as private:
-        device = Emulated(address, name, Path(private))
         _unpack(Path(private, "program"))
-        yield partial(measure, device)
+        yield Emulated(address, name, Path(private))
 
 
 def _core(address: str) -> str:
@@ -130,7 +140,7 @@ def measure(device: Emulated, job: Job) -> Measurement:
     files = tuple(msgspec.structs.replace(file, primers=0) for file in job.files)
     once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
     counted = device.folder / "counts"
-    seen = _python.measure(once, partial(_emulate, device, counted), f"device {device.address}")
+    seen = _python.measure(once, partial(_run, device, counted), f"device {device.address}")
     counts = cycles.read(counted)
     counted.unlink()
     model = cycles.Model(device.core.model, _emulated.folder() / "cycles-19")
@@ -158,32 +168,46 @@ def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
     return tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows)
 
 
-def _emulate(device: Emulated, counted: Path, job: Job) -> bytes:
-    """Run the program in the emulated Python; what it wrote."""
-    sites = [_emulated.site(name) for name in _wheels(job)]
+def emulate(
+    device: Emulated, arguments: Sequence[str], given: bytes = b"", *, sites: Sequence[str] = ("litert",),
+    counted: Path | None = None,
+) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    """Run the emulated Python, with dmsflow's runners and the delegate to import.
+
+    Args:
+        device: set up.
+        arguments: of Python.
+        given: on stdin.
+        sites: whose wheels it has, see `_emulated.WHEELS`.
+        counted: where to write what was counted; None: nothing is.
+    """
     root = _emulated.root(device.core.cpuinfo)
+    places = (device.folder / "program", *map(_emulated.site, sites))
     environment = {
-        COUNTED: "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (device.folder / "program", *sites))),
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "LC_ALL": "C.UTF-8",
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
-    command = (
-        _emulated.EMULATOR, "-L", str(root), "-cpu", device.name, "-plugin", f"{_emulated.plugin()},out={counted}",
-        str(root / _emulated.PYTHON), str(device.folder / "program" / "__main__.py"),
-    )  # fmt: skip
-    done = subprocess.run(command, input=msgspec.json.encode(job), capture_output=True, env=environment, check=False)
+    command = [_emulated.EMULATOR, "-L", str(root), "-cpu", device.name]
+    if counted:
+        command += ["-plugin", f"{_emulated.plugin()},out={counted}"]
+        environment[COUNTED] = "1"
+    command += [str(root / _emulated.PYTHON), "-P", *arguments]  # where it is called from lies nothing for it
+    return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
+
+
+def _run(device: Emulated, counted: Path, job: Job) -> bytes:
+    """The program that measures; what it wrote."""
+    program = str(device.folder / "program" / "__main__.py")
+    # NumPy comes with LiteRT's wheels.
+    sites = ["litert", *sorted({file.runner for file in job.files} & _emulated.WHEELS.keys() - {"litert"})]
+    done = emulate(device, (program,), msgspec.json.encode(job), sites=sites, counted=counted)
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         what = f"the emulated process that runs it died ({last})"
         raise DmsflowError(files, what, f"export it again, or remove {_emulated.folder()}")
     return done.stdout
-
-
-def _wheels(job: Job) -> list[str]:
-    """NumPy comes with LiteRT's."""
-    return ["litert", *sorted({file.runner for file in job.files} & _emulated.WHEELS.keys() - {"litert"})]
