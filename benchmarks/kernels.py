@@ -7,6 +7,12 @@ indirect kernels and XNNPACK. Outputs of all must be equal, bit for bit.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --kernels avx2 --out docs/results/kernels-x86-64-avx2.json
+
+On an emulated ARM core the cycles of each layer are modelled, beside those of LCE's best kernels in the same
+model (measured by hand once, with LCE's own benchmark program) and beside what counting alone takes, three
+instructions for 128 bits on two pipes:
+
+    python benchmarks/kernels.py --device qemu://cortex-a76
 """
 
 from __future__ import annotations
@@ -20,16 +26,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import manifest, native
-from dmsflow.devices import _program
+from dmsflow import devices, manifest, native
+from dmsflow.devices import _program, qemu
 from dmsflow.exporters import _flatbuffer
 from dmsflow.runners import lce, litert
 from dmsflow.table import print_table
 
 LAYERS = ((56, 64), (28, 128), (14, 256), (7, 512))  # size, channels
+# Million cycles in LLVM 19's neoverse-n1 model: LCE's best kernels with floats and with bits as output.
+LCE_FLOATS, LCE_BITS = (2.41, 1.64, 1.47, 1.49), (2.29, 1.58, 1.44, 1.48)
+BOUND = 1.355
 LONG = 9  # convolutions of the longer chain; of the shorter one 1
 FLOAT, BITS = 0, 2  # types of tensors
 ABSENT, CUSTOM, SAME = -1, 32, 0
@@ -43,8 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", choices=native.KERNELS, help="of dmsflow; by default the best for this processor")
     parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--device", default="local", help="local, or qemu://cortex-a76 for modelled cycles")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
+    if arguments.device != "local":
+        modelled(arguments.device, arguments.out)
+        return
     options = {"threads": "1"} | ({"kernels": arguments.kernels} if arguments.kernels else {})
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +68,14 @@ def main() -> None:
                 print_row(rows[-1])
     head = ("layer", "out", "LCE ms", "dmsflow ms", "LCE ÷ dmsflow", "equal")
     cells = [
-        (row["layer"], row["out"], f"{row['lce_ms']:.4f}", f"{row['dmsflow_ms']:.4f}", f"{row['ratio']:.1f}", row["equal"])
+        (
+            row["layer"],
+            row["out"],
+            f"{row['lce_ms']:.4f}",
+            f"{row['dmsflow_ms']:.4f}",
+            f"{row['ratio']:.1f}",
+            row["equal"],
+        )
         for row in rows
     ]
     kernels = arguments.kernels or native.kernels()
@@ -76,7 +97,9 @@ def print_row(row: dict[str, Any]) -> None:
     print(f"{row['layer']} {row['out']}: {row['lce_ms']:.4f} {row['dmsflow_ms']:.4f} ms", flush=True)
 
 
-def compared(folder: Path, size: int, channels: int, floats: bool, options: dict[str, str], runs: int) -> dict[str, Any]:
+def compared(
+    folder: Path, size: int, channels: int, floats: bool, options: dict[str, str], runs: int
+) -> dict[str, Any]:
     """Times of one layer by both, and whether their outputs are equal."""
     random = np.random.default_rng(0)
     image = bits(random, (1, size, size, channels // 32))
@@ -122,6 +145,47 @@ def delegated(path: Path, image: NDArray[np.int32], options: dict[str, str]) -> 
     return run
 
 
+# --- on an emulated core ------------------------------------------------------------------------
+
+
+def modelled(address: str, out: Path | None) -> None:
+    """Cycles of each layer, one run of it counted."""
+    core = qemu.CORES[address.partition("://")[2] or qemu.DEFAULT]
+    kinds = [(layer, floats) for floats in (True, False) for layer in range(len(LAYERS))]
+    with tempfile.TemporaryDirectory() as folder, devices.connect(address) as measure:
+        files = []
+        for layer, floats in kinds:
+            path = Path(folder, f"{layer}-{floats}.tflite")
+            path.write_bytes(chain(*LAYERS[layer], floats, 1, quantized=True))
+            files.append(devices.File(path=str(path), runner="litert"))
+        job = devices.Job(files=tuple(files), threads=1, warm_up=1, runs=1, memory=False, operations=True)
+        seen = measure(job)
+    rows = []
+    for (layer, floats), timing in zip(kinds, seen.timings, strict=True):
+        (ms,) = (one.ms for one in timing.operations if one.op == "LceBconv2d")
+        size, channels = LAYERS[layer]
+        rows.append(
+            {"layer": f"{size}×{size}×{channels}", "out": "floats" if floats else "bits",
+             "million_cycles": ms * core.ghz, "lce_million_cycles": (LCE_FLOATS if floats else LCE_BITS)[layer]}
+        )  # fmt: skip
+    cells = [
+        (row["layer"], row["out"], f"{row['million_cycles']:.3f}", f"{row['lce_million_cycles']:.2f}",
+         f"{row['million_cycles'] / BOUND:.2f}")
+        for row in rows
+    ]  # fmt: skip
+    head = ("layer", "out", "dmsflow M cycles", "LCE M cycles", "÷ bound")
+    print_table(f"modelled: {seen.machine.processor}", head, cells)
+    if out:
+        content = {
+            "command": f"python benchmarks/kernels.py --device {address}", "method": "modelled",
+            "environment": manifest.environment(
+                device=address, machine=msgspec.to_builtins(seen.machine), runtimes={"dmsflow": seen.timings[0].runtime}
+            ),
+            "bound_million_cycles": BOUND, "layers": rows,
+        }  # fmt: skip
+        manifest.write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
@@ -129,8 +193,13 @@ def bits(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int3
     return random.integers(-(2**31), 2**31, shape).astype(np.int32)
 
 
-def chain(size: int, channels: int, floats: bool, count: int) -> bytes:
-    """A file of `count` convolutions; with `floats`, all but the last are turned into bits by an LceQuantize."""
+def chain(size: int, channels: int, floats: bool, count: int, quantized: bool = False) -> bytes:
+    """A file of `count` convolutions of bits.
+
+    Args:
+        floats: they put out floats, and all but the last have an LceQuantize behind them.
+        quantized: the input is floats too, with an LceQuantize in front.
+    """
     random = np.random.default_rng(1)
     packed, whole = (1, size, size, channels // 32), (1, size, size, channels)
     tensors: list[dict[str, Any]] = []
@@ -144,7 +213,12 @@ def chain(size: int, channels: int, floats: bool, count: int) -> bytes:
         tensors.append({"shape": shape, "type": kind, "buffer": place, "name": f"t{len(tensors)}"})
         return len(tensors) - 1
 
-    at = tensor(packed, BITS)
+    def quantize(taken: int) -> int:
+        given = tensor(packed, BITS)
+        operators.append({"opcode_index": 1, "inputs": [taken], "outputs": [given], "custom_options": b""})
+        return given
+
+    at = quantize(tensor(whole, FLOAT)) if quantized else tensor(packed, BITS)
     for number in range(count):
         weights = tensor((channels, 3, 3, channels // 32), BITS, bits(random, (channels, 3, 3, channels // 32)))
         inputs = [at, weights, ABSENT, ABSENT, ABSENT]
@@ -158,8 +232,7 @@ def chain(size: int, channels: int, floats: bool, count: int) -> bytes:
         options = _flatbuffer.flexible({"channels_in": channels, **OPTIONS})
         operators.append({"opcode_index": 0, "inputs": inputs, "outputs": [at], "custom_options": options})
         if floats and number + 1 < count:
-            inputs, at = [at], tensor(packed, BITS)
-            operators.append({"opcode_index": 1, "inputs": inputs, "outputs": [at], "custom_options": b""})
+            at = quantize(at)
     codes = [
         {"deprecated_builtin_code": CUSTOM, "version": 1, "builtin_code": CUSTOM, "custom_code": op}
         for op in ("LceBconv2d", "LceQuantize")
