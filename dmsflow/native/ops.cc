@@ -97,23 +97,38 @@ bool place(Window& window, bool same_padding) {
          place_side(w.width, w.filter_width, w.stride_width, w.dilation_width, same_padding, w.out_width, w.pad_left);
 }
 
+namespace {
+
+// The AND of `rows` x `columns` pixels; in parts of kWords words, each held in registers.
+template <int kWords>
+int and_pixels(const uint32_t* in, int64_t row, int words, int rows, int columns, int begin, uint32_t* out) {
+  for (; begin + kWords <= words; begin += kWords) {
+    uint32_t all[kWords];
+    for (uint32_t& word : all) word = ~0u;
+    for (int y = 0; y < rows; ++y) {
+      const uint32_t* pixel = in + y * row + begin;
+      for (int x = 0; x < columns; ++x, pixel += words)
+        for (int i = 0; i < kWords; ++i) all[i] &= pixel[i];
+    }
+    for (int i = 0; i < kWords; ++i) out[begin + i] = all[i];
+  }
+  return begin;
+}
+
+}  // namespace
+
 void max_pool(const Window& w, const uint32_t* in, int words, uint32_t* out) {
   const int64_t row = static_cast<int64_t>(w.width) * words;
   for (int b = 0; b < w.batch; ++b, in += row * w.height)
     for (int y = 0; y < w.out_height; ++y) {
-      const int top = y * w.stride_height - w.pad_top;
-      const int first_y = top > 0 ? top : 0;
+      const int top = y * w.stride_height - w.pad_top, first_y = top > 0 ? top : 0;
       const int end_y = top + w.filter_height < w.height ? top + w.filter_height : w.height;
       for (int x = 0; x < w.out_width; ++x, out += words) {
-        const int left = x * w.stride_width - w.pad_left;
-        const int first_x = left > 0 ? left : 0;
+        const int left = x * w.stride_width - w.pad_left, first_x = left > 0 ? left : 0;
         const int end_x = left + w.filter_width < w.width ? left + w.filter_width : w.width;
-        for (int i = 0; i < words; ++i) out[i] = ~0u;
-        for (int at_y = first_y; at_y < end_y; ++at_y)
-          for (int at_x = first_x; at_x < end_x; ++at_x) {
-            const uint32_t* pixel = in + at_y * row + static_cast<int64_t>(at_x) * words;
-            for (int i = 0; i < words; ++i) out[i] &= pixel[i];
-          }
+        const uint32_t* from = in + first_y * row + static_cast<int64_t>(first_x) * words;
+        const int done = and_pixels<4>(from, row, words, end_y - first_y, end_x - first_x, 0, out);
+        and_pixels<1>(from, row, words, end_y - first_y, end_x - first_x, done, out);
       }
     }
 }

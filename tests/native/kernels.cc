@@ -1,4 +1,4 @@
-// Random convolutions, pools and quantisations by every set of kernels that this processor has, against loops
+// Random convolutions and quantisations by every set of kernels that this processor has, against loops
 // that are written as ops.h says. Exit status 1 and a line where they differ.
 //
 //   kernels SEED CASES
