@@ -32,6 +32,7 @@ FEATURES = "--mattr=+all"
 BYTES = 4  # of an instruction
 ITERATIONS = 100
 COVERED = 0.998  # of all instructions lie in blocks that are analysed; the others run as fast as these do
+ROUGHLY = 0.9  # the same, where many blocks run a few times each
 AT_ONCE = 400  # blocks in one call
 # No instruction of a runtime; it ends a block in the disassembler's output.
 END, END_CODE = "hint\t#127", bytes.fromhex("ff2f03d5")
@@ -59,6 +60,10 @@ class Counts:
     def instructions(self) -> tuple[int, ...]:
         """Of each span."""
         return tuple(sum(times * self.length(block) for block, times in span.items()) for span in self.spans)
+
+    def run(self, index: int) -> Counts:
+        """One run alone."""
+        return Counts(self.codes, self.addresses, self.spans[self.runs[index]], (slice(None),))
 
     def length(self, block: int) -> int:
         return len(self.codes[block]) // BYTES
@@ -126,9 +131,9 @@ class Model:
             manifest.write_atomically(self.path, msgspec.json.encode(_kept(self.path) | self.known))
         return [self.known[_key(code)] for code in codes]
 
-    def cycles(self, counts: Counts) -> tuple[float, ...]:
+    def cycles(self, counts: Counts, covered: float = COVERED) -> tuple[float, ...]:
         """Of each span."""
-        hot = _hot(counts)
+        hot = _hot(counts, covered)
         cost = dict(zip(hot, self.per_block([counts.codes[block] for block in hot]), strict=True))
         total = _total(counts)
         analysed = sum(total[block] * counts.length(block) for block in hot)
@@ -146,10 +151,10 @@ def _total(counts: Counts) -> dict[int, int]:
     return total
 
 
-def _hot(counts: Counts) -> list[int]:
-    """The blocks that run most of all instructions, the hottest first."""
+def _hot(counts: Counts, part: float) -> list[int]:
+    """The blocks that run this part of all instructions, the hottest first."""
     work = {block: times * counts.length(block) for block, times in _total(counts).items()}
-    limit, covered, hot = COVERED * sum(work.values()), 0, []
+    limit, covered, hot = part * sum(work.values()), 0, []
     for block in sorted(work, key=lambda block: (-work[block], block)):
         if covered >= limit:
             break

@@ -121,6 +121,7 @@ def test_the_file_of_the_plugin_is_read(tmp_path):
     assert read.codes == (code(ADD), code(ADD, FADD)) and read.addresses == (0x4000A0, 0x5500001000)
     assert read.spans == ({0: 7}, {1: 2, 0: 1}, {})
     assert read.runs == (slice(0, 2), slice(2, 3)) and read.instructions() == (7, 5, 0)
+    assert read.run(0).spans == ({0: 7}, {1: 2, 0: 1}) and read.run(1).spans == ({},)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def root(cpuinfo: str) -> Path:
     Args:
         cpuinfo: of one core, as in /proc/cpuinfo without the line of its number.
     """
-    base = _made("debian", SOURCE + " ".join(PACKAGES), _make_debian)
+    base = made("debian", SOURCE + " ".join(PACKAGES), _make_debian)
 
     def make(place: Path) -> None:
         for path in base.iterdir():
@@ -78,7 +78,7 @@ def root(cpuinfo: str) -> Path:
         for name in ("possible", "present", "online"):
             _write(place / "sys" / "devices" / "system" / "cpu" / name, f"0-{CLOCK_CORES - 1}\n")
 
-    return _made("root", f"{base} {cpuinfo}", make)
+    return made("root", f"{base} {cpuinfo}", make)
 
 
 def site(runner: str) -> Path:
@@ -95,7 +95,7 @@ def site(runner: str) -> Path:
         _say(f"wheels for aarch64: {', '.join(WHEELS[runner])}")
         _run(command, "see that the network works, and try again")
 
-    return _made(runner, " ".join(WHEELS[runner]), make)
+    return made(runner, " ".join(WHEELS[runner]), make)
 
 
 def plugin() -> Path:
@@ -110,7 +110,7 @@ def plugin() -> Path:
         )  # fmt: skip
         _run(command, "install a C compiler: apt install gcc libc6-dev")
 
-    return _made("plugin", f"{version} {_hash([source])}", make) / "count.so"
+    return made("plugin", f"{version} {_hash([source])}", make) / "count.so"
 
 
 def library() -> Path:
@@ -128,7 +128,7 @@ def library() -> Path:
             _run(("cmake", "--build", build, "--target", "dmsflow_lce"), right)
             shutil.copy2(Path(build, native.LIBRARY), place / native.LIBRARY)
 
-    return _made("delegate", _hash(sources), make) / native.LIBRARY
+    return made("delegate", _hash(sources), make) / native.LIBRARY
 
 
 def emulator_version() -> str:
@@ -200,7 +200,7 @@ def _apt_configuration(state: Path) -> str:
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
+def made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
     """The folder of a part: as it is, or made now.
 
     Args:

@@ -11,6 +11,7 @@ All that is needed is set up once (see `_emulated`), in about a minute, and kept
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import subprocess
@@ -33,6 +34,7 @@ DEFAULT = "cortex-a72"
 V8_0 = "fp asimd evtstrm crc32 cpuid"
 V8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 PASSED_ON = ("DMSFLOW_KERNELS", "HOME")
+FIRST = "from dmsflow import program; from dmsflow.runners import litert; litert.version()"
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,18 @@ CORES = {
 
 @dataclass(frozen=True)
 class Emulated:
-    """The device, set up."""
+    """The device, set up.
+
+    Attributes:
+        address: as the user called it.
+        name: of the class of its cores.
+        program: the folder with what it runs, as in an installed dmsflow.
+        folder: a private one.
+    """
 
     address: str
     name: str
+    program: Path
     folder: Path
 
     @property
@@ -109,9 +119,28 @@ def set_up(address: str) -> Iterator[Emulated]:
     """
     name = _core(address)
     _emulated.check_tools()
+    packed, library = _python.program(), _emulated.library()
+
+    def make(place: Path) -> None:
+        with zipfile.ZipFile(io.BytesIO(packed)) as program:
+            program.extractall(place)
+        (place / "dmsflow" / "native" / library.name).symlink_to(library)
+        # Python keeps what it compiles now: the first run that is counted is like any other.
+        done = emulate(Emulated(address, name, place, place), ("-c", FIRST))
+        if done.returncode:
+            what = f"does not start ({_last(done)})"
+            raise DmsflowError(f"device {address}", what, f"see that {_emulated.EMULATOR} works, and try again")
+
+    program = _emulated.made("program", f"{_hash(packed)} {library}", make)
     with tempfile.TemporaryDirectory() as private:
-        _unpack(Path(private, "program"))
-        yield Emulated(address, name, Path(private))
+        yield Emulated(address, name, program, Path(private))
+
+
+def _hash(packed: bytes) -> str:
+    """Of what is in a zip file, and not of when it was packed."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as program:
+        whole = b"".join(each.filename.encode() + b"\0" + program.read(each) for each in program.infolist())
+    return hashlib.sha256(whole).hexdigest()
 
 
 def _core(address: str) -> str:
@@ -121,15 +150,6 @@ def _core(address: str) -> str:
         right = f"write qemu://CLASS, with one of {', '.join(CORES)}; qemu alone is {DEFAULT}"
         raise DmsflowError(f"device {address}", "is unusable", right)
     return name
-
-
-def _unpack(place: Path) -> None:
-    """The program that measures and the delegate, as they lie in an installed dmsflow."""
-    with zipfile.ZipFile(io.BytesIO(_python.program())) as packed:
-        packed.extractall(place)
-    library = _emulated.library()
-    (place / "dmsflow" / "native").mkdir(exist_ok=True)
-    (place / "dmsflow" / "native" / library.name).symlink_to(library)
 
 
 def measure(device: Emulated, job: Job) -> Measurement:
@@ -144,18 +164,18 @@ def measure(device: Emulated, job: Job) -> Measurement:
     counts = cycles.read(counted)
     counted.unlink()
     model = cycles.Model(device.core.model, _emulated.folder() / "cycles-19")
-    spans_ms = [each / device.core.ghz / 1e6 for each in model.cycles(counts)]
-    # First each file was loaded, then each ran once.
-    runs = [spans_ms[run] for run in counts.runs]
-    loads, timed = runs[: len(files)], runs[len(files) :]
+    per_ms = device.core.ghz * 1e6
+    # First each file was loaded, which is much code that runs once; then each ran.
+    loads = [model.cycles(counts.run(index), cycles.ROUGHLY) for index in range(len(files))]
+    runs = [model.cycles(counts.run(index)) for index in range(len(files), 2 * len(files))]
     timings = tuple(
         Timing(
             runtime=told.runtime,
-            load_ms=sum(load),
-            runs_ms=(sum(spans),) * job.runs,
-            operations=_operations(file, spans) if job.operations else (),
+            load_ms=sum(load) / per_ms,
+            runs_ms=(sum(run) / per_ms,) * job.runs,
+            operations=_operations(file, [span / per_ms for span in run]) if job.operations else (),
         )
-        for file, told, load, spans in zip(files, seen.timings, loads, timed, strict=True)
+        for file, told, load, run in zip(files, seen.timings, loads, runs, strict=True)
     )
     return Measurement(timings=timings, machine=device.machine)
 
@@ -182,7 +202,7 @@ def emulate(
         counted: where to write what was counted; None: nothing is.
     """
     root = _emulated.root(device.core.cpuinfo)
-    places = (device.folder / "program", *map(_emulated.site, sites))
+    places = (device.program, *map(_emulated.site, sites))
     environment = {
         "PYTHONPATH": os.pathsep.join(map(str, places)),
         "PYTHONHASHSEED": "0",
@@ -201,13 +221,17 @@ def emulate(
 
 def _run(device: Emulated, counted: Path, job: Job) -> bytes:
     """The program that measures; what it wrote."""
-    program = str(device.folder / "program" / "__main__.py")
+    program = str(device.program / "__main__.py")
     # NumPy comes with LiteRT's wheels.
     sites = ["litert", *sorted({file.runner for file in job.files} & _emulated.WHEELS.keys() - {"litert"})]
     done = emulate(device, (program,), msgspec.json.encode(job), sites=sites, counted=counted)
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        what = f"the emulated process that runs it died ({last})"
+        what = f"the emulated process that runs it died ({_last(done)})"
         raise DmsflowError(files, what, f"export it again, or remove {_emulated.folder()}")
     return done.stdout
+
+
+def _last(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit status {done.returncode}"
