@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dmsflow import bench, cli, cost, datasets, deploy, devices, export, manifest, profile
@@ -30,7 +31,7 @@ def exported(tmp_path_factory, write_train_manifest):
     return {name: export.run(source, one, folder / name, command=("x",)) for name, one in chosen.items()}
 
 
-@pytest.mark.parametrize(("name", "runtime"), [("x86-64", "LCE 0."), ("onnx", "onnxruntime 1.")])
+@pytest.mark.parametrize(("name", "runtime"), [("x86-64", "LiteRT "), ("onnx", "onnxruntime 1.")])
 def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
     path = bench.run(exported[name], FEW, tmp_path, command=COMMAND)
     assert path == tmp_path / "bench.json"
@@ -157,7 +158,7 @@ def test_the_plan_measures_nothing(exported, tmp_path):
     rows = dict(bench.plan(exported["onnx"], FEW, tmp_path / "out"))
     assert rows["runner"] == "onnxruntime"
     assert rows["runs"] == "5 of each, after 2 to warm up, 1 thread"
-    assert rows["top-1"] == "on the test split of digits"
+    assert rows["top-1"] == "on the test split of digits, by onnxruntime"
     assert not (tmp_path / "out").exists()
     bare = dict(bench.plan(exported["onnx"].parent / "model.onnx", FEW, tmp_path / "out"))
     assert (bare["baseline"], bare["top-1"]) == ("none", "not measured")
@@ -170,6 +171,50 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
         DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
     ):
         bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+
+
+# --- images beside a bare file ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The test split of digits as grey PNG files, a folder for each class."""
+    folder = tmp_path_factory.mktemp("pictures")
+    test = datasets.load(manifest.Data(name="digits")).test
+    for index, (pixels, label) in enumerate(zip(test.pixels, test.labels, strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(pixels[..., 0]).save(folder / str(label) / f"{index}.png")
+    return folder
+
+
+def test_top1_of_a_bare_file_is_that_of_its_chain(exported, pictures, tmp_path):
+    file = exported["x86-64"].parent / "model.tflite"
+    settings = BenchSettings(runs=1, warm_up=0, images=str(pictures))
+    assert dict(bench.plan(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
+    bare = json.loads(bench.run(file, settings, tmp_path / "bare", command=COMMAND).read_bytes())["metrics"]
+    lean = BenchSettings(runs=1, warm_up=0, baseline=False)
+    chain = manifest.load(bench.run(exported["x86-64"], lean, tmp_path / "chain", command=COMMAND)).metrics
+    assert (bare["top1_percent"], bare["top1_images"]) == (chain["top1_percent"], 360)
+
+
+def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path):
+    file = exported["x86-64"].parent / "model.tflite"
+
+    def refused(folder, source=file):
+        with pytest.raises(DmsflowError) as raised:
+            bench.run(source, fewer(accuracy=True, images=str(folder)), tmp_path / "out", command=COMMAND)
+        assert not (tmp_path / "out" / "bench.json").exists()
+        return str(raised.value)
+
+    assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such file or directory; give a folder")
+    assert refused(pictures, exported["x86-64"]).startswith("--images: are not those of digits, which model.tflite")
+    few = tmp_path / "few"
+    for label in "01":
+        shutil.copytree(pictures / label, few / label)
+    assert refused(few).startswith(f"{few}: has 2 class folders, and the file tells 10 classes; give a folder for each")
+    red = Path(shutil.copytree(pictures, tmp_path / "red"))
+    Image.new("RGB", (32, 32), "red").save(red / "3" / "0.png")
+    assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, and grey images are needed; ")
 
 
 # --- predicted beside measured ------------------------------------------------------------------
@@ -221,7 +266,7 @@ def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "board: measured on ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
     assert "board is of another processor: Cortex-A72, and this is " in shown
-    assert "board is of another runtime: LCE 9.9, and this is LCE 0." in shown
+    assert "board is of another runtime: LCE 9.9, and this is LiteRT " in shown
     assert f"{metrics['prediction_error_percent']:+.1f}" in shown
     assert "modelled" not in shown
 
@@ -322,7 +367,11 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
     assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
     assert all(row["ms"] >= 0 and row["name"] for row in rows)
     assert "Operations as onnxruntime 1." in capsys.readouterr().err
-    path = bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "lce", command=COMMAND)
+    written = manifest.load(bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "litert", command=COMMAND))
+    assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
+    lce = fewer(operations=True, runner="lce")
+    path = bench.run(exported["x86-64"], lce, tmp_path / "lce", command=COMMAND)
+    assert manifest.load(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
     assert "operations" not in manifest.load(path).metrics
     assert "does not tell the time of its operations\n" in capsys.readouterr().err
 
@@ -356,6 +405,7 @@ def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsy
     machine = written.environment["machine"]
     assert machine == {
         "processor": "Kirin 990", "system": "Linux aarch64", "governor": "schedutil", "temperature_c": 41.5,
+        "method": "measured",
     }  # fmt: skip
     assert manifest.machine(written.environment) == machine != manifest.machine(manifest.environment())
     assert written.metrics["float32_latency_ms_median"] == 2.0
@@ -389,12 +439,15 @@ def test_where_only_the_file_can_run_there_is_no_baseline(reach, told, exported,
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_top1_needs_the_runtime_here(exported, phone, tmp_path, monkeypatch):
+def test_top1_needs_a_runtime_here(exported, phone, tmp_path, monkeypatch):
     def absent():
-        raise DmsflowError("larq-compute-engine", "is not installed", "pip install 'dmsflow[lce]'")
+        raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
 
+    monkeypatch.setattr("dmsflow.runners.litert.version", absent)
+    witnessed = dict(bench.plan(exported["x86-64"], BenchSettings(device=phone), tmp_path))
+    assert witnessed["top-1"] == "on the test split of digits, by lce"
     monkeypatch.setattr("dmsflow.runners.lce.version", absent)
-    with pytest.raises(DmsflowError, match=r"top-1: .*cannot run the file \(larq.*lce\]'\); .*--no-accuracy"):
+    with pytest.raises(DmsflowError, match=r"top-1: .*cannot run the file \(ai-edge.*device\]'\); .*--no-accuracy"):
         bench.run(exported["x86-64"], BenchSettings(device=phone), tmp_path / "out", command=COMMAND)
     assert not (tmp_path / "out").exists()
     settings = BenchSettings(device=phone, accuracy=False)

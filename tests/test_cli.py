@@ -248,8 +248,19 @@ def test_doctor_tells_what_a_target_lacks(monkeypatch: pytest.MonkeyPatch) -> No
     state = {what: (found, right) for what, found, right in rows}
     assert sound
     assert state["torch [train]"] == ("absent", "pip install 'dmsflow[train]'")
-    assert state["target arm64"] == ("lacks flatbuffers, larq_compute_engine", "pip install 'dmsflow[lce]'")
+    assert state["target arm64"] == ("lacks flatbuffers", "pip install 'dmsflow[lce]'")  # LiteRT runs its files
     assert state["target onnx"] == ("ready", "")
+
+
+@pytest.mark.parametrize(
+    ("present", "lacking"), [((), ["ai_edge_litert"]), (("tflite_runtime",), []), (("larq_compute_engine",), [])]
+)
+def test_one_runner_of_a_target_is_enough(
+    present: tuple[str, ...], lacking: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes = {"ai_edge_litert", "tflite_runtime", "tensorflow", "larq_compute_engine"} - set(present)
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module not in runtimes)
+    assert doctor.lacking(target.load("arm64")) == lacking
 
 
 def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_an_unusable_address_is_refused_before_anything_runs(address, monkeypatc
 
 
 def test_an_unknown_device_lists_the_known_ones():
-    with pytest.raises(DmsflowError, match="device toaster: is unknown; use one of adb, local, ssh"):
+    with pytest.raises(DmsflowError, match="device toaster: is unknown; use one of adb, local, qemu, ssh"):
         devices.connect("toaster://x")
 
 

@@ -294,7 +294,7 @@ def test_the_real_thing_through_the_command_line(tmp_path: Path, capsys: pytest.
     assert cli.main(["profile", "--name", "here", "--out", str(tmp_path), *words]) == 0
     path = Path(capsys.readouterr().out.strip())
     made = profile.load(str(path))
-    assert made.runtime.startswith("LCE ") and made.device == "local"
+    assert made.runtime.startswith("LiteRT ") and made.device == "local"
     assert (
         cost.latency(load_network("vgg11", 3, 32, 10), made)(dict.fromkeys(load_network("vgg11", 3, 32, 10).widths, 8))
         > 0
