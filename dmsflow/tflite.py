@@ -108,6 +108,15 @@ SCHEMA: dict[str, dict[str, str]] = {
         "dilation_h_factor": "i32",
         "quantized_bias_type": "i8",
     },
+    "DepthwiseConv2DOptions": {
+        "padding": "i8",
+        "stride_w": "i32",
+        "stride_h": "i32",
+        "depth_multiplier": "i32",
+        "fused_activation_function": "i8",
+        "dilation_w_factor": "i32",
+        "dilation_h_factor": "i32",
+    },
     "Pool2DOptions": {
         "padding": "i8",
         "stride_w": "i32",
@@ -117,6 +126,7 @@ SCHEMA: dict[str, dict[str, str]] = {
         "fused_activation_function": "i8",
     },
     "FullyConnectedOptions": {"fused_activation_function": "i8", "weights_format": "i8", "keep_num_dims": "bool"},
+    "SoftmaxOptions": {"beta": "f32"},
     "AddOptions": {"fused_activation_function": "i8"},
     "MulOptions": {"fused_activation_function": "i8"},
     "SubOptions": {"fused_activation_function": "i8"},
@@ -125,8 +135,10 @@ SCHEMA: dict[str, dict[str, str]] = {
 }
 OPTIONS = {
     1: "Conv2DOptions",
+    2: "DepthwiseConv2DOptions",
     5: "Pool2DOptions",
     8: "FullyConnectedOptions",
+    9: "SoftmaxOptions",
     11: "AddOptions",
     21: "MulOptions",
     22: "PadOptions",
