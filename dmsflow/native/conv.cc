@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kChunksPerThread = 4;  // so that a thread that was interrupted is no long wait for the others
 constexpr int kChunkPixels = 24;     // at least: a multiple of all tiles
+constexpr size_t kFewWords = 32768;  // of an image, that are copied sooner than a thread is woken
 
 struct Panel {
   size_t weights;  // where its weights begin
@@ -347,7 +348,7 @@ void run_conv(Conv* conv, const uint32_t* in, void* out, Workers* workers) {
   }
   Run run = {conv, in, static_cast<char*>(out), chunk, (pixels + chunk - 1) / chunk};
   for (int b = 0; b < w.batch; ++b, run.in += in_words, run.out += out_bytes) {
-    if (conv->padded) share(workers, conv->rows, pad_row, &run);
+    if (conv->padded) share(conv->image.size() < kFewWords ? nullptr : workers, conv->rows, pad_row, &run);
     share(workers, panels * run.chunks, convolve_chunk, &run);
     if (conv->corrects) add_corrections(*conv, reinterpret_cast<float*>(run.out));
   }

@@ -1,10 +1,13 @@
-// A pool of POSIX threads. They sleep on a condition variable, so that no core is kept busy between two runs.
+// A pool of POSIX threads. Behind a loop they look out for the next one for some microseconds, since operations
+// follow each other quickly and waking costs more than a small one; then they sleep, so that no core is kept busy
+// between two runs.
 
 #include "workers.h"
 
 #include <pthread.h>
 
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -25,44 +28,91 @@ __asm__(".symver pthread_join, pthread_join@GLIBC_2.17");
 namespace dmsflow {
 
 constexpr int kMostThreads = 64;
+constexpr int kLooks = 1500;  // some 20 µs
+
+// A loop's number, how often it goes round, and the next index, in one word: whoever takes an index knows of which
+// loop it is, and that this loop cannot end before that index is done.
+constexpr int kBits = 24;
+constexpr uint64_t kMost = (uint64_t{1} << kBits) - 1;
 
 class Workers {
  public:
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t begun = PTHREAD_COND_INITIALIZER, done = PTHREAD_COND_INITIALIZER;
   pthread_t threads[kMostThreads];
-  int started = 0;       // threads beside the caller's
-  unsigned turn = 0;     // loops so far
-  int busy = 0;          // threads still in this one
+  int started = 0;   // threads beside the caller's
+  int sleeping = 0;  // of these; under the mutex
   bool ends = false;
-  int count = 0;
+  std::atomic<uint64_t> loop{0};
+  std::atomic<int> left{0};  // indexes not done yet
   void (*task)(void*, int) = nullptr;
   void* context = nullptr;
-  std::atomic<int> next{0};
 };
 
 namespace {
 
+// Takes indexes until there are none. Whoever comes late finds none, and nobody waits for him.
 void work(Workers& workers) {
-  for (int index; (index = workers.next.fetch_add(1, std::memory_order_relaxed)) < workers.count;)
-    workers.task(workers.context, index);
+  for (;;) {
+    const uint64_t loop = workers.loop.fetch_add(1, std::memory_order_acquire);
+    if ((loop & kMost) >= (loop >> kBits & kMost)) return;
+    workers.task(workers.context, static_cast<int>(loop & kMost));
+    if (workers.left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      pthread_mutex_lock(&workers.mutex);
+      pthread_cond_signal(&workers.done);
+      pthread_mutex_unlock(&workers.mutex);
+    }
+  }
+}
+
+inline void rest() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");
+#endif
+}
+
+// Whether `what` became true within some microseconds.
+template <class Condition>
+bool look_out(Condition what) {
+  for (int look = 0; look < kLooks; ++look) {
+    if (what()) return true;
+    rest();
+  }
+  return false;
+}
+
+// Waits for a loop with indexes to take; false: there will be none.
+bool await_loop(Workers& workers) {
+  const auto begun = [&] {
+    const uint64_t loop = workers.loop.load(std::memory_order_relaxed);
+    return (loop & kMost) < (loop >> kBits & kMost);
+  };
+  if (look_out(begun)) return true;
+  pthread_mutex_lock(&workers.mutex);
+  while (!begun() && !workers.ends) {
+    ++workers.sleeping;
+    pthread_cond_wait(&workers.begun, &workers.mutex);
+    --workers.sleeping;
+  }
+  const bool goes_on = !workers.ends;
+  pthread_mutex_unlock(&workers.mutex);
+  return goes_on;
+}
+
+void await_all(Workers& workers) {
+  const auto done = [&] { return workers.left.load(std::memory_order_acquire) == 0; };
+  if (look_out(done)) return;
+  pthread_mutex_lock(&workers.mutex);
+  while (!done()) pthread_cond_wait(&workers.done, &workers.mutex);
+  pthread_mutex_unlock(&workers.mutex);
 }
 
 void* thread_main(void* argument) {
   const NoDenormals none;
   Workers& workers = *static_cast<Workers*>(argument);
-  unsigned seen = 0;
-  pthread_mutex_lock(&workers.mutex);
-  for (;;) {
-    while (workers.turn == seen && !workers.ends) pthread_cond_wait(&workers.begun, &workers.mutex);
-    if (workers.ends) break;
-    seen = workers.turn;
-    pthread_mutex_unlock(&workers.mutex);
-    work(workers);
-    pthread_mutex_lock(&workers.mutex);
-    if (--workers.busy == 0) pthread_cond_signal(&workers.done);
-  }
-  pthread_mutex_unlock(&workers.mutex);
+  while (await_loop(workers)) work(workers);
   return nullptr;
 }
 
@@ -93,23 +143,20 @@ void free_workers(Workers* workers) {
 int count_threads(const Workers* workers) { return workers ? workers->started + 1 : 1; }
 
 void share(Workers* workers, int count, void (*task)(void*, int), void* context) {
-  if (!workers || !workers->started || count < 2) {
+  if (!workers || !workers->started || count < 2 || static_cast<uint64_t>(count) > kMost / 2) {
     for (int index = 0; index < count; ++index) task(context, index);
     return;
   }
-  pthread_mutex_lock(&workers->mutex);
-  workers->count = count;
   workers->task = task;
   workers->context = context;
-  workers->next.store(0, std::memory_order_relaxed);
-  workers->busy = workers->started;
-  ++workers->turn;
-  pthread_cond_broadcast(&workers->begun);
+  workers->left.store(count, std::memory_order_relaxed);
+  const uint64_t number = (workers->loop.load(std::memory_order_relaxed) >> 2 * kBits) + 1;
+  pthread_mutex_lock(&workers->mutex);  // whoever is about to sleep sees the loop, or is woken
+  workers->loop.store(number << 2 * kBits | static_cast<uint64_t>(count) << kBits, std::memory_order_release);
+  if (workers->sleeping) pthread_cond_broadcast(&workers->begun);
   pthread_mutex_unlock(&workers->mutex);
   work(*workers);
-  pthread_mutex_lock(&workers->mutex);
-  while (workers->busy) pthread_cond_wait(&workers->done, &workers->mutex);
-  pthread_mutex_unlock(&workers->mutex);
+  await_all(*workers);
 }
 
 }  // namespace dmsflow
