@@ -21,6 +21,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = "dmsflow/native"
 LIBRARY = "libdmsflow_lce.so"
+# For devices without Python, Android's among them; it is built where a compiler for aarch64 is.
+BENCHMARK, BENCHMARK_MACHINE = "dmsflow-benchmark", "aarch64"
+CROSS, CROSS_FILE = "aarch64-linux-gnu-g++", "aarch64-linux-gnu.cmake"
 COMPILERS = ("c++", "g++", "clang++")
 # What manylinux2014 allows: https://peps.python.org/pep-0599/
 FLOOR = (2, 17)
@@ -45,14 +48,18 @@ class NativeBuild(BuildHookInterface):  # type: ignore[type-arg]
         if self.target_name != "wheel" or left_out():
             return
         self._folder = Path(tempfile.mkdtemp(prefix="dmsflow-build-"))
-        built = build(Path(self.root) / SOURCES, self._folder)
+        sources = Path(self.root) / SOURCES
+        built = {LIBRARY: build(sources, self._folder)}
+        if benchmark := build_benchmark(sources, self._folder, built[LIBRARY]):
+            built[f"{BENCHMARK}-{BENCHMARK_MACHINE}"] = benchmark
         if version == "editable":
-            shutil.copy2(built, Path(self.root) / SOURCES / f"{LIBRARY}.new")
-            os.replace(Path(self.root) / SOURCES / f"{LIBRARY}.new", Path(self.root) / SOURCES / LIBRARY)
-            return  # a process that has the old one loaded keeps it
+            for name, path in built.items():  # by rename: a process that has the old one loaded keeps it
+                shutil.copy2(path, sources / f"{name}.new")
+                os.replace(sources / f"{name}.new", sources / name)
+            return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform_tag(built)}"
-        build_data["force_include"][str(built)] = f"{SOURCES}/{LIBRARY}"
+        build_data["tag"] = f"py3-none-{platform_tag(built[LIBRARY])}"
+        build_data["force_include"] |= {str(path): f"{SOURCES}/{name}" for name, path in built.items()}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if self._folder:
@@ -68,20 +75,48 @@ def build(sources: Path, folder: Path) -> Path:
     compiler = os.environ.get("CXX") or os.environ.get("CMAKE_TOOLCHAIN_FILE")
     if not compiler and not any(shutil.which(name) for name in COMPILERS):
         stop("there is no C++ compiler (looked for " + ", ".join(COMPILERS) + ", and the variable CXX)")
-    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
-    commands = (
-        ("cmake", "-S", str(sources), "-B", str(folder), *generator),
-        ("cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)),
-    )
-    for command in commands:
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        except FileNotFoundError:
-            stop(f"{command[0]} is not installed")
+    for command in (configuring(sources, folder), compiling(folder)):
+        done = run(command)
         if done.returncode:
             sys.stderr.write(done.stdout.decode(errors="replace"))
             stop(f"the compiler stopped at dmsflow's C++ part (above): {' '.join(command)}")
     return folder / LIBRARY
+
+
+def build_benchmark(sources: Path, folder: Path, library: Path) -> Path | None:
+    """Compile the static program for aarch64, beside a library for any processor; None: it cannot be, here."""
+    commands = [compiling(folder, BENCHMARK)]
+    if machine(library.read_bytes()) != BENCHMARK_MACHINE:
+        if not shutil.which(CROSS):
+            return None
+        folder = folder / BENCHMARK_MACHINE
+        cross = f"-DCMAKE_TOOLCHAIN_FILE={sources / CROSS_FILE}"
+        commands = [(*configuring(sources, folder), cross), compiling(folder, BENCHMARK)]
+    for command in commands:
+        done = run(command)
+        if done.returncode:  # a C library to link to for good is not part of every compiler
+            sys.stderr.write(done.stdout.decode(errors="replace"))
+            sys.stderr.write(f"dmsflow: {BENCHMARK} is left out: it could not be built (above)\n")
+            return None
+    return folder / BENCHMARK
+
+
+def configuring(sources: Path, folder: Path) -> tuple[str, ...]:
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+    return ("cmake", "-S", str(sources), "-B", str(folder), *generator)
+
+
+def compiling(folder: Path, *targets: str) -> tuple[str, ...]:
+    wanted = ("--target", *targets) if targets else ()
+    return ("cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1), *wanted)
+
+
+def run(command: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    except FileNotFoundError:
+        stop(f"{command[0]} is not installed")
+        raise
 
 
 def stop(what: str) -> None:
@@ -103,12 +138,16 @@ def platform_tag(library: Path) -> str:
             release = "11_0" if platform.machine() == "arm64" else "10_13"
             return f"macosx_{release}_{platform.machine()}"
         stop(f"{library} is not a library of Linux or macOS")
-    machine = MACHINES.get(struct.unpack_from("<H", data, 18)[0], "")
-    needed, versions = elf_needs(data) if machine else (set(), set())
+    processor = machine(data)
+    needed, versions = elf_needs(data) if processor else (set(), set())
     numbers = {tuple(map(int, name.removeprefix("GLIBC_").split("."))) for name in versions if name[:6] == "GLIBC_"}
-    if machine and needed <= FLOOR_LIBRARIES and len(numbers) == len(versions) and max(numbers, default=FLOOR) <= FLOOR:
-        return f"manylinux2014_{machine}"
-    return f"linux_{machine or platform.machine()}"
+    old = needed <= FLOOR_LIBRARIES and len(numbers) == len(versions) and max(numbers, default=FLOOR) <= FLOOR
+    return f"manylinux2014_{processor}" if processor and old else f"linux_{processor or platform.machine()}"
+
+
+def machine(data: bytes) -> str:
+    """The processor that an ELF file is for; empty: another one, or no such file."""
+    return MACHINES.get(struct.unpack_from("<H", data, 18)[0], "") if data[:4] == b"\x7fELF" else ""
 
 
 def elf_needs(data: bytes) -> tuple[set[str], set[str]]:

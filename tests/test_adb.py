@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from dmsflow import devices
+from dmsflow import devices, native
 from dmsflow.devices import Access, File, Job, Operation, _benchmark, _shell
 from dmsflow.errors import DmsflowError
 
@@ -321,7 +321,8 @@ def test_a_serial_of_another_phone(phone, model):
 
 
 @pytest.mark.parametrize("access", [Access(), Access(python="python3.12")])
-def test_a_phone_needs_a_program(access):
+def test_a_phone_needs_a_program(access, monkeypatch):
+    monkeypatch.setattr(native, "benchmark", lambda: None)
     with pytest.raises(DmsflowError) as raised, devices.connect("adb://", access):
         pass
     assert str(raised.value) == (

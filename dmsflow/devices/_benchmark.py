@@ -1,7 +1,8 @@
-"""What devices share that run a benchmark program: TFLite's benchmark_model, or LCE's lce_benchmark_model.
+"""What devices share that run a benchmark program: dmsflow's, TFLite's benchmark_model, LCE's lce_benchmark_model.
 
-Both take the same options and print the same. LCE's is the one that knows LCE's operations; it uses
-its default kernels, not the indirect ones that runners/lce.py uses.
+All take the same options and print the same. LCE's uses its default kernels, not the indirect ones that
+runners/lce.py uses; TFLite's does not know LCE's operations; dmsflow's (native/benchmark.cc) has those of
+the delegate, and plain loops for the others.
 
 Source: tensorflow/lite/tools/benchmark/README.md, and what its versions print.
 """

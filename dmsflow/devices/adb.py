@@ -1,7 +1,7 @@
 """An Android phone on adb: adb://SERIAL, or adb:// for the only one, with a benchmark program built for it.
 
-A phone has no Python, so the program does the measuring: LCE's lce_benchmark_model for files with 1-bit
-layers, TFLite's benchmark_model for others. Files lie in /data/local/tmp meanwhile.
+A phone has no Python, so a program does the measuring: dmsflow's own, unless the user names another, such
+as LCE's lce_benchmark_model or TFLite's benchmark_model. Files lie in /data/local/tmp meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from dmsflow import native
 from dmsflow.devices import Access, Measure, _benchmark, _shell
 from dmsflow.devices._shell import Shell, call
 from dmsflow.errors import DmsflowError
@@ -42,6 +43,8 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     scheme, slashes, serial = address.partition("://")
     if scheme != "adb" or not slashes or (serial and not SERIAL.fullmatch(serial)):
         raise DmsflowError(f"device {address}", "is unusable", "write adb://SERIAL, or adb:// for the only phone")
+    if access == Access() and (own := native.benchmark()):
+        access = Access(runner_file=str(own))
     if not access.runner_file:
         right = "name a benchmark program built for it with --runner-file (lce_benchmark_model, benchmark_model)"
         raise DmsflowError(f"device {address}", "has no Python", right)

@@ -12,6 +12,7 @@ from pathlib import Path
 from dmsflow.errors import DmsflowError
 
 LIBRARY = "libdmsflow_lce.so"
+BENCHMARK = "dmsflow-benchmark-aarch64"
 # Best first; what a processor lacks, the library refuses.
 KERNELS = ("avx512", "avx2", "neon-dotprod", "neon", "portable")
 
@@ -27,6 +28,12 @@ def library() -> Path:
         right = "install dmsflow from a wheel, or again from its source where a C++ compiler is (g++ or clang++)"
         raise DmsflowError(path, "this installation was made without the C++ part", right)
     return path
+
+
+def benchmark() -> Path | None:
+    """The static program that runs .tflite files on 64-bit ARM without Python; None: it was not built here."""
+    path = Path(__file__).with_name(BENCHMARK)
+    return path if path.is_file() else None
 
 
 def kernels(path: Path | None = None) -> str:
