@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import cost, datasets, devices, manifest, plugin, profile, progress, runners, target
+from dmsflow import cost, datasets, devices, doctor, manifest, plugin, profile, progress, runners, target
 from dmsflow.cost import MIB
 from dmsflow.datasets import Split, image_folder
 from dmsflow.datasets._folders import list_images
@@ -251,6 +251,7 @@ def _measure(subject: Subject, settings: BenchSettings) -> Measured:
     files = {subject.path.name: devices.File(path=str(subject.path), runner=devices.runner_of(subject.aim, settings))}
     with tempfile.TemporaryDirectory() as folder:
         if _has_baseline(subject, settings):
+            doctor.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
             path = Path(folder) / "float32.onnx"
             assert subject.export
             _write_float32(subject.export, path)
