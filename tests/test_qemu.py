@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from test_delegate import exact_part
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
+from test_native import CROSS, wheel
 
-from dmsflow import bench, deploy, devices, profile, profiling, tflite
+from dmsflow import bench, deploy, devices, export, profile, profiling, tflite
 from dmsflow.devices import Access, File, Job, Machine, Measurement, Timing, _emulated, qemu
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce as exporter
 from dmsflow.exporters import onnx as float_exporter
 from dmsflow.networks import resnet18, vgg11
 from dmsflow.runners import litert
-from dmsflow.settings import BenchSettings, ProfileSettings
+from dmsflow.settings import BenchSettings, ExportSettings, ProfileSettings
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 4
@@ -92,6 +93,20 @@ def test_random_operators_give_the_official_interpreters_bits(tmp_path, address)
     done = run_there(address, [str(ROOT / "tests" / "native" / "check.py"), str(tmp_path), str(_emulated.library())])
     said = done.stdout.decode()
     assert "neon" in said and ("neon-dotprod" in said) == address.endswith("a76"), said
+
+
+def test_the_wheel_gives_the_top1_of_x86_64(tmp_path, write_train_manifest):
+    """dmsflow itself, installed for aarch64 with the LiteRT of PyPI, on real images."""
+    exports = []
+    for name in ("vgg11", "resnet18"):
+        source = write_train_manifest(tmp_path / name, name)
+        settings = ExportSettings(target="arm64", check_images=1)
+        exports.append(str(export.run(source, settings, tmp_path / name, command=("x",))))
+    made = wheel(ROOT, tmp_path, CMAKE_TOOLCHAIN_FILE=str(CROSS))
+    script = [sys.executable, str(ROOT / "benchmarks" / "arm_wheel.py"), str(made), *exports, "--images", "50"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "neon-dotprod" in done.stderr and done.stderr.count("manylinux2014_aarch64") == 1
 
 
 # --- the times ----------------------------------------------------------------------------------
