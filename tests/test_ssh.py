@@ -145,7 +145,9 @@ def serving(folder: Path, *more: str):
 def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssh")
     with serving(folder) as server:
-        server.program("python3", bare_python(folder / "site", "numpy", "onnxruntime", "larq_compute_engine", "ai_edge_litert"))
+        server.program(
+            "python3", bare_python(folder / "site", "numpy", "onnxruntime", "larq_compute_engine", "ai_edge_litert")
+        )
         server.program("python-bare", bare_python(folder / "nothing"))
         server.program("python-numpy", bare_python(folder / "numpy", "numpy"))
         yield server
@@ -242,7 +244,9 @@ def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
 def test_what_litert_lacks_there_is_told(server, files, monkeypatch):
     """A machine of another kind gets no library from this one; here that is one without any."""
     said = refused(server, job(on_litert(files[1])), Access(python="python-numpy"))
-    assert said.startswith(f"{server.where[:-2]}, ai-edge-litert: is not installed; pip install 'dmsflow[device]' there")
+    assert said.startswith(
+        f"{server.where[:-2]}, ai-edge-litert: is not installed; pip install 'dmsflow[device]' there"
+    )
 
     def absent():
         raise DmsflowError("library", "is not built", "build it")
