@@ -22,6 +22,7 @@ SOURCES = ROOT / "dmsflow" / "native"
 CROSS = SOURCES / "aarch64-linux-gnu.cmake"
 ENTRIES = {"tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate"}
 LIBRARY = "dmsflow/native/libdmsflow_lce.so"
+BENCHMARK = "dmsflow/native/dmsflow-benchmark-aarch64"  # in both wheels: it is sent to phones
 # As pip has it in a build: with the programs of the build requirements on the path.
 BUILD_PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 
@@ -112,7 +113,7 @@ def test_a_wheel_holds_all_that_an_installation_needs(which: str, request: pytes
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dmsflow").rglob("*.py")}
     data = {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("targets/*.toml")}
     data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("profiles/*.json")}
-    assert package | data | {LIBRARY} <= names
+    assert package | data | {LIBRARY, BENCHMARK} <= names
     assert {name for name in names if name.endswith(".so")} == {LIBRARY}
 
 
@@ -120,7 +121,7 @@ def test_without_the_cpp_part_the_wheel_is_for_all_systems(tmp_path: Path) -> No
     made = wheel(ROOT, tmp_path, DMSFLOW_NO_NATIVE="1")
     assert made.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(made) as archive:
-        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        assert not [name for name in archive.namelist() if name.endswith(".so") or name == BENCHMARK]
 
 
 def test_a_build_without_a_compiler_says_what_is_missing(
