@@ -174,7 +174,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runner_file: Annotated[
         str | None,
         Meta(
-            description="A benchmark program for the device, for want of Python there: TFLite's benchmark_model or LCE's lce_benchmark_model."
+            description="A benchmark program for the device, for want of Python there: dmsflow's own, TFLite's benchmark_model or LCE's lce_benchmark_model."
         ),
     ] = None
     runner: Annotated[
