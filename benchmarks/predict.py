@@ -5,6 +5,7 @@ prints predicted, measured and the error of each; docs/results.md has its figure
 that this writes:
 
     python benchmarks/predict.py --target x86-64
+    python benchmarks/predict.py --target x86-64 --runner lce
     python benchmarks/predict.py --target onnx
     python benchmarks/predict.py --target onnx --precision float
 """
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="x86-64")
     parser.add_argument("--precision", choices=("binary", "float"), default="binary")
+    parser.add_argument("--runner", help="litert, lce or onnxruntime; the target's own unless given")
     parser.add_argument("--runs", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +52,8 @@ def main() -> None:
         rows = checked(arguments, made, Path(folder))
     summary = summed_up(arguments, made, rows, seconds)
     tell(rows, summary)
-    path = RESULTS / f"predict-{arguments.target}-{arguments.precision}.json"
+    names = filter(None, ("predict", arguments.target, arguments.precision, arguments.runner))
+    path = RESULTS / f"{'-'.join(names)}.json"
     content = {
         **summary,
         "networks": [{**msgspec.to_builtins(row), "error_percent": row.error_percent} for row in rows],
@@ -62,7 +65,7 @@ def main() -> None:
 def settings(arguments: argparse.Namespace, resolution: int) -> ProfileSettings:
     return ProfileSettings(
         target=arguments.target, precision=arguments.precision, networks=NETWORKS, resolutions=(resolution,),
-        max_ratio=RATIOS[resolution], check=0,
+        max_ratio=RATIOS[resolution], check=0, runner=arguments.runner,
     )  # fmt: skip
 
 
