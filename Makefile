@@ -8,10 +8,9 @@ NATIVE := .venv/.native
 BIN := .venv/bin
 SOURCES := $(wildcard dmsflow/native/*.cc dmsflow/native/*.h dmsflow/native/CMakeLists.txt)
 
-# LCE has no wheel for Linux on ARM, so there the demo measures an ONNX file.
 SYSTEM := $(shell uname -sm)
 ifeq ($(SYSTEM),Linux aarch64)
-TARGET ?= onnx
+TARGET ?= arm64
 else ifeq ($(SYSTEM),Darwin arm64)
 TARGET ?= macos-arm64
 else
