@@ -108,18 +108,6 @@ struct Avx2 {
           store_bytes(reinterpret_cast<int8_t*>(out) + channel, y, channels);
       }
   }
-
-  template <Output kOutput, int M, int N>
-  __attribute__((always_inline)) static void store(char* out, const Counted<Avx2, M, N>& counted, const Work& work) {
-    if constexpr (kOutput == Output::kBits)
-      store_bits(out, counted, work);
-    else if (!work.clamps && work.channels >= N * kLanes)
-      store_numbers<kOutput, false, true>(out, counted, work);
-    else if (!work.clamps)
-      store_numbers<kOutput, false, false>(out, counted, work);
-    else
-      store_numbers<kOutput, true, false>(out, counted, work);
-  }
 };
 
 uint32_t negative(const float* in) {

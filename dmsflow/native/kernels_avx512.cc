@@ -89,18 +89,6 @@ struct Avx512 {
           _mm512_mask_cvtsepi32_storeu_epi8(out + channel, there[n], round(y));
       }
   }
-
-  template <Output kOutput, int M, int N>
-  __attribute__((always_inline)) static void store(char* out, const Counted<Avx512, M, N>& counted, const Work& work) {
-    if constexpr (kOutput == Output::kBits)
-      store_bits(out, counted, work);
-    else if (!work.clamps && work.channels >= N * kLanes)
-      store_numbers<kOutput, false, true>(out, counted, work);
-    else if (!work.clamps)
-      store_numbers<kOutput, false, false>(out, counted, work);
-    else
-      store_numbers<kOutput, true, false>(out, counted, work);
-  }
 };
 
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {

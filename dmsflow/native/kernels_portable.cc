@@ -53,30 +53,33 @@ struct Portable {
 
   static Total flush(Total total, const Counter&) { return total; }
 
+  template <bool kClamps>
   static float transform(const Work& work, int32_t count, int channel) {
-    if (work.clamps) {
+    if constexpr (kClamps) {
       count = 2 * count < work.clamp_max ? 2 * count : work.clamp_max;
       count = count > work.clamp_min ? count : work.clamp_min;
     }
     return static_cast<float>(count) * work.multiplier[channel] + work.bias[channel];
   }
 
-  template <Output kOutput, int M, int N>
-  static void store(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
-    int32_t count[kLanes];
-    for (int i = 0; i < kLanes; ++i) count[i] = static_cast<int32_t>(counted.counter[0][0].lane[i]);
-    if constexpr (kOutput == Output::kBits) {
-      uint32_t bits = 0;
-      for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(count[i] > work.thresholds[i]) << i;
-      reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
-      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
-    } else if constexpr (kOutput == Output::kFloat) {
-      for (int i = 0; i < work.channels; ++i) reinterpret_cast<float*>(out)[i] = transform(work, count[i], i);
-    } else {
-      for (int i = 0; i < work.channels; ++i) {
-        const float y = transform(work, count[i], i);
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i)
+      bits |= static_cast<uint32_t>(static_cast<int32_t>(counted.counter[0][0].lane[i]) > work.thresholds[i]) << i;
+    reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
+    if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
+  }
+
+  template <Output kOutput, bool kClamps, bool kFull, int M, int N>
+  static void store_numbers(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
+    const int channels = kFull ? kLanes : work.channels;
+    for (int i = 0; i < channels; ++i) {
+      const float y = transform<kClamps>(work, static_cast<int32_t>(counted.counter[0][0].lane[i]), i);
+      if constexpr (kOutput == Output::kFloat)
+        reinterpret_cast<float*>(out)[i] = y;
+      else
         out[i] = static_cast<char>(y <= -128.0f ? -128 : y >= 127.0f ? 127 : static_cast<int>(std::round(y)));
-      }
     }
   }
 };

@@ -110,18 +110,6 @@ struct NeonOutputs {
           store_bytes(reinterpret_cast<int8_t*>(out) + n * kLanes, y, channels);
       }
   }
-
-  template <Output kOutput, int M, int N>
-  __attribute__((always_inline)) static void store(char* out, const Counted<I, M, N>& counted, const Work& work) {
-    if constexpr (kOutput == Output::kBits)
-      store_bits(out, counted, work);
-    else if (!work.clamps && work.channels >= N * kLanes)  // decided once for a tile: branches would cost more than sums
-      store_numbers<kOutput, false, true>(out, counted, work);
-    else if (!work.clamps)
-      store_numbers<kOutput, false, false>(out, counted, work);
-    else
-      store_numbers<kOutput, true, false>(out, counted, work);
-  }
 };
 
 // Bits of 64 floats.

@@ -8,7 +8,8 @@
 //   spread(p)               a word of the image in all lanes;  weights(p): the next L words of a panel
 //   differ(x, w)            how many bits differ, in whatever parts a Counter has;  add(c, d): c + d
 //   flush(total, c)         total + c
-//   store<kOutput, M, N>(out, counted, work)    puts out a tile
+//   store_bits(out, counted, work), store_numbers<kOutput, kClamps, kFull>(out, counted, work)    put out a tile;
+//                           kFull: all channels of the panel
 #pragma once
 
 #include "kernels.h"
@@ -80,7 +81,14 @@ __attribute__((always_inline)) inline Counted<I, M, N> count_tile(const Work& wo
 template <class I, int M, int N, Output kOutput>
 __attribute__((always_inline)) inline void tile(const Work& work, const uint32_t* offsets, char* out) {
   const Counted<I, M, N> counted = count_tile<I, M, N>(work, offsets);
-  I::template store<kOutput, M, N>(out, counted, work);
+  if constexpr (kOutput == Output::kBits)
+    I::store_bits(out, counted, work);
+  else if (!work.clamps && work.channels >= N * I::kLanes)  // once for a tile: a branch for each vector costs much more
+    I::template store_numbers<kOutput, false, true>(out, counted, work);
+  else if (!work.clamps)
+    I::template store_numbers<kOutput, false, false>(out, counted, work);
+  else
+    I::template store_numbers<kOutput, true, false>(out, counted, work);
 }
 
 // The last tile, of `left` < M + 1 pixels.
