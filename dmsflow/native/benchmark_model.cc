@@ -41,12 +41,16 @@ constexpr Known kKnown[] = {
     {kSub, "SUB", 28},        {kPadV2, "PADV2", 43},
 };
 
-__attribute__((format(printf, 1, 2))) bool fail(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
+void say(const char* format, va_list arguments) {
   std::fputs("ERROR: ", stderr);
   std::vfprintf(stderr, format, arguments);
   std::fputc('\n', stderr);
+}
+
+__attribute__((format(printf, 1, 2))) bool fail(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  say(format, arguments);
   va_end(arguments);
   return false;
 }
@@ -109,9 +113,7 @@ struct Host {
   static void report(Context*, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    std::fputs("ERROR: ", stderr);
-    std::vfprintf(stderr, format, arguments);
-    std::fputc('\n', stderr);
+    say(format, arguments);
     va_end(arguments);
   }
 
