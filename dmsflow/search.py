@@ -115,10 +115,8 @@ def _latency(settings: SearchSettings, network: Network) -> Latency | None:
 
 def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> dict[str, int]:
     """Widths that just meet the budgets without a search: what a search has to beat."""
-    if settings.method == "uniform":
-        ratios = budget.uniform(network, limits, bounds)
-    else:
-        ratios = budget.flat(network, limits, bounds)
+    control = {"uniform": budget.uniform, "between": budget.between}.get(settings.method, budget.flat)
+    ratios = control(network, limits, bounds)
     if settings.method == "random":
         draw = training.generator(settings.seed, "random control")
         spread = torch.exp(RANDOM_SPREAD * torch.randn(len(ratios), generator=draw, dtype=torch.float64))

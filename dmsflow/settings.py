@@ -46,8 +46,10 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     network: Annotated[str, Meta(description="A network's name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Literal["gradient", "uniform", "flat", "random"],
-        Meta(description="gradient searches; the others write the control that just meets the budgets."),
+        Literal["gradient", "uniform", "flat", "between", "random"],
+        Meta(
+            description="gradient searches; the others write a control that just meets the budgets (between: flat and uniform, using all budgets up)."
+        ),
     ] = "gradient"
     memory_mib: Annotated[
         Positive | None,
