@@ -80,12 +80,16 @@ def draw(cell: Cell, number: int, seed: int) -> Job:
 
 def searched(cell: Cell, method: str, seed: int) -> Job:
     """Searched and trained with a seed."""
-    return Job(f"{cell.name}/{method}-{seed}", {**cell.budgets(), "method": method, "seed": seed}, {**QUICK, "seed": seed})
+    return Job(
+        f"{cell.name}/{method}-{seed}", {**cell.budgets(), "method": method, "seed": seed}, {**QUICK, "seed": seed}
+    )
 
 
 def first_wave(cell: Cell, methods: Sequence[str]) -> list[Job]:
     """Everything but the best draw's other seeds, which the draws decide."""
-    found = [control(cell, method, seed) for seed in SEEDS for method in ("uniform", "flat", "between") if method in methods]
+    found = [
+        control(cell, method, seed) for seed in SEEDS for method in ("uniform", "flat", "between") if method in methods
+    ]
     found += [draw(cell, number, SEEDS[0]) for number in range(DRAWS) if "random" in methods]
     return found + [searched(cell, m, seed) for seed in SEEDS for m in ("gradient", "evolution") if m in methods]
 
@@ -96,7 +100,7 @@ def best_draw(cell: Cell, where: Runs) -> list[Job]:
     return [draw(cell, best, seed) for seed in SEEDS]
 
 
-METHODS = ("uniform", "flat", "between", "random", "gradient")
+METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient")
 
 
 def main() -> None:

@@ -68,6 +68,11 @@ class Runs:
         return self.out / "trainings" / f"{found.network.name}-{widths}" / schedule / "train.json"
 
 
+def done(job: Job, where: Runs) -> bool:
+    """Whether both the choice and the training are finished."""
+    return where.chosen(job).exists() and where.trained(job).exists()
+
+
 def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--dataset", required=True, help="as in dmsflow search: cifar10, or image-folder:PATH")
     parser.add_argument("--data-dir", help="as in dmsflow search")

@@ -32,6 +32,8 @@ from dmsflow.width import CANDIDATES, Mask, clustered_mask, exact_mask
 
 HEADROOM = 1.4  # of the capacity over the widest starting point
 BAND_TOP = 1.3  # sub-networks are drawn up to this far over the widest control
+BAND_NEAR = 1.35  # and, with --band start, as far as this factor from the start
+FIRST = 2  # widths whose gradient --first-gain multiplies
 WINDOW = 2.5  # half-width of the exact mask's window, in sigma
 GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
 HELD_OUT = 0.2  # of the width half: kept for the comparison at the end
@@ -121,12 +123,15 @@ def begin(
         name: math.ceil(base * ratio) for (name, base), ratio in zip(network.widths.items(), held.tolist(), strict=True)
     }
     model = Model(network, capacity, running_statistics=False).to(where.device)
+    band = Range(controls.amin(0), bounds.clip(BAND_TOP * widest))
+    if settings.band == "start":
+        band = Range(bounds.clip(start / BAND_NEAR), bounds.clip(start * BAND_NEAR))
     mu = start.clone().requires_grad_()
     weight_batches, width_batches, held_out = _batches(settings, dataset, where, workers)
     return Descent(
         settings=settings, network=network, limits=limits, bounds=bounds, latency=latency, where=where,
         weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
-        start=start, band=Range(controls.amin(0), bounds.clip(BAND_TOP * widest)), mu=mu, model=model,
+        start=start, band=band, mu=mu, model=model,
         optimiser=_weight_optimiser(settings, model),
         mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
         centre=mu.tolist(),
@@ -173,7 +178,8 @@ def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
             if state.weight_step == 0:
                 _cluster(state)
             _weight_phase(state, checkpoint)
-            row = _width_phase(state)
+            moved = _width_phase(state) if state.settings.method == "gradient" else {}
+            row = _row(state) | moved
             state.rows.append(row)
             state.round, state.weight_step, state.seen = state.round + 1, 0, []
             write_log(log, state.rows)
@@ -192,7 +198,7 @@ def _cluster(state: Descent) -> None:
         int(torch.randint(2**31, (1,), generator=training.generator(state.settings.seed, "reallocate", state.round)))
     )
     model = Model(state.network, widths, running_statistics=False).to(state.where.device)
-    if state.round:
+    if state.round and state.settings.best_effort:
         best_effort_initialise(model, state.model)
     state.model, state.optimiser = model, _weight_optimiser(state.settings, model)
 
@@ -234,13 +240,16 @@ def _live(state: Descent) -> Live:
         return state.masks(state.mu.detach(), "weights", state.weight_step)
     if kind == "full":
         return {}
-    count = len(state.mu)
     if kind == "random":
-        position = torch.rand(count, generator=draw, dtype=torch.float64)
-        ratios = (state.band.low.log() * (1 - position) + state.band.high.log() * position).exp()
-    else:
-        ratios = state.mu.detach() * torch.exp(NEAR * torch.randn(count, generator=draw, dtype=torch.float64))
-    return within_capacity(state, ratios)
+        return within_capacity(state, random_ratios(state, draw))
+    noise = torch.randn(len(state.mu), generator=draw, dtype=torch.float64)
+    return within_capacity(state, state.mu.detach() * torch.exp(NEAR * noise))
+
+
+def random_ratios(state: Descent, draw: torch.Generator) -> Tensor:
+    """Ratios [n] anywhere in the band, evenly in their logarithm; not at the budgets yet."""
+    position = torch.rand(len(state.mu), generator=draw, dtype=torch.float64)
+    return (state.band.low.log() * (1 - position) + state.band.high.log() * position).exp()
 
 
 def _pick(draw: float) -> str:
@@ -266,7 +275,7 @@ def _room(state: Descent) -> Range:
 
 
 def _width_phase(state: Descent) -> dict[str, Any]:
-    """One pass of mu on the width half; the row that the log gets."""
+    """One pass of mu on the width half; its part of the log's row."""
     count = state.settings.width_batches or state.width_batches.steps
     gradients, losses, correct = [], [], []
     state.model.requires_grad_(False)
@@ -280,10 +289,16 @@ def _width_phase(state: Descent) -> dict[str, Any]:
     state.model.requires_grad_(True)
     training.check_finite(float(np.mean(losses)), f"search, round {state.round + 1}")
     stack = torch.stack(gradients) * state.mu.detach()  # of log ratios
+    stack[:, :FIRST] *= state.settings.first_gain
     error = stack.std(0) / math.sqrt(count) if count > 1 else stack.abs().squeeze(0)
     if state.settings.step == "bounded":
         _bounded_step(state, stack.mean(0), error)
-    return _row(state, losses, correct, stack.mean(0), error)
+    return {
+        "width_loss": float(np.mean(losses)),
+        "width_top1_percent": 100 * float(np.mean(correct)),
+        "gradient": stack.mean(0).tolist(),
+        "gradient_error": error.tolist(),
+    }
 
 
 def width_gradient(state: Descent, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, float, float]:
@@ -350,32 +365,29 @@ def result(state: Descent) -> Tensor:
     return ratios
 
 
-def _row(state: Descent, losses: list[float], correct: list[float], gradient: Tensor, error: Tensor) -> dict[str, Any]:
-    names = list(state.network.widths)
+def _row(state: Descent) -> dict[str, Any]:
+    """What the log has of every round: where mu stands now, in whole widths, and what they cost."""
     ratios = state.mu.detach()
-    weight_loss, weight_right = np.mean(state.seen, axis=0)
     if budget.use(state.network, state.limits, ratios) > 1:  # under the penalty, before it has pulled them in
         widths = {name: max(1, round(float(width))) for name, width in budget.widths_at(state.network, ratios).items()}
     else:
         widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
+    weight_loss, weight_right = np.mean(state.seen, axis=0)
     return {
         "round": state.round + 1,
-        "names": names,
+        "names": list(state.network.widths),
         "mu": ratios.tolist(),
-        "sigma": [state.sigma(index) for index in range(len(names))],
+        "sigma": [state.sigma(index) for index in range(len(ratios))],
         "widths": widths,
         **budget.figures(state.network, widths, state.latency),
         "weight_loss": float(weight_loss),
         "weight_top1_percent": 100 * float(weight_right),
-        "width_loss": float(np.mean(losses)),
-        "width_top1_percent": 100 * float(np.mean(correct)),
-        "gradient": gradient.tolist(),
-        "gradient_error": error.tolist(),
     }
 
 
 def _note(row: dict[str, Any], latency: Latency | None) -> str:
-    return f"loss {row['width_loss']:.3f}, top-1 {row['width_top1_percent']:.1f} %, {budget.spelled(row, latency)}, widths {' '.join(map(str, row['widths'].values()))}"
+    phase = "width" if "width_loss" in row else "weight"
+    return f"loss {row[f'{phase}_loss']:.3f}, top-1 {row[f'{phase}_top1_percent']:.1f} %, {budget.spelled(row, latency)}, widths {' '.join(map(str, row['widths'].values()))}"
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:

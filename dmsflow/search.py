@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, cost, datasets, descent, manifest, profile, training
+from dmsflow import budget, cost, datasets, descent, evolution, manifest, profile, training
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
@@ -45,8 +46,8 @@ def run(
     artifacts = {}
     if latency:  # a copy, so that the chain goes on where the profile itself is not
         artifacts["profile"] = manifest.artifact(profile.save(out / "profile.json", latency.profile), out)
-    if settings.method == "gradient":
-        widths, metrics, environment = _gradient(
+    if settings.method in ("gradient", "evolution"):
+        widths, metrics, environment = _search(
             settings, data, dataset, network, latency, limits, bounds, checkpoint, out
         )
         artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
@@ -124,7 +125,7 @@ def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, .
     return budget.round_within(network, limits, ratios, bounds)
 
 
-def _gradient(
+def _search(
     settings: SearchSettings, data: Data, dataset: Dataset, network: Network, latency: Latency | None,
     limits: tuple[Budget, ...], bounds: Range, checkpoint: Path, out: Path,
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
@@ -133,6 +134,7 @@ def _gradient(
     if checkpoint.exists():
         descent.restore(state, checkpoint)
     found = descent.descend(state, checkpoint, out / "search.jsonl")
+    found = _evolved(state, found)
     if settings.reallocate:  # the super-network has no channels beyond the last windows to compare with
         return budget.round_within(network, limits, found, bounds), {}, state.where.facts()
     candidates: dict[str, Tensor] = {
@@ -147,6 +149,16 @@ def _gradient(
     _print_comparison(rows, chosen, state.latency)
     widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
     return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
+
+
+def _evolved(state: descent.Descent, found: Tensor) -> Tensor:
+    """What evolution makes of it: all there is, or a last step around the gradient's result."""
+    if state.settings.method == "evolution":
+        controls = [control(state.network, state.limits, state.bounds) for control in (budget.flat, budget.uniform)]
+        return evolution.evolve(state, [state.start, *controls], evolution.equal_count(state))
+    if state.settings.refine:
+        return evolution.evolve(state, [found], state.settings.refine, near=True)
+    return found
 
 
 @torch.no_grad()
@@ -211,3 +223,14 @@ def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latenc
         for row in rows
     ]  # fmt: skip
     print_table(f"Shared weights, hard widths, {rows[0]['images']} training images held out", head, cells)
+    print(verdict(rows), file=sys.stderr)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether the searched widths beat the flat ones, in a sentence."""
+    flat = next(row for row in rows if row["name"] == "flat")
+    lead, error = flat["loss_difference"], flat["standard_error"]
+    facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {'lower' if lead > 0 else 'higher'} (standard error, the same images)"
+    if lead > error:
+        return f"The search beat flat widths: {facts}."
+    return f"The search did not beat flat widths by more than a standard error: {facts}."

@@ -46,9 +46,9 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     network: Annotated[str, Meta(description="A network's name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Literal["gradient", "uniform", "flat", "between", "random"],
+        Literal["gradient", "evolution", "uniform", "flat", "between", "random"],
         Meta(
-            description="gradient searches; the others write a control that just meets the budgets (between: flat and uniform, using all budgets up)."
+            description="gradient and evolution search; the others write a control that just meets the budgets (between: flat and uniform, using all budgets up)."
         ),
     ] = "gradient"
     memory_mib: Annotated[
@@ -81,6 +81,10 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="Rebuild the network each round with best-effort initialisation (Eq. 9-10), instead of slicing one of fixed capacity."
         ),
     ] = False
+    best_effort: Annotated[
+        bool,
+        Meta(description="Rebuilt networks keep the weights that fit (Eq. 9-10); otherwise each starts afresh."),
+    ] = True
     step: Annotated[
         Literal["bounded", "adam"],
         Meta(
@@ -96,6 +100,13 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="Widths to start from: flat under the budgets, or the base widths times --start-ratio."),
     ] = "flat"
     start_ratio: Annotated[Positive, Meta(description="Expansion ratio to start from (base).")] = 1.5
+    first_gain: Annotated[
+        Positive, Meta(description="Factor on the gradient of the first two widths, which masks understate.")
+    ] = 1.0
+    refine: Annotated[
+        Natural,
+        Meta(description="Sub-networks near the result that evolution tries at the end; the best one is taken."),
+    ] = 0
     min_ratio: Annotated[Positive, Meta(description="Smallest expansion ratio.")] = 0.3
     max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio.")] = 8.0
     sigma_start: Annotated[Positive, Meta(description="Scale of the width distribution in the first round.")] = 0.3
@@ -118,6 +129,12 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(description="Train random sub-networks at the budget in most weight steps, instead of the mask in all."),
     ] = True
+    band: Annotated[
+        Literal["controls", "start"],
+        Meta(
+            description="Where random sub-networks are drawn from: between the narrowest and 1.3 times the widest of uniform, flat and the start; or around the start alone."
+        ),
+    ] = "controls"
     batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 128
     learning_rate: Annotated[Positive, Meta(description="Of the weights (SGD), at the start of each cosine.")] = 0.05
     learning_rate_end: Annotated[Positive, Meta(description="Of the weights, at the end of each cosine.")] = 0.01

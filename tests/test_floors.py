@@ -35,6 +35,7 @@ FLOORS = (
     ("model", "budget", "stopwatch"),
     ("training",),
     ("descent",),
+    ("evolution",),
     ("search", "train", "export", "bench", "profiling", "show"),
     ("cli",),
     ("__main__",),
@@ -42,7 +43,18 @@ FLOORS = (
 STAGES = ("search", "train", "export", "bench", "profiling")
 HOMES = {
     # datasets/_torchvision imports torchvision's readers, which bring torch; search and train only use it.
-    "torch": {"binary", "width", "model", "budget", "training", "descent", "search", "train", "datasets/_torchvision"},
+    "torch": {
+        "binary",
+        "width",
+        "model",
+        "budget",
+        "training",
+        "descent",
+        "evolution",
+        "search",
+        "train",
+        "datasets/_torchvision",
+    },
     "torchvision": {"datasets/_torchvision"},
     "onnx": {"exporters/onnx"},
     "onnxruntime": {"runners/onnxruntime"},
