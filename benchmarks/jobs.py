@@ -18,7 +18,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, Manifest
 
 WAIT_SECONDS = 5.0
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 KEPT = ("versions", "processor", "cores", "torch_device", "threads", "mixed", "commit", "date")
 
 
@@ -171,3 +172,17 @@ def _environment(found: Manifest, done: Manifest) -> dict[str, Any]:
 
 def rows(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
     return [row(job, where) for job in jobs]
+
+
+def done(job: Job, where: Runs) -> bool:
+    return where.chosen(job).exists() and where.trained(job).exists()
+
+
+def finished(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
+    """What is kept of those jobs that are done; the others are left out."""
+    return rows((job for job in jobs if done(job, where)), where)
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """A results file, from which docs/results.py writes its page."""
+    manifest.write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
