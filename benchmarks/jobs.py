@@ -174,10 +174,6 @@ def rows(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
     return [row(job, where) for job in jobs]
 
 
-def done(job: Job, where: Runs) -> bool:
-    return where.chosen(job).exists() and where.trained(job).exists()
-
-
 def finished(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
     """What is kept of those jobs that are done; the others are left out."""
     return rows((job for job in jobs if done(job, where)), where)
