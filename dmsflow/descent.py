@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Descent:
     weight_step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     centre: list[float] = field(default_factory=list)  # mu at the last clustering
-    seen: list[list[float]] = field(default_factory=list)  # loss and fraction right of this round's weight steps
+    seen: list[Tensor] = field(default_factory=list)  # [2]: loss and fraction right of this round's weight steps
 
     def sigma(self, index: int) -> float:
         """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
@@ -82,20 +83,26 @@ class Descent:
         return max(1, round(low * base)), max(1, round(high * base))
 
     def masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
-        """The mask of every width at ratios `mu` [n] in one step of a phase; gradients reach `mu`."""
+        """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
         s, masks = self.settings, {}
         noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, f"gumbel {phase}", self.round, step))
         for index, (name, base) in enumerate(self.network.widths.items()):
             low, high = self.window(index, base)
             high = min(high, self.model.widths[name])
             if s.estimator == "exact":
-                mask = exact_mask(mu[index], self.sigma(index), base, min(low, high), high)
+                masks[name] = exact_mask(mu[index], self.sigma(index), base, min(low, high), high)
             else:
-                mask = clustered_mask(
+                masks[name] = clustered_mask(
                     mu[index], self.sigma(index), self.centre[index], base, min(low, high), high, s.temperature, noise[index]
                 )  # fmt: skip
-            masks[name] = Mask(mask.values.to(self.where.device, torch.float32), mask.live)
         return masks
+
+    def placed(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
+        """The masks as the network takes them: leaves, on its device."""
+        return {
+            name: Mask(mask.values.detach().to(self.where.device, torch.float32), mask.live)
+            for name, mask in masks.items()
+        }
 
 
 def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
@@ -216,12 +223,18 @@ def _weight_phase(state: Descent, checkpoint: Path) -> None:
     for images, labels in state.weight_batches.run(first + state.weight_step, first + steps):
         training.set_learning_rate(state.optimiser, learning_rate(state, steps))
         seen = training.weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
-        state.seen.append(seen.tolist())
-        training.check_finite(state.seen[-1][0], f"search, round {state.round + 1}")
+        state.seen.append(seen)  # stays on the device: reading it would wait for the step
         state.weight_step += 1
         if training.clock() - last_saved > training.CHECKPOINT_SECONDS:
+            _check_weights(state)
             save(state, checkpoint)
             last_saved = training.clock()
+    _check_weights(state)
+
+
+def _check_weights(state: Descent) -> None:
+    """Raise DmsflowError if a loss of this round was not finite."""
+    training.check_finite(float(torch.stack(state.seen)[:, 0].mean()), f"search, round {state.round + 1}")
 
 
 def learning_rate(state: Descent, steps: int) -> float:
@@ -237,7 +250,7 @@ def _live(state: Descent) -> Live:
     draw = training.generator(s.seed, "sub-network", state.round, state.weight_step)
     kind = _pick(float(torch.rand(1, generator=draw))) if s.subnetworks else "mask"
     if kind == "mask":
-        return state.masks(state.mu.detach(), "weights", state.weight_step)
+        return state.placed(state.masks(state.mu.detach(), "weights", state.weight_step))
     if kind == "full":
         return {}
     if kind == "random":
@@ -277,36 +290,63 @@ def _room(state: Descent) -> Range:
 def _width_phase(state: Descent) -> dict[str, Any]:
     """One pass of mu on the width half; its part of the log's row."""
     count = state.settings.width_batches or state.width_batches.steps
-    gradients, losses, correct = [], [], []
+    passes = []
     state.model.requires_grad_(False)
     for step, (images, labels) in enumerate(state.width_batches.run(state.round * count, (state.round + 1) * count)):
-        gradient, loss, right = width_gradient(state, images, labels, step)
+        passes.append(width_pass(state, images, labels, step))
         if state.settings.step == "adam":
-            _adam_step(state, gradient)
-        gradients.append(gradient)
-        losses.append(loss)
-        correct.append(right)
+            _adam_step(state, passes[-1].gradient())
     state.model.requires_grad_(True)
-    training.check_finite(float(np.mean(losses)), f"search, round {state.round + 1}")
-    stack = torch.stack(gradients) * state.mu.detach()  # of log ratios
-    stack[:, :FIRST] *= state.settings.first_gain
-    error = stack.std(0) / math.sqrt(count) if count > 1 else stack.abs().squeeze(0)
+    loss, right = torch.stack([each.seen for each in passes]).double().mean(0).tolist()
+    training.check_finite(loss, f"search, round {state.round + 1}")
+    gradients = torch.stack([each.gradient() for each in passes]) * state.mu.detach()  # of log ratios
+    gradients[:, :FIRST] *= state.settings.first_gain
+    error = gradients.std(0) / math.sqrt(count) if count > 1 else gradients.abs().squeeze(0)
     if state.settings.step == "bounded":
-        _bounded_step(state, stack.mean(0), error)
+        _bounded_step(state, gradients.mean(0), error)
     return {
-        "width_loss": float(np.mean(losses)),
-        "width_top1_percent": 100 * float(np.mean(correct)),
-        "gradient": stack.mean(0).tolist(),
+        "width_loss": loss,
+        "width_top1_percent": 100 * right,
+        "gradient": gradients.mean(0).tolist(),
         "gradient_error": error.tolist(),
     }
 
 
-def width_gradient(state: Descent, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, float, float]:
-    """∂L_valid/∂mu [n] on one batch, the loss, and the fraction classified right."""
-    mu = state.mu.detach().requires_grad_()
-    loss, right = training.loss_of(state.model, images, labels, state.where, state.masks(mu, "widths", step))
-    (gradient,) = torch.autograd.grad(loss, mu)
-    return gradient, float(loss.detach()), float(right)
+@dataclass(frozen=True)
+class WidthPass:
+    """One batch of the width half, forward and backward.
+
+    The network's part of the gradient stays on its device until it is asked for: reading it at once
+    would wait for the device at every batch.
+
+    Attributes:
+        mu: [n], the leaf of the masks' graph, on the CPU.
+        masks: of every width, on the CPU.
+        of_masks: ∂L_valid/∂mask of every width, [channels] each.
+        seen: loss and fraction right, [2].
+    """
+
+    mu: Tensor
+    masks: tuple[Tensor, ...]
+    of_masks: tuple[Tensor, ...]
+    seen: Tensor
+
+    def gradient(self) -> Tensor:
+        """∂L_valid/∂mu, [n] float64."""
+        outer = [each.to("cpu", torch.float64) for each in self.of_masks]
+        (gradient,) = torch.autograd.grad(self.masks, self.mu, outer, retain_graph=True)
+        return gradient
+
+
+def width_pass(state: Descent, images: Tensor, labels: Tensor, step: int) -> WidthPass:
+    """The loss of one batch under the masks, and its gradient."""
+    mu = state.mu.detach().clone().requires_grad_()
+    masks = state.masks(mu, "widths", step)
+    placed = state.placed(masks)
+    leaves = [mask.values.requires_grad_() for mask in placed.values()]
+    loss, right = training.loss_of(state.model, images, labels, state.where, placed)
+    of_masks = torch.autograd.grad(loss, leaves)
+    return WidthPass(mu, tuple(mask.values for mask in masks.values()), of_masks, torch.stack([loss.detach(), right]))
 
 
 def _hinge_gradient(state: Descent) -> Tensor:
@@ -372,7 +412,7 @@ def _row(state: Descent) -> dict[str, Any]:
         widths = {name: max(1, round(float(width))) for name, width in budget.widths_at(state.network, ratios).items()}
     else:
         widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
-    weight_loss, weight_right = np.mean(state.seen, axis=0)
+    weight_loss, weight_right = torch.stack(state.seen).double().mean(0).tolist()
     return {
         "round": state.round + 1,
         "names": list(state.network.widths),
@@ -380,8 +420,8 @@ def _row(state: Descent) -> dict[str, Any]:
         "sigma": [state.sigma(index) for index in range(len(ratios))],
         "widths": widths,
         **budget.figures(state.network, widths, state.latency),
-        "weight_loss": float(weight_loss),
-        "weight_top1_percent": 100 * float(weight_right),
+        "weight_loss": weight_loss,
+        "weight_top1_percent": 100 * weight_right,
     }
 
 
@@ -399,7 +439,8 @@ def save(state: Descent, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     facts = {
         "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
-        "mu": state.mu.tolist(), "centre": state.centre, "seen": state.seen, "widths": state.model.widths,
+        "mu": state.mu.tolist(), "centre": state.centre,
+        "seen": [seen.tolist() for seen in state.seen], "widths": state.model.widths,
     }  # fmt: skip
     training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
@@ -425,4 +466,5 @@ def restore(state: Descent, path: Path) -> None:
     with torch.no_grad():
         state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
     state.round, state.weight_step = facts["round"], facts["weight_step"]
-    state.rows, state.centre, state.seen = facts["rows"], facts["centre"], facts["seen"]
+    state.rows, state.centre = facts["rows"], facts["centre"]
+    state.seen = [torch.tensor(seen, device=state.where.device) for seen in facts["seen"]]

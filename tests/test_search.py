@@ -186,7 +186,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     deaths = [
         (training, "weight_step", 1),
-        (descent, "width_gradient", 2),
+        (descent, "width_pass", 2),
         (training, "weight_step", 0),
         (descent, "write_log", 0),
     ]
