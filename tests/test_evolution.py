@@ -1,0 +1,128 @@
+"""Evolution on a super-network, and the settings that ablations of the search vary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dmsflow import budget, datasets, descent, evolution, search, training
+from dmsflow.descent import Descent
+from dmsflow.manifest import Data
+from dmsflow.network import load_network
+from dmsflow.settings import SearchSettings
+
+DATA = Data(name="digits", train_images=120)
+SMALL: dict[str, Any] = {
+    "memory_mib": 0.03, "macs_m": 6.0, "rounds": 2, "weight_steps": 2, "width_batches": 2, "batch_size": 12,
+    "threads": 1, "mixed": "off",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def begun(**changes: Any) -> Descent:
+    settings = SearchSettings(**{**SMALL, **changes})
+    dataset = datasets.load(DATA)
+    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
+    limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
+    return descent.begin(settings, network, limits, bounds, dataset, workers=0)
+
+
+def loss_of(state: Descent, ratios: torch.Tensor) -> float:
+    """Of hard widths, on the images that evolution compares on."""
+    widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
+    with torch.no_grad():
+        losses = [
+            training.loss_of(state.model, images, labels, state.where, widths)[0]
+            for images, labels in state.width_batches.run(0, min(evolution.BATCHES, state.width_batches.steps))
+        ]
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_evolution_is_never_worse_than_what_it_was_given(near: bool) -> None:
+    state = begun()
+    first = [state.start, budget.uniform(state.network, state.limits, state.bounds)]
+    best = evolution.evolve(state, first, 40, near=near)
+    widths = {
+        name: base * ratio for (name, base), ratio in zip(state.network.widths.items(), best.tolist(), strict=True)
+    }
+    assert budget.met(state.network, state.limits, {name: round(width) for name, width in widths.items()})
+    assert loss_of(state, best) <= min(loss_of(state, each) for each in first) + 1e-6
+    assert torch.equal(best, evolution.evolve(state, first, 40, near=near))
+
+
+def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generations after the first come from the best so far."""
+    state, tried = begun(), []
+
+    def narrow_is_good(state: Descent, ratios: torch.Tensor, images: object) -> evolution.Tried:
+        tried.append(float(ratios[0]))
+        return evolution.Tried(tried[-1], ratios, {})
+
+    monkeypatch.setattr(evolution, "_try", narrow_is_good)
+    best = evolution.evolve(state, [state.start], 75)
+    assert len(tried) == 75 and float(best[0]) == min(tried)
+    assert sum(tried[32:]) / 43 < sum(tried[:32]) / 32
+
+
+def test_evolution_may_take_as_long_as_the_gradient() -> None:
+    state = begun(rounds=16, width_batches=40)
+    assert evolution.equal_count(state) * evolution.BATCHES == 16 * 40 * 3
+
+
+def test_evolution_trains_the_same_super_network_and_moves_no_widths(tmp_path: Path) -> None:
+    for method in ("gradient", "evolution"):
+        search.run(SearchSettings(**SMALL, method=method), DATA, tmp_path / method, command=("dmsflow",))
+    logs = {method: _log(tmp_path / method) for method in ("gradient", "evolution")}
+    assert logs["evolution"][0]["weight_loss"] == logs["gradient"][0]["weight_loss"]
+    assert len({tuple(row["mu"]) for row in logs["evolution"]}) == 1
+    assert not any("gradient" in row for row in logs["evolution"])
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
+
+
+def test_the_first_widths_gradient_is_multiplied(tmp_path: Path) -> None:
+    gradients = []
+    for gain in (1.0, 3.0):
+        search.run(SearchSettings(**SMALL, first_gain=gain), DATA, tmp_path / str(gain), command=("dmsflow",))
+        gradients.append(_log(tmp_path / str(gain))[0]["gradient"])
+    factors = [after / before for before, after in zip(*gradients, strict=True) if before]
+    assert factors == pytest.approx([3, 3] + [1] * (len(factors) - 2))
+
+
+def test_the_band_around_the_start_holds_the_start_alone() -> None:
+    state = begun(band="start")
+    assert (state.band.low < state.start).all() and (state.start < state.band.high).all()
+    wide = begun().band
+    assert (wide.high / wide.low).mean() > (state.band.high / state.band.low).mean()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_rebuilt_network_keeps_its_weights_only_with_best_effort(kept: bool, tmp_path: Path) -> None:
+    state = begun(reallocate=True, best_effort=kept)
+    descent._cluster(state)
+    before = state.model.tensors()["conv1.weight"].detach().clone()
+    state.round = 1
+    descent._cluster(state)
+    after = state.model.tensors()["conv1.weight"].detach()
+    rows, columns = (min(a, b) for a, b in zip(before.shape[:2], after.shape[:2], strict=True))
+    assert torch.equal(before[:rows, :columns], after[:rows, :columns]) == kept
+
+
+@pytest.mark.parametrize(("lead", "words"), [(0.3, "beat flat widths: its loss is 0.3000 ± 0.1000 lower"), (0.05, "did not beat"), (-0.2, "0.2000 ± 0.1000 higher")])  # fmt: skip
+def test_the_search_says_whether_it_beat_flat(lead: float, words: str) -> None:
+    rows = [{"name": "searched"}, {"name": "flat", "loss_difference": lead, "standard_error": 0.1}]
+    assert words in search.verdict(rows)
