@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
     "clustered": ("three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture", {"estimator": "clustered"}),
     "adam": ("Adam on every batch instead of one bounded step a round", {"step": "adam", "step_size": 2e-3}),
+    "shift": ("one shift of all widths holds the tightest budget; what is left of the other stays", {"hold": "shift"}),
     "penalty": ("the hinge of Eq. 7 instead of projection", {"hold": "penalty"}),
     "reallocate": (
         "a network rebuilt every round, with best-effort initialisation, instead of one of fixed capacity",

@@ -6,6 +6,7 @@ along a budget is easiest in log ratios: its normal is then the elasticity of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ MEGA = 10**6
 ACTIVE = 1e-3  # a budget is active if growing every width by this much breaks it
 BISECTIONS = 60
 SWEEPS = 12
+NEWTON_STEPS = 8
+NEARBY = 0.2  # change of a log width that using budgets up may take
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tenso
     for budget in limits:
         value = torch.log(budget.cost(network, widths_at(network, log_ratios.exp())))
         rows.append(torch.autograd.grad(value, log_ratios)[0])
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.zeros(0, len(ratios), dtype=torch.float64)
 
 
 def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: float) -> Tensor:
@@ -245,14 +248,41 @@ def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: 
     return weight * total
 
 
-def active_normals(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
-    """The normals of the budgets that bind at `ratios`, [active, n].
+def active(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> list[Budget]:
+    """The budgets that bind at `ratios`.
 
     A latency moves in steps, so a budget may bind well below its limit: where growing breaks it.
     """
     grown = bounds.clip(ratios.detach() * (1 + ACTIVE))
-    active = [budget for budget in limits if use(network, [budget], grown) > 1]
-    return normals(network, active, ratios) if active else torch.zeros(0, len(ratios), dtype=torch.float64)
+    return [budget for budget in limits if use(network, [budget], grown) > 1]
+
+
+def slack(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
+    """log(limit / cost) of every budget, [budgets]; 0 where it binds."""
+    binding = active(network, limits, ratios, bounds)
+    left = [0.0 if budget in binding else -math.log(use(network, [budget], ratios)) for budget in limits]
+    return torch.tensor(left, dtype=torch.float64)
+
+
+def use_up(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
+    """The nearest log ratios at which every budget is just met; those of `meet` where there are none near.
+
+    A common shift meets the tightest budget and leaves something of the others. Newton steps along the
+    normals of all of them spend that too.
+    """
+    found = met_by_shift = meet(network, limits, ratios, bounds)
+    if len(limits) == 1:
+        return found
+    for _ in range(NEWTON_STEPS):
+        rows = normals(network, limits, found)
+        left = torch.tensor([-math.log(use(network, [budget], found)) for budget in limits], dtype=torch.float64)
+        step = torch.linalg.lstsq(rows, left[:, None]).solution[:, 0]
+        found = bounds.clip(found * torch.exp(step))
+        if not bool((torch.log(found / met_by_shift).abs() < NEARBY).all()):
+            return met_by_shift
+    found = meet(network, limits, found, bounds)
+    used = min(use(network, [budget], found) for budget in limits)
+    return found if used > min(use(network, [budget], met_by_shift) for budget in limits) else met_by_shift
 
 
 def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
@@ -264,23 +294,27 @@ def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
     return gradient - along
 
 
-def bounded_step(gradient: Tensor, error: Tensor, normal_rows: Tensor) -> Tensor:
-    """A direction along the budgets in which every entry is between -1 and 1.
+def bounded_move(
+    gradient: Tensor, error: Tensor, normal_rows: Tensor, slack: Tensor, size: float, growth: float = 2.0
+) -> Tensor:
+    """How far every log ratio moves: along the budgets, by at most `size` down and `growth`·size up.
 
     d = -(g + λn) / (|g| + λn + SE), zero where the evidence is thin: growing asks for one standard
-    error, shrinking for two. λ ≥ 0 is found by bisection, one for each active budget, so that the
-    budget stays where it is to first order (Σ n·d = 0).
+    error, shrinking for two. λ ≥ 0 is found by bisection, one for each budget: the smallest that
+    keeps the budget to first order (Σ n·d ≤ what is left of it), so zero where enough is left.
 
     Args:
         gradient, error: of the loss in log ratios and its standard error, [n].
-        normal_rows: of the active budgets, [active, n].
+        normal_rows: of the budgets, [budgets, n].
+        slack: log(limit / cost) of each budget, [budgets].
     """
 
-    def direction(prices: Tensor) -> Tensor:
+    def move(prices: Tensor) -> Tensor:
         pull = prices @ normal_rows if len(normal_rows) else torch.zeros_like(gradient)
         force = gradient + pull
         threshold = torch.where(force > 0, 2 * error, error)
         step = -force / (gradient.abs() + pull + error).clamp(min=1e-300)
+        step = size * torch.where(step > 0, growth * step, step)
         return torch.where(force.abs() < threshold, torch.zeros_like(step), step)
 
     prices = torch.zeros(len(normal_rows), dtype=gradient.dtype)
@@ -294,5 +328,6 @@ def bounded_step(gradient: Tensor, error: Tensor, normal_rows: Tensor) -> Tensor
             low, high = 0.0, ceiling
             for _ in range(BISECTIONS):
                 prices[index] = (low + high) / 2
-                low, high = (float(prices[index]), high) if row @ direction(prices) > 0 else (low, float(prices[index]))
-    return direction(prices)
+                over = row @ move(prices) > slack[index]
+                low, high = (float(prices[index]), high) if over else (low, float(prices[index]))
+    return move(prices)

@@ -168,7 +168,7 @@ def starting_point(settings: SearchSettings, network: Network, limits: tuple[Bud
     if settings.start == "flat":
         return budget.between(network, limits, bounds)
     ratios = bounds.clip(torch.full((len(network.widths),), settings.start_ratio, dtype=torch.float64))
-    return budget.meet(network, limits, ratios, bounds) if settings.hold == "projection" else ratios
+    return budget.meet(network, limits, ratios, bounds) if settings.hold != "penalty" else ratios
 
 
 def _weight_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
@@ -360,10 +360,11 @@ def _hinge_gradient(state: Descent) -> Tensor:
 def _adam_step(state: Descent, gradient: Tensor) -> None:
     """Adam on mu, as in the paper; under projection only along the budgets, and back to them."""
     gradient = gradient + _hinge_gradient(state)
-    projected = state.settings.hold == "projection"
+    projected = state.settings.hold != "penalty"
     if projected:
-        active = budget.active_normals(state.network, state.limits, state.mu, state.bounds)
-        gradient = budget.tangent(gradient * state.mu.detach(), active) / state.mu.detach()
+        active = budget.active(state.network, state.limits, state.mu, state.bounds)
+        rows = budget.normals(state.network, active, state.mu)
+        gradient = budget.tangent(gradient * state.mu.detach(), rows) / state.mu.detach()
     state.mu.grad = gradient
     state.mu_optimiser.step()
     with torch.no_grad():
@@ -374,16 +375,17 @@ def _adam_step(state: Descent, gradient: Tensor) -> None:
 
 
 def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
-    gradient = gradient + _hinge_gradient(state) * state.mu.detach()
-    projected = state.settings.hold == "projection"
-    active = (
-        budget.active_normals(state.network, state.limits, state.mu, state.bounds)
-        if projected
-        else torch.zeros(0, len(gradient), dtype=torch.float64)
+    """One step of all widths; what is left of a budget may be spent (projection) or is left (shift)."""
+    network, mu, hold = state.network, state.mu.detach(), state.settings.hold
+    gradient = gradient + _hinge_gradient(state) * mu
+    limits = list(state.limits) if hold == "projection" else []
+    if hold == "shift":
+        limits = budget.active(network, state.limits, mu, state.bounds)
+    slack = budget.slack(network, limits, mu, state.bounds)
+    move = budget.bounded_move(
+        gradient, error, budget.normals(network, limits, mu), slack, state.settings.step_size, GROWTH
     )
-    direction = budget.bounded_step(gradient, error, active)
-    size = torch.where(direction > 0, GROWTH, 1.0) * state.settings.step_size
-    _move(state, state.mu.detach() * torch.exp(size * direction), projected)
+    _move(state, mu * torch.exp(move), hold != "penalty")
 
 
 @torch.no_grad()
@@ -400,7 +402,9 @@ def result(state: Descent) -> Tensor:
     if state.settings.step == "bounded":
         last = state.rows[-max(1, round(LAST * len(state.rows))) :]
         ratios = torch.tensor([row["mu"] for row in last], dtype=torch.float64).log().mean(0).exp()
-    if state.settings.hold == "projection" or budget.use(state.network, state.limits, ratios) > 1:
+    if state.settings.hold == "projection":
+        return budget.use_up(state.network, state.limits, ratios, state.bounds)
+    if state.settings.hold == "shift" or budget.use(state.network, state.limits, ratios) > 1:
         ratios = budget.meet(state.network, state.limits, ratios, state.bounds)
     return ratios
 

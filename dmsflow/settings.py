@@ -66,8 +66,10 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")
     ] = None
     hold: Annotated[
-        Literal["projection", "penalty"],
-        Meta(description="projection meets every budget at every step; penalty adds the hinge of Eq. 7."),
+        Literal["projection", "shift", "penalty"],
+        Meta(
+            description="projection meets every budget at every step and spends all of them; shift meets the tightest by one shift of all widths; penalty adds the hinge of Eq. 7."
+        ),
     ] = "projection"
     penalty: Annotated[Positive, Meta(description="Weight of the hinge, per MiB, million MACs and ms.")] = 0.01
     estimator: Annotated[

@@ -47,23 +47,56 @@ def test_a_shift_meets_the_tightest_budget_exactly_and_rounding_stays_within(
         assert held_up or abs(widths[name] - base * float(ratio)) <= 1 + 1e-9
 
 
-@given(st.integers(0, 10**6), st.integers(1, 2), st.integers(2, 12))
+@given(st.integers(0, 10**6), st.integers(1, 2), st.integers(2, 12), st.floats(0, 0.2))
 @settings(max_examples=60, deadline=None)
-def test_a_bounded_step_is_bounded_and_moves_along_the_budgets(seed: int, active: int, count: int) -> None:
+def test_a_bounded_move_is_bounded_and_keeps_the_budgets(seed: int, count: int, widths: int, left: float) -> None:
     draw = torch.Generator().manual_seed(seed)
-    gradient = torch.randn(count, dtype=torch.float64, generator=draw)
-    normals = torch.rand(active, count, dtype=torch.float64, generator=draw) + 0.05
-    step = budget.bounded_step(gradient, torch.full_like(gradient, 1e-9), normals)
-    assert float(step.abs().max()) <= 1
-    assert float((normals @ step).max()) < (1e-6 if active == 1 else 0.05)
+    gradient = torch.randn(widths, dtype=torch.float64, generator=draw)
+    normals = torch.rand(count, widths, dtype=torch.float64, generator=draw) + 0.05
+    slack = left * torch.rand(count, dtype=torch.float64, generator=draw)
+    move = budget.bounded_move(gradient, torch.full_like(gradient, 1e-9), normals, slack, 0.15)
+    assert -0.15 <= float(move.min()) and float(move.max()) <= 0.3
+    assert float((normals @ move - slack).max()) < (1e-6 if count == 1 else 0.01)
 
 
-def test_a_bounded_step_descends_where_the_evidence_is_good() -> None:
+def test_what_is_left_of_a_budget_is_spent() -> None:
+    """With enough left every width grows as far as it may, and with none some have to shrink."""
+    gradient = -torch.tensor([0.01, 0.02, 0.03], dtype=torch.float64)
+    error = torch.full_like(gradient, 1e-9)
+    normals = torch.ones(1, 3, dtype=torch.float64)
+    plenty, none = (budget.bounded_move(gradient, error, normals, torch.tensor([left]), 0.1) for left in (1.0, 0.0))
+    assert plenty.tolist() == pytest.approx([0.2] * 3, rel=1e-3)
+    assert none.min() < 0 < none.max() and abs(float(none.sum())) < 1e-9
+
+
+def test_a_bounded_move_descends_where_the_evidence_is_good() -> None:
     gradient = torch.tensor([-1.0, 1.0, -0.05, 0.15], dtype=torch.float64)
     error = torch.full_like(gradient, 0.1)
-    step = budget.bounded_step(gradient, error, torch.zeros(0, 4, dtype=torch.float64))
-    assert step[0] > 0.8 and step[1] < -0.8
-    assert step[2] == 0 and step[3] == 0  # under one standard error; shrinking on less than two
+    nothing = torch.zeros(0, dtype=torch.float64)
+    move = budget.bounded_move(gradient, error, torch.zeros(0, 4, dtype=torch.float64), nothing, 1.0, growth=1.0)
+    assert move[0] > 0.8 and move[1] < -0.8
+    assert move[2] == 0 and move[3] == 0  # under one standard error; shrinking on less than two
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES, st.integers(0, 10**6))
+def test_using_up_meets_every_budget_as_far_as_one_shift_or_further(
+    case: tuple[str, float, float | None], seed: int
+) -> None:
+    network, limits, bounds = problem(case)
+    ratios = drawn(network, seed)
+    shifted, found = budget.meet(network, limits, ratios, bounds), budget.use_up(network, limits, ratios, bounds)
+    used, used_by_shift = ([budget.use(network, [limit], each) for limit in limits] for each in (found, shifted))
+    assert max(used) <= 1 and min(used) >= min(used_by_shift)
+    assert float(torch.log(found / shifted).abs().max()) < 2 * budget.NEARBY
+
+
+def test_two_budgets_that_one_shift_leaves_are_used_up() -> None:
+    network, limits, bounds = problem(("vgg11", 0.078, 16.0))
+    ratios = budget.between(network, limits, bounds) * torch.tensor([1.1, 1, 1, 1, 1, 1, 1, 0.95], dtype=torch.float64)
+    shifted, found = budget.meet(network, limits, ratios, bounds), budget.use_up(network, limits, ratios, bounds)
+    assert min(budget.use(network, [limit], shifted) for limit in limits) < 0.98
+    assert min(budget.use(network, [limit], found) for limit in limits) > 1 - 1e-6
 
 
 def test_a_tangent_gradient_leaves_the_budgets_alone() -> None:

@@ -237,7 +237,8 @@ def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None
     limits, bounds = budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency)
     held = budget.uniform(network, limits, bounds)
     assert budget.use(network, limits, held) < 1 - budget.ACTIVE
-    assert len(budget.active_normals(network, limits, held, bounds)) == 1
+    assert len(budget.active(network, limits, held, bounds)) == 1
+    assert budget.slack(network, limits, held, bounds).tolist() == [0]
 
 
 def test_the_range_ends_where_the_profile_does() -> None:
