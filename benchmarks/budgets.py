@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jobs
@@ -100,6 +101,18 @@ def best_draw(cell: Cell, where: Runs) -> list[Job]:
     return [draw(cell, best, seed) for seed in SEEDS]
 
 
+def tabulated(cell: Cell, where: Runs) -> dict[str, Any]:
+    """What docs/results.py reads: the jobs of each method that are done, in the order of the seeds or draws."""
+    methods = {method: [control(cell, method, seed) for seed in SEEDS] for method in ("uniform", "flat", "between")}
+    methods["random"] = [draw(cell, number, SEEDS[0]) for number in range(DRAWS)]
+    methods["best random"] = best_draw(cell, where) if all(jobs.done(job, where) for job in methods["random"]) else []
+    methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
+    return {
+        "cell": cell.name, **cell.budgets(), "seeds": SEEDS, "draws": DRAWS,
+        "methods": {method: jobs.finished(made, where) for method, made in methods.items()},
+    }  # fmt: skip
+
+
 METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient")
 
 
@@ -108,13 +121,20 @@ def main() -> None:
     jobs.add_options(parser, "runs/quick")
     parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in CELLS], default=[c.name for c in CELLS])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--tabulate", action="store_true", help="run nothing; write what is done")
+    parser.add_argument("--results", type=Path, default=jobs.RESULTS, help="folder of the results file")
     arguments = parser.parse_args()
     where = jobs.runs(arguments, TRAIN_IMAGES)
-    cells = [cell for cell in CELLS if cell.name in arguments.cells]
-    for cell in cells:
+    for cell in CELLS:
+        if arguments.tabulate or cell.name not in arguments.cells:
+            continue
         jobs.run(first_wave(cell, arguments.methods), where)
         if "random" in arguments.methods:
             jobs.run(best_draw(cell, where), where)
+    if jobs.first_process():
+        content = {"command": "python benchmarks/budgets.py", "train_images": TRAIN_IMAGES, **QUICK}
+        cells = [tabulated(cell, where) for cell in CELLS]
+        jobs.write(arguments.results / "budgets.json", {**content, "cells": cells})
 
 
 if __name__ == "__main__":
