@@ -22,7 +22,7 @@ from dmsflow.settings import SearchSettings
 
 MEGA = 10**6
 ACTIVE = 1e-3  # a budget is active if growing every width by this much breaks it
-BISECTIONS = 60
+BISECTIONS = 45
 SWEEPS = 12
 NEWTON_STEPS = 8
 NEARBY = 0.2  # change of a log width that using budgets up may take
@@ -174,14 +174,23 @@ def _integers(network: Network, ratios: Tensor, rounding: Callable[[Tensor], Ten
 def meet(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
     """Shift all log ratios by one amount so that the tightest budget is just met, within bounds."""
 
-    def at(shift: float) -> Tensor:
-        return bounds.clip(ratios * torch.exp(torch.tensor(shift, dtype=torch.float64)))
+    # Every weight step asks for this, so it reckons in plain numbers: tensors this small are slow.
+    bases, entries = (
+        list(network.widths.items()),
+        list(zip(*(t.tolist() for t in (ratios, bounds.low, bounds.high)), strict=True)),
+    )
+
+    def at(shift: float) -> list[float]:
+        factor = math.exp(shift)
+        return [min(max(ratio * factor, low), high) for ratio, low, high in entries]
 
     low, high = -12.0, 12.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if use(network, limits, at(middle)) <= 1 else (low, middle)
-    return at(low)
+        widths = {name: base * ratio for (name, base), ratio in zip(bases, at(middle), strict=True)}
+        fits = all(budget.cost(network, widths) <= budget.limit for budget in limits)
+        low, high = (middle, high) if fits else (low, middle)
+    return torch.tensor(at(low), dtype=torch.float64)
 
 
 def round_within(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> dict[str, int]:
