@@ -37,6 +37,7 @@ BAND_NEAR = 1.35  # and, with --band start, as far as this factor from the start
 FIRST = 2  # widths whose gradient --first-gain multiplies
 WINDOW = 2.5  # half-width of the exact mask's window, in sigma
 GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
+ENOUGH = 2.0  # effective rounds, to tell from them how rounds differ
 HELD_OUT = 0.2  # of the width half: kept for the comparison at the end
 LAST = 1 / 3  # of the rounds, whose mean is the result
 NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
@@ -303,13 +304,33 @@ def _width_phase(state: Descent) -> dict[str, Any]:
     gradients[:, :FIRST] *= state.settings.first_gain
     error = gradients.std(0) / math.sqrt(count) if count > 1 else gradients.abs().squeeze(0)
     if state.settings.step == "bounded":
-        _bounded_step(state, gradients.mean(0), error)
+        _bounded_step(state, *remembered(state, gradients.mean(0), error))
     return {
         "width_loss": loss,
         "width_top1_percent": 100 * right,
         "gradient": gradients.mean(0).tolist(),
         "gradient_error": error.tolist(),
     }
+
+
+def remembered(state: Descent, gradient: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of all rounds' gradients, older ones counting less, and its standard error; [n] each.
+
+    More batches do not make a round's gradient surer: it tells what the very channels at the edge of the
+    mask are worth with the weights of the moment, and that differs between rounds by far more than between
+    batches. So the error is taken from how the rounds differ, where that is the larger.
+    """
+    rounds = [*(row["gradient"] for row in state.rows), gradient.tolist()]
+    means = torch.tensor(rounds, dtype=torch.float64)  # [rounds, n]
+    weight = state.settings.gradient_decay ** torch.arange(len(rounds) - 1, -1, -1, dtype=torch.float64)
+    weight = (weight / weight.sum())[:, None]
+    effective = float(1 / weight.square().sum())
+    mean = (weight * means).sum(0)
+    within = error / math.sqrt(effective)
+    if effective < ENOUGH:
+        return mean, within
+    variance = (weight * (means - mean).square()).sum(0) * effective / (effective - 1)
+    return mean, torch.maximum(within, torch.sqrt(variance / effective))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,14 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="Widths to start from: flat under the budgets, or the base widths times --start-ratio."),
     ] = "flat"
     start_ratio: Annotated[Positive, Meta(description="Expansion ratio to start from (base).")] = 1.5
+    gradient_decay: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Factor on what a round's gradient counts, each round later (bounded); 0: only the last one counts.",
+        ),
+    ] = 0.75
     first_gain: Annotated[
         Positive, Meta(description="Factor on the gradient of the first two widths, which masks understate.")
     ] = 1.0

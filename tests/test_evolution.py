@@ -126,3 +126,19 @@ def test_a_rebuilt_network_keeps_its_weights_only_with_best_effort(kept: bool, t
 def test_the_search_says_whether_it_beat_flat(lead: float, words: str) -> None:
     rows = [{"name": "searched"}, {"name": "flat", "loss_difference": lead, "standard_error": 0.1}]
     assert words in search.verdict(rows)
+
+
+def test_rounds_that_contradict_each_other_make_the_gradient_unsure() -> None:
+    """However small each round's own error is; agreeing ones make it surer."""
+    state = begun(gradient_decay=0.9)
+    tiny = torch.full((8,), 1e-3, dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    state.rows = [{"gradient": (sign * signs).tolist()} for sign in (1, -1, 1, -1, 1)]
+    mean, error = descent.remembered(state, -signs, tiny)
+    assert bool((mean.abs() < error).all())
+    state.rows = [{"gradient": signs.tolist()}] * 5
+    mean, error = descent.remembered(state, signs, tiny)
+    assert torch.allclose(mean, signs) and float(error.max()) < float(tiny.min())
+    state.settings = SearchSettings(**SMALL, gradient_decay=0.0)
+    mean, error = descent.remembered(state, -signs, tiny)
+    assert torch.equal(mean, -signs) and torch.equal(error, tiny)
