@@ -1,4 +1,8 @@
-"""Binary weights and {0, alpha} activations (Eq. 1 and 2 of the DMS paper), with their gradients."""
+"""Binary weights and {0, alpha} activations (Eq. 1 and 2 of the DMS paper), with their gradients.
+
+Both gradients are written out: each is a handful of passes over its tensor, where autograd would
+make three times as many and keep as many copies.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,97 @@ from torch import Tensor
 STANDARDISATION_EPS = 1e-10
 
 
-def standardise(weight: Tensor, live: int | None = None) -> Tensor:
-    """Zero mean and unit variance for every filter.
+def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """sign(w)·E|w| of standardised filters (Eq. 1), never zero; straight-through behind the sign.
+
+    A filter is standardised to zero mean and unit variance first; the gradient passes through that,
+    and through E|w|.
 
     Args:
         weight: latent weights [C_out, C_in, k, k].
-        live: only the first `live` input channels count towards mean and variance, so that a
-            masked filter has the signs that its narrow copy would have.
+        live: only the first `live` input channels count towards mean, variance and E|w|, so that a
+            masked filter has the signs that its narrow copy would have. A tensor [] will do.
+        dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
-    centred = weight - weight[:, :live].mean((1, 2, 3), keepdim=True)
-    # On a CPU torch.var is many times slower over these dimensions.
-    variance = centred[:, :live].square().mean((1, 2, 3), keepdim=True)
-    return centred * torch.rsqrt(variance + STANDARDISATION_EPS)
+    out: Tensor = _Binarise.apply(weight, _inside(weight, live), dtype or weight.dtype)  # type: ignore[no-untyped-call]
+    return out
 
 
-def binarise(weight: Tensor, live: int | None = None) -> Tensor:
-    """sign(w)·E|w| of standardised filters (Eq. 1), never zero; straight-through behind the sign."""
-    standard = standardise(weight, live)
-    scale = standard[:, :live].abs().mean((1, 2, 3), keepdim=True)
-    with torch.no_grad():
-        sign = torch.ge(standard, 0, out=torch.empty_like(standard)).mul_(2).sub_(1)
-        correction = sign - standard
-    return (standard + correction) * scale
+def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
+    """1 for the weights of live input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
+    if live is None:
+        return None
+    kept = (torch.arange(weight.shape[1], device=weight.device) < live).to(weight.dtype)
+    return kept.repeat(weight.shape[2] * weight.shape[3])[None]
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[C_out, C_in, k, k] as [C_out, k·k·C_in]: a view where the weights are held channels last."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def _filters(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+
+
+def _total(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Sum of each row ÷ its count of live weights, [rows, 1]."""
+    if inside is None:
+        return values.mean(1, keepdim=True)
+    return values.sum(1, keepdim=True) / inside.sum()
+
+
+def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Mean of each row over its live weights, [rows, 1]."""
+    return _total(values if inside is None else values * inside, inside)
+
+
+def _positive(centred: Tensor, out: Tensor) -> Tensor:
+    """1 where a weight counts as positive, else 0; comparing straight into floats is vectorised on a CPU."""
+    return torch.ge(centred, 0, out=out)
+
+
+class _Binarise(torch.autograd.Function):
+    """With c = w - mean, s = c·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
+
+    All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
+    over the whole row divided by the count of live weights,
+
+        ∂L/∂s = a·g + t·y            t = Σ(g·y)
+        ∂L/∂c = r·(∂L/∂s - d·s)      d = Σ(∂L/∂s · s) = a·(Σ(g·s) + t)
+        ∂L/∂w = ∂L/∂c - Σ(∂L/∂c)     Σ(∂L/∂c) = r·(a·Σg + t·E[y])
+
+    where only live weights have the terms with t and d and the last sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows = _rows(weight)
+        centred = rows - _mean(rows, inside)
+        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()  # torch.var is many times slower on a CPU
+        magnitude = centred.abs()
+        a = _mean(magnitude, inside) * r
+        ctx.save_for_backward(centred, r, a, inside)
+        signed = _positive(centred, out=magnitude).mul_(2 * a).sub_(a)
+        return _filters(signed.to(dtype), weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        centred, r, a, inside = ctx.saved_tensors
+        g = _rows(grads[0]).to(centred.dtype)
+        product = g * centred
+        d = _total(product, inside) * r  # Σ(g·s), so far
+        positive = _positive(centred, out=torch.empty_like(centred))
+        of_g = _total(g, inside)
+        t = 2 * _total(torch.mul(g, positive, out=product), inside) - of_g
+        d = a * (d + t)
+        of_c = a * of_g + t * (2 * _mean(positive, inside) - 1)
+        # t·y, y = 2·positive - 1, and the rest; everything times r.
+        out = positive.mul_(2 * t * r).sub_((t + of_c) * r).addcmul_(centred, d * r * r, value=-1)
+        if inside is not None:
+            out.mul_(inside)
+        return _filters(out.addcmul_(g, a * r), grads[0].shape), None, None
 
 
 class _Quantise(torch.autograd.Function):
@@ -50,22 +123,19 @@ class _Quantise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (grad,) = grads
         x, out, alpha = ctx.saved_tensors
-        grad_x = _inside(grad, x, alpha)
+        grad_x = _clipped(grad, x, alpha)
         # d out / d alpha = out/alpha - (x/alpha inside the clip), summed; both sums share 1/alpha.
-        total = _dot(grad, out) - _dot(grad_x, x)
+        slope = torch.addcmul(grad * out, grad_x, x, value=-1)
+        total = slope.sum(dtype=torch.promote_types(x.dtype, torch.float32))
         return grad_x, (total / alpha / math.sqrt(x[0].numel())).to(alpha.dtype)
 
 
-def _inside(grad: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
+def _clipped(grad: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
     """grad where 0 < x < alpha, else 0."""
     if x.is_cpu:  # one vectorised pass; it takes alpha as a number, which on a GPU would wait for the device
         inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, float(alpha))
         return inside
     return torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32))
 
 
 def quantise(x: Tensor, alpha: Tensor) -> Tensor:

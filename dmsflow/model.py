@@ -119,8 +119,12 @@ def best_effort_initialise(new: Model, old: Model) -> None:
             tensor[kept] = source[name][kept]
 
 
-def _slice(live: int | Mask | None) -> slice:
-    return slice(0, len(live.values) if isinstance(live, Mask) else live)
+def _narrow(tensor: Tensor, *live: int | Mask | None) -> Tensor:
+    """The first channels of a tensor, in each of its first dimensions."""
+    for dimension, kept in enumerate(live):
+        if kept is not None:
+            tensor = tensor.narrow(dimension, 0, len(kept.values) if isinstance(kept, Mask) else kept)
+    return tensor
 
 
 def _masked(weight: Tensor, live_in: int | Mask | None) -> Tensor:
@@ -135,14 +139,17 @@ class Convolution(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(c_out, c_in, layer.kernel, layer.kernel))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        weight = torch.empty(c_out, c_in, layer.kernel, layer.kernel)
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
         self.stride, self.padding, self.binary = layer.stride, layer.padding, binary
 
     def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
-        weight = self.weight[_slice(live_out), _slice(live_in)]
-        if self.binary:
-            weight = binarise(weight, live_in.live if isinstance(live_in, Mask) else None)
+        weight = _narrow(self.weight, live_out, live_in)
+        if self.binary and isinstance(live_in, Mask):
+            weight = binarise(weight, live_in.live)
+        elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
+            weight = binarise(weight, dtype=x.dtype)
         return F.conv2d(x, _masked(weight, live_in), stride=self.stride, padding=self.padding)
 
 
@@ -156,14 +163,12 @@ class BatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked = None  # the momentum is fixed: nothing to count
 
     def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:  # type: ignore[override]
-        kept = _slice(live_out)
+        weight, bias = _narrow(self.weight, live_out), _narrow(self.bias, live_out)
         use_batch = self.training or self.running_mean is None
         mean, variance = (
-            (None, None) if self.running_mean is None else (self.running_mean[kept], self.running_var[kept])  # type: ignore[index]
+            None if tensor is None else _narrow(tensor, live_out) for tensor in (self.running_mean, self.running_var)
         )
-        return F.batch_norm(
-            x, mean, variance, self.weight[kept], self.bias[kept], use_batch, self.momentum or 0.0, self.eps
-        )
+        return F.batch_norm(x, mean, variance, weight, bias, use_batch, self.momentum or 0.0, self.eps)
 
 
 class Quantise(nn.Module):
@@ -187,7 +192,7 @@ class Dense(nn.Module):
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
     def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
-        weight = _masked(self.weight[:, _slice(live_in)], live_in)
+        weight = _masked(_narrow(self.weight, None, live_in), live_in)
         return F.linear(x.flatten(1), weight, self.bias)
 
 
