@@ -47,6 +47,7 @@ wheels: $(STAMP)
 # The parts of docs/ that the code itself can tell; tests fail where they are stale.
 docs: $(STAMP)
 	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/results.py
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt
@@ -64,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))'; then \
 	    $$found -m venv --clear .venv || exit 1; \
 	fi; \
-	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,dev]'
+	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,report,dev]'
 	@touch $@
 
 # DMSFLOW_NO_NATIVE=1 leaves the C++ part out.

@@ -424,6 +424,31 @@ def show_command(source: Path, as_json: bool) -> None:
     show.show(source, as_json, sys.stdout)
 
 
+@cli.command("report")
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="report.html in the folder of the first RUN",
+    help="The page to write. An earlier report is overwritten, any other file is not.",
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="Write each figure as a file of its own too, to this folder."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these files."
+)
+def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str) -> None:
+    """Draw what runs found: one HTML page that needs no network.
+
+    RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
+    alone are put together; the others are named by the settings that differ.
+    """
+    from dmsflow import report
+
+    click.echo(report.run(sources, out, folder=figures, form=form))
+
+
 @cli.command("doctor")
 @click.pass_context
 def doctor_command(ctx: click.Context, /) -> None:

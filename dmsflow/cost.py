@@ -40,12 +40,20 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
     same network in full precision.
     """
     total: Any = 0
+    for _, binary_bytes, float_bytes in layer_bytes(network, widths, binary=binary):
+        total = total + binary_bytes + float_bytes
+    return total
+
+
+def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[tuple[Layer, Any, Any]]:
+    """Every layer with weights, with the bytes of its binary and of its float parameters."""
+    found = []
     for layer, count in weights(network, widths):
         if layer.op == "binary_conv" and binary:
-            total = total + count / 8 + FLOAT_BYTES * value(widths, layer.width)  # type: ignore[arg-type]
+            found.append((layer, count / 8, FLOAT_BYTES * value(widths, layer.width)))  # type: ignore[arg-type]
         else:
-            total = total + FLOAT_BYTES * (count + (network.classes if layer.op == "dense" else 0))
-    return total
+            found.append((layer, 0, FLOAT_BYTES * (count + (network.classes if layer.op == "dense" else 0))))
+    return found
 
 
 def macs(network: Network, widths: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime"),
     "tensorflow": ("tensorflow",),
     "device": ("ai_edge_litert",),
+    "report": ("matplotlib",),
 }
 DISTRIBUTIONS = {
     "PIL": "pillow",

@@ -56,7 +56,8 @@ def page() -> str:
     """The whole page."""
     sections = [INTRODUCTION, _section(None)]
     sections += [
-        _section(name) for name in ("run", "search", "train", "export", "bench", "profile", "show", "list", "doctor")
+        _section(name)
+        for name in ("run", "search", "train", "export", "bench", "profile", "report", "show", "list", "doctor")
     ]
     return "\n".join(sections)
 

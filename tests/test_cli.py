@@ -32,6 +32,7 @@ FRAMEWORKS = (
     "flatbuffers",
     "PIL",
     "sklearn",
+    "matplotlib",
 )
 TINY = '''
 from dmsflow.network import INPUT, Layer, Network

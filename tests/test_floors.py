@@ -36,7 +36,7 @@ FLOORS = (
     ("training",),
     ("descent",),
     ("evolution",),
-    ("search", "train", "export", "bench", "profiling", "show"),
+    ("search", "train", "export", "bench", "profiling", "show", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -62,6 +62,7 @@ HOMES = {
     "tensorflow": set(),
     "larq_compute_engine": set(),
     "click": {"cli"},
+    "matplotlib": {"report/figures"},
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
     # manifest asks git for the commit; doctor tries native libraries where they can crash alone; cycles calls LLVM.

@@ -1,0 +1,132 @@
+"""One HTML page with all it needs inside, in light and dark, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+GENERATOR = "dmsflow report"  # says in a page's head who wrote it
+# The page asks for nothing, and runs nothing: a browser that reads this line would refuse.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+STYLE = """
+:root { color-scheme: light dark; @LIGHT@ }
+@media (prefers-color-scheme: dark) { :root { @DARK@ } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
+p, ul { margin: .5rem 0; max-width: 46rem; }
+a { color: var(--series1); }
+nav a { display: inline-block; padding: .25rem .75rem .25rem 0; }
+figure { margin: .75rem 0; }
+figcaption { color: var(--soft); max-width: 46rem; margin-top: .5rem; }
+.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.panels.small { gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(max(10rem, 22%), 1fr)); }
+.panels svg { display: block; width: 100%; max-width: 30rem; height: auto; }
+.panels.small svg { max-width: 18rem; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-family: system-ui, sans-serif !important; white-space: pre; }
+.table { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
+th { font-weight: 600; }
+thead th { color: var(--soft); }
+td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflow-wrap: anywhere; }
+@media (min-width: 48rem) { td:first-child { min-width: 18rem; } }
+td.number, th.number { text-align: right; }
+pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
+summary { cursor: pointer; padding: .25rem 0; }
+footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid var(--rule); color: var(--soft); font-size: .875rem; }
+"""
+
+
+def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[str]) -> str:
+    """The whole page; `colours` are the light and dark values of the variables that its figures name."""
+    variables = [" ".join(f"--{name}: {pair[dark]};" for name, pair in colours.items()) for dark in (0, 1)]
+    style = STYLE.replace("@LIGHT@", variables[0]).replace("@DARK@", variables[1])
+    return "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta name="generator" content="{GENERATOR}">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{style}</style>",
+            "</head>",
+            "<body>",
+            *body,
+            "</body>",
+            "</html>",
+            "",
+        )
+    )
+
+
+def is_report(content: bytes) -> bool:
+    """Whether a file was written by `document`."""
+    return f'<meta name="generator" content="{GENERATOR}">'.encode() in content[:2000]
+
+
+def heading(level: int, text: str, anchor: str = "") -> str:
+    name = f' id="{escape(anchor)}"' if anchor else ""
+    return f"<h{level}{name}>{escape(text)}</h{level}>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def figure(panels: Iterable[str], caption: str, label: str, *, small: bool = False) -> str:
+    """Panels side by side, as many as there is room for; the caption says what to see in them."""
+    kind = "panels small" if small else "panels"
+    drawn = "\n".join(panels)
+    return (
+        f'<figure aria-label="{escape(label)}">\n<div class="{kind}">\n{drawn}\n</div>\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+    )
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows under their heads; columns of numbers are aligned right. It scrolls within itself where it is too wide."""
+    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    numeric = [all(_is_number(row[column]) for row in cells) for column in range(len(head))]
+
+    def line(row: Sequence[str], tag: str) -> str:
+        spelled = (
+            f"<{tag}{' scope=col' if tag == 'th' else ''}{' class=number' if right else ''}>{escape(cell)}</{tag}>"
+            for cell, right in zip(row, numeric, strict=True)
+        )
+        return f"<tr>{''.join(spelled)}</tr>"
+
+    body = "\n".join(line(row, "td") for row in cells)
+    return (
+        f'<div class="table" tabindex="0" role="region" aria-label="{escape(caption)}">\n<table>\n'
+        f"<caption>{escape(caption)}</caption>\n<thead>{line(head, 'th')}</thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def details(summary: str, text: str) -> str:
+    """Text as it stands, shown on demand."""
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def listing(items: Iterable[str]) -> str:
+    return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>"
+
+
+def contents(links: Iterable[tuple[str, str]]) -> str:
+    """Links to the page's own sections: (anchor, title)."""
+    return "<nav>" + "".join(f'<a href="#{escape(anchor)}">{escape(title)}</a> ' for anchor, title in links) + "</nav>"
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "–" or cell.lstrip("+-−")[:1].isdigit()

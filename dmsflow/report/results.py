@@ -1,0 +1,285 @@
+"""Sections on what came out: accuracy, latency, the comparison at the end of the search, and the facts of every run."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from dmsflow import manifest
+from dmsflow.report import figures, page
+from dmsflow.report.figures import Bar, Point, Style
+from dmsflow.report.runs import Group, Run
+from dmsflow.report.view import MEASURES, PANELS, TITLES, Absent, Blocks, Figures, Panel, View, numbered, some, times
+from dmsflow.table import milliseconds, spelled_threads
+
+ROWS = 12  # of a chart of latencies
+OPERATIONS = 14  # that a chart names; the rest is one row
+OPERATIONS_RUNS = 3  # with such a chart
+
+
+# --- accuracy -----------------------------------------------------------------------------------
+
+
+def accuracy(view: View) -> Blocks | Absent:
+    blocks: Blocks = []
+    for number, data in enumerate(dict.fromkeys(run.last.data.name for run in view.runs)):
+        groups = [group for group in view.groups if group.runs[0].last.data.name == data and group.top1_percent()]
+        if groups:
+            blocks += _accuracy_on(view, data, groups, number)
+    if not blocks:
+        return Absent("no run is trained yet (dmsflow train)")
+    return blocks
+
+
+def _accuracy_on(view: View, data: str, groups: Sequence[Group], number: int) -> Blocks:
+    fronts = {name: _front(groups, name) for name in ("memory_mib", "macs_m")}
+    marks = _marks(view, groups)
+    panels: list[Panel] = []
+    for name, front in fronts.items():
+        points = [_point(view, group, name) for group in groups]
+        corners = (
+            [(group.mean(name), statistics.fmean(group.top1_percent())) for group in front] if len(groups) > 1 else []
+        )
+        drawn = figures.plane(f"Top-1 against {TITLES[name]}", MEASURES[name], "top-1, %", points, corners, marks)
+        stem = f"accuracy-{name.partition('_')[0]}"
+        panels.append(
+            Panel(stem if number == 0 else numbered(stem, number), f"Top-1 against {MEASURES[name]}, {data}", drawn)
+        )
+    caption = (
+        "Top-1 on the test split. Filled marks are searched, hollow ones are controls at the same budgets; a mark is the "
+        "mean of runs that differ in their seed alone, its whisker their deviation, and small marks are the runs."
+    )
+    rows = [
+        _accuracy_row(group, fronts)
+        for group in sorted(groups, key=lambda group: -statistics.fmean(group.top1_percent()))
+    ]
+    head = (
+        "settings",
+        "top-1 %",
+        "± deviation",
+        "runs",
+        "MiB",
+        "M MACs",
+        "file, bytes",
+        "latency ms",
+        "on the front of",
+    )
+    return [
+        *([Figures(tuple(panels), caption)] if len(groups) > 1 else []),
+        page.table(f"Accuracy and cost on {data}", head, rows),
+    ]
+
+
+def _front(groups: Sequence[Group], name: str) -> list[Group]:
+    """From the cheapest on, each group whose mean is above all cheaper ones'."""
+    found: list[Group] = []
+    for group in sorted(groups, key=lambda group: (group.mean(name), -statistics.fmean(group.top1_percent()))):
+        if not found or statistics.fmean(group.top1_percent()) > statistics.fmean(found[-1].top1_percent()):
+            found.append(group)
+    return found
+
+
+def _point(view: View, group: Group, name: str) -> Point:
+    top1 = group.top1_percent()
+    return Point(
+        group.label, group.mean(name), statistics.fmean(top1), view.style(group), _deviation(top1),
+        [(getattr(run, name), run.top1_percent) for run in group.runs if run.top1_percent is not None],
+    )  # fmt: skip
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _marks(view: View, groups: Sequence[Group]) -> dict[str, Style]:
+    """The legend: every group, or where that is long, methods by their shapes and the rest by colours."""
+    if len(groups) <= 8:
+        return {group.label + times(len(group.runs)): view.style(group) for group in groups}
+    methods = {group.method: Style(-1, view.style(group).marker, view.style(group).filled) for group in groups}
+    rests = {group.rest: Style(view.style(group).index, ".", True) for group in groups if group.rest}
+    return {**methods, **rests}
+
+
+def _accuracy_row(group: Group, fronts: dict[str, list[Group]]) -> tuple[object, ...]:
+    top1 = group.top1_percent()
+    deviation = _deviation(top1)
+    sizes = [size for run in group.runs if (size := run.metrics("export").get("file_bytes")) is not None]
+    times = [ms for run in group.runs if (ms := run.metrics("bench").get("latency_ms_median")) is not None]
+    runs_told = f"{len(top1)} draws" if group.method == "random" and len(top1) > 1 else str(len(top1))
+    return (
+        group.label, f"{statistics.fmean(top1):.2f}", None if deviation is None else f"{deviation:.2f}", runs_told,
+        f"{group.mean('memory_mib'):.4f}", f"{group.mean('macs_m'):.2f}",
+        f"{statistics.fmean(sizes):,.0f}" if sizes else None, milliseconds(statistics.fmean(times)) if times else None,
+        ", ".join(name.partition("_")[0].replace("macs", "MACs") for name, front in fronts.items() if group in front),
+    )  # fmt: skip
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+LOOKS = {
+    "measured": (Style(0, "o"), "1-bit file, median; whisker to p90"),
+    "predicted": (Style(1, "D", False), "predicted by its profile"),
+    "float32": (Style(2, "s", False), "float32 network of these widths"),
+}
+
+
+def latency(view: View) -> Blocks | Absent:
+    """Predicted, measured and the float32 baseline, one chart a platform."""
+    platforms: dict[str, list[tuple[Group, list[Run]]]] = {}
+    for group in view.groups:
+        here: dict[str, list[Run]] = {}
+        for run in group.runs:
+            if "bench" in run.stages:
+                here.setdefault(_platform(run), []).append(run)
+        for name, members in here.items():
+            platforms.setdefault(name, []).append((group, members))
+    if not platforms:
+        return Absent("no run is measured yet (dmsflow bench)")
+    panels: list[Panel] = []
+    for name, rows in platforms.items():
+        for start in range(0, len(rows), ROWS):
+            bars = [_latency_bar(group, members) for group, members in rows[start : start + ROWS]]
+            figure = figures.dots(name, "ms for one image", bars, LOOKS)
+            panels.append(Panel(f"latency-{len(panels) + 1}", f"Latency: {name}", figure))
+    caption = "Milliseconds for one image, on one scale from zero; of several seeds the mean."
+    caption += some(PANELS, len(panels), "charts")
+    blocks: Blocks = [Figures(tuple(panels[:PANELS]), caption), _latency_table(platforms)]
+    told = [run for run in view.runs if run.metrics("bench").get("operations")]
+    if told:
+        charts = tuple(_operations_panel(run, index) for index, run in enumerate(told[:OPERATIONS_RUNS]))
+        words = "Time of each operation as the runtime tells it, in order; telling slows it, so their sum is not the median above."
+        blocks.append(Figures(charts, words + some(len(charts), len(told), "runs")))
+    return blocks
+
+
+def _platform(run: Run) -> str:
+    """What a time is of: processor, runtime, threads, and the word where nothing was measured."""
+    ran = run.stages["bench"].environment
+    machine = manifest.machine(ran)
+    runtimes = [runtime for label, runtime in ran.get("runtimes", {}).items() if label != "float32"]
+    words = [machine.get("processor"), *runtimes, spelled_threads(ran.get("threads", 1))]
+    return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
+
+
+def _mean(members: Sequence[Run], name: str) -> float | None:
+    values = [value for run in members if (value := run.metrics("bench").get(name)) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _latency_bar(group: Group, members: Sequence[Run]) -> Bar:
+    named = {
+        "measured": "latency_ms_median",
+        "predicted": "predicted_latency_ms",
+        "float32": "float32_latency_ms_median",
+    }
+    values = {part: value for part, name in named.items() if (value := _mean(members, name)) is not None}
+    p90 = _mean(members, "latency_ms_p90")
+    error = None if p90 is None or "measured" not in values else max(0.0, p90 - values["measured"])
+    return Bar(group.label + times(len(members)), values, error)
+
+
+def _latency_table(platforms: dict[str, list[tuple[Group, list[Run]]]]) -> str:
+    rows = []
+    for name, found in platforms.items():
+        for group, members in found:
+            names = ("latency_ms_median", "latency_ms_p90", "predicted_latency_ms", "prediction_error_percent")
+            median, p90, predicted, error = (_mean(members, each) for each in names)
+            float32, ratio = (
+                _mean(members, each) for each in ("float32_latency_ms_median", "latency_ratio_to_float32")
+            )
+            word = " modelled" if _profile_of(members[0]).get("method") == "modelled" else ""
+            rows.append(
+                (
+                    group.label, len(members), *(None if ms is None else milliseconds(ms) for ms in (median, p90)),
+                    None if predicted is None else f"{milliseconds(predicted)}{word}",
+                    None if error is None else f"{error:+.1f}", None if float32 is None else milliseconds(float32),
+                    None if ratio is None else f"{ratio:.2f}", name, _profile_of(members[0]).get("name"),
+                    members[0].stages["bench"].environment.get("date"),
+                )
+            )  # fmt: skip
+    head = (
+        "settings", "runs", "median ms", "p90 ms", "predicted ms", "error %", "float32 ms", "÷ float32", "on", "profile", "date",
+    )  # fmt: skip
+    return page.table("Latency: measured, predicted, and beside float32", head, rows)
+
+
+def _profile_of(run: Run) -> dict[str, Any]:
+    return run.stages["bench"].environment.get("profile") or {}
+
+
+def _operations_panel(run: Run, index: int) -> Panel:
+    rows = run.metrics("bench")["operations"]
+    shown = sorted(sorted(range(len(rows)), key=lambda at: -rows[at]["ms"])[:OPERATIONS])
+    bars = [Bar(f"{rows[at]['name']} · {rows[at]['op']}", {"time": rows[at]["ms"]}) for at in shown]
+    if left := sum(row["ms"] for at, row in enumerate(rows) if at not in shown):
+        bars.append(Bar(f"{len(rows) - len(shown)} others", {"time": left}))
+    figure = figures.dots(f"Operations: {run.label}", "ms", bars, {"time": (Style(0), "time of the operation")})
+    return Panel(f"operations-{index + 1}", f"Time of each operation: {run.label}", figure)
+
+
+# --- the end of the search, and the facts -------------------------------------------------------
+
+
+def comparison(view: View) -> Blocks | Absent:
+    """What each search found when it compared its result with the controls, weights shared."""
+    told = [run for run in view.runs if run.metrics("search").get("comparison")]
+    if not told:
+        return Absent(
+            "no run compared its result with controls (a control has none, nor has a search with --reallocate)"
+        )
+    rows, beaten, flats = [], 0, 0
+    for run in told:
+        metrics = run.metrics("search")
+        for row in metrics["comparison"]:
+            difference, error = row["loss_difference"], row["standard_error"]
+            flats += row["name"] == "flat"
+            beaten += row["name"] == "flat" and difference > error
+            predicted = row.get("predicted_latency_ms")
+            rows.append(
+                (
+                    run.label, row["name"], "chosen" if row["name"] == metrics.get("chosen") else "",
+                    f"{difference:+.4f} ± {error:.4f}", f"{row['loss']:.4f}", f"{row['top1_percent']:.2f}",
+                    f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", None if predicted is None else milliseconds(predicted),
+                    " ".join(map(str, row["widths"].values())),
+                )
+            )  # fmt: skip
+    head = (
+        "run", "widths of", "", "loss − searched", "loss", "top-1 %", "MiB", "M MACs", "predicted ms", "widths",
+    )  # fmt: skip
+    images = ", ".join(dict.fromkeys(str(run.metrics("search")["comparison"][0]["images"]) for run in told))
+    words = (
+        f"Shared weights, whole widths, {images} training images that chose nothing. The difference of losses is paired, "
+        "with its standard error; above zero, the search’s widths are better."
+    )
+    if flats:
+        words += f" They beat flat by more than the standard error in {beaten} of {flats}."
+    return [page.paragraph(words), page.table("Loss of the searched widths and of the controls", head, rows)]
+
+
+def facts(view: View) -> Blocks | Absent:
+    """What each run is of, where it ran, and the commands that write it again."""
+    rows = [_facts(run) for run in view.runs]
+    head = (
+        "run", "folder", "stages", "data", "training images", "search seed", "train seed", "dmsflow", "commit", "torch",
+        "processor", "device", "date", "search s", "train s",
+    )  # fmt: skip
+    commands = [
+        page.details(run.label, "\n".join(f"{stage}: {shlex.join(each.command)}" for stage, each in run.stages.items()))
+        for run in view.runs
+    ]
+    return [page.table("Facts of every run", head, rows), page.heading(3, "Commands"), *commands]
+
+
+def _facts(run: Run) -> tuple[object, ...]:
+    ran = run.last.environment
+    versions = ran.get("versions", {})
+    device = run.stages["bench"].environment.get("device") if "bench" in run.stages else ran.get("torch_device")
+    seconds = (run.metrics(stage).get("seconds") for stage in ("search", "train"))
+    return (
+        run.label, run.path.parent, " → ".join(run.stages), run.last.data.name, run.last.data.train_images or "all",
+        run.settings("search").get("seed"), run.settings("train").get("seed"), versions.get("dmsflow"), ran.get("commit"),
+        versions.get("torch"), manifest.machine(ran).get("processor"), device, ran.get("date"),
+        *(None if each is None else f"{each:.0f}" for each in seconds),
+    )  # fmt: skip
