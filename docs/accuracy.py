@@ -1,0 +1,291 @@
+"""The parts of docs/results.md about trained networks: budgets, ablations, the paper's Table 1, exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import figures
+from figures import NETWORKS, NONE, Lead, Row
+
+COMMAND = "torchrun --nproc-per-node 2 benchmarks/{} --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
+METHODS = {
+    "gradient": "**searched**", "uniform": "uniform", "flat": "flat", "between": "between",
+    "random": "random, mean of {draws} draws", "best random": "random, best of {draws} draws", "evolution": "evolution",
+}  # fmt: skip
+CONTROLS = tuple(METHODS)[1:]
+TRAINED = ("python", "torch")
+
+
+def environments(rows: Sequence[Row]) -> list[Row]:
+    return [row["environment"] for row in rows]
+
+
+# --- two budgets ---------------------------------------------------------------------------------
+
+
+def leads(cell: Row) -> dict[str, Lead]:
+    """Of the searched widths over every control that both are finished of."""
+    methods, seeds = cell["methods"], len(cell["seeds"])
+    if len(methods["gradient"]) < seeds:
+        return {}
+    return {
+        method: figures.lead(methods["gradient"], methods[method], paired=method != "random")
+        for method in CONTROLS
+        if len(methods[method]) == (cell["draws"] if method == "random" else seeds)
+    }
+
+
+def limits(cell: Row) -> str:
+    """`VGG-11, at most 0.078 MiB and 16 million MACs`."""
+    macs = f" and {cell['macs_m']:.3g} million MACs" if "macs_m" in cell else ", memory alone"
+    return f"{NETWORKS[cell['network']]}, at most {cell['memory_mib']:g} MiB{macs}"
+
+
+def budgets(content: Any) -> str:
+    title = "## Searched widths beside every control that meets the same budgets\n\n"
+    if content is None:
+        return title + figures.not_run(COMMAND.format("budgets.py"))
+    jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made]
+    if not jobs:
+        return title + figures.not_run(COMMAND.format("budgets.py"))
+    started = [cell for cell in content["cells"] if any(cell["methods"].values())]
+    waiting = [limits(cell) for cell in content["cells"] if cell not in started]
+    last = f"\nNot run yet: {'; '.join(waiting)}.\n" if waiting else ""
+    cells = "\n".join(_cell(cell) for cell in started)
+    seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
+    return f"""{title}CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), {content["epochs"]} epochs, batch 64,
+SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search sees training images only.
+**uniform** widens every layer of the base network alike, **flat** makes all layers equally wide, **between** is
+the point between those two that uses every budget up, **random** draws around flat ({draws} draws, trained with seed
+{seeds[0]}; the best of them then with every seed), **evolution** tries as many sub-networks of the same super-network as take
+the time of the gradient's width phases. All are shrunk to fit every budget.
+
+*Gain*: top-1 of the searched widths less that row's, ± the deviation of the difference over the seeds, paired.
+*Verdict*: the difference of the means against the larger of the two deviations.
+
+{_summary(content["cells"])}
+
+{cells}{last}
+    {COMMAND.format("budgets.py")}
+
+{figures.machine(environments(jobs), *TRAINED)}; seeds {figures.listed(seeds)}; {_times(jobs)}, one thread each. Every run: [results/budgets.json](results/budgets.json).
+"""
+
+
+def _times(rows: Sequence[Row]) -> str:
+    """`a search took 218 to 320 s, a training 138 to 496 s`; choices that took no time are no searches."""
+    told = []
+    for name, key in (("a search", "search_seconds"), ("a training", "train_seconds")):
+        seconds = [row[key] for row in rows if row[key] >= 1]
+        told += [f"{name} took {min(seconds):.0f} to {max(seconds):.0f} s"] if seconds else []
+    return ", ".join(told)
+
+
+def _summary(cells: Sequence[Row]) -> str:
+    """How many cells the search wins, in words."""
+    whole = [cell for cell in cells if len(leads(cell)) == len(CONTROLS)]
+    if not whole:
+        return "No cell is finished yet."
+    lines = [f"Finished: {len(whole)} of {len(cells)} cells."]
+    for cell in whole:
+        found = leads(cell)
+        gains = [method for method, one in found.items() if one.gains]
+        others = [f"{METHODS[m].format(draws=cell['draws'])} ({one})" for m, one in found.items() if not one.gains]
+        claim = f"beyond one deviation over {len(gains)} of {len(found)} controls"
+        lines.append(f"- {limits(cell)}: {claim}{'; not over ' + ', '.join(others) if others else ''}.")
+    return lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
+def _cell(cell: Row) -> str:
+    head = ("widths", "each seed's", "MiB", "M MACs", "top-1 %, each seed", "mean ± deviation", "gain", "verdict")
+    found, rows = leads(cell), []
+    for method, title in METHODS.items():
+        made, over = cell["methods"][method], found.get(method)
+        costs = [
+            f"{figures.mean(made, key):.{digits}f}" if made else NONE
+            for key, digits in (("memory_mib", 4), ("macs_m", 1))
+        ]
+        shown = f"{len(made)} draws" if method == "random" else figures.widths(made)
+        planned = cell["draws"] if method == "random" else len(cell["seeds"])
+        part = f" ({len(made)} of {planned})" if 0 < len(made) < planned else ""
+        rows.append(
+            (title.format(draws=cell["draws"]), shown or NONE, *costs, figures.each(made), figures.spread(made) + part,
+             str(over) if over else NONE, over.verdict if over else NONE)
+        )  # fmt: skip
+    return f"### {limits(cell)}\n\n{figures.table(head, rows)}\n"
+
+
+# --- ablations -----------------------------------------------------------------------------------
+
+
+def ablations(content: Any) -> str:
+    title = "## What each part of the search is worth\n\n"
+    made = {row["variant"]: row["runs"] for row in content or []}
+    if not made.get("default"):
+        return title + figures.not_run(COMMAND.format("ablations.py"))
+    default = made["default"]
+    head = ("variant", "what it changes", "seeds", "MiB", "M MACs", "top-1 %, each seed", "mean ± deviation", "against the default", "verdict", "search s")  # fmt: skip
+    rows = []
+    for row in content:
+        runs = row["runs"]
+        over = figures.lead(runs, default) if runs is not default else None
+        rows.append(
+            (row["variant"], row["what"], str(len(runs)), f"{figures.mean(runs, 'memory_mib'):.4f}", f"{figures.mean(runs, 'macs_m'):.1f}",
+             figures.each(runs), figures.spread(runs), str(over) if over else NONE, over.verdict if over else NONE,
+             f"{figures.mean(runs, 'search_seconds'):.0f}")
+        )  # fmt: skip
+    runs = [run for row in content for run in row["runs"]]
+    return f"""{title}VGG-11 under the first cell's budgets above, by the same protocol; one setting changed at a time. *Against the
+default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the one above, so that "no
+gain" also says "no loss". The default stands where no variant gains.
+
+{figures.table(head, rows)}
+
+    {COMMAND.format("ablations.py")}
+
+{figures.machine(environments(runs), *TRAINED)}. Every run: [results/ablations.json](results/ablations.json).
+"""
+
+
+# --- Table 1 -------------------------------------------------------------------------------------
+
+
+def table1(contents: dict[str, Any]) -> str:
+    intro = """## The paper's Table 1, and controls
+
+CIFAR-10. *full precision* to *4×* widen the base network alike, *DMS-A* and *DMS-B* are searched under the memory that
+the paper prints; below each stand the paper's own search with its settings as printed (`--preset paper`, as long as the
+protocol lets it) and the controls, all at the same memory and trained alike. Memory counts as in the paper; of ResNet-18's
+2× to 4× its figures fit no uniformly widened network.
+"""
+    return intro + "".join(_protocol(name, content) for name, content in contents.items())
+
+
+def _protocol(name: str, content: Any) -> str:
+    title = f"\n### Protocol `{name}`\n\n"
+    command = COMMAND.format(f"table1.py --protocol {name}")
+    jobs = [job for row in content["rows"] for job in row["jobs"]] if content else []
+    if not jobs:
+        return title + figures.not_run(command)
+    images = f"the first {content['train_images'] // 10:,} training images of each class" if content["train_images"] else "all training images"  # fmt: skip
+    head = (
+        "network",
+        "row",
+        "widths",
+        "paper MiB",
+        "paper top-1 %",
+        "MiB",
+        "M MACs",
+        "top-1 %",
+        "seeds or draws",
+        "epochs",
+    )
+    reasons = [
+        f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}."
+        for row in content["rows"]
+        if row["left_out"]
+    ]
+    left_out = "".join(f"\n{reason}\n" for reason in reasons)
+    return f"""{title}{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.
+
+{figures.table(head, [_table1_row(row) for row in content["rows"]])}
+{left_out}
+    {command}
+
+{figures.machine(environments(jobs), *TRAINED)}. Every run: [results/table1-{name}.json](results/table1-{name}.json).
+"""
+
+
+def _table1_row(row: Row) -> tuple[str, ...]:
+    done, paper = row["jobs"], row["paper"]
+    printed = [f"{paper[key]:.2f}" for key in ("memory_mib", "top1_percent")] if paper else ["", ""]
+    costs = [
+        f"{figures.mean(done, key):.{digits}f}" if done else NONE for key, digits in (("memory_mib", 4), ("macs_m", 1))
+    ]
+    top1 = figures.spread(done) if done or not row["left_out"] else "left out"
+    count = f"{len(done)}" if len(done) == row["planned"] else f"{len(done)} of {row['planned']}"
+    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, str(row["epochs"])
+
+
+# --- exported files ------------------------------------------------------------------------------
+
+CASES = ("memory", "memory+MACs", "memory+latency")
+WIDTHS = ("uniform", "flat", "gradient")
+
+
+def files(rows: Any) -> str:
+    """Of benchmarks/cifar10.py: chains up to the exported file's own accuracy and latency."""
+    groups = chains(rows)
+    searched, flat, uniform = (groups["memory+latency", method] for method in ("gradient", "flat", "uniform"))
+    over_flat, over_uniform = figures.lead(searched, flat), figures.lead(searched, uniform)
+    errors = [abs(row["predicted_latency_ms"] / row["latency_ms_median"] - 1) for row in (*searched, *flat, *uniform)]
+    beaten = [_beaten(row) for row in searched]
+    both, wide = groups["memory+MACs", "gradient"], groups["memory+MACs", "flat"]
+    longer = figures.mean(both, "latency_ms_median") / figures.mean(wide, "latency_ms_median") - 1
+    head = (
+        "budgets",
+        "widths",
+        "MiB",
+        "M MACs",
+        "top-1 %, each seed",
+        "mean ± deviation",
+        "predicted ms",
+        "ms",
+        "float32 ms",
+    )
+    first = rows[0]
+    return f"""## Exported files, and a budget of milliseconds
+
+Whole chains at an earlier commit: search, training, and the **exported 1-bit file**, whose own top-1 and latency these
+are. VGG-11 on {first["train_images"]:,} training images, {first["epochs"]} epochs, at most 0.08 MiB: alone, with at most 16 million
+multiply-accumulates beside it, and with at most 0.3 ms beside it, as the profile `epyc-lce` predicts them.
+
+{figures.table(head, [_chain(case, method, group) for (case, method), group in groups.items()])}
+
+- predicted ms: by the profile that the search was given. ms: median of the file in the LCE interpreter, and of the float32
+  network of the same widths in onnxruntime, taking turns; 1 thread; mean over the seeds.
+- Pixels: CIFAR-10 as JPEG folders, so compare these numbers with each other and not with papers.
+
+**Memory alone**: searched widths lie {figures.lead(groups["memory", "gradient"], groups["memory", "uniform"]).sentence("uniform ones")}, and
+{figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("flat ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than flat.
+
+**Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("flat")}; MACs are not
+milliseconds, and the searched files take {figures.more(longer)} time than flat ones.
+
+**Memory and latency**: {over_uniform.sentence("uniform")}, and {over_flat.sentence("flat")} (paired by seed {over_flat}
+over flat, {over_uniform} over uniform). All {len(errors)} files were predicted within {100 * max(errors):.1f} % of what was measured
+afterwards. The search's own comparison, on training images that it held out, put its starting point behind it by more
+than a standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} seeds are few.
+
+    python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS
+
+{figures.machine(environments(rows), *TRAINED, "larq-compute-engine", "onnxruntime")};
+seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Every run:
+[results/cifar10.json](results/cifar10.json).
+"""
+
+
+def chains(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """By budgets and method, in the order of the seeds."""
+    return {
+        (case, method): sorted((row for row in rows if (row["case"], row["method"]) == (case, method)), key=lambda row: row["seed"])
+        for case in CASES
+        for method in WIDTHS
+    }  # fmt: skip
+
+
+def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
+    told = [row for row in group if row["predicted_latency_ms"]]
+    return (
+        case, f"{'searched' if method == 'gradient' else method}: {figures.widths(group)}",
+        f"{figures.mean(group, 'memory_mib'):.4f}", f"{figures.mean(group, 'macs_m'):.1f}", figures.each(group), figures.spread(group),
+        f"{figures.mean(told, 'predicted_latency_ms'):.3f}" if told else NONE,
+        f"{figures.mean(group, 'latency_ms_median'):.3f}", f"{figures.mean(group, 'float32_latency_ms_median'):.3f}",
+    )  # fmt: skip
+
+
+def _beaten(row: Row) -> bool:
+    """Whether the search found its start worse by more than a standard error."""
+    (start,) = (one for one in row["comparison"] if one["name"] == "start")
+    return bool(start["loss_difference"] > start["standard_error"])

@@ -1,0 +1,154 @@
+"""How the results page spells numbers: read from docs/results/*.json, none of them typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).with_name("results")
+NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18"}
+NONE = "–"
+Row = Mapping[str, Any]
+
+
+def load(name: str, folder: Path = FOLDER) -> Any:
+    """What a results file holds; None where it was not made yet."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def wrapped(page: str) -> str:
+    """Markdown whose paragraphs are filled anew, since figures change their length."""
+    parts = page.split("\n\n")
+    return "\n\n".join(_filled(part) if re.match(r"[\w*`]", part.lstrip("\n")) else part for part in parts)
+
+
+def _filled(paragraph: str) -> str:
+    before, after = (
+        "\n" * (len(paragraph) - len(stripped)) for stripped in (paragraph.lstrip("\n"), paragraph.rstrip("\n"))
+    )
+    return before + textwrap.fill(paragraph.strip("\n"), 110, break_long_words=False, break_on_hyphens=False) + after
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+
+
+def not_run(command: str) -> str:
+    return f"Not run yet:\n\n    {command}\n"
+
+
+def widths(rows: Iterable[Row]) -> str:
+    """Every set of widths once: `16 32 64; 17 31 66`."""
+    return "; ".join(dict.fromkeys(" ".join(map(str, row["widths"])) for row in rows))
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def mean(rows: Sequence[Row], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def deviation(rows: Sequence[Row], key: str = "top1_percent") -> float | None:
+    """None of less than two."""
+    return statistics.stdev(row[key] for row in rows) if len(rows) > 1 else None
+
+
+def spread(rows: Sequence[Row], key: str = "top1_percent") -> str:
+    """Mean ± standard deviation."""
+    if not rows:
+        return "not run"
+    around = deviation(rows, key)
+    return f"{mean(rows, key):.2f}" + ("" if around is None else f" ± {around:.2f}")
+
+
+def each(rows: Sequence[Row], key: str = "top1_percent") -> str:
+    return ", ".join(f"{row[key]:.2f}" for row in rows) or NONE
+
+
+@dataclass(frozen=True)
+class Lead:
+    """By how many points of top-1 some networks lead others.
+
+    Attributes:
+        points: difference of the means.
+        bound: the larger of the two deviations over the seeds; None where one has a single seed.
+        paired: deviation of the difference over the seeds that both have; None without two of them.
+    """
+
+    points: float
+    bound: float | None
+    paired: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.bound is None:
+            return NONE
+        if abs(self.points) <= self.bound:
+            return "no gain"
+        return "gain, beyond one deviation" if self.points > 0 else "loss, beyond one deviation"
+
+    @property
+    def gains(self) -> bool:
+        return self.bound is not None and self.points > self.bound
+
+    def __str__(self) -> str:
+        """`+2.81 ± 0.44`."""
+        return f"{self.points:+.2f}" + ("" if self.paired is None else f" ± {self.paired:.2f}")
+
+    def sentence(self, other: str) -> str:
+        """`3.5 points above the uniform one, beyond the deviation over the seeds (1.3)`."""
+        sign = "above" if self.points > 0 else "below"
+        place = f"{abs(self.points):.1f} points {sign} {other}"
+        if self.bound is None:
+            return place
+        return f"{place}, {'within' if abs(self.points) <= self.bound else 'beyond'} the deviation over the seeds ({self.bound:.1f})"
+
+
+def lead(ours: Sequence[Row], others: Sequence[Row], *, paired: bool = True) -> Lead:
+    """Of the first networks over the second ones, seed by seed if `paired`."""
+    deviations = [deviation(rows) for rows in (ours, others)]
+    known = [one for one in deviations if one is not None]
+    by_seed = {row["seed"]: row["top1_percent"] for row in others}
+    gaps = [row["top1_percent"] - by_seed[row["seed"]] for row in ours if row["seed"] in by_seed] if paired else []
+    return Lead(
+        mean(ours, "top1_percent") - mean(others, "top1_percent"),
+        max(known) if len(known) == len(deviations) else None,
+        statistics.stdev(gaps) if len(gaps) > 1 else None,
+    )
+
+
+def more(share: float, less: str = "less") -> str:
+    """Of a ratio less one: `12 % more`, `36 % less`."""
+    return f"{100 * abs(share):.0f} % {'more' if share > 0 else less}"
+
+
+def listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, dict.fromkeys(values)))
+
+
+def machine(environments: Iterable[Row], *versions: str) -> str:
+    """`2026-11-23, AMD EPYC, 2 cores, dmsflow 0.1.0 at 44c2032, torch 2.13.0+cpu`; every value that occurs."""
+    known = list(environments)
+    days = sorted({each["date"][:10] for each in known})
+    processors = listed((each.get("machine") or each)["processor"] for each in known)
+    cores = listed(each["cores"] for each in known if each.get("cores"))
+    parts = [days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}", processors]
+    parts += [f"{cores} core{'s' * (cores != '1')}"] if cores else []
+    parts.append(
+        f"dmsflow {listed(each['versions']['dmsflow'] for each in known)} at {listed(each['commit'] for each in known)}"
+    )
+    for name in versions:
+        found = listed(each["versions"][name] for each in known if name in each["versions"])
+        parts += [f"{name.capitalize() if name == 'python' else name} {found}"] if found else []
+    return ", ".join(parts)

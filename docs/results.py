@@ -1,0 +1,137 @@
+"""Writes docs/results.md, and the results of README.md, from docs/results/*.json: no figure of them is typed.
+
+make docs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accuracy
+import figures
+import timing
+from figures import NETWORKS, Row
+
+PAGE = Path(__file__).with_suffix(".md")
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results: written by docs/results.py -->", "<!-- end of results -->"
+PROTOCOLS = ("quick", "paper")
+INTRODUCTION = """\
+# Results
+
+<!-- Written by docs/results.py from results/*.json: run those programs, then `make docs`. -->
+
+Every figure here carries the command that makes it, the machine, versions, seeds and date. It was
+measured unless it says `modelled` (counted on an emulated processor) or `predicted` (from a profile).
+Results of files and of predictions are from LCE's official interpreter unless they say otherwise.
+Deviations are standard deviations over seeds. What was not run says so.
+"""
+Load = Callable[[str], Any]
+
+
+def page(load: Load = figures.load) -> str:
+    """The whole page."""
+    return figures.wrapped(
+        "\n".join(
+            (
+                INTRODUCTION,
+                accuracy.budgets(load("budgets")),
+                accuracy.ablations(load("ablations")),
+                accuracy.table1({name: load(f"table1-{name}") for name in PROTOCOLS}),
+                accuracy.files(load("cifar10")),
+                timing.predicted(load("predict-x86-64-binary-lce")),
+                timing.kernels(load("kernels-x86-64"), load("kernels-x86-64-avx2"), load("runtimes-x86-64")),
+                timing.arm(load("kernels-aarch64")),
+                timing.search_cost(load("search-cost")),
+                timing.train_step(load("train-step")),
+                timing.startup(load("startup")),
+            )
+        )
+    )
+
+
+def readme(text: str, load: Load = figures.load) -> str:
+    """The README with its results written again."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{_summary(load)}\n{END}{after}"
+
+
+def _summary(load: Load) -> str:
+    content = load("budgets")
+    cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
+    first = _under_budgets(content, cells) if cells else _files(load("cifar10"))
+    return figures.wrapped(f"{first}\n{_runtimes(load('runtimes-x86-64'))}")
+
+
+def _under_budgets(content: Row, cells: list[Row]) -> str:
+    head = (
+        "top-1 % of CIFAR-10, at most",
+        *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
+    )
+    rows = [[accuracy.limits(cell), *(_accuracy(cell["methods"][method]) for method in SHOWN)] for cell in cells]
+    jobs = [job for cell in cells for made in cell["methods"].values() for job in made]
+    seeds = len(cells[0]["seeds"])
+    won = [sum(lead.gains for lead in accuracy.leads(cell).values()) for cell in cells]
+    over = [len(accuracy.leads(cell)) for cell in cells]
+    return f"""{figures.table(head, rows)}
+
+Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
+{content["train_images"]:,} images, {content["epochs"]} epochs, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
+{sum(won)} of {sum(over)} controls ({figures.machine([job["environment"] for job in jobs], "torch")}).
+Command, seeds and every width: [docs/results.md](docs/results.md).
+"""
+
+
+SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution")
+
+
+def _accuracy(rows: list[Row]) -> str:
+    return f"{figures.spread(rows)} ({figures.mean(rows, 'macs_m'):.1f} M)" if rows else figures.NONE
+
+
+def _files(rows: Any) -> str:
+    """Of whole chains, as long as no cell of budgets.py is finished."""
+    titles = {"memory": "memory budget", "memory+MACs": "memory, and at most 16 M MACs"}
+    lines = [
+        (f"{titles[case]}: {'**searched**' if method == 'gradient' else method}", f"{figures.mean(group, 'macs_m'):.1f}",
+         f"**{figures.spread(group)}**" if method == "gradient" else figures.spread(group),
+         f"{figures.mean(group, 'latency_ms_median'):.3f} ms", f"{figures.mean(group, 'float32_latency_ms_median'):.3f} ms")
+        for (case, method), group in accuracy.chains(rows).items()
+        if case in titles
+    ]  # fmt: skip
+    seeds = len({row["seed"] for row in rows})
+    head = (
+        "VGG-11 on CIFAR-10, 0.08 MiB",
+        "million MACs",
+        f"top-1 % (mean ± deviation, {seeds} seeds)",
+        "1-bit file",
+        "float32",
+    )
+    first = rows[0]
+    return f"""{figures.table(head, lines)}
+
+Widths found by the search beside its controls at equal budgets and schedule: {first["train_images"]:,} images, {first["epochs"]} epochs,
+top-1 and latency of the exported file ({first["environment"]["threads"]} thread, {figures.listed(first["runtimes"].values())}; {figures.machine([row["environment"] for row in rows])}).
+Command, seeds and every width: [docs/results.md](docs/results.md).
+"""
+
+
+def _runtimes(content: Any) -> str:
+    ratios = [row["lce_over_litert"] for row in content["networks"]]
+    largest = max(content["networks"], key=lambda row: row["litert_ms"])
+    return f"""The same 1-bit files run {min(ratios):.0f} to {max(ratios):.0f} times as fast on stock LiteRT with dmsflow's own kernels, which are the
+default, bit for bit the same: {NETWORKS[largest["network"]]} at {largest["pixels"]} pixels takes {largest["litert_ms"]:.1f} ms, {largest["lce_ms"]:.1f} ms in LCE's interpreter at its best and
+{largest["float32_ms"]:.0f} ms as float32 in onnxruntime.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(README.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

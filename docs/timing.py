@@ -1,0 +1,213 @@
+"""The parts of docs/results.md about time: predictions, kernels, runtimes, steps of search and training, start-up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import figures
+from figures import NETWORKS, Row
+
+IMAGENET = 64  # pixels from which networks have their ImageNet widths
+WORD = 32  # input channels that LCE packs together
+
+
+def predicted(content: Any) -> str:
+    """Of benchmarks/predict.py."""
+    rows = content["networks"]
+    groups = {
+        key: list(group) for key, group in itertools.groupby(rows, key=lambda row: (row["resolution"], row["network"]))
+    }
+    lines = [_predicted(*key, group) for key, group in groups.items()]
+    whole = [
+        f"all {content['count']}",
+        "",
+        "",
+        f"**{content['median_error_percent']:.1f}**",
+        f"{content['largest_error_percent']:.1f}",
+    ]
+    worst = max(rows, key=lambda row: abs(row["error_percent"]))
+    first = worst["widths"][0]
+    reason = (
+        "LCE packs bits faster from\nwhole words of 32 than from the widths around them, and a model that never falls with a width cannot say so\n(docs/profiles.md)"
+        if first % WORD == 0
+        else "docs/profiles.md says what a profile does not know"
+    )
+    return f"""## Latency, predicted and measured
+
+A fresh profile of the host, then {content["count"]} networks of random widths that gave it no point ({figures.listed(map(len, groups.values()))} of each kind,
+every layer off its base width by a factor of its own), predicted and measured in the same run:
+
+{figures.table(("networks", "pixels", "measured ms", "median error %", "largest error %"), [*lines, whole])}
+
+{content["within_10_percent"]} of {content["count"]} lie within ±10 %. The profile, {content["points"]:,} points, took {content["profile_seconds"]} s. The largest error is that of a
+{NETWORKS[worst["network"]]} at {worst["resolution"]} pixels whose first layer is {first} channels wide: {reason}.
+
+    python benchmarks/predict.py --target {content["target"]} --runner lce
+
+{figures.machine([content["environment"]])}, {content["runtime"]} with its indirect kernels, {content["threads"]} thread.
+Every network: [results/predict-x86-64-binary-lce.json](results/predict-x86-64-binary-lce.json).
+Each profile that ships carries its own error on such networks: `dmsflow list profiles`.
+"""
+
+
+def _predicted(pixels: int, network: str, group: Sequence[Row]) -> list[str]:
+    seen = [row["measured_ms"] for row in group]
+    errors = [abs(row["error_percent"]) for row in group]
+    name = NETWORKS[network] + (", ImageNet widths" if pixels >= IMAGENET else "")
+    return [
+        name,
+        str(pixels),
+        f"{min(seen):.2g} to {max(seen):.3g}",
+        f"{figures.median(errors):.1f}",
+        f"{max(errors):.1f}",
+    ]
+
+
+def kernels(layers: Any, narrower: Any, networks: Any) -> str:
+    """Of benchmarks/kernels.py and runtimes.py."""
+    rows = [
+        (row["layer"], row["out"], f"{row['lce_ms']:.3f}", f"{row['dmsflow_ms']:.3f}", f"{row['ratio']:.1f}")
+        for row in layers["layers"]
+    ]
+    whole = [
+        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×",
+         *(f"{row[key]:.3f}" for key in ("litert_ms", "lce_ms", "float32_ms")), f"{row['lce_over_litert']:.1f}", f"{row['float32_over_litert']:.1f}")
+        for row in networks["networks"]
+    ]  # fmt: skip
+    equal = all(row["equal"] for row in layers["layers"])
+    classes = all(row["classes_equal"] for row in networks["networks"])
+    ratios = " and ".join(dict.fromkeys(f"{row['ratio']:g}" for row in networks["networks"]))
+    return f"""## LCE's operations on LiteRT, by dmsflow's kernels
+
+One 3×3 layer, ms, one thread; the official interpreter in its best mode on x86-64 (indirect kernels, XNNPACK),
+turn by turn in one process. Outputs {"are equal, bit for bit" if equal else "differ"}.
+
+{figures.table(("layer", "out", "LCE ms", "dmsflow ms", "LCE ÷ dmsflow"), rows)}
+
+    python benchmarks/kernels.py --out docs/results/kernels-x86-64.json
+
+Whole networks with random weights at {ratios} times the base widths, the same files in both; float32 is the network
+of the same widths in onnxruntime. Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
+
+{figures.table(("network", "pixels", "widths", "dmsflow ms", "LCE ms", "float32 ms", "LCE ÷ dmsflow", "float32 ÷ dmsflow"), whole)}
+
+    python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
+
+{figures.machine([layers["environment"], networks["environment"]])},
+{figures.listed((*layers["environment"]["runtimes"].values(), *networks["environment"]["runtimes"].values()))}; seed 0.
+Processors without AVX-512 take the AVX2 kernels (`--kernels avx2`), which are slower{_slower(layers, narrower)}.
+"""
+
+
+def _slower(layers: Any, narrower: Any) -> str:
+    """By what the interpreter, measured beside both, says: the machine need not be equally busy."""
+    if narrower is None:
+        return ""
+    factors = [
+        wide["ratio"] / narrow["ratio"] for wide, narrow in zip(layers["layers"], narrower["layers"], strict=True)
+    ]
+    return f": {figures.median(factors):.1f} times on the layers here"
+
+
+def arm(content: Any) -> str:
+    """Of benchmarks/kernels.py on an emulated core."""
+    bits = {row["layer"]: row for row in content["layers"] if row["out"] == "bits"}
+    rows = [
+        (row["layer"], f"{row['million_cycles']:.3f}", f"{row['lce_million_cycles']:.2f}",
+         f"{bits[row['layer']]['million_cycles']:.3f}", f"{bits[row['layer']]['lce_million_cycles']:.2f}",
+         f"{bits[row['layer']]['million_cycles'] / content['bound_million_cycles']:.2f}")
+        for row in content["layers"]
+        if row["out"] == "floats"
+    ]  # fmt: skip
+    environment = content["environment"]
+    return f"""## The kernels on 64-bit ARM: {content["method"]}
+
+Million cycles of one 3×3 layer: the aarch64 library in stock LiteRT for aarch64, each instruction counted in an
+emulator, blocks of them costed by a model of the processor: {environment["machine"]["processor"]}.
+The model knows no caches and no mispredicted branches. LCE's figures are of its best kernels (the better
+of default and indirect) in the same model. Counting alone, three instructions for 128 bits on two pipes,
+takes {content["bound_million_cycles"]:.3f} in every row.
+
+{figures.table(("layer", "floats out", "LCE", "bits out", "LCE", "bits ÷ counting alone"), rows)}
+
+    {content["command"]}
+
+{environment["date"][:10]}, {environment["machine"]["system"]}, {figures.listed(environment["runtimes"].values())}, dmsflow at {environment["commit"]}; no ARM processor ran anything.
+[results/kernels-aarch64.json](results/kernels-aarch64.json).
+"""
+
+
+def search_cost(content: Any) -> str:
+    """Of benchmarks/search_cost.py."""
+    title, command = (
+        "## What the search costs\n\n",
+        "python benchmarks/search_cost.py --out docs/results/search-cost.json",
+    )
+    if content is None:
+        return title + figures.not_run(command)
+    head = ("largest widths", "widths in the window of the last layer", "search step ms", "plain step ms", "ratio")
+    rows = [
+        (" ".join(map(str, row["largest_widths"])), str(row["window"]), f"{row['search_ms']:.1f}", f"{row['plain_ms']:.1f}", f"{row['ratio']:.3f}")
+        for row in content["rows"]
+    ]  # fmt: skip
+    return f"""{title}One weight step of the search under its masks ÷ one training step of the plain network at the same
+largest widths, on the same batch, taking turns. It does not matter how many widths the masks mix.
+
+{figures.table(head, rows)}
+
+    {command}
+
+{content["threads"]} thread, float32, medians of {content["steps"]} steps; {figures.machine([content["environment"]], "torch")}.
+"""
+
+
+STEPS = {
+    "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
+    "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
+}  # fmt: skip
+
+
+def train_step(content: Any) -> str:
+    """Of benchmarks/train_step.py."""
+    title, command = (
+        "## What makes a training step quick on a CPU\n\n",
+        "python benchmarks/train_step.py --out docs/results/train-step.json",
+    )
+    if content is None:
+        return title + figures.not_run(command)
+    rows = [
+        (
+            str(row["threads"]),
+            *(f"{row[key]:.1f} ms" for key in STEPS),
+            f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+        )
+        for row in content["rows"]
+    ]
+    return f"""{title}VGG-11 at its base widths, 32×32 pixels, batch 64:
+
+{figures.table(("threads", *STEPS.values(), "mixed ÷ convolutions"), rows)}
+
+    {command}
+
+{figures.machine([content["environment"]], "torch")}. bfloat16 (`--mixed auto`) is used where the processor computes in
+it. Pooling before batch norm, and quantisers whose forward and backward are one vectorised pass each, are in every column.
+"""
+
+
+def startup(content: Any) -> str:
+    """Of benchmarks/startup.py."""
+    title, command = "## The command line\n\n", "python benchmarks/startup.py --out docs/results/startup.json"
+    if content is None:
+        return title + figures.not_run(command)
+    return f"""{title}`dmsflow --help` takes {content["seconds"]:.2f} s (best of {content["runs"]}) in a fresh environment without {_or(content["absent"])}:
+
+    {command}
+
+{figures.machine([content["environment"]], "python")}.
+"""
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
