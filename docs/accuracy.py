@@ -260,6 +260,8 @@ than a standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} se
 
     python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS
 
+measures memory+latency again; the other two budgets, with more controls, are those of benchmarks/budgets.py above.
+
 {figures.machine(environments(rows), *TRAINED, "larq-compute-engine", "onnxruntime")};
 seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Every run:
 [results/cifar10.json](results/cifar10.json).
