@@ -61,8 +61,14 @@ class Runs:
         return self.out / "choices" / job.choice / "search.json"
 
     def trained(self, job: Job) -> Path:
-        """Path of the train manifest of a job whose widths are chosen."""
+        """Path of the train manifest of a job whose widths are chosen; ends the program if they were chosen otherwise."""
         found = manifest.load(self.chosen(job), "search")
+        asked = {**job.search, "train_images": self.data.train_images}
+        had = {**found.settings, "train_images": found.data.train_images}
+        for name in (name for name, value in asked.items() if had.get(name) != value):
+            sys.exit(
+                f"{self.chosen(job)}: has {name} {had.get(name)}, not {asked[name]}; remove its folder, or give another --out"
+            )
         course = msgspec.json.encode((job.train, self.data.train_images), order="sorted")
         schedule = hashlib.sha256(course).hexdigest()[:8]
         widths = "-".join(map(str, found.widths.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -139,6 +140,16 @@ def test_the_table_has_the_papers_rows_and_controls_that_meet_their_memory(folde
         assert all(job["macs_m"] > 0 for job in row["jobs"])
     assert made["uniform"]["jobs"][0]["macs_m"] < made["flat"]["jobs"][0]["macs_m"]
     assert table["vgg11", "2×", "base widths × 2"]["jobs"] == []
+
+
+def test_a_choice_that_was_made_otherwise_is_not_taken(folder: Path, whole: str) -> None:
+    where = jobs.Runs(folder / whole, manifest.Data(name=f"image-folder:{folder / 'images'}", train_images=40), 1)
+    made = jobs.Job("vgg11/1x", {"network": "vgg11", "method": "uniform"}, {})
+    assert where.trained(made).parent.parent.name == "vgg11-16-32-64-64-128-128-128-128"
+    with pytest.raises(SystemExit, match="has method uniform, not flat; remove its folder, or give another --out"):
+        where.trained(dataclasses.replace(made, search={"method": "flat"}))
+    with pytest.raises(SystemExit, match="has train_images 40, not 20000"):
+        dataclasses.replace(where, data=manifest.Data(train_images=20_000)).trained(made)
 
 
 def test_widened_networks_are_exactly_so_many_times_the_base() -> None:
