@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor
 
 from dmsflow import cost, datasets, deploy, manifest, training
 from dmsflow.datasets import Dataset
@@ -152,28 +153,28 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
     optimiser = training.sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )  # fmt: skip
-    step, seen = 0, torch.zeros(0, 2)  # loss and fraction right of every step of this epoch
+    step, seen = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
     if checkpoint.exists():
         tensors, facts = training.load_checkpoint(checkpoint)
         training.check_same(checkpoint, facts, settings, course.source)
         training.restore(tensors, [model], [optimiser])
-        step, seen = facts["step"], torch.tensor(facts["seen"]).view(-1, 2)
+        step, seen = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(course.where.device))
     last_saved = training.clock()
     model.train()
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             training.set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            now = training.weight_step(model, optimiser, images, labels, course.where)
-            seen = torch.cat([seen.to(now.device), now[None]])
+            seen.append(training.weight_step(model, optimiser, images, labels, course.where))
             step += 1
             ended = step % batches.steps == 0
             if ended:
-                loss, right = seen.mean(0).tolist()
+                loss, right = torch.stack(seen).mean(0).tolist()
                 training.check_finite(loss, title)
                 progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
-                seen = seen[:0]
+                seen = []
             if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
-                facts = {"settings": settings, "source": course.source, "step": step, "seen": seen.tolist()}
+                rows = [row.tolist() for row in seen]
+                facts = {"settings": settings, "source": course.source, "step": step, "seen": rows}
                 training.save_checkpoint(checkpoint, [model], [optimiser], facts)
                 last_saved = training.clock()
 

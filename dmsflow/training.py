@@ -113,16 +113,41 @@ class Order:
         """In an epoch."""
         return self.count // self.size if self.shuffle else -(-self.count // self.size)
 
-    def rows(self, step: int) -> Indices:
-        """Positions of a step's images: a slice of its epoch's order."""
+    def place(self, step: int) -> tuple[int, slice]:
+        """The epoch of a step, and where in its order the step's images are."""
         epoch, position = divmod(step, self.steps)
-        order = _permutation(self, epoch) if self.shuffle else np.arange(self.count)
-        return order[position * self.size : (position + 1) * self.size]
+        return epoch, slice(position * self.size, (position + 1) * self.size)
+
+    def epoch(self, epoch: int) -> Indices:
+        """Positions of the images in the order of an epoch."""
+        return _permutation(self, epoch) if self.shuffle else np.arange(self.count)
+
+    def rows(self, step: int) -> Indices:
+        """Positions of a step's images."""
+        epoch, part = self.place(step)
+        return self.epoch(epoch)[part]
 
 
 @functools.lru_cache(maxsize=8)  # a step asks for the order of its whole epoch
 def _permutation(order: Order, epoch: int) -> Indices:
     return torch.randperm(order.count, generator=generator(order.seed, order.purpose, epoch)).numpy()
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is drawn for an epoch, on the device that computes: moved once, so that no step waits for it.
+
+    Attributes:
+        rows: positions of the images, in order; the others follow it.
+        tops, lefts: of the crop, in the padded image.
+        mirrored: 0 or 1.
+    """
+
+    number: int
+    rows: Tensor
+    tops: Tensor
+    lefts: Tensor
+    mirrored: Tensor
 
 
 class Batches:
@@ -145,49 +170,59 @@ class Batches:
         self.order = Order(len(indices), min(size, len(indices)), seed, purpose, shuffle)
         self.steps = self.order.steps  # in an epoch
         self.augment, self.device, self.workers = augment, where.device, workers
-        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
-        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=self.device)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=self.device)
         self.pixels = _resident(split, indices, self.device) if split.in_memory else None
         self.labels = torch.from_numpy(split.labels[indices]).to(self.device)
+        self._drawn = self._draw(0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.run(0, self.steps)
 
     def run(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [n, C, H, W] float32 and labels [n] of steps start … stop - 1."""
-        steps = range(start, stop)
-        if self.pixels is None:
-            loaded: Iterator[Tensor] = iter(self._loader(steps))
-        else:
-            loaded = (self._crop_and_flip(self.pixels[self._rows(step)], step) for step in steps)
-        for step, pixels in zip(steps, loaded, strict=True):
-            images = (pixels.to(self.device, torch.float32) - self.mean) / self.std
-            yield images, self.labels[self._rows(step)]
+        loaded = iter(self._loader(range(start, stop))) if self.pixels is None else iter(())
+        for step in range(start, stop):
+            epoch, part = self.order.place(step)
+            if epoch != self._drawn.number:
+                self._drawn = self._draw(epoch)
+            rows = self._drawn.rows[part]
+            pixels = next(loaded) if self.pixels is None else self._cropped(self.pixels.index_select(0, rows), part)
+            yield self._normalised(pixels).permute(0, 3, 1, 2), self.labels[rows]
 
-    def _rows(self, step: int) -> Tensor:
-        return torch.from_numpy(self.order.rows(step)).to(self.device)
+    def _draw(self, epoch: int) -> _Epoch:
+        """The order of an epoch and its crops and flips."""
+        order, span = self.order, 2 * self.dataset.crop_padding + 1
+        draw = generator(order.seed, f"{order.purpose} augmentation", epoch)
+        tops, lefts = torch.randint(span, (2, order.count), generator=draw).unbind()
+        mirrored = torch.randint(2 if self.dataset.flip else 1, (order.count,), generator=draw)
+        rows = torch.from_numpy(order.epoch(epoch))
+        return _Epoch(epoch, *(tensor.to(self.device) for tensor in (rows, tops, lefts, mirrored)))
 
-    def _crop_and_flip(self, pixels: Tensor, step: int) -> Tensor:
-        """Crop and flip by indexing; [n, C, H, W] uint8, wherever it lives."""
+    def _cropped(self, pixels: Tensor, part: slice) -> Tensor:
+        """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, wherever it lives."""
         if not self.augment:
             return pixels
-        draw = generator(self.order.seed, f"{self.order.purpose} augmentation", step)
-        n, size, padding = len(pixels), pixels.shape[-1], self.dataset.crop_padding
-        span = torch.arange(size)
-        if padding:
-            padded = self.mean.to(torch.uint8).expand(n, -1, size + 2 * padding, size + 2 * padding).clone()
-            # The mean pixel is what zero padding after normalisation means.
-            padded[:, :, padding : padding + size, padding : padding + size] = pixels
-            pixels = padded
-        rows = torch.randint(0, 2 * padding + 1, (n, 1), generator=draw) + span
-        columns = torch.randint(0, 2 * padding + 1, (n, 1), generator=draw) + span
-        if self.dataset.flip:
-            mirrored = torch.rand((n, 1), generator=draw) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        image = torch.arange(n, device=pixels.device).view(n, 1, 1)
-        # Advanced indices on both sides of the channel slice put the channels last.
-        picked = pixels[image, :, rows.to(pixels.device)[:, :, None], columns.to(pixels.device)[:, None, :]]
-        return picked.permute(0, 3, 1, 2)
+        n, size, channels = len(pixels), pixels.shape[1], pixels.shape[3]
+        padding = self.dataset.crop_padding
+        side = size + 2 * padding
+        # The mean pixel is what zero padding after normalisation means.
+        padded = self.mean.to(torch.uint8).repeat(side).repeat(n, side, 1).view(n, side, side, channels)
+        padded[:, padding : padding + size, padding : padding + size] = pixels
+        # torch flips images that are held channels last quickly, and only those.
+        flipped = padded.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        both = torch.cat([padded, flipped])
+        which = torch.arange(n, device=pixels.device) + n * self._drawn.mirrored[part]
+        corners = (which * side + self._drawn.tops[part]) * side + self._drawn.lefts[part]
+        rows = corners[:, None] + side * torch.arange(size, device=pixels.device)  # the first pixel of every row
+        starts = both.view(-1).unfold(0, size * channels, channels)  # what a row would be from any pixel on
+        return starts.index_select(0, rows.view(-1)).view(n, size, size, channels)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """[n, H, W, C] float32; whole rows of pixels at once, which is quicker than three channels."""
+        n, height, width, channels = pixels.shape
+        rows = pixels.to(self.device, non_blocking=True).to(torch.float32).view(n * height, width * channels)
+        return rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(n, height, width, channels)
 
     def _loader(self, steps: range) -> Any:
         """Decoding worker processes, for splits that do not fit in memory."""
@@ -211,12 +246,12 @@ class _Decoded(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, item: int) -> Tensor:
         step = self.steps[item]
         seed = int(np.random.SeedSequence([self.order.seed, step]).generate_state(1)[0]) if self.augment else None
-        return torch.from_numpy(self.split.images(self.indices[self.order.rows(step)], seed)).permute(0, 3, 1, 2)
+        return torch.from_numpy(self.split.images(self.indices[self.order.rows(step)], seed))
 
 
 def _resident(split: Split, indices: Indices, device: torch.device) -> Tensor:
-    """A split that fits, as one uint8 tensor [N, C, H, W] on the device."""
-    return torch.from_numpy(split.images(indices)).permute(0, 3, 1, 2).to(device)
+    """A split that fits, as one uint8 tensor [N, H, W, C] on the device."""
+    return torch.from_numpy(split.images(indices)).to(device)
 
 
 def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
@@ -338,10 +373,14 @@ def restore(
     for i, model in enumerate(models):
         model.load(_under(tensors, f"model{i}."))
     for i, optimiser in enumerate(optimisers):
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under(tensors, f"optimiser{i}.").items():
-            parameter, _, entry = name.partition(".")
-            state.setdefault(int(parameter), {})[entry] = tensor
+            number, _, entry = name.partition(".")
+            owner = parameters[int(number)]
+            if tensor.shape == owner.shape:  # strides too, or the optimiser takes a slow path on a GPU
+                tensor = torch.empty_like(owner, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            state.setdefault(int(number), {})[entry] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
