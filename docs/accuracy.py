@@ -193,7 +193,8 @@ def _protocol(name: str, content: Any) -> str:
 {left_out}
     {command}
 
-{figures.machine(environments(jobs), *TRAINED)}. Every run: [results/table1-{name}.json](results/table1-{name}.json).
+{figures.machine(environments(jobs), *TRAINED)}, {figures.listed(job["environment"]["torch_device"] for job in jobs)};
+{_times(jobs)}. Every run: [results/table1-{name}.json](results/table1-{name}.json).
 """
 
 
@@ -205,7 +206,9 @@ def _table1_row(row: Row) -> tuple[str, ...]:
     ]
     top1 = figures.spread(done) if done or not row["left_out"] else "left out"
     count = f"{len(done)}" if len(done) == row["planned"] else f"{len(done)} of {row['planned']}"
-    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, str(row["epochs"])
+    seconds = [figures.mean(done, key) if done else 0 for key in ("search_seconds", "train_seconds")]
+    took = [f"{one:.0f}" if one >= 1 else NONE for one in seconds]
+    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, str(row["epochs"]), *took
 
 
 # --- exported files ------------------------------------------------------------------------------
