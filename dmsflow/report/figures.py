@@ -43,6 +43,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5
 MARKERS = {"gradient": "o", "evolution": "*", "uniform": "s", "flat": "D", "between": "^", "random": "X"}
 WIDTH, HEIGHT = 360, 230  # of a panel without its legend
 SMALL = (176, 132)
+SMALL_MARGINS = (38, 22, 6, 20)
 LEGEND_ROW = 16.5
 LEGEND_ROWS = 12
 LETTERS = 45  # in a line of a legend
@@ -57,7 +58,7 @@ SETTINGS: Any = {
     "axes.edgecolor": SOFT, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "grid.color": RULE, "grid.linewidth": 0.8,
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
     "axes.formatter.useoffset": False, "axes.formatter.limits": (-4, 6), "axes.unicode_minus": True, "hatch.linewidth": 0.7,
-    "legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
+    "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4.5,
 }  # fmt: skip
 
 
@@ -129,9 +130,14 @@ class Bar:
     error: float | None = None  # upwards, of the first value
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    return figure, figure.add_subplot()
+def _figure(width: float, height: float, margins: Sequence[float] = ()) -> tuple[Figure, Axes]:
+    """Axes in a figure of so many pixels; margins (left, bottom, right, top) place them without measuring texts."""
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="none" if margins else "constrained")
+    if not margins:
+        return figure, figure.add_subplot()
+    left, bottom, right, top = margins
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    return figure, figure.add_axes(box)
 
 
 def _lines_of(text: str, letters: int) -> str:
@@ -181,7 +187,7 @@ def lines(
     limits: Mapping[str, float] | None = None, small: bool = False,
 ) -> Figure:  # fmt: skip
     """Lines over the rounds; limits are drawn across, with their labels in the legend."""
-    figure, axes = _figure(*(SMALL if small else (WIDTH, HEIGHT)))
+    figure, axes = _figure(*SMALL, SMALL_MARGINS) if small else _figure(WIDTH, HEIGHT)
     marks: dict[str, Any] = {}
     for line in drawn:
         colour = line.style.colour

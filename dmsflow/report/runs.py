@@ -165,7 +165,7 @@ def _uniform(run: Run) -> dict[str, int]:
 
 
 def _scaled(network: Network, ratio: float) -> dict[str, int]:
-    return {name: max(1, int(base * ratio + 1e-6)) for name, base in network.widths.items()}
+    return {name: max(1, int(base * ratio)) for name, base in network.widths.items()}
 
 
 def _within(run: Run, widths: Mapping[str, int]) -> bool:
@@ -217,9 +217,10 @@ def _manifests(path: Path) -> list[Path]:
     return sorted(lasts.values(), key=natural)
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> list[tuple[bool, int, str]]:
     """A key that sorts draw-2 before draw-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path)) if part]
+    parts = filter(None, re.split(r"([0-9]+)", str(path)))
+    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts]
 
 
 def _run(chain: Chain) -> Run:
