@@ -252,7 +252,7 @@ def test_a_table_has_means_and_deviations(text: str) -> None:
 
 
 def test_the_comparison_says_how_often_flat_was_beaten(text: str) -> None:
-    assert "They beat flat by more than the standard error in 4 of 4." in text
+    assert "By more than that error they beat flat in 4 of 4, uniform in 4 of 4." in text
     assert "<td>+0.1000 ± 0.0200</td>" in text.replace(" class=number", "")
 
 
@@ -364,6 +364,31 @@ def test_many_runs_stay_readable(tmp_path: Path) -> None:
     assert "Of 14 settings the first 12 are drawn." in content
     assert "Of 14 settings the first 4 are drawn." in content
     assert "and 2 more" in content
+
+
+@pytest.mark.parametrize("method", ["measured", "modelled"])
+def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path, make_profile: Any) -> None:
+    log = [{**row, "predicted_latency_ms": 0.2} for row in rounds(0)]
+    bench = write(tmp_path / "run", log=log, bench=True, profile="board", latency_ms=0.3)
+    profile.save(bench.parent / "profile.json", make_profile(SMALL, method=method))
+    record = manifest.load(bench)
+    manifest.save(
+        bench, msgspec.structs.replace(record, environment={**record.environment, "profile": {"method": method}})
+    )
+    search = json.loads((bench.parent / "search.json").read_text())
+    search["artifacts"]["profile"] = msgspec.to_builtins(manifest.artifact(bench.parent / "profile.json", bench.parent))
+    for row in search["metrics"]["comparison"]:
+        row["predicted_latency_ms"] = 0.2
+    (bench.parent / "search.json").write_text(json.dumps(search))
+    for stage, above in (("train", "search"), ("export", "train"), ("bench", "export")):
+        path = bench.parent / f"{stage}.json"
+        content = json.loads(path.read_text())
+        content["parent"] = msgspec.to_builtins(manifest.artifact(bench.parent / f"{above}.json", bench.parent))
+        path.write_text(json.dumps(content))
+    text = report.run([bench], None).read_text("utf-8")
+    words = ("Predicted latency, modelled", "predicted by a modelled profile", ">0.280 modelled<", ">0.200 modelled<")
+    assert [word in text for word in words] == [method == "modelled"] * 4
+    assert ("modelled" in text.replace(str(tmp_path), "")) == (method == "modelled")
 
 
 # --- files --------------------------------------------------------------------------------------

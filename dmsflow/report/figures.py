@@ -132,7 +132,7 @@ class Bar:
 
 def _figure(width: float, height: float, margins: Sequence[float] = ()) -> tuple[Figure, Axes]:
     """Axes in a figure of so many pixels; margins (left, bottom, right, top) place them without measuring texts."""
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="none" if margins else "constrained")
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=None if margins else "constrained")
     if not margins:
         return figure, figure.add_subplot()
     left, bottom, right, top = margins

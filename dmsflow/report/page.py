@@ -36,7 +36,7 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; 
 th { font-weight: 600; }
 thead th { color: var(--soft); }
 td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflow-wrap: anywhere; }
-@media (min-width: 48rem) { td:first-child { min-width: 18rem; } }
+@media (min-width: 48rem) { td:first-child { min-width: 20rem; } }
 td.number, th.number { text-align: right; }
 pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
 summary { cursor: pointer; padding: .25rem 0; }
@@ -129,4 +129,7 @@ def contents(links: Iterable[tuple[str, str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "–" or cell.lstrip("+-−")[:1].isdigit()
+    """A dash counts as one, and so does `+0.1 ± 0.2`; a row of widths does not."""
+    return cell == "–" or (
+        cell.lstrip("+-−")[:1].isdigit() and (" " not in cell or "±" in cell or cell.endswith(("draws", "modelled")))
+    )

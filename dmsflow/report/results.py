@@ -121,6 +121,7 @@ def _accuracy_row(group: Group, fronts: dict[str, list[Group]]) -> tuple[object,
 LOOKS = {
     "measured": (Style(0, "o"), "1-bit file, median; whisker to p90"),
     "predicted": (Style(1, "D", False), "predicted by its profile"),
+    "modelled": (Style(3, "D", False), "predicted by a modelled profile"),
     "float32": (Style(2, "s", False), "float32 network of these widths"),
 }
 
@@ -169,9 +170,10 @@ def _mean(members: Sequence[Run], name: str) -> float | None:
 
 
 def _latency_bar(group: Group, members: Sequence[Run]) -> Bar:
+    guess = "modelled" if _modelled(members[0]) else "predicted"
     named = {
         "measured": "latency_ms_median",
-        "predicted": "predicted_latency_ms",
+        guess: "predicted_latency_ms",
         "float32": "float32_latency_ms_median",
     }
     values = {part: value for part, name in named.items() if (value := _mean(members, name)) is not None}
@@ -189,11 +191,10 @@ def _latency_table(platforms: dict[str, list[tuple[Group, list[Run]]]]) -> str:
             float32, ratio = (
                 _mean(members, each) for each in ("float32_latency_ms_median", "latency_ratio_to_float32")
             )
-            word = " modelled" if _profile_of(members[0]).get("method") == "modelled" else ""
             rows.append(
                 (
                     group.label, len(members), *(None if ms is None else milliseconds(ms) for ms in (median, p90)),
-                    None if predicted is None else f"{milliseconds(predicted)}{word}",
+                    _told(predicted, _modelled(members[0])),
                     None if error is None else f"{error:+.1f}", None if float32 is None else milliseconds(float32),
                     None if ratio is None else f"{ratio:.2f}", name, _profile_of(members[0]).get("name"),
                     members[0].stages["bench"].environment.get("date"),
@@ -203,6 +204,15 @@ def _latency_table(platforms: dict[str, list[tuple[Group, list[Run]]]]) -> str:
         "settings", "runs", "median ms", "p90 ms", "predicted ms", "error %", "float32 ms", "÷ float32", "on", "profile", "date",
     )  # fmt: skip
     return page.table("Latency: measured, predicted, and beside float32", head, rows)
+
+
+def _told(ms: float | None, modelled: bool) -> str | None:
+    """Milliseconds, with the word that must stand beside what nobody measured."""
+    return None if ms is None else f"{milliseconds(ms)} modelled" if modelled else milliseconds(ms)
+
+
+def _modelled(run: Run) -> bool:
+    return _profile_of(run).get("method") == "modelled"
 
 
 def _profile_of(run: Run) -> dict[str, Any]:
@@ -229,19 +239,20 @@ def comparison(view: View) -> Blocks | Absent:
         return Absent(
             "no run compared its result with controls (a control has none, nor has a search with --reallocate)"
         )
-    rows, beaten, flats = [], 0, 0
+    rows: list[tuple[object, ...]] = []
+    verdicts: dict[str, list[bool]] = {}
     for run in told:
         metrics = run.metrics("search")
         for row in metrics["comparison"]:
             difference, error = row["loss_difference"], row["standard_error"]
-            flats += row["name"] == "flat"
-            beaten += row["name"] == "flat" and difference > error
+            if row["name"] != "searched":
+                verdicts.setdefault(row["name"], []).append(difference > error)
             predicted = row.get("predicted_latency_ms")
             rows.append(
                 (
                     run.label, row["name"], "chosen" if row["name"] == metrics.get("chosen") else "",
                     f"{difference:+.4f} ± {error:.4f}", f"{row['loss']:.4f}", f"{row['top1_percent']:.2f}",
-                    f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", None if predicted is None else milliseconds(predicted),
+                    f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", _told(predicted, run.predicts_modelled),
                     " ".join(map(str, row["widths"].values())),
                 )
             )  # fmt: skip
@@ -253,8 +264,8 @@ def comparison(view: View) -> Blocks | Absent:
         f"Shared weights, whole widths, {images} training images that chose nothing. The difference of losses is paired, "
         "with its standard error; above zero, the search’s widths are better."
     )
-    if flats:
-        words += f" They beat flat by more than the standard error in {beaten} of {flats}."
+    beaten = (f"{name} in {sum(better)} of {len(better)}" for name, better in verdicts.items())
+    words += f" By more than that error they beat {', '.join(beaten)}." if verdicts else ""
     return [page.paragraph(words), page.table("Loss of the searched widths and of the controls", head, rows)]
 
 

@@ -112,6 +112,11 @@ class Run:
             return None
         return profile.load(str(manifest.verify(self.paths["search"], search.artifacts["profile"])))
 
+    @property
+    def predicts_modelled(self) -> bool:
+        """Whether its search held milliseconds that nobody measured."""
+        return self.used_profile is not None and self.used_profile.method == "modelled"
+
     def uniform(self) -> dict[str, int] | None:
         """Widths of the uniform network within the same budgets: the search's own, or else one ratio for all, rounded down."""
         for row in self.metrics("search").get("comparison") or ():

@@ -187,12 +187,14 @@ def budgets(view: View) -> Blocks | Absent:
     for run in members:
         for name, limit in run.limits.items():
             limits.setdefault(BUDGET_OF[name], {})[f"budget, {limit:.4g} {LIMITS[name]}"] = limit
+    modelled = any(run.predicts_modelled for run in members)
     panels: list[Panel] = []
     for key, words in MEASURES.items():
         if (key == "memory_mib" or key in limits) and (drawn := _lines(view, key, float)):
-            figure = figures.lines(TITLES[key].capitalize(), "round", words, drawn, limits=limits.get(key))
+            title = TITLES[key].capitalize() + (", modelled" if modelled and key == "predicted_latency_ms" else "")
+            figure = figures.lines(title, "round", words, drawn, limits=limits.get(key))
             panels.append(
-                Panel(f"budget-{key.partition('_')[0]}", f"{words} over the rounds, against the budgets", figure)
+                Panel(f"budget-{key.partition('_')[0]}", f"{title} over the rounds, against the budgets", figure)
             )
     caption = "What the widths of each round cost, rounded to whole channels, and the budgets across. Under projection no round is above one."
     return [Figures(tuple(panels), caption)]
