@@ -6,7 +6,7 @@ make three times as many and keep as many copies.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +29,14 @@ def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtyp
     """
     out: Tensor = _Binarise.apply(weight, _inside(weight, live), dtype or weight.dtype)  # type: ignore[no-untyped-call]
     return out
+
+
+def _ones(compare: Callable[..., Tensor], x: Tensor, limit: Tensor | float, out: Tensor | None = None) -> Tensor:
+    """1 where the comparison holds, else 0, as x's type."""
+    if torch.compiler.is_compiling():
+        return compare(x, limit).to(x.dtype)
+    # Comparing straight into floats is vectorised on a CPU; neither a conversion nor torch.where is.
+    return compare(x, limit, out=torch.empty_like(x) if out is None else out)
 
 
 def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
@@ -61,11 +69,6 @@ def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
     return _total(values if inside is None else values * inside, inside)
 
 
-def _positive(centred: Tensor, out: Tensor) -> Tensor:
-    """1 where a weight counts as positive, else 0; comparing straight into floats is vectorised on a CPU."""
-    return torch.ge(centred, 0, out=out)
-
-
 class _Binarise(torch.autograd.Function):
     """With c = w - mean, s = c·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
 
@@ -87,18 +90,17 @@ class _Binarise(torch.autograd.Function):
         magnitude = centred.abs()
         a = _mean(magnitude, inside) * r
         ctx.save_for_backward(centred, r, a, inside)
-        signed = _positive(centred, out=magnitude).mul_(2 * a).sub_(a)
+        signed = _ones(torch.ge, centred, 0, out=magnitude).mul_(2 * a).sub_(a)
         return _filters(signed.to(dtype), weight.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         centred, r, a, inside = ctx.saved_tensors
         g = _rows(grads[0]).to(centred.dtype)
-        product = g * centred
-        d = _total(product, inside) * r  # Σ(g·s), so far
-        positive = _positive(centred, out=torch.empty_like(centred))
+        d = _total(g * centred, inside) * r  # Σ(g·s), so far
+        positive = _ones(torch.ge, centred, 0)
         of_g = _total(g, inside)
-        t = 2 * _total(torch.mul(g, positive, out=product), inside) - of_g
+        t = 2 * _total(g * positive, inside) - of_g
         d = a * (d + t)
         of_c = a * of_g + t * (2 * _mean(positive, inside) - 1)
         # t·y, y = 2·positive - 1, and the rest; everything times r.
@@ -112,38 +114,41 @@ class _Quantise(torch.autograd.Function):
     """One pass forward, and the gradients of LSQ (arXiv 1902.08153) at one bit backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
+        ctx.count = count
         limit = alpha.to(x.dtype)
-        # Comparing straight into x's type is vectorised on a CPU; torch.where is not.
-        out = torch.gt(x, limit / 2, out=torch.empty_like(x)).mul_(limit)
+        out = _ones(torch.gt, x, limit / 2).mul_(limit)
         ctx.save_for_backward(x, out, alpha)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         x, out, alpha = ctx.saved_tensors
         grad_x = _clipped(grad, x, alpha)
         # d out / d alpha = out/alpha - (x/alpha inside the clip), summed; both sums share 1/alpha.
         slope = torch.addcmul(grad * out, grad_x, x, value=-1)
         total = slope.sum(dtype=torch.promote_types(x.dtype, torch.float32))
-        return grad_x, (total / alpha / math.sqrt(x[0].numel())).to(alpha.dtype)
+        return grad_x, (total / alpha / ctx.count**0.5).to(alpha.dtype), None
 
 
 def _clipped(grad: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
     """grad where 0 < x < alpha, else 0."""
-    if x.is_cpu:  # one vectorised pass; it takes alpha as a number, which on a GPU would wait for the device
+    if (
+        x.is_cpu and not torch.compiler.is_compiling()
+    ):  # one vectorised pass; it takes alpha as a number, which on a GPU would wait for the device
         inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, float(alpha))
         return inside
     return torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
 
 
-def quantise(x: Tensor, alpha: Tensor) -> Tensor:
+def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
     """alpha·round(clip(x/alpha, 0, 1)) in {0, alpha} (Eq. 2); exactly alpha/2 gives 0.
 
     Args:
         x: [N, C, H, W].
         alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
+        count: C·H·W, where not all of x counts.
     """
-    out: Tensor = _Quantise.apply(x, alpha)  # type: ignore[no-untyped-call]
+    out: Tensor = _Quantise.apply(x, alpha, x[0].numel() if count is None else count)  # type: ignore[no-untyped-call]
     return out

@@ -83,6 +83,30 @@ class Model(nn.Module):
                 del tensors[name]
         return tensors[self.network.layers[-1].name]
 
+    def stacked(self, live: Live) -> tuple[Tensor, Tensor]:
+        """`live` as masks over all channels held: two tensors whose shapes do not depend on it.
+
+        Returns:
+            Values [widths, largest width], 0 beyond a width's end; live channels and reach [widths, 2].
+        """
+        device = next(self.parameters()).device
+        chosen = [live.get(name, held) for name, held in self.widths.items()]
+        counts = torch.tensor([(e.live, len(e.values)) if isinstance(e, Mask) else (e, e) for e in chosen]).to(device)
+        largest = max(self.widths.values())
+        values = (torch.arange(largest, device=device) < counts[:, 1:]).to(torch.float32)
+        if any(isinstance(each, Mask) for each in chosen):
+            rows = zip(chosen, values.unbind(), strict=True)
+            padded = [F.pad(e.values, (0, largest - len(e.values))) if isinstance(e, Mask) else row for e, row in rows]
+            values = torch.stack(padded)
+        return values, counts
+
+    def unstacked(self, values: Tensor, counts: Tensor) -> dict[str, Mask]:
+        """The inverse of `stacked`."""
+        return {
+            name: Mask(values[index, :width], counts[index, 0], counts[index, 1])
+            for index, (name, width) in enumerate(self.widths.items())
+        }
+
     @torch.no_grad()
     def constrain(self) -> None:
         """After an optimiser's step: alphas, and scales behind a max pool, stay positive."""
@@ -179,6 +203,8 @@ class Quantise(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(ALPHA_START))
 
     def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+        if isinstance(live_in, Mask) and live_in.reach is not None:
+            return quantise(x, self.alpha, live_in.reach * x[0, 0].numel())
         return quantise(x, self.alpha)
 
 

@@ -39,6 +39,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="Train in bfloat16 mixed precision; auto: where the processor or GPU has it. Evaluation is float32."
         ),
     ] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="Compile the training step (torch.compile); auto: on a CUDA GPU. On a CPU it needs g++."),
+    ] = "auto"
 
 
 class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

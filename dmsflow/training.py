@@ -7,7 +7,6 @@ sees exactly what an uninterrupted one does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import time
@@ -20,13 +19,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dmsflow import manifest
+from dmsflow import loss, manifest
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
@@ -46,13 +44,11 @@ class Place:
     device: torch.device
     threads: int
     mixed: bool
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+    compiled: bool = False
 
     def facts(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"torch_device": name, "threads": self.threads, "mixed": self.mixed}
+        return {"torch_device": name, "threads": self.threads, "mixed": self.mixed, "compiled": self.compiled}
 
 
 def place(settings: Record) -> Place:
@@ -74,7 +70,9 @@ def place(settings: Record) -> Place:
     threads = settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    return Place(device, threads, settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device)))
+    mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
+    compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    return Place(device, threads, mixed, compiled)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -287,26 +285,24 @@ def weight_step(
     live: Live | None = None,
 ) -> Tensor:
     """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
-    loss, right = loss_of(model, images, labels, where, live)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    value, right = loss_of(model, images, labels, where, live)
+    value.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
-    return torch.stack([loss.detach(), right])
+    return torch.stack([value.detach(), right])
 
 
 def loss_of(
     model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a batch, and the fraction classified right."""
-    with where.autocast():
-        logits = model(images, live).float()
-    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
+    return loss.of(model, images, labels, mixed=where.mixed, compiled=where.compiled, live=live)
 
 
-def check_finite(loss: float, where: str) -> None:
-    if not np.isfinite(loss):
-        raise DmsflowError(where, f"the loss became {loss}", "lower --learning-rate, or try --mixed off")
+def check_finite(value: float, where: str) -> None:
+    if not np.isfinite(value):
+        raise DmsflowError(where, f"the loss became {value}", "lower --learning-rate, or try --mixed off")
 
 
 @torch.no_grad()

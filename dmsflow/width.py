@@ -23,11 +23,14 @@ class Mask:
     Attributes:
         values: [capacity], never increasing, from 1 down to 0; it multiplies the input channels
             of every layer that reads this width, behind the quantiser.
-        live: the whole number of channels it stands for; weight statistics are taken over these.
+        live: the whole number of channels it stands for; weight statistics are taken over these. A
+            tensor [] where a compiled graph must not depend on it.
+        reach: channels that it would have without the zeros at its end, where it has any.
     """
 
     values: Tensor
-    live: int
+    live: int | Tensor
+    reach: Tensor | None = None
 
 
 def _probability_below(ratio: Tensor, mu: Tensor, sigma: float) -> Tensor:
