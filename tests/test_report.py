@@ -479,6 +479,21 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.stderr == "dmsflow: matplotlib: is not installed; pip install 'dmsflow[report]'\n"
 
 
+def test_its_page_in_the_docs_names_what_there_is() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text("utf-8")
+    known = {
+        name
+        for command in ("report", "search")
+        for param in cli.cli.commands[command].params
+        for name in (*param.opts, *param.secondary_opts)
+    }
+    assert set(re.findall(r"(?<![\w-])--[a-z-]+", text)) <= known
+    assert re.findall(r"^\| ([^|`]+?) \|", text, re.MULTILINE)[1:] == [title for _, title, _ in report.SECTIONS]
+    assert all(
+        (Path(__file__).parent.parent / "docs" / name).is_file() for name in re.findall(r"\]\(([\w.-]+)\)", text)
+    )
+
+
 # --- a genuine chain, and a browser -------------------------------------------------------------
 
 

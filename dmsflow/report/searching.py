@@ -196,5 +196,8 @@ def budgets(view: View) -> Blocks | Absent:
             panels.append(
                 Panel(f"budget-{key.partition('_')[0]}", f"{title} over the rounds, against the budgets", figure)
             )
-    caption = "What the widths of each round cost, rounded to whole channels, and the budgets across. Under projection no round is above one."
+    caption = (
+        "What the widths of each round cost, rounded to whole channels, and the budgets across, each for the runs that "
+        "have it. Under projection no round is above its own."
+    )
     return [Figures(tuple(panels), caption)]
