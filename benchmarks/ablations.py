@@ -54,7 +54,7 @@ def job(variant: str, seed: int) -> Job:
     if variant in ("default", "evolution"):
         return searched(CELL, changes.get("method", "gradient"), seed)
     settings = {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
-    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, {**QUICK, "seed": seed})
+    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, {**QUICK[CELL.network], "seed": seed})
 
 
 def tabulate(where: Runs) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ PROTOCOLS = {
         # 1× is as large as "0.08", and budgets.py has the controls at that memory.
         memory_mib={("vgg11", "dms-a"): 0.078},
         train={
-            ("vgg11", "A"): budgets.QUICK, ("vgg11", "2x"): budgets.QUICK,
+            ("vgg11", "A"): budgets.QUICK["vgg11"], ("vgg11", "2x"): budgets.QUICK["vgg11"],
             ("vgg11", "B"): {"epochs": 3}, ("vgg11", "4x"): {"epochs": 3},
             ("resnet18", "A"): {"epochs": 2}, ("resnet18", "2x"): {"epochs": 2},
             ("resnet18", "B"): {"epochs": 1}, ("resnet18", "4x"): {"epochs": 1},

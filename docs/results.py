@@ -79,7 +79,7 @@ def _under_budgets(content: Row, cells: list[Row]) -> str:
     return f"""{figures.table(head, rows)}
 
 Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
-{content["train_images"]:,} images, {content["epochs"]} epochs, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
+{content["train_images"]:,} images, {accuracy.epochs(cells)}, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
 {sum(won)} of {sum(over)} controls ({figures.machine([job["environment"] for job in jobs], "torch")}).
 Command, seeds and every width: [docs/results.md](docs/results.md).
 """

@@ -43,8 +43,9 @@ def cells(**methods: list[dict[str, Any]]) -> dict[str, Any]:
         "macs_m": 16.0,
         "seeds": [0, 1, 2],
         "draws": 3,
+        "epochs": 6,
     }
-    return {"train_images": 20_000, "epochs": 6, "cells": [{**cell, "methods": made}]}
+    return {"train_images": 20_000, "cells": [{**cell, "methods": made}]}
 
 
 WHOLE = cells(
