@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
     "clustered": ("three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture", {"estimator": "clustered"}),
     "adam": ("Adam on every batch instead of one bounded step a round", {"step": "adam", "step_size": 2e-3}),
+    "last-round": ("the last round's gradient alone, with the error between its batches", {"gradient_decay": 0.0}),
     "shift": ("one shift of all widths holds the tightest budget; what is left of the other stays", {"hold": "shift"}),
     "penalty": ("the hinge of Eq. 7 instead of projection", {"hold": "penalty"}),
     "reallocate": (
