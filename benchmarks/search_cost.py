@@ -3,24 +3,28 @@
 Both steps run at the same largest widths on the same batch, in turns; the window of every mask
 holds 3 widths in one row and all of them in the next. The cost does not depend on their number.
 
-    python benchmarks/search_cost.py
+    python benchmarks/search_cost.py --out docs/results/search-cost.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from dmsflow import budget, datasets, descent, training
+from dmsflow import budget, datasets, descent, manifest, training
 from dmsflow.budget import Range
 from dmsflow.manifest import Data
 from dmsflow.model import Model
 from dmsflow.network import load_network
 from dmsflow.settings import SearchSettings
+from dmsflow.table import print_table
 
 # The largest widths, and images in a batch.
 CASES = (((128,) * 8, 64), ((128,) * 4 + (1024,) * 4, 32))
@@ -30,16 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=21, help="of each kind; the median counts")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
-    print(
-        "| largest widths | widths in the window of the last layer | search step ms | plain step ms | ratio |\n|---|---|---|---|---|"
-    )
-    for largest, batch in CASES:
-        for narrow in (True, False):
-            print(row(largest, batch, narrow, arguments.steps, arguments.threads), flush=True)
+    rows = [
+        row(largest, batch, narrow, arguments.steps, arguments.threads)
+        for largest, batch in CASES
+        for narrow in (True, False)
+    ]
+    head = ("largest widths", "widths in the window of the last layer", "search step ms", "plain step ms", "ratio")
+    cells = [
+        (" ".join(map(str, one["largest_widths"])), one["window"], f"{one['search_ms']:.1f}", f"{one['plain_ms']:.1f}", f"{one['ratio']:.3f}")
+        for one in rows
+    ]  # fmt: skip
+    print_table(f"float32, {arguments.threads} thread(s), medians of {arguments.steps} steps", head, cells)
+    if arguments.out:
+        content = {
+            "environment": manifest.environment(), "threads": arguments.threads, "steps": arguments.steps, "rows": rows,
+        }  # fmt: skip
+        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> str:
+def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
     state = prepared(largest, batch, narrow, threads)
     plain = Model(state.network, state.model.widths).to(state.where.device)
     optimiser = training.sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -53,9 +68,12 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
         training.weight_step(plain, optimiser, images, labels, state.where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
-    ratio = statistics.median(a / b for a, b in zip(searched, trained, strict=True))
     low, high = state.window(len(largest) - 1, list(state.network.widths.values())[-1])
-    return f"| {' '.join(map(str, largest))} | {high - low + 1} | {1e3 * statistics.median(searched):.1f} | {1e3 * statistics.median(trained):.1f} | {ratio:.3f} |"
+    return {
+        "largest_widths": largest, "window": high - low + 1,
+        "search_ms": 1e3 * statistics.median(searched), "plain_ms": 1e3 * statistics.median(trained),
+        "ratio": statistics.median(a / b for a, b in zip(searched, trained, strict=True)),
+    }  # fmt: skip
 
 
 def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> descent.Descent:

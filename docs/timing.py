@@ -178,16 +178,22 @@ def train_step(content: Any) -> str:
     if content is None:
         return title + figures.not_run(command)
     rows = [
-        (
-            str(row["threads"]),
-            *(f"{row[key]:.1f} ms" for key in STEPS),
-            f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
-        )
+        (str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+         *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")), f"{row['epoch_ratio']:.2f}")
         for row in content["rows"]
-    ]
-    return f"""{title}VGG-11 at its base widths, 32×32 pixels, batch 64:
+    ]  # fmt: skip
+    head = (
+        "threads",
+        *STEPS.values(),
+        "mixed ÷ convolutions",
+        "an epoch, by image",
+        "its convolutions",
+        "epoch ÷ convolutions",
+    )
+    return f"""{title}VGG-11 at its base widths, 32×32 pixels, batch {content["batch"]}: one step, and an epoch of {content["images"]:,} images through
+the same batches and steps as `dmsflow train`, each in turns with the convolutions alone:
 
-{figures.table(("threads", *STEPS.values(), "mixed ÷ convolutions"), rows)}
+{figures.table(head, rows)}
 
     {command}
 
