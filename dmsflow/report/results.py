@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dmsflow import manifest
@@ -23,60 +24,59 @@ OPERATIONS_RUNS = 3  # with such a chart
 
 
 def accuracy(view: View) -> Blocks | Absent:
-    blocks: Blocks = []
-    for number, data in enumerate(dict.fromkeys(run.last.data.name for run in view.runs)):
-        groups = [group for group in view.groups if group.runs[0].last.data.name == data and group.top1_percent()]
-        if groups:
-            blocks += _accuracy_on(view, data, groups, number)
-    if not blocks:
+    """Trained runs, apart by their data set: what is hard on one is easy on another."""
+    trained = []
+    for group in view.groups:
+        if members := tuple(run for run in group.runs if run.top1_percent is not None):
+            trained.append(replace(group, runs=members))
+    if not trained:
         return Absent("no run is trained yet (dmsflow train)")
+    blocks: Blocks = []
+    for number, data in enumerate(dict.fromkeys(group.runs[0].last.data.name for group in trained)):
+        groups = [group for group in trained if group.runs[0].last.data.name == data]
+        fronts = {name: _front(groups, name) for name in ("memory_mib", "macs_m")}
+        if len(groups) > 1:
+            blocks.append(_planes(view, data, groups, fronts, number))
+        blocks.append(_accuracy_table(data, groups, fronts))
     return blocks
 
 
-def _accuracy_on(view: View, data: str, groups: Sequence[Group], number: int) -> Blocks:
-    fronts = {name: _front(groups, name) for name in ("memory_mib", "macs_m")}
+def _planes(
+    view: View, data: str, groups: Sequence[Group], fronts: dict[str, list[Group]], number: int
+) -> Figures:  # fmt: skip
     marks = _marks(view, groups)
     panels: list[Panel] = []
     for name, front in fronts.items():
         points = [_point(view, group, name) for group in groups]
-        corners = (
-            [(group.mean(name), statistics.fmean(group.top1_percent())) for group in front] if len(groups) > 1 else []
-        )
+        corners = [(group.mean(name), _mean_top1(group)) for group in front]
         drawn = figures.plane(f"Top-1 against {TITLES[name]}", MEASURES[name], "top-1, %", points, corners, marks)
         stem = f"accuracy-{name.partition('_')[0]}"
-        panels.append(
-            Panel(stem if number == 0 else numbered(stem, number), f"Top-1 against {MEASURES[name]}, {data}", drawn)
-        )
+        label = f"Top-1 against {MEASURES[name]}, {data}"
+        panels.append(Panel(stem if number == 0 else numbered(stem, number), label, drawn))
     caption = (
         "Top-1 on the test split. Filled marks are searched, hollow ones are controls at the same budgets; a mark is the "
         "mean of runs that differ in their seed alone, its whisker their deviation, and small marks are the runs."
     )
-    rows = [
-        _accuracy_row(group, fronts)
-        for group in sorted(groups, key=lambda group: -statistics.fmean(group.top1_percent()))
-    ]
+    return Figures(tuple(panels), caption)
+
+
+def _accuracy_table(data: str, groups: Sequence[Group], fronts: dict[str, list[Group]]) -> str:
+    rows = [_accuracy_row(group, fronts) for group in sorted(groups, key=lambda group: -_mean_top1(group))]
     head = (
-        "settings",
-        "top-1 %",
-        "± deviation",
-        "runs",
-        "MiB",
-        "M MACs",
-        "file, bytes",
-        "latency ms",
-        "on the front of",
-    )
-    return [
-        *([Figures(tuple(panels), caption)] if len(groups) > 1 else []),
-        page.table(f"Accuracy and cost on {data}", head, rows),
-    ]
+        "settings", "top-1 %", "± deviation", "runs", "MiB", "M MACs", "file, bytes", "latency ms", "on the front of",
+    )  # fmt: skip
+    return page.table(f"Accuracy and cost on {data}", head, rows)
+
+
+def _mean_top1(group: Group) -> float:
+    return statistics.fmean(group.top1_percent())
 
 
 def _front(groups: Sequence[Group], name: str) -> list[Group]:
     """From the cheapest on, each group whose mean is above all cheaper ones'."""
     found: list[Group] = []
-    for group in sorted(groups, key=lambda group: (group.mean(name), -statistics.fmean(group.top1_percent()))):
-        if not found or statistics.fmean(group.top1_percent()) > statistics.fmean(found[-1].top1_percent()):
+    for group in sorted(groups, key=lambda group: (group.mean(name), -_mean_top1(group))):
+        if not found or _mean_top1(group) > _mean_top1(found[-1]):
             found.append(group)
     return found
 
@@ -96,22 +96,27 @@ def _deviation(values: Sequence[float]) -> float | None:
 def _marks(view: View, groups: Sequence[Group]) -> dict[str, Style]:
     """The legend: every group, or where that is long, methods by their shapes and the rest by colours."""
     if len(groups) <= 8:
-        return {group.label + times(len(group.runs)): view.style(group) for group in groups}
+        return {group.label + _counted(group): view.style(group) for group in groups}
     methods = {group.method: Style(-1, view.style(group).marker, view.style(group).filled) for group in groups}
     rests = {group.rest: Style(view.style(group).index, ".", True) for group in groups if group.rest}
     return {**methods, **rests}
+
+
+def _counted(group: Group) -> str:
+    """What a label says of how many runs there are."""
+    return f", {len(group.top1_percent())} draws" if group.method == "random" else times(len(group.runs))
 
 
 def _accuracy_row(group: Group, fronts: dict[str, list[Group]]) -> tuple[object, ...]:
     top1 = group.top1_percent()
     deviation = _deviation(top1)
     sizes = [size for run in group.runs if (size := run.metrics("export").get("file_bytes")) is not None]
-    times = [ms for run in group.runs if (ms := run.metrics("bench").get("latency_ms_median")) is not None]
+    latencies = [ms for run in group.runs if (ms := run.metrics("bench").get("latency_ms_median")) is not None]
     runs_told = f"{len(top1)} draws" if group.method == "random" and len(top1) > 1 else str(len(top1))
     return (
         group.label, f"{statistics.fmean(top1):.2f}", None if deviation is None else f"{deviation:.2f}", runs_told,
         f"{group.mean('memory_mib'):.4f}", f"{group.mean('macs_m'):.2f}",
-        f"{statistics.fmean(sizes):,.0f}" if sizes else None, milliseconds(statistics.fmean(times)) if times else None,
+        f"{statistics.fmean(sizes):,.0f}" if sizes else None, milliseconds(statistics.fmean(latencies)) if latencies else None,
         ", ".join(name.partition("_")[0].replace("macs", "MACs") for name, front in fronts.items() if group in front),
     )  # fmt: skip
 

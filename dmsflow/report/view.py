@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from dmsflow.report import figures, runs
 from dmsflow.report.figures import Drawing, Style
-from dmsflow.report.runs import CONTROLS, Group, Run
+from dmsflow.report.runs import Group, Run
 
 PANELS = 12  # of one figure; more groups are left to the tables
 MEASURES = {"memory_mib": "memory, MiB", "macs_m": "million MACs", "predicted_latency_ms": "predicted latency, ms"}
@@ -48,7 +48,7 @@ class View:
         styles = {}
         for number, group in enumerate(made):
             index = rests.index(group.rest) if len(rests) > 1 else number
-            styles[group.label] = Style(index, figures.MARKERS.get(group.method, "o"), group.method not in CONTROLS)
+            styles[group.label] = Style(index, figures.MARKERS.get(group.method, "o"), group.searched)
         return cls(tuple(found), tuple(made), styles)
 
     def style(self, group: Group) -> Style:
