@@ -46,7 +46,9 @@ def main() -> None:
         (" ".join(map(str, one["largest_widths"])), one["window"], f"{one['search_ms']:.1f}", f"{one['plain_ms']:.1f}", f"{one['ratio']:.3f}")
         for one in rows
     ]  # fmt: skip
-    print_table(f"float32, {arguments.threads} thread(s), medians of {arguments.steps} steps", head, cells)
+    print_table(
+        f"float32, {arguments.threads} thread(s), processor time, medians of {arguments.steps} steps", head, cells
+    )
     if arguments.out:
         content = {
             "environment": manifest.environment(), "threads": arguments.threads, "steps": arguments.steps, "rows": rows,
@@ -94,13 +96,13 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
 
 
 def interleaved(first: Callable[[], None], second: Callable[[], None], steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each, one after the other, the first two rounds left out."""
+    """Seconds of processor time of each, one after the other, the first two rounds left out: other programs may run."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(steps + 2):
         for step, kept in zip((first, second), seconds, strict=True):
-            began = time.perf_counter()
+            began = time.process_time()
             step()
-            kept.append(time.perf_counter() - began)
+            kept.append(time.process_time() - began)
     return seconds[0][2:], seconds[1][2:]
 
 

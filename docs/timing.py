@@ -159,7 +159,7 @@ largest widths, on the same batch, taking turns. It does not matter how many wid
 
     {command}
 
-{content["threads"]} thread, float32, medians of {content["steps"]} steps; {figures.machine([content["environment"]], "torch")}.
+{content["threads"]} thread, float32, processor time, medians of {content["steps"]} steps; {figures.machine([content["environment"]], "torch")}.
 """
 
 
