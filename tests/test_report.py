@@ -23,7 +23,8 @@ from test_cli import TINY
 
 from dmsflow import cli, cost, manifest, plugin, profile, report, settings
 from dmsflow.network import Network
-from dmsflow.report import figures, page, runs
+from dmsflow.report import figures, page, runs, searching
+from dmsflow.report.view import View
 
 VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
 TINY_CODE: dict[str, Any] = {}
@@ -357,13 +358,24 @@ def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> No
     assert "error-1" in content and "error-2" not in content
 
 
-def test_many_runs_stay_readable(tmp_path: Path) -> None:
-    for at in range(14):
-        write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at)
+def test_many_runs_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(3):
+        write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at, top1=None)
+    for room, name, value in ((searching, "PANELS", 2), (searching, "SMALL_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
+        monkeypatch.setattr(room, name, value)
     content = report.run([tmp_path], None).read_text("utf-8")
-    assert "Of 14 settings the first 12 are drawn." in content
-    assert "Of 14 settings the first 4 are drawn." in content
-    assert "and 2 more" in content
+    assert content.count("Of 3 settings the first 2 are drawn.") == 2
+    assert "Of 3 settings the first 1 is drawn." in content
+    assert "and 1 more" in content
+
+
+def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
+    for at in range(searching.LINES + 1):
+        write(tmp_path / f"{at}", seed=at, top1=None)
+    view = View.of(runs.collect([tmp_path]))
+    (line,) = searching._lines(view, "weight_top1_percent", float)
+    assert line.label == "gradient, mean of 17"
+    assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
 
 
 @pytest.mark.parametrize("method", ["measured", "modelled"])

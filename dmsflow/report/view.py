@@ -67,7 +67,7 @@ Blocks: TypeAlias = list[Figures | str]  # strings are finished HTML
 
 def some(drawn: int, count: int, what: str) -> str:
     """A sentence where not everything is drawn."""
-    return f" Of {count} {what} the first {drawn} are drawn." if drawn < count else ""
+    return f" Of {count} {what} the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
 
 
 def times(seeds: int, *, mean: bool = False) -> str:
