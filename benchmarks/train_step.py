@@ -1,70 +1,116 @@
-"""What makes a training step of VGG-11 quick on a CPU: memory format, bfloat16, threads.
+"""What makes training VGG-11 quick on a CPU: memory format, bfloat16, threads; and what is lost beside convolutions.
 
-Variants take turns on the same batch; the share of the convolutions alone is measured beside them.
+Variants of a step take turns on the same batch, with the convolutions alone among them: forward and
+backward of each, in bfloat16, on the inputs that the model gives them. Then an epoch of training,
+through the same batches and steps as `dmsflow train`, takes turns with the convolutions alone, a
+few steps at a time.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py --out docs/results/train-step.json
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dmsflow import training
+from dmsflow import manifest, training
+from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.model import Convolution, Model
 from dmsflow.networks import vgg11
-from dmsflow.training import Place
+from dmsflow.table import print_table
+from dmsflow.training import Batches, Place
 
 BATCH = 64
 CPU = torch.device("cpu")
+IMAGES = 20_000
+TURN = 12  # steps
+STEPS = {
+    "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
+    "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="of each kind; the median counts")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--images", type=int, default=IMAGES, help="in the epoch")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
-    print(
-        "| threads | float32, channels first | float32, channels last | bfloat16 mixed, channels last | its convolutions alone |"
+    rows = [row(threads, arguments.steps, arguments.images) for threads in arguments.threads]
+    head = (
+        "threads",
+        *STEPS.values(),
+        "mixed ÷ convolutions",
+        "epoch µs an image",
+        "convolutions",
+        "epoch ÷ convolutions",
     )
-    print("|---|---|---|---|---|")
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        cells = " | ".join(f"{ms:.1f} ms" for ms in medians(variants(threads), arguments.steps))
-        print(f"| {threads} | {cells} |", flush=True)
+    cells = [
+        (
+            str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+            f"{row['epoch_image_us']:.0f}", f"{row['convolutions_image_us']:.0f}", f"{row['epoch_ratio']:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    print_table(f"VGG-11, 32×32 pixels, batch {BATCH}, an epoch of {arguments.images} images", head, cells)
+    if arguments.out:
+        content = {
+            "command": f"python benchmarks/train_step.py --images {arguments.images}",
+            "environment": manifest.environment(torch_device="cpu"), "batch": BATCH, "images": arguments.images, "rows": rows,
+        }  # fmt: skip
+        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def variants(threads: int) -> list[Callable[[], None]]:
+def row(threads: int, steps: int, images: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    measured = dict(zip(STEPS, medians(variants(threads), steps), strict=True))
+    epoch, alone = an_epoch(threads, images)
+    return {
+        "threads": threads, **measured, "epoch_image_us": epoch, "convolutions_image_us": alone, "epoch_ratio": epoch / alone,
+    }  # fmt: skip
+
+
+def variants(threads: int) -> list[Callable[[], Any]]:
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
-
-    def step(mixed: bool) -> None:
-        training.weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
+    with mock.patch.object(torch, "channels_last", torch.contiguous_format):
+        first = Model(network, network.widths)
+    others = training.sgd(first, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
 
     def channels_first() -> None:
         with mock.patch.object(torch, "channels_last", torch.contiguous_format):
-            step(False)
+            training.weight_step(first, others, images, labels, Place(CPU, threads, False))
+
+    def step(mixed: bool) -> None:
+        training.weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
 
     return [channels_first, lambda: step(False), lambda: step(True), convolutions(model, images)]
 
 
 def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
     """Forward and backward of every convolution of the model, and nothing else, in bfloat16."""
-    seen: list[tuple[torch.Tensor, torch.Tensor, Convolution]] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Convolution]] = []
 
     def record(op: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         assert isinstance(op, Convolution)
         image = inputs[0].detach().bfloat16().contiguous(memory_format=torch.channels_last)
+        gradient = torch.randn_like(output.detach().bfloat16())
         weight = op.weight.detach().bfloat16().requires_grad_()
-        seen.append((image.requires_grad_(bool(seen)), weight, op))
+        seen.append((image.requires_grad_(bool(seen)), weight, gradient, op))
 
     hooks = [op.register_forward_hook(record) for op in model.ops if isinstance(op, Convolution)]
     model(images)
@@ -72,22 +118,56 @@ def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
         hook.remove()
 
     def run() -> None:
-        for image, weight, op in seen:
+        for image, weight, gradient, op in seen:
             out = F.conv2d(image, weight, stride=op.stride, padding=op.padding)
-            out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
+            torch.autograd.grad(out, [each for each in (image, weight) if each.requires_grad], gradient)
 
     return run
 
 
-def medians(runs: list[Callable[[], None]], steps: int) -> list[float]:
+def medians(runs: list[Callable[[], Any]], steps: int) -> list[float]:
     """Milliseconds of each, in turns, the first two rounds left out."""
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(steps + 2):
         for run, kept in zip(runs, seconds, strict=True):
-            began = time.perf_counter()
-            run()
-            kept.append(time.perf_counter() - began)
+            kept.append(timed(run))
     return [1e3 * statistics.median(kept[2:]) for kept in seconds]
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def an_epoch(threads: int, count: int) -> tuple[float, float]:
+    """Microseconds for an image of an epoch of mixed training, and of its convolutions alone: medians of the turns."""
+    random = np.random.default_rng(0)
+    split = ArraySplit(random.integers(0, 256, (count, 32, 32, 3), np.uint8), random.integers(0, 10, count))
+    dataset = Dataset("random", tuple("0123456789"), split, split, (127,) * 3, (74.0,) * 3, crop_padding=4, flip=True)
+    where = Place(CPU, threads, True)
+    batches = Batches(
+        dataset, split, np.arange(count), size=BATCH, seed=0, purpose="train", shuffle=True, augment=True, where=where, workers=0,
+    )  # fmt: skip
+    network = vgg11.build(3, 32, 10)
+    model = Model(network, network.widths)
+    optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    alone = convolutions(model, torch.randn(BATCH, 3, 32, 32))
+    left = batches.run(0, batches.steps)
+
+    def train() -> None:
+        for images, labels in itertools.islice(left, TURN):
+            training.set_learning_rate(optimiser, 0.01)
+            training.weight_step(model, optimiser, images, labels, where)
+
+    def convolve() -> None:
+        for _ in range(TURN):
+            alone()
+
+    turns = [(timed(train), timed(convolve)) for _ in range(batches.steps // TURN)]
+    trained, convolved = (1e6 * statistics.median(kind) / (TURN * BATCH) for kind in zip(*turns[1:], strict=True))
+    return trained, convolved
 
 
 if __name__ == "__main__":

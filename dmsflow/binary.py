@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 STANDARDISATION_EPS = 1e-10
+TINY = 1e-30
 
 
 def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -70,16 +71,15 @@ def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
 
 
 class _Binarise(torch.autograd.Function):
-    """With c = w - mean, s = c·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
+    """With s = (w - mean)·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
 
     All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
     over the whole row divided by the count of live weights,
 
-        ∂L/∂s = a·g + t·y            t = Σ(g·y)
-        ∂L/∂c = r·(∂L/∂s - d·s)      d = Σ(∂L/∂s · s) = a·(Σ(g·s) + t)
-        ∂L/∂w = ∂L/∂c - Σ(∂L/∂c)     Σ(∂L/∂c) = r·(a·Σg + t·E[y])
+        u = ∂L/∂s·r - d·s·r = (a·g + t·y - d·s)·r      t = Σ(g·y)      d = Σ(∂L/∂s·s) = a·(Σ(g·s) + t)
+        ∂L/∂w = u - Σu
 
-    where only live weights have the terms with t and d and the last sum.
+    where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
     """
 
     @staticmethod
@@ -89,25 +89,24 @@ class _Binarise(torch.autograd.Function):
         r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()  # torch.var is many times slower on a CPU
         magnitude = centred.abs()
         a = _mean(magnitude, inside) * r
-        ctx.save_for_backward(centred, r, a, inside)
         signed = _ones(torch.ge, centred, 0, out=magnitude).mul_(2 * a).sub_(a)
+        ctx.save_for_backward(centred, signed, r, a, inside)
         return _filters(signed.to(dtype), weight.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        centred, r, a, inside = ctx.saved_tensors
+        centred, signed, r, a, inside = ctx.saved_tensors
         g = _rows(grads[0]).to(centred.dtype)
-        d = _total(g * centred, inside) * r  # Σ(g·s), so far
-        positive = _ones(torch.ge, centred, 0)
-        of_g = _total(g, inside)
-        t = 2 * _total(g * positive, inside) - of_g
-        d = a * (d + t)
-        of_c = a * of_g + t * (2 * _mean(positive, inside) - 1)
-        # t·y, y = 2·positive - 1, and the rest; everything times r.
-        out = positive.mul_(2 * t * r).sub_((t + of_c) * r).addcmul_(centred, d * r * r, value=-1)
+        through = _total(g * signed, inside)  # t·a
+        d = (_total(g * centred, inside) * r * a + through) * r
+        t = through / (a * a).clamp(min=TINY)  # a constant filter has no sign to keep
+        u = signed * t
+        u.addcmul_(centred, d, value=-1)
         if inside is not None:
-            out.mul_(inside)
-        return _filters(out.addcmul_(g, a * r), grads[0].shape), None, None
+            u.mul_(inside)
+        u.addcmul_(g, a).mul_(r)
+        mean = _total(u, inside)
+        return _filters(u.sub_(mean if inside is None else mean * inside), grads[0].shape), None, None
 
 
 class _Quantise(torch.autograd.Function):
@@ -116,7 +115,7 @@ class _Quantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
         ctx.count = count
-        limit = alpha.to(x.dtype)
+        limit = _number(alpha.to(x.dtype))
         out = _ones(torch.gt, x, limit / 2).mul_(limit)
         ctx.save_for_backward(x, out, alpha)
         return out
@@ -125,21 +124,25 @@ class _Quantise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         x, out, alpha = ctx.saved_tensors
-        grad_x = _clipped(grad, x, alpha)
+        level = _number(alpha)
+        grad_x = _clipped(grad, x, level)
         # d out / d alpha = out/alpha - (x/alpha inside the clip), summed; both sums share 1/alpha.
         slope = torch.addcmul(grad * out, grad_x, x, value=-1)
         total = slope.sum(dtype=torch.promote_types(x.dtype, torch.float32))
-        return grad_x, (total / alpha / ctx.count**0.5).to(alpha.dtype), None
+        return grad_x, (total / (level * ctx.count**0.5)).to(alpha.dtype), None
 
 
-def _clipped(grad: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
-    """grad where 0 < x < alpha, else 0."""
-    if (
-        x.is_cpu and not torch.compiler.is_compiling()
-    ):  # one vectorised pass; it takes alpha as a number, which on a GPU would wait for the device
-        inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, float(alpha))
+def _number(scalar: Tensor) -> Tensor | float:
+    """On a CPU a number, with which operations are quicker; on a GPU that would wait for the device."""
+    return float(scalar) if scalar.is_cpu and not torch.compiler.is_compiling() else scalar
+
+
+def _clipped(grad: Tensor, x: Tensor, level: Tensor | float) -> Tensor:
+    """grad where 0 < x < level, else 0."""
+    if isinstance(level, float):  # one vectorised pass
+        inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, level)
         return inside
-    return torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
+    return torch.where((x > 0) & (x < level.to(x.dtype)), grad, 0)
 
 
 def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:

@@ -110,11 +110,9 @@ class Model(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """After an optimiser's step: alphas, and scales behind a max pool, stay positive."""
-        for op in self.ops:
-            if isinstance(op, Quantise):
-                op.alpha.clamp_(min=SMALLEST)
-            elif isinstance(op, BatchNorm) and op.positive:
-                op.weight.clamp_(min=SMALLEST)
+        quantisers = [op.alpha for op in self.ops if isinstance(op, Quantise)]
+        scales = [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
+        torch._foreach_clamp_min_([*quantisers, *scales], SMALLEST)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by layer: "conv1.weight", "norm1.running_mean", "quantize1.alpha"."""
