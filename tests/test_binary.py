@@ -42,6 +42,10 @@ def test_a_weight_at_the_mean_counts_as_positive() -> None:
     assert binarise(weight)[0, 1] > 0
 
 
+def test_a_filter_of_one_weight_is_zero_as_in_the_deploy_form() -> None:
+    assert (binarise(torch.randn(5, 1, 1, 1)) == 0).all()
+
+
 def test_a_constant_filter_stays_finite() -> None:
     assert torch.isfinite(binarise(torch.full((2, 3, 1, 1), 0.7))).all()
 
