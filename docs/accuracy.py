@@ -37,11 +37,11 @@ def leads(cell: Row) -> dict[str, Lead]:
 
 
 def epochs(cells: Sequence[Row]) -> str:
-    """`12 epochs`, or `VGG-11 12 and ResNet-18 6 epochs` where they differ."""
+    """`12 epochs`, or `12 (VGG-11) or 6 (ResNet-18) epochs` where they differ."""
     told = {NETWORKS[cell["network"]]: cell["epochs"] for cell in cells}
     if len(set(told.values())) == 1:
         return f"{cells[0]['epochs']} epochs"
-    return f"{figures.listed([f'{network} {count}' for network, count in told.items()])} epochs"
+    return " or ".join(f"{count} ({network})" for network, count in told.items()) + " epochs"
 
 
 def limits(cell: Row) -> str:
@@ -86,7 +86,8 @@ def _times(rows: Sequence[Row]) -> str:
     told = []
     for name, key in (("a search", "search_seconds"), ("a training", "train_seconds")):
         seconds = [row[key] for row in rows if row[key] >= 1]
-        told += [f"{name} took {min(seconds):.0f} to {max(seconds):.0f} s"] if seconds else []
+        spelled = dict.fromkeys(f"{one:.0f}" for one in (min(seconds), max(seconds))) if seconds else {}
+        told += [f"{name} took {' to '.join(spelled)} s"] if seconds else []
     return ", ".join(told)
 
 
