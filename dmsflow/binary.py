@@ -28,23 +28,8 @@ def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtyp
             masked filter has the signs that its narrow copy would have. A tensor [] will do.
         dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
-    dtype = dtype or weight.dtype
-    if live is not None:
-        return _binarise_live(weight, live).to(dtype)
-    out: Tensor = _Binarise.apply(weight, dtype)  # type: ignore[no-untyped-call]
+    out: Tensor = _Binarise.apply(weight, _inside(weight, live), dtype or weight.dtype)  # type: ignore[no-untyped-call]
     return out
-
-
-def _binarise_live(weight: Tensor, live: int | Tensor) -> Tensor:
-    inside = (torch.arange(weight.shape[1], device=weight.device) < live).to(weight.dtype).view(1, -1, 1, 1)
-    share = inside / (inside.sum() * weight.shape[2] * weight.shape[3])
-    centred = weight - (weight * share).sum((1, 2, 3), keepdim=True)
-    variance = (centred.square() * share).sum((1, 2, 3), keepdim=True)
-    standard = centred * torch.rsqrt(variance + STANDARDISATION_EPS)
-    scale = (standard.abs() * share).sum((1, 2, 3), keepdim=True)
-    with torch.no_grad():
-        correction = _ones(torch.ge, standard, 0).mul_(2).sub_(1) - standard
-    return (standard + correction) * scale
 
 
 def _ones(compare: Callable[..., Tensor], x: Tensor, limit: Tensor | float, out: Tensor | None = None) -> Tensor:
@@ -53,6 +38,14 @@ def _ones(compare: Callable[..., Tensor], x: Tensor, limit: Tensor | float, out:
         return compare(x, limit).to(x.dtype)
     # Comparing straight into floats is vectorised on a CPU; neither a conversion nor torch.where is.
     return compare(x, limit, out=torch.empty_like(x) if out is None else out)
+
+
+def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
+    """1 for the weights of live input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
+    if live is None:
+        return None
+    kept = (torch.arange(weight.shape[1], device=weight.device) < live).to(weight.dtype)
+    return kept.repeat(weight.shape[2] * weight.shape[3])[None]
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -65,35 +58,55 @@ def _filters(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
 
-class _Binarise(torch.autograd.Function):
-    """With the standardised weights s, a = E|s| and y = ±1 of a filter, the result is y·a.
+def _total(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Sum of each row ÷ its count of live weights, [rows, 1]."""
+    if inside is None:
+        return values.mean(1, keepdim=True)
+    return values.sum(1, keepdim=True) / inside.sum()
 
-    For the gradient g of the result, ∂L/∂s = a·g + y·E[y·g]; behind s it is a layer norm's. In the
-    code y is y·a, and y·E[y·g] divided by a² therefore.
+
+def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Mean of each row over its live weights, [rows, 1]."""
+    return _total(values if inside is None else values * inside, inside)
+
+
+class _Binarise(torch.autograd.Function):
+    """With s = (w - mean)·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
+
+    All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
+    over the whole row divided by the count of live weights,
+
+        u = ∂L/∂s·r - d·s·r = (a·g + t·y - d·s)·r      t = Σ(g·y)      d = Σ(∂L/∂s·s) = a·(Σ(g·s) + t)
+        ∂L/∂w = u - Σu
+
+    where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = _rows(weight)
-        # Not torch.layer_norm: it does not subtract first, and leaves noise where a filter has one weight.
-        centred = rows - rows.mean(1, keepdim=True)
-        r = (centred.square().mean(1, keepdim=True) + STANDARDISATION_EPS).rsqrt()
+        centred = rows - _mean(rows, inside)
+        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()  # torch.var is many times slower on a CPU
         magnitude = centred.abs()
-        a = magnitude.mean(1, keepdim=True) * r
+        a = _mean(magnitude, inside) * r
         signed = _ones(torch.ge, centred, 0, out=magnitude).mul_(2 * a).sub_(a)
-        ctx.save_for_backward(centred, signed, r, a)
+        ctx.save_for_backward(centred, signed, r, a, inside)
         return _filters(signed.to(dtype), weight.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        centred, signed, r, a = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        centred, signed, r, a, inside = ctx.saved_tensors
         g = _rows(grads[0]).to(centred.dtype)
-        t = (g * signed).mean(1, keepdim=True) / (a * a).clamp(min=TINY)  # a constant filter has no sign to keep
-        of_s = (signed * t).addcmul_(g, a)
-        of_rows, _, _ = torch.ops.aten.native_layer_norm_backward(
-            of_s, centred, centred.shape[1:], torch.zeros_like(r), r, None, None, [True, False, False]
-        )
-        return _filters(of_rows, grads[0].shape), None
+        through = _total(g * signed, inside)  # t·a
+        d = (_total(g * centred, inside) * r * a + through) * r
+        t = through / (a * a).clamp(min=TINY)  # a constant filter has no sign to keep
+        u = signed * t
+        u.addcmul_(centred, d, value=-1)
+        if inside is not None:
+            u.mul_(inside)
+        u.addcmul_(g, a).mul_(r)
+        mean = _total(u, inside)
+        return _filters(u.sub_(mean if inside is None else mean * inside), grads[0].shape), None, None
 
 
 class _Quantise(torch.autograd.Function):
