@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from dmsflow import manifest, search, settings, train
 from dmsflow.errors import DmsflowError
@@ -51,11 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Runs:
-    """Where jobs run: the folder of all of them, the images, threads of each process."""
+    """Where jobs run: the folder of all of them, the images, threads of each process, and where it computes."""
 
     out: Path
     data: Data
     threads: int
+    device: str = "auto"
 
     def chosen(self, job: Job) -> Path:
         return self.out / "choices" / job.choice / "search.json"
@@ -91,7 +93,14 @@ def runs(arguments: argparse.Namespace, train_images: int | None) -> Runs:
     directory = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
     data = settings.resolve(Data, name=arguments.dataset, train_images=train_images, **directory)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return Runs(arguments.out, data, arguments.threads or max(1, (os.cpu_count() or 1) // processes))
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // processes)
+    return Runs(arguments.out, data, threads, _device())
+
+
+def _device() -> str:
+    """Of several GPUs, torchrun's processes take one each."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"
 
 
 def first_process() -> bool:
@@ -109,7 +118,7 @@ def run(jobs: Sequence[Job], where: Runs) -> None:
 
 def _try(job: Job, where: Runs) -> bool:
     """Whether a job is done now; False where another process holds it."""
-    common = {"threads": where.threads}
+    common = {"threads": where.threads, "device": where.device}
     if not (path := where.chosen(job)).exists():
         with _lock(path.parent) as free:
             if not free:

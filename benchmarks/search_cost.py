@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from dmsflow import budget, datasets, descent, manifest, training
+from dmsflow import budget, datasets, manifest, supernetwork, training
 from dmsflow.budget import Range
 from dmsflow.manifest import Data
 from dmsflow.model import Model
 from dmsflow.network import load_network
 from dmsflow.settings import SearchSettings
+from dmsflow.supernetwork import SuperNetwork
 from dmsflow.table import print_table
 
 # The largest widths, and images in a batch.
@@ -63,7 +64,7 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     images, labels = next(state.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        live = state.masks(state.mu.detach(), "weights", 0)
+        live = state.placed(state.masks(state.mu.detach(), "weights", 0))
         training.weight_step(state.model, state.optimiser, images, labels, state.where, live)
 
     def plain_step() -> None:
@@ -78,19 +79,19 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     }  # fmt: skip
 
 
-def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> descent.Descent:
+def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> SuperNetwork:
     """A search whose every layer may become `widest`, in a window of three widths or of all."""
     settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
     dataset = datasets.load(Data(name="digits"))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
-    state = descent.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)
+    state = supernetwork.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)
     # Around the widest but one: a channel on each side, or everything down to one channel.
     state.mu = (widest - 1) / bases
     reach = torch.ones(len(largest)) if narrow else widest
     state.centre = state.mu.tolist()
-    sigmas = (reach / bases / descent.WINDOW).tolist()
+    sigmas = (reach / bases / supernetwork.WINDOW).tolist()
     state.sigma = lambda index: sigmas[index]  # type: ignore[method-assign]
     return state
 

@@ -1,184 +1,36 @@
 """The search by gradient descent on the widths (Algorithm 1 of the DMS paper, mended).
 
 Each round trains the weights on one half of the training set, then moves the widths on the other
-half, holds the budgets, and deflates sigma. The super-network has a fixed capacity and ordered
-rows, so a round costs what training costs, however many widths are in the window; `reallocate`
-rebuilds it every round instead, with best-effort initialisation, as the paper has it.
+half, holds the budgets, and deflates sigma. `reallocate` rebuilds the super-network every round,
+with best-effort initialisation, as the paper has it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
-from dmsflow import budget, manifest, training
-from dmsflow.budget import Budget, Range
+from dmsflow import budget, manifest, supernetwork, training
 from dmsflow.cost import Latency
-from dmsflow.datasets import Dataset
 from dmsflow.model import Live, Model, best_effort_initialise
-from dmsflow.network import Network
 from dmsflow.progress import track
-from dmsflow.settings import SearchSettings
-from dmsflow.training import Batches, Place
-from dmsflow.width import CANDIDATES, Mask, clustered_mask, exact_mask
+from dmsflow.supernetwork import SuperNetwork, random_ratios, within_capacity
 
-HEADROOM = 1.4  # of the capacity over the widest starting point
-BAND_TOP = 1.3  # sub-networks are drawn up to this far over the widest control
-BAND_NEAR = 1.35  # and, with --band start, as far as this factor from the start
 FIRST = 2  # widths whose gradient --first-gain multiplies
-WINDOW = 2.5  # half-width of the exact mask's window, in sigma
 GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
 ENOUGH = 2.0  # effective rounds, to tell from them how rounds differ
-HELD_OUT = 0.2  # of the width half: kept for the comparison at the end
 LAST = 1 / 3  # of the rounds, whose mean is the result
 NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
 MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 
 
-@dataclass
-class Descent:
-    """The state of a search: what a checkpoint holds, and the data it works on."""
-
-    settings: SearchSettings
-    network: Network
-    limits: tuple[Budget, ...]
-    bounds: Range
-    latency: Latency | None  # the profile's, if there is one
-    where: Place
-    weight_batches: Batches
-    width_batches: Batches
-    held_out: Batches
-    start: Tensor  # ratios [n], float64, as are all below
-    band: Range  # that sub-networks are drawn from
-    mu: Tensor
-    model: Model
-    optimiser: torch.optim.Optimizer
-    mu_optimiser: torch.optim.Adam
-    round: int = 0
-    weight_step: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    centre: list[float] = field(default_factory=list)  # mu at the last clustering
-    seen: list[Tensor] = field(default_factory=list)  # [2]: loss and fraction right of this round's weight steps
-
-    def sigma(self, index: int) -> float:
-        """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
-        s = self.settings
-        progress = self.round / max(s.rounds - 1, 1)
-        scale: float = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
-        return scale * self.centre[index] if s.sigma_relative else scale
-
-    def window(self, index: int, base: int) -> tuple[int, int]:
-        """Fewest and most channels that the mask of width `index` mixes in this round."""
-        reach = (WINDOW if self.settings.estimator == "exact" else CANDIDATES[-1]) * self.sigma(index)
-        low = max(self.centre[index] - reach, float(self.bounds.low[index]))
-        high = min(self.centre[index] + reach, float(self.bounds.high[index]))
-        return max(1, round(low * base)), max(1, round(high * base))
-
-    def masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
-        """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
-        s, masks = self.settings, {}
-        noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, f"gumbel {phase}", self.round, step))
-        for index, (name, base) in enumerate(self.network.widths.items()):
-            low, high = self.window(index, base)
-            high = min(high, self.model.widths[name])
-            if s.estimator == "exact":
-                masks[name] = exact_mask(mu[index], self.sigma(index), base, min(low, high), high)
-            else:
-                masks[name] = clustered_mask(
-                    mu[index], self.sigma(index), self.centre[index], base, min(low, high), high, s.temperature, noise[index]
-                )  # fmt: skip
-        return masks
-
-    def placed(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
-        """The masks as the network takes them: leaves, on its device."""
-        return {
-            name: Mask(mask.values.detach().to(self.where.device, torch.float32), mask.live)
-            for name, mask in masks.items()
-        }
-
-
-def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    uniform = torch.rand(shape, generator=draw, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    return -torch.log(-torch.log(uniform))
-
-
-def begin(
-    settings: SearchSettings,
-    network: Network,
-    limits: tuple[Budget, ...],
-    bounds: Range,
-    dataset: Dataset,
-    workers: int,
-    latency: Latency | None = None,
-) -> Descent:
-    """A search at its first round."""
-    where = training.place(settings)
-    torch.manual_seed(settings.seed)
-    start = starting_point(settings, network, limits, bounds)
-    controls = torch.stack([budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start])
-    widest = controls.amax(0)
-    held = bounds.clip(HEADROOM * widest.clamp(min=1.0))
-    capacity = {
-        name: math.ceil(base * ratio) for (name, base), ratio in zip(network.widths.items(), held.tolist(), strict=True)
-    }
-    model = Model(network, capacity, running_statistics=False).to(where.device)
-    band = Range(controls.amin(0), bounds.clip(BAND_TOP * widest))
-    if settings.band == "start":
-        band = Range(bounds.clip(start / BAND_NEAR), bounds.clip(start * BAND_NEAR))
-    mu = start.clone().requires_grad_()
-    weight_batches, width_batches, held_out = _batches(settings, dataset, where, workers)
-    return Descent(
-        settings=settings, network=network, limits=limits, bounds=bounds, latency=latency, where=where,
-        weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
-        start=start, band=band, mu=mu, model=model,
-        optimiser=_weight_optimiser(settings, model),
-        mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
-        centre=mu.tolist(),
-    )  # fmt: skip
-
-
-def _batches(
-    settings: SearchSettings, dataset: Dataset, where: Place, workers: int
-) -> tuple[Batches, Batches, Batches]:
-    """One half of the training set for weights; of the other, most for widths and the rest for neither."""
-    weight_half, width_half = training.halves(dataset.train, settings.seed)
-    shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
-    cut = max(1, round(HELD_OUT * len(shuffled)))
-    parts = (("weights", weight_half, True), ("widths", shuffled[cut:], False), ("held out", shuffled[:cut], False))
-    weights, widths, held_out = (
-        Batches(
-            dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
-            shuffle=True, augment=augment, where=where, workers=workers,
-        )
-        for purpose, indices, augment in parts
-    )  # fmt: skip
-    return weights, widths, held_out
-
-
-def starting_point(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> Tensor:
-    """Ratios [n] that the search sets out from."""
-    if settings.start == "flat":
-        return budget.between(network, limits, bounds)
-    ratios = bounds.clip(torch.full((len(network.widths),), settings.start_ratio, dtype=torch.float64))
-    return budget.meet(network, limits, ratios, bounds) if settings.hold != "penalty" else ratios
-
-
-def _weight_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
-    return training.sgd(
-        model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )  # fmt: skip
-
-
-def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
+def descend(state: SuperNetwork, checkpoint: Path, log: Path) -> Tensor:
     """Run the rounds that are left and return the ratios [n] found, within every budget."""
     rounds = state.settings.rounds
     with track("search", rounds, "round", done=state.round) as progress:
@@ -191,12 +43,12 @@ def descend(state: Descent, checkpoint: Path, log: Path) -> Tensor:
             state.rows.append(row)
             state.round, state.weight_step, state.seen = state.round + 1, 0, []
             write_log(log, state.rows)
-            save(state, checkpoint)
+            supernetwork.save(state, checkpoint)
             progress.advance(note=_note(row, state.latency))
     return result(state)
 
 
-def _cluster(state: Descent) -> None:
+def _cluster(state: SuperNetwork) -> None:
     """Freeze the candidates around the present mu; rebuild the network on them if it reallocates."""
     state.centre = state.mu.detach().tolist()
     if not state.settings.reallocate:
@@ -208,16 +60,16 @@ def _cluster(state: Descent) -> None:
     model = Model(state.network, widths, running_statistics=False).to(state.where.device)
     if state.round and state.settings.best_effort:
         best_effort_initialise(model, state.model)
-    state.model, state.optimiser = model, _weight_optimiser(state.settings, model)
+    state.model, state.optimiser = model, supernetwork.weight_optimiser(state.settings, model)
 
 
-def weight_steps(state: Descent) -> int:
+def weight_steps(state: SuperNetwork) -> int:
     """Steps in a weight phase."""
     epochs = state.settings.weight_epochs
     return state.settings.weight_steps if epochs is None else max(1, round(epochs * state.weight_batches.steps))
 
 
-def _weight_phase(state: Descent, checkpoint: Path) -> None:
+def _weight_phase(state: SuperNetwork, checkpoint: Path) -> None:
     steps = weight_steps(state)
     first = state.round * steps
     last_saved = training.clock()
@@ -228,24 +80,24 @@ def _weight_phase(state: Descent, checkpoint: Path) -> None:
         state.weight_step += 1
         if training.clock() - last_saved > training.CHECKPOINT_SECONDS:
             _check_weights(state)
-            save(state, checkpoint)
+            supernetwork.save(state, checkpoint)
             last_saved = training.clock()
     _check_weights(state)
 
 
-def _check_weights(state: Descent) -> None:
+def _check_weights(state: SuperNetwork) -> None:
     """Raise DmsflowError if a loss of this round was not finite."""
     training.check_finite(float(torch.stack(state.seen)[:, 0].mean()), f"search, round {state.round + 1}")
 
 
-def learning_rate(state: Descent, steps: int) -> float:
+def learning_rate(state: SuperNetwork, steps: int) -> float:
     """A cosine over the whole search, or one in every round (--restart)."""
     s = state.settings
     done = state.weight_step / steps if s.restart else (state.round + state.weight_step / steps) / s.rounds
     return s.learning_rate_end + (s.learning_rate - s.learning_rate_end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _live(state: Descent) -> Live:
+def _live(state: SuperNetwork) -> Live:
     """What this weight step trains: the mask, or most often a sub-network at the budget."""
     s = state.settings
     draw = training.generator(s.seed, "sub-network", state.round, state.weight_step)
@@ -260,12 +112,6 @@ def _live(state: Descent) -> Live:
     return within_capacity(state, state.mu.detach() * torch.exp(NEAR * noise))
 
 
-def random_ratios(state: Descent, draw: torch.Generator) -> Tensor:
-    """Ratios [n] anywhere in the band, evenly in their logarithm; not at the budgets yet."""
-    position = torch.rand(len(state.mu), generator=draw, dtype=torch.float64)
-    return (state.band.low.log() * (1 - position) + state.band.high.log() * position).exp()
-
-
 def _pick(draw: float) -> str:
     for kind, share in MIXTURE:
         if draw < share:
@@ -274,21 +120,7 @@ def _pick(draw: float) -> str:
     return MIXTURE[-1][0]
 
 
-def within_capacity(state: Descent, ratios: Tensor) -> dict[str, int]:
-    """Whole widths at the budgets near `ratios`, no wider than the super-network is."""
-    room = _room(state)
-    return budget.round_within(
-        state.network, state.limits, budget.meet(state.network, state.limits, ratios, room), room
-    )
-
-
-def _room(state: Descent) -> Range:
-    """The range of the search, as far as the super-network is wide enough for it."""
-    held = [state.model.widths[name] / base for name, base in state.network.widths.items()]
-    return Range(state.bounds.low, torch.minimum(state.bounds.high, torch.tensor(held, dtype=torch.float64)))
-
-
-def _width_phase(state: Descent) -> dict[str, Any]:
+def _width_phase(state: SuperNetwork) -> dict[str, Any]:
     """One pass of mu on the width half; its part of the log's row."""
     count = state.settings.width_batches or state.width_batches.steps
     passes = []
@@ -313,7 +145,7 @@ def _width_phase(state: Descent) -> dict[str, Any]:
     }
 
 
-def remembered(state: Descent, gradient: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def remembered(state: SuperNetwork, gradient: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of all rounds' gradients, older ones counting less, and its standard error; [n] each.
 
     More batches do not make a round's gradient surer: it tells what the very channels at the edge of the
@@ -359,7 +191,7 @@ class WidthPass:
         return gradient
 
 
-def width_pass(state: Descent, images: Tensor, labels: Tensor, step: int) -> WidthPass:
+def width_pass(state: SuperNetwork, images: Tensor, labels: Tensor, step: int) -> WidthPass:
     """The loss of one batch under the masks, and its gradient."""
     mu = state.mu.detach().clone().requires_grad_()
     masks = state.masks(mu, "widths", step)
@@ -370,7 +202,7 @@ def width_pass(state: Descent, images: Tensor, labels: Tensor, step: int) -> Wid
     return WidthPass(mu, tuple(mask.values for mask in masks.values()), of_masks, torch.stack([loss.detach(), right]))
 
 
-def _hinge_gradient(state: Descent) -> Tensor:
+def _hinge_gradient(state: SuperNetwork) -> Tensor:
     if state.settings.hold != "penalty":
         return torch.zeros_like(state.mu)
     mu = state.mu.detach().requires_grad_()
@@ -378,7 +210,7 @@ def _hinge_gradient(state: Descent) -> Tensor:
     return gradient
 
 
-def _adam_step(state: Descent, gradient: Tensor) -> None:
+def _adam_step(state: SuperNetwork, gradient: Tensor) -> None:
     """Adam on mu, as in the paper; under projection only along the budgets, and back to them."""
     gradient = gradient + _hinge_gradient(state)
     projected = state.settings.hold != "penalty"
@@ -395,7 +227,7 @@ def _adam_step(state: Descent, gradient: Tensor) -> None:
         _move(state, torch.minimum(torch.maximum(state.mu, centre - reach), centre + reach), projected)
 
 
-def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
+def _bounded_step(state: SuperNetwork, gradient: Tensor, error: Tensor) -> None:
     """One step of all widths; what is left of a budget may be spent (projection) or is left (shift)."""
     network, mu, hold = state.network, state.mu.detach(), state.settings.hold
     gradient = gradient + _hinge_gradient(state) * mu
@@ -410,14 +242,14 @@ def _bounded_step(state: Descent, gradient: Tensor, error: Tensor) -> None:
 
 
 @torch.no_grad()
-def _move(state: Descent, ratios: Tensor, projected: bool) -> None:
+def _move(state: SuperNetwork, ratios: Tensor, projected: bool) -> None:
     # With reallocation the next round's network is as wide as mu asks for.
-    room = state.bounds if state.settings.reallocate else _room(state)
+    room = state.bounds if state.settings.reallocate else supernetwork.room(state)
     ratios = room.clip(ratios)
     state.mu.copy_(budget.meet(state.network, state.limits, ratios, room) if projected else ratios)
 
 
-def result(state: Descent) -> Tensor:
+def result(state: SuperNetwork) -> Tensor:
     """The ratios found: mu itself under Adam, the mean of the last third's log ratios under bounded steps."""
     ratios = state.mu.detach()
     if state.settings.step == "bounded":
@@ -430,7 +262,7 @@ def result(state: Descent) -> Tensor:
     return ratios
 
 
-def _row(state: Descent) -> dict[str, Any]:
+def _row(state: SuperNetwork) -> dict[str, Any]:
     """What the log has of every round: where mu stands now, in whole widths, and what they cost."""
     ratios = state.mu.detach()
     if budget.use(state.network, state.limits, ratios) > 1:  # under the penalty, before it has pulled them in
@@ -458,38 +290,3 @@ def _note(row: dict[str, Any], latency: Latency | None) -> str:
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line, one line a round."""
     manifest.write_atomically(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-
-
-def save(state: Descent, path: Path) -> None:
-    """The whole state, in one file, whole or not at all."""
-    facts = {
-        "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
-        "mu": state.mu.tolist(), "centre": state.centre,
-        "seen": [seen.tolist() for seen in state.seen], "widths": state.model.widths,
-    }  # fmt: skip
-    training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
-
-
-def _source(state: Descent) -> str:
-    data = state.weight_batches.dataset
-    content = msgspec.json.encode((data.name, len(data.train), data.mean, data.std, state.network))
-    return hashlib.sha256(content).hexdigest()
-
-
-def restore(state: Descent, path: Path) -> None:
-    """Go back to a checkpoint of the same settings.
-
-    Raises:
-        DmsflowError: it is damaged, or was written under other settings.
-    """
-    tensors, facts = training.load_checkpoint(path)
-    training.check_same(path, facts, state.settings, _source(state))
-    if facts["widths"] != state.model.widths:
-        state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
-        state.optimiser = _weight_optimiser(state.settings, state.model)
-    training.restore(tensors, [state.model], [state.optimiser, state.mu_optimiser])
-    with torch.no_grad():
-        state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
-    state.round, state.weight_step = facts["round"], facts["weight_step"]
-    state.rows, state.centre = facts["rows"], facts["centre"]
-    state.seen = [torch.tensor(seen, device=state.where.device) for seen in facts["seen"]]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmsflow import descent, training
-from dmsflow.descent import Descent
+from dmsflow import supernetwork, training
 from dmsflow.progress import track
+from dmsflow.supernetwork import SuperNetwork
 
 BATCHES = 10  # that a sub-network is tried on
 POPULATION = 32  # of the first generation
@@ -34,13 +34,13 @@ class Tried:
     widths: dict[str, int]
 
 
-def equal_count(state: Descent) -> int:
+def equal_count(state: SuperNetwork) -> int:
     """How many sub-networks can be tried in the time that the gradient's width phases take."""
     batches = state.settings.rounds * (state.settings.width_batches or state.width_batches.steps)
     return max(POPULATION, batches * (1 + BACKWARD) // BATCHES)
 
 
-def evolve(state: Descent, first: list[Tensor], count: int, *, near: bool = False) -> Tensor:
+def evolve(state: SuperNetwork, first: list[Tensor], count: int, *, near: bool = False) -> Tensor:
     """The ratios [n] of the best of `count` sub-networks, within every budget.
 
     Args:
@@ -61,14 +61,14 @@ def evolve(state: Descent, first: list[Tensor], count: int, *, near: bool = Fals
     return min(tried, key=lambda each: each.loss).ratios
 
 
-def _founders(state: Descent, first: list[Tensor], draw: torch.Generator, near: bool) -> list[Tensor]:
+def _founders(state: SuperNetwork, first: list[Tensor], draw: torch.Generator, near: bool) -> list[Tensor]:
     count = max(POPULATION - len(first), 0)
     if near:
         return first + [_mutated(first[number % len(first)], SPREAD_NEAR, draw) for number in range(count)]
-    return first + [descent.random_ratios(state, draw) for _ in range(count)]
+    return first + [supernetwork.random_ratios(state, draw) for _ in range(count)]
 
 
-def _children(state: Descent, tried: list[Tried], draw: torch.Generator, near: bool) -> list[Tensor]:
+def _children(state: SuperNetwork, tried: list[Tried], draw: torch.Generator, near: bool) -> list[Tensor]:
     """Every second one crosses two parents, the others mutate one; a parent's widths count as they were tried."""
     parents = sorted(tried, key=lambda each: each.loss)[:PARENTS]
     children = []
@@ -86,8 +86,8 @@ def _mutated(ratios: Tensor, spread: float, draw: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _try(state: Descent, ratios: Tensor, images: Images) -> Tried:
-    widths = descent.within_capacity(state, ratios)
+def _try(state: SuperNetwork, ratios: Tensor, images: Images) -> Tried:
+    widths = supernetwork.within_capacity(state, ratios)
     losses = [training.loss_of(state.model, batch, labels, state.where, widths)[0] for batch, labels in images]
     held = [widths[name] / base for name, base in state.network.widths.items()]
     return Tried(float(torch.stack(losses).mean()), torch.tensor(held, dtype=torch.float64), widths)

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, cost, datasets, descent, evolution, manifest, profile, training
+from dmsflow import budget, cost, datasets, descent, evolution, manifest, profile, supernetwork, training
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
@@ -21,6 +21,7 @@ from dmsflow.manifest import Data, Manifest
 from dmsflow.network import Network, load_network
 from dmsflow.profile import Profile
 from dmsflow.settings import SearchSettings
+from dmsflow.supernetwork import SuperNetwork
 from dmsflow.table import print_table, spelled_threads
 
 RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
@@ -130,9 +131,9 @@ def _search(
     limits: tuple[Budget, ...], bounds: Range, checkpoint: Path, out: Path,
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Search; the chosen widths, what was measured on the way, and where it ran."""
-    state = descent.begin(settings, network, limits, bounds, dataset, data.workers, latency)
+    state = supernetwork.begin(settings, network, limits, bounds, dataset, data.workers, latency)
     if checkpoint.exists():
-        descent.restore(state, checkpoint)
+        supernetwork.restore(state, checkpoint)
     found = descent.descend(state, checkpoint, out / "search.jsonl")
     found = _evolved(state, found)
     if settings.reallocate:  # the super-network has no channels beyond the last windows to compare with
@@ -151,7 +152,7 @@ def _search(
     return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
 
 
-def _evolved(state: descent.Descent, found: Tensor) -> Tensor:
+def _evolved(state: SuperNetwork, found: Tensor) -> Tensor:
     """What evolution makes of it: all there is, or a last step around the gradient's result."""
     if state.settings.method == "evolution":
         controls = [control(state.network, state.limits, state.bounds) for control in (budget.flat, budget.uniform)]
@@ -162,7 +163,7 @@ def _evolved(state: descent.Descent, found: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(state: descent.Descent, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
+def compare(state: SuperNetwork, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Hard-width loss of each candidate on images that chose nothing, against the first of them.
 
     Returns a row a candidate: name, widths, loss, top1_percent, and the paired difference of its
@@ -171,7 +172,7 @@ def compare(state: descent.Descent, candidates: dict[str, Tensor]) -> list[dict[
     rows: list[dict[str, Any]] = []
     reference = None
     for name, ratios in candidates.items():
-        widths = descent.within_capacity(state, ratios)
+        widths = supernetwork.within_capacity(state, ratios)
         losses, right = _per_image(state, widths)
         reference = losses if reference is None else reference
         difference = losses - reference
@@ -188,7 +189,7 @@ def compare(state: descent.Descent, candidates: dict[str, Tensor]) -> list[dict[
     return rows
 
 
-def _per_image(state: descent.Descent, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
+def _per_image(state: SuperNetwork, widths: dict[str, int]) -> tuple[Tensor, Tensor]:
     losses, right = [], []
     for images, labels in state.held_out:
         logits = state.model(images, widths).float()

@@ -55,7 +55,7 @@ def test_a_bounded_move_is_bounded_and_keeps_the_budgets(seed: int, count: int, 
     normals = torch.rand(count, widths, dtype=torch.float64, generator=draw) + 0.05
     slack = left * torch.rand(count, dtype=torch.float64, generator=draw)
     move = budget.bounded_move(gradient, torch.full_like(gradient, 1e-9), normals, slack, 0.15)
-    assert -0.15 <= float(move.min()) and float(move.max()) <= 0.3
+    assert float(move.min()) >= -0.15 and float(move.max()) <= 0.3
     assert float((normals @ move - slack).max()) < (1e-6 if count == 1 else 0.01)
 
 

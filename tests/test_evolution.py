@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmsflow import budget, datasets, descent, evolution, search, training
-from dmsflow.descent import Descent
+from dmsflow import budget, datasets, descent, evolution, search, supernetwork, training
 from dmsflow.manifest import Data
 from dmsflow.network import load_network
 from dmsflow.settings import SearchSettings
+from dmsflow.supernetwork import SuperNetwork
 
 DATA = Data(name="digits", train_images=120)
 SMALL: dict[str, Any] = {
@@ -30,15 +30,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def begun(**changes: Any) -> Descent:
+def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(**{**SMALL, **changes})
     dataset = datasets.load(DATA)
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
-    return descent.begin(settings, network, limits, bounds, dataset, workers=0)
+    return supernetwork.begin(settings, network, limits, bounds, dataset, workers=0)
 
 
-def loss_of(state: Descent, ratios: torch.Tensor) -> float:
+def loss_of(state: SuperNetwork, ratios: torch.Tensor) -> float:
     """Of hard widths, on the images that evolution compares on."""
     widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
     """Generations after the first come from the best so far."""
     state, tried = begun(), []
 
-    def narrow_is_good(state: Descent, ratios: torch.Tensor, images: object) -> evolution.Tried:
+    def narrow_is_good(state: SuperNetwork, ratios: torch.Tensor, images: object) -> evolution.Tried:
         tried.append(float(ratios[0]))
         return evolution.Tried(tried[-1], ratios, {})
 
