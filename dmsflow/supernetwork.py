@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,10 @@ class SuperNetwork:
         return masks
 
     def placed(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
-        """The masks as the network takes them: leaves, on its device."""
-        return {
-            name: Mask(mask.values.detach().to(self.where.device, torch.float32), mask.live)
-            for name, mask in masks.items()
-        }
+        """The masks as the network takes them: leaves, on its device, moved there in one go."""
+        values = torch.cat([mask.values.detach() for mask in masks.values()]).to(self.where.device, torch.float32)
+        parts = torch.split(values, [len(mask.values) for mask in masks.values()])
+        return {name: Mask(part, mask.live) for (name, mask), part in zip(masks.items(), parts, strict=True)}
 
 
 def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
@@ -113,6 +112,8 @@ def begin(
 ) -> SuperNetwork:
     """A search at its first round."""
     where = training.place(settings)
+    if settings.reallocate:  # every round would compile its new network
+        where = replace(where, compiled=False)
     torch.manual_seed(settings.seed)
     start = starting_point(settings, network, limits, bounds)
     controls = torch.stack([budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start])

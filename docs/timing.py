@@ -198,7 +198,7 @@ the same batches and steps as `dmsflow train`, each in turns with the convolutio
     {command}
 
 {figures.machine([content["environment"]], "torch")}. bfloat16 (`--mixed auto`) is used where the processor computes in
-it. Pooling before batch norm, and quantisers whose forward and backward are one vectorised pass each, are in every column.
+it. Pooling before batch norm, and the written-out gradients of binarising and quantising, are in every column.
 """
 
 
