@@ -44,7 +44,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "first-gain": ("the first two widths' gradient times 3", {"first_gain": 3.0}),
     "refine": ("96 sub-networks near the result tried at the end", {"refine": 96}),
+    "no-head-start": ("widths move from the first round on", {"head_start": 0.0}),
     "long": ("twice as many rounds", {"rounds": 32}),
+    "weights": ("three times as many weight steps in a round", {"weight_steps": 120}),
     "evolution": ("evolution on the same super-network, as many evaluations", {"method": "evolution"}),
 }  # fmt: skip
 

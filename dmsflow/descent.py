@@ -33,12 +33,14 @@ MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 def descend(state: SuperNetwork, checkpoint: Path, log: Path) -> Tensor:
     """Run the rounds that are left and return the ratios [n] found, within every budget."""
     rounds = state.settings.rounds
+    # What the gradient tells of weights that have hardly been trained is of no use to trained ones.
+    first = int(state.settings.head_start * rounds) if state.settings.method == "gradient" else rounds
     with track("search", rounds, "round", done=state.round) as progress:
         while state.round < rounds:
             if state.weight_step == 0:
                 _cluster(state)
             _weight_phase(state, checkpoint)
-            moved = _width_phase(state) if state.settings.method == "gradient" else {}
+            moved = _width_phase(state) if state.round >= first else {}
             row = _row(state) | moved
             state.rows.append(row)
             state.round, state.weight_step, state.seen = state.round + 1, 0, []
@@ -152,7 +154,7 @@ def remembered(state: SuperNetwork, gradient: Tensor, error: Tensor) -> tuple[Te
     mask are worth with the weights of the moment, and that differs between rounds by far more than between
     batches. So the error is taken from how the rounds differ, where that is the larger.
     """
-    rounds = [*(row["gradient"] for row in state.rows), gradient.tolist()]
+    rounds = [*(row["gradient"] for row in state.rows if "gradient" in row), gradient.tolist()]
     means = torch.tensor(rounds, dtype=torch.float64)  # [rounds, n]
     weight = state.settings.gradient_decay ** torch.arange(len(rounds) - 1, -1, -1, dtype=torch.float64)
     weight = (weight / weight.sum())[:, None]

@@ -129,6 +129,10 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool, Meta(description="sigma is relative to the width, instead of to the base width.")
     ] = True
     rounds: Annotated[Count, Meta(description="Rounds of one weight phase and one width phase.")] = 16
+    head_start: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="Share of the rounds that train weights alone, before widths move (gradient)."),
+    ] = 0.25
     weight_epochs: Annotated[
         Positive | None,
         Meta(

@@ -142,3 +142,11 @@ def test_rounds_that_contradict_each_other_make_the_gradient_unsure() -> None:
     state.settings = SearchSettings(**SMALL, gradient_decay=0.0)
     mean, error = descent.remembered(state, -signs, tiny)
     assert torch.equal(mean, -signs) and torch.equal(error, tiny)
+
+
+def test_weights_get_a_head_start(tmp_path: Path) -> None:
+    settings = SearchSettings(**{**SMALL, "rounds": 4, "head_start": 0.5})
+    search.run(settings, DATA, tmp_path, command=("dmsflow",))
+    rows = _log(tmp_path)
+    assert ["gradient" in row for row in rows] == [False, False, True, True]
+    assert rows[0]["mu"] == rows[1]["mu"]
