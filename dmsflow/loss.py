@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
 
 Losses = tuple[Tensor, Tensor]
@@ -34,9 +35,14 @@ def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: b
         mixed: compute in bfloat16 where that is safe.
         compiled: by torch.compile. The first call for a model compiles, which takes up to minutes;
             batches must be of one size.
+
+    Raises:
+        DmsflowError: torch cannot compile here, for want of a C++ compiler most often.
     """
     if not compiled:
         return _plain(model, images, labels, mixed, live)
+    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+
     run = _compiled.get(model)
     if run is None:
         torch.compiler.reset()  # or the graphs of former models would count towards torch's limit
@@ -44,7 +50,12 @@ def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: b
         run = _compiled[model] = torch.compile(_stacked, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
     if images.is_cuda:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-    return run(model, images, labels, mixed, None if live is None else model.stacked(live))
+    stack = None if live is None else model.stacked(live)
+    try:
+        return run(model, images, labels, mixed, stack)
+    except BackendCompilerFailed as error:
+        why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
+        raise DmsflowError("--compile", f"torch cannot compile here ({why})", "install a C++ compiler, or --compile off") from error  # fmt: skip
 
 
 def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, live: Live | None) -> Losses:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dmsflow import loss
+from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
 from dmsflow.network import INPUT, Layer, Network
 from dmsflow.width import Mask, exact_mask
@@ -33,6 +34,13 @@ SUBNETWORKS: tuple[Live, ...] = (
     {"a": 4, "b": 3},
     {"a": 6},
     {"a": Mask(torch.tensor([1, 1, 0.7, 0.2, 0.05], dtype=torch.float64), 3), "b": 4},
+)
+
+
+# torch.compile itself does what these two warn of.
+AS_TORCH_COMPILES = (
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 )
 
 
@@ -67,9 +75,8 @@ def test_masks_over_all_channels_are_slices_and_so_are_their_gradients(live: Liv
     assert float(sliced["quantize2.alpha"].abs()) > 1e-6  # its scale counts the channels that are there
 
 
-# torch.compile itself does what these two warn of.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@AS_TORCH_COMPILES[0]
+@AS_TORCH_COMPILES[1]
 def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured by torch.compile, forward and backward, without the C++ that its default backend would write."""
     monkeypatch.setattr(loss, "BACKEND", "aot_eager")
@@ -92,3 +99,17 @@ def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = model(running_statistics=True)
     assert_same(results(plain, None), results(twin, None, compiled=True))
     assert torch.allclose(plain.tensors()["norm1.running_mean"], twin.tensors()["norm1.running_mean"])
+
+
+@AS_TORCH_COMPILES[0]
+def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where inductor finds no C++ compiler."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(loss, "BACKEND", fails)
+    with pytest.raises(
+        DmsflowError, match=r"--compile: torch cannot compile here \(.*No working C\+\+ compiler found.*--compile off"
+    ):
+        results(model(), None, compiled=True)
