@@ -126,7 +126,8 @@ def test_times_are_modelled_and_repeat(measured):
     assert first.machine.processor.startswith("cortex-a72 class at 1.5 GHz (Raspberry Pi 4B), cycles of LLVM 19's")
     (one,), (other,) = first.timings, again.timings
     assert len(one.runs_ms) == 7 and len(set(one.runs_ms)) == 1 and one.runs_ms[0] > 0
-    assert other.runs_ms == pytest.approx(one.runs_ms, rel=1e-6)
+    # Another process lies at other addresses: a copy or a search in the C library takes a few instructions more.
+    assert other.runs_ms == pytest.approx(one.runs_ms, rel=1e-4)
     assert one.peak_memory_bytes is None and one.load_ms > one.runs_ms[0]
     assert one.runtime.startswith("LiteRT ") and one.runtime.endswith(" neon")
 
