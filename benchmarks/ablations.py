@@ -9,7 +9,6 @@ the controls of budgets.py, whose runs it shares. It goes on where it was stoppe
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from budgets import CELLS, QUICK, SEEDS, TRAIN_IMAGES, searched
 from jobs import Job, Runs
 
 CELL = CELLS[0]
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "ablations.json"
-# What the paper does in the part that a variant is named for; everything else as by default.
+# What each changes, and the settings that do it; everything else is as by default.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
     "clustered": ("three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture", {"estimator": "clustered"}),
@@ -64,8 +62,7 @@ def tabulate(where: Runs) -> list[dict[str, Any]]:
     """A row a variant, of the seeds that are done."""
     rows = []
     for name, (what, changes) in VARIANTS.items():
-        done = [jobs.row(job(name, seed), where) for seed in SEEDS if jobs.done(job(name, seed), where)]
-        if done:
+        if done := jobs.finished([job(name, seed) for seed in SEEDS], where):
             rows.append({"variant": name, "what": what, "settings": changes, "runs": done})
     return rows
 
@@ -75,12 +72,13 @@ def main() -> None:
     jobs.add_options(parser, "runs/quick")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--tabulate", action="store_true", help="run nothing; tabulate what is done")
+    parser.add_argument("--results", type=Path, default=jobs.RESULTS, help="folder of the results file")
     arguments = parser.parse_args()
     where = jobs.runs(arguments, TRAIN_IMAGES)
     if not arguments.tabulate:
         jobs.run([job(variant, seed) for seed in SEEDS for variant in arguments.variants], where)
     if jobs.first_process():
-        RESULTS.write_text(json.dumps(tabulate(where), indent=1) + "\n")
+        jobs.write(arguments.results / "ablations.json", tabulate(where))
 
 
 if __name__ == "__main__":

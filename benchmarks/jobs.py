@@ -18,7 +18,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +194,6 @@ def finished(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
     return rows((job for job in jobs if done(job, where)), where)
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
+def write(path: Path, content: Any) -> None:
     """A results file, from which docs/results.py writes its page."""
     manifest.write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
