@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
-from budgets import CELLS, QUICK, SEEDS, TRAIN_IMAGES, searched
+from budgets import CELLS, SEEDS, TRAIN_IMAGES, searched
 from jobs import Job, Runs
 
 CELL = CELLS[0]
@@ -55,7 +55,7 @@ def job(variant: str, seed: int) -> Job:
     if variant in ("default", "evolution"):
         return searched(CELL, changes.get("method", "gradient"), seed)
     settings = {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
-    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, {**QUICK[CELL.network], "seed": seed})
+    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, CELL.training(seed))
 
 
 def tabulate(where: Runs) -> list[dict[str, Any]]:

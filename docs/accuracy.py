@@ -36,14 +36,6 @@ def leads(cell: Row) -> dict[str, Lead]:
     }
 
 
-def epochs(cells: Sequence[Row]) -> str:
-    """`12 epochs`, or `12 (VGG-11) or 6 (ResNet-18) epochs` where they differ."""
-    told = {NETWORKS[cell["network"]]: cell["epochs"] for cell in cells}
-    if len(set(told.values())) == 1:
-        return f"{cells[0]['epochs']} epochs"
-    return " or ".join(f"{count} ({network})" for network, count in told.items()) + " epochs"
-
-
 def limits(cell: Row) -> str:
     """`VGG-11, at most 0.078 MiB and 16 million MACs`."""
     macs = f" and {cell['macs_m']:.3g} million MACs" if "macs_m" in cell else ", memory alone"
@@ -62,7 +54,7 @@ def budgets(content: Any) -> str:
     last = f"\nNot run yet: {'; '.join(waiting)}.\n" if waiting else ""
     cells = "\n".join(_cell(cell) for cell in started)
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
-    return f"""{title}CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), {epochs(content["cells"])}, batch 64,
+    return f"""{title}CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
 SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search sees training images only.
 **uniform** widens every layer of the base network alike, **flat** makes all layers equally wide, **between** is
 the point between those two that uses every budget up, **random** draws around flat ({draws} draws, trained with seed
@@ -122,7 +114,7 @@ def _cell(cell: Row) -> str:
             (title.format(draws=cell["draws"]), shown or NONE, *costs, figures.each(made), figures.spread(made) + part,
              str(over) if over else NONE, over.verdict if over else NONE)
         )  # fmt: skip
-    return f"### {limits(cell)}\n\n{figures.table(head, rows)}\n"
+    return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}\n"
 
 
 # --- ablations -----------------------------------------------------------------------------------

@@ -71,7 +71,10 @@ def _under_budgets(content: Row, cells: list[Row]) -> str:
         "top-1 % of CIFAR-10, at most",
         *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
     )
-    rows = [[accuracy.limits(cell), *(_accuracy(cell["methods"][method]) for method in SHOWN)] for cell in cells]
+    rows = [
+        [f"{accuracy.limits(cell)}, {cell['epochs']} epochs", *(_accuracy(cell["methods"][method]) for method in SHOWN)]
+        for cell in cells
+    ]
     jobs = [job for cell in cells for made in cell["methods"].values() for job in made]
     seeds = len(cells[0]["seeds"])
     won = [sum(lead.gains for lead in accuracy.leads(cell).values()) for cell in cells]
@@ -79,7 +82,7 @@ def _under_budgets(content: Row, cells: list[Row]) -> str:
     return f"""{figures.table(head, rows)}
 
 Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
-{content["train_images"]:,} images, {accuracy.epochs(cells)}, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
+{content["train_images"]:,} images, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
 {sum(won)} of {sum(over)} controls ({figures.machine([job["environment"] for job in jobs], "torch")}).
 Command, seeds and every width: [docs/results.md](docs/results.md).
 """
