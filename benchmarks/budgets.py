@@ -50,6 +50,10 @@ class Cell:
             found["macs_m"] = self.macs_m
         return found
 
+    def training(self, seed: int) -> dict[str, Any]:
+        """Settings of one of its trainings."""
+        return {"epochs": self.epochs, "seed": seed}
+
 
 # The first is that of ablations.py as well, trained the longest; all of it is a night on two cores.
 CELLS = (
