@@ -164,7 +164,8 @@ class Asked:
     def _searched(self, network: str, row: str) -> list[Line]:
         """The searched row, the paper's own search, and the controls at the same memory."""
         key, protocol = (network, row), self.protocol
-        cell = Cell(network, protocol.memory_mib.get(key, PAPER[network][row][0]))
+        memory = protocol.memory_mib.get(key, PAPER[network][row][0])
+        cell = Cell(network, protocol.train[network, SIZES[row]]["epochs"], memory)
         span, own = protocol.ranges.get(key, {}), protocol.search.get(key, {})
 
         def fitted(job: Job, seed: int, **search: Any) -> Job:
