@@ -70,7 +70,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     manifest.claim(path, resume=False, force=force)
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
-    runner = _runner(aim)
+    variant, runner = _variant(aim, settings), _runner(aim)
     dataset = datasets.load(train.data)
     weights, trained = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"
@@ -78,7 +78,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
         write = _float if _is_float(train) else _binary
-        rows, reference = write(train, aim, dataset, weights, candidate)
+        rows, reference = write(train, aim, variant, dataset, weights, candidate)
         check = _check(runner, candidate, reference, dataset.test, trained, settings.check_images)
         metrics = {**_metrics(train, rows, candidate), **_check_metrics(check)}
         candidate.replace(model)
@@ -108,13 +108,14 @@ def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, s
     """
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
+    variant = _variant(aim, settings)
     if _is_float(train):
         _float_exporter(aim)
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
     return [
         ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
         ("target", f"{aim.name}: {aim.description}"),
-        ("exporter", aim.exporter),
+        ("exporter", f"{aim.exporter}, {variant}"),
         ("check", f"on {settings.check_images} test images of {train.data.name}, run by {_runner(aim)}"),
         ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
     ]
@@ -127,6 +128,24 @@ def _runner(aim: Target) -> str:
         DmsflowError: no runner of the target works here.
     """
     return runners.first_usable(aim.runners[::-1])[0]
+
+
+def _variant(aim: Target, settings: ExportSettings) -> str:
+    """How the exporter is to write.
+
+    Raises:
+        DmsflowError: the settings ask for a variant of another exporter.
+    """
+    for name in plugin.names("exporters"):
+        other = plugin.load("exporters", name)
+        asked = getattr(settings, other.OPTION)
+        if name != aim.exporter and asked != other.VARIANTS[0]:
+            option = f"--{other.OPTION.replace('_', '-')} {asked}"
+            raise DmsflowError(
+                option, f"is not for target {aim.name}", f"its files are written by exporter {aim.exporter}"
+            )
+    variant: str = getattr(settings, plugin.load("exporters", aim.exporter).OPTION)
+    return variant
 
 
 def _is_float(train: Manifest) -> bool:
@@ -153,10 +172,12 @@ Reference = Callable[[Images], Logits]
 Written = tuple[list[dict[str, Any]], "Reference | None"]  # rows of the account, and what the file must compute
 
 
-def _binary(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path) -> Written:
+def _binary(
+    train: Manifest, aim: Target, variant: str, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path
+) -> Written:
     exporter = plugin.load("exporters", aim.exporter)
     form = deploy.deploy_form(train.network, train.widths, weights, dataset.mean, dataset.std)
-    exporter.write(form, path)
+    exporter.write(form, path, variant)
     _check_packed(exporter.census(path), exporter, form, path)
     account = deploy.account(form)
     sizes = exporter.layer_bytes(path)
@@ -177,7 +198,10 @@ def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm
             )
 
 
-def _float(train: Manifest, aim: Target, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path) -> Written:
+def _float(
+    train: Manifest, aim: Target, variant: str, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path
+) -> Written:
+    """A float32 network has one form, whatever the variant."""
     exporter = _float_exporter(aim)
     exporter.write_float(train.network, train.widths, weights, dataset.mean, dataset.std, path)
     layers = [layer for layer in train.network.layers if any(key.startswith(f"{layer.name}.") for key in weights)]

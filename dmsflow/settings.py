@@ -196,6 +196,14 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     check_images: Annotated[
         Count, Meta(description="Test images on which file, deploy form and trained network are compared.")
     ] = 256
+    onnx_form: Annotated[
+        Literal["float"],
+        Meta(description="Of an .onnx file: float: float32 operations throughout."),
+    ] = "float"
+    converter: Annotated[
+        Literal["direct"],
+        Meta(description="What writes a .tflite file: direct: dmsflow itself."),
+    ] = "direct"
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -58,7 +58,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
     assert (written.network, written.widths, written.data) == (train.network, train.widths, train.data)
     assert written.parent.sha256 == manifest.sha256(trained)
     assert written.command == COMMAND
-    assert written.settings == {"target": name, "check_images": 20}
+    assert written.settings == msgspec.to_builtins(settings(name))
 
     digits = datasets.load(train.data)
     form = deploy.deploy_form(
@@ -137,10 +137,10 @@ def test_a_file_that_computes_something_else_is_not_kept(name, vgg, tmp_path, mo
     exporter = {"x86-64": lce, "onnx": onnx}[name]
     right = exporter.write
 
-    def wrong(form, path):
+    def wrong(form, path, variant):
         last = [op for op in form.ops if isinstance(op, deploy.BinaryConv)][-1]
         last.signs[:] = -last.signs
-        right(form, path)
+        right(form, path, variant)
         last.signs[:] = -last.signs
 
     monkeypatch.setattr(exporter, "write", wrong)
@@ -155,6 +155,13 @@ def test_a_binary_layer_that_is_not_packed_fails(vgg, tmp_path, monkeypatch):
     with pytest.raises(DmsflowError, match=r"model\.onnx: has 6 ops Conv with 1-bit weights for 7 layers"):
         export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("exporter", [lce, onnx])
+def test_a_variant_of_another_exporter_is_refused(exporter, vgg, tmp_path):
+    asked = msgspec.structs.replace(settings("x86-64" if exporter is onnx else "onnx"), **{exporter.OPTION: "another"})
+    with pytest.raises(DmsflowError, match=rf"--{exporter.OPTION.replace('_', '-')} another: is not for target"):
+        export.run(vgg, asked, tmp_path / "out", command=COMMAND)
 
 
 def test_a_logit_that_is_no_number_counts_as_moved():

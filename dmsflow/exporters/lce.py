@@ -39,6 +39,7 @@ from dmsflow.exporters import _flatbuffer
 from dmsflow.network import INPUT
 
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names in a census
+OPTION, VARIANTS = "converter", ("direct",)
 WORD = 32  # channels in an int32
 SAME, VALID = 0, 1
 RELU = 1
@@ -61,7 +62,7 @@ FLOATS, BITS = np.dtype(np.float32), np.dtype(np.int32)
 ABSENT = -1  # an optional input
 
 
-def write(form: DeployForm, path: Path) -> None:
+def write(form: DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
     """Write the deploy form as a .tflite file, whole or not at all.
 
     Raises:

@@ -25,6 +25,7 @@ from dmsflow.network import INPUT, Layer, Network
 OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
 EPSILON = 1e-5  # of batch norm
 FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names in a census
+OPTION, VARIANTS = "onnx_form", ("float",)
 Weights = Mapping[str, NDArray[Any]]
 
 
@@ -105,7 +106,7 @@ class Graph:
 # --- the binary network -----------------------------------------------------------------------
 
 
-def write(form: deploy.DeployForm, path: Path) -> None:
+def write(form: deploy.DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
     """Write a deploy form.
 
     Raises:
