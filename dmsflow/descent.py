@@ -8,6 +8,7 @@ with best-effort initialisation, as the paper has it.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, manifest, supernetwork, training
+from dmsflow import budget, checkpoint, manifest, supernetwork, training
 from dmsflow.cost import Latency
 from dmsflow.model import Live, Model, best_effort_initialise
 from dmsflow.progress import track
@@ -30,8 +31,8 @@ NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
 MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 
 
-def descend(state: SuperNetwork, checkpoint: Path, log: Path) -> Tensor:
-    """Run the rounds that are left and return the ratios [n] found, within every budget."""
+def descend(state: SuperNetwork, saved: Path, log: Path) -> Tensor:
+    """Run the rounds that are left, each saved, and return the ratios [n] found, within every budget."""
     rounds = state.settings.rounds
     # What the gradient tells of weights that have hardly been trained is of no use to trained ones.
     first = int(state.settings.head_start * rounds) if state.settings.method == "gradient" else rounds
@@ -39,13 +40,13 @@ def descend(state: SuperNetwork, checkpoint: Path, log: Path) -> Tensor:
         while state.round < rounds:
             if state.weight_step == 0:
                 _cluster(state)
-            _weight_phase(state, checkpoint)
+            _weight_phase(state, saved)
             moved = _width_phase(state) if state.round >= first else {}
             row = _row(state) | moved
             state.rows.append(row)
             state.round, state.weight_step, state.seen = state.round + 1, 0, []
             write_log(log, state.rows)
-            supernetwork.save(state, checkpoint)
+            supernetwork.save(state, saved)
             progress.advance(note=_note(row, state.latency))
     return result(state)
 
@@ -71,19 +72,19 @@ def weight_steps(state: SuperNetwork) -> int:
     return state.settings.weight_steps if epochs is None else max(1, round(epochs * state.weight_batches.steps))
 
 
-def _weight_phase(state: SuperNetwork, checkpoint: Path) -> None:
+def _weight_phase(state: SuperNetwork, saved: Path) -> None:
     steps = weight_steps(state)
     first = state.round * steps
-    last_saved = training.clock()
+    last_saved = time.monotonic()
     for images, labels in state.weight_batches.run(first + state.weight_step, first + steps):
         training.set_learning_rate(state.optimiser, learning_rate(state, steps))
         seen = training.weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
         state.seen.append(seen)  # stays on the device: reading it would wait for the step
         state.weight_step += 1
-        if training.clock() - last_saved > training.CHECKPOINT_SECONDS:
+        if time.monotonic() - last_saved > checkpoint.SECONDS:
             _check_weights(state)
-            supernetwork.save(state, checkpoint)
-            last_saved = training.clock()
+            supernetwork.save(state, saved)
+            last_saved = time.monotonic()
     _check_weights(state)
 
 

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, cost, datasets, descent, evolution, manifest, profile, supernetwork, training
+from dmsflow import budget, checkpoint, cost, datasets, descent, evolution, manifest, profile, supernetwork, training
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
@@ -39,7 +39,7 @@ def run(
     path = out / "search.json"
     if manifest.claim(path, resume=resume, force=force):
         return path
-    checkpoint = training.claim_checkpoint(out / "search.checkpoint", resume=resume, force=force)
+    saved = checkpoint.claim(out / "search.checkpoint", resume=resume, force=force)
     dataset = datasets.load(data, download)
     network, latency, limits, bounds = _problem(settings, dataset)
     budget.feasibility(network, limits, bounds, latency)
@@ -48,9 +48,7 @@ def run(
     if latency:  # a copy, so that the chain goes on where the profile itself is not
         artifacts["profile"] = manifest.artifact(profile.save(out / "profile.json", latency.profile), out)
     if settings.method in ("gradient", "evolution"):
-        widths, metrics, environment = _search(
-            settings, data, dataset, network, latency, limits, bounds, checkpoint, out
-        )
+        widths, metrics, environment = _search(settings, data, dataset, network, latency, limits, bounds, saved, out)
         artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
     else:
         widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
@@ -65,7 +63,7 @@ def run(
             data=manifest.anchored(data), artifacts=artifacts, metrics=metrics, environment=manifest.environment(**environment),
         ),
     )  # fmt: skip
-    checkpoint.unlink(missing_ok=True)
+    saved.unlink(missing_ok=True)
     return path
 
 
@@ -128,13 +126,13 @@ def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, .
 
 def _search(
     settings: SearchSettings, data: Data, dataset: Dataset, network: Network, latency: Latency | None,
-    limits: tuple[Budget, ...], bounds: Range, checkpoint: Path, out: Path,
+    limits: tuple[Budget, ...], bounds: Range, saved: Path, out: Path,
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Search; the chosen widths, what was measured on the way, and where it ran."""
     state = supernetwork.begin(settings, network, limits, bounds, dataset, data.workers, latency)
-    if checkpoint.exists():
-        supernetwork.restore(state, checkpoint)
-    found = descent.descend(state, checkpoint, out / "search.jsonl")
+    if saved.exists():
+        supernetwork.restore(state, saved)
+    found = descent.descend(state, saved, out / "search.jsonl")
     found = _evolved(state, found)
     if settings.reallocate:  # the super-network has no channels beyond the last windows to compare with
         return budget.round_within(network, limits, found, bounds), {}, state.where.facts()

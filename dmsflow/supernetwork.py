@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmsflow import budget, training
+from dmsflow import budget, checkpoint, training
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
@@ -198,7 +198,7 @@ def save(state: SuperNetwork, path: Path) -> None:
         "mu": state.mu.tolist(), "centre": state.centre,
         "seen": [seen.tolist() for seen in state.seen], "widths": state.model.widths,
     }  # fmt: skip
-    training.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
+    checkpoint.save(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
 
 def _source(state: SuperNetwork) -> str:
@@ -213,12 +213,12 @@ def restore(state: SuperNetwork, path: Path) -> None:
     Raises:
         DmsflowError: it is damaged, or was written under other settings.
     """
-    tensors, facts = training.load_checkpoint(path)
-    training.check_same(path, facts, state.settings, _source(state))
+    tensors, facts = checkpoint.load(path)
+    checkpoint.check_same(path, facts, state.settings, _source(state))
     if facts["widths"] != state.model.widths:
         state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
         state.optimiser = weight_optimiser(state.settings, state.model)
-    training.restore(tensors, [state.model], [state.optimiser, state.mu_optimiser])
+    checkpoint.restore(tensors, [state.model], [state.optimiser, state.mu_optimiser])
     with torch.no_grad():
         state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))
     state.round, state.weight_step = facts["round"], facts["weight_step"]

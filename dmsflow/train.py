@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmsflow import cost, datasets, deploy, manifest, training
+from dmsflow import checkpoint, cost, datasets, deploy, manifest, training
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, Manifest
@@ -38,7 +38,7 @@ def run(
     parent = manifest.load(source, "search")
     _check(settings)
     checkpoints = {
-        precision: training.claim_checkpoint(out / f"train-{precision}.checkpoint", resume=resume, force=force)
+        precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)
         for precision in ("float", "binary")
     }
     dataset = datasets.load(parent.data)
@@ -63,8 +63,8 @@ def run(
             environment=manifest.environment(**where.facts()),
         ),
     )  # fmt: skip
-    for checkpoint in checkpoints.values():
-        checkpoint.unlink(missing_ok=True)
+    for saved in checkpoints.values():
+        saved.unlink(missing_ok=True)
     return path
 
 
@@ -148,18 +148,18 @@ def _model(parent: Manifest, precision: Precision, course: Course) -> Model:
 
 def _fit(model: Model, course: Course, epochs: int) -> None:
     """Train for some epochs, or go on from the checkpoint; it is left behind at the end."""
-    settings, batches, checkpoint = course.settings, course.batches, course.checkpoints[model.precision]
+    settings, batches, saved = course.settings, course.batches, course.checkpoints[model.precision]
     title = "train" if model.precision == "binary" else "train float"
     optimiser = training.sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )  # fmt: skip
     step, seen = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
-    if checkpoint.exists():
-        tensors, facts = training.load_checkpoint(checkpoint)
-        training.check_same(checkpoint, facts, settings, course.source)
-        training.restore(tensors, [model], [optimiser])
+    if saved.exists():
+        tensors, facts = checkpoint.load(saved)
+        checkpoint.check_same(saved, facts, settings, course.source)
+        checkpoint.restore(tensors, [model], [optimiser])
         step, seen = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(course.where.device))
-    last_saved = training.clock()
+    last_saved = time.monotonic()
     model.train()
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
@@ -172,11 +172,11 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
                 training.check_finite(loss, title)
                 progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
                 seen = []
-            if ended or training.clock() - last_saved > training.CHECKPOINT_SECONDS:
+            if ended or time.monotonic() - last_saved > checkpoint.SECONDS:
                 rows = [row.tolist() for row in seen]
                 facts = {"settings": settings, "source": course.source, "step": step, "seen": rows}
-                training.save_checkpoint(checkpoint, [model], [optimiser], facts)
-                last_saved = training.clock()
+                checkpoint.save(saved, [model], [optimiser], facts)
+                last_saved = time.monotonic()
 
 
 def learning_rate(settings: TrainSettings, epoch: float, epochs: int) -> float:
@@ -193,6 +193,6 @@ def _results(
     """Write the weights and the first test images' logits; top-1 on the whole test split."""
     logits, labels = training.evaluate(model, training.whole(dataset, dataset.test, where, data.workers))
     weights, kept = out / "train.safetensors", out / "train-logits.safetensors"
-    training.save_tensors(weights, model.tensors())
-    training.save_tensors(kept, {"logits": logits[:LOGITS]})
+    checkpoint.save_tensors(weights, model.tensors())
+    checkpoint.save_tensors(kept, {"logits": logits[:LOGITS]})
     return weights, kept, {"top1_percent": training.top1_percent(logits, labels), "test_images": len(labels)}

@@ -55,7 +55,7 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
     """Narrow widths, random weights, batch norms calibrated on digits; its weights and logits are real files."""
     import torch
 
-    from dmsflow import cost, datasets, manifest, plugin, training
+    from dmsflow import checkpoint, cost, datasets, manifest, plugin
     from dmsflow.model import Model
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +79,8 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
         for _ in range(12):
             model(normalised(digits.train, 32))
         logits = model.eval()(normalised(digits.test, 256))
-    training.save_tensors(folder / "train.safetensors", model.tensors())
-    training.save_tensors(folder / "train-logits.safetensors", {"logits": logits})
+    checkpoint.save_tensors(folder / "train.safetensors", model.tensors())
+    checkpoint.save_tensors(folder / "train-logits.safetensors", {"logits": logits})
     written = manifest.Manifest(
         stage="train",
         command=("dmsflow", "train", "search.json"),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmsflow import budget, cli, cost, descent, manifest, profile, search, train, training
+from dmsflow import budget, checkpoint, cli, cost, descent, manifest, profile, search, train, training
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Data
 from dmsflow.networks import vgg11
@@ -183,7 +183,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     }
     settings = SearchSettings(**{**SMALL, **(changes if variant == "paper-like" else {})})
     search.run(settings, DATA, tmp_path / "straight", command=COMMAND)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
     deaths = [
         (training, "weight_step", 1),
         (descent, "width_pass", 2),
@@ -205,7 +205,7 @@ def test_a_killed_training_ends_in_the_same_weights(
     source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
     settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, mixed="off")
     train.run(source, settings, tmp_path / "straight", command=COMMAND)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
     for calls in (2, 1, 2):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, training, "weight_step", calls)

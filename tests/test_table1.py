@@ -35,15 +35,15 @@ DRIVER = f"""
 import os, signal, sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import jobs, table1
-from dmsflow import training
-saved = training.save_checkpoint
+from dmsflow import checkpoint
+saved = checkpoint.save
 
 def save_and_die(*arguments):
     saved(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
 if "DIE" in os.environ:
-    training.save_checkpoint = save_and_die
+    checkpoint.save = save_and_die
 jobs.WAIT_SECONDS = 0.05
 one = {{"rounds": 1, "weight_steps": 1, "width_batches": 1, "batch_size": 4}}
 table1.PROTOCOLS["quick"] = table1.Protocol(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from dmsflow import datasets, manifest, search, train, training
+from dmsflow import checkpoint, datasets, manifest, search, train, training
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data
 from dmsflow.settings import SearchSettings, TrainSettings, preset, resolve
@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_no_half_written_weights(
         Path(path).write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(DmsflowError, match=r"cannot be written \(No space left on device\); free some space"):
         train.run(source, QUICK, tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []

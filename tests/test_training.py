@@ -1,10 +1,7 @@
-"""Batches, checkpoints and evaluation."""
+"""Batches and evaluation."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,8 +9,6 @@ import torch
 from dmsflow import training
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.errors import DmsflowError
-from dmsflow.model import Model
-from dmsflow.networks import vgg11
 from dmsflow.settings import TrainSettings
 from dmsflow.training import Batches
 
@@ -90,40 +85,6 @@ def test_halves_are_disjoint_whole_and_alike_in_every_class() -> None:
         assert abs(int((split.labels[first] == label).sum()) - int((split.labels[second] == label).sum())) <= 1
 
 
-def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
-    network = vgg11.build(3, 32, 10)
-    widths = dict.fromkeys(network.widths, 8)
-    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
-
-    def step(model: Model, optimiser: torch.optim.Optimizer) -> None:
-        training.weight_step(model, optimiser, images, labels, CPU)
-
-    torch.manual_seed(0)
-    model = Model(network, widths)
-    optimiser = training.sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    step(model, optimiser)
-    path = tmp_path / "state"
-    training.save_checkpoint(path, [model], [optimiser], {"step": 1})
-    step(model, optimiser)
-
-    other = Model(network, widths)
-    fresh = training.sgd(other, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    tensors, facts = training.load_checkpoint(path)
-    training.restore(tensors, [other], [fresh])
-    step(other, fresh)
-    assert facts == {"step": 1}
-    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in model.tensors().items())
-
-
-@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -> None:
-    path = tmp_path / "state"
-    training.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
-    path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
-    with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
-        training.load_checkpoint(path)
-
-
 def test_a_loss_that_is_no_number_ends_the_stage() -> None:
     with pytest.raises(DmsflowError, match="train: the loss became nan; lower --learning-rate"):
         training.check_finite(float("nan"), "train")
@@ -133,21 +94,3 @@ def test_an_absent_device_is_refused() -> None:
     for name in ("cuda:7", "abacus"):
         with pytest.raises(DmsflowError, match=f"--device {name}: is not here; use auto, cpu"):
             training.place(TrainSettings(device=name))
-
-
-def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
-    path = tmp_path / "search.checkpoint"
-    path.write_bytes(b"state")
-    with pytest.raises(DmsflowError, match="--resume goes on with it, --force starts again"):
-        training.claim_checkpoint(path, resume=False, force=False)
-    assert training.claim_checkpoint(path, resume=True, force=False).exists()
-    assert not training.claim_checkpoint(path, resume=False, force=True).exists()
-
-
-def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:
-    facts = msgspec.json.decode(msgspec.json.encode({"settings": TrainSettings(), "source": "a"}))
-    training.check_same(Path("x"), facts, TrainSettings(), "a")
-    with pytest.raises(DmsflowError, match="written with --batch-size 64, not 32; resume with the same settings"):
-        training.check_same(Path("x"), facts, TrainSettings(batch_size=32), "a")
-    with pytest.raises(DmsflowError, match="written for other images or another network; --force starts again"):
-        training.check_same(Path("x"), facts, TrainSettings(), "b")
