@@ -115,7 +115,7 @@ def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, s
     return [
         ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
         ("target", f"{aim.name}: {aim.description}"),
-        ("exporter", f"{aim.exporter}, {variant}"),
+        ("exporter", ", ".join([aim.exporter, *variant.values()])),
         ("check", f"on {settings.check_images} test images of {train.data.name}, run by {_runner(aim)}"),
         ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
     ]
@@ -130,8 +130,8 @@ def _runner(aim: Target) -> str:
     return runners.first_usable(aim.runners[::-1])[0]
 
 
-def _variant(aim: Target, settings: ExportSettings) -> str:
-    """How the exporter is to write.
+def _variant(aim: Target, settings: ExportSettings) -> dict[str, str]:
+    """The exporter's variant as an argument of its `write`, if it has several.
 
     Raises:
         DmsflowError: the settings ask for a variant of another exporter.
@@ -141,11 +141,10 @@ def _variant(aim: Target, settings: ExportSettings) -> str:
         asked = getattr(settings, other.OPTION)
         if name != aim.exporter and asked != other.VARIANTS[0]:
             option = f"--{other.OPTION.replace('_', '-')} {asked}"
-            raise DmsflowError(
-                option, f"is not for target {aim.name}", f"its files are written by exporter {aim.exporter}"
-            )
-    variant: str = getattr(settings, plugin.load("exporters", aim.exporter).OPTION)
-    return variant
+            what = f"is not for target {aim.name}"
+            raise DmsflowError(option, what, f"its files are written by exporter {aim.exporter}")
+    exporter = plugin.load("exporters", aim.exporter)
+    return {"variant": getattr(settings, exporter.OPTION)} if hasattr(exporter, "OPTION") else {}
 
 
 def _is_float(train: Manifest) -> bool:
@@ -173,11 +172,16 @@ Written = tuple[list[dict[str, Any]], "Reference | None"]  # rows of the account
 
 
 def _binary(
-    train: Manifest, aim: Target, variant: str, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path
+    train: Manifest,
+    aim: Target,
+    variant: dict[str, str],
+    dataset: Dataset,
+    weights: dict[str, NDArray[Any]],
+    path: Path,
 ) -> Written:
     exporter = plugin.load("exporters", aim.exporter)
     form = deploy.deploy_form(train.network, train.widths, weights, dataset.mean, dataset.std)
-    exporter.write(form, path, variant)
+    exporter.write(form, path, **variant)
     _check_packed(exporter.census(path), exporter, form, path)
     account = deploy.account(form)
     sizes = exporter.layer_bytes(path)
@@ -199,7 +203,12 @@ def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm
 
 
 def _float(
-    train: Manifest, aim: Target, variant: str, dataset: Dataset, weights: dict[str, NDArray[Any]], path: Path
+    train: Manifest,
+    aim: Target,
+    variant: dict[str, str],
+    dataset: Dataset,
+    weights: dict[str, NDArray[Any]],
+    path: Path,
 ) -> Written:
     """A float32 network has one form, whatever the variant."""
     exporter = _float_exporter(aim)

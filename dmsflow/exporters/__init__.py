@@ -1,8 +1,8 @@
-"""Exporters; each file has `write(form, path, variant)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
+"""Exporters; each file has `write(form, path)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
 
 `FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
-weights and with 1-bit weights. `VARIANTS` are the ways in which it can write, the usual one first,
-and `OPTION` is the setting of the export that chooses among them.
+weights and with 1-bit weights. Where a file can be written in several ways, `VARIANTS` names them, the
+usual one first, `OPTION` the setting of the export that chooses, and `write` takes a `variant`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ class Exporter(Protocol):
 
     FLOAT_CONV: str
     PACKED_CONV: str
-    OPTION: str
-    VARIANTS: tuple[str, ...]
 
-    def write(self, form: DeployForm, path: Path, variant: str = ...) -> None:
+    def write(self, form: DeployForm, path: Path) -> None:
         """Write a model file, whole or not at all: float32 pixels [1, H, W, C] in, logits [1, classes] out."""
         ...
 
