@@ -43,18 +43,20 @@ def limits(cell: Row) -> str:
 
 
 def budgets(content: Any) -> str:
-    title = "## Searched widths beside every control that meets the same budgets\n\n"
-    if content is None:
-        return title + figures.not_run(COMMAND.format("budgets.py"))
-    jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made]
-    if not jobs:
-        return title + figures.not_run(COMMAND.format("budgets.py"))
+    """Of benchmarks/budgets.py."""
+    jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made] if content else []
+    title = "## Searched widths beside every control that meets the same budgets"
+    return figures.part(title, COMMAND.format("budgets.py"), _budgets(content, jobs) if jobs else None)
+
+
+def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     started = [cell for cell in content["cells"] if any(cell["methods"].values())]
     waiting = [limits(cell) for cell in content["cells"] if cell not in started]
-    last = f"\nNot run yet: {'; '.join(waiting)}.\n" if waiting else ""
-    cells = "\n".join(_cell(cell) for cell in started)
+    last = f"\n\nNot run yet: {'; '.join(waiting)}." if waiting else ""
+    cells = "\n\n".join(_cell(cell) for cell in started)
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
-    return f"""{title}CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
+    before = f"""\
+CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
 SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search sees training images only.
 **uniform** widens every layer of the base network alike, **flat** makes all layers equally wide, **between** is
 the point between those two that uses every budget up, **random** draws around flat ({draws} draws, trained with seed
@@ -66,11 +68,11 @@ the time of the gradient's width phases. All are shrunk to fit every budget.
 
 {_summary(content["cells"])}
 
-{cells}{last}
-    {COMMAND.format("budgets.py")}
-
-{figures.machine(environments(jobs), *TRAINED)}; seeds {figures.listed(seeds)}; {_times(jobs)}, one thread each. Every run: [results/budgets.json](results/budgets.json).
-"""
+{cells}{last}"""
+    behind = f"""\
+{figures.machine(environments(jobs), *TRAINED)}; seeds {figures.listed(seeds)}; {_times(jobs)}, one thread each.
+Every run: [results/budgets.json](results/budgets.json)."""
+    return before, behind
 
 
 def _times(rows: Sequence[Row]) -> str:
@@ -114,18 +116,20 @@ def _cell(cell: Row) -> str:
             (title.format(draws=cell["draws"]), shown or NONE, *costs, figures.each(made), figures.spread(made) + part,
              str(over) if over else NONE, over.verdict if over else NONE)
         )  # fmt: skip
-    return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}\n"
+    return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}"
 
 
 # --- ablations -----------------------------------------------------------------------------------
 
 
 def ablations(content: Any) -> str:
-    title = "## What each part of the search is worth\n\n"
-    made = {row["variant"]: row["runs"] for row in content or []}
-    if not made.get("default"):
-        return title + figures.not_run(COMMAND.format("ablations.py"))
-    default = made["default"]
+    """Of benchmarks/ablations.py."""
+    default = {row["variant"]: row["runs"] for row in content or []}.get("default")
+    told = _ablations(content, default) if default else None
+    return figures.part("## What each part of the search is worth", COMMAND.format("ablations.py"), told)
+
+
+def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str]:
     head = ("variant", "what it changes", "seeds", "MiB", "M MACs", "top-1 %, each seed", "mean ± deviation", "against the default", "verdict", "search s")  # fmt: skip
     rows = []
     for row in content:
@@ -137,16 +141,16 @@ def ablations(content: Any) -> str:
              f"{figures.mean(runs, 'search_seconds'):.0f}")
         )  # fmt: skip
     runs = [run for row in content for run in row["runs"]]
-    return f"""{title}VGG-11 under the first cell's budgets above, by the same protocol; one setting changed at a time. *Against the
+    before = f"""\
+VGG-11 under the first cell's budgets above, by the same protocol; one setting changed at a time. *Against the
 default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the one above, so that "no
 gain" also says "no loss". The default stands where no variant gains.
 
-{figures.table(head, rows)}
-
-    {COMMAND.format("ablations.py")}
-
-{figures.machine(environments(runs), *TRAINED)}. Every run: [results/ablations.json](results/ablations.json).
-"""
+{figures.table(head, rows)}"""
+    return (
+        before,
+        f"{figures.machine(environments(runs), *TRAINED)}. Every run: [results/ablations.json](results/ablations.json).",
+    )
 
 
 # --- Table 1 -------------------------------------------------------------------------------------
@@ -160,15 +164,16 @@ the paper prints; below each stand the paper's own search with its settings as p
 protocol lets it) and the controls, all at the same memory and trained alike. Memory counts as in the paper; of ResNet-18's
 2× to 4× its figures fit no uniformly widened network.
 """
-    return intro + "".join(_protocol(name, content) for name, content in contents.items())
+    return "\n".join((intro, *(_protocol(name, content) for name, content in contents.items())))
 
 
 def _protocol(name: str, content: Any) -> str:
-    title = f"\n### Protocol `{name}`\n\n"
-    command = COMMAND.format(f"table1.py --protocol {name}")
     jobs = [job for row in content["rows"] for job in row["jobs"]] if content else []
-    if not jobs:
-        return title + figures.not_run(command)
+    command = COMMAND.format(f"table1.py --protocol {name}")
+    return figures.part(f"### Protocol `{name}`", command, _table1(name, content, jobs) if jobs else None)
+
+
+def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     images = f"the first {content['train_images'] // 10:,} training images of each class" if content["train_images"] else "all training images"  # fmt: skip
     head = (
         "network",
@@ -182,21 +187,15 @@ def _protocol(name: str, content: Any) -> str:
         "seeds or draws",
         "epochs",
     )
-    reasons = [
-        f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}."
-        for row in content["rows"]
-        if row["left_out"]
-    ]
-    left_out = "".join(f"\n{reason}\n" for reason in reasons)
-    return f"""{title}{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.
-
-{figures.table(head, [_table1_row(row) for row in content["rows"]])}
-{left_out}
-    {command}
-
+    before = [
+        f"{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.",
+        figures.table(head, [_table1_row(row) for row in content["rows"]]),
+        *(f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}." for row in content["rows"] if row["left_out"]),
+    ]  # fmt: skip
+    behind = f"""\
 {figures.machine(environments(jobs), *TRAINED)}, {figures.listed(job["environment"]["torch_device"] for job in jobs)};
-{_times(jobs)}. Every run: [results/table1-{name}.json](results/table1-{name}.json).
-"""
+{_times(jobs)}. Every run: [results/table1-{name}.json](results/table1-{name}.json)."""
+    return "\n\n".join(before), behind
 
 
 def _table1_row(row: Row) -> tuple[str, ...]:

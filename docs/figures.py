@@ -42,8 +42,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
 
 
-def not_run(command: str) -> str:
-    return f"Not run yet:\n\n    {command}\n"
+def part(title: str, command: str, told: tuple[str, str] | None) -> str:
+    """A part of the page: what is told before and behind the command that measures it; None: it was not run."""
+    before, behind = told or ("Not run yet:", "")
+    return "\n\n".join((title, before, f"    {command}", behind)).rstrip("\n") + "\n"
 
 
 def widths(rows: Iterable[Row]) -> str:

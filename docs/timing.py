@@ -141,26 +141,26 @@ takes {content["bound_million_cycles"]:.3f} in every row.
 
 def search_cost(content: Any) -> str:
     """Of benchmarks/search_cost.py."""
-    title, command = (
-        "## What the search costs\n\n",
-        "python benchmarks/search_cost.py --out docs/results/search-cost.json",
-    )
-    if content is None:
-        return title + figures.not_run(command)
+    command = "python benchmarks/search_cost.py --out docs/results/search-cost.json"
+    return figures.part("## What the search costs", command, content and _search_cost(content))
+
+
+def _search_cost(content: Any) -> tuple[str, str]:
     head = ("largest widths", "widths in the window of the last layer", "search step ms", "plain step ms", "ratio")
     rows = [
         (" ".join(map(str, row["largest_widths"])), str(row["window"]), f"{row['search_ms']:.1f}", f"{row['plain_ms']:.1f}", f"{row['ratio']:.3f}")
         for row in content["rows"]
     ]  # fmt: skip
-    return f"""{title}One weight step of the search under its masks ÷ one training step of the plain network at the same
+    before = f"""\
+One weight step of the search under its masks ÷ one training step of the plain network at the same
 largest widths, on the same batch, taking turns. It does not matter how many widths the masks mix.
 
-{figures.table(head, rows)}
-
-    {command}
-
-{content["threads"]} thread, float32, processor time, medians of {content["steps"]} steps; {figures.machine([content["environment"]], "torch")}.
-"""
+{figures.table(head, rows)}"""
+    machine = figures.machine([content["environment"]], "torch")
+    return (
+        before,
+        f"{content['threads']} thread, float32, processor time, medians of {content['steps']} steps; {machine}.",
+    )
 
 
 STEPS = {
@@ -171,12 +171,11 @@ STEPS = {
 
 def train_step(content: Any) -> str:
     """Of benchmarks/train_step.py."""
-    title, command = (
-        "## What makes a training step quick on a CPU\n\n",
-        "python benchmarks/train_step.py --out docs/results/train-step.json",
-    )
-    if content is None:
-        return title + figures.not_run(command)
+    command = "python benchmarks/train_step.py --out docs/results/train-step.json"
+    return figures.part("## What makes a training step quick on a CPU", command, content and _train_step(content))
+
+
+def _train_step(content: Any) -> tuple[str, str]:
     rows = [
         (str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
          *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")), f"{row['epoch_ratio']:.2f}")
@@ -190,30 +189,25 @@ def train_step(content: Any) -> str:
         "its convolutions",
         "epoch ÷ convolutions",
     )
-    return f"""{title}VGG-11 at its base widths, 32×32 pixels, batch {content["batch"]}: one step, and an epoch of {content["images"]:,} images through
+    before = f"""\
+VGG-11 at its base widths, 32×32 pixels, batch {content["batch"]}: one step, and an epoch of {content["images"]:,} images through
 the same batches and steps as `dmsflow train`, each in turns with the convolutions alone:
 
-{figures.table(head, rows)}
-
-    {command}
-
+{figures.table(head, rows)}"""
+    behind = f"""\
 {figures.machine([content["environment"]], "torch")}. bfloat16 (`--mixed auto`) is used where the processor computes in
-it. Pooling before batch norm, and the written-out gradients of binarising and quantising, are in every column.
-"""
+it. Pooling before batch norm, and the written-out gradients of binarising and quantising, are in every column."""
+    return before, behind
 
 
 def startup(content: Any) -> str:
     """Of benchmarks/startup.py."""
-    title, command = "## The command line\n\n", "python benchmarks/startup.py --out docs/results/startup.json"
-    if content is None:
-        return title + figures.not_run(command)
-    return f"""{title}`dmsflow --help` takes {content["seconds"]:.2f} s (best of {content["runs"]}) in a fresh environment without {_or(content["absent"])}:
-
-    {command}
-
-{figures.machine([content["environment"]], "python")}.
-"""
+    command = "python benchmarks/startup.py --out docs/results/startup.json"
+    return figures.part("## The command line", command, content and _startup(content))
 
 
-def _or(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+def _startup(content: Any) -> tuple[str, str]:
+    *absent, last = content["absent"]
+    took = f"`dmsflow --help` takes {content['seconds']:.2f} s (best of {content['runs']})"
+    before = f"{took} in a fresh environment without {', '.join(absent)} and {last}:"
+    return before, f"{figures.machine([content['environment']], 'python')}."
