@@ -147,10 +147,8 @@ default*: difference of top-1, ± its deviation over the seeds, paired; the verd
 gain" also says "no loss". The default stands where no variant gains.
 
 {figures.table(head, rows)}"""
-    return (
-        before,
-        f"{figures.machine(environments(runs), *TRAINED)}. Every run: [results/ablations.json](results/ablations.json).",
-    )
+    made = figures.machine(environments(runs), *TRAINED)
+    return before, f"{made}. Every run: [results/ablations.json](results/ablations.json)."
 
 
 # --- Table 1 -------------------------------------------------------------------------------------
@@ -175,18 +173,7 @@ def _protocol(name: str, content: Any) -> str:
 
 def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     images = f"the first {content['train_images'] // 10:,} training images of each class" if content["train_images"] else "all training images"  # fmt: skip
-    head = (
-        "network",
-        "row",
-        "widths",
-        "paper MiB",
-        "paper top-1 %",
-        "MiB",
-        "M MACs",
-        "top-1 %",
-        "seeds or draws",
-        "epochs",
-    )
+    head = ("network", "row", "widths", "paper MiB", "paper top-1 %", "MiB", "M MACs", "top-1 %", "seeds or draws", "epochs", "search s", "training s")  # fmt: skip
     before = [
         f"{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.",
         figures.table(head, [_table1_row(row) for row in content["rows"]]),

@@ -37,8 +37,8 @@ def _filled(paragraph: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+    """In Markdown; ValueError if a row is not as long as the head."""
+    lines = [head, ["---"] * len(head), *([cell for cell, _ in zip(row, head, strict=True)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
 
 

@@ -156,11 +156,8 @@ One weight step of the search under its masks ÷ one training step of the plain 
 largest widths, on the same batch, taking turns. It does not matter how many widths the masks mix.
 
 {figures.table(head, rows)}"""
-    machine = figures.machine([content["environment"]], "torch")
-    return (
-        before,
-        f"{content['threads']} thread, float32, processor time, medians of {content['steps']} steps; {machine}.",
-    )
+    how = f"{content['threads']} thread, float32, processor time, medians of {content['steps']} steps"
+    return before, f"{how}; {figures.machine([content['environment']], 'torch')}."
 
 
 STEPS = {

@@ -166,3 +166,9 @@ def test_paragraphs_are_filled_and_tables_and_code_are_not() -> None:
     assert max(map(len, filled[1].splitlines())) <= 110
     assert [filled[i] for i in (0, 2, 3)] == [page.split("\n\n")[i] for i in (0, 2, 3)]
     assert filled[4].endswith("word\n")
+
+
+def test_a_row_of_a_table_is_as_long_as_its_head() -> None:
+    assert figures.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    with pytest.raises(ValueError, match="shorter"):
+        figures.table(("a", "b"), [("1",)])
