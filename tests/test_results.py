@@ -170,5 +170,5 @@ def test_paragraphs_are_filled_and_tables_and_code_are_not() -> None:
 
 def test_a_row_of_a_table_is_as_long_as_its_head() -> None:
     assert figures.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         figures.table(("a", "b"), [("1",)])
