@@ -1,0 +1,150 @@
+"""Searched widths against every control that meets the same budgets, cell by cell.
+
+A cell is a network and its budgets. In each one the widths of the search are trained beside those
+of uniform, flat, the point between them, the best of eight random draws around flat, and evolution
+with as many evaluations; the same schedule and images for all. It goes on where it was stopped:
+
+    torchrun --nproc-per-node 2 benchmarks/budgets.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jobs
+from jobs import Job, Runs
+
+from dmsflow import budget, settings
+from dmsflow.network import load_network
+from dmsflow.settings import SearchSettings
+
+TRAIN_IMAGES = 20_000  # the first 2,000 of each class
+SEEDS = (0, 1, 2)
+DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network, its course, its budgets; `macs_m` "uniform": those of the uniform network at that memory."""
+
+    network: str
+    epochs: int
+    memory_mib: float
+    macs_m: float | str | None = None
+
+    @property
+    def name(self) -> str:
+        macs = f"+{self.macs_m:g}M" if isinstance(self.macs_m, float) else f"+{self.macs_m}" if self.macs_m else ""
+        return f"{self.network}/{self.memory_mib:g}MiB{macs}"
+
+    def budgets(self) -> dict[str, Any]:
+        """Settings of a search within them."""
+        found: dict[str, Any] = {"network": self.network, "memory_mib": self.memory_mib}
+        if self.macs_m == "uniform":
+            found["macs_m"] = _uniform_macs_m(self.network, self.memory_mib)
+        elif self.macs_m is not None:
+            found["macs_m"] = self.macs_m
+        return found
+
+    def training(self, seed: int) -> dict[str, Any]:
+        """Settings of one of its trainings."""
+        return {"epochs": self.epochs, "seed": seed}
+
+
+# The first is that of ablations.py as well, trained the longest; all of it is a night on two cores.
+CELLS = (
+    Cell("vgg11", 12, 0.078, 16.0),
+    Cell("vgg11", 6, 0.078, 10.0),
+    Cell("vgg11", 6, 0.078, 25.0),
+    Cell("vgg11", 6, 0.078),
+    Cell("resnet18", 4, 0.10, "uniform"),
+)
+
+
+def _uniform_macs_m(name: str, memory_mib: float) -> float:
+    network = load_network(name, 3, 32, 10)
+    chosen = settings.resolve(SearchSettings, network=name, memory_mib=memory_mib)
+    limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
+    widths = budget.round_within(network, limits, budget.uniform(network, limits, bounds), bounds)
+    return float(budget.macs_m(network, widths))
+
+
+def control(cell: Cell, method: str, seed: int) -> Job:
+    """A fixed choice, trained with a seed."""
+    return Job(f"{cell.name}/{method}", {**cell.budgets(), "method": method}, cell.training(seed))
+
+
+def draw(cell: Cell, number: int, seed: int) -> Job:
+    """A random choice, trained with a seed."""
+    drawn = {**cell.budgets(), "method": "random", "seed": number}
+    return Job(f"{cell.name}/random-{number}", drawn, cell.training(seed))
+
+
+def searched(cell: Cell, method: str, seed: int) -> Job:
+    """Searched and trained with a seed."""
+    return Job(
+        f"{cell.name}/{method}-{seed}",
+        {**cell.budgets(), "method": method, "seed": seed},
+        cell.training(seed),
+    )
+
+
+def waves(cells: Sequence[Cell], methods: Sequence[str], where: Runs) -> Iterator[list[Job]]:
+    """Cell by cell; the best draw's other seeds come last, for the draws decide which it is."""
+    for cell in cells:
+        yield first_wave(cell, methods)
+        if "random" in methods:
+            yield best_draw(cell, where)
+
+
+def first_wave(cell: Cell, methods: Sequence[str]) -> list[Job]:
+    """Everything but the best draw's other seeds."""
+    found = [
+        control(cell, method, seed) for seed in SEEDS for method in ("uniform", "flat", "between") if method in methods
+    ]
+    found += [draw(cell, number, SEEDS[0]) for number in range(DRAWS) if "random" in methods]
+    return found + [searched(cell, m, seed) for seed in SEEDS for m in ("gradient", "evolution") if m in methods]
+
+
+def best_draw(cell: Cell, where: Runs) -> list[Job]:
+    """The draw that its one training found best, with every seed."""
+    best = max(range(DRAWS), key=lambda number: jobs.row(draw(cell, number, SEEDS[0]), where)["top1_percent"])
+    return [draw(cell, best, seed) for seed in SEEDS]
+
+
+def one_cell(cell: Cell, where: Runs) -> dict[str, Any]:
+    """What docs/results.py reads: the jobs of each method that are done, in the order of the seeds or draws."""
+    methods = {method: [control(cell, method, seed) for seed in SEEDS] for method in ("uniform", "flat", "between")}
+    methods["random"] = [draw(cell, number, SEEDS[0]) for number in range(DRAWS)]
+    methods["best random"] = best_draw(cell, where) if all(jobs.done(job, where) for job in methods["random"]) else []
+    methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
+    return {
+        "cell": cell.name, **cell.budgets(), "epochs": cell.epochs, "seeds": SEEDS, "draws": DRAWS,
+        "methods": {method: jobs.finished(made, where) for method, made in methods.items()},
+    }  # fmt: skip
+
+
+def tabulate(where: Runs) -> dict[str, Any]:
+    cells = [one_cell(cell, where) for cell in CELLS]
+    return {"command": "python benchmarks/budgets.py", "train_images": TRAIN_IMAGES, "cells": cells}
+
+
+METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs.add_options(parser, "runs/quick")
+    parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in CELLS], default=[c.name for c in CELLS])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    arguments = parser.parse_args()
+    where = jobs.runs(arguments, TRAIN_IMAGES)
+    asked = [cell for cell in CELLS if cell.name in arguments.cells]
+    jobs.study("budgets", waves(asked, arguments.methods, where), lambda: tabulate(where), where, arguments)
+
+
+if __name__ == "__main__":
+    main()

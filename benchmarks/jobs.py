@@ -1,0 +1,207 @@
+"""Sets of searches and trainings that several processes share and any of them can go on with.
+
+A job is a choice of widths and a training of the network chosen. What it writes lies in a folder of
+its own: choices by their name, trainings by widths, schedule and seed, so that a network which two
+studies need is trained once. A process that works on a folder holds a lock on it; the lock goes
+with the process, so one that was killed leaves work for the next, which resumes it.
+
+    torchrun --nproc-per-node 2 benchmarks/….py …
+
+spreads a study over processes; so does starting it twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from dmsflow import manifest, search, settings, train
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Data, Manifest
+
+WAIT_SECONDS = 5.0
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+KEPT = ("versions", "processor", "cores", "torch_device", "threads", "mixed", "commit", "date")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network: how its widths are chosen, and how it is trained.
+
+    Attributes:
+        choice: folder of the choice: "vgg11/0.078MiB+16M/searched-0".
+        search, train: settings that are not the defaults; seeds among them.
+    """
+
+    choice: str
+    search: dict[str, Any] = field(hash=False)
+    train: dict[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where jobs run: the folder of all of them, the images, threads of each process, and where it computes."""
+
+    out: Path
+    data: Data
+    threads: int
+    device: str = "auto"
+
+    def chosen(self, job: Job) -> Path:
+        return self.out / "choices" / job.choice / "search.json"
+
+    def trained(self, job: Job) -> Path:
+        """Path of the train manifest of a job whose widths are chosen; ends the program if they were chosen otherwise."""
+        found = manifest.load(self.chosen(job), "search")
+        asked = {**job.search, "train_images": self.data.train_images}
+        had = {**found.settings, "train_images": found.data.train_images}
+        for name in (name for name, value in asked.items() if had.get(name) != value):
+            sys.exit(
+                f"{self.chosen(job)}: has {name} {had.get(name)}, not {asked[name]}; remove its folder, or give another --out"
+            )
+        course = msgspec.json.encode((job.train, self.data.train_images), order="sorted")
+        schedule = hashlib.sha256(course).hexdigest()[:8]
+        widths = "-".join(map(str, found.widths.values()))
+        return self.out / "trainings" / f"{found.network.name}-{widths}" / schedule / "train.json"
+
+
+def done(job: Job, where: Runs) -> bool:
+    """Whether both the choice and the training are finished."""
+    return where.chosen(job).exists() and where.trained(job).exists()
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Those of every study."""
+    parser.add_argument("--dataset", required=True, help="as in dmsflow search: cifar10, or image-folder:PATH")
+    parser.add_argument("--data-dir", help="as in dmsflow search")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of all runs; done ones are kept")
+    parser.add_argument("--threads", type=int, default=0, help="of each process; 0: the cores, shared out evenly")
+    parser.add_argument("--tabulate", action="store_true", help="run nothing; write what is done")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results file")
+
+
+def runs(arguments: argparse.Namespace, train_images: int | None) -> Runs:
+    directory = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
+    data = settings.resolve(Data, name=arguments.dataset, train_images=train_images, **directory)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // processes)
+    return Runs(arguments.out, data, threads, _device())
+
+
+def _device() -> str:
+    """Of several GPUs, torchrun's processes take one each."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "auto"
+
+
+def study(
+    name: str, waves: Iterable[Sequence[Job]], tabulate: Callable[[], Any], where: Runs, arguments: argparse.Namespace
+) -> None:
+    """Run wave after wave of jobs, unless they are only to be tabulated; then the first process writes what is done.
+
+    Args:
+        name: of the results file, from which docs/results.py writes its page.
+        waves: the next one is asked for when all of those before it is done.
+        tabulate: content of the results file.
+    """
+    if not arguments.tabulate:
+        for wave in waves:
+            run(wave, where)
+    if os.environ.get("RANK", "0") == "0":
+        content = msgspec.json.format(msgspec.json.encode(tabulate()), indent=1)
+        manifest.write_atomically(arguments.results / f"{name}.json", content + b"\n")
+
+
+def run(jobs: Sequence[Job], where: Runs) -> None:
+    """Do what is not done of some jobs, beside other processes; returns when all of it is done."""
+    left = list(dict.fromkeys(jobs))
+    while left:
+        left = [job for job in left if not _try(job, where)]
+        if left:  # others are at these
+            time.sleep(WAIT_SECONDS)
+
+
+def _try(job: Job, where: Runs) -> bool:
+    """Whether a job is done now; False where another process holds it."""
+    common = {"threads": where.threads, "device": where.device}
+    if not (path := where.chosen(job)).exists():
+        with _lock(path.parent) as free:
+            if not free:
+                return False
+            with _told(path):
+                chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
+                search.run(chosen, where.data, path.parent, command=tuple(sys.argv), resume=True)
+    if not (path := where.trained(job)).exists():
+        with _lock(path.parent) as free:
+            if not free:
+                return False
+            with _told(path):
+                schedule = settings.resolve(settings.TrainSettings, **job.train, **common)
+                train.run(_source(job, where, path), schedule, path.parent, command=tuple(sys.argv), resume=True)
+    return True
+
+
+def _source(job: Job, where: Runs, trained: Path) -> Path:
+    """The choice that a training began from: another job may have left it half done for this one."""
+    note = trained.with_name("choice")
+    if not note.exists():
+        note.write_text(job.choice)
+    return where.chosen(Job(note.read_text(), {}, {}))
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Whether this process may work in a folder, until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    print(f"{time.strftime('%H:%M:%S')} {path.parent}", file=sys.stderr, flush=True)
+    try:
+        yield
+    except DmsflowError as error:
+        sys.exit(f"{path.parent}: {error}")
+
+
+def row(job: Job, where: Runs) -> dict[str, Any]:
+    """What is kept of a finished job."""
+    found, done = manifest.load(where.chosen(job), "search"), manifest.load(where.trained(job), "train")
+    return {
+        "choice": job.choice, "network": found.network.name, "widths": list(found.widths.values()),
+        "memory_mib": done.metrics["memory_mib"], "macs_m": found.metrics["macs_m"],
+        "top1_percent": done.metrics["top1_percent"], "seed": done.settings["seed"],
+        "search_seconds": found.metrics["seconds"], "train_seconds": done.metrics["seconds"],
+        "epochs": done.settings["epochs"], "train_images": found.data.train_images, "precision": done.settings["precision"],
+        "comparison": found.metrics.get("comparison"), "chosen": found.metrics.get("chosen"),
+        "environment": _environment(found, done),
+    }  # fmt: skip
+
+
+def _environment(found: Manifest, done: Manifest) -> dict[str, Any]:
+    kept = {key: value for key, value in done.environment.items() if key in KEPT}
+    return {**kept, "search_commit": found.environment.get("commit")}
+
+
+def finished(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
+    """What is kept of those jobs that are done; the others are left out."""
+    return [row(job, where) for job in jobs if done(job, where)]
