@@ -1,7 +1,7 @@
 """The fourth stage: how fast, how large and how right a model file is on a device.
 
 The file and the float32 network of the same widths take turns in one process, so that whatever
-disturbs the machine disturbs both. A profile says beforehand how fast it should be. A bare .tflite
+disturbs the machine disturbs both. `prediction` says beforehand how fast it should be. A bare .tflite
 or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network, widths
 or data and nothing goes on from it.
 
@@ -21,17 +21,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import cost, datasets, devices, doctor, manifest, plugin, profile, progress, runners, target
+from dmsflow import datasets, devices, doctor, manifest, plugin, prediction, progress, runners, target
 from dmsflow.cost import MIB
 from dmsflow.datasets import Split, image_folder
 from dmsflow.datasets._folders import list_images
 from dmsflow.devices import Machine, Timing
 from dmsflow.errors import BudgetMissed, DmsflowError
-from dmsflow.manifest import Chain, Manifest
-from dmsflow.network import value
-from dmsflow.profile import Profile
+from dmsflow.manifest import Manifest
+from dmsflow.prediction import Prediction
 from dmsflow.settings import BenchSettings
-from dmsflow.table import milliseconds, print_table, spelled_threads
+from dmsflow.table import milliseconds, print_table, share_percent, spelled_method, spelled_threads
 from dmsflow.target import Target
 
 FLOAT32 = "float32"
@@ -39,8 +38,6 @@ BASELINE = "float32 network of the same widths"
 BATCH = 64  # images fetched from a split at once
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
 TIME = "latency_ms_median"
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,22 +61,6 @@ class Measured:
         return next(iter(self.timings.values()))
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a profile says of a file.
-
-    Attributes:
-        sha256: of the profile's file.
-        ms: for one image.
-        pieces: a row for each part of the network: what it is, widths in and out, time and share of it.
-    """
-
-    profile: Profile
-    sha256: str
-    ms: float
-    pieces: Rows
-
-
 def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str, ...], force: bool = False) -> Path:
     """Measure a file and write bench.json.
 
@@ -99,19 +80,19 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
     manifest.claim(path, resume=False, force=force)
     subject = _subject(source)
     judge = _judge(subject, settings)
-    prediction = _predict(source, subject, settings)
+    predicted = prediction.of(source, subject.export, settings)
     measured = _measure(subject, settings)
-    metrics = {**_metrics(subject, measured, prediction), **_operations(measured)}
+    metrics = {**_metrics(subject, measured, predicted), **_operations(measured)}
     if judge:
         metrics |= _top1(subject, settings, judge)
     _print(subject, settings, measured, metrics)
-    if prediction:
-        _print_prediction(prediction, measured, metrics)
+    if predicted:
+        prediction.print_beside(predicted, measured.file, metrics[TIME], measured.machine)
     if settings.operations:
         _print_operations(measured, metrics)
     raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in measured.timings.items()}
     manifest.write_atomically(out / "bench-timings.json", msgspec.json.encode(raw) + b"\n")
-    _save(path, subject, source, settings, command, metrics, _environment(settings, measured, prediction))
+    _save(path, subject, source, settings, command, metrics, _environment(settings, measured, predicted))
     check_required(path, settings)
     return path
 
@@ -125,7 +106,7 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
     subject = _subject(source)
     devices.find(settings.device)
     judge = _judge(subject, settings)
-    prediction = _predict(source, subject, settings)
+    predicted = prediction.of(source, subject.export, settings)
     rows = [
         ("file", f"{subject.path} ({subject.path.stat().st_size / 1024:.1f} KiB)"),
         ("runner", settings.runner_file or settings.runner or " or ".join(subject.aim.runners)),
@@ -134,8 +115,8 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
         ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
         ("top-1", f"on {_images_of(subject, settings)}, by {judge}" if judge else "not measured"),
     ]
-    if prediction:
-        rows.append(("predicted", f"{milliseconds(prediction.ms)} ms with profile {prediction.profile.title}"))
+    if predicted:
+        rows.append(("predicted", f"{milliseconds(predicted.ms)} ms with profile {predicted.profile.title}"))
     if settings.require_ms:
         rows.append(("required", f"at most {settings.require_ms:g} ms"))
     return [*rows, ("writes", str(out / "bench.json"))]
@@ -170,78 +151,6 @@ def _subject(source: Path) -> Subject:
     if not source.is_file():
         raise DmsflowError(source, "no such file", "give the path of an existing file")
     return Subject(source, aims[source.suffix], None)
-
-
-# --- predicting -------------------------------------------------------------------------------
-
-
-def _predict(source: Path, subject: Subject, settings: BenchSettings) -> Prediction | None:
-    """With the profile asked for, else the search's; None: there is none, or it is of other files (a line says so).
-
-    Raises:
-        DmsflowError: the profile lacks a part of the network, is damaged, or is the one asked for
-            and says nothing of this file.
-    """
-    if subject.export is None:
-        if settings.profile:
-            what = f"cannot tell the time of {source}, whose widths no manifest tells"
-            raise DmsflowError("--profile", what, "give the export.json of the file, or leave it out")
-        return None
-    chain = manifest.chain(source, whole=settings.profile is not None)
-    path = profile.find(settings.profile) if settings.profile else manifest.inherited(chain, "profile")
-    if path is None:
-        if missing := chain[0][1].parent:
-            _say(f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile")
-        return None
-    found = profile.load(str(path))
-    if why := _why_not(found, chain, settings):
-        if settings.profile:
-            raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")
-        _say(f"no prediction: the search's profile {found.title} {why}")
-        return None
-    return _prediction(found, manifest.sha256(path), subject.export)
-
-
-def _why_not(found: Profile, chain: Chain, settings: BenchSettings) -> str | None:
-    by_stage = {each.stage: each for _, each in chain}
-    aim, precision = by_stage["export"].settings["target"], by_stage["train"].settings["precision"]
-    return other_files(found, aim, precision, settings.threads)
-
-
-def other_files(found: Profile, aim: str, precision: str, threads: int) -> str | None:
-    """Why the times of a profile are not those of a network that is trained, exported and run so; None: they are.
-
-    Args:
-        found: the profile.
-        aim: the target's name.
-        precision: "binary" or "float".
-        threads: of the runtime.
-    """
-    if found.precision != precision:
-        return f"is of {found.precision} networks, and this one is {precision}"
-    if found.target != aim and target.load(found.target).exporter != target.load(aim).exporter:
-        return f"is of files for {found.target}, and this one is for {aim}"
-    if found.threads != threads:
-        return f"is of {spelled_threads(found.threads)}, and this bench of {spelled_threads(threads)}"
-    return None
-
-
-def _prediction(found: Profile, sha256: str, export: Manifest) -> Prediction:
-    latency = cost.latency(export.network, found)
-    total = latency(export.widths)
-    parts = [
-        (piece.name, value(export.widths, piece.reads), value(export.widths, piece.writes), ms)
-        for piece, ms in latency.by_piece(export.widths)
-    ]
-    head = ("piece", "input_width", "output_width", "predicted_ms")
-    rows = [dict(zip(head, row, strict=True)) for row in (*parts, ("overhead of a run", None, None, found.overhead_ms))]
-    return Prediction(
-        found, sha256, total, [{**row, "share_percent": _share(row["predicted_ms"], total)} for row in rows]
-    )
-
-
-def _share(part: float, whole: float) -> float:
-    return 100 * part / whole if whole else 0.0
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -373,14 +282,12 @@ def _numbers(timing: Timing) -> dict[str, float]:
     return numbers
 
 
-def _metrics(subject: Subject, measured: Measured, prediction: Prediction | None) -> dict[str, Any]:
+def _metrics(subject: Subject, measured: Measured, predicted: Prediction | None) -> dict[str, Any]:
     """The file's numbers, predicted ones beside measured ones; the baseline's have a prefix."""
     numbers = _numbers(measured.file)
     metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, TIME: numbers[TIME]}
-    if prediction:
-        metrics["predicted_latency_ms"] = prediction.ms
-        metrics["prediction_error_percent"] = 100 * (prediction.ms / numbers[TIME] - 1)
-        metrics["pieces"] = prediction.pieces
+    if predicted:
+        metrics |= predicted.metrics(numbers[TIME])
     metrics |= numbers
     if FLOAT32 in measured.timings:
         baseline = _numbers(measured.timings[FLOAT32])
@@ -389,15 +296,17 @@ def _metrics(subject: Subject, measured: Measured, prediction: Prediction | None
     return metrics
 
 
-def _operations(measured: Measured) -> dict[str, Rows]:
+def _operations(measured: Measured) -> dict[str, list[dict[str, Any]]]:
     """A row for each operation that the runtime tells the time of; share is of their sum."""
     told = measured.file.operations
     total = sum(one.ms for one in told)
-    rows = [{"op": one.op, "name": one.name, "ms": one.ms, "share_percent": _share(one.ms, total)} for one in told]
+    rows = [
+        {"op": one.op, "name": one.name, "ms": one.ms, "share_percent": share_percent(one.ms, total)} for one in told
+    ]
     return {"operations": rows} if rows else {}
 
 
-def _environment(settings: BenchSettings, measured: Measured, prediction: Prediction | None) -> dict[str, Any]:
+def _environment(settings: BenchSettings, measured: Measured, predicted: Prediction | None) -> dict[str, Any]:
     told = msgspec.to_builtins(measured.machine)
     environment = manifest.environment(
         device=settings.device,
@@ -405,9 +314,8 @@ def _environment(settings: BenchSettings, measured: Measured, prediction: Predic
         threads=settings.threads,
         runtimes={label: timing.runtime for label, timing in measured.timings.items()},
     )
-    if prediction:
-        used = prediction.profile
-        environment["profile"] = {"name": used.name, "method": used.method, "sha256": prediction.sha256}
+    if predicted:
+        environment["profile"] = predicted.facts()
     return environment
 
 
@@ -431,7 +339,7 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
         )  # fmt: skip
     head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")  # fmt: skip
     print_table(f"{settings.device}, {spelled_threads(settings.threads)}, {_runs(settings, measured)}", head, rows)
-    _say(f"{_how(measured.machine.method)}: {_machine(measured.machine)}")
+    _say(f"{spelled_method(measured.machine.method)}: {_machine(measured.machine)}")
     if FLOAT32 in measured.timings:
         _say(f"float32: the {BASELINE.removeprefix('float32 ')}")
     if measured.file.peak_memory_bytes is not None:
@@ -440,37 +348,10 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
         _say("top-1: found on this machine, by the same file")
 
 
-def _how(method: str) -> str:
-    return "measured on" if method == "measured" else "modelled for"
-
-
 def _runs(settings: BenchSettings, measured: Measured) -> str:
     if measured.machine.method == "modelled":
         return "modelled: one run of each was counted"
     return f"{settings.runs} runs of each in turn"
-
-
-def _print_prediction(prediction: Prediction, measured: Measured, metrics: dict[str, Any]) -> None:
-    used, title = prediction.profile, prediction.profile.title
-    row = (
-        title, milliseconds(prediction.ms), milliseconds(metrics[TIME]), f"{metrics['prediction_error_percent']:+.1f}"
-    )  # fmt: skip
-    print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
-    origin = manifest.machine(used.environment).get("processor")
-    date = used.environment.get("date")
-    _say(
-        f"{title}: {_how(used.method)} {used.device} ({origin}), {used.runtime}, {spelled_threads(used.threads)}, {date}"
-    )
-    if origin != measured.machine.processor:
-        _say(f"{title} is of another processor: {origin}, and this is {measured.machine.processor}")
-    if used.runtime != measured.file.runtime:
-        _say(f"{title} is of another runtime: {used.runtime}, and this is {measured.file.runtime}")
-    cells = [
-        (*(part[key] for key in ("piece", "input_width", "output_width")),
-         milliseconds(part["predicted_ms"]), f"{part['share_percent']:.1f}")
-        for part in prediction.pieces
-    ]  # fmt: skip
-    print_table(f"Predicted by piece, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
 
 
 def _print_operations(measured: Measured, metrics: dict[str, Any]) -> None:

@@ -372,7 +372,7 @@ def run_command(
 
 def _check_ahead(chosen: dict[str, Any]) -> None:
     """Refuse before the search what would only fail after it."""
-    from dmsflow import bench, profile
+    from dmsflow import bench, prediction, profile
 
     aim = target.load(chosen["export"].target)
     doctor.require("search and train", ["torch"])
@@ -383,7 +383,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
-        if why := bench.other_files(profile.load(name), aim.name, precision, threads):
+        if why := prediction.other_files(profile.load(name), aim.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 

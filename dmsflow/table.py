@@ -56,3 +56,13 @@ def _is_number(cell: str) -> bool:
 def spelled_threads(count: int) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} thread{'s' * (count != 1)}"
+
+
+def spelled_method(method: str) -> str:
+    """What stands before the name of a device: whether it ran anything, or was only modelled."""
+    return "measured on" if method == "measured" else "modelled for"
+
+
+def share_percent(part: float, whole: float) -> float:
+    """A part of a whole; 0 of nothing."""
+    return 100 * part / whole if whole else 0.0

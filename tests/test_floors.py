@@ -32,7 +32,7 @@ FLOORS = (
         "datasets",
     ),
     ("binary", "width"),
-    ("model", "budget", "stopwatch"),
+    ("model", "budget", "stopwatch", "prediction"),
     ("loss", "checkpoint"),
     ("training",),
     ("supernetwork",),
