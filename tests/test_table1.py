@@ -17,16 +17,10 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from studies import BENCHMARKS, jobs, table1
 
 from dmsflow import budget, manifest, settings
 from dmsflow.network import load_network
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import jobs  # noqa: E402
-import table1  # noqa: E402
-
-sys.path.remove(str(BENCHMARKS))
 
 CHOSEN = ("full", "1x", "dms-a")
 RUN = (("vgg11", "full precision", "base widths × 1"), ("vgg11", "1×", "base widths × 1"))

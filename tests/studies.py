@@ -1,0 +1,17 @@
+"""The studies of benchmarks/, which are scripts there and modules here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import ablations  # noqa: E402
+import budgets  # noqa: E402
+import jobs  # noqa: E402
+import table1  # noqa: E402
+
+sys.path.remove(str(BENCHMARKS))
+
+__all__ = ["BENCHMARKS", "ablations", "budgets", "jobs", "table1"]
