@@ -1,9 +1,9 @@
 """Measures a device: writes the profile that the search predicts latency with.
 
 Probes (see `probes`) are timed some at a time, turn by turn in one process and beside a reference
-(see `stopwatch`), each at the middle of a step of its kernels, since widths on an edge itself can
-take faster paths than all others do. Every batch is saved, so an interrupted profile goes on. At
-its end the profile is checked on whole networks that gave it no point.
+(see `stopwatch`); at which widths, and what table fits their times, `fitting` knows. Every batch is
+saved, so an interrupted profile goes on. At its end the profile is checked on whole networks that
+gave it no point.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from dmsflow import cost, deploy, devices, manifest, plugin, probes, profile, progress, target
+from dmsflow import cost, deploy, devices, fitting, manifest, plugin, probes, profile, progress, target
 from dmsflow.devices import Access, File, Machine, Measure
 from dmsflow.errors import DmsflowError
-from dmsflow.network import Layer, Network, Piece, load_network, pieces
+from dmsflow.fitting import Plane
+from dmsflow.network import Layer, Network, Piece
 from dmsflow.probes import Probe, Sum
 from dmsflow.profile import Checked, Profile, Steps, Table
 from dmsflow.settings import ProfileSettings
@@ -36,13 +36,9 @@ from dmsflow.target import Target
 
 BATCH = 24  # probes measured in turns
 FREE = ("patience_minutes", "check", "seed", "python")  # settings that measured times do not depend on
-EVENINGS = 50  # of rows and columns each
 PASSES = 3  # over all probes that are doubtful
 THROTTLED_PERCENT = 5.0
-STEPS = (4, 8, 16, 32, 64)  # that kernels may have
-STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
 STEP_RUNS = 4  # times as many runs as of other probes: steps are told from small differences
-STEP_RISE = 0.35  # of what the slope lets expect, up to which two widths count as one step
 CHECK_SPREAD = 0.35  # standard deviation of the log widths of a network to check
 CHECK_RATIOS = 0.6, 4.0
 
@@ -101,7 +97,7 @@ def run(
         return path  # it was done
     before = _before(path, settings, free=force or (resume and saved.exists()), add=add)
     aim = _aim(settings)
-    wanted = _wanted(settings, before)
+    wanted = fitting.wanted(settings, before)
     if not wanted:
         return path
     state = _state(saved, settings, resume=resume)
@@ -113,7 +109,7 @@ def run(
             _check_same_device(path, before, watch)
         session = Session(settings, aim, Path(folder), saved, state, watch)
         steps = before.steps if before else _steps(session)
-        planes = _planes(wanted, settings, steps, before)
+        planes = fitting.planes(wanted, settings, steps, before)
         sums = (total for plane in planes for total in plane.sums())
         _measure_all(session, [probes.overhead(), *sums], settings.runs)
         measured = _assembled(session, name, steps, [_table(session, plane) for plane in planes], before, command)
@@ -156,9 +152,9 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     before = profile.load(str(path)) if add else None
     aim = _aim(settings)
     devices.find(settings.device)
-    wanted = _wanted(settings, before)
+    wanted = fitting.wanted(settings, before)
     steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
-    planes = _planes(wanted, settings, steps, before)
+    planes = fitting.planes(wanted, settings, steps, before)
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
         ("target", f"{aim.name}: {aim.description}"),
@@ -214,105 +210,6 @@ def _state(saved: Path, settings: ProfileSettings, *, resume: bool) -> State:
     if msgspec.structs.replace(state.settings, **free) != settings:
         raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
     return state
-
-
-# --- what to measure ----------------------------------------------------------------------------
-
-Bases = tuple[int, int]  # widest base channels that a piece reads and writes in the networks asked for
-
-
-def _networks(settings: ProfileSettings) -> list[Network]:
-    return [
-        load_network(name, settings.channels, resolution, settings.classes)
-        for name in settings.networks
-        for resolution in settings.resolutions
-    ]
-
-
-def _wanted(settings: ProfileSettings, before: Profile | None) -> list[tuple[Piece, Bases]]:
-    """Every piece once, less those that are measured as wide as is asked for."""
-    found: dict[str, tuple[Piece, Bases]] = {}
-    for network in _networks(settings):
-        for piece in pieces(network):
-            bases = _base(network, piece.reads), _base(network, piece.writes)
-            _, known = found.get(piece.name, (piece, (0, 0)))
-            found[piece.name] = piece, (max(bases[0], known[0]), max(bases[1], known[1]))
-    return [
-        (piece, bases)
-        for name, (piece, bases) in found.items()
-        if before is None or not _covers(before.table(name), piece, bases, settings.max_ratio, before.steps)
-    ]
-
-
-def _base(network: Network, key: str | int) -> int:
-    return key if isinstance(key, int) else network.widths[key]
-
-
-def _covers(table: Table | None, piece: Piece, bases: Bases, ratio: float, steps: dict[str, Steps]) -> bool:
-    if table is None:
-        return False
-    step = steps.get(piece.op, Steps())
-    return all(
-        not widths or _up(widths[-1], each) >= base * ratio
-        for widths, base, each in ((table.inputs, bases[0], step.inputs), (table.outputs, bases[1], step.outputs))
-    )
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The points of one piece."""
-
-    piece: Piece
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-    def rows(self) -> Iterator[list[Sum]]:
-        """A row for each of `inputs`, in it a sum of probes for each of `outputs`."""
-        for reads in self.inputs or (0,):
-            yield [probes.of_piece(self.piece, reads, writes or reads) for writes in self.outputs or (0,)]
-
-    def sums(self) -> Iterator[Sum]:
-        for row in self.rows():
-            yield from row
-
-
-def _planes(
-    wanted: Sequence[tuple[Piece, Bases]], settings: ProfileSettings, steps: dict[str, Steps], before: Profile | None
-) -> list[Plane]:
-    return [
-        _plane(piece, bases, settings, steps, before.table(piece.name) if before else None) for piece, bases in wanted
-    ]
-
-
-def _plane(
-    piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps], known: Table | None = None
-) -> Plane:
-    """The points to measure; those of a table that is known, but not wide enough, are measured again."""
-    step = steps.get(piece.op, Steps())
-    inputs, outputs = (known.inputs, known.outputs) if known else ((), ())
-    reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings, inputs)
-    return Plane(piece, reads, _widths(bases[1], step.outputs, settings, outputs) if piece.grows else ())
-
-
-def _widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int]) -> tuple[int, ...]:
-    """Widths in the middle of steps: from the first, as if in geometric progression, to the last; of the base's, and those known."""
-    last = _up(math.ceil(base * settings.max_ratio), step)
-    first = min(step if step > 1 else 3, last)
-    edges = {_up(round(width), step) for width in (*np.geomspace(first, last, settings.points), *known)}
-    return tuple(sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}}))
-
-
-def _up(width: int, step: int) -> int:
-    return -(-width // step) * step
-
-
-def _middle(edge: int, step: int) -> int:
-    """An odd width in the middle of the step that ends at an edge: no kernel has it easier than with others.
-
-    Without steps it is the next odd one, so that a table reaches to its last edge.
-    """
-    width = edge - step // 2
-    return width + 1 - width % 2 if step == 1 else max(1, width - 1 + width % 2)
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -419,69 +316,17 @@ def _table(session: Session, plane: Plane) -> Table:
         [max(state.times[_key(probe)].spread_percent for probe, times in total.items() if times) for total in row]
         for row in plane.rows()
     ]
-    return Table(
-        piece=plane.piece.name, inputs=plane.inputs, outputs=plane.outputs,
-        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in rising(ms, 1 / noise**2)),
-        spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread),
-    )  # fmt: skip
-
-
-def rising(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest table, in weighted squares, that falls with no width; and none of it below zero.
-
-    Rows and columns take turns (Dykstra's projections). To raise whatever falls would be simpler, and
-    biased: of noisy times the largest would stay.
-    """
-    table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
-    for turn in range(2 * EVENINGS):
-        axis = turn % 2
-        offered = table + corrections[axis]
-        lines = zip(np.moveaxis(offered, axis, -1), np.moveaxis(weights, axis, -1), strict=True)
-        table = np.moveaxis(np.array([nearest_rising(*line) for line in lines]), -1, axis)
-        corrections[axis] = offered - table
-    # What is left to the last turns is less than a rounding.
-    return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)
-
-
-def nearest_rising(line: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Isotonic regression by its formula: of the means from j to k around i, the largest over j of the least over k."""
-    sums, weight = (np.concatenate([[0.0], values.cumsum()]) for values in (line * weights, weights))
-    first, last = np.indices((len(line), len(line)))
-    inside = first <= last
-    means = np.full(inside.shape, np.inf)
-    begin, end = first[inside], last[inside] + 1
-    means[inside] = (sums[end] - sums[begin]) / (weight[end] - weight[begin])
-    least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]  # over k from i on
-    found: NDArray[np.float64] = np.maximum.accumulate(np.where(inside, least, -np.inf), 0).diagonal()
-    return found
+    return fitting.table_of(plane, ms, noise, spread)
 
 
 def _steps(session: Session) -> dict[str, Steps]:
     """The steps of the kernels, found by measuring: widths of one step take one time."""
-    window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
-    norm, quantize = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
-    binary = Piece((Layer(name="c", op="binary_conv", **window), norm, quantize), probes.CHANNELS, 32, 64, 64)
-    stem = Piece((Layer(name="c", op="conv", **window), norm, quantize), session.settings.channels, 64, 3, 64)
-    first, last = STEP_WIDTHS
-    widths = (first, *(first + step - 2 for step in STEPS), last)
-    lines = {
-        ("binary_conv", "inputs"): [probes.of_piece(binary, width, 64) for width in widths],
-        ("binary_conv", "outputs"): [probes.of_piece(binary, 64, width) for width in widths],
-        ("conv", "outputs"): [probes.of_piece(stem, 0, width) for width in widths],
-    }
+    lines = fitting.step_probes(session.settings.channels)
     _measure_all(session, [total for line in lines.values() for total in line], STEP_RUNS * session.settings.runs)
     found: dict[str, dict[str, int]] = {}
     for (op, side), line in lines.items():
-        found.setdefault(op, {})[side] = _step([_ms(session.state, total) for total in line])
+        found.setdefault(op, {})[side] = fitting.step_of([_ms(session.state, total) for total in line])
     return {op: Steps(**sides) for op, sides in found.items()}
-
-
-def _step(ms: Sequence[float]) -> int:
-    """The largest of STEPS within which the time hardly rises; 1: there are none."""
-    first, *inside, last = ms
-    slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
-    level = [step for step, time in zip(STEPS, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)]
-    return max(level, default=1)
 
 
 def _environment(state: State) -> dict[str, Any]:
@@ -507,7 +352,7 @@ def _check(session: Session, measured: Profile) -> list[Checked]:
     settings = session.settings
     draw = np.random.default_rng(settings.seed)
     rows = []
-    networks = _networks(settings)
+    networks = fitting.networks(settings)
     with progress.track("profile: check", total=settings.check * len(networks), unit="network") as track:
         for network in networks:
             latency = cost.latency(network, measured)

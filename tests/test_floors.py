@@ -32,7 +32,7 @@ FLOORS = (
         "datasets",
     ),
     ("binary", "width"),
-    ("model", "budget", "stopwatch", "prediction"),
+    ("model", "budget", "stopwatch", "prediction", "fitting"),
     ("loss", "checkpoint"),
     ("training",),
     ("supernetwork",),

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from sklearn.isotonic import isotonic_regression
 
 from dmsflow import cli, cost, profile, profiling
 from dmsflow.errors import DmsflowError
@@ -135,35 +130,6 @@ def test_what_was_measured_predicts_networks_that_were_not(device: Path, tmp_pat
     assert made.environment["temperature_before_c"] < made.environment["temperature_c"]
     assert made.commands == (("dmsflow", "profile", "--name", "paper"),)
     assert not (tmp_path / "paper.partial").exists()
-
-
-NUMBERS = st.floats(-10, 10, allow_subnormal=False)
-WEIGHTS = st.floats(0.1, 10)
-
-
-@st.composite
-def weighted(draw: st.DrawFn, most: int) -> Any:
-    shape = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
-    return draw(arrays(np.float64, shape, elements=NUMBERS)), draw(arrays(np.float64, shape, elements=WEIGHTS))
-
-
-@given(weighted(6), st.data())
-def test_tables_are_evened_out_so_that_none_falls(drawn: Any, data: st.DataObject) -> None:
-    ms, weights = drawn
-    table = profiling.rising(ms, weights)
-    assert (table >= 0).all() and (np.diff(table, axis=0) >= 0).all() and (np.diff(table, axis=1) >= 0).all()
-    other = np.sort(np.sort(abs(data.draw(arrays(np.float64, ms.shape, elements=NUMBERS))), 0), 1)
-    np.testing.assert_allclose(profiling.rising(other, weights), other, atol=1e-9)
-    if (ms >= 0).all():  # then nothing that rises is nearer
-        nearest, further = ((weights * np.square(rising - ms)).sum() for rising in (table, other))
-        assert nearest <= further + 1e-2
-
-
-@given(weighted(9))
-def test_a_line_is_evened_out_as_isotonic_regression_does(drawn: Any) -> None:
-    (line, *_), (weights, *_) = drawn
-    found = profiling.nearest_rising(line, weights)
-    np.testing.assert_allclose(found, isotonic_regression(line, sample_weight=weights), atol=1e-9)
 
 
 def test_spells_of_a_disturbed_machine_do_not_count(device: Path, tmp_path: Path) -> None:
