@@ -1,7 +1,7 @@
 """What each choice of the search is worth: one setting changed at a time, under two budgets.
 
-Every variant searches and trains VGG-11 under 0.078 MiB and 16 million MACs, by the protocol and beside
-the controls of budgets.py, whose runs it shares. It goes on where it was stopped:
+Every variant searches and trains VGG-11 under 0.078 MiB and 16 million MACs, as budgets.py does, with
+whom it shares searches; its trainings are shorter. It goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/ablations.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
 """
@@ -9,6 +9,7 @@ the controls of budgets.py, whose runs it shares. It goes on where it was stoppe
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import jobs
@@ -16,6 +17,7 @@ from budgets import CELLS, SEEDS, TRAIN_IMAGES, searched
 from jobs import Job, Runs
 
 CELL = CELLS[0]
+EPOCHS = 6
 # What each changes, and the settings that do it; everything else is as by default.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
@@ -49,12 +51,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def job(variant: str, seed: int) -> Job:
-    """The default and evolution are the runs of budgets.py."""
+    """The searches of default and evolution are those of budgets.py."""
     changes = VARIANTS[variant][1]
+    training = {"epochs": EPOCHS, "seed": seed}
     if variant in ("default", "evolution"):
-        return searched(CELL, changes.get("method", "gradient"), seed)
+        return replace(searched(CELL, changes.get("method", "gradient"), seed), train=training)
     settings = {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
-    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, CELL.training(seed))
+    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, training)
 
 
 def tabulate(where: Runs) -> list[dict[str, Any]]:
