@@ -1,4 +1,4 @@
-"""The command line: options, what goes where, exit codes, and a whole chain with a tiny network."""
+"""The command line: help, what goes where, exit codes, and a whole chain with a tiny network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import click
-import msgspec
 import pytest
 
-from dmsflow import cli, doctor, plugin, settings, target, train
-from dmsflow.settings import SearchSettings, TrainSettings
+from dmsflow import cli, doctor, options, plugin, target, train
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,11 +48,6 @@ def build(channels, resolution, classes):
     return Network(name="tiny", channels=channels, resolution=resolution, classes=classes,
                    widths={"a": 8, "b": 16}, layers=layers)
 '''  # fmt: skip
-
-
-def context(command: str, *arguments: str) -> click.Context:
-    parent = click.Context(cli.cli, info_name="dmsflow", **cli.cli.context_settings)
-    return cli.cli.commands[command].make_context(command, list(arguments), parent=parent)
 
 
 def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -124,57 +117,7 @@ def test_completion() -> None:
     assert done.stdout.strip() == "plain,search"
 
 
-# --- options ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("record", cli.RECORDS)
-def test_every_field_has_one_option_and_its_default(record: str) -> None:
-    for command in {"data": ("run", "search"), "profile": ("profile",)}.get(record, ("run", record)):
-        options = [param for param in cli.cli.commands[command].params if isinstance(param, cli.SettingOption)]
-        fields = [option.field for option in options if record in option.records]
-        assert sorted(fields) == sorted(cli.RECORDS[record].__struct_fields__)
-        names = [name for option in cli.cli.commands[command].params for name in (*option.opts, *option.secondary_opts)]
-        assert len(names) == len(set(names))
-        needed = {"train": ["x.json"], "export": ["x.json"], "bench": ["x.json"], "profile": ["--name", "x"]}
-        ctx = context(command, *needed.get(command, []))
-        assert cli.resolved(ctx, record) == cli.RECORDS[record]()
-
-
-def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    def momentum(*arguments: str) -> tuple[float, float | None]:
-        found = cli.resolved(context("search", *arguments), "search")
-        return found.learning_rate_end, found.memory_mib
-
-    monkeypatch.setattr(settings, "preset", lambda stage, name: {"memory_mib": 0.12} if name == "paper" else {})
-    assert momentum() == (0.01, None)
-    assert momentum("--preset", "paper") == (0.01, 0.12)
-    monkeypatch.setenv("DMSFLOW_SEARCH_MEMORY_MIB", "0.2")
-    assert momentum("--preset", "paper") == (0.01, 0.2)
-    assert momentum("--preset", "paper", "--memory-mib", "0.3") == (0.01, 0.3)
-    monkeypatch.setenv("DMSFLOW_SEARCH_LEARNING_RATE_END", "0.01")
-    assert momentum() == (0.01, 0.2)
-
-
-def test_an_option_wins_over_a_preset_even_with_the_default_value() -> None:
-    assert cli.resolved(context("search", "--preset", "paper"), "search").rounds == 50
-    assert cli.resolved(context("search", "--preset", "paper", "--rounds", "16"), "search").rounds == 16
-
-
-def test_run_says_shared_settings_once_and_prefixes_clashes() -> None:
-    ctx = context("run", "--seed", "7", "--search-batch-size", "32", "--train-batch-size", "16", "--bench-threads", "2")
-    search, training, bench = (cli.resolved(ctx, stage) for stage in ("search", "train", "bench"))
-    assert (search.seed, training.seed) == (7, 7)
-    assert (search.batch_size, training.batch_size) == (32, 16)
-    assert (search.threads, training.threads, bench.threads) == (0, 0, 2)
-    assert search == msgspec.structs.replace(SearchSettings(), seed=7, batch_size=32)
-    assert training == msgspec.structs.replace(TrainSettings(), seed=7, batch_size=16)
-
-
-def test_lists_and_flags() -> None:
-    found = cli.resolved(context("train", "x.json", "--milestones", "3, 5", "--from-float"), "train")
-    assert found.milestones == (3, 5)
-    assert found.from_float
-    assert not cli.resolved(context("train", "x.json", "--no-from-float"), "train").from_float
+# --- what is wrong ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +259,7 @@ def test_every_stage_has_the_command_that_writes_it_again(arguments: list[str], 
     for stage in cli.STAGES:
         manifest = json.loads((bench.parent / f"{stage}.json").read_text())
         assert manifest["command"] == ["dmsflow", "run", *arguments]
-        assert set(manifest["settings"]) == set(cli.RECORDS[stage].__struct_fields__)
+        assert set(manifest["settings"]) == set(options.RECORDS[stage].__struct_fields__)
 
 
 def test_show(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ FLOORS = (
     ("training",),
     ("supernetwork",),
     ("descent", "evolution"),
-    ("search", "train", "export", "bench", "profiling", "show", "report"),
+    ("search", "train", "export", "bench", "profiling", "show", "report", "options"),
     ("cli",),
     ("__main__",),
 )
@@ -65,7 +65,7 @@ HOMES = {
     "flatbuffers": {"exporters/_flatbuffer"},
     "tensorflow": set(),
     "larq_compute_engine": set(),
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "matplotlib": {"report/figures"},
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
