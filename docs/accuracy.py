@@ -142,9 +142,9 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
         )  # fmt: skip
     runs = [run for row in content for run in row["runs"]]
     before = f"""\
-VGG-11 under the first cell's budgets above, by the same protocol; one setting changed at a time. *Against the
-default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the one above, so that "no
-gain" also says "no loss". The default stands where no variant gains.
+VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
+a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the
+one above, so that "no gain" also says "no loss". The default stands where no variant gains.
 
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
