@@ -26,7 +26,7 @@ ENVIRONMENT = {
 def job(top1_percent: float, seed: int, **others: Any) -> dict[str, Any]:
     return {
         "network": "vgg11", "widths": [16, 17 + seed], "memory_mib": 0.0779, "macs_m": 15.96, "top1_percent": top1_percent,
-        "seed": seed, "search_seconds": 0.0, "train_seconds": 99.0, "environment": ENVIRONMENT, **others,
+        "seed": seed, "search_seconds": 0.0, "train_seconds": 99.0, "epochs": 6, "environment": ENVIRONMENT, **others,
     }  # fmt: skip
 
 
@@ -104,6 +104,7 @@ def test_an_ablation_is_compared_with_the_default() -> None:
         {"variant": "adam", "what": "Adam", "settings": {}, "runs": jobs(50.0, 52.0)},
     ]
     text = accuracy.ablations(content)
+    assert "trained for 6 epochs" in text
     assert row(text, "adam")[6:9] == ["51.00 ± 1.41", "-3.50 ± 0.71", "loss, beyond one deviation"]
     assert row(text, "| default")[6:9] == ["54.50 ± 0.71", "–", "–"]
 
