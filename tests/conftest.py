@@ -46,6 +46,22 @@ def _make_profile(network: Network, **fields: Any) -> Profile:
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of a `dmsflow run` of a few seconds that is done, its folder the last one: to be read, or copied."""
+    from dmsflow import cli
+
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    network = Path(__file__).with_name("tiny.py")
+    text = (
+        "--resolution 8 --train-images 200 --memory-mib 0.003 --macs-m 0.05 --rounds 3 --weight-steps 2 --width-batches 2 "
+        "--search-batch-size 32 --epochs 1 --threads 1 --target onnx --check-images 16 --runs 3 --warm-up 1"
+    )
+    options = ["--network", str(network), *text.split(), "--out", str(out)]
+    assert cli.main(["run", *options]) == 0
+    return options
+
+
+@pytest.fixture(scope="session")
 def write_train_manifest() -> WriteTrain:
     """`write(folder, network="vgg11", precision="binary")` leaves a genuine train.json of an untrained network there."""
     return _write_train_manifest

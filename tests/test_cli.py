@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,22 +33,6 @@ FRAMEWORKS = (
     "sklearn",
     "matplotlib",
 )
-TINY = '''
-from dmsflow.network import INPUT, Layer, Network
-
-def build(channels, resolution, classes):
-    layers = (
-        Layer(name="stem", op="conv", inputs=(INPUT,), width="a", kernel=3, stride=2, padding=1),
-        Layer(name="norm1", op="batch_norm", inputs=("stem",)),
-        Layer(name="quantize", op="quantize", inputs=("norm1",)),
-        Layer(name="conv", op="binary_conv", inputs=("quantize",), width="b", kernel=3, stride=2, padding=1),
-        Layer(name="norm2", op="batch_norm", inputs=("conv",)),
-        Layer(name="average", op="average_pool", inputs=("norm2",)),
-        Layer(name="dense", op="dense", inputs=("average",), width=classes),
-    )
-    return Network(name="tiny", channels=channels, resolution=resolution, classes=classes,
-                   widths={"a": 8, "b": 16}, layers=layers)
-'''  # fmt: skip
 
 
 def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -222,27 +207,13 @@ def test_doctor_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- a whole chain ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of a run of a few seconds; its folder is the last one."""
-    folder = tmp_path_factory.mktemp("chain")
-    (folder / "tiny.py").write_text(TINY)
-    text = (
-        f"--network {folder / 'tiny.py'} --resolution 8 --train-images 200 --memory-mib 0.003 --rounds 2 "
-        "--weight-steps 2 --width-batches 2 --search-batch-size 32 --epochs 1 --threads 1 --target onnx "
-        f"--check-images 16 --runs 3 --warm-up 1 --out {folder / 'run'}"
-    )
-    return text.split()
+@pytest.fixture
+def bench(tiny_run: list[str]) -> Path:
+    return Path(tiny_run[-1]) / "bench.json"
 
 
-@pytest.fixture(scope="module")
-def bench(arguments: list[str]) -> Path:
-    assert cli.main(["run", *arguments]) == 0
-    return Path(arguments[-1]) / "bench.json"
-
-
-def test_run_prints_one_path_and_a_table(arguments: list[str], bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", *arguments, "--resume"]) == 0
+def test_run_prints_one_path_and_a_table(tiny_run: list[str], bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", *tiny_run, "--resume"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{bench}\n"
     manifest = json.loads(bench.read_text())
@@ -255,10 +226,10 @@ def test_run_prints_one_path_and_a_table(arguments: list[str], bench: Path, caps
         assert " ".join(told.split()) in " ".join(captured.err.split())
 
 
-def test_every_stage_has_the_command_that_writes_it_again(arguments: list[str], bench: Path) -> None:
+def test_every_stage_has_the_command_that_writes_it_again(tiny_run: list[str], bench: Path) -> None:
     for stage in cli.STAGES:
         manifest = json.loads((bench.parent / f"{stage}.json").read_text())
-        assert manifest["command"] == ["dmsflow", "run", *arguments]
+        assert manifest["command"] == ["dmsflow", "run", *tiny_run]
         assert set(manifest["settings"]) == set(options.RECORDS[stage].__struct_fields__)
 
 
@@ -290,20 +261,20 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
 
 
 def test_resume_with_other_data_is_refused(
-    arguments: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", *arguments, "--resume", "--train-images", "100"]) == 1
+    assert cli.main(["run", *tiny_run, "--resume", "--train-images", "100"]) == 1
     assert "was made of digits with other data options" in capsys.readouterr().err
-    assert cli.main(["run", *arguments, "--resume", "--memory-mib", "0.004"]) == 1
+    assert cli.main(["run", *tiny_run, "--resume", "--memory-mib", "0.004"]) == 1
     assert "search.json: was made with memory_mib 0.003, not 0.004" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)
 def test_a_dry_run_writes_nothing(
-    stage: str, arguments: list[str], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stage: str, tiny_run: list[str], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if stage == "search":
-        given = ["run", *arguments[:-1], str(tmp_path / "x")]
+        given = ["run", *tiny_run[:-1], str(tmp_path / "x")]
     else:
         source = bench.parent / f"{dict(zip(cli.STAGES[1:], cli.STAGES, strict=False))[stage]}.json"
         given = [stage, str(source), "--out", str(tmp_path / "x")]
@@ -315,7 +286,7 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_an_interrupted_run_goes_on(
-    arguments: list[str],
+    tiny_run: list[str],
     bench: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -324,7 +295,7 @@ def test_an_interrupted_run_goes_on(
     def interrupt(*_: object, **__: object) -> Path:
         raise KeyboardInterrupt
 
-    given = ["run", *arguments[:-1], str(tmp_path / "again")]
+    given = ["run", *tiny_run[:-1], str(tmp_path / "again")]
     with monkeypatch.context() as patch:
         patch.setattr(train, "run", interrupt)
         assert cli.main(given) == 1
@@ -337,17 +308,16 @@ def test_an_interrupted_run_goes_on(
     assert weights[0] == weights[1]
 
 
-def test_force_does_all_again(arguments: list[str], bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_does_all_again(
+    tiny_run: list[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted after the first stage, nothing of the earlier run is left that would look done."""
 
     def interrupt(*_: object, **__: object) -> Path:
         raise KeyboardInterrupt
 
-    copy = bench.parent.parent / "copy"
-    copy.mkdir()
-    for path in bench.parent.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.parent, copy)
     monkeypatch.setattr(train, "run", interrupt)
-    assert cli.main(["run", *arguments[:-1], str(copy), "--force"]) == 1
+    assert cli.main(["run", *tiny_run[:-1], str(copy), "--force"]) == 1
     assert sorted(path.stem for path in copy.glob("*.json") if path.stem in cli.STAGES) == ["search"]

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import browser
 import msgspec
 import pytest
-from test_cli import TINY
+from tiny import build
 
 from dmsflow import cli, cost, manifest, plugin, profile, report, settings
 from dmsflow.network import Network
@@ -27,9 +27,7 @@ from dmsflow.report import figures, page, runs, searching
 from dmsflow.report.view import View
 
 VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
-TINY_CODE: dict[str, Any] = {}
-exec(TINY, TINY_CODE)
-SMALL: Network = TINY_CODE["build"](1, 32, 10)
+SMALL = build(1, 32, 10)
 DATA = manifest.Data(name="digits", train_images=200)
 ROUNDS = 4
 SECTIONS = ("accuracy", "widths", "error", "rounds", "budgets", "size", "latency", "comparison", "facts")
@@ -510,17 +508,9 @@ def test_its_page_in_the_docs_names_what_there_is() -> None:
 
 
 @pytest.fixture(scope="module")
-def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a search, a training, an export and a bench of a few seconds."""
-    folder = tmp_path_factory.mktemp("genuine")
-    (folder / "tiny.py").write_text(TINY)
-    words = (
-        f"run --network {folder / 'tiny.py'} --resolution 8 --train-images 200 --memory-mib 0.003 --macs-m 0.05 --rounds 3 "
-        "--weight-steps 2 --width-batches 2 --search-batch-size 32 --epochs 1 --threads 1 --target onnx --check-images 16 "
-        f"--runs 3 --warm-up 1 --out {folder / 'run'}"
-    )
-    assert cli.main(words.split()) == 0
-    return report.run([folder / "run"], None)
+    return report.run([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
 
 
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
