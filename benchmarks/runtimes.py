@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow import deploy, manifest, plugin
+from dmsflow import folding, manifest, plugin
 from dmsflow.devices import _program
 from dmsflow.network import load_network
 from dmsflow.runners import lce, litert, onnxruntime
@@ -101,7 +101,7 @@ def opened(folder: Path, name: str, pixels: int, classes: int, ratio: float, thr
     network = load_network(name, 3, pixels, classes)
     widths = {key: round(ratio * width) for key, width in network.widths.items()}
     packed, floats = folder / "network.tflite", folder / "network.onnx"
-    form = deploy.deploy_form(network, widths, deploy.random_weights(network, widths), MEAN, STD)
+    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
     plugin.load("exporters", "lce").write(form, packed)
     plugin.load("exporters", "onnx").write_float(network, widths, None, MEAN, STD, floats)
     paths = {"litert": packed, "lce": packed, "float32": floats}

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import cost, datasets, deploy, manifest, plugin, progress, runners, target
+from dmsflow import cost, datasets, deploy, folding, manifest, plugin, progress, runners, target
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Manifest
@@ -180,7 +180,7 @@ def _binary(
     path: Path,
 ) -> Written:
     exporter = plugin.load("exporters", aim.exporter)
-    form = deploy.deploy_form(train.network, train.widths, weights, dataset.mean, dataset.std)
+    form = folding.fold(train.network, train.widths, weights, dataset.mean, dataset.std)
     exporter.write(form, path, **variant)
     _check_packed(exporter.census(path), exporter, form, path)
     account = deploy.account(form)

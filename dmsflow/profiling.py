@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import cost, deploy, devices, fitting, manifest, plugin, probes, profile, progress, target
+from dmsflow import cost, devices, fitting, folding, manifest, plugin, probes, profile, progress, target
 from dmsflow.devices import Access, File, Machine, Measure
 from dmsflow.errors import DmsflowError
 from dmsflow.fitting import Plane
@@ -287,12 +287,12 @@ def _written(session: Session, probe: Probe) -> File:
 def write(settings: ProfileSettings, aim: Target, network: Network, widths: dict[str, int], path: Path) -> None:
     """A network with random weights, as export would write it."""
     exporter = plugin.load("exporters", aim.exporter)
-    weights = deploy.random_weights(network, widths)
+    weights = folding.random_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
     if settings.precision == "float":
         exporter.write_float(network, widths, weights, mean, std, path)
     else:
-        exporter.write(deploy.deploy_form(network, widths, weights, mean, std), path)
+        exporter.write(folding.fold(network, widths, weights, mean, std), path)
 
 
 # --- what the times tell ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmsflow import checkpoint, cost, datasets, deploy, manifest, training
+from dmsflow import checkpoint, cost, datasets, folding, manifest, training
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Data, Manifest
@@ -137,7 +137,7 @@ def _train(parent: Manifest, course: Course) -> Model:
 def _round_stem(model: Model, dataset: Dataset) -> None:
     """Round the stem as export will, so that the file is measured against exactly what was trained."""
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
-    rounded = deploy.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
+    rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
     model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dmsflow import bench, cli, cost, datasets, deploy, devices, export, manifest, profile
+from dmsflow import bench, cli, cost, datasets, deploy, devices, export, folding, manifest, profile
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.settings import BenchSettings, ExportSettings
 
@@ -73,7 +73,7 @@ def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_p
     chain = manifest.load(path)
     digits = datasets.load(chain.data)
     weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
-    form = deploy.deploy_form(chain.network, chain.widths, weights, digits.mean, digits.std)
+    form = folding.fold(chain.network, chain.widths, weights, digits.mean, digits.std)
     right = deploy.run(form, digits.test.pixels).argmax(1) == digits.test.labels
     assert chain.metrics["top1_percent"] == pytest.approx(100 * right.mean())
 

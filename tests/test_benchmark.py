@@ -17,7 +17,7 @@ import test_adb
 from test_delegate import exact_part
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
 
-from dmsflow import deploy, devices, native
+from dmsflow import devices, folding, native
 from dmsflow.devices import File, Job, _benchmark
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
@@ -61,7 +61,7 @@ def program(request: pytest.FixtureRequest) -> tuple[str, ...]:
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = request.param(3, 32, 10)
     widths = odd_widths(network, 0)
-    form = deploy.deploy_form(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
+    form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
     path = tmp_path_factory.mktemp("model") / f"{network.name}.tflite"
     exporter.write(form, path)
     return path

@@ -17,7 +17,7 @@ import pytest
 from lce_cases import BITS, BYTES, FLOATS, Case, Graph, Node, Tensor
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
 
-from dmsflow import deploy, native, tflite
+from dmsflow import folding, native, tflite
 from dmsflow.exporters import _flatbuffer
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
@@ -74,7 +74,7 @@ def exact_part(model):
 def test_networks_give_the_official_interpreters_bits(tmp_path, kernels, build, odd):
     network = build(3, 32, 10)
     widths = odd_widths(network, 0) if odd else network.widths
-    form = deploy.deploy_form(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
+    form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
     exporter.write(form, tmp_path / "model.tflite")
     model, shape = exact_part((tmp_path / "model.tflite").read_bytes())
     values = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dmsflow import datasets, deploy, export, manifest, plugin
+from dmsflow import datasets, deploy, export, folding, manifest, plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce, onnx
 from dmsflow.settings import ExportSettings
@@ -61,7 +61,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
     assert written.settings == msgspec.to_builtins(settings(name))
 
     digits = datasets.load(train.data)
-    form = deploy.deploy_form(
+    form = folding.fold(
         train.network, train.widths, load_file(trained.parent / "train.safetensors"), digits.mean, digits.std
     )
     binary = sum(layer.op == "binary_conv" for layer in train.network.layers)

@@ -23,6 +23,7 @@ FLOORS = (
         "cycles",
         "probes",
         "deploy",
+        "folding",
         "tflite",
         "doctor",
         "networks",

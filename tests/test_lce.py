@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
 
-from dmsflow import deploy, tflite
+from dmsflow import deploy, folding, tflite
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import _flatbuffer
 from dmsflow.exporters import lce as exporter
@@ -21,7 +21,7 @@ from dmsflow.runners import lce as runner
 
 
 def written(tmp_path, network, widths, seed=0, magnitude=1.0, images=None):
-    form = deploy.deploy_form(network, widths, trained(network, widths, seed, magnitude, images), MEAN, STD)
+    form = folding.fold(network, widths, trained(network, widths, seed, magnitude, images), MEAN, STD)
     path = tmp_path / "model.tflite"
     exporter.write(form, path)
     return form, path
@@ -273,7 +273,7 @@ def test_a_missing_wheel_is_named(tmp_path, monkeypatch):
 def test_a_missing_flatbuffers_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     network = small_network(1)
-    form = deploy.deploy_form(network, network.widths, trained(network, network.widths), MEAN, STD)
+    form = folding.fold(network, network.widths, trained(network, network.widths), MEAN, STD)
     with pytest.raises(DmsflowError, match=r"flatbuffers: is not installed; pip install 'dmsflow\[lce\]'"):
         exporter.write(form, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
 
-from dmsflow import __version__, deploy, devices, native, plugin, runners, target
+from dmsflow import __version__, deploy, devices, folding, native, plugin, runners, target
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
@@ -24,7 +24,7 @@ from dmsflow.settings import BenchSettings
 
 
 def written(folder, network, widths, seed=0, images=None):
-    form = deploy.deploy_form(network, widths, trained(network, widths, seed, 1.0, images), MEAN, STD)
+    form = folding.fold(network, widths, trained(network, widths, seed, 1.0, images), MEAN, STD)
     path = folder / "model.tflite"
     exporter.write(form, path)
     return form, path

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsflow import deploy, plugin
+from dmsflow import deploy, folding, plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import onnx as exporter
 from dmsflow.model import Model
@@ -64,7 +64,7 @@ def deployed(name, seed=0, channels=3, resolution=32, classes=10):
         for _ in range(20):
             model(torch.randn(16, channels, resolution, resolution))
     weights = {key: tensor.detach().numpy() for key, tensor in model.tensors().items()}
-    return deploy.deploy_form(network, widths, weights, MEAN[:channels], STD[:channels])
+    return folding.fold(network, widths, weights, MEAN[:channels], STD[:channels])
 
 
 @pytest.fixture(scope="module", params=["vgg11", "resnet18"])

@@ -56,12 +56,12 @@ def test_the_pieces_of_a_network_add_up_to_it(network: Network, data: st.DataObj
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_every_probe_is_a_network_that_deploys(network: Network) -> None:
-    from dmsflow import deploy
+    from dmsflow import folding
 
     for piece in pieces(network):
         for probe in probes.of_piece(piece, 5, 9):
-            form = deploy.deploy_form(
-                probe.network, {}, deploy.random_weights(probe.network, {}), (128,) * probe.channels,
+            form = folding.fold(
+                probe.network, {}, folding.random_weights(probe.network, {}), (128,) * probe.channels,
                 (64.0,) * probe.channels,
             )  # fmt: skip
             assert form.ops[-1].name == probe.layers[-1].name

@@ -14,7 +14,7 @@ from test_delegate import exact_part
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
 from test_native import CROSS, wheel
 
-from dmsflow import bench, deploy, devices, export, profile, profiling, tflite
+from dmsflow import bench, devices, export, folding, profile, profiling, tflite
 from dmsflow.devices import Access, File, Job, Machine, Measurement, Timing, _emulated, qemu
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce as exporter
@@ -45,7 +45,7 @@ def networks(tmp_path_factory):
     for build in (vgg11.build, resnet18.build):
         network = build(3, 32, 10)
         widths = odd_widths(network, 0)
-        form = deploy.deploy_form(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
+        form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
         path = folder / f"{network.name}.tflite"
         exporter.write(form, path)
         np.save(path.with_suffix(".npy"), pixels(network, IMAGES).astype(np.float32))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import deploy, manifest
+from dmsflow import deploy, folding, manifest
 from dmsflow.errors import DmsflowError
 from dmsflow.network import INPUT, Layer, Network
 
@@ -206,7 +206,7 @@ def write_float(
     Raises:
         DmsflowError: onnx is missing, a weight is missing, or the file cannot be written.
     """
-    graph, weights = Graph(), weights or deploy.random_weights(network, widths)
+    graph, weights = Graph(), weights or folding.random_weights(network, widths)
     names = {INPUT: graph.node("Div", graph.pixels(mean), graph.per_channel("input.std", std), name="input.normalised")}
     positive = set()  # layers whose tensor has no negative value: a ReLU behind them is none
     for layer in network.layers:
