@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -45,6 +45,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         inputs: names of the layers (or "input") that it reads.
         width: output channels of a weighted op: the name of a width, or a fixed number.
         kernel, stride, padding: of conv, binary_conv and max_pool, the same in both directions.
+        groups, dilation: of conv and binary_conv; more than 1 is refused, by these names.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kernel: int = 1
     stride: int = 1
     padding: int = 0
+    groups: int = 1
+    dilation: int = 1
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,7 +96,12 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     module = plugin.load("networks", name)
     if not callable(getattr(module, "build", None)):
         raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
-    network = module.build(channels, resolution, classes)
+    try:
+        network = module.build(channels, resolution, classes)
+    except DmsflowError:
+        raise
+    except Exception as error:  # a user's file may raise anything, as when it is imported
+        raise DmsflowError(name, f"{type(error).__name__} in build(): {error}", "mend the file") from error
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
     return network
@@ -250,8 +258,26 @@ def _check_resolutions(network: Network, where: str) -> None:
             raise DmsflowError(where, what, "put an average_pool before it")
 
 
+def _check_kind(layer: Layer, where: str) -> None:
+    """Refuse what the field knows and this project does not."""
+    if layer.op not in get_args(Op):
+        right = f"use one of {', '.join(get_args(Op))}"
+        if "dense" in layer.op:
+            right = "a dense binary layer is a binary_conv whose kernel is as large as its image, without padding"
+        raise DmsflowError(where, f"the op {layer.op!r} is unknown", right)
+    if layer.groups != 1:
+        what = f"{layer.op} has groups {layer.groups}"
+        raise DmsflowError(
+            where, what, "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
+        )
+    if layer.dilation != 1:
+        right = "leave dilation at 1, and take a larger kernel or a stride"
+        raise DmsflowError(where, f"{layer.op} has dilation {layer.dilation}", right)
+
+
 def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict[str, str | int]) -> None:
     where = f"network {network.name}, layer {layer.name!r}"
+    _check_kind(layer, where)
     if layer.name in ops:
         raise DmsflowError(where, "the name is taken", "give every layer a name of its own")
     if not layer.inputs or (layer.op == "add") != (len(layer.inputs) == 2):

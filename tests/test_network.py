@@ -95,6 +95,16 @@ def test_shapes() -> None:
             ),
             "layer 'add' adds 4 and 8 pixels; let both have the same stride",
         ),
+        (
+            swap("conv", groups=2),
+            "layer 'conv': binary_conv has groups 2; leave groups at 1: no runtime has kernels for",
+        ),
+        (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and take a larger"),
+        (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),
+        (
+            swap("conv", op="binary_dense"),
+            "the op 'binary_dense' is unknown; a dense binary layer is a binary_conv whose",
+        ),
         (swap("conv", kernel=11), "layer 'conv' is left with no pixels; use images larger than 8 pixels"),
     ],
 )
@@ -151,6 +161,13 @@ def test_a_users_own_network(tmp_path: Path) -> None:
         plugin.load("networks", str(path))
     path.write_text("def build(channels, resolution, classes):\n    return channels\n")
     assert plugin.load("networks", str(path)).build(3, 32, 10) == 3
+    with pytest.raises(DmsflowError, match=r"mine\.py: build\(\) returned int; return a dmsflow\.network\.Network"):
+        load_network(str(path), 3, 32, 10)
+    path.write_text("def build(channels, resolution, classes):\n    return channels / 0\n")
+    with pytest.raises(
+        DmsflowError, match=r"mine\.py: ZeroDivisionError in build\(\): division by zero; mend the file"
+    ):
+        load_network(str(path), 3, 32, 10)
 
 
 # --- pieces -----------------------------------------------------------------------------------
