@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import random
-import subprocess
 import sys
 from dataclasses import replace
 
+import damaged_files
 import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
@@ -200,43 +199,10 @@ def options(operator, **changed):
     return {"custom_options": _flatbuffer.flexible(tflite.flexible(operator["custom_options"]) | changed)}
 
 
-CHILD = """
-import sys
-from pathlib import Path
-import numpy as np
-from dmsflow.errors import DmsflowError
-from dmsflow.runners import lce
-
-refused = 0
-for path in sorted(Path(sys.argv[1]).glob("*.tflite")):
-    print(path.name, flush=True)
-    try:
-        session = lce.open(path, 1)
-        session.run(np.zeros(session.input_shape, np.float32))
-    except DmsflowError as error:
-        assert str(error).startswith(str(path)) and str(error).endswith("; export it again"), error
-        refused += 1
-assert not {"tensorflow", "torch", "flatbuffers", "larq_compute_engine"} & set(sys.modules), "only the interpreter"
-print(refused, "refused")
-"""
-
-
 def test_damaged_files_end_in_one_line_not_in_a_crash(tmp_path):
-    """Bytes changed at random in the part that describes the graph; in a process of its own, for the interpreter may crash."""
     network = small_network(2)
     _, path = written(tmp_path, network, network.widths)
-    content = path.read_bytes()
-    graph = len(content) - 6000  # constants stand before it
-    chance = random.Random(0)
-    for index in range(150):
-        damaged = bytearray(content)
-        for _ in range(chance.choice([1, 1, 3])):
-            damaged[chance.randrange(graph, len(content))] = chance.randrange(256)
-        (tmp_path / f"damaged{index:03}.tflite").write_bytes(damaged)
-    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stdout[-200:] + child.stderr[-2000:]
-    assert child.stderr == ""
-    assert 30 < int(child.stdout.split()[-2]) < 150
+    damaged_files.check(path, "lce", seed=0)
 
 
 def test_what_is_no_tflite_file_is_refused(tmp_path):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import random
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import damaged_files
 import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
@@ -110,47 +110,15 @@ def test_a_file_without_operations_of_the_delegate_has_one_stretch():
 
 # --- what it says, and to whom --------------------------------------------------------------------
 
-CHILD = """
-import sys
-from pathlib import Path
-import numpy as np
-from dmsflow.errors import DmsflowError
-from dmsflow.runners import litert
-
-refused = 0
-for path in sorted(Path(sys.argv[1]).glob("*.tflite")):
-    print(path.name, flush=True)
-    try:
-        session = litert.open(path, 1)
-        session.run(np.zeros(session.input_shape, np.float32))
-        session.operations(np.zeros(session.input_shape, np.float32), 1)
-    except DmsflowError as error:
-        assert str(error).startswith(str(path)) and str(error).endswith("; export it again"), error
-        refused += 1
-assert not {"tensorflow", "torch", "flatbuffers", "larq_compute_engine"} & set(sys.modules), "only the interpreter"
-print(refused, "refused")
-"""
-
 
 def child(*arguments):
     return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_damaged_files_end_in_one_line_not_in_a_crash(tmp_path):
-    """Bytes changed at random in the part that describes the graph; a process of its own is the witness."""
     network = small_network(2)
     _, path = written(tmp_path, network, network.widths)
-    content = path.read_bytes()
-    chance = random.Random(1)
-    for index in range(150):
-        damaged = bytearray(content)
-        for _ in range(chance.choice([1, 1, 3])):
-            damaged[chance.randrange(len(content) - 6000, len(content))] = chance.randrange(256)
-        (tmp_path / f"damaged{index:03}.tflite").write_bytes(damaged)
-    done = child(CHILD, str(tmp_path))
-    assert done.returncode == 0, done.stdout[-200:] + done.stderr[-2000:]
-    assert done.stderr == ""
-    assert 30 < int(done.stdout.split()[-2]) < 150
+    damaged_files.check(path, "litert", seed=1)
 
 
 def test_the_runtime_keeps_quiet_and_xnnpack_runs_the_floats(residual):
