@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from dmsflow.devices import File
 from dmsflow.network import Network, pieces
 from dmsflow.profile import Checked, Profile, Steps, Table
+from dmsflow.settings import ExportSettings
 
 WriteTrain = Callable[..., Path]
 MakeProfile = Callable[..., Profile]
@@ -59,6 +61,42 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     options = ["--network", str(network), *text.split(), "--out", str(out)]
     assert cli.main(["run", *options]) == 0
     return options
+
+
+PHONE = """
+import contextlib
+from dmsflow.devices import Machine, Measurement, Timing
+
+@contextlib.contextmanager
+def connect(address, access):
+    yield lambda job: Measurement(
+        timings=tuple(Timing(runtime="LCE 0.17", load_ms=1.0, runs_ms=(2.0,) * job.runs) for file in job.files),
+        machine=Machine(processor="Kirin 990", system="Linux aarch64", governor="schedutil", temperature_c=41.5),
+    )
+"""
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> str:
+    """The address of a device that takes 2 ms for anything, and knows nothing of memory."""
+    path = tmp_path / "phone.py"
+    path.write_text(PHONE)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory, write_train_manifest: WriteTrain) -> tuple[File, File]:
+    """A small network as an ONNX and as a .tflite file."""
+    from dmsflow import export
+
+    folder = tmp_path_factory.mktemp("files")
+    source = write_train_manifest(folder)
+    for name in ("x86-64", "onnx"):
+        export.run(source, ExportSettings(target=name, check_images=1), folder / name, command=("x",))
+    return (
+        File(path=str(folder / "onnx" / "model.onnx"), runner="onnxruntime"),
+        File(path=str(folder / "x86-64" / "model.tflite"), runner="lce"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -378,26 +378,6 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
 
 # --- other devices ------------------------------------------------------------------------------
 
-DEVICE = """
-import contextlib
-from dmsflow.devices import Machine, Measurement, Timing
-
-@contextlib.contextmanager
-def connect(address, access):
-    yield lambda job: Measurement(
-        timings=tuple(Timing(runtime="LCE 0.17", load_ms=1.0, runs_ms=(2.0,) * job.runs) for file in job.files),
-        machine=Machine(processor="Kirin 990", system="Linux aarch64", governor="schedutil", temperature_c=41.5),
-    )
-"""
-
-
-@pytest.fixture
-def phone(tmp_path):
-    """The address of a device that takes 2 ms for anything, and knows nothing of memory."""
-    path = tmp_path / "phone.py"
-    path.write_text(DEVICE)
-    return str(path)
-
 
 def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsys):
     settings = BenchSettings(device=phone, runs=3)

@@ -16,26 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsflow import devices, export, plugin
+from dmsflow import devices, plugin
 from dmsflow.devices import Access, Job, _program, _python, local
 from dmsflow.errors import DmsflowError
 from dmsflow.runners import onnxruntime
-from dmsflow.settings import ExportSettings
 
 ROOT = Path(devices.__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, write_train_manifest):
-    """A small network as an ONNX and as a .tflite file."""
-    folder = tmp_path_factory.mktemp("chain")
-    source = write_train_manifest(folder)
-    for name in ("x86-64", "onnx"):
-        export.run(source, ExportSettings(target=name, check_images=1), folder / name, command=("x",))
-    return (
-        devices.File(path=str(folder / "onnx" / "model.onnx"), runner="onnxruntime"),
-        devices.File(path=str(folder / "x86-64" / "model.tflite"), runner="lce"),
-    )
 
 
 def job(*files, **changed):
@@ -108,10 +94,10 @@ def test_an_unknown_device_lists_the_known_ones():
 # --- this machine -------------------------------------------------------------------------------
 
 
-def test_local_measures_what_is_asked_for(files):
+def test_local_measures_what_is_asked_for(model_files):
     with devices.connect("local") as measure:
-        seen = measure(job(*files, runs=3, warm_up=1, operations=True))
-        lean = measure(job(*files, memory=False))
+        seen = measure(job(*model_files, runs=3, warm_up=1, operations=True))
+        lean = measure(job(*model_files, memory=False))
     for timing, runtime in zip(seen.timings, ("onnxruntime 1.", "LCE 0."), strict=True):
         assert timing.runtime.startswith(runtime)
         assert len(timing.runs_ms) == 3 and all(0 < ms < 1000 for ms in timing.runs_ms)
@@ -124,8 +110,8 @@ def test_local_measures_what_is_asked_for(files):
     assert machine.processor and machine.system.startswith(("Linux", "Darwin")) and machine.cores == os.cpu_count()
 
 
-def test_operations_are_called_as_their_layers_and_sum_to_a_run(files):
-    session = onnxruntime.open(Path(files[0].path))
+def test_operations_are_called_as_their_layers_and_sum_to_a_run(model_files):
+    session = onnxruntime.open(Path(model_files[0].path))
     seen = session.operations(np.zeros(session.input_shape, np.float32), 5)
     layers = [name for op, name, _ in seen if op in ("Conv", "FusedConv")]
     assert layers[:3] == ["conv0", "conv1", "conv2"] and {name.partition(".")[0] for name in layers[3:]} <= {
@@ -174,10 +160,10 @@ def test_files_take_turns():
     assert seen["operations"] == [[], []]
 
 
-def test_peak_memory_is_that_of_the_process_alone(files):
+def test_peak_memory_is_that_of_the_process_alone(model_files):
     """A parent of 600 MiB does not count; 300 MiB of the process itself do."""
     ballast = np.ones(600 * 2**20, np.uint8)
-    seen = _python._seen(job(files[0]), local._in_child(job(files[0])))
+    seen = _python._seen(job(model_files[0]), local._in_child(job(model_files[0])))
     assert seen.peak_memory_bytes < 300 * 2**20 < ballast.nbytes
     script = "import numpy as np; from dmsflow.devices import _program as p; x = np.ones(300 << 20, np.uint8); del x; print(p.peak_memory_bytes())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -289,7 +275,7 @@ def in_the_bare(bare, line, given=b"", cwd=None):
     return subprocess.run(command, input=given, capture_output=True, check=False, cwd=cwd)
 
 
-def test_what_is_sent_is_complete(bare, files, tmp_path):
+def test_what_is_sent_is_complete(bare, model_files, tmp_path):
     """Alone with NumPy and the runtimes: nothing of dmsflow but what is in it, and no msgspec."""
     (tmp_path / "program.zip").write_bytes(_python.program())
     missing = in_the_bare(bare, "import dmsflow")
@@ -297,7 +283,7 @@ def test_what_is_sent_is_complete(bare, files, tmp_path):
     assert b"No module named 'msgspec'" in in_the_bare(bare, "import msgspec").stderr
     import msgspec
 
-    asked = job(*files, operations=True)
+    asked = job(*model_files, operations=True)
     line = f"runpy.run_path({str(tmp_path / 'program.zip')!r}, run_name='__main__')"
     done = in_the_bare(bare, line, msgspec.json.encode(asked))
     assert done.returncode == 0, done.stderr

@@ -15,18 +15,6 @@ from dmsflow.network import pieces
 from dmsflow.settings import BenchSettings, ExportSettings
 from dmsflow.table import BLOCKS, block, milliseconds
 
-DEVICE = """
-import contextlib
-from dmsflow.devices import Machine, Measurement, Timing
-
-@contextlib.contextmanager
-def connect(address, access):
-    yield lambda job: Measurement(
-        timings=tuple(Timing(runtime="LCE 0.17", load_ms=1.0, runs_ms=(0.25,) * job.runs) for file in job.files),
-        machine=Machine(processor="Kirin 990", system="Linux aarch64", governor="schedutil", temperature_c=41.5),
-    )
-"""
-
 
 @pytest.fixture(scope="module")
 def network():
@@ -188,8 +176,8 @@ def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path,
 
 
 @pytest.fixture(params=["measured", "modelled"])
-def chain(request, tmp_path, write_train_manifest, make_profile) -> Path:
-    """The bench.json of a chain whose search used a profile; the file took 0.25 ms."""
+def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
+    """The bench.json of a chain whose search used a profile; the file took 2 ms."""
     source = write_train_manifest(tmp_path)
     trained = manifest.load(source)
     made = make_profile(trained.network, method=request.param)
@@ -202,8 +190,7 @@ def chain(request, tmp_path, write_train_manifest, make_profile) -> Path:
     parent = manifest.artifact(manifest.save(tmp_path / "search.json", found), tmp_path)
     manifest.save(source, msgspec.structs.replace(trained, parent=parent))
     exported = export.run(source, ExportSettings(target="x86-64", check_images=2), tmp_path, command=("x",))
-    (tmp_path / "phone.py").write_text(DEVICE)
-    lean = BenchSettings(device=str(tmp_path / "phone.py"), runs=3, accuracy=False, baseline=False)
+    lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline=False)
     return bench.run(exported, lean, tmp_path, command=("x",))
 
 
@@ -235,8 +222,8 @@ def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
     lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
     metrics = manifest.load(chain).metrics
     title = profile.load(str(chain.parent / "profile.json")).title
-    at = lines.index("latency, 1-bit file 0.250 ms (median)")
-    error = f"{100 * (metrics['predicted_latency_ms'] / 0.25 - 1):+.1f} %"
+    at = lines.index("latency, 1-bit file 2.000 ms (median)")
+    error = f"{100 * (metrics['predicted_latency_ms'] / 2 - 1):+.1f} %"
     assert lines[at + 1] == f"latency, predicted {metrics['predicted_latency_ms']:.3f} ms by profile {title}, {error}"
     assert any(line.startswith("measured Kirin 990, 1 thread, LCE 0.17, 3 runs") for line in lines)
 

@@ -25,11 +25,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsflow import cli, cost, devices, export, native, profile
+from dmsflow import cli, cost, devices, native, profile
 from dmsflow.devices import Access, File, Job, _python, _shell
 from dmsflow.errors import DmsflowError
 from dmsflow.network import load_network
-from dmsflow.settings import ExportSettings
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:/sbin")
 FLAKY_S = 20.0
@@ -162,19 +161,13 @@ def server(started, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, write_train_manifest):
-    """A small network as an ONNX and as a .tflite file, under names that a shell would act on."""
-    folder = tmp_path_factory.mktemp("chain")
-    source = write_train_manifest(folder)
-    for name in ("x86-64", "onnx"):
-        export.run(source, ExportSettings(target=name, check_images=1), folder / name, command=("x",))
-    odd = folder / "it's $(touch odd) \"; `id`"
+def files(tmp_path_factory, model_files):
+    """The ONNX file has a name that a shell would act on."""
+    onnx, tflite = model_files
+    odd = tmp_path_factory.mktemp("odd") / "it's $(touch odd) \"; `id`"
     odd.mkdir()
-    shutil.copy(folder / "onnx" / "model.onnx", odd / "a b.onnx")
-    return (
-        File(path=str(odd / "a b.onnx"), runner="onnxruntime"),
-        File(path=str(folder / "x86-64" / "model.tflite"), runner="lce"),
-    )
+    shutil.copy(onnx.path, odd / "a b.onnx")
+    return File(path=str(odd / "a b.onnx"), runner="onnxruntime"), tflite
 
 
 def job(*files, **changed):
