@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmsflow import model as model_module
+from dmsflow import plugin
 from dmsflow.model import BatchNorm, Model, Quantise, best_effort_initialise
 from dmsflow.network import INPUT, Layer, Network
-from dmsflow.networks import resnet18, vgg11
 from dmsflow.width import Mask, exact_mask
 
-BUILDERS = {"vgg11": vgg11.build, "resnet18": resnet18.build}
+BUILDERS = {name: plugin.load("networks", name).build for name in plugin.names("networks")}
 
 
 def supernet(name: str, capacity: float = 0.5, dtype: torch.dtype = torch.float64) -> Model:
@@ -90,10 +90,10 @@ def test_the_width_gradient_is_the_finite_difference(name: str) -> None:
         (gradient,) = torch.autograd.grad(loss_at(model, mu), mu)
         for index in range(0, len(mu), 3):
             step = torch.zeros_like(mu)
-            step[index] = 1e-8
+            step[index] = 1e-9  # a longer one crosses kinks of the deeper networks
             with torch.no_grad():
-                difference = (loss_at(model, mu + step) - loss_at(model, mu - step)) / 2e-8
-            assert float(gradient[index]) == pytest.approx(float(difference), rel=1e-3, abs=1e-7)
+                difference = (loss_at(model, mu + step) - loss_at(model, mu - step)) / 2e-9
+            assert float(gradient[index]) == pytest.approx(float(difference), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

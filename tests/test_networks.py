@@ -1,0 +1,52 @@
+"""Every network that is listed: from odd widths to files of each kind that compute its deploy form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_deploy import MEAN, STD, odd_widths, pixels
+
+from dmsflow import deploy, export, folding, plugin, runners, target
+from dmsflow.network import load_network
+
+SIZES = ((32, 10), (224, 1000))
+TARGETS = ("x86-64", "onnx")
+
+
+@pytest.mark.parametrize("resolution_classes", SIZES, ids=lambda size: f"{size[0]}px")
+@pytest.mark.parametrize("name", plugin.names("networks"))
+def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int, int], tmp_path: Path) -> None:
+    network = load_network(name, 3, *resolution_classes)
+    widths = (
+        odd_widths(network, 3) if network.resolution == 32 else {key: base | 1 for key, base in network.widths.items()}
+    )
+    images = pixels(network, 2)
+    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
+    wanted = deploy.run(form, images)
+    assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
+    for aim in map(target.load, TARGETS):
+        path = tmp_path / f"model{aim.suffix}"
+        exporter = plugin.load("exporters", aim.exporter)
+        exporter.write(form, path)
+        binary = sum(isinstance(op, deploy.BinaryConv) for op in form.ops)
+        assert exporter.census(path)[exporter.PACKED_CONV] == binary
+        session = plugin.load("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
+        logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+        assert abs(logits - wanted).max() <= export.MOVED
+
+
+@pytest.mark.parametrize("name", ["birealnet18", "quicknet"])
+def test_real_values_pass_every_binary_convolution(name: str) -> None:
+    """But those between two stages, every 3×3 convolution is added to what it read."""
+    network = load_network(name, 3, 32, 10)
+    convs = [layer for layer in network.layers if layer.op == "binary_conv" and layer.kernel == 3]
+    assert len(convs) == 16
+    for conv in convs:
+        quantize = network.layer(conv.inputs[0])
+        (norm,) = network.consumers(conv.name)
+        (add,) = network.consumers(norm.name)
+        assert add.op == "add"
+        if conv.stride == 1:
+            assert add.inputs == (norm.name, quantize.inputs[0])
