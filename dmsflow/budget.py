@@ -26,6 +26,7 @@ BISECTIONS = 45
 SWEEPS = 12
 NEWTON_STEPS = 8
 NEARBY = 0.2  # change of a log width that using budgets up may take
+GROWTH = 2.0  # a bounded move may grow a width this many times further than it may shrink it
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
 
 
 def bounded_move(
-    gradient: Tensor, error: Tensor, normal_rows: Tensor, slack: Tensor, size: float, growth: float = 2.0
+    gradient: Tensor, error: Tensor, normal_rows: Tensor, slack: Tensor, size: float, growth: float = GROWTH
 ) -> Tensor:
     """How far every log ratio moves: along the budgets, by at most `size` down and `growth`·size up.
 

@@ -24,7 +24,6 @@ from dmsflow.progress import track
 from dmsflow.supernetwork import SuperNetwork, random_ratios, within_capacity
 
 FIRST = 2  # widths whose gradient --first-gain multiplies
-GROWTH = 2.0  # a bounded step may grow this many times further than it may shrink
 ENOUGH = 2.0  # effective rounds, to tell from them how rounds differ
 LAST = 1 / 3  # of the rounds, whose mean is the result
 NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
@@ -238,9 +237,7 @@ def _bounded_step(state: SuperNetwork, gradient: Tensor, error: Tensor) -> None:
     if hold == "shift":
         limits = budget.active(network, state.limits, mu, state.bounds)
     slack = budget.slack(network, limits, mu, state.bounds)
-    move = budget.bounded_move(
-        gradient, error, budget.normals(network, limits, mu), slack, state.settings.step_size, GROWTH
-    )
+    move = budget.bounded_move(gradient, error, budget.normals(network, limits, mu), slack, state.settings.step_size)
     _move(state, mu * torch.exp(move), hold != "penalty")
 
 
