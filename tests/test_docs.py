@@ -31,6 +31,7 @@ def test_every_example_of_adding_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DMSFLOW_PROFILE_PATIENCE_MINUTES", "0")  # how sure the times are is not the matter here
+    monkeypatch.setattr("dmsflow.stopwatch.PAUSE_S", 0.0)
     commands = 0
     for name, kind, text in blocks("adding.md"):
         if kind == "sh":
