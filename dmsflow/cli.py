@@ -212,11 +212,13 @@ def run_command(
 
 def _check_ahead(chosen: dict[str, Any]) -> None:
     """Refuse before the search what would only fail after it."""
-    from dmsflow import bench, prediction, profile
+    from dmsflow import bench, export, prediction, profile
 
     aim = target.load(chosen["export"].target)
     doctor.require("search and train", ["torch"])
     doctor.require(f"target {aim.name}", doctor.lacking(aim))
+    if "official" in export.variant_of(aim, chosen["export"]).values():
+        doctor.require("--converter official", ["larq_compute_engine", "tensorflow"])
     if bench.has_baseline(chosen["bench"]):
         doctor.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:

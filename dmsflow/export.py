@@ -70,7 +70,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     manifest.claim(path, resume=False, force=force)
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
-    variant, runner = _variant(aim, settings), _runner(aim)
+    variant, runner = variant_of(aim, settings), _runner(aim)
     dataset = datasets.load(train.data)
     weights, trained = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"
@@ -108,7 +108,7 @@ def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, s
     """
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
-    variant = _variant(aim, settings)
+    variant = variant_of(aim, settings)
     if _is_float(train):
         _float_exporter(aim)
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
@@ -130,7 +130,7 @@ def _runner(aim: Target) -> str:
     return runners.first_usable(aim.runners[::-1])[0]
 
 
-def _variant(aim: Target, settings: ExportSettings) -> dict[str, str]:
+def variant_of(aim: Target, settings: ExportSettings) -> dict[str, str]:
     """The exporter's variant as an argument of its `write`, if it has several.
 
     Raises:

@@ -26,7 +26,7 @@ from dmsflow.network import Network
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
-RUNTIMES = ("numpy", "torch", "onnx", "onnxruntime", "larq-compute-engine")
+RUNTIMES = ("numpy", "torch", "onnx", "onnxruntime", "larq-compute-engine", "tensorflow", "tensorflow-cpu")
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -64,17 +64,19 @@ HOMES = {
     "onnx": {"exporters/onnx"},
     "onnxruntime": {"runners/onnxruntime"},
     "flatbuffers": {"exporters/_flatbuffer"},
-    "tensorflow": set(),
-    "larq_compute_engine": set(),
+    "tensorflow": {"exporters/_official_child"},
+    "larq_compute_engine": {"exporters/_official_child"},
     "click": {"cli", "options"},
     "matplotlib": {"report/figures"},
     "rich": {"progress", "table"},
     "sklearn": {"datasets/digits"},
-    # manifest asks git for the commit; doctor tries native libraries where they can crash alone; cycles calls LLVM.
+    # manifest asks git for the commit; doctor tries native libraries where they can crash alone; cycles calls LLVM;
+    # TensorFlow stays in a process of its own.
     "subprocess": {
         "manifest",
         "doctor",
         "cycles",
+        "exporters/_official",
         "devices/local",
         "devices/_shell",
         "devices/adb",

@@ -35,11 +35,11 @@ from dmsflow.deploy import (
     Scale,
     Stem,
 )
-from dmsflow.exporters import _flatbuffer
+from dmsflow.exporters import _flatbuffer, _official
 from dmsflow.network import INPUT
 
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names in a census
-OPTION, VARIANTS = "converter", ("direct",)
+OPTION, VARIANTS = "converter", ("direct", "official")
 WORD = 32  # channels in an int32
 SAME, VALID = 0, 1
 RELU = 1
@@ -56,18 +56,20 @@ BUILTIN = {  # code, and which of tflite.OPTIONS it takes
     "SUB": (41, 28),
     "PADV2": (60, 43),
 }
-NAMES = {code: name for name, (code, _) in BUILTIN.items()}
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.int32): 2}
 FLOATS, BITS = np.dtype(np.float32), np.dtype(np.int32)
 ABSENT = -1  # an optional input
 
 
 def write(form: DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
-    """Write the deploy form as a .tflite file, whole or not at all.
+    """Write the deploy form as a .tflite file, whole or not at all: directly, or by LCE's official converter.
 
     Raises:
-        DmsflowError: the package flatbuffers is missing, or the file cannot be written.
+        DmsflowError: a package that this needs is missing, or the file cannot be written.
     """
+    if variant == "official":
+        _official.write(form, path)
+        return
     content = _flatbuffer.dumps(_model(form))
     with manifest.writing(path) as partial:
         partial.write_bytes(content)
@@ -351,14 +353,30 @@ def census(path: Path) -> dict[str, int]:
 def layer_bytes(path: Path) -> dict[str, int]:
     """Bytes that the constants of each op take in a file.
 
+    The official converter leaves most constants without the name of their layer: they are of the
+    first operator that reads them.
+
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.
     """
     model = tflite.load(path)
+    graph = model["subgraphs"][0]
+    tensors = graph["tensors"]
+    readers: dict[int, str] = {}
+    for operator in graph.get("operators", ()):
+        for number in operator.get("inputs", ()):
+            readers.setdefault(number, _layer(tensors[operator["outputs"][0]]))
     sizes: Counter[str] = Counter()
-    for tensor in model["subgraphs"][0]["tensors"]:
-        sizes[tensor["name"].rpartition("/")[0]] += len(model["buffers"][tensor["buffer"]].get("data", b""))
+    for number, tensor in enumerate(tensors):
+        layer = _layer(tensor) if "/" in tensor.get("name", "") else readers.get(number, "")
+        sizes[layer] += len(model["buffers"][tensor.get("buffer", 0)].get("data", b""))
     return dict(sizes)
+
+
+def _layer(tensor: dict[str, Any]) -> str:
+    """Whose tensor it is. The official converter joins the names of what it fuses; a ReLU has no constants."""
+    names: list[str] = tensor.get("name", "").split(";")
+    return next((name for name in names if not name.endswith("/Relu")), names[0]).partition("/")[0]
 
 
 def operators(path: Path) -> list[FileOp]:
@@ -378,7 +396,7 @@ def operators(path: Path) -> list[FileOp]:
 
 def _name(code: dict[str, Any]) -> str:
     number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
-    return NAMES.get(number, f"builtin {number}")
+    return tflite.OPERATORS.get(number, f"builtin {number}")
 
 
 def _file_op(name: str, operator: dict[str, Any], tensors: list[dict[str, Any]]) -> FileOp:
@@ -387,7 +405,7 @@ def _file_op(name: str, operator: dict[str, Any], tensors: list[dict[str, Any]])
     bits = WORD if not weighted else 1 if tensors[operator["inputs"][1]].get("type", 0) == TYPES[BITS] else WORD
     return FileOp(
         op=name,
-        layer=output.get("name", "").partition("/")[0],
+        layer=_layer(output),
         packed=output.get("type", 0) == TYPES[BITS],
         weight_bits=bits if weighted else 0,
     )
