@@ -258,9 +258,15 @@ def list_command(kind: str) -> None:
 
 @cli.command("show")
 @source_argument
-@click.option("--json", "as_json", is_flag=True, help="The manifests of the chain as one JSON array, the search first.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The same as JSON; of a chain, an array of its manifests, the search first."
+)
 def show_command(source: Path, as_json: bool) -> None:
-    """Print a manifest and its parents, or draw a profile. FILE is any of them."""
+    """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
+
+    Of a model file, also one that others wrote: its ops with their shapes, channels and bytes, and a line for each
+    thing that is binary but neither smaller nor faster for it.
+    """
     from dmsflow import show
 
     show.show(source, as_json, sys.stdout)

@@ -20,6 +20,9 @@ IDENTIFIER = b"TFL3"
 
 ABSENT = -1  # in place of an optional input
 MAP, INTEGER = 9, 1  # kinds of FlexBuffer values
+LONGEST_OPTION = 64  # bytes of the name of an option
+MOST_TABLES = 10**6  # as many as the format's own verifier allows
+LONGEST_LIST = 1 << 24  # bytes; of all that is not a constant
 SCALARS = {"bool": "?", "i8": "b", "u8": "B", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "f32": "f"}
 
 # Field and type. A type is a scalar, str, a table, a list of one of these, or the union that the
@@ -146,30 +149,37 @@ OPTIONS = {
     43: "PadV2Options",
 }
 
-# What the runtime calls its own operators, by their codes: those of files that 1-bit networks make.
-OPERATORS = {
-    0: "ADD",
-    1: "AVERAGE_POOL_2D",
-    2: "CONCATENATION",
-    3: "CONV_2D",
-    4: "DEPTHWISE_CONV_2D",
-    6: "DEQUANTIZE",
-    9: "FULLY_CONNECTED",
-    14: "LOGISTIC",
-    17: "MAX_POOL_2D",
-    18: "MUL",
-    19: "RELU",
-    21: "RELU6",
-    22: "RESHAPE",
-    25: "SOFTMAX",
-    34: "PAD",
-    40: "MEAN",
-    41: "SUB",
-    54: "PRELU",
-    60: "PADV2",
-    114: "QUANTIZE",
-    117: "HARD_SWISH",
-}
+# What the runtime calls its own operators, in the order of their codes.
+_NAMES = """
+    ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
+    FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC
+    LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX
+    SPACE_TO_DEPTH SVDF TANH CONCAT_EMBEDDINGS SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD
+    UNIDIRECTIONAL_SEQUENCE_RNN GATHER BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE
+    UNIDIRECTIONAL_SEQUENCE_LSTM STRIDED_SLICE BIDIRECTIONAL_SEQUENCE_RNN EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE
+    BIDIRECTIONAL_SEQUENCE_LSTM CAST PRELU MAXIMUM ARG_MAX MINIMUM LESS NEG PADV2 GREATER GREATER_EQUAL
+    LESS_EQUAL SELECT SLICE SIN TRANSPOSE_CONV SPARSE_TO_DENSE TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG SUM SQRT
+    RSQRT SHAPE POW ARG_MIN FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT
+    UNPACK REDUCE_MIN FLOOR_DIV REDUCE_ANY SQUARE ZEROS_LIKE FILL FLOOR_MOD RANGE RESIZE_NEAREST_NEIGHBOR
+    LEAKY_RELU SQUARED_DIFFERENCE MIRROR_PAD ABS SPLIT_V UNIQUE CEIL REVERSE_V2 ADD_N GATHER_ND COS WHERE RANK
+    ELU REVERSE_SEQUENCE MATRIX_DIAG QUANTIZE MATRIX_SET_DIAG ROUND HARD_SWISH IF WHILE NON_MAX_SUPPRESSION_V4
+    NON_MAX_SUPPRESSION_V5 SCATTER_ND SELECT_V2 DENSIFY SEGMENT_SUM BATCH_MATMUL
+    PLACEHOLDER_FOR_GREATER_OP_CODES CUMSUM CALL_ONCE BROADCAST_TO RFFT2D CONV_3D IMAG REAL COMPLEX_ABS
+    HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL CONV_3D_TRANSPOSE VAR_HANDLE
+    READ_VARIABLE ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE RANDOM_UNIFORM MULTINOMIAL
+    GELU DYNAMIC_UPDATE_SLICE RELU_0_TO_1 UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_SUM ATAN2
+    UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT STABLEHLO_LOGISTIC STABLEHLO_ADD STABLEHLO_DIVIDE
+    STABLEHLO_MULTIPLY STABLEHLO_MAXIMUM STABLEHLO_RESHAPE STABLEHLO_CLAMP STABLEHLO_CONCATENATE
+    STABLEHLO_BROADCAST_IN_DIM STABLEHLO_CONVOLUTION STABLEHLO_SLICE STABLEHLO_CUSTOM_CALL STABLEHLO_REDUCE
+    STABLEHLO_ABS STABLEHLO_AND STABLEHLO_COSINE STABLEHLO_EXPONENTIAL STABLEHLO_FLOOR STABLEHLO_LOG
+    STABLEHLO_MINIMUM STABLEHLO_NEGATE STABLEHLO_OR STABLEHLO_POWER STABLEHLO_REMAINDER STABLEHLO_RSQRT
+    STABLEHLO_SELECT STABLEHLO_SUBTRACT STABLEHLO_TANH STABLEHLO_SCATTER STABLEHLO_COMPARE STABLEHLO_CONVERT
+    STABLEHLO_DYNAMIC_SLICE STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD STABLEHLO_IOTA STABLEHLO_DOT_GENERAL
+    STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE DILATE
+    STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE STABLEHLO_SHIFT_LEFT STABLEHLO_CBRT
+    STABLEHLO_CASE
+"""
+OPERATORS = dict(enumerate(_NAMES.split()))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -190,8 +200,11 @@ class Damaged(ValueError):
     """The bytes are no TFLite file, or not a whole one."""
 
 
-def loads(data: bytes) -> dict[str, Any]:
+def loads(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
     """As `load`, from the bytes of a file.
+
+    Args:
+        runnable: also hold the graph to what interpreters rely on without a look.
 
     Raises:
         Damaged: something points outside the file, or to a tensor, buffer or operator that is not there.
@@ -199,13 +212,17 @@ def loads(data: bytes) -> dict[str, Any]:
     if data[4:8] != IDENTIFIER:
         raise Damaged("it does not begin as one")
     model = _Reader(data).table("Model", 0)
-    _check(model)
+    if runnable:
+        _check(model)
     return model
 
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
+        # Many pointers may lead to one table: a few bytes could describe more than any memory holds.
+        self.bytes_left = 2 * len(data)
+        self.tables_left = MOST_TABLES
 
     def scalar(self, form: str, position: int) -> Any:
         size = struct.calcsize(form)
@@ -224,32 +241,48 @@ class _Reader:
         if layout_size < 4 or layout_size % 2 or start + size > len(self.data):
             raise Damaged(f"a table at byte {start}")
         self.scalar("B", layout + layout_size - 1)
+        self.tables_left -= 1
+        self.charge(size)
         fields: dict[str, Any] = {}
         for slot, (name, form) in enumerate(SCHEMA[kind].items() if kind else ()):
             inside = self.scalar("H", layout + 4 + 2 * slot) if 4 + 2 * slot < layout_size else 0
             if inside >= size:
                 raise Damaged(f"field {name} of the table at byte {start}")
-            if inside:
-                fields[name] = self.value(form, start + inside, fields.get(f"{name}_type"))
+            if inside:  # the other unions have numbers of their own
+                option = fields.get("builtin_options_type") if name == "builtin_options" else None
+                fields[name] = self.value(form, start + inside, option)
         return fields
 
     def value(self, form: str, position: int, option: int | None) -> Any:
         if form in SCALARS:
             return self.scalar(SCALARS[form], position)
         if form == "str":
-            return bytes(self.vector("B", position)).decode("utf-8", "replace")
+            return bytes(self.listed("B", position)).decode("utf-8", "replace")
         if form == "union":
             return self.table(OPTIONS.get(option or 0), position)
         if form == "[u8]":
             return self.vector("B", position)
         if form.strip("[]") in SCALARS:
             letter = SCALARS[form.strip("[]")]
-            return np.frombuffer(self.vector(letter, position), f"<{letter}").tolist()
+            return np.frombuffer(self.listed(letter, position), f"<{letter}").tolist()
         if not form.startswith("["):
             return self.table(form, position)
-        count = len(self.vector("I", position)) // 4
+        count = len(self.listed("I", position)) // 4
         first = self.follow(position) + 4
         return [self.table(form.strip("[]"), first + 4 * index) for index in range(count)]
+
+    def charge(self, size: int) -> None:
+        self.bytes_left -= size
+        if self.bytes_left < 0 or self.tables_left < 0:
+            raise Damaged("it describes more than it holds")
+
+    def listed(self, letter: str, pointer: int) -> memoryview:
+        """As `vector`, for lists that are copied."""
+        content = self.vector(letter, pointer)
+        self.charge(len(content))
+        if len(content) > LONGEST_LIST:
+            raise Damaged(f"a list of {len(content)} bytes")
+        return content
 
     def vector(self, letter: str, pointer: int) -> memoryview:
         """Bytes of a list of scalars."""
@@ -323,7 +356,7 @@ def flexible(data: memoryview) -> dict[str, int]:
         kinds = kind, number(values + count * width + index, 1) // 4
         if kinds != (MAP, INTEGER) or name < 0:
             raise Damaged("options of an operator")
-        fields[bytes(data[name:]).partition(b"\0")[0].decode("utf-8", "replace")] = number(
+        fields[bytes(data[name : name + LONGEST_OPTION]).partition(b"\0")[0].decode("utf-8", "replace")] = number(
             values + index * width, width
         )
     return fields

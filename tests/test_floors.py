@@ -25,6 +25,7 @@ FLOORS = (
         "deploy",
         "folding",
         "tflite",
+        "modelfile",
         "doctor",
         "networks",
         "runners",

@@ -132,7 +132,10 @@ def test_show_takes_a_profile(network, make_profile, tmp_path, capsys):
     [
         ("", "is neither a manifest nor a profile (Input data was truncated); give a manifest that a stage wrote"),
         ('{"tables": [1], ', "is neither a manifest nor a profile (Input data was truncated); "),
-        ("[1]", "is neither a manifest nor a profile; give a manifest that a stage wrote, or a profile"),
+        (
+            "[1]",
+            "is neither a manifest nor a profile; give a manifest that a stage wrote, a profile, or a .tflite or .onnx file",
+        ),
         ('{"name": "x"}', "is neither a manifest nor a profile; "),
         ('{"tables": 3}', "is not a profile (Expected `array`"),
         ('{"tables": [], "stage": "bench"}', "not a dmsflow manifest ("),

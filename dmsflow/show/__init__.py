@@ -1,4 +1,4 @@
-"""A chain of manifests as tables, and lists of what options can name."""
+"""Files as tables: a chain of manifests, a profile, a model; and lists of what options can name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any, TextIO
 
 import msgspec
 
-from dmsflow import cost, manifest, plugin, profile, settings, target
+from dmsflow import cost, manifest, modelfile, plugin, profile, settings, target
 from dmsflow.cost import Grid
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.profile import Profile, Steps, Table
+from dmsflow.show import models
 from dmsflow.table import block, milliseconds, print_table, spelled_threads
 
 WITHIN_PERCENT = 10.0
@@ -25,11 +26,18 @@ SAMPLES = 64  # of a staircase drawn in a line
 
 
 def show(path: Path, as_json: bool, stream: TextIO) -> None:
-    """Print a file that dmsflow wrote: a manifest with those it was made from, or a profile.
+    """Print a manifest with those it was made from, a profile, or what is in a .tflite or .onnx file.
 
     Raises:
-        DmsflowError: it is neither, or it is damaged.
+        DmsflowError: it is none of them, or it is damaged.
     """
+    if modelfile.is_model(path):
+        found_model = modelfile.read(path)
+        if as_json:
+            print(models.as_json(found_model), file=stream)
+        else:
+            models.print_model(found_model, stream)
+        return
     if _is_profile(path):
         found = profile.load(str(path))
         if as_json:
@@ -46,7 +54,7 @@ def show(path: Path, as_json: bool, stream: TextIO) -> None:
 
 def _is_profile(path: Path) -> bool:
     """By what the file holds: a profile has tables, a manifest the stage that wrote it."""
-    right = "give a manifest that a stage wrote, or a profile"
+    right = "give a manifest that a stage wrote, a profile, or a .tflite or .onnx file"
     try:
         content = msgspec.json.decode(path.read_bytes())
     except OSError as error:
