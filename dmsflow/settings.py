@@ -197,9 +197,11 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Count, Meta(description="Test images on which file, deploy form and trained network are compared.")
     ] = 256
     onnx_form: Annotated[
-        Literal["float"],
-        Meta(description="Of an .onnx file: float: float32 operations throughout."),
-    ] = "float"
+        Literal["mixed", "float"],
+        Meta(
+            description="Of an .onnx file: mixed: integers up to every sum, the faster in onnxruntime; float: float32 operations throughout."
+        ),
+    ] = "mixed"
     converter: Annotated[
         Literal["direct", "official"],
         Meta(

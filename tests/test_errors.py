@@ -76,7 +76,7 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("package", "module", "call", "line"),
     [
-        ("onnx", "exporters.onnx", "_onnx", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
+        ("onnx", "exporters._onnx_graph", "onnx_package", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
         ("onnxruntime", "runners.onnxruntime", "version", "onnxruntime: is not installed; pip install 'dmsflow[onnx]'"),
         ("larq_compute_engine", "runners.lce", "_path", "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'"),
         ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which carries it, is not installed"),

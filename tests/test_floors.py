@@ -62,7 +62,7 @@ HOMES = {
         "datasets/_torchvision",
     },
     "torchvision": {"datasets/_torchvision"},
-    "onnx": {"exporters/onnx"},
+    "onnx": {"exporters/_onnx_graph"},
     "onnxruntime": {"runners/onnxruntime"},
     "flatbuffers": {"exporters/_flatbuffer"},
     "tensorflow": {"exporters/_official_child"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -130,8 +131,10 @@ def _medians(
 
 
 def _layer(name: str, output: str) -> str:
-    """A node's output is called as its layer is, unless onnxruntime put it in between."""
-    return name.removesuffix("_nchwc") if name and output.startswith("reorder") else output
+    """A node's output is called as its layer is, unless onnxruntime put it in between or renamed it."""
+    if output.startswith("reorder"):
+        return name.removesuffix("_nchwc") or output
+    return re.sub(r"_token_\d+(_out\d+)?$", "", output) or output
 
 
 def _nodes(model: bytes) -> Iterator[tuple[str, str, str]]:
