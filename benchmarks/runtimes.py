@@ -1,9 +1,10 @@
-"""Whole networks, one run of each runtime in turn: LiteRT with dmsflow's kernels, the official interpreter, float32.
+"""Whole networks, one run of each runtime in turn: float32, both forms of ONNX, and the .tflite file in each runner.
 
-The official interpreter runs in its best mode on x86-64 (indirect kernels and XNNPACK); float32 is the network of
-the same widths in onnxruntime. Weights are random: they change no time. All are in one process, so that whatever
-disturbs the machine disturbs all alike; the ratios are those of the medians. The two that run the same file must
-give the same classes, and logits that differ by no more than the rounding of the float layers.
+float32 is the network of the same widths in onnxruntime, to which all ratios are. The official interpreter runs in
+its best mode on x86-64 (indirect kernels and XNNPACK); a runner that is not installed here is left out. Weights are
+random: they change no time. All are in one process, so that whatever disturbs the machine disturbs all alike; the
+ratios are those of the medians. All files of a network must give the classes of its deploy form, and logits that
+differ by no more than the rounding of the float layers.
 
     python benchmarks/runtimes.py
     python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
@@ -23,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow import folding, manifest, plugin
+from dmsflow import deploy, folding, manifest, plugin
 from dmsflow.devices import _program
-from dmsflow.network import load_network
-from dmsflow.runners import lce, litert, onnxruntime
+from dmsflow.errors import DmsflowError
+from dmsflow.network import Network, load_network
 from dmsflow.table import milliseconds, print_table
 
 # Network, pixels, classes, widths over those of the paper.
@@ -34,7 +35,15 @@ NETWORKS = (
     ("vgg11", 32, 10, 1.0), ("vgg11", 32, 10, 3.0),
     ("resnet18", 32, 10, 1.0), ("resnet18", 32, 10, 3.0), ("resnet18", 224, 1000, 1.0),
 )  # fmt: skip
-RUNNERS = {"litert": litert, "lce": lce, "float32": onnxruntime}
+# Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
+FILES = {
+    "float32": ("onnx", None, "onnxruntime"),
+    "onnx_float": ("onnx", {"variant": "float"}, "onnxruntime"),
+    "onnx_mixed": ("onnx", {"variant": "mixed"}, "onnxruntime"),
+    "litert": ("lce", {}, "litert"),
+    "lce": ("lce", {}, "lce"),
+}  # fmt: skip
+BASE = "float32"
 IMAGES = 20  # on which logits are compared
 WARM_UP = 10
 MEAN, STD = (128,) * 3, (64.0,) * 3
@@ -46,16 +55,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
+    runtimes = usable()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compared(Path(folder), *one, arguments) for one in NETWORKS]
-    head = ("network", "pixels", "widths", *(f"{name} ms" for name in RUNNERS), "lce ÷ litert", "float32 ÷ litert", "classes")  # fmt: skip
+        rows = [compared(Path(folder), *one, list(runtimes), arguments) for one in NETWORKS]
+    head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "classes")
     cells = [
-        (row["network"], row["pixels"], f"{row['ratio']:g}×", *(milliseconds(row[f"{name}_ms"]) for name in RUNNERS),
-         f"{row['lce_over_litert']:.2f}", f"{row['float32_over_litert']:.2f}", "equal" if row["classes_equal"] else "differ")
+        (row["network"], row["pixels"], f"{row['ratio']:g}×", *(told_ms(row, label) for label in runtimes),
+         "equal" if row["classes_equal"] else "differ")
         for row in rows
     ]  # fmt: skip
-    runtimes = {name: runner.version() for name, runner in RUNNERS.items()}
-    print_table(f"{', '.join(runtimes.values())}; {arguments.threads} thread(s), runs in turns", head, cells)
+    versions = ", ".join(dict.fromkeys(runtimes.values()))
+    print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
         told = manifest.environment(machine=_program.machine(), threads=arguments.threads, runtimes=runtimes)
         content = {
@@ -68,44 +78,82 @@ def main() -> None:
         print(arguments.out)
 
 
+def told_ms(row: dict[str, Any], label: str) -> str:
+    """A median, and in brackets its ratio to float32."""
+    ratio = "" if label == BASE else f" ({row[f'{label}_over_{BASE}']:.2f})"
+    return milliseconds(row[f"{label}_ms"]) + ratio
+
+
+def usable() -> dict[str, str]:
+    """The files that can run here, with the versions of what runs them."""
+    versions = {}
+    for label, (_, _, name) in FILES.items():
+        try:
+            versions[label] = plugin.load("runners", name).version()
+        except DmsflowError as error:
+            print(f"without {label}: {error}", file=sys.stderr)
+    return versions
+
+
 def compared(
-    folder: Path, name: str, pixels: int, classes: int, ratio: float, arguments: argparse.Namespace
+    folder: Path, name: str, pixels: int, classes: int, ratio: float, labels: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Medians of one network in each runtime, and whether the runtimes agree."""
-    sessions = opened(folder, name, pixels, classes, ratio, arguments.threads)
+    """Medians of one network in each runtime, and whether the runtimes agree with the deploy form."""
+    network = load_network(name, 3, pixels, classes)
+    widths = {key: round(ratio * width) for key, width in network.widths.items()}
+    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, 1, pixels, pixels, 3)).astype(np.float32)
-    logits = {label: np.concatenate([sessions[label].run(image) for image in images]) for label in ("litert", "lce")}
-    ms: dict[str, list[float]] = {label: [] for label in sessions}
+    sessions, loads = {}, {}
+    for label in labels:
+        sessions[label], loads[label] = opened(folder, network, widths, form, label, arguments.threads)
     runs = arguments.runs if pixels <= 64 else max(1, arguments.runs // 5)
-    for turn in range(WARM_UP + runs):
-        for label, session in sessions.items():
-            began = time.perf_counter_ns()
-            session.run(images[0])
-            if turn >= WARM_UP:
-                ms[label].append((time.perf_counter_ns() - began) / 1e6)
+    ms = timed(sessions, images[0], runs)
     medians = {label: statistics.median(times) for label, times in ms.items()}
+    expected = deploy.run(form, images[:, 0])
+    logits = [
+        np.concatenate([session.run(image) for image in images]) for label, session in sessions.items() if label != BASE
+    ]
+    over = {f"{label}_over_{BASE}": medians[label] / medians[BASE] for label in labels if label != BASE}
+    if {"lce", "litert"} <= set(labels):
+        over["lce_over_litert"] = medians["lce"] / medians["litert"]
     return {
         "network": name, "pixels": pixels, "ratio": ratio, "runs": runs,
         **{f"{label}_ms": median for label, median in medians.items()},
         **{f"{label}_ms_minimum": min(times) for label, times in ms.items()},
-        **{f"{label}_over_litert": medians[label] / medians["litert"] for label in ("lce", "float32")},
-        "largest_logit_difference": float(abs(logits["litert"] - logits["lce"]).max()),
-        "largest_logit": float(abs(logits["lce"]).max()),
-        "classes_equal": bool((logits["litert"].argmax(1) == logits["lce"].argmax(1)).all()),
+        **{f"{label}_load_ms": load for label, load in loads.items()},
+        **over,
+        "largest_logit_difference": max(float(abs(found - expected).max()) for found in logits),
+        "largest_logit": float(abs(expected).max()),
+        "classes_equal": all(bool((found.argmax(1) == expected.argmax(1)).all()) for found in logits),
     }  # fmt: skip
 
 
-def opened(folder: Path, name: str, pixels: int, classes: int, ratio: float, threads: int) -> dict[str, Any]:
-    """A session of each runner, of one network with random weights."""
-    network = load_network(name, 3, pixels, classes)
-    widths = {key: round(ratio * width) for key, width in network.widths.items()}
-    packed, floats = folder / "network.tflite", folder / "network.onnx"
-    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
-    plugin.load("exporters", "lce").write(form, packed)
-    plugin.load("exporters", "onnx").write_float(network, widths, None, MEAN, STD, floats)
-    paths = {"litert": packed, "lce": packed, "float32": floats}
-    return {label: runner.open(paths[label], threads) for label, runner in RUNNERS.items()}
+def opened(
+    folder: Path, network: Network, widths: dict[str, int], form: deploy.DeployForm, label: str, threads: int
+) -> tuple[Any, float]:
+    """A session of one network, and the milliseconds that it took to make from a file."""
+    exporter, variant, runner = FILES[label]
+    path = folder / (f"{label}.onnx" if exporter == "onnx" else f"{label}.tflite")
+    if variant is None:
+        plugin.load("exporters", exporter).write_float(network, widths, None, MEAN, STD, path)
+    else:
+        plugin.load("exporters", exporter).write(form, path, **variant)
+    began = time.perf_counter_ns()
+    session = plugin.load("runners", runner).open(path, threads)
+    return session, (time.perf_counter_ns() - began) / 1e6
+
+
+def timed(sessions: dict[str, Any], image: Any, runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each run but the first few, the sessions in turns."""
+    ms: dict[str, list[float]] = {label: [] for label in sessions}
+    for turn in range(WARM_UP + runs):
+        for label, session in sessions.items():
+            began = time.perf_counter_ns()
+            session.run(image)
+            if turn >= WARM_UP:
+                ms[label].append((time.perf_counter_ns() - began) / 1e6)
+    return ms
 
 
 if __name__ == "__main__":

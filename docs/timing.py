@@ -71,11 +71,11 @@ def kernels(layers: Any, narrower: Any, networks: Any) -> str:
         (row["layer"], row["out"], f"{row['lce_ms']:.3f}", f"{row['dmsflow_ms']:.3f}", f"{row['ratio']:.1f}")
         for row in layers["layers"]
     ]
+    files = [label for label in FILES if label in networks["environment"]["runtimes"]]
     whole = [
-        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×",
-         *(f"{row[key]:.3f}" for key in ("litert_ms", "lce_ms", "float32_ms")), f"{row['lce_over_litert']:.1f}", f"{row['float32_over_litert']:.1f}")
+        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×", *(_beside(row, label) for label in files))
         for row in networks["networks"]
-    ]  # fmt: skip
+    ]
     equal = all(row["equal"] for row in layers["layers"])
     classes = all(row["classes_equal"] for row in networks["networks"])
     ratios = " and ".join(dict.fromkeys(f"{row['ratio']:g}" for row in networks["networks"]))
@@ -88,10 +88,11 @@ turn by turn in one process. Outputs {"are equal, bit for bit" if equal else "di
 
     python benchmarks/kernels.py --out docs/results/kernels-x86-64.json
 
-Whole networks with random weights at {ratios} times the base widths, the same files in both; float32 is the network
-of the same widths in onnxruntime. Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
+Whole networks with random weights at {ratios} times the base widths: ms and, in brackets, over float32, which is
+the network of the same widths in onnxruntime. dmsflow and LCE run the same file{_forms(files)}.
+Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
 
-{figures.table(("network", "pixels", "widths", "dmsflow ms", "LCE ms", "float32 ms", "LCE ÷ dmsflow", "float32 ÷ dmsflow"), whole)}
+{figures.table(("network", "pixels", "widths", *(FILES[label] for label in files)), whole)}
 
     python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
 
@@ -99,6 +100,25 @@ of the same widths in onnxruntime. Classes {"are equal; logits differ by the rou
 {figures.listed((*layers["environment"]["runtimes"].values(), *networks["environment"]["runtimes"].values()))}; seed 0.
 Processors without AVX-512 take the AVX2 kernels (`--kernels avx2`), which are slower{_slower(layers, narrower)}.
 """
+
+
+# What benchmarks/runtimes.py measures, in the order of the table's columns.
+FILES = {
+    "float32": "float32",
+    "onnx_float": "ONNX, float form",
+    "onnx_mixed": "ONNX, mixed form",
+    "lce": "LCE",
+    "litert": "dmsflow",
+}
+
+
+def _beside(row: Row, label: str) -> str:
+    ms = row[f"{label}_ms"]
+    return f"{ms:.3f}" if label == "float32" else f"{ms:.3f} ({ms / row['float32_ms']:.2f})"
+
+
+def _forms(files: Sequence[str]) -> str:
+    return "; ONNX files run in stock onnxruntime" if "onnx_mixed" in files else ""
 
 
 def _slower(layers: Any, narrower: Any) -> str:
