@@ -134,6 +134,7 @@ class _Stock:
         self.sources: dict[int, int] = {}  # of a computed constant, the largest that it is made of
         self.unpacked: set[int] = set()
         self.changed: set[int] = set()  # by more than their type or scale
+        self.signs: set[int] = set()  # computed signs, scaled or not
         self.counted: set[int] = set()
         for node in graph.nodes:
             if (
@@ -158,6 +159,14 @@ class _Stock:
                 self.unpacked.add(number)
             if not node.keeps_values or not self.changed.isdisjoint(node.inputs):
                 self.changed.add(number)
+            if node.signs or (node.scales and self._scales_signs(node, number)):
+                self.signs.add(number)
+
+    def _scales_signs(self, node: Node, output: int) -> bool:
+        counts = [elements(self.tensors[number].shape) for number in node.inputs if number not in self.signs]
+        whole = elements(self.tensors[output].shape) or 0
+        few = all(count is not None and count * FEWEST_OF_CHANNEL <= whole for count in counts)
+        return few and len(counts) < len(node.inputs)
 
     def _is_table(self, inputs: tuple[int, ...], source: int) -> bool:
         """Whether the first input has a row for every number that the constant behind the second could hold."""
@@ -210,6 +219,8 @@ class _Stock:
             if count is None or held is None or bits is None or count <= held:
                 return None, False
             return max(1, round(held * bits / count)), round(held * bits / count) <= 1
+        if weights.tensor in self.signs:  # of latent weights, which take their place in the file
+            return bits, True
         if weights.tensor not in self.changed:
             return bits, _is_binary(stored, weights.axis)
         return bits if count == held else None, False

@@ -63,6 +63,8 @@ class Node:
         unpacks: such an op takes several numbers out of one.
         looks_up: such an op takes rows of its first input, as its second says.
         keeps_values: such an op changes no more than the type or the scale.
+        signs: such an op puts out signs.
+        scales: such an op on signs puts out scaled ones, if what they are scaled by is one number a channel.
         channels_in, channels_out: None where the file does not tell.
     """
 
@@ -76,6 +78,8 @@ class Node:
     unpacks: bool = False
     looks_up: bool = False
     keeps_values: bool = False
+    signs: bool = False
+    scales: bool = False
     channels_in: int | None = None
     channels_out: int | None = None
 

@@ -60,6 +60,7 @@ WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
 LITERALS = {"value_int": "int64", "value_ints": "int64", "value_float": "float32", "value_floats": "float32"}
 UNPACKING = ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", "And")
 KEPT = ("Cast", "DequantizeLinear", "Identity", "Constant")
+SCALING = (*KEPT, "Div", "Mul", "Neg", "Reshape", "Transpose")
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 Scope = ChainMap[str, int]
 Type = tuple[str, "Shape | None"]
@@ -208,6 +209,8 @@ class _File:
             unpacks=op in UNPACKING,
             looks_up=op == "Gather",
             keeps_values=op in KEPT,
+            signs=op == "Sign",
+            scales=op in SCALING,
         )
         self.count_channels(node, attributes)
         self.graph.nodes.append(node)
