@@ -2,8 +2,8 @@
 
     path --_tflite, _onnx--> Graph --_account--> ModelFile
 
-A reader knows one format and checks every length before it follows it; the account knows none.
-Nothing here runs a model or needs a framework.
+A reader knows one format, and checks every length before it follows it; the account asks the same of
+all graphs. Nothing here runs a model or needs a framework.
 """
 
 from __future__ import annotations
