@@ -25,10 +25,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("matplotlib",),
 }
 DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "sklearn": "scikit-learn",
-    "larq_compute_engine": "larq-compute-engine",
-    "ai_edge_litert": "ai-edge-litert",
+    "PIL": ("pillow",),
+    "sklearn": ("scikit-learn",),
+    "larq_compute_engine": ("larq-compute-engine",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "ai_edge_litert": ("ai-edge-litert",),
 }
 # Packages that do as well in place of one.
 INSTEAD = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
@@ -46,10 +47,13 @@ def is_installed(module: str) -> bool:
 
 
 def version(module: str) -> str | None:
-    try:
-        return metadata.version(DISTRIBUTIONS.get(module, module))
-    except metadata.PackageNotFoundError:
-        return None
+    """Of the distribution that an installed module came from."""
+    for name in DISTRIBUTIONS.get(module, (module,)):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def needed(path: Path) -> list[str]:
@@ -59,9 +63,9 @@ def needed(path: Path) -> list[str]:
     """
     known = {module for modules in EXTRAS.values() for module in modules}
     names = set(_names(path))
-    beside = [
-        path.parent / f"{name.split('.')[-1]}.py" for name in names if name.startswith(f"dmsflow.{path.parent.name}._")
-    ]
+    folder = f"dmsflow.{path.parent.name}."
+    private = {name.removeprefix(folder).partition(".")[0] for name in names if name.startswith(f"{folder}_")}
+    beside = [path.parent / f"{name}.py" for name in sorted(private)]
     found = {name.split(".")[0] for name in names} & known
     return sorted(found.union(*map(needed, beside)))
 

@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import cost, datasets, deploy, folding, manifest, plugin, progress, runners, target
+from dmsflow import cost, datasets, deploy, folding, lint, manifest, plugin, progress, runners, target
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Manifest
+from dmsflow.profile import Steps
 from dmsflow.settings import ExportSettings
 from dmsflow.table import print_table
 from dmsflow.target import Target
@@ -78,11 +79,11 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
         write = _float if _is_float(train) else _binary
-        rows, reference = write(train, aim, variant, dataset, weights, candidate)
-        check = _check(runner, candidate, reference, dataset.test, trained, settings.check_images)
-        metrics = {**_metrics(train, rows, candidate), **_check_metrics(check)}
+        written = write(train, aim, variant, dataset, weights, candidate)
+        check = _check(runner, candidate, written.reference, dataset.test, trained, settings.check_images)
+        metrics = {**_metrics(train, written, candidate), **_check_metrics(check)}
         candidate.replace(model)
-    _print(model, rows, check)
+    _print(model, written, check)
     return manifest.save(
         path,
         Manifest(
@@ -168,7 +169,21 @@ def _tensors(source: Path, train: Manifest, role: str) -> dict[str, NDArray[Any]
 # --- writing ----------------------------------------------------------------------------------
 
 Reference = Callable[[Images], Logits]
-Written = tuple[list[dict[str, Any]], "Reference | None"]  # rows of the account, and what the file must compute
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        rows: of its account, one an op with parameters.
+        remarks: lines on what makes it larger or slower than it need be.
+        reference: what it must compute; None for a float32 network, which has no deploy form.
+    """
+
+    rows: list[dict[str, Any]]
+    remarks: list[str]
+    reference: Reference | None
 
 
 def _binary(
@@ -183,13 +198,10 @@ def _binary(
     form = folding.fold(train.network, train.widths, weights, dataset.mean, dataset.std)
     exporter.write(form, path, **variant)
     _check_packed(exporter.census(path), exporter, form, path)
-    account = deploy.account(form)
-    sizes = exporter.layer_bytes(path)
-    rows = [
-        {"layer": row.name, "op": row.op, "binary_bytes": row.binary_bytes, "float_bytes": row.float_bytes}
-        for row in account
-    ]
-    return [{**row, "file_bytes": sizes.get(row["layer"], 0)} for row in rows], lambda images: deploy.run(form, images)
+    steps = getattr(exporter, "STEPS", Steps())
+    account, sizes = lint.account(form, steps), exporter.layer_bytes(path)
+    rows = [{**vars(row), "file_bytes": sizes.get(row.layer, 0)} for row in account]
+    return Written(rows, lint.remarks(form, account, steps), lambda images: deploy.run(form, images))
 
 
 def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm, path: Path) -> None:
@@ -227,7 +239,7 @@ def _float(
                 "file_bytes": sizes.get(layer.name, 0),
             }
         )
-    return rows, None
+    return Written(rows, [], None)
 
 
 def _float_exporter(aim: Target) -> Any:
@@ -292,7 +304,8 @@ def _compare(logits: Logits, wanted: Logits) -> tuple[int, int]:
 # --- telling ----------------------------------------------------------------------------------
 
 
-def _metrics(train: Manifest, rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+def _metrics(train: Manifest, written: Written, path: Path) -> dict[str, Any]:
+    rows = written.rows
     return {
         "memory_mib": cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB,
         "binary_memory_bytes": _sum(rows, "binary_bytes"),
@@ -300,6 +313,7 @@ def _metrics(train: Manifest, rows: list[dict[str, Any]], path: Path) -> dict[st
         "file_bytes": path.stat().st_size,
         "trained_top1_percent": train.metrics["top1_percent"],
         "layers": rows,
+        "remarks": written.remarks,
     }
 
 
@@ -314,17 +328,30 @@ def _check_metrics(check: Check) -> dict[str, Any]:
     }
 
 
+def _channels(row: dict[str, Any]) -> tuple[str, ...]:
+    """Shape, and channels read and written: `55 (64)` where kernels pad them."""
+    pairs = (row["reads"], row["padded_reads"]), (row["writes"], row["padded_writes"])
+    return row["shape"], *(str(real) if real == padded else f"{real} ({padded})" for real, padded in pairs)
+
+
 def _sum(rows: Iterable[dict[str, Any]], key: str) -> int:
     return sum(int(row[key]) for row in rows)
 
 
-def _print(model: Path, rows: list[dict[str, Any]], check: Check) -> None:
+def _print(model: Path, written: Written, check: Check) -> None:
+    rows, total = written.rows, model.stat().st_size
     sizes = ("binary_bytes", "float_bytes", "file_bytes")
-    cells = [(row["layer"], row["op"], *(f"{row[key]:,}" for key in sizes)) for row in rows]
-    total = model.stat().st_size
-    cells.append(("", "graph, names, alignment", "0", "0", f"{total - _sum(rows, 'file_bytes'):,}"))
-    cells.append(("sum", "", *(f"{_sum(rows, key):,}" for key in sizes[:2]), f"{total:,}"))
-    print_table(str(model), ("layer", "op", "binary bytes", "float bytes", "file bytes"), cells)
+    head = ["layer", "op", *(["shape", "reads", "writes"] if "shape" in rows[0] else []), "binary bytes", "float bytes", "file bytes"]  # fmt: skip
+    between = [""] * (len(head) - 5)
+    cells = [
+        (row["layer"], row["op"], *(_channels(row) if between else ()), *(f"{row[key]:,}" for key in sizes))
+        for row in rows
+    ]
+    cells.append(("", "graph, names, alignment", *between, "0", "0", f"{total - _sum(rows, 'file_bytes'):,}"))
+    cells.append(("sum", "", *between, *(f"{_sum(rows, key):,}" for key in sizes[:2]), f"{total:,}"))
+    print_table(str(model), head, cells)
+    for line in written.remarks:
+        print(line, file=sys.stderr)
     if check.difference is not None:
         print(
             f"{check.images} test images: equal to the deploy form, no logit differs by more than {check.difference:.1e}",

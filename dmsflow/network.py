@@ -96,12 +96,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     module = plugin.load("networks", name)
     if not callable(getattr(module, "build", None)):
         raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
-    try:
-        network = module.build(channels, resolution, classes)
-    except DmsflowError:
-        raise
-    except Exception as error:  # a user's file may raise anything, as when it is imported
-        raise DmsflowError(name, f"{type(error).__name__} in build(): {error}", "mend the file") from error
+    network = plugin.call(name, module.build, channels, resolution, classes)
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
     return network

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from dmsflow.errors import DmsflowError
 
@@ -31,6 +33,21 @@ def load(folder: str, name: str) -> ModuleType:
             f"{kind} {name}", "is unknown", f"use one of {', '.join(names(folder))}, or the path of a .py file"
         )
     return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")
+
+
+def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what a plug-in's file defines.
+
+    Raises:
+        DmsflowError: it raises one, or anything else, which then names the error.
+    """
+    try:
+        return function(*arguments)
+    except DmsflowError:
+        raise
+    except Exception as error:  # a user's file may raise anything, as when it is imported
+        what = f"{type(error).__name__} in {function.__name__}(): {error}"
+        raise DmsflowError(where, what, "mend the file") from error
 
 
 def _load_file(path: Path) -> ModuleType:

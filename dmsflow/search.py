@@ -12,7 +12,19 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dmsflow import budget, checkpoint, cost, datasets, descent, evolution, manifest, profile, supernetwork, training
+from dmsflow import (
+    alignment,
+    budget,
+    checkpoint,
+    cost,
+    datasets,
+    descent,
+    evolution,
+    manifest,
+    profile,
+    supernetwork,
+    training,
+)
 from dmsflow.budget import Budget, Range
 from dmsflow.cost import Latency
 from dmsflow.datasets import Dataset
@@ -24,6 +36,7 @@ from dmsflow.settings import SearchSettings
 from dmsflow.supernetwork import SuperNetwork
 from dmsflow.table import print_table, spelled_threads
 
+SEARCHES = ("gradient", "evolution")  # methods that train; the others are controls
 RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
 
 
@@ -47,7 +60,7 @@ def run(
     artifacts = {}
     if latency:  # a copy, so that the chain goes on where the profile itself is not
         artifacts["profile"] = manifest.artifact(profile.save(out / "profile.json", latency.profile), out)
-    if settings.method in ("gradient", "evolution"):
+    if settings.method in SEARCHES:
         widths, metrics, environment = _search(settings, data, dataset, network, latency, limits, bounds, saved, out)
         artifacts["log"] = manifest.artifact(out / "search.jsonl", out)
     else:
@@ -95,6 +108,9 @@ def _told(measured: Profile) -> str:
 
 def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, Latency | None, tuple[Budget, ...], Range]:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
+    if settings.align and (settings.reallocate or settings.method not in SEARCHES):
+        what = "is for widths that a search compares on its weights"
+        raise DmsflowError("--align", what, "leave it out, or use --method gradient or evolution without --reallocate")
     if settings.min_ratio >= settings.max_ratio:
         raise DmsflowError(
             "--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it"
@@ -143,11 +159,14 @@ def _search(
     }
     if settings.start == "flat" and len(limits) > 1:
         candidates["start"] = state.start
-    rows = compare(state, candidates)
+    rows = compare(state, {name: supernetwork.within_capacity(state, each) for name, each in candidates.items()})
     chosen = choose(rows)
     _print_comparison(rows, chosen, state.latency)
     widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
-    return widths, {"chosen": chosen["name"], "comparison": rows}, state.where.facts()
+    metrics: dict[str, Any] = {"chosen": chosen["name"], "comparison": rows}
+    if settings.align:
+        widths, metrics["alignment"] = align(state, widths)
+    return widths, metrics, state.where.facts()
 
 
 def _evolved(state: SuperNetwork, found: Tensor) -> Tensor:
@@ -161,7 +180,7 @@ def _evolved(state: SuperNetwork, found: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(state: SuperNetwork, candidates: dict[str, Tensor]) -> list[dict[str, Any]]:
+def compare(state: SuperNetwork, candidates: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     """Hard-width loss of each candidate on images that chose nothing, against the first of them.
 
     Returns a row a candidate: name, widths, loss, top1_percent, and the paired difference of its
@@ -169,8 +188,7 @@ def compare(state: SuperNetwork, candidates: dict[str, Tensor]) -> list[dict[str
     """
     rows: list[dict[str, Any]] = []
     reference = None
-    for name, ratios in candidates.items():
-        widths = supernetwork.within_capacity(state, ratios)
+    for name, widths in candidates.items():
         losses, right = _per_image(state, widths)
         reference = losses if reference is None else reference
         difference = losses - reference
@@ -200,6 +218,41 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The searched widths (the first row), unless another row's loss is lower by more than its standard error."""
     better = [row for row in rows[1:] if row["loss_difference"] < -row["standard_error"]]
     return min(better, key=lambda row: row["loss"]) if better else rows[0]
+
+
+def align(state: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Widths on the edges of the kernels' steps, unless they are worse by more than a standard error.
+
+    Returns:
+        The widths to keep; and what was compared: "before" and "after", each a row of `compare` with what
+        the file stores (bytes) and the kernels do (million multiply-accumulates), and whether "after" was taken.
+    """
+    settled = alignment.aligned(state.network, state.limits, widths, state.latency, state.model.widths)
+    rows = {
+        row["name"]: {
+            **row,
+            "stored_bytes": round(alignment.stored_bytes(state.network, row["widths"])),
+            "padded_macs_m": alignment.padded_macs(state.network, row["widths"]) / budget.MEGA,
+        }
+        for row in compare(state, {"before": widths, "after": settled})
+    }
+    taken = settled != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
+    print(_aligned(rows, taken), file=sys.stderr)
+    return (settled if taken else widths), {**rows, "taken": taken}
+
+
+def _aligned(rows: dict[str, dict[str, Any]], taken: bool) -> str:
+    """What alignment did, in a sentence."""
+    before, after = rows["before"], rows["after"]
+    if before["widths"] == after["widths"]:
+        return "The widths stand where they cost least: nothing to align."
+    costs = (
+        f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored, "
+        f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
+    )
+    facts = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
+    widths = " ".join(map(str, after["widths"].values()))
+    return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {costs}, {facts}."
 
 
 def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency: Latency | None) -> None:

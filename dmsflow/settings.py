@@ -69,6 +69,12 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     latency_ms: Annotated[
         Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")
     ] = None
+    align: Annotated[
+        bool,
+        Meta(
+            description="Settle the widths found on edges of the kernels' steps, if no cost grows and no accuracy is lost on images held out."
+        ),
+    ] = False
     hold: Annotated[
         Literal["projection", "shift", "penalty"],
         Meta(

@@ -33,9 +33,9 @@ FLOORS = (
         "exporters",
         "datasets",
     ),
-    ("binary", "width"),
+    ("binary", "width", "lint"),
     ("model", "budget", "stopwatch", "prediction", "fitting"),
-    ("loss", "checkpoint"),
+    ("loss", "checkpoint", "alignment"),
     ("training",),
     ("supernetwork",),
     ("descent", "evolution"),
@@ -158,7 +158,7 @@ def test_the_walk_sees_imports_inside_functions(tmp_path: Path) -> None:
 
 
 def test_no_broad_except() -> None:
-    """A user's plug-in may raise anything on import; nowhere else is every error caught."""
+    """A user's plug-in may raise anything, imported or called; nowhere else is every error caught."""
     broad = [
         short(path)
         for path in FILES
@@ -166,7 +166,7 @@ def test_no_broad_except() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     ]
-    assert broad == ["plugin"]
+    assert set(broad) == {"plugin"}
 
 
 def test_the_architecture_page_has_the_same_floors() -> None:

@@ -86,6 +86,35 @@ def test_the_paper_preset_searches(tmp_path: Path) -> None:
     assert row["sigma"] == [1.0] * 8
 
 
+def test_aligned_widths_are_taken_where_they_are_no_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are is told by shared weights, here for both answers."""
+    plain = searched(tmp_path / "plain", macs_m=6.0)
+    for error in (1e9, -1e9):
+        monkeypatch.setattr(search, "compare", with_error(search.compare, error))
+        done = searched(tmp_path / str(error), macs_m=6.0, align=True)
+        monkeypatch.undo()
+        before, after = done.metrics["alignment"]["before"], done.metrics["alignment"]["after"]
+        assert before["widths"] == plain.widths != after["widths"]
+        assert done.widths == (after if error > 0 else before)["widths"]
+        assert done.metrics["alignment"]["taken"] == (error > 0)
+        assert after["stored_bytes"] <= before["stored_bytes"] and after["padded_macs_m"] <= before["padded_macs_m"]
+
+
+def with_error(compare: Any, error: float) -> Any:
+    """As `compare`, with another standard error of aligned widths."""
+
+    def compared(*arguments: Any) -> Any:
+        return [{**row, "standard_error": error} if row["name"] == "after" else row for row in compare(*arguments)]
+
+    return compared
+
+
+@pytest.mark.parametrize("changes", [{"method": "flat"}, {"reallocate": True}])
+def test_align_needs_weights_to_compare_on(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(DmsflowError, match="--align: is for widths that a search compares on its weights; leave it"):
+        searched(tmp_path, align=True, **changes)
+
+
 @pytest.mark.parametrize("method", ["uniform", "flat", "random"])
 def test_controls_just_meet_the_budgets(tmp_path: Path, method: str) -> None:
     done = searched(tmp_path, method=method)

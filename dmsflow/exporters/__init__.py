@@ -2,7 +2,8 @@
 
 `FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
 weights and with 1-bit weights. Where a file can be written in several ways, `VARIANTS` names them, the
-usual one first, `OPTION` the setting of the export that chooses, and `write` takes a `variant`.
+usual one first, `OPTION` the setting of the export that chooses, and `write` takes a `variant`. Where
+its kernels handle channels in words and blocks, `STEPS` (`profile.Steps`) says how many.
 """
 
 from __future__ import annotations

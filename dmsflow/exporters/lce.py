@@ -37,10 +37,12 @@ from dmsflow.deploy import (
 )
 from dmsflow.exporters import _flatbuffer, _official
 from dmsflow.network import INPUT
+from dmsflow.profile import Steps
 
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names in a census
 OPTION, VARIANTS = "converter", ("direct", "official")
 WORD = 32  # channels in an int32
+STEPS = Steps(inputs=WORD, outputs=8)  # of what its kernels read and write
 SAME, VALID = 0, 1
 RELU = 1
 CUSTOM = 32
