@@ -28,6 +28,8 @@ from dmsflow.target import Target
 
 MOVED = 1e-3  # largest difference of a logit between the file and the deploy form
 TURNED_PERCENT = 1.0  # of images may change class between a float32 file and the network as it was trained
+IMAGES, FEWEST_IMAGES = 256, 16  # of the check, unless the user says how many
+CHECK_MACS = 5e10  # and no more than take that many multiply-accumulates: seconds of NumPy
 BATCH = 64  # images fetched from a split at once
 
 Images = NDArray[np.uint8]  # [N, H, W, C]
@@ -80,7 +82,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
         candidate = Path(folder) / model.name
         write = _float if _is_float(train) else _binary
         written = write(train, aim, variant, dataset, weights, candidate)
-        check = _check(runner, candidate, written.reference, dataset.test, trained, settings.check_images)
+        check = _check(runner, candidate, written.reference, dataset.test, trained, _images(train, settings))
         metrics = {**_metrics(train, written, candidate), **_check_metrics(check)}
         candidate.replace(model)
     _print(model, written, check)
@@ -117,7 +119,7 @@ def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, s
         ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
         ("target", f"{aim.name}: {aim.description}"),
         ("exporter", ", ".join([aim.exporter, *variant.values()])),
-        ("check", f"on {settings.check_images} test images of {train.data.name}, run by {_runner(aim)}"),
+        ("check", f"on {_images(train, settings)} test images of {train.data.name}, run by {_runner(aim)}"),
         ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
     ]
 
@@ -146,6 +148,12 @@ def variant_of(aim: Target, settings: ExportSettings) -> dict[str, str]:
             raise DmsflowError(option, what, f"its files are written by exporter {aim.exporter}")
     exporter = plugin.load("exporters", aim.exporter)
     return {"variant": getattr(settings, exporter.OPTION)} if hasattr(exporter, "OPTION") else {}
+
+
+def _images(train: Manifest, settings: ExportSettings) -> int:
+    """How many images to check on."""
+    affordable = int(CHECK_MACS / cost.macs(train.network, train.widths))
+    return settings.check_images or max(FEWEST_IMAGES, min(IMAGES, affordable))
 
 
 def _is_float(train: Manifest) -> bool:

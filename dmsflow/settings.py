@@ -200,8 +200,11 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
     check_images: Annotated[
-        Count, Meta(description="Test images on which file, deploy form and trained network are compared.")
-    ] = 256
+        Count | None,
+        Meta(
+            description="Test images on which file, deploy form and trained network are compared; by default 256, and fewer of a network that takes billions of multiply-accumulates."
+        ),
+    ] = None
     onnx_form: Annotated[
         Literal["mixed", "float"],
         Meta(

@@ -17,6 +17,10 @@ WriteTrain = Callable[..., Path]
 MakeProfile = Callable[..., Profile]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--agreement", type=int, default=12, help="random networks that are written in every form")
+
+
 @pytest.fixture(scope="session")
 def make_profile() -> MakeProfile:
     """`make(network, **fields)` is a profile of exactly its pieces, up to 64 channels."""

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from dmsflow import datasets, deploy, export, folding, manifest, plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce, onnx
+from dmsflow.network import load_network
 from dmsflow.settings import ExportSettings
 
 COMMAND = ("dmsflow", "export", "train.json")
@@ -104,6 +105,26 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
         "20 test images: equal to the deploy form",
     ):
         assert text in shown.err
+
+
+def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
+    path = export.run(vgg, settings("x86-64"), tmp_path, command=COMMAND)
+    metrics = manifest.load(path).metrics
+    shown = " ".join(capsys.readouterr().err.split())
+    assert metrics["remarks"] and all(" ".join(line.split()) in shown for line in metrics["remarks"])
+    last = next(row for row in metrics["layers"] if row["layer"] == "conv7")
+    assert last["padded_reads"] % 32 == last["padded_writes"] % 8 == 0 and last["shape"] == f"2×2×{last['writes']}"
+    assert last["file_bytes"] >= last["padded_bytes"] >= last["binary_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "count"), [("vgg11", 32, 256), ("resnet18", 224, 27), ("vgg11", 224, 16)]
+)
+def test_large_networks_are_checked_on_fewer_images(vgg, name, resolution, count):
+    network = load_network(name, 3, resolution, 10)
+    train = msgspec.structs.replace(manifest.load(vgg), network=network, widths=network.widths)
+    assert export._images(train, ExportSettings()) == count
+    assert export._images(train, ExportSettings(check_images=99)) == 99
 
 
 def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_manifest):

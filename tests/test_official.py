@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
+from test_deploy import MEAN, STD, odd_widths, pixels, trained
 
 from dmsflow import cli, datasets, deploy, doctor, export, folding, manifest, plugin, tflite
 from dmsflow.errors import DmsflowError
@@ -29,8 +29,7 @@ from dmsflow.runners import lce as runner
 from dmsflow.settings import ExportSettings
 
 VERSION = runner.version()
-NETWORKS = {network.name: network for network in map(small_network, range(8))}
-NETWORKS |= {name: plugin.load("networks", name).build(3, 32, 10) for name in plugin.names("networks")}
+NETWORKS = {name: plugin.load("networks", name).build(3, 32, 10) for name in plugin.names("networks")}
 NETWORKS |= {"resnet18 of 64 pixels": resnet18.build(3, 64, 10)}
 WIDE = ("vgg11", "resnet18")
 
