@@ -283,65 +283,6 @@ def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searc
     assert "dream (modelled): modelled for " in shown
 
 
-OTHER_FILES = [
-    ({"precision": "float"}, {}, "is of float networks, and this one is binary"),
-    ({"target": "onnx"}, {}, "is of files for onnx, and this one is for x86-64"),
-    ({"threads": 4}, {}, "is of 4 threads, and this bench of 1 thread"),
-    ({}, {"threads": 2}, "is of 1 thread, and this bench of 2 threads"),
-]
-
-
-@pytest.mark.parametrize(("fields", "options", "message"), OTHER_FILES)
-def test_a_profile_of_other_files_is_refused(fields, options, message, searched, saved, tmp_path):
-    with pytest.raises(DmsflowError, match=f"--profile .*other.json: {message}; choose another"):
-        settings = fewer(profile=saved(**fields), **options)
-        bench.run(searched / "export.json", settings, tmp_path / "out", command=COMMAND)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_search_for_another_kind_of_file_predicts_nothing_and_a_line_says_so(searched, tmp_path, capsys):
-    written = manifest.load(bench.run(searched / "export.json", fewer(threads=2), tmp_path, command=COMMAND))
-    assert not {"predicted_latency_ms", "pieces"} & set(written.metrics)
-    assert "profile" not in written.environment
-    line = "no prediction: the search's profile board is of 1 thread, and this bench of 2 threads\n"
-    assert capsys.readouterr().err.startswith(line)
-
-
-def test_a_part_that_was_not_measured_is_named(searched, saved, tmp_path, make_profile):
-    tables = make_profile(manifest.load(searched / "export.json").network).tables
-    with pytest.raises(DmsflowError, match="profile board: has not measured 'average_pool .*; add it: dmsflow profile"):
-        bench.plan(searched / "export.json", fewer(profile=saved(tables=tables[:-1])), tmp_path)
-
-
-def test_a_profile_that_is_absent_damaged_or_changed_is_refused(searched, saved, tmp_path):
-    with pytest.raises(DmsflowError, match="profile nowhere: is unknown"):
-        bench.plan(searched / "export.json", fewer(profile="nowhere"), tmp_path)
-    path = Path(saved())
-    path.write_text(path.read_text().replace('"overhead_ms": 0.002', '"overhead_ms": -1'))
-    with pytest.raises(DmsflowError, match="other.json: is not a profile .*measure it again"):
-        bench.plan(searched / "export.json", fewer(profile=str(path)), tmp_path)
-    copy = shutil.copytree(searched, tmp_path / "copy")
-    (copy / "profile.json").write_text("{}")
-    with pytest.raises(DmsflowError, match="profile.json: changed after search.json was written"):
-        bench.plan(copy / "export.json", fewer(), tmp_path)
-
-
-def test_an_export_alone_is_measured_and_predicted_by_nothing(searched, saved, tmp_path, capsys):
-    copy = shutil.copytree(searched, tmp_path / "copy", ignore=shutil.ignore_patterns("train.json"))
-    assert "predicted" not in dict(bench.plan(copy / "export.json", fewer(), tmp_path))
-    assert "no prediction: train.json, which " in capsys.readouterr().err
-    with pytest.raises(DmsflowError, match="train.json: is missing, and export.json names it"):
-        bench.plan(copy / "export.json", fewer(profile=saved()), tmp_path)
-
-
-def test_a_bare_file_has_no_widths_to_predict_from(searched, saved, tmp_path):
-    with pytest.raises(DmsflowError, match=r"--profile: .*model.tflite, whose widths no manifest tells; give the"):
-        bench.run(searched / "model.tflite", fewer(profile=saved()), tmp_path, command=COMMAND)
-
-
-# --- what is asked for --------------------------------------------------------------------------
-
-
 def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     """Missed, the numbers are there all the same, and are held against a requirement again."""
     lean = ["--runs", "3", "--warm-up", "0", "--no-accuracy", "--no-baseline"]

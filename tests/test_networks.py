@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels
 
-from dmsflow import deploy, export, folding, plugin, runners, target
+from dmsflow import deploy, export, folding, lint, plugin, runners, target
+from dmsflow.exporters import lce
 from dmsflow.network import load_network
 
 SIZES = ((32, 10), (224, 1000))
 TARGETS = ("x86-64", "onnx")
+LARGEST = 1.10  # of a file, beside its bits with channels as kernels pad them and its floats
 
 
 @pytest.mark.parametrize("resolution_classes", SIZES, ids=lambda size: f"{size[0]}px")
@@ -26,12 +28,15 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
     wanted = deploy.run(form, images)
     assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
+    ideal = sum(row.padded_bytes + row.float_bytes for row in lint.account(form, lce.STEPS))
     for aim in map(target.load, TARGETS):
         path = tmp_path / f"model{aim.suffix}"
         exporter = plugin.load("exporters", aim.exporter)
         exporter.write(form, path)
         binary = sum(isinstance(op, deploy.BinaryConv) for op in form.ops)
         assert exporter.census(path)[exporter.PACKED_CONV] == binary
+        if ideal > 2**19:  # below half a MiB names and the graph weigh
+            assert path.stat().st_size <= LARGEST * ideal
         session = plugin.load("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
         logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
         assert abs(logits - wanted).max() <= export.MOVED
