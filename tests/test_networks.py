@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_deploy import MEAN, STD, odd_widths, pixels
 
-from dmsflow import deploy, export, folding, lint, plugin, runners, target
+from dmsflow import cli, deploy, export, folding, lint, manifest, plugin, runners, target
 from dmsflow.exporters import lce
 from dmsflow.network import load_network
 
@@ -55,3 +56,24 @@ def test_real_values_pass_every_binary_convolution(name: str) -> None:
         assert add.op == "add"
         if conv.stride == 1:
             assert add.inputs == (norm.name, quantize.inputs[0])
+
+
+def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
+    """From folders of images as ImageNet has them, here noise, to a file that was checked and measured."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for label in ("n01440764", "n01443537"):
+            folder = tmp_path / "imagenet" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(random.integers(0, 256, (230, 260, 3), np.uint8)).save(folder / f"{index}.JPEG")
+    text = (
+        f"--network resnet18 --dataset imagenet --data-dir {tmp_path / 'imagenet'} --memory-mib 3 --macs-m 1000 "
+        "--rounds 1 --weight-steps 1 --width-batches 1 --search-batch-size 4 --train-batch-size 4 --epochs 1 "
+        f"--threads 1 --runs 2 --warm-up 0 --no-baseline --out {tmp_path / 'run'}"
+    )
+    assert cli.main(["run", *text.split()]) == 0
+    exported = manifest.load(tmp_path / "run" / "export.json", "export")
+    assert exported.network.resolution == 224 and exported.metrics["check_images"] == 4
+    assert exported.metrics["deploy_form_largest_logit_difference"] <= 1e-3
+    assert manifest.load(tmp_path / "run" / "bench.json", "bench").metrics["latency_ms_median"] > 0
