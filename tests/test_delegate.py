@@ -60,7 +60,7 @@ def exact_part(model):
     fields = tflite.loads(model)
     graph = fields["subgraphs"][0]
     names = [
-        exporter.NAMES.get(code.get("builtin_code", 0), code.get("custom_code")) for code in fields["operator_codes"]
+        code.get("custom_code") or tflite.OPERATORS[code.get("builtin_code", 0)] for code in fields["operator_codes"]
     ]
     kinds = [names[operator.get("opcode_index", 0)] for operator in graph["operators"]]
     stem, last = kinds.index(exporter.FLOAT_CONV), len(kinds) - 1 - kinds[::-1].index(exporter.PACKED_CONV)
