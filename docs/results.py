@@ -68,7 +68,7 @@ def _summary(load: Load) -> str:
 
 def _under_budgets(content: Row, cells: list[Row]) -> str:
     head = (
-        "top-1 % of CIFAR-10, at most",
+        "top-1 % on CIFAR-10",
         *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
     )
     rows = [
