@@ -75,14 +75,14 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     aim = target.load(settings.target)
     variant, runner = variant_of(aim, settings), _runner(aim)
     dataset = datasets.load(train.data)
-    weights, trained = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
+    weights, logits = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
-        write = _float if _is_float(train) else _binary
-        written = write(train, aim, variant, dataset, weights, candidate)
-        check = _check(runner, candidate, written.reference, dataset.test, trained, _images(train, settings))
+        trained = Trained(train, dataset, weights)
+        written = _float(trained, aim, candidate) if _is_float(train) else _binary(trained, aim, candidate, **variant)
+        check = _check(runner, candidate, written.reference, dataset.test, logits, _images(train, settings))
         metrics = {**_metrics(train, written, candidate), **_check_metrics(check)}
         candidate.replace(model)
     _print(model, written, check)
@@ -194,16 +194,19 @@ class Written:
     reference: Reference | None
 
 
-def _binary(
-    train: Manifest,
-    aim: Target,
-    variant: dict[str, str],
-    dataset: Dataset,
-    weights: dict[str, NDArray[Any]],
-    path: Path,
-) -> Written:
+@dataclass(frozen=True)
+class Trained:
+    """What there is to write."""
+
+    manifest: Manifest
+    dataset: Dataset
+    weights: dict[str, NDArray[Any]]
+
+
+def _binary(trained: Trained, aim: Target, path: Path, **variant: str) -> Written:
+    train, data = trained.manifest, trained.dataset
     exporter = plugin.load("exporters", aim.exporter)
-    form = folding.fold(train.network, train.widths, weights, dataset.mean, dataset.std)
+    form = folding.fold(train.network, train.widths, trained.weights, data.mean, data.std)
     exporter.write(form, path, **variant)
     _check_packed(exporter.census(path), exporter, form, path)
     steps = getattr(exporter, "STEPS", Steps())
@@ -222,22 +225,18 @@ def _check_packed(census: dict[str, int], exporter: Any, form: deploy.DeployForm
             )
 
 
-def _float(
-    train: Manifest,
-    aim: Target,
-    variant: dict[str, str],
-    dataset: Dataset,
-    weights: dict[str, NDArray[Any]],
-    path: Path,
-) -> Written:
+def _float(trained: Trained, aim: Target, path: Path) -> Written:
     """A float32 network has one form, whatever the variant."""
+    train, data = trained.manifest, trained.dataset
     exporter = _float_exporter(aim)
-    exporter.write_float(train.network, train.widths, weights, dataset.mean, dataset.std, path)
-    layers = [layer for layer in train.network.layers if any(key.startswith(f"{layer.name}.") for key in weights)]
+    exporter.write_float(train.network, train.widths, trained.weights, data.mean, data.std, path)
+    layers = [
+        layer for layer in train.network.layers if any(key.startswith(f"{layer.name}.") for key in trained.weights)
+    ]
     sizes = exporter.layer_bytes(path)
     rows = []
     for layer in layers:
-        floats = sum(array.nbytes for key, array in weights.items() if key.rpartition(".")[0] == layer.name)
+        floats = sum(array.nbytes for key, array in trained.weights.items() if key.rpartition(".")[0] == layer.name)
         rows.append(
             {
                 "layer": layer.name,

@@ -17,7 +17,7 @@ import test_adb
 from test_delegate import exact_part
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
 
-from dmsflow import devices, folding, native
+from dmsflow import devices, folding, modelfile, native
 from dmsflow.devices import File, Job, _benchmark
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
@@ -114,7 +114,7 @@ def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:
     (timing,) = _benchmark.measure(job, Path(program[-1]), run)
     assert len(timing.runs_ms) == 2 and min(timing.runs_ms) > 0 and timing.load_ms > 0
     assert timing.peak_memory_bytes and timing.peak_memory_bytes > 2**20
-    assert [each.op for each in timing.operations] == [each.op for each in exporter.operators(model)]
+    assert [each.op for each in timing.operations] == [each.op for each in modelfile.read(model).ops]
     assert timing.operations[0].name.endswith("/centred")
     assert 0 < sum(each.ms for each in timing.operations) < 100 * max(timing.runs_ms)
 

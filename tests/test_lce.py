@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
 
-from dmsflow import deploy, folding, tflite
+from dmsflow import deploy, folding, modelfile, tflite
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import _flatbuffer
 from dmsflow.exporters import lce as exporter
+from dmsflow.modelfile._graph import BITS
 from dmsflow.networks import resnet18, vgg11
 from dmsflow.runners import lce as runner
 
@@ -92,27 +93,31 @@ def test_extreme_images_and_two_threads(tmp_path):
 # --- what is in a file ------------------------------------------------------------------------------
 
 
+def puts_out_bits(op):
+    return op.output.dtype == BITS
+
+
 def test_vgg11_is_packed_all_through(tmp_path):
     network = vgg11.build(3, 32, 10)
     _, path = written(tmp_path, network, odd_widths(network, 0))
     counted = exporter.census(path)
     assert counted[exporter.PACKED_CONV] == 7 and counted[exporter.FLOAT_CONV] == 1
     assert counted["LceQuantize"] == 1 and counted["LceBMaxPool2d"] == 4 and counted["MAX_POOL_2D"] == 1
-    operators = exporter.operators(path)
-    assert [op.layer for op in operators if op.weight_bits == 1] == [f"conv{index}" for index in range(1, 8)]
-    assert [op.packed for op in operators if op.weight_bits == 1] == [True] * 6 + [False]
-    assert [op.layer for op in operators if op.weight_bits == 32] == ["conv0", "dense"]
+    operators = modelfile.read(path).ops
+    assert [op.name for op in operators if op.weight_bits == 1] == [f"conv{index}" for index in range(1, 8)]
+    assert [puts_out_bits(op) for op in operators if op.weight_bits == 1] == [True] * 6 + [False]
+    assert [op.name for op in operators if op.weight_bits == 32] == ["conv0/sums", "dense"]
 
 
 def test_resnet18_is_packed_inside_its_blocks(tmp_path):
     network = resnet18.build(3, 32, 10)
     _, path = written(tmp_path, network, odd_widths(network, 0))
-    binary = [op for op in exporter.operators(path) if op.weight_bits == 1]
+    binary = [op for op in modelfile.read(path).ops if op.weight_bits == 1]
     assert len(binary) == 19 == exporter.census(path)[exporter.PACKED_CONV]
-    assert sorted(op.layer for op in binary if op.packed) == [
+    assert sorted(op.name for op in binary if puts_out_bits(op)) == [
         f"stage{s}_block{b}_conv1" for s in range(4) for b in range(2)
     ]
-    assert [op.layer for op in exporter.operators(path) if op.weight_bits == 32] == ["stem", "dense"]
+    assert [op.name for op in modelfile.read(path).ops if op.weight_bits == 32] == ["stem", "dense"]
 
 
 @pytest.mark.parametrize(

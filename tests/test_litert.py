@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_deploy import MEAN, STD, odd_widths, pixels, small_network, trained
 
-from dmsflow import __version__, deploy, devices, folding, native, plugin, runners, target
+from dmsflow import __version__, deploy, devices, folding, modelfile, native, plugin, runners, target
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import lce as exporter
 from dmsflow.networks import resnet18, vgg11
@@ -86,7 +86,7 @@ def test_the_kernels_asked_for_run_and_are_told(residual, monkeypatch):
 def test_every_operation_is_told_once_in_the_files_order(residual):
     session = litert.open(residual)
     told = session.operations(np.zeros(session.input_shape, np.float32), 5)
-    operators = exporter.operators(residual)
+    operators = modelfile.read(residual).ops
     assert [kind for kinds, _, _ in told for kind in kinds.split(" + ")] == [one.op for one in operators]
     assert all(ms > 0 for _, _, ms in told) and sum(ms for _, _, ms in told) < 100
     layers = [name for kind, name, _ in told if kind == "LceBconv2d"]

@@ -19,10 +19,11 @@ import pytest
 from safetensors.numpy import load_file
 from test_deploy import MEAN, STD, odd_widths, pixels, trained
 
-from dmsflow import cli, datasets, deploy, doctor, export, folding, manifest, plugin, tflite
+from dmsflow import cli, datasets, deploy, doctor, export, folding, manifest, modelfile, plugin, tflite
 from dmsflow.errors import DmsflowError
 from dmsflow.exporters import _official
 from dmsflow.exporters import lce as exporter
+from dmsflow.modelfile._graph import BITS
 from dmsflow.network import INPUT, Layer, Network
 from dmsflow.networks import resnet18
 from dmsflow.runners import lce as runner
@@ -155,8 +156,10 @@ def test_every_binary_layer_is_packed_and_has_the_same_weights(files, name):
 
 
 def test_bits_stay_packed_where_no_pool_stands_between(files):
-    packed = {name: [op.layer for op in exporter.operators(files[name].official) if op.op == "LceBconv2d" and op.packed]
-              for name in ("vgg11", "resnet18")}  # fmt: skip
+    packed = {}
+    for name in ("vgg11", "resnet18"):
+        convs = [op for op in modelfile.read(files[name].official).ops if op.op == "LceBconv2d"]
+        packed[name] = [exporter._layer({"name": op.output.name}) for op in convs if op.output.dtype == BITS]
     assert packed["vgg11"] == ["conv2", "conv4", "conv6"]
     assert packed["resnet18"] == [f"stage{stage}_block{block}_conv1" for stage in range(4) for block in range(2)]
 

@@ -14,7 +14,6 @@ Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes].
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -326,30 +325,17 @@ def _fuses(graph: _Graph, name: str) -> bool:
 # --- what is in a file ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FileOp:
-    """One operator of a written file.
-
-    Attributes:
-        op: what the runtime calls it, e.g. "LceBconv2d" or "CONV_2D".
-        layer: the layer that it computes, or a part of it.
-        packed: it puts out bits, 32 channels to the word.
-        weight_bits: of each of its weights, 1 or 32; 0 where it has none.
-    """
-
-    op: str
-    layer: str
-    packed: bool
-    weight_bits: int
-
-
 def census(path: Path) -> dict[str, int]:
     """Ops of a file and how often each stands in it.
 
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.
     """
-    return dict(Counter(op.op for op in operators(path)))
+    model = tflite.load(path)
+    names = [code.get("custom_code") or _name(code) for code in model["operator_codes"]]
+    return dict(
+        Counter(names[operator.get("opcode_index", 0)] for operator in model["subgraphs"][0].get("operators", ()))
+    )
 
 
 def layer_bytes(path: Path) -> dict[str, int]:
@@ -381,33 +367,6 @@ def _layer(tensor: dict[str, Any]) -> str:
     return next((name for name in names if not name.endswith("/Relu")), names[0]).partition("/")[0]
 
 
-def operators(path: Path) -> list[FileOp]:
-    """The operators of a file, in order.
-
-    Raises:
-        DmsflowError: not a .tflite file, or a damaged one.
-    """
-    model = tflite.load(path)
-    graph = model["subgraphs"][0]
-    names = [code.get("custom_code") or _name(code) for code in model["operator_codes"]]
-    return [
-        _file_op(names[operator.get("opcode_index", 0)], operator, graph["tensors"])
-        for operator in graph.get("operators", ())
-    ]
-
-
 def _name(code: dict[str, Any]) -> str:
     number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
     return tflite.OPERATORS.get(number, f"builtin {number}")
-
-
-def _file_op(name: str, operator: dict[str, Any], tensors: list[dict[str, Any]]) -> FileOp:
-    output = tensors[operator["outputs"][0]]
-    weighted = name in (FLOAT_CONV, PACKED_CONV, "FULLY_CONNECTED")
-    bits = WORD if not weighted else 1 if tensors[operator["inputs"][1]].get("type", 0) == TYPES[BITS] else WORD
-    return FileOp(
-        op=name,
-        layer=_layer(output),
-        packed=output.get("type", 0) == TYPES[BITS],
-        weight_bits=bits if weighted else 0,
-    )
