@@ -58,9 +58,9 @@ class Cell:
 CELLS = (
     Cell("vgg11", 12, 0.078, 16.0),
     Cell("vgg11", 6, 0.078, 10.0),
-    Cell("vgg11", 6, 0.078, 25.0),
+    Cell("vgg11", 4, 0.078, 25.0),
     Cell("vgg11", 6, 0.078),
-    Cell("resnet18", 4, 0.10, "uniform"),
+    Cell("resnet18", 3, 0.10, "uniform"),
 )
 
 
