@@ -1,8 +1,9 @@
 """Every CIFAR-10 row of the DMS paper's Table 1, and controls at the memory of its searched networks.
 
-Two protocols: `paper`, with the paper's schedules, for a GPU; and `quick`, for two CPU cores: the first 2,000
-training images of each class, and so few epochs that no job takes ten minutes on one core. What is compared
-(all rows of one memory size) is trained alike. Done jobs are kept, and it goes on where it was stopped:
+Protocols: `paper`, with the paper's schedules, for a GPU; `quick`, for two CPU cores: the first 2,000 training
+images of each class, and so few epochs that no job takes ten minutes on one core; and `long`, for two cores too:
+one network, VGG-11's DMS-A, and its uniform control, on all images. What is compared (all rows of one memory
+size) is trained alike. Done jobs are kept, and it goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/table1.py --protocol quick --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/table1.py --protocol paper --dataset cifar10
@@ -50,7 +51,7 @@ SIZES = {"full": "A", "1x": "A", "2x": "2x", "3x": "B", "4x": "4x", "dms-a": "A"
 START_RATIO = {"dms-a": 1.5, "dms-b": 2.5}
 STEP_SIZE = {"vgg11": 0.002, "resnet18": 0.001}
 CONTROLS = ("uniform", "flat")
-SEEDS, DRAWS = budgets.SEEDS, budgets.DRAWS
+DRAWS = budgets.DRAWS
 EXACTLY = 1 + 1e-9  # a budget that whole widths meet exactly, in spite of rounding
 
 
@@ -66,6 +67,8 @@ class Protocol:
         search: of dmsflow's own search beside the defaults, by network and row.
         literal: of the paper's search beside its preset, by network and row.
         left_out: why a network's row is not in the protocol.
+        only: the lines that are, by network, row and widths, where they are few.
+        seeds: of trainings and searches, unless others are asked for.
     """
 
     train_images: int | None
@@ -75,6 +78,8 @@ class Protocol:
     search: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     literal: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     left_out: dict[tuple[str, str], str] = field(default_factory=dict)
+    only: tuple[tuple[str, str, str], ...] = ()
+    seeds: tuple[int, ...] = budgets.SEEDS
 
 
 def _phases(weight_steps: int, width_batches: int, **others: Any) -> dict[str, Any]:
@@ -114,6 +119,12 @@ PROTOCOLS = {
         },
         ranges={("vgg11", "dms-b"): {"max_ratio": 32.0}, ("resnet18", "dms-b"): {"max_ratio": 32.0}},  # flat is 18× there
     ),
+    "long": Protocol(
+        train_images=None,
+        train={("vgg11", "A"): {"epochs": 30}},
+        only=(("vgg11", "dms-a", "searched"), ("vgg11", "dms-a", "uniform")),
+        seeds=(0,),
+    ),
 }  # fmt: skip
 
 
@@ -149,8 +160,15 @@ class Asked:
         return found
 
     def lines(self, network: str, row: str) -> list[Line]:
+        only = self.protocol.only
+        if only and (network, row) not in {one[:2] for one in only}:
+            return []
         if (network, row) in self.protocol.left_out:
             return [Line(network, row, "searched", True, ())]
+        found = self._lines(network, row)
+        return [line for line in found if not only or (network, row, line.widths) in only]
+
+    def _lines(self, network: str, row: str) -> list[Line]:
         return self._searched(network, row) if row.startswith("dms") else [self._widened(network, row)]
 
     def _widened(self, network: str, row: str) -> Line:
@@ -246,12 +264,13 @@ def main() -> None:
     parser.set_defaults(out=None)
     parser.add_argument("--networks", nargs="+", choices=PAPER, default=list(PAPER))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="dms-a and dms-b with their controls")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the protocol")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of random widths, each trained with the first seed")
     arguments = parser.parse_args()
     arguments.out = arguments.out or Path("runs") / arguments.protocol
-    asked = Asked(PROTOCOLS[arguments.protocol], arguments.seeds, arguments.draws)
-    where = jobs.runs(arguments, asked.protocol.train_images)
+    protocol = PROTOCOLS[arguments.protocol]
+    asked = Asked(protocol, arguments.seeds or protocol.seeds, arguments.draws)
+    where = jobs.runs(arguments, protocol.train_images)
     chosen = {(network, row): asked.lines(network, row) for network in PAPER for row in ROWS}
     wanted = [chosen[network, row] for network in arguments.networks for row in arguments.rows]
     wave = [job for lines in wanted for line in lines for job in line.jobs]
@@ -260,7 +279,7 @@ def main() -> None:
         rows = tabulated([line for lines in chosen.values() for line in lines], asked, where)
         show(f"Table 1 of the DMS paper, CIFAR-10, protocol {arguments.protocol}", rows)
         command = f"python benchmarks/table1.py --protocol {arguments.protocol}"
-        return {"command": command, "train_images": asked.protocol.train_images, "rows": rows}
+        return {"command": command, "train_images": protocol.train_images, "rows": rows}
 
     jobs.study(f"table1-{arguments.protocol}", [wave], tabulate, where, arguments)
 

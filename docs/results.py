@@ -17,7 +17,7 @@ from figures import NETWORKS, Row
 PAGE = Path(__file__).with_suffix(".md")
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: written by docs/results.py -->", "<!-- end of results -->"
-PROTOCOLS = ("quick", "paper")
+PROTOCOLS = ("quick", "long", "paper")
 INTRODUCTION = """\
 # Results
 

@@ -178,7 +178,7 @@ def test_widened_networks_are_exactly_so_many_times_the_base() -> None:
 
 @pytest.mark.parametrize("name", ["quick", "paper"])
 def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
-    asked = table1.Asked(table1.PROTOCOLS[name], table1.SEEDS, table1.DRAWS)
+    asked = table1.Asked(table1.PROTOCOLS[name], table1.PROTOCOLS[name].seeds, table1.DRAWS)
     chosen: dict[str, dict[str, Any]] = {}
     for network in table1.PAPER:
         for row in table1.ROWS:
@@ -195,6 +195,20 @@ def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
             if not asked.protocol.left_out.get((network, row)):
                 counts = [len(line.jobs) for line in lines]
                 assert counts == ([3, 3, 3, 3, 8] if row.startswith("dms") else [3])
+
+
+def test_the_long_protocol_is_one_network_and_its_control() -> None:
+    asked = table1.Asked(table1.PROTOCOLS["long"], table1.PROTOCOLS["long"].seeds, table1.DRAWS)
+    lines = [line for network in table1.PAPER for row in table1.ROWS for line in asked.lines(network, row)]
+    assert [(line.network, line.row, line.widths, len(line.jobs)) for line in lines] == [
+        ("vgg11", "dms-a", "searched", 1),
+        ("vgg11", "dms-a", "uniform", 1),
+    ]
+    searched, uniform = (line.jobs[0] for line in lines)
+    assert searched.search["memory_mib"] == uniform.search["memory_mib"] == 0.08 and searched.train == uniform.train
+    for job in (searched, uniform):
+        settings.resolve(settings.SearchSettings, **job.search)
+        settings.resolve(settings.TrainSettings, **job.train)
 
 
 def test_the_papers_protocol_is_the_papers() -> None:
