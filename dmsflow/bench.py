@@ -5,8 +5,7 @@ disturbs the machine disturbs both. `prediction` says beforehand how fast it sho
 or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network, widths
 or data and nothing goes on from it.
 
-Wherever the file is timed, top-1 is found on this machine, by a runner that works here: a device gets
-the file, and none of the images.
+A device gets the file, and none of the images: `top1` is found on this machine.
 """
 
 from __future__ import annotations
@@ -21,32 +20,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import datasets, devices, doctor, manifest, plugin, prediction, progress, runners, target
+from dmsflow import devices, doctor, manifest, plugin, prediction, top1
 from dmsflow.cost import MIB
-from dmsflow.datasets import Split, image_folder
-from dmsflow.datasets._folders import list_images
 from dmsflow.devices import Machine, Timing
-from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.errors import BudgetMissed
 from dmsflow.manifest import Manifest
 from dmsflow.prediction import Prediction
 from dmsflow.settings import BenchSettings
+from dmsflow.subject import Subject, subject_of
 from dmsflow.table import milliseconds, print_table, share_percent, spelled_method, spelled_threads
-from dmsflow.target import Target
 
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
-BATCH = 64  # images fetched from a split at once
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
 TIME = "latency_ms_median"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The file to measure, the target that it is for, and the export it comes from (None: a bare file)."""
-
-    path: Path
-    aim: Target
-    export: Manifest | None
 
 
 @dataclass(frozen=True)
@@ -78,13 +65,13 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
     """
     path = out / "bench.json"
     manifest.claim(path, resume=False, force=force)
-    subject = _subject(source)
-    judge = _judge(subject, settings)
+    subject = subject_of(source)
+    judge = top1.judge(subject, settings)
     predicted = prediction.of(source, subject.export, settings)
     measured = _measure(subject, settings)
     metrics = {**_metrics(subject, measured, predicted), **_operations(measured)}
     if judge:
-        metrics |= _top1(subject, settings, judge)
+        metrics |= top1.found(subject, settings, judge)
     _print(subject, settings, measured, metrics)
     if predicted:
         prediction.print_beside(predicted, measured.file, metrics[TIME], measured.machine)
@@ -103,9 +90,9 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
     Raises:
         DmsflowError: as `run`, for what is known before measuring.
     """
-    subject = _subject(source)
+    subject = subject_of(source)
     devices.find(settings.device)
-    judge = _judge(subject, settings)
+    judge = top1.judge(subject, settings)
     predicted = prediction.of(source, subject.export, settings)
     rows = [
         ("file", f"{subject.path} ({subject.path.stat().st_size / 1024:.1f} KiB)"),
@@ -113,7 +100,7 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
         ("device", settings.device),
         ("baseline", f"{BASELINE}, in onnxruntime" if _has_baseline(subject, settings) else "none"),
         ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
-        ("top-1", f"on {_images_of(subject, settings)}, by {judge}" if judge else "not measured"),
+        ("top-1", f"on {top1.images_of(subject, settings)}, by {judge}" if judge else "not measured"),
     ]
     if predicted:
         rows.append(("predicted", f"{milliseconds(predicted.ms)} ms with profile {predicted.profile.title}"))
@@ -134,23 +121,6 @@ def check_required(path: Path, settings: BenchSettings) -> None:
         file = os.path.normpath(path.parent / written["artifacts"]["model"]["path"])
         what = f"takes {median:.4g} ms (median), more than --require-ms {settings.require_ms:g}"
         raise BudgetMissed(file, what, f"search with a smaller --latency-ms; what was measured is in {path}")
-
-
-def _subject(source: Path) -> Subject:
-    aims = {one.suffix: one for one in map(target.load, target.names())}
-    if source.suffix == ".json":
-        export = manifest.load(source, "export")
-        path = manifest.verify(source, export.artifacts["model"])
-        return Subject(path, target.load(export.settings["target"]), export)
-    if source.suffix not in aims:
-        raise DmsflowError(
-            source,
-            "is neither a manifest nor a model file",
-            f"give an export.json, or a {' or '.join(sorted(aims))} file",
-        )
-    if not source.is_file():
-        raise DmsflowError(source, "no such file", "give the path of an existing file")
-    return Subject(source, aims[source.suffix], None)
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -198,76 +168,6 @@ def _write_float32(export: Manifest, path: Path) -> None:
     channels = export.network.channels
     exporter = plugin.load("exporters", "onnx")
     exporter.write_float(export.network, export.widths, None, (128,) * channels, (64.0,) * channels, path)
-
-
-def _judge(subject: Subject, settings: BenchSettings) -> str | None:
-    """The runner that finds top-1 on this machine; None: nothing to find, or nobody asked.
-
-    Raises:
-        DmsflowError: no runner of the file works here; it is told before a device is reached. Or
-            images are given for a chain, which has its own.
-    """
-    if subject.export and settings.images:
-        what = f"are not those of {subject.export.data.name}, which {subject.path.name} was exported with"
-        raise DmsflowError("--images", what, f"give {subject.path} instead of its manifest, or leave them out")
-    if not (settings.accuracy and (subject.export or settings.images)):
-        return None
-    if settings.images:
-        list_images(Path(settings.images))
-    wanted = (settings.runner,) if settings.runner else subject.aim.runners
-    try:
-        return runners.first_usable(wanted)[0]
-    except DmsflowError as error:
-        if settings.device == "local":
-            raise
-        what = f"is found on this machine, which cannot run the file ({error})"
-        raise DmsflowError("top-1", what, "or leave it out: --no-accuracy") from error
-
-
-def _images_of(subject: Subject, settings: BenchSettings) -> str:
-    return f"the test split of {subject.export.data.name}" if subject.export else f"the images in {settings.images}"
-
-
-def _top1(subject: Subject, settings: BenchSettings, judge: str) -> dict[str, Any]:
-    """Of the file, on the whole test split or all images of the folder, run on this machine."""
-    session = plugin.load("runners", judge).open(subject.path, 1)
-    test = _test_of(subject, settings, session)
-    right = 0
-    with progress.track("bench: top-1", total=len(test), unit="image") as track:
-        for begin in range(0, len(test), BATCH):
-            indices = np.arange(begin, min(begin + BATCH, len(test)))
-            right += _right(session, test, indices)
-            track.advance(len(indices), note=f"top-1 {100 * right / (indices[-1] + 1):.2f} %")
-    return {"top1_percent": 100 * right / len(test), "top1_images": len(test)}
-
-
-def _test_of(subject: Subject, settings: BenchSettings, session: Any) -> Split:
-    """The labelled images; their size and classes are those of the file."""
-    shape = session.input_shape
-    if subject.export:
-        test = datasets.load(subject.export.data).test
-        if (own := test.images(np.array([0])).shape) != shape:
-            what = f"has images {list(own[1:])}, and the file takes {list(shape[1:])}"
-            where = f"data set {subject.export.data.name}"
-            raise DmsflowError(where, what, "use the one of the search, or --no-accuracy")
-        return test
-    listing = list_images(Path(settings.images or ""))
-    found = session.run(np.zeros(shape, np.float32)).size
-    if len(shape) != 4 or shape[0] != 1 or shape[1] != shape[2] or shape[3] not in (1, 3) or found < 2:
-        what = f"takes {list(shape)} and gives {found} numbers: it tells no classes of square images"
-        raise DmsflowError(subject.path, what, "leave out --images")
-    if found != len(listing.classes):
-        what = f"has {len(listing.classes)} class folders, and the file tells {found} classes"
-        raise DmsflowError(
-            settings.images, what, "give a folder for each class, in the alphabetical order of the training"
-        )
-    return image_folder.one_split(listing, shape[1], shape[3])
-
-
-def _right(session: Any, split: Split, indices: Any) -> int:
-    images = split.images(indices).astype(np.float32)
-    found = [int(session.run(image[None]).argmax()) for image in images]
-    return int((found == split.labels[indices]).sum())
 
 
 # --- telling ----------------------------------------------------------------------------------
