@@ -87,17 +87,23 @@ def _times(rows: Sequence[Row]) -> str:
 
 def _summary(cells: Sequence[Row]) -> str:
     """How many cells the search wins, in words."""
-    whole = [cell for cell in cells if len(leads(cell)) == len(CONTROLS)]
-    if not whole:
+    judged = [cell for cell in cells if leads(cell)]
+    if not judged:
         return "No cell is finished yet."
-    lines = [f"Finished: {len(whole)} of {len(cells)} cells."]
-    for cell in whole:
-        found = leads(cell)
+    lines = []
+    for cell in judged:
+        found, titles = leads(cell), {m: title.format(draws=cell["draws"]) for m, title in METHODS.items()}
         gains = [method for method, one in found.items() if one.gains]
-        others = [f"{METHODS[m].format(draws=cell['draws'])} ({one})" for m, one in found.items() if not one.gains]
+        others = [f"{titles[method]} ({one})" for method, one in found.items() if not one.gains]
         claim = f"beyond one deviation over {len(gains)} of {len(found)} controls"
-        lines.append(f"- {limits(cell)}: {claim}{'; not over ' + ', '.join(others) if others else ''}.")
-    return lines[0] + "\n\n" + "\n".join(lines[1:])
+        without = [titles[method] for method in CONTROLS if method not in found]
+        parts = (
+            claim,
+            "not over " + ", ".join(others) if others else "",
+            "not run: " + ", ".join(without) if without else "",
+        )
+        lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
+    return "\n".join(lines)
 
 
 def _cell(cell: Row) -> str:
@@ -174,9 +180,11 @@ def _protocol(name: str, content: Any) -> str:
 def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     images = f"the first {content['train_images'] // 10:,} training images of each class" if content["train_images"] else "all training images"  # fmt: skip
     head = ("network", "row", "widths", "paper MiB", "paper top-1 %", "MiB", "M MACs", "top-1 %", "seeds or draws", "epochs", "search s", "training s")  # fmt: skip
+    missing = _not_run(content["rows"])
     before = [
         f"{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.",
-        figures.table(head, [_table1_row(row) for row in content["rows"]]),
+        figures.table(head, [_table1_row(row) for row in content["rows"] if row["jobs"]]),
+        *([f"Not run yet: {'; '.join(missing)}."] if missing else []),
         *(f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}." for row in content["rows"] if row["left_out"]),
     ]  # fmt: skip
     behind = f"""\
@@ -185,17 +193,27 @@ def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     return "\n\n".join(before), behind
 
 
+def _not_run(rows: Sequence[Row]) -> list[str]:
+    """`VGG-11 2×` where nothing of a row was run, `VGG-11 DMS-A (flat, uniform)` where some lines of it were not."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(f"{NETWORKS[row['network']]} {row['row']}", []).append(row)
+    told = []
+    for title, group in lines.items():
+        without = [row["widths"] for row in group if not row["jobs"] and not row["left_out"]]
+        told += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
+    return told
+
+
 def _table1_row(row: Row) -> tuple[str, ...]:
     done, paper = row["jobs"], row["paper"]
     printed = [f"{paper[key]:.2f}" for key in ("memory_mib", "top1_percent")] if paper else ["", ""]
-    costs = [
-        f"{figures.mean(done, key):.{digits}f}" if done else NONE for key, digits in (("memory_mib", 4), ("macs_m", 1))
-    ]
-    top1 = figures.spread(done) if done or not row["left_out"] else "left out"
+    costs = [f"{figures.mean(done, key):.{digits}f}" for key, digits in (("memory_mib", 4), ("macs_m", 1))]
     count = f"{len(done)}" if len(done) == row["planned"] else f"{len(done)} of {row['planned']}"
-    seconds = [figures.mean(done, key) if done else 0 for key in ("search_seconds", "train_seconds")]
+    seconds = [figures.mean(done, key) for key in ("search_seconds", "train_seconds")]
     took = [f"{one:.0f}" if one >= 1 else NONE for one in seconds]
-    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, str(row["epochs"]), *took
+    top1, epochs = figures.spread(done), str(row["epochs"])
+    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, epochs, *took
 
 
 # --- exported files ------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def test_a_cell_has_means_deviations_paired_gains_and_verdicts() -> None:
     assert row(text, "| evolution")[-2:] == ["+0.00 ± 0.00", "no gain"]
     assert row(text, "mean of 3 draws")[-2:] == ["+8.00", "gain, beyond one deviation"]
     assert "beyond one deviation over 3 of 6 controls; not over flat (+0.50 ± 1.00), between (-3.50 ± 0.50)" in text
+    assert "not run" not in text
     assert "2026-01-02, Z80, 1 core, dmsflow 1.2 at abc1234, Python 3.11.7, torch 2.13.0; seeds 0, 1, 2" in text
 
 
@@ -96,6 +97,12 @@ def test_a_cell_that_is_not_finished_claims_nothing() -> None:
     assert row(text, "**searched**")[-3:] == ["60.50 ± 0.71 (2 of 3)", "–", "–"]
     assert row(text, "| uniform")[-2:] == ["–", "–"]
     assert row(text, "| flat")[-4:] == ["–", "not run", "–", "–"]
+
+
+def test_a_cell_without_some_controls_names_them() -> None:
+    text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(50.0)))
+    claim = "beyond one deviation over 1 of 1 controls; not run: flat, between, random, mean of 3 draws"
+    assert claim in " ".join(text.split())
 
 
 def test_an_ablation_is_compared_with_the_default() -> None:
@@ -116,14 +123,16 @@ def test_the_table_sets_ours_beside_the_papers() -> None:
 
     rows = [
         line("DMS-A", jobs(54.0, 56.0)),
-        line("DMS-B", [], paper=None),
+        line("DMS-A", jobs(50.0), paper=None, widths="flat"),
+        line("DMS-A", [], paper=None, widths="uniform"),
+        line("DMS-B", []),
         line("4×", [], planned=0, left_out="it is late"),
     ]
     text = accuracy.table1({"quick": {"train_images": 20_000, "rows": rows}, "paper": None})
     ours = ["0.0779", "16.0", "55.00 ± 1.41", "2 of 3", "6", "–", "99"]
-    assert row(text, "DMS-A", "|") == ["VGG-11", "DMS-A", "searched", "0.08", "84.10", *ours]
-    assert row(text, "DMS-B", "|")[3:] == ["", "", "–", "–", "not run", "0 of 3", "6", "–", "–"]
-    assert row(text, "4×", "|")[-5] == "left out"
+    assert row(text, "DMS-A", "searched") == ["VGG-11", "DMS-A", "searched", "0.08", "84.10", *ours]
+    assert row(text, "DMS-A", "flat")[3:5] == ["", ""]
+    assert "Not run yet: VGG-11 DMS-A (uniform); VGG-11 DMS-B." in text
     assert "VGG-11 4× is left out: it is late." in text
     assert "Not run yet" in text.split("### Protocol `paper`")[1]
 
