@@ -59,7 +59,7 @@ def aligned(
 
     Every budget is met, the file is no larger, and the network is predicted to be no slower: by the
     profile, or without one by the multiply-accumulates that the kernels do. The given widths are
-    returned where no others cost less.
+    returned where none of them stays within all of that.
 
     Args:
         widest: the most channels that each width may get; without it, what REACH allows.
@@ -76,8 +76,7 @@ def aligned(
     if widest:
         top = {name: min(top[name], widest[name]) for name in top}
     found = [_grown(_down(widths, step), widths, top, allowed) for step in (STEPS.inputs, STEPS.outputs)]
-    cheaper = [each for each in found if any(one(each) < most for one, most in zip(costs, before, strict=True))]
-    return max(cheaper, key=_size, default=widths)
+    return max(found, key=_size, default=widths)
 
 
 def _down(widths: Widths, step: int) -> Widths:
