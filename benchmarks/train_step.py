@@ -28,6 +28,7 @@ from dmsflow import manifest, training
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.model import Convolution, Model
 from dmsflow.networks import vgg11
+from dmsflow.settings import TrainSettings
 from dmsflow.table import print_table
 from dmsflow.training import Batches, Place
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def row(threads: int, steps: int, images: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
+    training.place(TrainSettings(device="cpu", threads=threads))
     measured = dict(zip(STEPS, medians(variants(threads), steps), strict=True))
     epoch, alone = an_epoch(threads, images)
     return {

@@ -76,37 +76,46 @@ class _Binarise(torch.autograd.Function):
     All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
     over the whole row divided by the count of live weights,
 
-        u = ∂L/∂s·r - d·s·r = (a·g + t·y - d·s)·r      t = Σ(g·y)      d = Σ(∂L/∂s·s) = a·(Σ(g·s) + t)
+        ∂L/∂s = a·g + t·y     t = Σ(g·y)
+        u = (∂L/∂s - d·s)·r   d = Σ(∂L/∂s·s)
         ∂L/∂w = u - Σu
 
     where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
+    Where all weights are live, s is a layer norm's, which torch has in one pass each way.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = _rows(weight)
-        centred = rows - _mean(rows, inside)
-        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()  # torch.var is many times slower on a CPU
-        magnitude = centred.abs()
-        a = _mean(magnitude, inside) * r
-        signed = _ones(torch.ge, centred, 0, out=magnitude).mul_(2 * a).sub_(a)
-        ctx.save_for_backward(centred, signed, r, a, inside)
+        if inside is None:
+            s, mean, r = torch.native_layer_norm(rows, rows.shape[1:], None, None, STANDARDISATION_EPS)
+        else:
+            mean = _mean(rows, inside)
+            s = rows - mean
+            r = (_mean(s.square(), inside) + STANDARDISATION_EPS).rsqrt()
+            s *= r
+        a = _mean(s.abs(), inside)
+        signed = _ones(torch.ge, rows, mean, out=s).mul_(2 * a).sub_(a)
+        ctx.save_for_backward(rows, mean, r, signed, a, inside)
         return _filters(signed.to(dtype), weight.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        centred, signed, r, a, inside = ctx.saved_tensors
-        g = _rows(grads[0]).to(centred.dtype)
+        rows, mean, r, signed, a, inside = ctx.saved_tensors
+        g = _rows(grads[0]).to(rows.dtype)
         through = _total(g * signed, inside)  # t·a
-        d = (_total(g * centred, inside) * r * a + through) * r
-        t = through / (a * a).clamp(min=TINY)  # a constant filter has no sign to keep
-        u = signed * t
-        u.addcmul_(centred, d, value=-1)
-        if inside is not None:
-            u.mul_(inside)
-        u.addcmul_(g, a).mul_(r)
-        mean = _total(u, inside)
-        return _filters(u.sub_(mean if inside is None else mean * inside), grads[0].shape), None, None
+        grad_s = signed * (through / (a * a).clamp(min=TINY))  # a constant filter has no sign to keep
+        if inside is None:
+            grad_s.addcmul_(g, a)
+            grad, _, _ = torch.ops.aten.native_layer_norm_backward(
+                grad_s, rows, rows.shape[1:], mean, r, None, None, [True, False, False]
+            )
+        else:
+            grad_s.mul_(inside).addcmul_(g, a)
+            s = (rows - mean).mul_(r)
+            u = grad_s.addcmul_(s.mul(_total(grad_s * s, inside)), inside, value=-1).mul_(r)
+            grad = u - _total(u, inside) * inside
+        return _filters(grad, grads[0].shape), None, None
 
 
 class _Quantise(torch.autograd.Function):

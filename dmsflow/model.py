@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmsflow.binary import binarise, quantise
+from dmsflow.convolution import convolve
 from dmsflow.network import INPUT, Layer, Network, out_widths, value
 from dmsflow.width import Mask
 
@@ -172,7 +173,7 @@ class Convolution(nn.Module):
             weight = binarise(weight, live_in.live)
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
-        return F.conv2d(x, _masked(weight, live_in), stride=self.stride, padding=self.padding)
+        return convolve(x, _masked(weight, live_in), self.stride, self.padding)
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -7,6 +7,7 @@ sees exactly what an uninterrupted one does.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import zlib
@@ -29,6 +30,7 @@ from dmsflow.settings import Record
 Indices = NDArray[np.int64]
 
 EVALUATION_BATCH = 250
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,19 @@ def place(settings: Record) -> Place:
         ) from error
     threads = settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
     mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
     compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
     return Place(device, threads, mixed, compiled)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep it: given back after every step, it is mapped again, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # no more is allowed
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -130,16 +141,13 @@ class _Epoch:
     """What is drawn for an epoch, on the device that computes: moved once, so that no step waits for it.
 
     Attributes:
-        rows: positions of the images, in order; the others follow it.
-        tops, lefts: of the crop, in the padded image.
-        mirrored: 0 or 1.
+        rows: positions of the images, in order.
+        corners: of their crops: the first pixel, counted from where the image lies in the canvas.
     """
 
     number: int
     rows: Tensor
-    tops: Tensor
-    lefts: Tensor
-    mirrored: Tensor
+    corners: Tensor
 
 
 class Batches:
@@ -165,6 +173,7 @@ class Batches:
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=self.device)
         self.std = torch.tensor(dataset.std, dtype=torch.float32, device=self.device)
         self.pixels = _resident(split, indices, self.device) if split.in_memory else None
+        self.side = dataset.resolution + 2 * dataset.crop_padding  # of a padded image
         self.labels = torch.from_numpy(split.labels[indices]).to(self.device)
         self._drawn = self._draw(0)
 
@@ -188,27 +197,33 @@ class Batches:
         draw = generator(order.seed, f"{order.purpose} augmentation", epoch)
         tops, lefts = torch.randint(span, (2, order.count), generator=draw).unbind()
         mirrored = torch.randint(2 if self.dataset.flip else 1, (order.count,), generator=draw)
-        rows = torch.from_numpy(order.epoch(epoch))
-        return _Epoch(epoch, *(tensor.to(self.device) for tensor in (rows, tops, lefts, mirrored)))
+        corners = (mirrored * order.size * self.side + tops) * self.side + lefts
+        return _Epoch(epoch, torch.from_numpy(order.epoch(epoch)).to(self.device), corners.to(self.device))
 
     def _cropped(self, pixels: Tensor, part: slice) -> Tensor:
         """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, wherever it lives."""
         if not self.augment:
             return pixels
-        n, size, channels = len(pixels), pixels.shape[1], pixels.shape[3]
-        padding = self.dataset.crop_padding
-        side = size + 2 * padding
-        # The mean pixel is what zero padding after normalisation means.
-        padded = self.mean.to(torch.uint8).repeat(side).repeat(n, side, 1).view(n, side, side, channels)
-        padded[:, padding : padding + size, padding : padding + size] = pixels
+        canvas, (n, size, _, channels) = self._canvas, pixels.shape
+        inside = slice(self.dataset.crop_padding, self.dataset.crop_padding + size)
+        canvas[0, :n, inside, inside] = pixels
         # torch flips images that are held channels last quickly, and only those.
-        flipped = padded.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
-        both = torch.cat([padded, flipped])
-        which = torch.arange(n, device=pixels.device) + n * self._drawn.mirrored[part]
-        corners = (which * side + self._drawn.tops[part]) * side + self._drawn.lefts[part]
-        rows = corners[:, None] + side * torch.arange(size, device=pixels.device)  # the first pixel of every row
-        starts = both.view(-1).unfold(0, size * channels, channels)  # what a row would be from any pixel on
-        return starts.index_select(0, rows.view(-1)).view(n, size, size, channels)
+        canvas[1, :n, inside, inside] = pixels.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        rows = self._drawn.corners[part, None] + self._starts[:n]
+        runs = canvas.view(-1).unfold(0, size * channels, channels)  # what a row would be from any pixel on
+        return runs.index_select(0, rows.view(-1)).view(n, size, size, channels)
+
+    @functools.cached_property
+    def _canvas(self) -> Tensor:
+        """Where a batch is padded, as it is and mirrored: uint8 [2, size, side, side, C], kept for its borders."""
+        # The mean pixel is what zero padding after normalisation means.
+        return self.mean.to(torch.uint8).expand(2, self.order.size, self.side, self.side, -1).contiguous()
+
+    @functools.cached_property
+    def _starts(self) -> Tensor:
+        """The first pixel of every row of every image in the canvas, [size, H]."""
+        images, rows = torch.arange(self.order.size), torch.arange(self.dataset.resolution)
+        return (images[:, None] * self.side**2 + rows * self.side).to(self.device)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """[n, H, W, C] float32; whole rows of pixels at once, which is quicker than three channels."""

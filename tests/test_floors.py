@@ -34,7 +34,7 @@ FLOORS = (
         "datasets",
         "subject",
     ),
-    ("binary", "width", "lint", "top1"),
+    ("binary", "convolution", "width", "lint", "top1"),
     ("model", "budget", "stopwatch", "prediction", "fitting"),
     ("loss", "checkpoint", "alignment"),
     ("training",),
@@ -49,6 +49,7 @@ HOMES = {
     # datasets/_torchvision imports torchvision's readers, which bring torch; search and train only use it.
     "torch": {
         "binary",
+        "convolution",
         "width",
         "model",
         "budget",
