@@ -32,7 +32,7 @@ from dmsflow.settings import TrainSettings
 from dmsflow.table import print_table
 from dmsflow.training import Batches, Place
 
-BATCH = 64
+BATCHES = (64, 128)  # of dmsflow train and of the paper; of dmsflow search
 CPU = torch.device("cpu")
 IMAGES = 20_000
 TURN = 12  # steps
@@ -46,11 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="of each kind; the median counts")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--images", type=int, default=IMAGES, help="in the epoch")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
-    rows = [row(threads, arguments.steps, arguments.images) for threads in arguments.threads]
+    kinds = itertools.product(arguments.batches, arguments.threads)
+    rows = [row(batch, threads, arguments.steps, arguments.images) for batch, threads in kinds]
     head = (
+        "batch",
         "threads",
         *STEPS.values(),
         "mixed ÷ convolutions",
@@ -60,34 +63,35 @@ def main() -> None:
     )
     cells = [
         (
-            str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+            str(row["batch"]), str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
             f"{row['epoch_image_us']:.0f}", f"{row['convolutions_image_us']:.0f}", f"{row['epoch_ratio']:.2f}",
         )
         for row in rows
     ]  # fmt: skip
-    print_table(f"VGG-11, 32×32 pixels, batch {BATCH}, an epoch of {arguments.images} images", head, cells)
+    print_table(f"VGG-11, 32×32 pixels, an epoch of {arguments.images} images", head, cells)
     if arguments.out:
         content = {
             "command": f"python benchmarks/train_step.py --images {arguments.images}",
-            "environment": manifest.environment(torch_device="cpu"), "batch": BATCH, "images": arguments.images, "rows": rows,
+            "environment": manifest.environment(torch_device="cpu"), "images": arguments.images, "rows": rows,
         }  # fmt: skip
         manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def row(threads: int, steps: int, images: int) -> dict[str, Any]:
+def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
     training.place(TrainSettings(device="cpu", threads=threads))
-    measured = dict(zip(STEPS, medians(variants(threads), steps), strict=True))
-    epoch, alone = an_epoch(threads, images)
+    measured = dict(zip(STEPS, medians(variants(batch, threads), steps), strict=True))
+    epoch, alone = an_epoch(batch, threads, images)
     return {
-        "threads": threads, **measured, "epoch_image_us": epoch, "convolutions_image_us": alone, "epoch_ratio": epoch / alone,
+        "batch": batch, "threads": threads, **measured,
+        "epoch_image_us": epoch, "convolutions_image_us": alone, "epoch_ratio": epoch / alone,
     }  # fmt: skip
 
 
-def variants(threads: int) -> list[Callable[[], Any]]:
+def variants(batch: int, threads: int) -> list[Callable[[], Any]]:
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
-    images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
     with mock.patch.object(torch, "channels_last", torch.contiguous_format):
         first = Model(network, network.widths)
     others = training.sgd(first, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -142,19 +146,19 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def an_epoch(threads: int, count: int) -> tuple[float, float]:
+def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     """Microseconds for an image of an epoch of mixed training, and of its convolutions alone: medians of the turns."""
     random = np.random.default_rng(0)
     split = ArraySplit(random.integers(0, 256, (count, 32, 32, 3), np.uint8), random.integers(0, 10, count))
     dataset = Dataset("random", tuple("0123456789"), split, split, (127,) * 3, (74.0,) * 3, crop_padding=4, flip=True)
     where = Place(CPU, threads, True)
     batches = Batches(
-        dataset, split, np.arange(count), size=BATCH, seed=0, purpose="train", shuffle=True, augment=True, where=where, workers=0,
+        dataset, split, np.arange(count), size=batch, seed=0, purpose="train", shuffle=True, augment=True, where=where, workers=0,
     )  # fmt: skip
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
-    alone = convolutions(model, torch.randn(BATCH, 3, 32, 32))
+    alone = convolutions(model, torch.randn(batch, 3, 32, 32))
     left = batches.run(0, batches.steps)
 
     def train() -> None:
@@ -167,7 +171,7 @@ def an_epoch(threads: int, count: int) -> tuple[float, float]:
             alone()
 
     turns = [(timed(train), timed(convolve)) for _ in range(batches.steps // TURN)]
-    trained, convolved = (1e6 * statistics.median(kind) / (TURN * BATCH) for kind in zip(*turns[1:], strict=True))
+    trained, convolved = (1e6 * statistics.median(kind) / (TURN * batch) for kind in zip(*turns[1:], strict=True))
     return trained, convolved
 
 

@@ -194,11 +194,13 @@ def train_step(content: Any) -> str:
 
 def _train_step(content: Any) -> tuple[str, str]:
     rows = [
-        (str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+        (str(row["batch"]), str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS),
+         f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
          *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")), f"{row['epoch_ratio']:.2f}")
         for row in content["rows"]
     ]  # fmt: skip
     head = (
+        "batch",
         "threads",
         *STEPS.values(),
         "mixed ÷ convolutions",
@@ -207,7 +209,7 @@ def _train_step(content: Any) -> tuple[str, str]:
         "epoch ÷ convolutions",
     )
     before = f"""\
-VGG-11 at its base widths, 32×32 pixels, batch {content["batch"]}: one step, and an epoch of {content["images"]:,} images through
+VGG-11 at its base widths, 32×32 pixels: one step, and an epoch of {content["images"]:,} images through
 the same batches and steps as `dmsflow train`, each in turns with the convolutions alone:
 
 {figures.table(head, rows)}"""
