@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,19 @@ def leads(cell: Row) -> dict[str, Lead]:
         for method in CONTROLS
         if len(methods[method]) == (cell["draws"] if method == "random" else seeds)
     }
+
+
+def together(cells: Sequence[Row]) -> str:
+    """`+2.12 ± 0.54 over uniform (15 pairs), …`: the mean difference of all cells, paired by seed, ± standard error."""
+    told = []
+    for method in CONTROLS:
+        found = [cell["methods"] for cell in cells if method != "random" and method in leads(cell)]
+        gaps = [gap for methods in found for gap in figures.differences(methods["gradient"], methods[method])]
+        if len(gaps) > 1:
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5
+            title = METHODS[method].format(draws=cells[0]["draws"])
+            told.append(f"{statistics.mean(gaps):+.2f} ± {error:.2f} over {title} ({len(gaps)} pairs)")
+    return ", ".join(told)
 
 
 def limits(cell: Row) -> str:
@@ -103,7 +117,8 @@ def _summary(cells: Sequence[Row]) -> str:
             "not run: " + ", ".join(without) if without else "",
         )
         lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
-    return "\n".join(lines)
+    told = f"All cells together, paired by seed, ± the standard error: {together(judged)}."
+    return "\n".join(lines) + f"\n\n{told}"
 
 
 def _cell(cell: Row) -> str:

@@ -121,13 +121,18 @@ def lead(ours: Sequence[Row], others: Sequence[Row], *, paired: bool = True) -> 
     """Of the first networks over the second ones, seed by seed if `paired`."""
     deviations = [deviation(rows) for rows in (ours, others)]
     known = [one for one in deviations if one is not None]
-    by_seed = {row["seed"]: row["top1_percent"] for row in others}
-    gaps = [row["top1_percent"] - by_seed[row["seed"]] for row in ours if row["seed"] in by_seed] if paired else []
+    gaps = differences(ours, others) if paired else []
     return Lead(
         mean(ours, "top1_percent") - mean(others, "top1_percent"),
         max(known) if len(known) == len(deviations) else None,
         statistics.stdev(gaps) if len(gaps) > 1 else None,
     )
+
+
+def differences(ours: Sequence[Row], others: Sequence[Row]) -> list[float]:
+    """In points of top-1, of every seed that both have."""
+    by_seed = {row["seed"]: row["top1_percent"] for row in others}
+    return [row["top1_percent"] - by_seed[row["seed"]] for row in ours if row["seed"] in by_seed]
 
 
 def more(share: float, less: str = "less") -> str:

@@ -83,8 +83,8 @@ def _under_budgets(content: Row, cells: list[Row]) -> str:
 
 Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
 {content["train_images"]:,} images, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
-{sum(won)} of {sum(over)} controls ({figures.machine([job["environment"] for job in jobs], "torch")}).
-Command, seeds and every width: [docs/results.md](docs/results.md).
+{sum(won)} of {sum(over)} controls; all cells together, ± the standard error, they gain {accuracy.together(cells)}.
+Measured on {figures.machine([job["environment"] for job in jobs], "torch")}. Command, seeds and every width: [docs/results.md](docs/results.md).
 """
 
 

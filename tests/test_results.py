@@ -105,6 +105,13 @@ def test_a_cell_without_some_controls_names_them() -> None:
     assert claim in " ".join(text.split())
 
 
+def test_all_cells_together_are_paired_by_seed() -> None:
+    first = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(53.0, 53.0, 53.0))["cells"][0]
+    second = cells(gradient=jobs(50.0, 50.0, 50.0), uniform=jobs(49.0, 48.0, 47.0), flat=jobs(1.0))["cells"][0]
+    # 1, 2, 3 and 1, 2, 3: mean 2, deviation 0.894, divided by √6.
+    assert accuracy.together([first, second]) == "+2.00 ± 0.37 over uniform (6 pairs)"
+
+
 def test_an_ablation_is_compared_with_the_default() -> None:
     content = [
         {"variant": "default", "what": "nothing", "settings": {}, "runs": jobs(54.0, 55.0)},
