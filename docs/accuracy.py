@@ -237,6 +237,19 @@ CASES = ("memory", "memory+MACs", "memory+latency")
 WIDTHS = ("uniform", "flat", "gradient")
 
 
+def papers_search(content: Any) -> str:
+    """The paper's own search beside dmsflow's, of VGG-11's DMS-A; empty where either was not run."""
+    rows = [row for row in (content["rows"] if content else []) if (row["network"], row["row"]) == ("vgg11", "DMS-A")]
+    jobs = {row["widths"]: row["jobs"] for row in rows}
+    ours, papers = jobs.get("searched"), jobs.get("the paper's search, literally")
+    if not ours or not papers:
+        return ""
+    told = [f"{figures.spread(made)} ({figures.mean(made, 'macs_m'):.1f} M)" for made in (papers, ours)]
+    return (
+        f"Under memory alone the paper's own search, its settings as printed, reaches {told[0]}, dmsflow's {told[1]}."
+    )
+
+
 def files(rows: Any) -> str:
     """Of benchmarks/cifar10.py: chains up to the exported file's own accuracy and latency."""
     groups = chains(rows)

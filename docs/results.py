@@ -62,11 +62,12 @@ def readme(text: str, load: Load = figures.load) -> str:
 def _summary(load: Load) -> str:
     content = load("budgets")
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
-    first = _under_budgets(content, cells) if cells else _files(load("cifar10"))
+    papers = accuracy.papers_search(load("table1-quick"))
+    first = _under_budgets(content, cells, papers) if cells else _files(load("cifar10"))
     return figures.wrapped(f"{first}\n{_runtimes(load('runtimes-x86-64'))}")
 
 
-def _under_budgets(content: Row, cells: list[Row]) -> str:
+def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
     head = (
         "top-1 % on CIFAR-10",
         *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
@@ -84,7 +85,7 @@ def _under_budgets(content: Row, cells: list[Row]) -> str:
 Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
 {content["train_images"]:,} images, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
 {sum(won)} of {sum(over)} controls; all cells together, ± the standard error, they gain {accuracy.together(cells)}.
-Measured on {figures.machine([job["environment"] for job in jobs], "torch")}. Command, seeds and every width: [docs/results.md](docs/results.md).
+{papers} Measured on {figures.machine([job["environment"] for job in jobs], "torch")}. Command, seeds and every width: [docs/results.md](docs/results.md).
 """
 
 

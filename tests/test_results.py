@@ -144,6 +144,16 @@ def test_the_table_sets_ours_beside_the_papers() -> None:
     assert "Not run yet" in text.split("### Protocol `paper`")[1]
 
 
+def test_the_papers_search_stands_beside_ours_once_both_were_run() -> None:
+    ours = {"network": "vgg11", "row": "DMS-A", "widths": "searched", "jobs": jobs(52.0, 54.0)}
+    papers = {**ours, "widths": "the paper's search, literally", "jobs": jobs(49.0, 51.0)}
+    text = accuracy.papers_search({"rows": [ours, papers]})
+    assert "reaches 50.00 ± 1.41 (16.0 M), dmsflow's 53.00 ± 1.41 (16.0 M)." in text
+    for rows in ([ours], [ours, {**papers, "jobs": []}], [{**ours, "network": "resnet18"}, papers]):
+        assert accuracy.papers_search({"rows": rows}) == ""
+    assert accuracy.papers_search(None) == ""
+
+
 def test_steps_of_search_and_training_are_tabulated() -> None:
     step = {"batch": 64, "threads": 1, "float32_first_ms": 8.0, "float32_last_ms": 7.0, "mixed_ms": 6.0, "convolutions_ms": 4.0, "epoch_image_us": 90.0, "convolutions_image_us": 60.0, "epoch_ratio": 1.5}  # fmt: skip
     text = timing.train_step({"images": 20_000, "environment": ENVIRONMENT, "rows": [step]})
