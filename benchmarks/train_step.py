@@ -1,7 +1,8 @@
 """What makes training VGG-11 quick on a CPU: memory format, bfloat16, threads; and what is lost beside convolutions.
 
 Variants of a step take turns on the same batch, with the convolutions alone among them: forward and
-backward of each, in bfloat16, on the inputs that the model gives them. Then an epoch of training,
+backward of each, in bfloat16, on the inputs that the model gives them; and so are the other kinds of
+operation, which tells where the time goes. Then an epoch of training,
 through the same batches and steps as `dmsflow train`, takes turns with the convolutions alone, a
 few steps at a time.
 
@@ -11,6 +12,7 @@ few steps at a time.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -25,12 +27,15 @@ import torch
 import torch.nn.functional as F
 
 from dmsflow import manifest, training
+from dmsflow.binary import binarise
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.model import Convolution, Model
 from dmsflow.networks import vgg11
 from dmsflow.settings import TrainSettings
 from dmsflow.table import print_table
 from dmsflow.training import Batches, Place
+
+Run = Callable[[], Any]
 
 BATCHES = (64, 128)  # of dmsflow train and of the paper; of dmsflow search
 CPU = torch.device("cpu")
@@ -40,6 +45,7 @@ STEPS = {
     "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
 }  # fmt: skip
+PARTS = ("binarise", "quantize", "batch_norm", "max_pool", "optimiser")
 
 
 def main() -> None:
@@ -69,6 +75,10 @@ def main() -> None:
         for row in rows
     ]  # fmt: skip
     print_table(f"VGG-11, 32×32 pixels, an epoch of {arguments.images} images", head, cells)
+    parts = [
+        (str(row["batch"]), str(row["threads"]), *(f"{row['parts_ms'][part]:.1f} ms" for part in PARTS)) for row in rows
+    ]
+    print_table("Of a mixed step, alone", ("batch", "threads", *PARTS), parts)
     if arguments.out:
         content = {
             "command": f"python benchmarks/train_step.py --images {arguments.images}",
@@ -79,15 +89,18 @@ def main() -> None:
 
 def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
     training.place(TrainSettings(device="cpu", threads=threads))
-    measured = dict(zip(STEPS, medians(variants(batch, threads), steps), strict=True))
+    runs, parts = variants(batch, threads)
+    measured = dict(zip((*STEPS, *parts), medians([*runs, *parts.values()], steps), strict=True))
     epoch, alone = an_epoch(batch, threads, images)
     return {
-        "batch": batch, "threads": threads, **measured,
+        "batch": batch, "threads": threads, **{key: measured[key] for key in STEPS},
+        "parts_ms": {part: measured[part] for part in PARTS},
         "epoch_image_us": epoch, "convolutions_image_us": alone, "epoch_ratio": epoch / alone,
     }  # fmt: skip
 
 
-def variants(batch: int, threads: int) -> list[Callable[[], Any]]:
+def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
+    """The kinds of step, as STEPS; and the parts of the mixed one beside its convolutions."""
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -103,7 +116,8 @@ def variants(batch: int, threads: int) -> list[Callable[[], Any]]:
     def step(mixed: bool) -> None:
         training.weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
 
-    return [channels_first, lambda: step(False), lambda: step(True), convolutions(model, images)]
+    kinds = [channels_first, lambda: step(False), lambda: step(True), convolutions(model, images)]
+    return kinds, {**others_alone(model, images), "optimiser": optimiser.step}
 
 
 def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
@@ -130,7 +144,40 @@ def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def medians(runs: list[Callable[[], Any]], steps: int) -> list[float]:
+def others_alone(model: Model, images: torch.Tensor) -> dict[str, Run]:
+    """Forward and backward of all binarisers, and of every kind of op without them, as in mixed training."""
+    made: dict[str, list[Run]] = {part: [] for part in PARTS[:-1]}
+    binarised = functools.partial(binarise, dtype=torch.bfloat16)
+    weights = [op.weight for op in model.ops if isinstance(op, Convolution) and op.binary]
+    made["binarise"] = [repeated(binarised, binarised(each), [each]) for each in weights]
+
+    def record(kind: str, op: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        given = [each.detach().requires_grad_() for each in inputs]
+        run = functools.partial(op, live_in=None, live_out=None)
+        made[kind].append(repeated(run, output, given, *op.parameters()))
+
+    layers = [layer for layer in model.network.layers if layer.op in made]
+    ops = dict(zip((layer.name for layer in model.network.layers), model.ops, strict=True))
+    hooks = [ops[layer.name].register_forward_hook(functools.partial(record, layer.op)) for layer in layers]
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return {kind: functools.partial(in_turn, runs) for kind, runs in made.items()}
+
+
+def repeated(op: Callable[..., torch.Tensor], output: torch.Tensor, inputs: list[torch.Tensor], *others: Any) -> Run:
+    """Forward and backward of an op, for the gradients of its inputs and of other tensors."""
+    gradient = torch.randn_like(output.detach())
+    return lambda: torch.autograd.grad(op(*inputs), [*inputs, *others], gradient)
+
+
+def in_turn(runs: list[Run]) -> None:
+    for run in runs:
+        run()
+
+
+def medians(runs: list[Run], steps: int) -> list[float]:
     """Milliseconds of each, in turns, the first two rounds left out."""
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(steps + 2):
@@ -139,7 +186,7 @@ def medians(runs: list[Callable[[], Any]], steps: int) -> list[float]:
     return [1e3 * statistics.median(kept[2:]) for kept in seconds]
 
 
-def timed(run: Callable[[], Any]) -> float:
+def timed(run: Run) -> float:
     """Seconds."""
     began = time.perf_counter()
     run()

@@ -184,6 +184,9 @@ STEPS = {
     "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
 }  # fmt: skip
+PARTS = {
+    "binarise": "binarising", "quantize": "quantising", "batch_norm": "batch norm", "max_pool": "max pooling", "optimiser": "SGD",
+}  # fmt: skip
 
 
 def train_step(content: Any) -> str:
@@ -208,11 +211,19 @@ def _train_step(content: Any) -> tuple[str, str]:
         "its convolutions",
         "epoch ÷ convolutions",
     )
+    parts = [
+        (str(row["batch"]), str(row["threads"]), *(f"{row['parts_ms'][part]:.1f} ms" for part in PARTS))
+        for row in content["rows"]
+    ]
     before = f"""\
 VGG-11 at its base widths, 32×32 pixels: one step, and an epoch of {content["images"]:,} images through
 the same batches and steps as `dmsflow train`, each in turns with the convolutions alone:
 
-{figures.table(head, rows)}"""
+{figures.table(head, rows)}
+
+Where the rest of a mixed step goes, each part alone:
+
+{figures.table(("batch", "threads", *PARTS.values()), parts)}"""
     behind = f"""\
 {figures.machine([content["environment"]], "torch")}. bfloat16 (`--mixed auto`) is used where the processor computes in
 it. Pooling before batch norm, and the written-out gradients of binarising and quantising, are in every column."""
