@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
-from dmsflow import training
+from dmsflow import plugin, training
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.errors import DmsflowError
+from dmsflow.model import Model
 from dmsflow.settings import TrainSettings
 from dmsflow.training import Batches
 
@@ -94,3 +97,15 @@ def test_an_absent_device_is_refused() -> None:
     for name in ("cuda:7", "abacus"):
         with pytest.raises(DmsflowError, match=f"--device {name}: is not here; use auto, cpu"):
             training.place(TrainSettings(device=name))
+
+
+@pytest.mark.parametrize("precision", ["binary", "float"])
+@pytest.mark.parametrize("name", plugin.names("networks"))
+def test_a_step_trains_every_network_in_either_precision(name: str, precision: Literal["binary", "float"]) -> None:
+    network = plugin.load("networks", name).build(1, 32, 4)
+    model = Model(network, dict.fromkeys(network.widths, 4), precision=precision)
+    before = {key: tensor.detach().clone() for key, tensor in model.tensors().items() if key.endswith("weight")}
+    optimiser = training.sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    loss, _ = training.weight_step(model, optimiser, torch.randn(6, 1, 32, 32), torch.arange(6) % 4, CPU)
+    assert torch.isfinite(loss)
+    assert all(not torch.equal(tensor, before[key]) for key, tensor in model.tensors().items() if key in before)
