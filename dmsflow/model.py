@@ -113,7 +113,8 @@ class Model(nn.Module):
         """After an optimiser's step: alphas, and scales behind a max pool, stay positive."""
         quantisers = [op.alpha for op in self.ops if isinstance(op, Quantise)]
         scales = [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
-        if held := [*quantisers, *scales]:  # a float network may have neither, and torch takes no empty list
+        held: list[Tensor] = [*quantisers, *scales]
+        if held:  # a float network may have neither, and torch takes no empty list
             torch._foreach_clamp_min_(held, SMALLEST)
 
     def tensors(self) -> dict[str, Tensor]:
