@@ -2,9 +2,8 @@
 
 Variants of a step take turns on the same batch, with the convolutions alone among them: forward and
 backward of each, in bfloat16, on the inputs that the model gives them; and so are the other kinds of
-operation, which tells where the time goes. Then an epoch of training,
-through the same batches and steps as `dmsflow train`, takes turns with the convolutions alone, a
-few steps at a time.
+operation, which tells where the time goes. Then an epoch of training, through the same batches and
+steps as `dmsflow train`, takes turns with the convolutions alone, a few steps at a time.
 
     python benchmarks/train_step.py --out docs/results/train-step.json
 """

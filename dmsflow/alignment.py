@@ -59,7 +59,7 @@ def aligned(
 
     Every budget is met, the file is no larger, and the network is predicted to be no slower: by the
     profile, or without one by the multiply-accumulates that the kernels do. The given widths are
-    returned where none of them stays within all of that.
+    returned where no others stay within all of that.
 
     Args:
         widest: the most channels that each width may get; without it, what REACH allows.

@@ -84,9 +84,18 @@ def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
 
 Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
 {content["train_images"]:,} images, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
-{sum(won)} of {sum(over)} controls; all cells together, ± the standard error, they gain {accuracy.together(cells)}.
+{sum(won)} of {sum(over)} controls{_never(cells)}.
 {papers} Measured on {figures.machine([job["environment"] for job in jobs], "torch")}. Command, seeds and every width: [docs/results.md](docs/results.md).
 """
+
+
+def _never(cells: list[Row]) -> str:
+    """`; in no cell with two budgets above these: evolution`: the controls that no such cell gains over."""
+    found = [accuracy.leads(cell) for cell in cells if "macs_m" in cell]
+    ran = [method for method in accuracy.CONTROLS if any(method in leads for leads in found)]
+    never = [method for method in ran if not any(leads[method].gains for leads in found if method in leads)]
+    titles = [accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in never]
+    return f"; in no cell with two budgets above these: {'; '.join(titles)}" if titles else ""
 
 
 SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution")

@@ -112,6 +112,13 @@ def test_all_cells_together_are_paired_by_seed() -> None:
     assert accuracy.together([first, second]) == "+2.00 ± 0.37 over uniform (6 pairs)"
 
 
+def test_the_readme_names_the_controls_that_no_cell_gains_over() -> None:
+    cell = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(50.0, 51.0, 52.0), evolution=jobs(54.0, 55.0, 57.0))[
+        "cells"
+    ][0]
+    assert results._never([cell]) == "; in no cell with two budgets above these: evolution"
+
+
 def test_an_ablation_is_compared_with_the_default() -> None:
     content = [
         {"variant": "default", "what": "nothing", "settings": {}, "runs": jobs(54.0, 55.0)},
@@ -148,7 +155,7 @@ def test_the_papers_search_stands_beside_ours_once_both_were_run() -> None:
     ours = {"network": "vgg11", "row": "DMS-A", "widths": "searched", "jobs": jobs(52.0, 54.0)}
     papers = {**ours, "widths": "the paper's search, literally", "jobs": jobs(49.0, 51.0)}
     text = accuracy.papers_search({"rows": [ours, papers]})
-    assert "reaches 50.00 ± 1.41 (16.0 M), dmsflow's 53.00 ± 1.41 (16.0 M)." in text
+    assert "reaches 50.00 ± 1.41 (16.0 M), dmsflow's 53.00 ± 1.41 (16.0 M): MACs are not held" in " ".join(text.split())
     for rows in ([ours], [ours, {**papers, "jobs": []}], [{**ours, "network": "resnet18"}, papers]):
         assert accuracy.papers_search({"rows": rows}) == ""
     assert accuracy.papers_search(None) == ""
