@@ -1,8 +1,8 @@
 """Searched widths against every control that meets the same budgets, cell by cell.
 
 A cell is a network and its budgets. In each one the widths of the search are trained beside those
-of uniform, flat, the point between them, the best of eight random draws around flat, and evolution
-with as many evaluations; the same schedule and images for all. It goes on where it was stopped:
+of uniform, flat, the point between them, the best of eight random draws around flat, evolution with
+as many evaluations, and the paper's own search; the same schedule and images for all. It goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/budgets.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
 """
@@ -24,6 +24,12 @@ from dmsflow.settings import SearchSettings
 TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 SEEDS = (0, 1, 2)
 DRAWS = 8
+PAPER_STEP_SIZE = {"vgg11": 0.002, "resnet18": 0.001}
+# The paper's 50 rounds remain, their phases become shorter, so that a search takes minutes on one core.
+PAPER_PHASES: dict[str, dict[str, Any]] = {
+    name: {"weight_epochs": None, "weight_steps": steps, "width_batches": steps}
+    for name, steps in (("vgg11", 30), ("resnet18", 8))
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,14 @@ def searched(cell: Cell, method: str, seed: int) -> Job:
     )
 
 
+def papers(cell: Cell, seed: int, **others: Any) -> Job:
+    """Searched as the paper says, literally, with other settings where they differ from its preset; and trained."""
+    search = {
+        **settings.preset("search", "paper"), "step_size": PAPER_STEP_SIZE[cell.network], **others, **cell.budgets(), "seed": seed,
+    }  # fmt: skip
+    return Job(f"{cell.name}/literal-{seed}", search, cell.training(seed))
+
+
 def waves(cells: Sequence[Cell], methods: Sequence[str], where: Runs) -> Iterator[list[Job]]:
     """Cell by cell; the best draw's other seeds come last, for the draws decide which it is."""
     for cell in cells:
@@ -106,7 +120,8 @@ def first_wave(cell: Cell, methods: Sequence[str]) -> list[Job]:
         control(cell, method, seed) for seed in SEEDS for method in ("uniform", "flat", "between") if method in methods
     ]
     found += [draw(cell, number, SEEDS[0]) for number in range(DRAWS) if "random" in methods]
-    return found + [searched(cell, m, seed) for seed in SEEDS for m in ("gradient", "evolution") if m in methods]
+    found += [searched(cell, m, seed) for seed in SEEDS for m in ("gradient", "evolution") if m in methods]
+    return found + [papers(cell, seed, **PAPER_PHASES[cell.network]) for seed in SEEDS if "paper" in methods]
 
 
 def best_draw(cell: Cell, where: Runs) -> list[Job]:
@@ -121,6 +136,7 @@ def one_cell(cell: Cell, where: Runs) -> dict[str, Any]:
     methods["random"] = [draw(cell, number, SEEDS[0]) for number in range(DRAWS)]
     methods["best random"] = best_draw(cell, where) if all(jobs.done(job, where) for job in methods["random"]) else []
     methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
+    methods["paper"] = [papers(cell, seed, **PAPER_PHASES[cell.network]) for seed in SEEDS]
     return {
         "cell": cell.name, **cell.budgets(), "epochs": cell.epochs, "seeds": SEEDS, "draws": DRAWS,
         "methods": {method: jobs.finished(made, where) for method, made in methods.items()},
@@ -132,7 +148,7 @@ def tabulate(where: Runs) -> dict[str, Any]:
     return {"command": "python benchmarks/budgets.py", "train_images": TRAIN_IMAGES, "cells": cells}
 
 
-METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient")
+METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient", "paper")
 
 
 def main() -> None:

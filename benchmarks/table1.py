@@ -49,7 +49,6 @@ TITLES = {
 # Rows of one memory size are compared with each other, and trained alike.
 SIZES = {"full": "A", "1x": "A", "2x": "2x", "3x": "B", "4x": "4x", "dms-a": "A", "dms-b": "B"}
 START_RATIO = {"dms-a": 1.5, "dms-b": 2.5}
-STEP_SIZE = {"vgg11": 0.002, "resnet18": 0.001}
 CONTROLS = ("uniform", "flat")
 DRAWS = budgets.DRAWS
 EXACTLY = 1 + 1e-9  # a budget that whole widths meet exactly, in spite of rounding
@@ -105,8 +104,8 @@ PROTOCOLS = {
         },
         search={("vgg11", "dms-b"): _phases(12, 12, rounds=12), ("resnet18", "dms-a"): _phases(8, 8, rounds=12)},
         literal={
-            ("vgg11", "dms-a"): _phases(30, 30, weight_epochs=None), ("vgg11", "dms-b"): _phases(12, 12, weight_epochs=None),
-            ("resnet18", "dms-a"): _phases(8, 8, weight_epochs=None),
+            ("vgg11", "dms-a"): budgets.PAPER_PHASES["vgg11"], ("vgg11", "dms-b"): _phases(12, 12, weight_epochs=None),
+            ("resnet18", "dms-a"): budgets.PAPER_PHASES["resnet18"],
         },
         left_out={("resnet18", "dms-b"): "one epoch of its flat control takes longer than ten minutes on a core"},
     ),
@@ -195,7 +194,10 @@ class Asked:
                 replace(job, choice=f"{cell.name}/short-{seed}") for job, seed in zip(searched, self.seeds, strict=True)
             ]
         found = [Line(network, row, "searched", True, tuple(searched))]
-        literal = [self._literal(cell, row, seed) for seed in self.seeds]
+        literal = [
+            fitted(budgets.papers(cell, seed), seed, start_ratio=START_RATIO[row], **protocol.literal.get(key, {}))
+            for seed in self.seeds
+        ]
         found.append(Line(network, row, "the paper's search, literally", False, tuple(literal)))
         for method in CONTROLS:
             made = [fitted(budgets.control(cell, method, seed), seed, **span) for seed in self.seeds]
@@ -203,13 +205,6 @@ class Asked:
         first = self.seeds[0]
         drawn = [fitted(budgets.draw(cell, number, first), first, **span) for number in range(self.draws)]
         return [*found, Line(network, row, f"random, {self.draws} draws around flat", False, tuple(drawn))]
-
-    def _literal(self, cell: Cell, row: str, seed: int) -> Job:
-        search = {
-            **settings.preset("search", "paper"), **self.protocol.literal.get((cell.network, row), {}), **cell.budgets(),
-            "start_ratio": START_RATIO[row], "step_size": STEP_SIZE[cell.network], "seed": seed,
-        }  # fmt: skip
-        return Job(f"{cell.name}/literal-{seed}", search, self.trained(cell.network, row, seed))
 
 
 def memory_mib(name: str, factor: int) -> float:
