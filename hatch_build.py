@@ -1,7 +1,7 @@
-"""The package's build: CMake makes the delegate's library, and the wheel's tag says where that loads.
+"""The package's build: CMake makes the libraries, and the wheel's tag says where they load.
 
 Environment variables:
-    DMSFLOW_NO_NATIVE: anything but an empty text leaves the library out; the wheel then suits every system.
+    DMSFLOW_NO_NATIVE: anything but an empty text leaves the libraries out; the wheel then suits every system.
     CXX: the C++17 compiler; CMAKE_TOOLCHAIN_FILE: a description of one for another processor.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = "dmsflow/native"
-LIBRARY = "libdmsflow_lce.so"
+LIBRARIES = ("libdmsflow_lce.so", "libdmsflow_training.so")
 # For devices without Python, Android's among them; it is built where a compiler for aarch64 is.
 BENCHMARK, BENCHMARK_MACHINE = "dmsflow-benchmark", "aarch64"
 CROSS, CROSS_FILE = "aarch64-linux-gnu-g++", "aarch64-linux-gnu.cmake"
@@ -49,8 +49,9 @@ class NativeBuild(BuildHookInterface):  # type: ignore[type-arg]
             return
         self._folder = Path(tempfile.mkdtemp(prefix="dmsflow-build-"))
         sources = Path(self.root) / SOURCES
-        built = {LIBRARY: build(sources, self._folder)}
-        if benchmark := build_benchmark(sources, self._folder, built[LIBRARY]):
+        libraries = build(sources, self._folder)
+        built = {path.name: path for path in libraries}
+        if benchmark := build_benchmark(sources, self._folder, libraries[0]):
             built[f"{BENCHMARK}-{BENCHMARK_MACHINE}"] = benchmark
         if version == "editable":
             for name, path in built.items():  # by rename: a process that has the old one loaded keeps it
@@ -58,7 +59,7 @@ class NativeBuild(BuildHookInterface):  # type: ignore[type-arg]
                 os.replace(sources / f"{name}.new", sources / name)
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform_tag(built[LIBRARY])}"
+        build_data["tag"] = f"py3-none-{platform_tag(libraries)}"
         build_data["force_include"] |= {str(path): f"{SOURCES}/{name}" for name, path in built.items()}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
@@ -70,8 +71,8 @@ def left_out() -> bool:
     return bool(os.environ.get("DMSFLOW_NO_NATIVE"))
 
 
-def build(sources: Path, folder: Path) -> Path:
-    """Compile the delegate; the library's path in `folder`."""
+def build(sources: Path, folder: Path) -> list[Path]:
+    """Compile LIBRARIES; their paths in `folder`."""
     compiler = os.environ.get("CXX") or os.environ.get("CMAKE_TOOLCHAIN_FILE")
     if not compiler and not any(shutil.which(name) for name in COMPILERS):
         stop("there is no C++ compiler (looked for " + ", ".join(COMPILERS) + ", and the variable CXX)")
@@ -80,7 +81,7 @@ def build(sources: Path, folder: Path) -> Path:
         if done.returncode:
             sys.stderr.write(done.stdout.decode(errors="replace"))
             stop(f"the compiler stopped at dmsflow's C++ part (above): {' '.join(command)}")
-    return folder / LIBRARY
+    return [folder / name for name in LIBRARIES]
 
 
 def build_benchmark(sources: Path, folder: Path, library: Path) -> Path | None:
@@ -130,19 +131,24 @@ def stop(what: str) -> None:
     )
 
 
-def platform_tag(library: Path) -> str:
-    """Where a library loads, from what it says of itself: manylinux2014 only if that is true."""
-    data = library.read_bytes()
-    if data[:4] != b"\x7fELF":
+def platform_tag(libraries: list[Path]) -> str:
+    """Where libraries load, from what they say of themselves: manylinux2014 only if that is true of all."""
+    data = [library.read_bytes() for library in libraries]
+    if any(each[:4] != b"\x7fELF" for each in data):
         if sys.platform == "darwin":
             release = "11_0" if platform.machine() == "arm64" else "10_13"
             return f"macosx_{release}_{platform.machine()}"
-        stop(f"{library} is not a library of Linux or macOS")
-    processor = machine(data)
-    needed, versions = elf_needs(data) if processor else (set(), set())
+        stop(f"{libraries[0]} is not a library of Linux or macOS")
+    processor = machine(data[0])
+    old = bool(processor) and all(map(is_old, data))
+    return f"manylinux2014_{processor}" if old else f"linux_{processor or platform.machine()}"
+
+
+def is_old(data: bytes) -> bool:
+    """Whether an ELF file loads wherever manylinux2014 does."""
+    needed, versions = elf_needs(data)
     numbers = {tuple(map(int, name.removeprefix("GLIBC_").split("."))) for name in versions if name[:6] == "GLIBC_"}
-    old = needed <= FLOOR_LIBRARIES and len(numbers) == len(versions) and max(numbers, default=FLOOR) <= FLOOR
-    return f"manylinux2014_{processor}" if processor and old else f"linux_{processor or platform.machine()}"
+    return needed <= FLOOR_LIBRARIES and len(numbers) == len(versions) and max(numbers, default=FLOOR) <= FLOOR
 
 
 def machine(data: bytes) -> str:

@@ -1,16 +1,17 @@
 """Binary weights and {0, alpha} activations (Eq. 1 and 2 of the DMS paper), with their gradients.
 
-Both gradients are written out: each is a handful of passes over its tensor, where autograd would
-make three times as many and keep as many copies.
+Each gradient is written out twice: in torch's operations, which run everywhere and which torch.compile
+fuses; and in C++ (native/training.cc), which takes one or two passes over memory in their place on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dmsflow import cpp
 
 STANDARDISATION_EPS = 1e-10
 TINY = 1e-30
@@ -28,16 +29,25 @@ def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtyp
             masked filter has the signs that its narrow copy would have. A tensor [] will do.
         dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
-    out: Tensor = _Binarise.apply(weight, _inside(weight, live), dtype or weight.dtype)  # type: ignore[no-untyped-call]
+    dtype = dtype or weight.dtype
+    if weight.dtype == torch.float32 and cpp.suits(weight, dtype):
+        out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if live is None else int(live), dtype)  # type: ignore[no-untyped-call]
+    else:
+        out = _Binarise.apply(weight, _inside(weight, live), dtype)  # type: ignore[no-untyped-call]
     return out
 
 
-def _ones(compare: Callable[..., Tensor], x: Tensor, limit: Tensor | float, out: Tensor | None = None) -> Tensor:
-    """1 where the comparison holds, else 0, as x's type."""
-    if torch.compiler.is_compiling():
-        return compare(x, limit).to(x.dtype)
-    # Comparing straight into floats is vectorised on a CPU; neither a conversion nor torch.where is.
-    return compare(x, limit, out=torch.empty_like(x) if out is None else out)
+def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
+    """alpha·round(clip(x/alpha, 0, 1)) in {0, alpha} (Eq. 2); exactly alpha/2 gives 0.
+
+    Args:
+        x: [N, C, H, W].
+        alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
+        count: C·H·W, where not all of x counts.
+    """
+    function = _QuantiseInCpp if cpp.suits(x) else _Quantise
+    out: Tensor = function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
@@ -81,40 +91,49 @@ class _Binarise(torch.autograd.Function):
         ∂L/∂w = u - Σu
 
     where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
-    Where all weights are live, s is a layer norm's, which torch has in one pass each way.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = _rows(weight)
-        if inside is None:
-            s, mean, r = torch.native_layer_norm(rows, rows.shape[1:], None, None, STANDARDISATION_EPS)
-        else:
-            mean = _mean(rows, inside)
-            s = rows - mean
-            r = (_mean(s.square(), inside) + STANDARDISATION_EPS).rsqrt()
-            s *= r
-        a = _mean(s.abs(), inside)
-        signed = _ones(torch.ge, rows, mean, out=s).mul_(2 * a).sub_(a)
-        ctx.save_for_backward(rows, mean, r, signed, a, inside)
+        centred = rows - _mean(rows, inside)
+        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()
+        a = _mean(centred.abs(), inside) * r
+        signed = torch.where(centred >= 0, a, -a)
+        ctx.save_for_backward(centred, r, signed, a, inside)
         return _filters(signed.to(dtype), weight.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        rows, mean, r, signed, a, inside = ctx.saved_tensors
-        g = _rows(grads[0]).to(rows.dtype)
+        centred, r, signed, a, inside = ctx.saved_tensors
+        g, s = _rows(grads[0]).to(centred.dtype), centred * r
         through = _total(g * signed, inside)  # t·a
-        grad_s = signed * (through / (a * a).clamp(min=TINY))  # a constant filter has no sign to keep
-        if inside is None:
-            grad_s.addcmul_(g, a)
-            grad, _, _ = torch.ops.aten.native_layer_norm_backward(
-                grad_s, rows, rows.shape[1:], mean, r, None, None, [True, False, False]
-            )
-        else:
-            grad_s.mul_(inside).addcmul_(g, a)
-            s = (rows - mean).mul_(r)
-            u = grad_s.addcmul_(s.mul(_total(grad_s * s, inside)), inside, value=-1).mul_(r)
-            grad = u - _total(u, inside) * inside
+        y = signed if inside is None else signed * inside
+        grad_s = a * g + y * (through / (a * a).clamp(min=TINY))  # a constant filter has no sign to keep
+        along = s if inside is None else s * inside
+        u = (grad_s - along * _total(grad_s * s, inside)) * r
+        grad = u - (_total(u, inside) if inside is None else _total(u, inside) * inside)
+        return _filters(grad, grads[0].shape), None, None
+
+
+class _BinariseInCpp(torch.autograd.Function):
+    """The same, for `live` channels."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, live: int, dtype: torch.dtype) -> Tensor:
+        rows = _rows(weight).contiguous()
+        statistics, out = rows.new_empty(3, len(rows)), torch.empty_like(rows, dtype=dtype)
+        ctx.save_for_backward(rows, statistics)
+        ctx.layer = (weight.shape[0], weight.shape[2] * weight.shape[3], weight.shape[1], live)
+        ctx.dtype = dtype
+        cpp.run("dmsflow_binarise", *ctx.layer, rows, statistics, cpp.is_half(out), out)
+        return _filters(out, weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        rows, statistics = ctx.saved_tensors
+        g, grad = _rows(grads[0]).to(ctx.dtype).contiguous(), torch.empty_like(rows)
+        cpp.run("dmsflow_binarise_gradient", *ctx.layer, rows, statistics, cpp.is_half(g), g, grad)
         return _filters(grad, grads[0].shape), None, None
 
 
@@ -124,8 +143,8 @@ class _Quantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
         ctx.count = count
-        limit = _number(alpha.to(x.dtype))
-        out = _ones(torch.gt, x, limit / 2).mul_(limit)
+        level = alpha.to(x.dtype)
+        out = (x > level / 2).to(x.dtype) * level
         ctx.save_for_backward(x, out, alpha)
         return out
 
@@ -133,34 +152,38 @@ class _Quantise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         x, out, alpha = ctx.saved_tensors
-        level = _number(alpha)
-        grad_x = _clipped(grad, x, level)
+        grad_x = torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
         # d out / d alpha = out/alpha - (x/alpha inside the clip), summed; both sums share 1/alpha.
         slope = torch.addcmul(grad * out, grad_x, x, value=-1)
         total = slope.sum(dtype=torch.promote_types(x.dtype, torch.float32))
-        return grad_x, (total / (level * ctx.count**0.5)).to(alpha.dtype), None
+        return grad_x, (total / (alpha * ctx.count**0.5)).to(alpha.dtype), None
 
 
-def _number(scalar: Tensor) -> Tensor | float:
-    """On a CPU a number, with which operations are quicker; on a GPU that would wait for the device."""
-    return float(scalar) if scalar.is_cpu and not torch.compiler.is_compiling() else scalar
+class _QuantiseInCpp(torch.autograd.Function):
+    """The same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
+        x = _dense(x)
+        out = torch.empty_like(x)
+        ctx.save_for_backward(x)
+        ctx.level = float(alpha.to(x.dtype))
+        ctx.scale, ctx.dtype = float(alpha) * count**0.5, alpha.dtype
+        cpp.run("dmsflow_quantise", x.numel(), cpp.is_half(x), x, ctx.level, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        grad_x, slopes = torch.empty_like(x), torch.empty(cpp.chunks(x.numel()))
+        alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
+        g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
+        cpp.run("dmsflow_quantise_gradient", x.numel(), cpp.is_half(x), x, g, ctx.level, grad_x, slopes)
+        return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None
 
 
-def _clipped(grad: Tensor, x: Tensor, level: Tensor | float) -> Tensor:
-    """grad where 0 < x < level, else 0."""
-    if isinstance(level, float):  # one vectorised pass
-        inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, 0.0, level)
-        return inside
-    return torch.where((x > 0) & (x < level.to(x.dtype)), grad, 0)
-
-
-def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
-    """alpha·round(clip(x/alpha, 0, 1)) in {0, alpha} (Eq. 2); exactly alpha/2 gives 0.
-
-    Args:
-        x: [N, C, H, W].
-        alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
-        count: C·H·W, where not all of x counts.
-    """
-    out: Tensor = _Quantise.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-untyped-call]
-    return out
+def _dense(x: Tensor) -> Tensor:
+    """In one stretch of memory, channels last unless it is so otherwise."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)

@@ -117,7 +117,7 @@ def report() -> tuple[list[tuple[str, str, str]], bool]:
             else:
                 rows.append((f"{module} [{extra}]", "absent", f"pip install 'dmsflow[{extra}]'"))
     rows.append(_delegate())
-    checks = [_torch_and_torchvision(), _lce_interpreter()]
+    checks = [_torch_and_torchvision(), _training(), _lce_interpreter()]
     rows += [check for check in checks if check]
     rows += [_target_row(name) for name in target.names()]
     return rows, not any(state == "broken" for _, state, _ in rows)
@@ -153,6 +153,18 @@ def _torch_and_torchvision() -> tuple[str, str, str] | None:
         "from dmsflow.datasets import _torchvision; _torchvision.import_torchvision()",
         "install both from the same place, at matching versions",
     )
+
+
+def _training() -> tuple[str, str, str] | None:
+    """The C++ part of training, without which torch's operations do the same, more slowly."""
+    if not is_installed("torch"):
+        return None
+    what = "C++ part of training"
+    try:
+        native.training()
+    except DmsflowError as error:
+        return what, "absent", str(error).partition("; ")[2]
+    return _works(what, "from dmsflow import cpp; assert cpp.library()", "install dmsflow again, for this system")
 
 
 def _lce_interpreter() -> tuple[str, str, str] | None:

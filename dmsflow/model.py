@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dmsflow.binary import binarise, quantise
 from dmsflow.convolution import convolve
 from dmsflow.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.pooling import max_pool
 from dmsflow.width import Mask
 
 Live = Mapping[str, "int | Mask"]
@@ -234,7 +235,7 @@ class Plain(nn.Module):
         if self.op == "relu":
             return F.relu(inputs[0])
         if self.op == "max_pool":
-            return F.max_pool2d(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
+            return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
         if self.op == "average_pool":
             return inputs[0].mean((2, 3), keepdim=True)
         return inputs[0] + inputs[1]

@@ -62,7 +62,7 @@ def readme(text: str, load: Load = figures.load) -> str:
 def _summary(load: Load) -> str:
     content = load("budgets")
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
-    papers = accuracy.papers_search(load("table1-quick"))
+    papers = accuracy.papers_search(cells)
     first = _under_budgets(content, cells, papers) if cells else _files(load("cifar10"))
     return figures.wrapped(f"{first}\n{_runtimes(load('runtimes-x86-64'))}")
 

@@ -199,6 +199,13 @@ def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "pip install 'numpy<2'" in capsys.readouterr().out
 
 
+def test_doctor_tells_of_the_cpp_part_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._training() == ("C++ part of training", "works", "")
+    monkeypatch.setattr(doctor.native, "__file__", str(tmp_path / "__init__.py"))
+    what, state, right = doctor._training() or ("", "", "")
+    assert (state, right.split(" from")[0]) == ("absent", "install dmsflow")
+
+
 def test_doctor_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._works("x", "import os; os.abort()", "mend it") == ("x", "broken", "exit status -6; mend it")
     assert doctor._works("x", "raise ValueError('no')", "mend it") == ("x", "broken", "ValueError: no; mend it")

@@ -34,7 +34,7 @@ FLOORS = (
         "datasets",
         "subject",
     ),
-    ("binary", "convolution", "width", "lint", "top1"),
+    ("binary", "convolution", "cpp", "pooling", "width", "lint", "top1"),
     ("model", "budget", "stopwatch", "prediction", "fitting"),
     ("loss", "checkpoint", "alignment"),
     ("training",),
@@ -50,6 +50,8 @@ HOMES = {
     "torch": {
         "binary",
         "convolution",
+        "cpp",
+        "pooling",
         "width",
         "model",
         "budget",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -14,14 +15,14 @@ from types import ModuleType
 
 import pytest
 
-from dmsflow import native
+from dmsflow import cpp, native
 from dmsflow.errors import DmsflowError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "dmsflow" / "native"
 CROSS = SOURCES / "aarch64-linux-gnu.cmake"
 ENTRIES = {"tflite_plugin_create_delegate", "tflite_plugin_destroy_delegate"}
-LIBRARY = "dmsflow/native/libdmsflow_lce.so"
+LIBRARIES = {"dmsflow/native/libdmsflow_lce.so": ENTRIES, "dmsflow/native/libdmsflow_training.so": set(cpp.SIGNATURES)}
 BENCHMARK = "dmsflow/native/dmsflow-benchmark-aarch64"  # in both wheels: it is sent to phones
 # As pip has it in a build: with the programs of the build requirements on the path.
 BUILD_PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -66,12 +67,13 @@ def arm_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel(ROOT, tmp_path_factory.mktemp("arm"), CMAKE_TOOLCHAIN_FILE=str(CROSS))
 
 
-@pytest.fixture(params=["installed", "host_wheel", "arm_wheel"])
+@pytest.fixture(params=itertools.product(["installed", "host_wheel", "arm_wheel"], LIBRARIES), ids="-".join)
 def library(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param == "installed":
-        return native.library()
-    with zipfile.ZipFile(request.getfixturevalue(request.param)) as archive:
-        return Path(archive.extract(LIBRARY, tmp_path))
+    where, name = request.param
+    if where == "installed":
+        return ROOT / name
+    with zipfile.ZipFile(request.getfixturevalue(where)) as archive:
+        return Path(archive.extract(name, tmp_path))
 
 
 def symbols(library: Path) -> dict[str, list[str]]:
@@ -87,11 +89,11 @@ def symbols(library: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_the_library_exports_the_two_entries_of_a_delegate(library: Path) -> None:
-    assert set(symbols(library)["defined"]) == ENTRIES
+def test_a_library_exports_its_entries_alone(library: Path) -> None:
+    assert set(symbols(library)["defined"]) == LIBRARIES[f"dmsflow/native/{library.name}"]
 
 
-def test_the_library_imports_from_an_old_libc_alone(library: Path) -> None:
+def test_a_library_imports_from_an_old_libc_alone(library: Path) -> None:
     weak = {"__cxa_finalize", "__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
     imported = set(symbols(library)["UND"]) - weak
     assert imported
@@ -113,8 +115,8 @@ def test_a_wheel_holds_all_that_an_installation_needs(which: str, request: pytes
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dmsflow").rglob("*.py")}
     data = {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("targets/*.toml")}
     data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("profiles/*.json")}
-    assert package | data | {LIBRARY, BENCHMARK} <= names
-    assert {name for name in names if name.endswith(".so")} == {LIBRARY}
+    assert package | data | {*LIBRARIES, BENCHMARK} <= names
+    assert {name for name in names if name.endswith(".so")} == set(LIBRARIES)
 
 
 def test_without_the_cpp_part_the_wheel_is_for_all_systems(tmp_path: Path) -> None:
@@ -150,7 +152,8 @@ def test_a_library_that_needs_more_gets_no_tag_of_an_old_system(build: ModuleTyp
     command = ("g++", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library))
     text = b"#include <string.h>\nint f(void);\nint f(void) { return (int)strlen(strerrordesc_np(1)); }\n"
     subprocess.run((*command, "-D_GNU_SOURCE"), input=text, check=True)
-    assert build.platform_tag(library) == f"linux_{platform.machine()}"
+    assert build.platform_tag([native.library(), library]) == f"linux_{platform.machine()}"
+    assert build.platform_tag([native.library(), native.training()]).startswith("manylinux2014_")
 
 
 def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

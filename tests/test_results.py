@@ -51,6 +51,7 @@ def cells(**methods: list[dict[str, Any]]) -> dict[str, Any]:
 WHOLE = cells(
     gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(54.5, 54.5, 54.5), between=jobs(57.0, 58.5, 60.0),
     random=[job(40.0, 0), job(50.0, 0), job(51.0, 0)], best_random=jobs(51.0, 50.0, 52.0), evolution=jobs(54.0, 55.0, 56.0),
+    paper=jobs(50.0, 51.0, 52.0),
 )  # fmt: skip
 
 
@@ -151,14 +152,16 @@ def test_the_table_sets_ours_beside_the_papers() -> None:
     assert "Not run yet" in text.split("### Protocol `paper`")[1]
 
 
-def test_the_papers_search_stands_beside_ours_once_both_were_run() -> None:
-    ours = {"network": "vgg11", "row": "DMS-A", "widths": "searched", "jobs": jobs(52.0, 54.0)}
-    papers = {**ours, "widths": "the paper's search, literally", "jobs": jobs(49.0, 51.0)}
-    text = accuracy.papers_search({"rows": [ours, papers]})
-    assert "reaches 50.00 ± 1.41 (16.0 M), dmsflow's 53.00 ± 1.41 (16.0 M): MACs are not held" in " ".join(text.split())
-    for rows in ([ours], [ours, {**papers, "jobs": []}], [{**ours, "network": "resnet18"}, papers]):
-        assert accuracy.papers_search({"rows": rows}) == ""
-    assert accuracy.papers_search(None) == ""
+def test_the_papers_search_stands_beside_ours_and_is_no_control() -> None:
+    both = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), paper=jobs(49.0, 50.0, 51.0))
+    text = " ".join(accuracy.budgets(both).split())
+    assert "over 1 of 1 controls" in text
+    assert "; over the paper's search +5.00 ± 0.00, gain, beyond one deviation." in text
+    assert row(accuracy.budgets(both), "| the paper's search")[-2:] == ["+5.00 ± 0.00", "gain, beyond one deviation"]
+    beside = "MACs: 55.00 ± 1.00 (16.0 M) against 50.00 ± 1.00 (16.0 M), gain, beyond one deviation."
+    assert beside in " ".join(accuracy.papers_search(both["cells"]).split())
+    for without in (cells(gradient=jobs(54.0, 55.0, 56.0)), cells(paper=jobs(54.0, 55.0, 56.0))):
+        assert accuracy.papers_search(without["cells"]) == ""
 
 
 def test_steps_of_search_and_training_are_tabulated() -> None:

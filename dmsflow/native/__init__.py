@@ -1,4 +1,4 @@
-"""The C++ part: LCE's operations for stock LiteRT, as a delegate in one shared library.
+"""The C++ part: LCE's operations for stock LiteRT, as a delegate in one shared library; and those of training, in another.
 
 This file is also copied to devices beside the library, so it imports nothing but the errors.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from dmsflow.errors import DmsflowError
 
 LIBRARY = "libdmsflow_lce.so"
+TRAINING = "libdmsflow_training.so"
 BENCHMARK = "dmsflow-benchmark-aarch64"
 # Best first; what a processor lacks, the library refuses.
 KERNELS = ("avx512", "avx2", "neon-dotprod", "neon", "portable")
@@ -23,7 +24,20 @@ def library() -> Path:
     Raises:
         DmsflowError: it was not built when dmsflow was installed.
     """
-    path = Path(__file__).with_name(LIBRARY)
+    return _built(LIBRARY)
+
+
+def training() -> Path:
+    """The library of training's operations (see cpp.py), which runs without it too.
+
+    Raises:
+        DmsflowError: it was not built when dmsflow was installed.
+    """
+    return _built(TRAINING)
+
+
+def _built(name: str) -> Path:
+    path = Path(__file__).with_name(name)
     if not path.is_file():
         right = "install dmsflow from a wheel, or again from its source where a C++ compiler is (g++ or clang++)"
         raise DmsflowError(path, "this installation was made without the C++ part", right)
