@@ -202,7 +202,7 @@ def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_doctor_tells_of_the_cpp_part_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._training() == ("C++ part of training", "works", "")
     monkeypatch.setattr(doctor.native, "__file__", str(tmp_path / "__init__.py"))
-    what, state, right = doctor._training() or ("", "", "")
+    _, state, right = doctor._training() or ("", "", "")
     assert (state, right.split(" from")[0]) == ("absent", "install dmsflow")
 
 
