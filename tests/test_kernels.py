@@ -1,4 +1,4 @@
-"""The C++ kernels against plain loops: on this processor under sanitizers, and emulated on 64-bit ARM."""
+"""The C++ part against plain loops: on this processor under sanitizers, and emulated on 64-bit ARM."""
 
 from __future__ import annotations
 
@@ -66,3 +66,23 @@ def arm_program(tmp_path_factory):
 @pytest.mark.parametrize("processor", ["cortex-a53", "neoverse-n1"])  # without and with the dot product
 def test_on_emulated_arm(arm_program, processor):
     checked("qemu-aarch64", "-cpu", processor, str(arm_program), "2", "300")
+
+
+def test_training_finds_the_same_bits_on_every_processor(tmp_path):
+    """Under sanitizers, which take the plain instructions; with this processor's own; and on emulated ARM."""
+    sources = [SOURCES / "training.cc", Path(__file__).with_name("native") / "training.cc"]
+    kinds = {
+        "plain": ("g++", *SANITIZERS),
+        "own": ("g++", "-O3"),
+        "arm": ("aarch64-linux-gnu-g++", "-O3", "-static"),
+    }
+    found = {}
+    for kind, (compiler, *flags) in kinds.items():
+        program = tmp_path / kind
+        subprocess.run([compiler, *FLAGS, *flags, *map(str, sources), "-o", str(program)], check=True)
+        emulated = ("qemu-aarch64",) if kind == "arm" else ()
+        done = subprocess.run([*emulated, str(program), "300"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found[kind] = done.stdout
+    assert found["plain"].startswith("300 cases: ")
+    assert found["own"] == found["arm"] == found["plain"]

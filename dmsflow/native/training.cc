@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <cstring>
 
-// Once for every set of instructions; which one runs is settled when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__)
+// Once for every set of instructions; which one runs is settled when the library is loaded, and no sanitizer is
+// ready by then.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define DMSFLOW_VECTORISED __attribute__((target_clones("default", "avx2")))
 #else
 #define DMSFLOW_VECTORISED
