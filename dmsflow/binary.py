@@ -121,20 +121,21 @@ class _BinariseInCpp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, live: int, dtype: torch.dtype) -> Tensor:
-        rows = _rows(weight).contiguous()
-        statistics, out = rows.new_empty(3, len(rows)), torch.empty_like(rows, dtype=dtype)
-        ctx.save_for_backward(rows, statistics)
-        ctx.layer = (weight.shape[0], weight.shape[2] * weight.shape[3], weight.shape[1], live)
-        ctx.dtype = dtype
-        cpp.run("dmsflow_binarise", *ctx.layer, rows, statistics, cpp.is_half(out), out)
-        return _filters(out, weight.shape)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        c_out, c_in, height, width = weight.shape
+        statistics, out = weight.new_empty(3, c_out), torch.empty_like(weight, dtype=dtype)
+        ctx.save_for_backward(weight, statistics)
+        ctx.layer, ctx.dtype = (c_out, height * width, c_in, live), dtype
+        cpp.run("dmsflow_binarise", *ctx.layer, weight, statistics, cpp.is_half(out), out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        rows, statistics = ctx.saved_tensors
-        g, grad = _rows(grads[0]).to(ctx.dtype).contiguous(), torch.empty_like(rows)
-        cpp.run("dmsflow_binarise_gradient", *ctx.layer, rows, statistics, cpp.is_half(g), g, grad)
-        return _filters(grad, grads[0].shape), None, None
+        weight, statistics = ctx.saved_tensors
+        g = grads[0].to(ctx.dtype).contiguous(memory_format=torch.channels_last)
+        grad = torch.empty_like(weight)
+        cpp.run("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, cpp.is_half(g), g, grad)
+        return grad, None, None
 
 
 class _Quantise(torch.autograd.Function):
