@@ -73,7 +73,10 @@ def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
         *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
     )
     rows = [
-        [f"{accuracy.limits(cell)}, {cell['epochs']} epochs", *(_accuracy(cell["methods"][method]) for method in SHOWN)]
+        [
+            f"{accuracy.limits(cell)}, {cell['epochs']} epochs",
+            *(_accuracy(cell["methods"].get(method, [])) for method in SHOWN),
+        ]
         for cell in cells
     ]
     jobs = [job for cell in cells for made in cell["methods"].values() for job in made]
@@ -98,7 +101,7 @@ def _never(cells: list[Row]) -> str:
     return f"; in no cell with two budgets above these: {'; '.join(titles)}" if titles else ""
 
 
-SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution")
+SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution", "paper")
 
 
 def _accuracy(rows: list[Row]) -> str:
