@@ -9,12 +9,18 @@
 #include <cstdint>
 #include <cstring>
 
-// Once for every set of instructions; which one runs is settled when the library is loaded, and no sanitizer is
-// ready by then.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+// Once for every set of instructions; which one runs is settled when the library is loaded, before any sanitizer is
+// ready. clang does not do this to templates.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define DMSFLOW_VECTORISED __attribute__((target_clones("default", "avx2")))
 #else
 #define DMSFLOW_VECTORISED
+#endif
+// The arrays that the next loop reads and those that it writes lie apart.
+#if defined(__clang__)
+#define DMSFLOW_APART _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define DMSFLOW_APART _Pragma("GCC ivdep")
 #endif
 #define DMSFLOW_EXPORTED extern "C" __attribute__((visibility("default")))
 #define DMSFLOW_INLINE inline __attribute__((always_inline))
@@ -257,9 +263,10 @@ struct MaxPool {
     for (int64_t y = first * lines; y < last * lines; ++y) {
       const auto* pair = in + (y / lines * rows + y % lines * 2) * line;
       for (int64_t x = 0; x < columns / 2; ++x) {
-        const auto* __restrict window = pair + 2 * x * channels;
-        auto* __restrict to = out + (y * (columns / 2) + x) * channels;
-        auto* __restrict place = places + (y * (columns / 2) + x) * channels;
+        const auto* window = pair + 2 * x * channels;
+        auto* to = out + (y * (columns / 2) + x) * channels;
+        auto* place = places + (y * (columns / 2) + x) * channels;
+        DMSFLOW_APART
         for (int64_t c = 0; c < channels; ++c) {
           const float one = Type::read(window[c]), two = Type::read(window[channels + c]);
           const float three = Type::read(window[line + c]), four = Type::read(window[line + channels + c]);
@@ -292,9 +299,10 @@ struct MaxPoolGradient {
       const int64_t inside = row / 2 < rows / 2 ? columns / 2 * 2 : 0;
       for (int64_t x = 0; x < inside; ++x) {
         const auto own = Type::count(static_cast<uint32_t>(row % 2 * 2 + x % 2));
-        const auto* __restrict g = gradients + from + x / 2 * channels;
-        const auto* __restrict place = places + from + x / 2 * channels;
-        auto* __restrict to = out + y * line + x * channels;
+        const auto* g = gradients + from + x / 2 * channels;
+        const auto* place = places + from + x / 2 * channels;
+        auto* to = out + y * line + x * channels;
+        DMSFLOW_APART
         for (int64_t c = 0; c < channels; ++c) to[c] = Type::where(place[c] == own, g[c]);
       }
       std::memset(out + y * line + inside * channels, 0, static_cast<size_t>((columns - inside) * channels) * sizeof *out);
