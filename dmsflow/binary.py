@@ -176,7 +176,7 @@ class _QuantiseInCpp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
-        grad_x, slopes = torch.empty_like(x), torch.empty(cpp.chunks(x.numel()))
+        grad_x, slopes = torch.empty_like(x), torch.empty(cpp.chunks(x.numel()), dtype=torch.float32)
         alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
         g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
         cpp.run("dmsflow_quantise_gradient", x.numel(), cpp.is_half(x), x, g, ctx.level, grad_x, slopes)
