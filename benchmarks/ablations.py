@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import jobs
+import script
 from budgets import CELLS, SEEDS, TRAIN_IMAGES, searched
 from jobs import Job, Runs
 
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -11,13 +11,14 @@ at once: what the model does not know (caches, memory, the real core), and where
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 
 from dmsflow import devices
 from dmsflow.devices import File, Job, qemu
@@ -184,7 +185,12 @@ NETWORKS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def main(names: Sequence[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=f"default: all of {', '.join(NETWORKS)}")
+    names: Sequence[str] = parser.parse_args().names or list(NETWORKS)
+    if unknown := [name for name in names if name not in NETWORKS]:
+        parser.error(f"{unknown[0]}: is unknown; use some of {', '.join(NETWORKS)}")
     with tempfile.TemporaryDirectory() as folder, devices.connect(DEVICE) as measure:
         files = []
         for name in names:
@@ -206,4 +212,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(NETWORKS))
+    script.run(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import script
 from PIL import Image
 
 from dmsflow import datasets, manifest
@@ -110,4 +111,4 @@ def main(wheel: Path, exports: tuple[Path, ...], images: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

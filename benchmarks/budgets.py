@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jobs
+import script
 from jobs import Job, Runs
 
 from dmsflow import budget, settings
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

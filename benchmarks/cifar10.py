@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import script
+
 from dmsflow import manifest
 
 CASE = "memory+latency"
@@ -99,4 +101,4 @@ def stage(name: str, *words: object) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import script
 from numpy.typing import NDArray
 
 from dmsflow import devices, manifest, native
@@ -244,4 +245,4 @@ def chain(size: int, channels: int, floats: bool, count: int, quantized: bool = 
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

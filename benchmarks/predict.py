@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import script
 
 from dmsflow import cost, devices, manifest, profile, profiling, target
 from dmsflow.devices import Access, File
@@ -133,4 +134,4 @@ def tell(rows: list[Checked], summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 
 from dmsflow import deploy, folding, manifest, plugin
 from dmsflow.devices import _program
@@ -157,4 +158,4 @@ def timed(sessions: dict[str, Any], image: Any, runs: int) -> dict[str, list[flo
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

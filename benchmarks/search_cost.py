@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 
 from dmsflow import budget, datasets, manifest, supernetwork, training
@@ -108,4 +109,4 @@ def interleaved(first: Callable[[], None], second: Callable[[], None], steps: in
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -15,6 +15,8 @@ import time
 import venv
 from pathlib import Path
 
+import script
+
 from dmsflow import manifest
 
 ROOT = Path(__file__).parent.parent
@@ -51,4 +53,4 @@ def measured(folder: Path, runs: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -24,6 +24,7 @@ from typing import Any
 
 import budgets
 import jobs
+import script
 from budgets import Cell
 from jobs import Job, Runs
 
@@ -280,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

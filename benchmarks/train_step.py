@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import script
 import torch
 import torch.nn.functional as F
 
@@ -222,4 +223,4 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -232,3 +232,23 @@ def test_the_papers_protocol_is_the_papers() -> None:
         5,
     )
     assert literal["memory_mib"] == 0.84
+
+
+@pytest.mark.parametrize("path", sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()))
+def test_every_script_ends_as_dmsflow_does(path: Path) -> None:
+    assert path.read_text("utf-8").endswith('if __name__ == "__main__":\n    script.run(main)\n')
+
+
+def test_a_script_that_cannot_write_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = (sys.executable, str(BENCHMARKS / "budgets.py"), "--tabulate", "--dataset", "digits")
+    done = subprocess.run(
+        (*command, "--results", str(tmp_path / "file" / "in")),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"budgets.py: {tmp_path / 'file' / 'in' / 'budgets.json'}: cannot be written (")
+    assert done.stderr.count("\n") == 1
