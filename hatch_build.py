@@ -124,7 +124,7 @@ def stop(what: str) -> None:
     """End the build with what is missing and what to do; pip shows it."""
     raise SystemExit(
         f"dmsflow: {what}.\n"
-        "Its C++ part, which runs LCE files on LiteRT, needs a compiler of C++17:\n"
+        "Its C++ part, which runs LCE files on LiteRT and makes training quicker, needs a compiler of C++17:\n"
         "    Debian, Ubuntu, Raspberry Pi OS: apt install g++\n"
         "    Fedora: dnf install gcc-c++      Alpine: apk add g++      macOS: xcode-select --install\n"
         "Or set DMSFLOW_NO_NATIVE=1 and install again: everything else works without it."

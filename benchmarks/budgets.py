@@ -2,7 +2,8 @@
 
 A cell is a network and its budgets. In each one the widths of the search are trained beside those
 of uniform, flat, the point between them, the best of eight random draws around flat, evolution with
-as many evaluations, and the paper's own search; the same schedule and images for all. It goes on where it was stopped:
+as many evaluations, and the paper's own search; the same schedule and images for all. It goes on where it
+was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/budgets.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
 """

@@ -1,4 +1,4 @@
-"""The C++ part: LCE's operations for stock LiteRT, as a delegate in one shared library; and those of training, in another.
+"""The C++ part, two shared libraries: LCE's operations for stock LiteRT, as a delegate; and operations of training.
 
 This file is also copied to devices beside the library, so it imports nothing but the errors.
 """
