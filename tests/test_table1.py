@@ -139,7 +139,7 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
     ]  # fmt: skip
     assert weights[0] == weights[1]
     made = {(tuple(job["widths"]), job["precision"]) for row in first.values() for job in row["jobs"]}
-    assert len(weights[0]) == len(made) >= 7  # the search may end at a control's widths
+    assert len(weights[0]) == len(made) >= 6  # on so few images both searches may end at a control's widths
 
 
 def test_the_table_has_the_papers_rows_and_controls_that_meet_their_memory(folder: Path, whole: str) -> None:

@@ -34,7 +34,11 @@ DEFAULT = "cortex-a72"
 V8_0 = "fp asimd evtstrm crc32 cpuid"
 V8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 PASSED_ON = ("DMSFLOW_KERNELS", "HOME")
-FIRST = "from dmsflow import program; from dmsflow.runners import litert; litert.version()"
+# A whole measurement but for the files, since NumPy and Python import some of their parts late.
+FIRST = """from dmsflow import program
+program.runner("litert").version()
+program.watch({"files": [], "threads": 1, "warm_up": 0, "runs": 0, "operations": False})
+"""
 
 
 @dataclass(frozen=True)
