@@ -46,6 +46,7 @@ def page(load: Load = figures.load) -> str:
                 timing.arm(load("kernels-aarch64")),
                 timing.search_cost(load("search-cost")),
                 timing.train_step(load("train-step")),
+                timing.elsewhere(load("runtimes-x86-64-intel"), load("train-step-intel")),
                 timing.startup(load("startup")),
             )
         )
@@ -64,7 +65,7 @@ def _summary(load: Load) -> str:
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
     papers = accuracy.papers_search(cells)
     first = _under_budgets(content, cells, papers) if cells else _files(load("cifar10"))
-    return figures.wrapped(f"{first}\n{_runtimes(load('runtimes-x86-64'))}")
+    return figures.wrapped(f"{first}\n{_runtimes(load('runtimes-x86-64'), load('runtimes-x86-64-intel'))}")
 
 
 def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
@@ -135,12 +136,14 @@ Command, seeds and every width: [docs/results.md](docs/results.md).
 """
 
 
-def _runtimes(content: Any) -> str:
-    ratios = [row["lce_over_litert"] for row in content["networks"]]
-    largest = max(content["networks"], key=lambda row: row["litert_ms"])
+def _runtimes(first: Any, *others: Any) -> str:
+    known = (first, *others)
+    ratios = [row["lce_over_litert"] for content in known for row in content["networks"]]
+    processors = [content["environment"]["machine"]["processor"] for content in known]
+    largest = max(first["networks"], key=lambda row: row["litert_ms"])
     return f"""The same 1-bit files run {min(ratios):.0f} to {max(ratios):.0f} times as fast on stock LiteRT with dmsflow's own kernels, which are the
-default, bit for bit the same: {NETWORKS[largest["network"]]} at {largest["pixels"]} pixels takes {largest["litert_ms"]:.1f} ms, {largest["lce_ms"]:.1f} ms in LCE's interpreter at its best and
-{largest["float32_ms"]:.0f} ms as float32 in onnxruntime.
+default, bit for bit the same (measured on {figures.listed(processors)}). On {processors[0]}, {NETWORKS[largest["network"]]} at {largest["pixels"]} pixels
+takes {largest["litert_ms"]:.1f} ms, {largest["lce_ms"]:.1f} ms in LCE's interpreter at its best and {largest["float32_ms"]:.0f} ms as float32 in onnxruntime.
 """
 
 

@@ -71,11 +71,7 @@ def kernels(layers: Any, narrower: Any, networks: Any) -> str:
         (row["layer"], row["out"], f"{row['lce_ms']:.3f}", f"{row['dmsflow_ms']:.3f}", f"{row['ratio']:.1f}")
         for row in layers["layers"]
     ]
-    files = [label for label in FILES if label in networks["environment"]["runtimes"]]
-    whole = [
-        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×", *(_beside(row, label) for label in files))
-        for row in networks["networks"]
-    ]
+    files = _files(networks)
     equal = all(row["equal"] for row in layers["layers"])
     classes = all(row["classes_equal"] for row in networks["networks"])
     ratios = " and ".join(dict.fromkeys(f"{row['ratio']:g}" for row in networks["networks"]))
@@ -92,7 +88,7 @@ Whole networks with random weights at {ratios} times the base widths: ms and, in
 the network of the same widths in onnxruntime. dmsflow and LCE run the same file{_forms(files)}.
 Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
 
-{figures.table(("network", "pixels", "widths", *(FILES[label] for label in files)), whole)}
+{_networks(networks)}
 
     python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
 
@@ -110,6 +106,19 @@ FILES = {
     "lce": "LCE",
     "litert": "dmsflow",
 }
+
+
+def _files(networks: Any) -> list[str]:
+    return [label for label in FILES if label in networks["environment"]["runtimes"]]
+
+
+def _networks(networks: Any) -> str:
+    files = _files(networks)
+    rows = [
+        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×", *(_beside(row, label) for label in files))
+        for row in networks["networks"]
+    ]
+    return figures.table(("network", "pixels", "widths", *(FILES[label] for label in files)), rows)
 
 
 def _beside(row: Row, label: str) -> str:
@@ -229,6 +238,32 @@ Where the rest of a mixed step goes, each part alone:
 it. The convolutions alone are torch's own; a step has a quicker weight gradient for small outputs. Binarising, quantising
 and max pooling are dmsflow's own (`native/training.cc`) in every column."""
     return before, behind
+
+
+def elsewhere(networks: Any, steps: Any) -> str:
+    """Of benchmarks/runtimes.py and train_step.py, on another processor than the other parts of the page."""
+    environments = [networks["environment"], steps["environment"]]
+    rows = [
+        (str(row["batch"]), str(row["threads"]), f"{row['mixed_ms']:.1f} ms", f"{row['epoch_image_us']:.0f} µs",
+         f"{row['convolutions_image_us']:.0f} µs", f"{row['epoch_ratio']:.2f}")
+        for row in steps["rows"]
+    ]  # fmt: skip
+    head = ("batch", "threads", STEPS["mixed_ms"], "an epoch, by image", "its convolutions", "epoch ÷ convolutions")
+    return f"""## The same on another processor: {environments[0]["processor"]}
+
+Whole networks, as the table of files on LiteRT above: ms and, in brackets, over float32.
+
+{_networks(networks)}
+
+Training VGG-11 at its base widths, as the part before this one:
+
+{figures.table(head, rows)}
+
+    python benchmarks/runtimes.py --out docs/results/runtimes-x86-64-intel.json
+    python benchmarks/train_step.py --out docs/results/train-step-intel.json
+
+{figures.machine(environments, "torch")}, {figures.listed(networks["environment"]["runtimes"].values())}.
+"""
 
 
 def startup(content: Any) -> str:
