@@ -64,8 +64,8 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
         BudgetMissed: it takes longer than required; bench.json is written all the same.
     """
     path = out / "bench.json"
-    manifest.claim(path, resume=False, force=force)
     subject = subject_of(source)
+    manifest.claim(path, resume=False, force=force)
     judge = top1.judge(subject, settings)
     predicted = prediction.of(source, subject.export, settings)
     measured = _measure(subject, settings)

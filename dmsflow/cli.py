@@ -147,7 +147,7 @@ def _do(
         _check_same(written, chosen)
     if stage == "train":
         return module.run(source, chosen, out, command=command, resume=resume, force=force)  # type: ignore[no-any-return]
-    if manifest.claim(written, resume=resume, force=force):
+    if resume and manifest.claim(written, resume=resume, force=force):
         if stage == "bench":
             module.check_required(written, chosen)
         return written

@@ -70,10 +70,10 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
             written is not the network; no file is left then.
     """
     path = out / "export.json"
-    manifest.claim(path, resume=False, force=force)
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
     variant, runner = variant_of(aim, settings), _runner(aim)
+    manifest.claim(path, resume=False, force=force)
     dataset = datasets.load(train.data)
     weights, logits = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"

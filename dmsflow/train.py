@@ -33,10 +33,10 @@ def run(
         DmsflowError: a bad manifest or data set, a NaN loss, settings that contradict each other.
     """
     path = out / "train.json"
-    if manifest.claim(path, resume=resume, force=force):
-        return path
     parent = manifest.load(source, "search")
     _check(settings)
+    if manifest.claim(path, resume=resume, force=force):
+        return path
     checkpoints = {
         precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)
         for precision in ("float", "binary")

@@ -267,6 +267,15 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
     assert json.loads((bench.parent / f"{stage}.json").read_text()) == done
 
 
+@pytest.mark.parametrize("stage", ["train", "export", "bench"])
+def test_a_wrong_source_is_told_before_what_is_already_there(
+    stage: str, bench: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([stage, str(bench.parent / "nothing.json")]) == 1
+    error = capsys.readouterr().err
+    assert "nothing.json: No such file or directory" in error and "already there" not in error
+
+
 def test_resume_with_other_data_is_refused(
     tiny_run: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
