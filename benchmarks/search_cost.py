@@ -72,9 +72,9 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
         training.weight_step(plain, optimiser, images, labels, state.where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
-    low, high = state.window(len(largest) - 1, list(state.network.widths.values())[-1])
+    window = state.window()
     return {
-        "largest_widths": largest, "window": high - low + 1,
+        "largest_widths": largest, "window": int(window.high[-1] - window.low[-1]) + 1,
         "search_ms": 1e3 * statistics.median(searched), "plain_ms": 1e3 * statistics.median(trained),
         "ratio": statistics.median(a / b for a, b in zip(searched, trained, strict=True)),
     }  # fmt: skip

@@ -95,11 +95,12 @@ def widths_at(network: Network, ratios: Tensor) -> dict[str, Tensor]:
 
 def use(network: Network, limits: Sequence[Budget], ratios: Tensor) -> float:
     """The largest fraction of a budget that is used: at most 1 where all are met."""
-    widths = dict(zip(network.widths, (ratios * _bases(network)).tolist(), strict=True))
+    widths = dict(zip(network.widths, (ratios * base_widths(network)).tolist(), strict=True))
     return float(max(budget.cost(network, widths) / budget.limit for budget in limits))
 
 
-def _bases(network: Network) -> Tensor:
+def base_widths(network: Network) -> Tensor:
+    """Channels at ratio 1, [n] float64."""
     return torch.tensor(list(network.widths.values()), dtype=torch.float64)
 
 
@@ -116,7 +117,7 @@ class Range:
 
 def whole_range(network: Network, settings: SearchSettings, latency: Latency | None = None) -> Range:
     """From --min-ratio to --max-ratio, but never below one channel nor wider than the profile has measured."""
-    bases = _bases(network)
+    bases = base_widths(network)
     low = torch.maximum(torch.full_like(bases, settings.min_ratio), 1 / bases)
     high = torch.full_like(bases, settings.max_ratio)
     if latency:
@@ -168,7 +169,7 @@ def _integers(network: Network, ratios: Tensor, rounding: Callable[[Tensor], Ten
     nudge = -1e-6 if rounding is torch.ceil else 1e-6
     return {
         name: max(1, int(width))
-        for name, width in zip(network.widths, rounding(ratios * _bases(network) + nudge).tolist(), strict=True)
+        for name, width in zip(network.widths, rounding(ratios * base_widths(network) + nudge).tolist(), strict=True)
     }
 
 
@@ -196,7 +197,7 @@ def meet(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Ran
 
 def round_within(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> dict[str, int]:
     """Whole widths within every budget: rounded down, then the largest remainders up while they fit."""
-    real = dict(zip(network.widths, (bounds.clip(ratios) * _bases(network)).tolist(), strict=True))
+    real = dict(zip(network.widths, (bounds.clip(ratios) * base_widths(network)).tolist(), strict=True))
     widths = _integers(network, bounds.clip(ratios), torch.floor)
     smallest = _integers(network, bounds.low, torch.ceil)
     widths = {name: max(width, smallest[name]) for name, width in widths.items()}
@@ -221,7 +222,7 @@ def uniform(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor
 
 def flat(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
     """Ratios of the control in which every layer is equally wide."""
-    return meet(network, limits, 1 / _bases(network), bounds)
+    return meet(network, limits, 1 / base_widths(network), bounds)
 
 
 def between(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
@@ -234,7 +235,7 @@ def between(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor
     best, best_used = flat(network, limits, bounds), -1.0
     for step in range(41):
         exponent = step / 40
-        ratios = meet(network, limits, _bases(network) ** (exponent - 1), bounds)
+        ratios = meet(network, limits, base_widths(network) ** (exponent - 1), bounds)
         used = min(use(network, [budget], ratios) for budget in limits)
         if used > best_used + ACTIVE:
             best, best_used = ratios, used

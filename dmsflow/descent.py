@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dmsflow.supernetwork import SuperNetwork, random_ratios, within_capacity
 FIRST = 2  # widths whose gradient --first-gain multiplies
 ENOUGH = 2.0  # effective rounds, to tell from them how rounds differ
 LAST = 1 / 3  # of the rounds, whose mean is the result
+ROOM = 1.25  # of a compiled model over the first network that it holds, so that most rounds find room in it
 NEAR = 0.15  # standard deviation of the log widths of sub-networks near mu
 MIXTURE = (("random", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 
@@ -53,16 +55,44 @@ def descend(state: SuperNetwork, saved: Path, log: Path) -> Tensor:
 def _cluster(state: SuperNetwork) -> None:
     """Freeze the candidates around the present mu; rebuild the network on them if it reallocates."""
     state.centre = state.mu.detach().tolist()
-    if not state.settings.reallocate:
-        return
-    widths = {name: state.window(i, base)[1] for i, (name, base) in enumerate(state.network.widths.items())}
-    torch.manual_seed(
-        int(torch.randint(2**31, (1,), generator=training.generator(state.settings.seed, "reallocate", state.round)))
-    )
-    model = Model(state.network, widths, running_statistics=False).to(state.where.device)
-    if state.round and state.settings.best_effort:
-        best_effort_initialise(model, state.model)
-    state.model, state.optimiser = model, supernetwork.weight_optimiser(state.settings, model)
+    if state.settings.reallocate:
+        _reallocate(state)
+
+
+def _reallocate(state: SuperNetwork) -> None:
+    """A new network, as wide as the widest candidates, with what it can keep of the weights (Eq. 9-10)."""
+    s, old = state.settings, _in_use(state)
+    draw = training.generator(s.seed, "reallocate", state.round)
+    torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
+    widest = state.window_within(torch.full_like(state.start, math.inf)).high
+    state.widths = {name: int(most) for name, most in zip(state.widths, widest.tolist(), strict=True)}
+    new = _model(state, state.widths)
+    if state.round and s.best_effort:
+        best_effort_initialise(new, old)
+    state.model = _held(state, new) if state.where.compiled else new
+    state.optimiser = supernetwork.weight_optimiser(s, state.model)
+
+
+def _in_use(state: SuperNetwork) -> Model:
+    """The network as it stands, without what its model holds beyond that."""
+    if state.widths == state.model.widths:
+        return state.model
+    narrow = _model(state, state.widths)
+    best_effort_initialise(narrow, state.model)
+    return narrow
+
+
+def _held(state: SuperNetwork, new: Model) -> Model:
+    """A model that holds the new network in its first channels: the compiled one, as long as there is room in it."""
+    held = state.model
+    if state.round == 0 or any(width > held.widths[name] for name, width in new.widths.items()):
+        held = _model(state, {name: math.ceil(ROOM * width) for name, width in new.widths.items()})
+    best_effort_initialise(held, new)
+    return held
+
+
+def _model(state: SuperNetwork, widths: Mapping[str, int]) -> Model:
+    return Model(state.network, widths, running_statistics=False).to(state.where.device)
 
 
 def weight_steps(state: SuperNetwork) -> int:
@@ -107,7 +137,7 @@ def _live(state: SuperNetwork) -> Live:
     if kind == "mask":
         return state.placed(state.masks(state.mu.detach(), "weights", state.weight_step))
     if kind == "full":
-        return {}
+        return {} if state.widths == state.model.widths else state.widths
     if kind == "random":
         return within_capacity(state, random_ratios(state, draw))
     noise = torch.randn(len(state.mu), generator=draw, dtype=torch.float64)
@@ -205,7 +235,7 @@ def width_pass(state: SuperNetwork, images: Tensor, labels: Tensor, step: int) -
 
 
 def _hinge_gradient(state: SuperNetwork) -> Tensor:
-    if state.settings.hold != "penalty":
+    if state.settings.hold != "penalty" or budget.use(state.network, state.limits, state.mu.detach()) <= 1:
         return torch.zeros_like(state.mu)
     mu = state.mu.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(budget.penalty(state.network, state.limits, mu, state.settings.penalty), mu)
@@ -224,7 +254,7 @@ def _adam_step(state: SuperNetwork, gradient: Tensor) -> None:
     state.mu_optimiser.step()
     with torch.no_grad():
         centre = torch.tensor(state.centre, dtype=torch.float64)
-        reach = torch.tensor([state.sigma(i) for i in range(len(centre))], dtype=torch.float64)
+        reach = state.sigma()
         # The gradient fades outside the window that the candidates were frozen for.
         _move(state, torch.minimum(torch.maximum(state.mu, centre - reach), centre + reach), projected)
 
@@ -274,7 +304,7 @@ def _row(state: SuperNetwork) -> dict[str, Any]:
         "round": state.round + 1,
         "names": list(state.network.widths),
         "mu": ratios.tolist(),
-        "sigma": [state.sigma(index) for index in range(len(ratios))],
+        "sigma": state.sigma().tolist(),
         "widths": widths,
         **budget.figures(state.network, widths, state.latency),
         "weight_loss": weight_loss,

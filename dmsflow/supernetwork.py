@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dmsflow.model import Model
 from dmsflow.network import Network
 from dmsflow.settings import SearchSettings
 from dmsflow.training import Batches, Place
-from dmsflow.width import CANDIDATES, Mask, clustered_mask, exact_mask
+from dmsflow.width import CANDIDATES, Mask, Window, clustered_masks, exact_masks
 
 HEADROOM = 1.4  # of the capacity over the widest starting point
 BAND_TOP = 1.3  # sub-networks are drawn up to this far over the widest control
@@ -51,6 +51,7 @@ class SuperNetwork:
     start: Tensor  # ratios [n], float64, as are all below
     band: Range  # that sub-networks are drawn from
     mu: Tensor
+    widths: dict[str, int]  # of the network as it stands; the model holds at least these
     model: Model
     optimiser: torch.optim.Optimizer
     mu_optimiser: torch.optim.Adam
@@ -59,35 +60,50 @@ class SuperNetwork:
     rows: list[dict[str, Any]] = field(default_factory=list)
     centre: list[float] = field(default_factory=list)  # mu at the last clustering
     seen: list[Tensor] = field(default_factory=list)  # [2]: loss and fraction right of this round's weight steps
+    _window: tuple[tuple[float, ...], Window] | None = None  # and what it was reckoned from
 
-    def sigma(self, index: int) -> float:
-        """Scale of width `index` in this round, in ratio; it shrinks by one factor every round."""
+    def sigma(self) -> Tensor:
+        """Scale of every width in this round, in ratio, [n]; it shrinks by one factor every round."""
         s = self.settings
         progress = self.round / max(s.rounds - 1, 1)
-        scale: float = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
-        return scale * self.centre[index] if s.sigma_relative else scale
+        scale = s.sigma_start * (s.sigma_end / s.sigma_start) ** progress
+        centre = torch.tensor(self.centre, dtype=torch.float64)
+        return scale * centre if s.sigma_relative else torch.full_like(centre, scale)
 
-    def window(self, index: int, base: int) -> tuple[int, int]:
-        """Fewest and most channels that the mask of width `index` mixes in this round."""
-        reach = (WINDOW if self.settings.estimator == "exact" else CANDIDATES[-1]) * self.sigma(index)
-        low = max(self.centre[index] - reach, float(self.bounds.low[index]))
-        high = min(self.centre[index] + reach, float(self.bounds.high[index]))
-        return max(1, round(low * base)), max(1, round(high * base))
+    def window(self) -> Window:
+        """What the masks of this round mix, no wider than the network is."""
+        at = (self.round, *self.centre, *self.widths.values())
+        if self._window is None or self._window[0] != at:
+            self._window = at, self.window_within(torch.tensor(list(self.widths.values()), dtype=torch.float64))
+        return self._window[1]
+
+    def window_within(self, most: Tensor) -> Window:
+        """What the masks of this round would mix if each width had at most so many channels, [n]."""
+        sigma, bases, centre = (
+            self.sigma(),
+            budget.base_widths(self.network),
+            torch.tensor(self.centre, dtype=torch.float64),
+        )
+        reach = (WINDOW if self.settings.estimator == "exact" else CANDIDATES[-1]) * sigma
+        low, high = (
+            (ratios * bases).round().clamp(min=1)
+            for ratios in (
+                torch.maximum(centre - reach, self.bounds.low),
+                torch.minimum(centre + reach, self.bounds.high),
+            )
+        )
+        high = torch.minimum(high, most)
+        return Window(bases, torch.minimum(low, high), high, sigma, centre)
 
     def masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
         """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
-        s, masks = self.settings, {}
-        noise = _gumbel((len(mu), len(CANDIDATES)), training.generator(s.seed, f"gumbel {phase}", self.round, step))
-        for index, (name, base) in enumerate(self.network.widths.items()):
-            low, high = self.window(index, base)
-            high = min(high, self.model.widths[name])
-            if s.estimator == "exact":
-                masks[name] = exact_mask(mu[index], self.sigma(index), base, min(low, high), high)
-            else:
-                masks[name] = clustered_mask(
-                    mu[index], self.sigma(index), self.centre[index], base, min(low, high), high, s.temperature, noise[index]
-                )  # fmt: skip
-        return masks
+        s, window = self.settings, self.window()
+        if s.estimator == "exact":
+            made = exact_masks(mu, window)
+        else:
+            draw = training.generator(s.seed, f"gumbel {phase}", self.round, step)
+            made = clustered_masks(mu, window, s.temperature, _gumbel((len(mu), len(CANDIDATES)), draw))
+        return dict(zip(self.network.widths, made, strict=True))
 
     def placed(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
         """The masks as the network takes them: leaves, on its device, moved there in one go."""
@@ -112,8 +128,6 @@ def begin(
 ) -> SuperNetwork:
     """A search at its first round."""
     where = training.place(settings)
-    if settings.reallocate:  # every round would compile its new network
-        where = replace(where, compiled=False)
     torch.manual_seed(settings.seed)
     start = starting_point(settings, network, limits, bounds)
     controls = torch.stack([budget.uniform(network, limits, bounds), budget.flat(network, limits, bounds), start])
@@ -131,7 +145,7 @@ def begin(
     return SuperNetwork(
         settings=settings, network=network, limits=limits, bounds=bounds, latency=latency, where=where,
         weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
-        start=start, band=band, mu=mu, model=model,
+        start=start, band=band, mu=mu, widths=capacity, model=model,
         optimiser=weight_optimiser(settings, model),
         mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
         centre=mu.tolist(),
@@ -187,8 +201,8 @@ def within_capacity(state: SuperNetwork, ratios: Tensor) -> dict[str, int]:
 
 def room(state: SuperNetwork) -> Range:
     """The range of the search, as far as the super-network is wide enough for it."""
-    held = [state.model.widths[name] / base for name, base in state.network.widths.items()]
-    return Range(state.bounds.low, torch.minimum(state.bounds.high, torch.tensor(held, dtype=torch.float64)))
+    held = torch.tensor(list(state.widths.values()), dtype=torch.float64) / budget.base_widths(state.network)
+    return Range(state.bounds.low, torch.minimum(state.bounds.high, held))
 
 
 def save(state: SuperNetwork, path: Path) -> None:
@@ -196,7 +210,7 @@ def save(state: SuperNetwork, path: Path) -> None:
     facts = {
         "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
         "mu": state.mu.tolist(), "centre": state.centre,
-        "seen": [seen.tolist() for seen in state.seen], "widths": state.model.widths,
+        "seen": [seen.tolist() for seen in state.seen], "widths": state.widths, "held": state.model.widths,
     }  # fmt: skip
     checkpoint.save(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
@@ -215,9 +229,10 @@ def restore(state: SuperNetwork, path: Path) -> None:
     """
     tensors, facts = checkpoint.load(path)
     checkpoint.check_same(path, facts, state.settings, _source(state))
-    if facts["widths"] != state.model.widths:
-        state.model = Model(state.network, facts["widths"], running_statistics=False).to(state.where.device)
+    if facts["held"] != state.model.widths:
+        state.model = Model(state.network, facts["held"], running_statistics=False).to(state.where.device)
         state.optimiser = weight_optimiser(state.settings, state.model)
+    state.widths = facts["widths"]
     checkpoint.restore(tensors, [state.model], [state.optimiser, state.mu_optimiser])
     with torch.no_grad():
         state.mu.copy_(torch.tensor(facts["mu"], dtype=torch.float64))

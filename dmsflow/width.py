@@ -7,6 +7,7 @@ is present with probability P(r·c > k). There is no other mask in dmsflow.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -33,56 +34,90 @@ class Mask:
     reach: Tensor | None = None
 
 
-def _probability_below(ratio: Tensor, mu: Tensor, sigma: float) -> Tensor:
+@dataclass(frozen=True)
+class Window:
+    """Which widths the masks of a round mix; [n] each, an entry a named width, float64.
+
+    What follows from it is reckoned once, for a round has thousands of steps.
+
+    Attributes:
+        base: channels at ratio 1.
+        low, high: fewest and most channels, whole numbers.
+        sigma: scale of the distribution, in ratio.
+        centre: mu at the last clustering.
+    """
+
+    base: Tensor
+    low: Tensor
+    high: Tensor
+    sigma: Tensor
+    centre: Tensor
+
+    @functools.cached_property
+    def channels(self) -> Tensor:
+        """0, 1, … up to the most channels of any width."""
+        return torch.arange(int(self.high.max()), dtype=self.base.dtype)
+
+    @functools.cached_property
+    def edges(self) -> Tensor:
+        """Ratios between which the exact mixture's widths lie: of low, of high, and behind every channel; [n, 2 + channels]."""
+        ends = torch.stack([self.low - 0.5, self.high + 0.5], 1)
+        return torch.cat([ends, (self.channels + 0.5).expand(len(ends), -1)], 1) / self.base[:, None]
+
+    @functools.cached_property
+    def candidates(self) -> Tensor:
+        """The paper's three clustered ratios, [n, 3]."""
+        return self.centre[:, None] + self.centre.new_tensor(CANDIDATES) * self.sigma[:, None]
+
+    @functools.cached_property
+    def present(self) -> Tensor:
+        """1 for the channels that each of the candidates has, 0 for the others, [n, 3, channels]."""
+        return (self.channels < self.whole(self.candidates)[:, :, None]).to(self.base.dtype)
+
+    def whole(self, ratios: Tensor) -> Tensor:
+        """Channels at ratios [n] or [n, m], inside the window."""
+        low, high, base = (each.view(-1, *[1] * (ratios.dim() - 1)) for each in (self.low, self.high, self.base))
+        return (ratios * base).round().clamp(low, high)
+
+    def masks(self, values: Tensor, mu: Tensor) -> list[Mask]:
+        """Rows [n, channels] as the mask of each width."""
+        live, most = self.whole(mu.detach()).tolist(), self.high.tolist()
+        return [Mask(row[: int(end)], int(count)) for row, end, count in zip(values, most, live, strict=True)]
+
+
+def _probability_below(ratio: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """CDF of the logistic distribution (Eq. 4 with its sign mended)."""
     return torch.sigmoid((ratio - mu) / sigma)
 
 
-def exact_mask(mu: Tensor, sigma: float, base: int, low: int, capacity: int) -> Mask:
-    """The mixture over every width from `low` to `capacity` channels, in closed form.
+def exact_masks(mu: Tensor, window: Window) -> list[Mask]:
+    """The mixture over every width of the window, in closed form.
 
-    P(width > k) = (F(capacity + ½) - F(k + ½)) / (F(capacity + ½) - F(low - ½)), where F is the CDF
-    at channels/base: Eq. 4-5 with Δ = 0.5/base, summed. One vector, however many widths.
+    P(width > k) = (F(high + ½) - F(k + ½)) / (F(high + ½) - F(low - ½)), where F is the CDF at
+    channels/base: Eq. 4-5 with Δ = 0.5/base, summed. One vector, however many widths.
 
     Args:
-        mu: the ratio, a scalar tensor; the gradient of the mask reaches it.
-        sigma: scale of the distribution, in ratio.
-        base: channels at ratio 1.
+        mu: the ratios [n]; the gradient of the masks reaches them.
     """
-    edges = (torch.arange(capacity, dtype=mu.dtype, device=mu.device) + 0.5) / base
-    top = _probability_below(torch.tensor((capacity + 0.5) / base, dtype=mu.dtype, device=mu.device), mu, sigma)
-    bottom = _probability_below(torch.tensor((low - 0.5) / base, dtype=mu.dtype, device=mu.device), mu, sigma)
-    survival = (top - _probability_below(edges, mu, sigma)) / (top - bottom)
-    values = torch.where(edges * base < low, 1.0, survival).clamp(0, 1)
-    return Mask(values, _live(mu.item(), base, low, capacity))
+    below = _probability_below(window.edges, mu[:, None], window.sigma[:, None])
+    bottom, top, below = below[:, :1], below[:, 1:2], below[:, 2:]
+    survival = (top - below) / (top - bottom)
+    return window.masks(torch.where(window.channels < window.low[:, None], 1.0, survival).clamp(0, 1), mu)
 
 
-def candidates(mu: float, sigma: float, base: int, low: int, capacity: int) -> tuple[int, ...]:
-    """The paper's three clustered widths, in channels, inside the range of the search."""
-    return tuple(_live(mu + offset * sigma, base, low, capacity) for offset in CANDIDATES)
-
-
-def clustered_mask(
-    mu: Tensor, sigma: float, centre: float, base: int, low: int, capacity: int, temperature: float, noise: Tensor
-) -> Mask:
+def clustered_masks(mu: Tensor, window: Window, temperature: float, noise: Tensor) -> list[Mask]:
     """Three candidates weighted by Gumbel-softmax (Eq. 5-6), without a straight-through.
 
+    They stay where they were clustered while mu moves; if they moved along, their probabilities
+    would not depend on mu at all.
+
     Args:
-        mu: the ratio, a scalar tensor.
-        centre: mu at the last clustering. The candidates stay there while mu moves; if they moved
-            along, their probabilities would not depend on mu at all.
-        noise: three draws from Gumbel(0, 1).
+        mu: the ratios [n]; the gradient of the masks reaches them.
+        noise: draws from Gumbel(0, 1), [n, 3].
     """
-    ratios = mu.new_tensor([centre + offset * sigma for offset in CANDIDATES])
+    ratios, sigma = window.candidates, window.sigma[:, None]
     half = HALF_INTERVAL * sigma
-    mass = _probability_below(ratios + half, mu, sigma) - _probability_below(ratios - half, mu, sigma)
+    above, below = (_probability_below(edge, mu[:, None], sigma) for edge in (ratios + half, ratios - half))
     # Eq. 5's normalisation is a common factor, which the softmax over log p removes.
-    weights = torch.softmax((mass.log() + noise.to(mu)) / temperature, 0)
-    widths = candidates(centre, sigma, base, low, capacity)
-    channels = torch.arange(capacity, device=mu.device)
-    present = torch.stack([(channels < width).to(mu.dtype) for width in widths])  # [3, capacity]
-    return Mask(weights @ present, _live(mu.item(), base, low, capacity))
-
-
-def _live(ratio: float, base: int, low: int, capacity: int) -> int:
-    return min(max(round(ratio * base), low), capacity)
+    weights = torch.softmax(((above - below).log() + noise.to(mu)) / temperature, 1)
+    return window.masks((weights[:, None] @ window.present)[:, 0], mu)

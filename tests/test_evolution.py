@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmsflow import budget, datasets, descent, evolution, search, supernetwork, training
+from dmsflow import budget, datasets, descent, evolution, loss, search, supernetwork, training
 from dmsflow.manifest import Data
 from dmsflow.network import load_network
 from dmsflow.settings import SearchSettings
@@ -120,6 +121,46 @@ def test_a_rebuilt_network_keeps_its_weights_only_with_best_effort(kept: bool, t
     after = state.model.tensors()["conv1.weight"].detach()
     rows, columns = (min(a, b) for a, b in zip(before.shape[:2], after.shape[:2], strict=True))
     assert torch.equal(before[:rows, :columns], after[:rows, :columns]) == kept
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does what
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # these warn of
+def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round by round the same network, in the first channels of one wider model, which is compiled once."""
+    monkeypatch.setattr(loss, "BACKEND", "aot_eager")
+    plain, compiled = (begun(reallocate=True, subnetworks=False, rounds=3, compile=kind) for kind in ("off", "on"))
+    models = set()
+    for number, factor in enumerate((1.0, 0.6, 1.5)):  # rows that went come back new
+        seen = []
+        for state in (plain, compiled):
+            state.round = number
+            with torch.no_grad():
+                state.mu.mul_(factor)
+            descent._cluster(state)
+            images, labels = next(iter(state.weight_batches.run(number, number + 1)))
+            masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
+            for live in (masks, state.widths):
+                seen.append([each.item() for each in training.loss_of(state.model, images, labels, state.where, live)])
+        assert plain.widths == compiled.widths == plain.model.widths
+        assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]
+        models.add(compiled.model)
+    assert len(models) == 1
+
+
+def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
+    state = begun(reallocate=True, subnetworks=False)
+    state.where = dataclasses.replace(state.where, compiled=True)
+    descent._cluster(state)
+    first, before = state.model, dict(state.widths)
+    with torch.no_grad():
+        state.mu.mul_(1.8)
+    kept = state.model.tensors()["conv1.weight"].detach().clone()
+    state.round = 1
+    descent._cluster(state)
+    assert state.model is not first and state.model.widths["conv1"] > state.widths["conv1"] > before["conv1"]
+    rows, columns = before["conv1"], before["conv0"]
+    assert torch.equal(state.model.tensors()["conv1.weight"][:rows, :columns], kept[:rows, :columns])
+    assert not torch.equal(state.model.tensors()["conv1.weight"][rows], kept[rows])  # that row was not in use
 
 
 @pytest.mark.parametrize(("lead", "words"), [(0.3, "beat flat widths: its loss is 0.3000 ± 0.1000 lower"), (0.05, "did not beat"), (-0.2, "0.2000 ± 0.1000 higher")])  # fmt: skip

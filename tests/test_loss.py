@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from masks import exact_mask
 from torch import Tensor
 
 from dmsflow import loss
 from dmsflow.errors import DmsflowError
 from dmsflow.model import Live, Model
 from dmsflow.network import INPUT, Layer, Network
-from dmsflow.width import Mask, exact_mask
+from dmsflow.width import Mask
 
 # No pool behind a binary convolution: its outputs tie, and rounding would decide which pixel gets the gradient.
 LAYERS = (

@@ -7,13 +7,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from masks import exact_mask
 from torch import Tensor
 
 from dmsflow import model as model_module
 from dmsflow import plugin
 from dmsflow.model import BatchNorm, Model, Quantise, best_effort_initialise
 from dmsflow.network import INPUT, Layer, Network
-from dmsflow.width import Mask, exact_mask
+from dmsflow.width import Mask
 
 BUILDERS = {name: plugin.load("networks", name).build for name in plugin.names("networks")}
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from masks import clustered_mask, exact_mask, window
 
-from dmsflow.width import CANDIDATES, HALF_INTERVAL, Mask, candidates, clustered_mask, exact_mask
+from dmsflow.width import CANDIDATES, HALF_INTERVAL, Mask, Window, clustered_masks, exact_masks
 
 RATIOS = st.floats(0.2, 6)
 SIGMAS = st.floats(0.02, 1.5)
@@ -109,7 +110,9 @@ def test_frozen_candidates_have_the_gradient_that_was_derived() -> None:
 
 
 def test_candidates_lie_inside_the_range() -> None:
-    assert candidates(1.0, 0.5, 10, 8, 12) == (8, 10, 12)
+    mixed = window(10, 8, 12, 0.5, 1.0)
+    assert mixed.whole(mixed.candidates).tolist() == [[8, 10, 12]]
+    assert mixed.present.sum(2).tolist() == [[8, 10, 12]]
 
 
 def test_the_exact_gradient_is_the_finite_difference() -> None:
@@ -119,3 +122,18 @@ def test_the_exact_gradient_is_the_finite_difference() -> None:
     weights = torch.randn(60, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((exact_mask(mu, 0.3, 16, 4, 60).values * weights).sum(), mu)
     assert float(gradient) == pytest.approx(float((weights * (above - below)).sum()) / (2 * step), rel=1e-6)
+
+
+@given(st.lists(st.tuples(RATIOS, SIGMAS, BASES), min_size=2, max_size=5), st.integers(0, 99))
+def test_widths_beside_each_other_have_the_masks_that_each_has_alone(
+    widths: list[tuple[float, float, int]], seed: int
+) -> None:
+    noise = torch.randn(len(widths), 3, generator=torch.Generator().manual_seed(seed)).double()
+    mu, sigma, base = (torch.tensor(column, dtype=torch.float64) for column in zip(*widths, strict=True))
+    together = Window(base, torch.ones_like(base), 8 * base, sigma, mu)
+    for index, (ratio, scale, channels) in enumerate(widths):
+        alone = exact_mask(scalar(ratio), scale, channels, 1, 8 * channels)
+        assert torch.allclose(exact_masks(mu, together)[index].values, alone.values.detach(), atol=1e-12)
+        alone = clustered_mask(scalar(ratio), scale, ratio, channels, 1, 8 * channels, 1.0, noise[index])
+        mask = clustered_masks(mu, together, 1.0, noise)[index]
+        assert torch.allclose(mask.values, alone.values.detach(), atol=1e-12) and mask.live == alone.live
