@@ -75,7 +75,7 @@ def main() -> None:
     jobs.add_options(parser, "runs/quick")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
-    where = jobs.runs(arguments, TRAIN_IMAGES)
+    where = jobs.runs("ablations", arguments, TRAIN_IMAGES)
     asked = [job(variant, seed) for seed in SEEDS for variant in arguments.variants]
     jobs.study("ablations", [asked], lambda: tabulate(where), where, arguments)
 

@@ -127,8 +127,11 @@ def first_wave(cell: Cell, methods: Sequence[str]) -> list[Job]:
 
 
 def best_draw(cell: Cell, where: Runs) -> list[Job]:
-    """The draw that its one training found best, with every seed."""
-    best = max(range(DRAWS), key=lambda number: jobs.row(draw(cell, number, SEEDS[0]), where)["top1_percent"])
+    """The draw that its one training found best, with every seed; none before all of them were trained."""
+    found = jobs.finished([draw(cell, number, SEEDS[0]) for number in range(DRAWS)], where)
+    if len(found) < DRAWS:
+        return []
+    best = max(range(DRAWS), key=lambda number: found[number]["top1_percent"])
     return [draw(cell, best, seed) for seed in SEEDS]
 
 
@@ -136,7 +139,7 @@ def one_cell(cell: Cell, where: Runs) -> dict[str, Any]:
     """What docs/results.py reads: the jobs of each method that are done, in the order of the seeds or draws."""
     methods = {method: [control(cell, method, seed) for seed in SEEDS] for method in ("uniform", "flat", "between")}
     methods["random"] = [draw(cell, number, SEEDS[0]) for number in range(DRAWS)]
-    methods["best random"] = best_draw(cell, where) if all(jobs.done(job, where) for job in methods["random"]) else []
+    methods["best random"] = best_draw(cell, where)
     methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
     methods["paper"] = [papers(cell, seed, **PAPER_PHASES[cell.network]) for seed in SEEDS]
     return {
@@ -159,7 +162,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=[cell.name for cell in CELLS], default=[c.name for c in CELLS])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
-    where = jobs.runs(arguments, TRAIN_IMAGES)
+    where = jobs.runs("budgets", arguments, TRAIN_IMAGES)
     asked = [cell for cell in CELLS if cell.name in arguments.cells]
     jobs.study("budgets", waves(asked, arguments.methods, where), lambda: tabulate(where), where, arguments)
 

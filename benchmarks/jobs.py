@@ -7,7 +7,8 @@ with the process, so one that was killed leaves work for the next, which resumes
 
     torchrun --nproc-per-node 2 benchmarks/….py …
 
-spreads a study over processes; so does starting it twice.
+spreads a study over processes; so does starting it twice. Machines can share a study too: rows of the results
+file whose jobs are not in a machine's folder stay as they are.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dmsflow.manifest import Data, Manifest
 
 WAIT_SECONDS = 5.0
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
+KEY = ("choice", "seed", "epochs", "precision", "train_images")  # which row it is
 KEPT = ("versions", "processor", "cores", "torch_device", "threads", "mixed", "commit", "date")
 
 
@@ -52,12 +54,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Runs:
-    """Where jobs run: the folder of all of them, the images, threads of each process, and where it computes."""
+    """Where jobs run, and what is known of those that ran elsewhere.
+
+    Attributes:
+        out: folder of all of them.
+        threads: of each process.
+        device: where it computes.
+        published: rows of the results file as it was, by `_key`: of jobs whose folders are on another machine.
+    """
 
     out: Path
     data: Data
     threads: int
     device: str = "auto"
+    published: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
 
     def chosen(self, job: Job) -> Path:
         return self.out / "choices" / job.choice / "search.json"
@@ -92,12 +102,43 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results file")
 
 
-def runs(arguments: argparse.Namespace, train_images: int | None) -> Runs:
+def runs(name: str, arguments: argparse.Namespace, train_images: int | None) -> Runs:
+    """Of the study that writes the results file `name`."""
     directory = {} if arguments.data_dir is None else {"data_dir": arguments.data_dir}
     data = settings.resolve(Data, name=arguments.dataset, train_images=train_images, **directory)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // processes)
-    return Runs(arguments.out, data, threads, _device())
+    return Runs(arguments.out, data, threads, _device(), _published(_results_file(name, arguments)))
+
+
+def _results_file(name: str, arguments: argparse.Namespace) -> Path:
+    return Path(arguments.results) / f"{name}.json"
+
+
+def _published(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Every row that a results file holds, wherever in it.
+
+    Raises:
+        DmsflowError: the file is damaged.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    try:
+        inside = [msgspec.json.decode(path.read_bytes())] if path.exists() else []
+    except msgspec.DecodeError as error:
+        raise DmsflowError(path, f"is not JSON ({error})", "remove it, or take it from git again") from error
+    while inside:
+        part = inside.pop()
+        if isinstance(part, dict) and "choice" in part:
+            found[tuple(part[key] for key in KEY)] = part
+        elif isinstance(part, dict | list):
+            inside += part.values() if isinstance(part, dict) else part
+    return found
+
+
+def _key(job: Job, where: Runs) -> tuple[Any, ...]:
+    """Of a job's row."""
+    course = settings.resolve(settings.TrainSettings, **job.train)
+    return job.choice, course.seed, course.epochs, course.precision, where.data.train_images
 
 
 def _device() -> str:
@@ -121,7 +162,7 @@ def study(
             run(wave, where)
     if os.environ.get("RANK", "0") == "0":
         content = msgspec.json.format(msgspec.json.encode(tabulate()), indent=1)
-        manifest.write_atomically(arguments.results / f"{name}.json", content + b"\n")
+        manifest.write_atomically(_results_file(name, arguments), content + b"\n")
 
 
 def run(jobs: Sequence[Job], where: Runs) -> None:
@@ -183,8 +224,12 @@ def _told(path: Path) -> Iterator[None]:
         sys.exit(f"{path.parent}: {error}")
 
 
-def row(job: Job, where: Runs) -> dict[str, Any]:
-    """What is kept of a finished job."""
+def row(job: Job, where: Runs) -> dict[str, Any] | None:
+    """What is kept of a finished job: from its folder, or as the results file has it where it ran elsewhere."""
+    return _row(job, where) if done(job, where) else where.published.get(_key(job, where))
+
+
+def _row(job: Job, where: Runs) -> dict[str, Any]:
     found, done = manifest.load(where.chosen(job), "search"), manifest.load(where.trained(job), "train")
     return {
         "choice": job.choice, "network": found.network.name, "widths": list(found.widths.values()),
@@ -204,4 +249,4 @@ def _environment(found: Manifest, done: Manifest) -> dict[str, Any]:
 
 def finished(jobs: Iterable[Job], where: Runs) -> list[dict[str, Any]]:
     """What is kept of those jobs that are done; the others are left out."""
-    return [row(job, where) for job in jobs if done(job, where)]
+    return [found for job in jobs if (found := row(job, where)) is not None]

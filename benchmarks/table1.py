@@ -266,7 +266,8 @@ def main() -> None:
     arguments.out = arguments.out or Path("runs") / arguments.protocol
     protocol = PROTOCOLS[arguments.protocol]
     asked = Asked(protocol, arguments.seeds or protocol.seeds, arguments.draws)
-    where = jobs.runs(arguments, protocol.train_images)
+    name = f"table1-{arguments.protocol}"
+    where = jobs.runs(name, arguments, protocol.train_images)
     chosen = {(network, row): asked.lines(network, row) for network in PAPER for row in ROWS}
     wanted = [chosen[network, row] for network in arguments.networks for row in arguments.rows]
     wave = [job for lines in wanted for line in lines for job in line.jobs]
@@ -277,7 +278,7 @@ def main() -> None:
         command = f"python benchmarks/table1.py --protocol {arguments.protocol}"
         return {"command": command, "train_images": protocol.train_images, "rows": rows}
 
-    jobs.study(f"table1-{arguments.protocol}", [wave], tabulate, where, arguments)
+    jobs.study(name, [wave], tabulate, where, arguments)
 
 
 if __name__ == "__main__":

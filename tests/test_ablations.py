@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from studies import ablations, budgets, jobs
+from studies import ablations, budgets, jobs, table1
 
 from dmsflow import manifest, settings
+from dmsflow.errors import DmsflowError
 from dmsflow.network import load_network
 
 
@@ -116,3 +117,49 @@ def test_a_wave_is_asked_for_when_those_before_it_are_done(where: jobs.Runs, mon
     monkeypatch.setattr(sys, "argv", options(where, "--cells", budgets.CELLS[3].name, "--methods", "flat", "random"))
     budgets.main()
     assert told == [len(budgets.SEEDS) + budgets.DRAWS, "vgg11/0.078MiB", 0]
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "more"),
+    [
+        (ablations, "ablations", ()),
+        (budgets, "budgets", ()),
+        (table1, "table1-quick", ("--protocol", "quick")),
+        (table1, "table1-long", ("--protocol", "long")),
+    ],
+)
+def test_what_ran_on_other_machines_stays_in_the_results(
+    study: Any, name: str, more: tuple[str, ...], where: jobs.Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of this repository, tabulated where nothing of them ran."""
+    published, written = jobs.RESULTS / f"{name}.json", where.out / f"{name}.json"
+    written.write_bytes(published.read_bytes())
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate", *more))
+    study.main()
+    assert json.loads(written.read_text("utf-8")) == json.loads(published.read_text("utf-8"))
+
+
+def test_what_runs_here_takes_the_place_of_what_was_published(
+    where: jobs.Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = ablations.SEEDS
+    old = [
+        {"choice": ablations.job("default", seed).choice, "seed": seed, "epochs": ablations.EPOCHS, "precision": "binary",
+         "train_images": 20, "top1_percent": 1.0}
+        for seed in (first, second)
+    ]  # fmt: skip
+    (where.out / "ablations.json").write_text(json.dumps([{"variant": "default", "runs": old}]))
+    finish(ablations.job("default", first), where)
+    monkeypatch.setattr(ablations, "TRAIN_IMAGES", 20)
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
+    ablations.main()
+    (row,) = json.loads((where.out / "ablations.json").read_text("utf-8"))
+    assert [run["top1_percent"] for run in row["runs"]] == [50.0 + first, 1.0]
+
+
+def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    (where.out / "ablations.json").write_text('[{"variant":')
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
+    with pytest.raises(DmsflowError, match="is not JSON"):
+        ablations.main()
+    assert (where.out / "ablations.json").read_text() == '[{"variant":'
