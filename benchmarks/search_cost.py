@@ -92,8 +92,8 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     state.mu = (widest - 1) / bases
     reach = torch.ones(len(largest)) if narrow else widest
     state.centre = state.mu.tolist()
-    sigmas = (reach / bases / supernetwork.WINDOW).tolist()
-    state.sigma = lambda index: sigmas[index]  # type: ignore[method-assign]
+    sigma = reach / bases / supernetwork.WINDOW
+    state.sigma = lambda: sigma  # type: ignore[method-assign]
     return state
 
 

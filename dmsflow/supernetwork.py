@@ -79,21 +79,16 @@ class SuperNetwork:
 
     def window_within(self, most: Tensor) -> Window:
         """What the masks of this round would mix if each width had at most so many channels, [n]."""
-        sigma, bases, centre = (
-            self.sigma(),
+        base, centre, sigma = (
             budget.base_widths(self.network),
             torch.tensor(self.centre, dtype=torch.float64),
+            self.sigma(),
         )
         reach = (WINDOW if self.settings.estimator == "exact" else CANDIDATES[-1]) * sigma
-        low, high = (
-            (ratios * bases).round().clamp(min=1)
-            for ratios in (
-                torch.maximum(centre - reach, self.bounds.low),
-                torch.minimum(centre + reach, self.bounds.high),
-            )
-        )
+        ends = torch.maximum(centre - reach, self.bounds.low), torch.minimum(centre + reach, self.bounds.high)
+        low, high = ((end * base).round().clamp(min=1) for end in ends)
         high = torch.minimum(high, most)
-        return Window(bases, torch.minimum(low, high), high, sigma, centre)
+        return Window(base, torch.minimum(low, high), high, sigma, centre)
 
     def masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
         """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
