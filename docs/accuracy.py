@@ -142,7 +142,18 @@ def _cell(cell: Row) -> str:
             (title.format(draws=cell["draws"]), shown or NONE, *costs, figures.each(made), figures.spread(made) + part,
              str(over) if over else NONE, over.verdict if over else NONE)
         )  # fmt: skip
-    return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}"
+    return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}{_elsewhere(cell)}"
+
+
+def _elsewhere(cell: Row) -> str:
+    """Which rows were trained on another processor than the searched widths, in a paragraph; empty without any."""
+    made = {m: figures.listed(job["environment"]["processor"] for job in jobs) for m, jobs in cell["methods"].items()}
+    there = {m: processor for m, processor in made.items() if processor and made.get("gradient") not in ("", processor)}
+    if not there:
+        return ""
+    rows = ", ".join(METHODS[method].format(draws=cell["draws"]) for method in there)
+    return f"""\n\nTrained on {figures.listed(there.values())}, the searched widths on {made["gradient"]}: {rows}. Processors round
+otherwise, and training makes much of it: pairs of one seed share images and their order there, not bits."""
 
 
 # --- ablations -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from studies import ablations, budgets, jobs, table1
 
-from dmsflow import manifest, settings
+from dmsflow import budget, manifest, settings
 from dmsflow.errors import DmsflowError
 from dmsflow.network import load_network
 
@@ -163,3 +163,14 @@ def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.Mo
     with pytest.raises(DmsflowError, match="is not JSON"):
         ablations.main()
     assert (where.out / "ablations.json").read_text() == '[{"variant":'
+
+
+@pytest.mark.parametrize("cell", budgets.CELLS)
+def test_between_is_flat_under_one_budget(cell: Any) -> None:
+    """Which is why budgets.py makes one job of the two there."""
+    network = load_network(cell.network, 3, 32, 10)
+    chosen = settings.resolve(settings.SearchSettings, **cell.budgets())
+    limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
+    same = bool((budget.between(network, limits, bounds) == budget.flat(network, limits, bounds)).all())
+    jobs_of = [budgets.control(cell, method, 0) for method in ("between", "flat")]
+    assert same == (jobs_of[0] == jobs_of[1]) == (cell.macs_m is None)

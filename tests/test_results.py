@@ -92,6 +92,13 @@ def test_a_cell_has_means_deviations_paired_gains_and_verdicts() -> None:
     assert "2026-01-02, Z80, 1 core, dmsflow 1.2 at abc1234, Python 3.11.7, torch 2.13.0; seeds 0, 1, 2" in text
 
 
+def test_a_cell_names_the_rows_that_another_processor_trained() -> None:
+    moved = [{**job, "environment": {**job["environment"], "processor": "6502"}} for job in jobs(48.0, 49.0, 50.0)]
+    text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=moved, flat=jobs(50.0)))
+    assert "Trained on 6502, the searched widths on Z80: uniform." in text
+    assert "Trained on" not in accuracy.budgets(WHOLE)
+
+
 def test_a_cell_that_is_not_finished_claims_nothing() -> None:
     text = accuracy.budgets(cells(gradient=jobs(60.0, 61.0), uniform=jobs(40.0, 41.0, 42.0)))
     assert "No cell is finished yet." in text
