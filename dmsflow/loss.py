@@ -37,11 +37,11 @@ def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: b
             batches must be of one size.
 
     Raises:
-        DmsflowError: torch cannot compile here, for want of a C++ compiler most often.
+        DmsflowError: torch cannot compile here, for want of a C++ compiler or of Triton most often.
     """
     if not compiled:
         return _plain(model, images, labels, mixed, live)
-    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     run = _compiled.get(model)
     if run is None:
@@ -53,9 +53,9 @@ def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: b
     stack = None if live is None else model.stacked(live)
     try:
         return run(model, images, labels, mixed, stack)
-    except BackendCompilerFailed as error:
+    except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
-        raise DmsflowError("--compile", f"torch cannot compile here ({why})", "install a C++ compiler, or --compile off") from error  # fmt: skip
+        raise DmsflowError("--compile", f"torch cannot compile here ({why})", "install a C++ compiler (for a GPU Triton too), or --compile off") from error  # fmt: skip
 
 
 def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, live: Live | None) -> Losses:

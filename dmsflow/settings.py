@@ -41,7 +41,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "auto"
     compile: Annotated[
         Literal["auto", "on", "off"],
-        Meta(description="Compile the training step (torch.compile); auto: on a CUDA GPU. On a CPU it needs g++."),
+        Meta(
+            description="Compile the training step (torch.compile); auto: on a CUDA GPU that Triton knows. On a CPU it needs g++."
+        ),
     ] = "auto"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def place(settings: Record) -> Place:
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
     mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
-    compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
+    compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
     return Place(device, threads, mixed, compiled)
 
 
@@ -86,6 +87,15 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     flags = Path("/proc/cpuinfo")
     return device.type == "cpu" and flags.exists() and "avx512_bf16" in flags.read_text()
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether it is a GPU that torch compiles for: Triton knows none before Volta."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def generator(seed: int, purpose: str, *position: int) -> torch.Generator:

@@ -114,3 +114,16 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         DmsflowError, match=r"--compile: torch cannot compile here \(.*No working C\+\+ compiler found.*--compile off"
     ):
         results(model(), None, compiled=True)
+
+
+@AS_TORCH_COMPILES[0]
+def test_a_gpu_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch wraps most failures of its backend, and these not."""
+    from torch._inductor.exc import TritonMissing
+
+    def fails(*_: object) -> None:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr(loss, "BACKEND", fails)
+    with pytest.raises(DmsflowError, match=r"--compile: torch cannot compile here \(Cannot find a working triton.*off"):
+        results(model(), None, compiled=True)

@@ -27,6 +27,19 @@ def dataset(in_memory: bool = True) -> Dataset:
     return Dataset("grid", ("a", "b", "c", "d"), split, split, (100,), (1.0,), PADDING, True)
 
 
+@pytest.mark.parametrize(
+    ("capability", "triton", "compiles"), [((9, 0), True, True), ((7, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)]
+)  # fmt: skip
+def test_a_gpu_compiles_by_itself_where_torch_can(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool, compiles: bool
+) -> None:
+    """The paper's GTX 1080 Ti is a 6.1."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if triton else None)
+    assert training._compiles(torch.device("cuda")) == compiles
+    assert not training._compiles(torch.device("cpu"))
+
+
 def batches(data: Dataset, *, shuffle: bool = True, augment: bool = True, seed: int = 0, size: int = 5) -> Batches:
     return Batches(
         data, data.train, np.arange(COUNT), size=size, seed=seed, purpose="test", shuffle=shuffle, augment=augment,
