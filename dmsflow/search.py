@@ -40,6 +40,7 @@ SEARCHES = ("gradient", "evolution")  # methods that train; the others are contr
 RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
 
 
+@training.within_memory()
 def run(
     settings: SearchSettings, data: Data, out: Path, *, command: tuple[str, ...],
     resume: bool = False, force: bool = False, download: bool = False,

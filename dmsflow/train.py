@@ -24,6 +24,7 @@ from dmsflow.training import Batches, Place
 LOGITS = 1024  # test images whose logits are kept, for export to compare with
 
 
+@training.within_memory()
 def run(
     source: Path, settings: TrainSettings, out: Path, *, command: tuple[str, ...], resume: bool = False, force: bool = False
 ) -> Path:  # fmt: skip

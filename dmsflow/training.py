@@ -13,6 +13,7 @@ import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from dmsflow.settings import Record
 Indices = NDArray[np.int64]
 
 EVALUATION_BATCH = 250
+NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it, of a GPU and of this machine
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -71,6 +73,20 @@ def place(settings: Record) -> Place:
     mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
     compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
     return Place(device, threads, mixed, compiled)
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raise DmsflowError where torch finds no memory, a GPU's or this machine's, for what is done inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        if not any(words in why for words in NO_MEMORY):
+            raise
+        raise DmsflowError(
+            "memory", f"does not suffice ({why})", "lower --batch-size, or give another --device"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

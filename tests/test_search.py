@@ -142,6 +142,30 @@ def test_a_missed_budget_is_never_passed_on(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("stage", ["search", "train"])
+@pytest.mark.parametrize("place", ["GPU", "machine"])
+def test_too_little_memory_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, place: str
+) -> None:
+    """What had been done before it is kept."""
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+
+    def fails(*_: object) -> None:
+        if place == "machine":
+            torch.empty(1 << 60)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(training, "weight_step", fails)
+    arguments = {
+        "search": ["search", "--dataset", "digits", "--rounds", "1", "--out", str(tmp_path / "again")],
+        "train": ["train", str(source), "--epochs", "1"],
+    }
+    assert cli.main([*arguments[stage], "--threads", "1"]) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"dmsflow: memory: does not suffice \(.*allocate.*\); lower --batch-size, .*", line)
+    assert source.exists()
+
+
 def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "weight_step", lambda *_: torch.tensor([float("nan"), 0]))
     with pytest.raises(DmsflowError, match="search, round 1: the loss became nan; lower --learning-rate"):
