@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mixed: Annotated[
         Literal["auto", "on", "off"],
         Meta(
-            description="Train in bfloat16 mixed precision; auto: where the processor or GPU has it. Evaluation is float32."
+            description="Train in bfloat16 mixed precision; auto: where the processor or GPU is quicker with it. Evaluation is float32."
         ),
     ] = "auto"
     compile: Annotated[

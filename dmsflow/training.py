@@ -98,11 +98,21 @@ def _keep_freed_memory() -> None:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are faster there than float32 ones."""
+    """Whether a step is quicker in bfloat16 there than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    flags = Path("/proc/cpuinfo")
-    return device.type == "cpu" and flags.exists() and "avx512_bf16" in flags.read_text()
+    facts = Path("/proc/cpuinfo")
+    return device.type == "cpu" and facts.exists() and quick_bfloat16(facts.read_text())
+
+
+def quick_bfloat16(cpuinfo: str) -> bool:
+    """Whether the processor that Linux describes so is quicker in bfloat16.
+
+    AMD's is with AVX-512, Intel's with AMX alone: a Xeon whose AMX a virtual machine hides takes 1.4 times
+    as long as with float32 (benchmarks/train_step.py).
+    """
+    known = set(cpuinfo.split())
+    return "amx_bf16" in known or {"avx512_bf16", "AuthenticAMD"} <= known
 
 
 def _compiles(device: torch.device) -> bool:

@@ -28,6 +28,20 @@ def dataset(in_memory: bool = True) -> Dataset:
 
 
 @pytest.mark.parametrize(
+    ("vendor", "flags", "quicker"),
+    [
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx512f", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512_bf16", False),
+    ],
+)
+def test_a_processor_mixes_precisions_where_that_is_quicker(vendor: str, flags: str, quicker: bool) -> None:
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} ssse3\n\n" * 2
+    assert training.quick_bfloat16(text) == quicker
+
+
+@pytest.mark.parametrize(
     ("capability", "triton", "compiles"), [((9, 0), True, True), ((7, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)]
 )  # fmt: skip
 def test_a_gpu_compiles_by_itself_where_torch_can(
