@@ -77,12 +77,12 @@ def place(settings: Record) -> Place:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Raise DmsflowError where torch finds no memory, a GPU's or this machine's, for what is done inside."""
+    """Raise DmsflowError where there is no memory, a GPU's or this machine's, for what is done inside."""
     try:
         yield
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
-        if not any(words in why for words in NO_MEMORY):
+        if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
             raise
         raise DmsflowError(
             "memory", f"does not suffice ({why})", "lower --batch-size, or give another --device"

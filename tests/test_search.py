@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -143,7 +144,7 @@ def test_a_missed_budget_is_never_passed_on(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("stage", ["search", "train"])
-@pytest.mark.parametrize("place", ["GPU", "machine"])
+@pytest.mark.parametrize("place", ["GPU", "machine", "NumPy"])
 def test_too_little_memory_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, place: str
 ) -> None:
@@ -153,6 +154,8 @@ def test_too_little_memory_is_an_error_in_one_line(
     def fails(*_: object) -> None:
         if place == "machine":
             torch.empty(1 << 60)
+        if place == "NumPy":
+            np.empty(1 << 50)
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
 
     monkeypatch.setattr(training, "weight_step", fails)
