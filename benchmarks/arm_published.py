@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import script
 
-from dmsflow import devices
-from dmsflow.devices import File, Job, qemu
-from dmsflow.exporters import _flatbuffer
-from dmsflow.exporters.lce import pack
-from dmsflow.table import print_table
+from dmsflow.deploying.exporters import _flatbuffer
+from dmsflow.deploying.exporters.lce import pack
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import File, Job, qemu
+from dmsflow.terminal import print_table
 
 DEVICE = "qemu://cortex-a72"
 # LCE's documentation and its paper (https://arxiv.org/abs/2011.09398), one thread, in ms.

@@ -23,18 +23,19 @@ import script
 from PIL import Image
 
 from dmsflow import datasets, manifest
-from dmsflow.devices import _emulated, qemu
-from dmsflow.table import print_table
+from dmsflow.measuring.devices import qemu
+from dmsflow.measuring.devices.emulated import parts
+from dmsflow.terminal import print_table
 
 CORE = "cortex-a76"
 
 
 def install(wheel: Path, site: Path) -> None:
     """The wheel and all that `pip install dmsflow[device]` brings on ARM."""
-    platforms = [word for platform in _emulated.PLATFORMS for word in ("--platform", platform)]
+    platforms = [word for platform in parts.PLATFORMS for word in ("--platform", platform)]
     command = (
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore",
-        "--only-binary=:all:", "--implementation=cp", f"--python-version={_emulated.PYTHON_VERSION}", *platforms,
+        "--only-binary=:all:", "--implementation=cp", f"--python-version={parts.PYTHON_VERSION}", *platforms,
         "--platform", "manylinux2014_aarch64", "--target", str(site), f"{wheel.absolute()}[device]",
     )  # fmt: skip
     subprocess.run(command, check=True)
@@ -75,8 +76,8 @@ def bench(command: Sequence[str], environment: Mapping[str, str], model: Path, i
 def python(folder: Path) -> Path:
     """A Python for ARM that may start others: each is this script, which calls the emulator."""
     core, path = qemu.CORES[CORE], folder / "python3"
-    root = _emulated.root(core.cpuinfo)
-    emulator = f'{_emulated.EMULATOR} -L "{root}" -cpu {CORE} -0 "{path}" "{root / _emulated.PYTHON}"'
+    root = parts.root(core.cpuinfo)
+    emulator = f'{parts.EMULATOR} -L "{root}" -cpu {CORE} -0 "{path}" "{root / parts.PYTHON}"'
     path.write_text(f'#!/bin/sh\nexec {emulator} "$@"\n')
     path.chmod(0o755)
     return path
@@ -105,7 +106,7 @@ def main(wheel: Path, exports: tuple[Path, ...], images: int) -> None:
             count = on_arm["metrics"]["top1_images"]
             rows.append((exported.network.name, str(count), *(f"{top:.2f}" for top in tops), *runtimes))
     head = ("network", "images", "top-1 % on ARM", "top-1 % here", "runtime on ARM", "runtime here")
-    print_table(f"{wheel.name} in an emulated {CORE}, Python {_emulated.PYTHON_VERSION}", head, rows)
+    print_table(f"{wheel.name} in an emulated {CORE}, Python {parts.PYTHON_VERSION}", head, rows)
     if any(row[2] != row[3] for row in rows):
         sys.exit(1)
 

@@ -19,8 +19,9 @@ import jobs
 import script
 from jobs import Job, Runs
 
-from dmsflow import budget, settings
-from dmsflow.network import load_network
+from dmsflow import settings
+from dmsflow.network.network import load_network
+from dmsflow.searching import budget
 from dmsflow.settings import SearchSettings
 
 TRAIN_IMAGES = 20_000  # the first 2,000 of each class

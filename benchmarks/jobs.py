@@ -28,9 +28,13 @@ from typing import Any
 import msgspec
 import torch
 
-from dmsflow import manifest, search, settings, train
+from dmsflow import manifest, settings
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data, Manifest
+from dmsflow.files import write_atomically
+from dmsflow.manifest import Manifest
+from dmsflow.searching import search
+from dmsflow.settings import Data
+from dmsflow.training import train
 
 WAIT_SECONDS = 5.0
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -162,7 +166,7 @@ def study(
             run(wave, where)
     if os.environ.get("RANK", "0") == "0":
         content = msgspec.json.format(msgspec.json.encode(tabulate()), indent=1)
-        manifest.write_atomically(_results_file(name, arguments), content + b"\n")
+        write_atomically(_results_file(name, arguments), content + b"\n")
 
 
 def run(jobs: Sequence[Job], where: Runs) -> None:

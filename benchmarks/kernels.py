@@ -31,11 +31,14 @@ import numpy as np
 import script
 from numpy.typing import NDArray
 
-from dmsflow import devices, manifest, native
-from dmsflow.devices import _program, qemu
-from dmsflow.exporters import _flatbuffer
-from dmsflow.runners import lce, litert
-from dmsflow.table import print_table
+from dmsflow import native
+from dmsflow.deploying.exporters import _flatbuffer
+from dmsflow.environment import describe_environment
+from dmsflow.files import write_atomically
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import _program, qemu
+from dmsflow.modelfile.runners import lce, litert
+from dmsflow.terminal import print_table
 
 LAYERS = ((56, 64), (28, 128), (14, 256), (7, 512))  # size, channels
 # Million cycles in LLVM 19's neoverse-n1 model: LCE's best kernels with floats and with bits as output.
@@ -84,14 +87,14 @@ def main() -> None:
     if arguments.out:
         content = {
             "command": "python benchmarks/kernels.py" + (f" --kernels {kernels}" if arguments.kernels else ""),
-            "environment": manifest.environment(
+            "environment": describe_environment(
                 machine=_program.machine(), threads=1, runtimes={"dmsflow": litert.version(), "lce": lce.version()}
             ),
             "kernels": kernels,
             "runs": arguments.runs,
             "layers": rows,
         }
-        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -179,12 +182,12 @@ def modelled(address: str, out: Path | None) -> None:
     if out:
         content = {
             "command": f"python benchmarks/kernels.py --device {address}", "method": "modelled",
-            "environment": manifest.environment(
+            "environment": describe_environment(
                 device=address, machine=msgspec.to_builtins(seen.machine), runtimes={"dmsflow": seen.timings[0].runtime}
             ),
             "bound_million_cycles": BOUND, "layers": rows,
         }  # fmt: skip
-        manifest.write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -25,12 +25,16 @@ import msgspec
 import numpy as np
 import script
 
-from dmsflow import cost, devices, manifest, profile, profiling, target
-from dmsflow.devices import Access, File
-from dmsflow.network import Network, load_network
-from dmsflow.profile import Checked, Profile
+from dmsflow.deploying import target
+from dmsflow.files import write_atomically
+from dmsflow.measuring import devices, profiling
+from dmsflow.measuring.devices import Access, File
+from dmsflow.network import profile
+from dmsflow.network.latency import build_latency
+from dmsflow.network.network import Network, load_network
+from dmsflow.network.profile import Checked, Profile
 from dmsflow.settings import ProfileSettings
-from dmsflow.table import print_table
+from dmsflow.terminal import print_table
 
 NETWORKS = "vgg11", "resnet18"
 RATIOS = {32: 8.0, 48: 8.0, 64: 2.0}  # largest, by resolution: 64 pixels and more have the ImageNet widths
@@ -59,7 +63,7 @@ def main() -> None:
         **summary,
         "networks": [{**msgspec.to_builtins(row), "error_percent": row.error_percent} for row in rows],
     }
-    manifest.write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     print(path)
 
 
@@ -88,7 +92,7 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
         watch = profiling.stopwatch(chosen, aim, measure, folder, profiling.State(settings=chosen))
         for resolution in RATIOS:
             for network in (load_network(name, 3, resolution, 10) for name in NETWORKS):
-                latency = cost.latency(network, made)
+                latency = build_latency(network, made)
                 for _ in range(EACH):
                     widths = profiling.random_widths(network, latency.widest(), draw)
                     path = folder / f"network{aim.suffix}"

@@ -25,11 +25,14 @@ from typing import Any
 import numpy as np
 import script
 
-from dmsflow import deploy, folding, manifest, plugin
-from dmsflow.devices import _program
+from dmsflow import plugin
+from dmsflow.deploying import folding, integer_graph
+from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.network import Network, load_network
-from dmsflow.table import milliseconds, print_table
+from dmsflow.files import write_atomically
+from dmsflow.measuring.devices import _program
+from dmsflow.network.network import Network, load_network
+from dmsflow.terminal import milliseconds, print_table
 
 # Network, pixels, classes, widths over those of the paper.
 NETWORKS = (
@@ -68,14 +71,14 @@ def main() -> None:
     versions = ", ".join(dict.fromkeys(runtimes.values()))
     print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
-        told = manifest.environment(machine=_program.machine(), threads=arguments.threads, runtimes=runtimes)
+        told = describe_environment(machine=_program.machine(), threads=arguments.threads, runtimes=runtimes)
         content = {
             "command": shlex.join(["python", *sys.argv]),
             "environment": told,
             "runs": arguments.runs,
             "networks": rows,
         }
-        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
         print(arguments.out)
 
 
@@ -111,7 +114,7 @@ def compared(
     runs = arguments.runs if pixels <= 64 else max(1, arguments.runs // 5)
     ms = timed(sessions, images[0], runs)
     medians = {label: statistics.median(times) for label, times in ms.items()}
-    expected = deploy.run(form, images[:, 0])
+    expected = integer_graph.run(form, images[:, 0])
     logits = [
         np.concatenate([session.run(image) for image in images]) for label, session in sessions.items() if label != BASE
     ]
@@ -131,7 +134,7 @@ def compared(
 
 
 def opened(
-    folder: Path, network: Network, widths: dict[str, int], form: deploy.DeployForm, label: str, threads: int
+    folder: Path, network: Network, widths: dict[str, int], form: integer_graph.DeployForm, label: str, threads: int
 ) -> tuple[Any, float]:
     """A session of one network, and the milliseconds that it took to make from a file."""
     exporter, variant, runner = FILES[label]

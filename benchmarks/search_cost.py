@@ -19,14 +19,17 @@ from typing import Any
 import script
 import torch
 
-from dmsflow import budget, datasets, manifest, supernetwork, training
-from dmsflow.budget import Range
-from dmsflow.manifest import Data
-from dmsflow.model import Model
-from dmsflow.network import load_network
-from dmsflow.settings import SearchSettings
-from dmsflow.supernetwork import SuperNetwork
-from dmsflow.table import print_table
+from dmsflow import datasets
+from dmsflow.environment import describe_environment
+from dmsflow.files import write_atomically
+from dmsflow.network.network import load_network
+from dmsflow.searching import budget, supernetwork
+from dmsflow.searching.budget import Range
+from dmsflow.searching.supernetwork import SuperNetwork
+from dmsflow.settings import Data, SearchSettings
+from dmsflow.terminal import print_table
+from dmsflow.training.model import Model
+from dmsflow.training.step import sgd, weight_step
 
 # The largest widths, and images in a batch.
 CASES = (((128,) * 8, 64), ((128,) * 4 + (1024,) * 4, 32))
@@ -53,23 +56,23 @@ def main() -> None:
     )
     if arguments.out:
         content = {
-            "environment": manifest.environment(), "threads": arguments.threads, "steps": arguments.steps, "rows": rows,
+            "environment": describe_environment(), "threads": arguments.threads, "steps": arguments.steps, "rows": rows,
         }  # fmt: skip
-        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
     state = prepared(largest, batch, narrow, threads)
     plain = Model(state.network, state.model.widths).to(state.where.device)
-    optimiser = training.sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     images, labels = next(state.weight_batches.run(0, 1))
 
     def search_step() -> None:
         live = state.placed(state.masks(state.mu.detach(), "weights", 0))
-        training.weight_step(state.model, state.optimiser, images, labels, state.where, live)
+        weight_step(state.model, state.optimiser, images, labels, state.where, live)
 
     def plain_step() -> None:
-        training.weight_step(plain, optimiser, images, labels, state.where)
+        weight_step(plain, optimiser, images, labels, state.where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
     window = state.window()

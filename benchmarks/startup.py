@@ -17,7 +17,8 @@ from pathlib import Path
 
 import script
 
-from dmsflow import manifest
+from dmsflow.environment import describe_environment
+from dmsflow.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 ABSENT = ("torch", "tensorflow", "onnx")
@@ -33,8 +34,8 @@ def main() -> None:
         seconds = measured(Path(folder), arguments.runs)
     print(f"dmsflow --help: {seconds:.3f} s, best of {arguments.runs}")
     if arguments.out:
-        content = {"seconds": seconds, "runs": arguments.runs, "absent": ABSENT, "environment": manifest.environment()}
-        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+        content = {"seconds": seconds, "runs": arguments.runs, "absent": ABSENT, "environment": describe_environment()}
+        write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def measured(folder: Path, runs: int) -> float:

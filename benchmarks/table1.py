@@ -28,9 +28,10 @@ import script
 from budgets import Cell
 from jobs import Job, Runs
 
-from dmsflow import budget, settings
-from dmsflow.network import load_network
-from dmsflow.table import print_table
+from dmsflow import settings
+from dmsflow.network.network import load_network
+from dmsflow.searching import budget
+from dmsflow.terminal import print_table
 
 # MiB and top-1 % as printed in the paper.
 PAPER = {

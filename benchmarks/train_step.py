@@ -26,14 +26,17 @@ import script
 import torch
 import torch.nn.functional as F
 
-from dmsflow import manifest, training
-from dmsflow.binary import binarise
 from dmsflow.datasets import ArraySplit, Dataset
-from dmsflow.model import Convolution, Model
-from dmsflow.networks import vgg11
+from dmsflow.environment import describe_environment
+from dmsflow.files import write_atomically
+from dmsflow.network.architectures import vgg11
 from dmsflow.settings import TrainSettings
-from dmsflow.table import print_table
-from dmsflow.training import Batches, Place
+from dmsflow.terminal import print_table
+from dmsflow.training.batches import Batches
+from dmsflow.training.binary import binarise
+from dmsflow.training.model import Convolution, Model
+from dmsflow.training.place import Place, choose_place
+from dmsflow.training.step import set_learning_rate, sgd, weight_step
 
 Run = Callable[[], Any]
 
@@ -82,13 +85,13 @@ def main() -> None:
     if arguments.out:
         content = {
             "command": f"python benchmarks/train_step.py --images {arguments.images}",
-            "environment": manifest.environment(torch_device="cpu"), "images": arguments.images, "rows": rows,
+            "environment": describe_environment(torch_device="cpu"), "images": arguments.images, "rows": rows,
         }  # fmt: skip
-        manifest.write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
-    training.place(TrainSettings(device="cpu", threads=threads))
+    choose_place(TrainSettings(device="cpu", threads=threads))
     runs, parts = variants(batch, threads)
     measured = dict(zip((*STEPS, *parts), medians([*runs, *parts.values()], steps), strict=True))
     epoch, alone = an_epoch(batch, threads, images)
@@ -103,18 +106,18 @@ def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
     """The kinds of step, as STEPS; and the parts of the mixed one beside its convolutions."""
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
-    optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
     with mock.patch.object(torch, "channels_last", torch.contiguous_format):
         first = Model(network, network.widths)
-    others = training.sgd(first, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    others = sgd(first, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
 
     def channels_first() -> None:
         with mock.patch.object(torch, "channels_last", torch.contiguous_format):
-            training.weight_step(first, others, images, labels, Place(CPU, threads, False))
+            weight_step(first, others, images, labels, Place(CPU, threads, False))
 
     def step(mixed: bool) -> None:
-        training.weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
+        weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
 
     kinds = [channels_first, lambda: step(False), lambda: step(True), convolutions(model, images)]
     return kinds, {**others_alone(model, images), "optimiser": optimiser.step}
@@ -204,14 +207,14 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     )  # fmt: skip
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
-    optimiser = training.sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
     alone = convolutions(model, torch.randn(batch, 3, 32, 32))
     left = batches.run(0, batches.steps)
 
     def train() -> None:
         for images, labels in itertools.islice(left, TURN):
-            training.set_learning_rate(optimiser, 0.01)
-            training.weight_step(model, optimiser, images, labels, where)
+            set_learning_rate(optimiser, 0.01)
+            weight_step(model, optimiser, images, labels, where)
 
     def convolve() -> None:
         for _ in range(TURN):

@@ -16,7 +16,8 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from dmsflow import __version__, doctor, manifest, settings, target
+from dmsflow import __version__, doctor, environment, manifest, settings
+from dmsflow.deploying import target
 from dmsflow.errors import DmsflowError
 from dmsflow.options import (
     StageCommand,
@@ -27,8 +28,15 @@ from dmsflow.options import (
     settings_options,
     source_argument,
 )
+from dmsflow.settings import Data
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
+MODULES = {
+    "search": "dmsflow.searching.search",
+    "train": "dmsflow.training.train",
+    "export": "dmsflow.deploying.export",
+    "bench": "dmsflow.measuring.bench",
+}
 
 
 @click.group(
@@ -55,7 +63,7 @@ def search_command(
     ctx: click.Context, /, out: Path | None, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any
 ) -> None:
     """Choose the width of every layer. Writes search.json."""
-    from dmsflow import search
+    from dmsflow.searching import search
 
     data, chosen = resolved(ctx, "data"), resolved(ctx, "search")
     out = out or _default_out(data, chosen)
@@ -114,7 +122,7 @@ def profile_command(
     ctx: click.Context, /, name: str, out: Path, resume: bool, force: bool, add: bool, dry_run: bool, **_: Any
 ) -> None:
     """Measure a device for the latency budget of search. Writes OUT/NAME.json."""
-    from dmsflow import profiling
+    from dmsflow.measuring import profiling
 
     if force and (resume or add):
         raise click.UsageError("--force measures everything again: give it without --resume and --add.")
@@ -130,7 +138,7 @@ def _run_stage(ctx: click.Context, stage: str) -> None:
     given = ctx.params
     source, out = given["source"], given["out"] or given["source"].parent
     _one_of(given["resume"], given["force"])
-    module, chosen = importlib.import_module(f"dmsflow.{stage}"), resolved(ctx, stage)
+    module, chosen = importlib.import_module(MODULES[stage]), resolved(ctx, stage)
     if given["dry_run"]:
         _print_plan(stage, module.plan(source, chosen, out))
     else:
@@ -141,7 +149,7 @@ def _do(
     stage: str, source: Path, chosen: Any, out: Path, command: tuple[str, ...], *, resume: bool, force: bool
 ) -> Path:
     """Run train, export or bench; only training has a state to resume, the others are done or not."""
-    module = importlib.import_module(f"dmsflow.{stage}")
+    module = importlib.import_module(MODULES[stage])
     written = out / f"{stage}.json"
     if resume:
         _check_same(written, chosen)
@@ -154,7 +162,7 @@ def _do(
     return module.run(source, chosen, out, command=command, force=force)  # type: ignore[no-any-return]
 
 
-def _check_same(written: Path, chosen: Any, data: manifest.Data | None = None) -> None:
+def _check_same(written: Path, chosen: Any, data: Data | None = None) -> None:
     """Refuse to pass off a finished stage as one with other settings; where it ran does not matter."""
     if not written.exists():
         return
@@ -189,7 +197,8 @@ def run_command(
     chosen = {record: resolved(ctx, record) for record in ("data", *STAGES)}
     out = out or _default_out(chosen["data"], chosen["search"])
     _check_ahead(chosen)
-    from dmsflow import search, show
+    from dmsflow.reporting import show
+    from dmsflow.searching import search
 
     if dry_run:
         _print_plan("search", search.plan(chosen["search"], chosen["data"], out))
@@ -212,24 +221,26 @@ def run_command(
 
 def _check_ahead(chosen: dict[str, Any]) -> None:
     """Refuse before the search what would only fail after it."""
-    from dmsflow import bench, export, prediction, profile
+    from dmsflow.deploying import export
+    from dmsflow.measuring import bench, predicted_latency
+    from dmsflow.network import profile
 
     aim = target.load(chosen["export"].target)
-    doctor.require("search and train", ["torch"])
-    doctor.require(f"target {aim.name}", doctor.lacking(aim))
+    environment.require("search and train", ["torch"])
+    environment.require(f"target {aim.name}", doctor.lacking(aim))
     if "official" in export.variant_of(aim, chosen["export"]).values():
-        doctor.require("--converter official", ["larq_compute_engine", "tensorflow"])
+        environment.require("--converter official", ["larq_compute_engine", "tensorflow"])
     if bench.has_baseline(chosen["bench"]):
-        doctor.require("--baseline", ["onnx", "onnxruntime"])
+        environment.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:
         raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
-        if why := prediction.other_files(profile.load(name), aim.name, precision, threads):
+        if why := predicted_latency.other_files(profile.load(name), aim.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 
-def _default_out(data: manifest.Data, chosen: settings.SearchSettings) -> Path:
+def _default_out(data: Data, chosen: settings.SearchSettings) -> Path:
     return Path("runs") / f"{Path(chosen.network).stem}-{Path(data.name.split(':')[0]).stem}"
 
 
@@ -239,7 +250,7 @@ def _one_of(resume: bool, force: bool) -> None:
 
 
 def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
-    from dmsflow.table import print_table
+    from dmsflow.terminal import print_table
 
     print_table(f"plan of {stage}", (), rows)
 
@@ -248,7 +259,7 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
 @click.argument("kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets"]))
 def list_command(kind: str) -> None:
     """List what options can name, one a line."""
-    from dmsflow import show
+    from dmsflow.reporting import show
 
     rows = show.listing(kind)
     width = max((len(name) for name, _ in rows), default=0)
@@ -267,7 +278,7 @@ def show_command(source: Path, as_json: bool) -> None:
     Of a model file, also one that others wrote: its ops with their shapes, channels and bytes, and a line for each
     thing that is binary but neither smaller nor faster for it.
     """
-    from dmsflow import show
+    from dmsflow.reporting import show
 
     show.show(source, as_json, sys.stdout)
 
@@ -292,7 +303,7 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
     RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
     alone are put together; the others are named by the settings that differ.
     """
-    from dmsflow import report
+    from dmsflow.reporting import report
 
     click.echo(report.run(sources, out, folder=figures, form=form))
 
@@ -301,7 +312,7 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
 @click.pass_context
 def doctor_command(ctx: click.Context, /) -> None:
     """Tell what is installed, and what targets lack. The exit code is 1 if something is broken."""
-    from dmsflow.table import print_table
+    from dmsflow.terminal import print_table
 
     rows, sound = doctor.report()
     print_table("doctor", ("what", "state", "to do"), rows, stream=sys.stdout)
@@ -323,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         module = (error.name or "").split(".")[0]
-        if extra := doctor.extra_of(module):
+        if extra := environment.extra_of(module):
             return _say(f"{module}: is not installed; pip install 'dmsflow[{extra}]'")
         raise
     except OSError as error:

@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
-from dmsflow import __version__, native, target
+from dmsflow import __version__, native, plugin
+from dmsflow.deploying import target
+from dmsflow.environment import EXTRAS, INSTEAD, extra_of, is_installed, version
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import PACKAGE
 
-# Modules by the extra of pyproject.toml that brings them; a test compares the two.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("torch", "torchvision", "PIL", "sklearn"),
-    "lce": ("flatbuffers", "larq_compute_engine"),
-    "onnx": ("onnx", "onnxruntime"),
-    "tensorflow": ("tensorflow",),
-    "device": ("ai_edge_litert",),
-    "report": ("matplotlib",),
-}
-DISTRIBUTIONS = {
-    "PIL": ("pillow",),
-    "sklearn": ("scikit-learn",),
-    "larq_compute_engine": ("larq-compute-engine",),
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
-    "ai_edge_litert": ("ai-edge-litert",),
-}
-# Packages that do as well in place of one.
-INSTEAD = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
-
-
-def extra_of(module: str) -> str | None:
-    """The extra that brings a module; None if dmsflow installs it without one, or does not know it."""
-    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
-
-
-def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
-    return importlib.util.find_spec(module) is not None
-
-
-def version(module: str) -> str | None:
-    """Of the distribution that an installed module came from."""
-    for name in DISTRIBUTIONS.get(module, (module,)):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def needed(path: Path) -> list[str]:
@@ -63,7 +25,7 @@ def needed(path: Path) -> list[str]:
     """
     known = {module for modules in EXTRAS.values() for module in modules}
     names = set(_names(path))
-    folder = f"dmsflow.{path.parent.name}."
+    folder = f"dmsflow.{path.parent.relative_to(PACKAGE).as_posix().replace('/', '.')}."
     private = {name.removeprefix(folder).partition(".")[0] for name in names if name.startswith(f"{folder}_")}
     beside = [path.parent / f"{name}.py" for name in sorted(private)]
     found = {name.split(".")[0] for name in names} & known
@@ -88,7 +50,7 @@ def lacking(aim: target.Target) -> list[str]:
 
 
 def _absent(folder: str, name: str) -> list[str]:
-    path = Path(name) if name.endswith(".py") else PACKAGE / folder / f"{name}.py"
+    path = plugin.path_of(folder, name)
     modules = needed(path) if path.is_file() else []
     spare = {other for module in modules for other in INSTEAD.get(module, ())}
     return [
@@ -96,14 +58,6 @@ def _absent(folder: str, name: str) -> list[str]:
         for module in modules
         if module not in spare and not any(map(is_installed, (module, *INSTEAD.get(module, ()))))
     ]
-
-
-def require(where: str, modules: list[str]) -> None:
-    """Raise unless every module is installed, so that hours of training do not end in that error."""
-    absent = [module for module in modules if not is_installed(module)]
-    if absent:
-        extras = ",".join(sorted({extra_of(module) or module for module in absent}))
-        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", f"pip install 'dmsflow[{extras}]'")
 
 
 def report() -> tuple[list[tuple[str, str, str]], bool]:
@@ -164,7 +118,11 @@ def _training() -> tuple[str, str, str] | None:
         native.training()
     except DmsflowError as error:
         return what, "absent", str(error).partition("; ")[2]
-    return _works(what, "from dmsflow import cpp; assert cpp.library()", "install dmsflow again, for this system")
+    return _works(
+        what,
+        "from dmsflow.training import fast_ops; assert fast_ops.library()",
+        "install dmsflow again, for this system",
+    )
 
 
 def _lce_interpreter() -> tuple[str, str, str] | None:
@@ -174,7 +132,7 @@ def _lce_interpreter() -> tuple[str, str, str] | None:
         return "LCE interpreter", "broken", "it needs NumPy 1: pip install 'numpy<2'"
     return _works(
         "LCE interpreter",
-        "from dmsflow.runners import lce; lce._interpreter()",
+        "from dmsflow.modelfile.runners import lce; lce._interpreter()",
         "pip install --force-reinstall larq-compute-engine",
     )
 

@@ -15,10 +15,11 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import inspect
 
-from dmsflow import manifest, settings
+from dmsflow import settings
+from dmsflow.settings import Data
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
-    "data": manifest.Data,
+    "data": Data,
     "search": settings.SearchSettings,
     "train": settings.TrainSettings,
     "export": settings.ExportSettings,

@@ -12,14 +12,27 @@ from typing import Any
 from dmsflow.errors import DmsflowError
 
 PACKAGE = Path(__file__).parent
+# Where the plug-ins of each kind lie.
+FOLDERS = {
+    "networks": "network/architectures",
+    "datasets": "datasets",
+    "exporters": "deploying/exporters",
+    "runners": "modelfile/runners",
+    "devices": "measuring/devices",
+}
 
 
-def names(folder: str) -> list[str]:
-    """Plug-ins in `dmsflow/<folder>/`, as the user writes them (dashes for underscores)."""
-    return sorted(path.stem.replace("_", "-") for path in (PACKAGE / folder).glob("[!_]*.py"))
+def names(kind: str) -> list[str]:
+    """Plug-ins of a kind, as the user writes them (dashes for underscores)."""
+    return sorted(path.stem.replace("_", "-") for path in (PACKAGE / FOLDERS[kind]).glob("[!_]*.py"))
 
 
-def load(folder: str, name: str) -> ModuleType:
+def path_of(kind: str, name: str) -> Path:
+    """The file of a plug-in by its name, or a user's own by its path; it may be missing."""
+    return Path(name) if name.endswith(".py") else PACKAGE / FOLDERS[kind] / f"{name.replace('-', '_')}.py"
+
+
+def load(kind: str, name: str) -> ModuleType:
     """Import a plug-in by name, or a user's own by the path of its `.py` file.
 
     Raises:
@@ -27,11 +40,10 @@ def load(folder: str, name: str) -> ModuleType:
     """
     if name.endswith(".py"):
         return _load_file(Path(name))
-    if name not in names(folder):
-        kind = folder.rstrip("s")
-        raise DmsflowError(
-            f"{kind} {name}", "is unknown", f"use one of {', '.join(names(folder))}, or the path of a .py file"
-        )
+    if name not in names(kind):
+        right = f"use one of {', '.join(names(kind))}, or the path of a .py file"
+        raise DmsflowError(f"{kind.rstrip('s')} {name}", "is unknown", right)
+    folder = FOLDERS[kind].replace("/", ".")
     return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")
 
 

@@ -27,6 +27,37 @@ Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 
 
+class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which images a chain works on: enough to load the same ones again.
+
+    Attributes:
+        name: as given to --dataset, e.g. "cifar10" or "image-folder:/data/flowers".
+        data_dir: where its files are, if they are not embedded.
+        train_images: use only this many training images, evenly over the classes.
+        resolution: pixels that images are resized to; None keeps the data set's own.
+        workers: processes that decode a streamed data set.
+    """
+
+    name: Annotated[str, Meta(description="A data set's name, or image-folder:PATH.")] = "digits"
+    data_dir: Annotated[str | None, Meta(description="Folder of the data set's files.")] = None
+    train_images: (
+        Annotated[int, Meta(ge=1, description="Use only so many training images, evenly over the classes.")] | None
+    ) = None
+    resolution: (
+        Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None
+    ) = None
+    workers: Annotated[int, Meta(ge=0, description="Processes that decode a streamed data set.")] = 2
+
+
+def anchored(data: Data) -> Data:
+    """The same images, found from any folder: paths in the name and --data-dir are made absolute."""
+    plugin, colon, argument = data.name.partition(":")
+    plugin = str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin
+    argument = str(Path(argument).expanduser().absolute()) if argument else argument
+    folder = str(Path(data.data_dir).expanduser().absolute()) if data.data_dir else None
+    return msgspec.structs.replace(data, name=f"{plugin}{colon}{argument}", data_dir=folder)
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every stage that computes has."""
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dmsflow.devices import File
-from dmsflow.network import Network, pieces
-from dmsflow.profile import Checked, Profile, Steps, Table
+from dmsflow.measuring.devices import File
+from dmsflow.network.blocks import pieces
+from dmsflow.network.network import Network
+from dmsflow.network.profile import Checked, Profile, Steps, Table
 from dmsflow.settings import ExportSettings
 
 WriteTrain = Callable[..., Path]
@@ -69,7 +70,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 PHONE = """
 import contextlib
-from dmsflow.devices import Machine, Measurement, Timing
+from dmsflow.measuring.devices import Machine, Measurement, Timing
 
 @contextlib.contextmanager
 def connect(address, access):
@@ -91,7 +92,7 @@ def phone(tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def model_files(tmp_path_factory: pytest.TempPathFactory, write_train_manifest: WriteTrain) -> tuple[File, File]:
     """A small network as an ONNX and as a .tflite file."""
-    from dmsflow import export
+    from dmsflow.deploying import export
 
     folder = tmp_path_factory.mktemp("files")
     source = write_train_manifest(folder)
@@ -113,11 +114,16 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
     """Narrow widths, random weights, batch norms calibrated on digits; its weights and logits are real files."""
     import torch
 
-    from dmsflow import checkpoint, cost, datasets, manifest, plugin
-    from dmsflow.model import Model
+    from dmsflow import datasets, manifest, plugin
+    from dmsflow.environment import describe_environment
+    from dmsflow.files import describe_artifact
+    from dmsflow.network import cost
+    from dmsflow.settings import Data
+    from dmsflow.training import checkpoint
+    from dmsflow.training.model import Model
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = manifest.Data(name="digits")
+    data = Data(name="digits")
     digits = datasets.load(data)
     architecture = plugin.load("networks", network).build(1, 32, 10)
     widths = {name: 5 + 3 * index for index, name in enumerate(architecture.widths)}
@@ -147,10 +153,10 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
         widths=widths,
         data=data,
         artifacts={
-            "weights": manifest.artifact(folder / "train.safetensors", folder),
-            "logits": manifest.artifact(folder / "train-logits.safetensors", folder),
+            "weights": describe_artifact(folder / "train.safetensors", folder),
+            "logits": describe_artifact(folder / "train-logits.safetensors", folder),
         },
         metrics={"memory_mib": cost.memory_bytes(architecture, widths) / cost.MIB, "top1_percent": 12.5},
-        environment=manifest.environment(),
+        environment=describe_environment(),
     )
     return manifest.save(folder / "train.json", written)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from dmsflow.errors import DmsflowError
 
-runner = import_module(f"dmsflow.runners.{sys.argv[2]}")
+runner = import_module(f"dmsflow.modelfile.runners.{sys.argv[2]}")
 refused = 0
 for path in sorted(Path(sys.argv[1]).glob("*.tflite")):
     print(path.name, flush=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow.exporters import _flatbuffer
-from dmsflow.exporters.lce import ABSENT, CUSTOM, SAME, VALID, pack
-from dmsflow.runners import lce
+from dmsflow.deploying.exporters import _flatbuffer
+from dmsflow.deploying.exporters.lce import ABSENT, CUSTOM, SAME, VALID, pack
+from dmsflow.modelfile.runners import lce
 
 FLOATS, BITS, BYTES = "float32", "int32", "int8"
 CODES = {FLOATS: 0, BITS: 2, BYTES: 9}

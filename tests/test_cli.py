@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from dmsflow import cli, doctor, options, plugin, target, train
+from dmsflow import cli, doctor, environment, options, plugin
+from dmsflow.deploying import target
+from dmsflow.training import train
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -162,10 +164,12 @@ def test_list_has_every_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_knows_the_extras_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    for extra, modules in doctor.EXTRAS.items():
+    for extra, modules in environment.EXTRAS.items():
         written = " ".join(project["optional-dependencies"][extra])
-        assert all(any(name in written for name in doctor.DISTRIBUTIONS.get(module, (module,))) for module in modules)
-    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
+        assert all(
+            any(name in written for name in environment.DISTRIBUTIONS.get(module, (module,))) for module in modules
+        )
+    assert set(environment.EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
     assert all(any(line.startswith(module) for line in project["dependencies"]) for module in doctor.BASE)
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsflow import cli, devices, show
-from dmsflow.devices import Operation
-from dmsflow.manifest import Artifact, Data, Manifest
-from dmsflow.network import Layer, Network
-from dmsflow.profile import Checked, Profile, Steps, Table
+from dmsflow import cli
+from dmsflow.files import Artifact
+from dmsflow.manifest import Manifest
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import Operation
+from dmsflow.network.network import Layer, Network
+from dmsflow.network.profile import Checked, Profile, Steps, Table
+from dmsflow.reporting import show
+from dmsflow.settings import Data
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(?:^`(?P<name>[\w.]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,7 +35,7 @@ def test_every_example_of_adding_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DMSFLOW_PROFILE_PATIENCE_MINUTES", "0")  # how sure the times are is not the matter here
-    monkeypatch.setattr("dmsflow.stopwatch.PAUSE_S", 0.0)
+    monkeypatch.setattr("dmsflow.measuring.timing.PAUSE_S", 0.0)
     commands = 0
     for name, kind, text in blocks("adding.md"):
         if kind == "sh":

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dmsflow import cli, doctor
+from dmsflow import cli, environment
 from dmsflow.errors import BudgetMissed, DmsflowError
 
 
@@ -42,7 +42,7 @@ def test_an_error_is_one_line() -> None:
 def test_the_boundary_turns_errors_into_a_line(
     error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dmsflow import show
+    from dmsflow.reporting import show
 
     def fail(_: str) -> list[tuple[str, str]]:
         raise error
@@ -55,7 +55,7 @@ def test_the_boundary_turns_errors_into_a_line(
 
 
 def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmsflow import show
+    from dmsflow.reporting import show
 
     def fail(_: str) -> list[tuple[str, str]]:
         raise ModuleNotFoundError("No module named 'dmsflow.nothing'", name="dmsflow.nothing")
@@ -66,19 +66,19 @@ def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.
 
 
 def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "is_installed", lambda module: module != "torch")
+    monkeypatch.setattr(environment, "is_installed", lambda module: module != "torch")
     with pytest.raises(
         DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"
     ):
-        doctor.require("search", ["torch", "onnx"])
+        environment.require("search", ["torch", "onnx"])
 
 
 @pytest.mark.parametrize(
     ("package", "module", "call", "line"),
     [
-        ("onnx", "exporters._onnx_graph", "onnx_package", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
-        ("onnxruntime", "runners.onnxruntime", "version", "onnxruntime: is not installed; pip install 'dmsflow[onnx]'"),
-        ("larq_compute_engine", "runners.lce", "_path", "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'"),
+        ("onnx", "deploying.exporters._onnx_graph", "onnx_package", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
+        ("onnxruntime", "modelfile.runners.onnxruntime", "version", "onnxruntime: is not installed; pip install 'dmsflow[onnx]'"),
+        ("larq_compute_engine", "modelfile.runners.lce", "_path", "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'"),
         ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which carries it, is not installed"),
         ("torchvision", "datasets._torchvision", "import_torchvision", "torchvision: cannot be imported"),
     ],

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsflow import manifest
+from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data, Manifest
-from dmsflow.networks import vgg11
+from dmsflow.files import describe_artifact, write_atomically, writing
+from dmsflow.manifest import Manifest
+from dmsflow.network.architectures import vgg11
+from dmsflow.settings import Data
 
 NETWORK = vgg11.build(1, 32, 10)
 
@@ -30,7 +33,7 @@ def make(folder: Path, **fields: object) -> Path:
         "network": NETWORK,
         "widths": dict(NETWORK.widths),
         "data": Data(),
-        "artifacts": {"log": manifest.artifact(folder / "log.jsonl", folder)},
+        "artifacts": {"log": describe_artifact(folder / "log.jsonl", folder)},
         "metrics": {"memory_mib": 0.0778},
         "environment": {},
         **fields,
@@ -116,7 +119,7 @@ def test_a_missing_artifact_is_refused(tmp_path: Path) -> None:
 def test_a_changed_parent_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     child = manifest.load(path)
-    child = msgspec.structs.replace(child, stage="train", parent=manifest.artifact(path, tmp_path))
+    child = msgspec.structs.replace(child, stage="train", parent=describe_artifact(path, tmp_path))
     manifest.save(tmp_path / "train.json", child)
     assert manifest.load(tmp_path / "train.json").parent
     edit(path, command=["dmsflow", "search", "--seed", "1"])
@@ -147,14 +150,14 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DmsflowError, match="cannot be written .No space left on device.; free some space"):
-        manifest.write_atomically(tmp_path / "search.json", b"{}")
+        write_atomically(tmp_path / "search.json", b"{}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), manifest.writing(path) as partial:
+    with pytest.raises(KeyboardInterrupt), writing(path) as partial:
         partial.write_text("ne")
         raise KeyboardInterrupt
     assert [file.name for file in tmp_path.iterdir()] == ["weights"]
@@ -164,11 +167,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(DmsflowError, match="cannot be written .*; free some space or choose another folder"):
-        manifest.write_atomically(tmp_path / "runs" / "search.json", b"{}")
+        write_atomically(tmp_path / "runs" / "search.json", b"{}")
 
 
 def test_the_environment_tells_versions_and_date() -> None:
-    seen = manifest.environment(threads=1)
+    seen = describe_environment(threads=1)
     assert seen["threads"] == 1
     assert {"dmsflow", "python", "numpy"} <= set(seen["versions"])
     assert seen["date"].endswith("+00:00")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data
+from dmsflow.settings import Data
 
 CHUNK = 256  # images in one piece of work; 256 · 255² still fits 32 bits
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dmsflow.datasets import ArraySplit, Dataset, data_folder, statistics, takes_no_argument
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data
+from dmsflow.settings import Data
 
 NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 

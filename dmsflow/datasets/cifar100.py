@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dmsflow.datasets import Dataset
 from dmsflow.datasets._torchvision import load_cifar
-from dmsflow.manifest import Data
+from dmsflow.settings import Data
 
 
 def load(argument: str | None, data: Data, download: bool) -> Dataset:

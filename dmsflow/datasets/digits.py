@@ -13,7 +13,7 @@ import numpy as np
 
 from dmsflow.datasets import ArraySplit, Dataset, resize, statistics, takes_no_argument
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data
+from dmsflow.settings import Data
 
 RESOLUTION = 32
 BRIGHTEST = 16  # pixels of the file are 0..16

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import progress
+from dmsflow import terminal
 from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, statistics
 from dmsflow.datasets._decoding import opened
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Data, writing
+from dmsflow.files import writing
+from dmsflow.settings import Data
 
 FORMAT = 1  # of the cache; a new one makes old files unknown
 SMALL_FILE_BYTES = 16 << 10
@@ -184,7 +185,7 @@ def _decode(*splits: FileSplit) -> Pixels:
     small = splits[0].path(0).stat().st_size < SMALL_FILE_BYTES
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())
     try:
-        with progress.track("decode", sum(map(len, splits)), "image") as track:
+        with terminal.track("decode", sum(map(len, splits)), "image") as track:
             for count in pool.map(lambda chunk: decode(*chunk), chunks):
                 track.advance(count)
     finally:

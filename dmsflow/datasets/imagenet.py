@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dmsflow.datasets import Dataset, data_folder, takes_no_argument
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
-from dmsflow.manifest import Data
+from dmsflow.settings import Data
 
 RESOLUTION = 224
 SHORTER_SIDE = 256  # of a test image, before its centre of RESOLUTION is cut out

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from dmsflow.modelfile._graph import Shape, Tensor, elements
+from dmsflow.modelfile.graph import Shape, Tensor, elements
 
 _SAME = (
     "Abs BatchNormalization Cast Ceil Clip CumSum DequantizeLinear Dropout Elu Erf Exp Floor Gelu GroupNormalization "

@@ -1,6 +1,6 @@
 // Operations of training on a CPU, forward and backward: the two that a binary network adds to a float one, of
 // which torch makes many passes over memory; and max pooling, for which torch keeps 8 bytes a value.
-// dmsflow/binary.py has the formulas of the two, and the same in torch's operations.
+// dmsflow/training/binary.py has the formulas of the two, and the same in torch's operations.
 //
 // Sums run in a fixed number of lanes, and no product is fused with a sum, so that every processor and every
 // number of threads finds the same bits.
@@ -30,7 +30,7 @@ namespace {
 constexpr int kLanes = 32;            // of a sum
 constexpr int kChunk = 512;           // values that loops of one kind each go over in turn; CHUNK of cpp.py
 constexpr int64_t kGrain = 16384;     // values that a thread is worth starting for
-constexpr float kEpsilon = 1e-10f;    // STANDARDISATION_EPS of binary.py
+constexpr float kEpsilon = 1e-10f;    // STANDARDISATION_EPS of training/binary.py
 
 // torch's own threads, found by name in what it has loaded; null: this thread does all.
 struct Threads {

@@ -1,0 +1,1 @@
+"""From trained weights to a checked model file: integer graph, targets, exporters."""

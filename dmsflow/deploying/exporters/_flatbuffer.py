@@ -1,0 +1,86 @@
+"""Writes TFLite files: the dicts that `tflite.loads` gives back, as a FlatBuffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.tflite import IDENTIFIER, OPTIONS, SCALARS, SCHEMA
+
+ALIGNMENT = 16  # of the constants, so that kernels may load them with SIMD instructions
+PREPEND = {
+    "bool": "Bool",
+    "i8": "Int8",
+    "u8": "Uint8",
+    "i32": "Int32",
+    "u32": "Uint32",
+    "i64": "Int64",
+    "u64": "Uint64",
+    "f32": "Float32",
+}
+
+
+def dumps(model: dict[str, Any]) -> bytes:
+    """The bytes of a file; `model` holds the fields of a Model, nested, those that are set."""
+    builder = _flatbuffers().Builder(1 << 20)
+    builder.Finish(_table(builder, "Model", model), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _table(builder: Any, kind: str, fields: dict[str, Any]) -> int:
+    """Write what a table points to, then the table; its offset."""
+    schema = SCHEMA[kind]
+    pointed = {name: _pointed(builder, schema, fields, name) for name in fields if schema[name] not in SCALARS}
+    builder.StartObject(len(schema))
+    for slot, (name, form) in enumerate(schema.items()):
+        if name in pointed:
+            builder.PrependUOffsetTRelativeSlot(slot, pointed[name], 0)
+        elif name in fields:
+            builder.ForceDefaults(True)  # a default that is left out is not the same one in every field
+            getattr(builder, f"Prepend{PREPEND[form]}Slot")(slot, fields[name], 0)
+            builder.ForceDefaults(False)
+    return int(builder.EndObject())
+
+
+def _pointed(builder: Any, schema: dict[str, str], fields: dict[str, Any], name: str) -> int:
+    form, value = schema[name], fields[name]
+    if form == "str":
+        return int(builder.CreateString(value))
+    if form == "union":
+        return _table(builder, OPTIONS[fields[f"{name}_type"]], value)
+    if form == "[u8]":
+        return _bytes(builder, value)
+    if not form.startswith("["):
+        return _table(builder, form, value)
+    if form.strip("[]") in SCALARS:
+        return int(builder.CreateNumpyVector(np.asarray(value, f"<{SCALARS[form.strip('[]')]}")))
+    offsets = [_table(builder, form.strip("[]"), item) for item in value]
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    return int(builder.EndVector())
+
+
+def _bytes(builder: Any, value: bytes) -> int:
+    builder.StartVector(1, len(value), ALIGNMENT)
+    builder.head -= len(value)
+    builder.Bytes[builder.head : builder.head + len(value)] = value
+    return int(builder.EndVector())
+
+
+def flexible(fields: dict[str, int]) -> bytes:
+    """Options of a custom operator: a FlexBuffer map."""
+    _flatbuffers()
+    from flatbuffers import flexbuffers
+
+    return bytes(flexbuffers.Dumps(fields))
+
+
+def _flatbuffers() -> Any:
+    try:
+        import flatbuffers
+    except ImportError as error:
+        raise DmsflowError("flatbuffers", "is not installed", "pip install 'dmsflow[lce]'") from error
+    return flatbuffers

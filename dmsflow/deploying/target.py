@@ -1,0 +1,89 @@
+"""What to build for: which exporter writes the file, and which runners check and measure it.
+
+A target is a TOML file, its name is the file's stem: `targets/*.toml` of a checkout,
+`dmsflow/targets/*.toml` of a wheel, or a user's own by its path.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from dmsflow.errors import DmsflowError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One target.
+
+    Attributes:
+        name: the stem of its file.
+        description: one line for `dmsflow list targets`.
+        exporter: a file of `exporters/` that writes the model.
+        runner: a file of `runners/` that runs the model.
+        witness: another one, which checks a written file, and measures where the runner's runtime is
+            not installed; None: there is only the one.
+        suffix: of the model file, ".tflite" or ".onnx".
+    """
+
+    name: str
+    description: str
+    exporter: str
+    runner: str
+    witness: str | None = None
+    suffix: Annotated[str, Meta(pattern=r"^\.[a-z]+$")]
+
+    @property
+    def runners(self) -> tuple[str, ...]:
+        """The runner, then the witness."""
+        return (self.runner, self.witness) if self.witness else (self.runner,)
+
+
+def folder() -> Path:
+    """Where the targets that come with dmsflow are."""
+    packed = PACKAGE / "targets"
+    return packed if packed.is_dir() else PACKAGE.parent / "targets"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def load(name: str) -> Target:
+    """Read a target by its name, or by the path of its `.toml` file.
+
+    Raises:
+        DmsflowError: no such target, or its file is not one.
+    """
+    if name.endswith(".toml"):
+        return _read(Path(name))
+    if name not in names():
+        raise DmsflowError(
+            f"target {name}", "is unknown", f"use one of {', '.join(names())}, or the path of a .toml file"
+        )
+    return _read(folder() / f"{name}.toml")
+
+
+def _read(path: Path) -> Target:
+    fields = ", ".join(field for field in Target.__struct_fields__ if field != "name")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        if "name" in table:
+            raise DmsflowError(path, "has a name", "remove it: a target is called as its file is")
+        return msgspec.convert({**table, "name": path.stem}, Target)
+    except OSError as error:
+        raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
+    except msgspec.ValidationError as error:
+        raise DmsflowError(path, f"is not a target ({error})", f"give exactly {fields}") from error

@@ -1,0 +1,115 @@
+"""Where and with what a stage ran: versions, processor, commit; and which packages are installed."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.util
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dmsflow.errors import DmsflowError
+
+RUNTIMES = ("numpy", "torch", "onnx", "onnxruntime", "larq-compute-engine", "tensorflow", "tensorflow-cpu")
+
+
+def describe_environment(**extra: Any) -> dict[str, Any]:
+    """Where and with what a stage ran; `extra` adds what only the stage knows (device, threads)."""
+    from dmsflow import __version__
+
+    versions = {"dmsflow": __version__, "python": platform.python_version()}
+    for name in RUNTIMES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **extra,
+    }
+
+
+def measured_machine(environment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an environment says of the machine that measured: not always the one that ran dmsflow."""
+    return environment.get("machine") or environment
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of dmsflow itself, where it runs from a git checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True
+        )
+        return done.stdout.strip()
+    return None
+
+
+# --- what is installed -----------------------------------------------------------------------------
+
+# Modules by the extra of pyproject.toml that brings them; a test compares the two.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "torchvision", "PIL", "sklearn"),
+    "lce": ("flatbuffers", "larq_compute_engine"),
+    "onnx": ("onnx", "onnxruntime"),
+    "tensorflow": ("tensorflow",),
+    "device": ("ai_edge_litert",),
+    "report": ("matplotlib",),
+}
+
+DISTRIBUTIONS = {
+    "PIL": ("pillow",),
+    "sklearn": ("scikit-learn",),
+    "larq_compute_engine": ("larq-compute-engine",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "ai_edge_litert": ("ai-edge-litert",),
+}
+
+# Packages that do as well in place of one.
+INSTEAD = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module; None if dmsflow installs it without one, or does not know it."""
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be found; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def version(module: str) -> str | None:
+    """Of the distribution that an installed module came from."""
+    for name in DISTRIBUTIONS.get(module, (module,)):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def require(where: str, modules: list[str]) -> None:
+    """Raise unless every module is installed, so that hours of training do not end in that error."""
+    absent = [module for module in modules if not is_installed(module)]
+    if absent:
+        extras = ",".join(sorted({extra_of(module) or module for module in absent}))
+        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", f"pip install 'dmsflow[{extras}]'")

@@ -1,0 +1,71 @@
+"""Files written whole or not at all, and known again by their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from dmsflow.errors import DmsflowError
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file a stage wrote (or its parent manifest); `path` is relative to the manifest's folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+def describe_artifact(path: Path, folder: Path) -> Artifact:
+    """Describe a file for a manifest that will stand in `folder`."""
+    relative = os.path.relpath(path.resolve(), folder.resolve())
+    return Artifact(path=Path(relative).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or none: to a neighbour first, flushed to the disk, then renamed."""
+    with writing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises:
+        DmsflowError: the file cannot be written (a full disk, no permission).
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(path)
+    except OSError as error:
+        raise DmsflowError(
+            path, f"cannot be written ({error.strerror or error})", "free some space or choose another folder"
+        ) from error
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)

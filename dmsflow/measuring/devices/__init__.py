@@ -1,0 +1,161 @@
+"""Where files are measured: this machine, one reached by ssh, a phone on adb.
+
+A device is called by its address: the name of a file of this folder (`local`), or that name as the
+scheme of a URL (`ssh://pi@raspberry`). Each file has
+
+    connect(address: str, access: Access) -> a context that yields measure(job: Job) -> Measurement
+
+A job names files that lie on this machine; bringing them to the device, and leaving nothing there,
+is the device's part. The context is left when the last job is done: what can be kept between two
+jobs (a connection, a folder) is kept in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from dmsflow import plugin
+from dmsflow.deploying.target import Target
+from dmsflow.modelfile import runners
+from dmsflow.settings import Reach
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A model file, and the file of `modelfile/runners/` that runs it.
+
+    Attributes:
+        primers: runs before each timed one, so that the caches hold what it needs whatever ran
+            before; a benchmark program has runs of its own instead.
+    """
+
+    path: str
+    runner: str
+    primers: int = 0
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure in one process: one run of each file in turn, `warm_up + runs` times.
+
+    Attributes:
+        memory: measure each file's memory as well, in a process of its own.
+        operations: time each operation as well, in runs of their own, where the runtime can.
+    """
+
+    files: tuple[File, ...]
+    threads: int
+    warm_up: int
+    runs: int
+    memory: bool = True
+    operations: bool = False
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation of a file as the runtime executes it: its kind, its name in the file, its median."""
+
+    op: str
+    name: str
+    ms: float
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """One file's part.
+
+    Attributes:
+        runtime: name and version.
+        load_ms: from the file to a session that can run, with the runtime already imported.
+        runs_ms: each counted run, in order. A benchmark program tells averages only: then one for each
+            of its processes (devices/_benchmark.py).
+        peak_memory_bytes: of a process of its own that imports the runtime, loads this file only
+            and runs it: the largest resident set, interpreter and runtime included. None: not asked
+            for, or not told by the device.
+        operations: in the order of execution; empty where not asked for or not told.
+    """
+
+    runtime: str
+    load_ms: float
+    runs_ms: tuple[float, ...]
+    peak_memory_bytes: int | None = None
+    operations: tuple[Operation, ...] = ()
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The device as it was when it measured; None: it does not tell.
+
+    Attributes:
+        governor: of the first core's clock, e.g. "performance" or "ondemand".
+        temperature_c: the hottest sensor, after the last run.
+        method: "modelled" where nothing ran on such a device; said wherever its times are shown. They
+            are the same however often they are asked for.
+    """
+
+    processor: str
+    system: str
+    cores: int | None = None
+    governor: str | None = None
+    temperature_c: float | None = None
+    method: Literal["measured", "modelled"] = "measured"
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """Timings in the order of the job's files, and where they were taken."""
+
+    timings: tuple[Timing, ...]
+    machine: Machine
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run something on a device.
+
+    Attributes:
+        python: the command that is Python there.
+        runner_file: a benchmark program for the device (TFLite's benchmark_model, or LCE's
+            lce_benchmark_model) to run instead of Python; it runs .tflite files only.
+    """
+
+    python: str = "python3"
+    runner_file: str | None = None
+
+
+Measure: TypeAlias = Callable[[Job], Measurement]
+
+
+def runner_of(aim: Target, reach: Reach) -> str:
+    """Which of `modelfile/runners/` a device is to run a target's files with.
+
+    Unless the user names one it is the target's own, or on this machine the witness, if only that
+    works here; a line on stderr then says why.
+
+    Raises:
+        DmsflowError: neither works on this machine.
+    """
+    if reach.runner or reach.device != "local":
+        return reach.runner or aim.runner
+    found, lacking = runners.first_usable(aim.runners)
+    if lacking:
+        print(f"run by {found}, not by {aim.runner}: {lacking}", file=sys.stderr)
+    return found
+
+
+def find(address: str) -> ModuleType:
+    """The file of this folder that an address is for.
+
+    Raises:
+        DmsflowError: there is none.
+    """
+    return plugin.load("devices", address.partition("://")[0])
+
+
+def connect(address: str, access: Access | None = None) -> AbstractContextManager[Measure]:
+    """Reach a device.
+
+    Raises:
+        DmsflowError: an unknown or unusable address, or the device does not answer.
+    """
+    reached: AbstractContextManager[Measure] = find(address).connect(address, access or Access())
+    return reached

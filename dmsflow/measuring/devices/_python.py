@@ -1,0 +1,138 @@
+"""What devices that measure with Python share: what is sent to `_program.py`, and what comes back."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring.devices import Job, Machine, Measurement, Operation, Timing
+from dmsflow.measuring.devices._program import OPERATION_RUNS, RESULT
+
+MEMORY_RUNS = 3
+PACKAGE = Path(__file__).parents[2]
+SHIPPED = (
+    "__init__.py", "errors.py", "plugin.py", "native/__init__.py", "modelfile/__init__.py", "modelfile/tflite.py",
+    "modelfile/runners/*.py",
+)  # fmt: skip
+LAUNCHER = f"""# Any Python can read this far, and says what it lacks.
+import json, sys
+def lacks(what, right):
+    print({RESULT!r} + json.dumps({{"error": [sys.executable, what, right]}}))
+    sys.exit()
+if sys.version_info < (3, 10):
+    lacks("is Python %d.%d" % sys.version_info[:2], "3.10 or newer is needed there: name another with --python")
+try:
+    import numpy
+except ImportError:
+    lacks("has no NumPy", "run there: %s -m pip install 'numpy<2'" % sys.executable)
+from dmsflow import program
+program.main()
+"""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process saw; the lists are in the order of the job's files."""
+
+    machine: Machine
+    runtimes: tuple[str, ...]
+    load_ms: tuple[float, ...]
+    runs_ms: tuple[tuple[float, ...], ...]
+    operations: tuple[tuple[tuple[str, str, float], ...], ...]
+    peak_memory_bytes: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Or, instead, where something is wrong, what, and what would be right."""
+
+    seen: Seen | None = None
+    error: tuple[str, str, str] | None = None
+
+
+def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurement:
+    """Time all files of a job in one process, then each file's memory in another.
+
+    Args:
+        job: what to measure.
+        run: runs the program on a job, and gives back its stdout.
+        device: as errors call it, unless it is this machine.
+
+    Raises:
+        DmsflowError: an unknown runner, a file that cannot be loaded, or a program that does not
+            answer as ours.
+    """
+    for name in {file.runner for file in job.files}:
+        plugin.load("runners", name)
+    timed = _seen(job, run(job), device)
+    alone: list[int | None] = [None] * len(job.files)
+    if job.memory:
+        few = msgspec.structs.replace(job, warm_up=0, runs=MEMORY_RUNS, operations=False)
+        single = [msgspec.structs.replace(few, files=(file,)) for file in job.files]
+        alone = [_seen(one, run(one), device).peak_memory_bytes for one in single]
+    timings = tuple(
+        Timing(
+            runtime=timed.runtimes[index],
+            load_ms=timed.load_ms[index],
+            runs_ms=timed.runs_ms[index],
+            peak_memory_bytes=alone[index],
+            operations=tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in timed.operations[index]),
+        )
+        for index in range(len(job.files))
+    )
+    return Measurement(timings=timings, machine=timed.machine)
+
+
+def limit_s(job: Job) -> float:
+    """How long a device may take: a minute to begin, half of one for each file, and far more than a run takes."""
+    runs = job.warm_up + job.runs + (OPERATION_RUNS if job.operations else 0)
+    return 60.0 + len(job.files) * (30.0 + 2.0 * runs)
+
+
+def _seen(job: Job, written: bytes, device: str = "") -> Seen:
+    files = ", ".join(file.path for file in job.files)
+    _, marker, line = written.rpartition(RESULT.encode())
+    try:
+        answer = msgspec.json.decode(line.partition(b"\n")[0] if marker else b"", type=Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        shown = written.decode(errors="replace").strip()[-80:] or "nothing"
+        raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
+    if answer.error:
+        where, what, right = answer.error
+        if device and not any(where == file.path for file in job.files):
+            # A runner speaks of dmsflow's extras, which are for the machine that dmsflow is on.
+            if what == "is not installed":
+                right = f"pip install {where} there"
+                if where == "larq-compute-engine":  # it has no wheel for Linux on ARM
+                    right += ", or leave out --runner"
+                if where == "ai-edge-litert":
+                    right = "pip install 'dmsflow[device]' there, or give --runner-file, or take --target onnx"
+            where = f"{device}, {where}"
+        raise DmsflowError(where, what, right)
+    if answer.seen is None or not _fits(job, answer.seen):
+        raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
+    return answer.seen
+
+
+def _fits(job: Job, seen: Seen) -> bool:
+    """Each file has its part, and the runs asked for; none took no time at all."""
+    parts = (seen.runtimes, seen.load_ms, seen.runs_ms, seen.operations)
+    return all(len(part) == len(job.files) for part in parts) and all(
+        len(times) == job.runs and min(times) > 0 for times in seen.runs_ms
+    )
+
+
+def program() -> bytes:
+    """The program and all that it needs of dmsflow, as a zip file that Python can run."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
+        for pattern in SHIPPED:
+            for path in sorted(PACKAGE.glob(pattern)):
+                packed.writestr(f"dmsflow/{path.relative_to(PACKAGE).as_posix()}", path.read_bytes())
+        packed.writestr("dmsflow/program.py", (PACKAGE / "measuring" / "devices" / "_program.py").read_bytes())
+        packed.writestr("__main__.py", LAUNCHER)
+    return written.getvalue()

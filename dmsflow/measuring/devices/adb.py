@@ -1,0 +1,97 @@
+"""An Android phone on adb: adb://SERIAL, or adb:// for the only one, with a benchmark program built for it.
+
+A phone has no Python, so a program does the measuring: dmsflow's own, unless the user names another, such
+as LCE's lce_benchmark_model or TFLite's benchmark_model. Files lie in /data/local/tmp meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from dmsflow import native
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring.devices import Access, Measure, _benchmark, _shell
+from dmsflow.measuring.devices._shell import Shell, call
+
+# As `adb devices` prints them: emulator-5554, 192.168.1.7:5555, adb-R5C-x1 (2)._adb-tls-connect._tcp
+SERIAL = re.compile(r"[A-Za-z0-9][\w.:() -]*", re.ASCII)
+PARENT = "/data/local/tmp"  # the one place of a phone where adb may both write and run
+UPLOAD_BYTES_S = 200_000
+KNOWN = (
+    ("unauthorized", "has not allowed this computer", "unlock it, and allow USB debugging when it asks"),
+    ("still authorizing", "has not allowed this computer", "unlock it, and allow USB debugging when it asks"),
+    ("offline", "is offline", "plug it in again, or adb reconnect"),
+    ("more than one device", "could be any of several", "name one that adb devices lists: adb://SERIAL"),
+    ("no devices", "is not attached", "plug it in, and see adb devices"),
+    ("not found", "is not attached", "plug it in, and see adb devices"),
+)
+
+
+@contextlib.contextmanager
+def connect(address: str, access: Access) -> Iterator[Measure]:
+    """A folder on the phone, with the program in it.
+
+    Raises:
+        DmsflowError: the address cannot be one, there is no program, or no such phone; and from
+            `measure`, whatever stands in the way of measuring there.
+    """
+    scheme, slashes, serial = address.partition("://")
+    if scheme != "adb" or not slashes or (serial and not SERIAL.fullmatch(serial)):
+        raise DmsflowError(f"device {address}", "is unusable", "write adb://SERIAL, or adb:// for the only phone")
+    if access == Access() and (own := native.benchmark()):
+        access = Access(runner_file=str(own))
+    if not access.runner_file:
+        right = "name a benchmark program built for it with --runner-file (lce_benchmark_model, benchmark_model)"
+        raise DmsflowError(f"device {address}", "has no Python", right)
+    program = _benchmark.check(address, access)
+    adb = ("adb", "-s", serial) if serial else ("adb",)
+    shell = Shell(f"device {address}", (*adb, "shell"), _explain)
+    with _shell.folder(shell, shell, PARENT) as folder:
+        put = partial(_push, shell, adb)
+        put(str(program), f"{folder}/benchmark")
+        call(shell, _shell.ALLOW, f"{folder}/benchmark")
+        yield partial(_benchmark.measure_there, shell, folder, put, address, access)
+
+
+def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
+    """adb takes the paths as they are: no shell reads this one's.
+
+    Raises:
+        DmsflowError: the phone is full, or goes away.
+    """
+    path = Path(here).absolute()
+    limit_s = _shell.ANSWER_S + path.stat().st_size / UPLOAD_BYTES_S
+    command = [*adb, "push", str(path), there]
+    with _shell.told_if_missing("adb"):
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=limit_s,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DmsflowError(
+                shell.device, f"did not take {path.name} within {limit_s:.0f} s", "plug it in again"
+            ) from error
+    said = (done.stderr + done.stdout).decode(errors="replace")
+    if "No space left on device" in said:
+        raise _shell.full(shell)
+    if done.returncode:
+        raise DmsflowError(shell.device, *_explain(done.stderr.decode(errors="replace")))
+
+
+def _explain(text: str) -> tuple[str, str]:
+    """What is wrong and what would be right, from what adb wrote."""
+    for sign, what, right in KNOWN:
+        if sign in text:
+            return what, right
+    reason = _shell.last_line(text).removeprefix("adb: ").removeprefix("error: ")
+    return f"went away ({reason or 'the connection ended'})", "see that it stays plugged in and awake"

@@ -1,0 +1,1 @@
+"""An ARM core that this machine emulates; its times are modelled."""

@@ -1,0 +1,55 @@
+"""This machine. Each measurement is a process of its own, with nothing loaded but the runtimes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring.devices import Access, Job, Measure, Measurement, _python
+
+
+@contextlib.contextmanager
+def connect(address: str, access: Access) -> Iterator[Measure]:
+    """There is nothing to reach.
+
+    Raises:
+        DmsflowError: the address has more than the name, or something else than this Python is to run.
+    """
+    if address != "local":
+        raise DmsflowError(f"device {address}", "is unusable", "this machine is called local, and nothing more")
+    if access != Access():
+        raise DmsflowError("device local", "measures with the Python that runs dmsflow", "leave out what to run there")
+    yield measure
+
+
+def measure(job: Job) -> Measurement:
+    """As the contract of this folder says.
+
+    Raises:
+        DmsflowError: a file cannot be loaded, or crashes its runtime.
+    """
+    return _python.measure(job, _in_child)
+
+
+def _in_child(job: Job) -> bytes:
+    """An interrupt ends the child: `subprocess.run` kills it before it goes on."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "dmsflow.measuring.devices._program"],
+        input=msgspec.json.encode(job),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode:
+        files = ", ".join(file.path for file in job.files)
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise DmsflowError(files, f"the process that runs it died ({last})", "export it again")
+    return done.stdout

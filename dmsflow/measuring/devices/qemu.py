@@ -1,0 +1,241 @@
+"""A 64-bit ARM core, emulated on this machine: qemu, or qemu://cortex-a53, -a72, -a76; times are modelled.
+
+The files run on the stock wheels for aarch64, in QEMU's user mode. A plugin counts each block of
+instructions and LLVM's model of a core says how many cycles it takes (see `cycles`), so the times are
+modelled: no such device ran anything. They know of no caches and no other programs, and are the same
+at each run, so one is counted, however many are asked for.
+
+All that is needed is set up once (see `_emulated`), in about a minute, and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring.devices import Access, File, Job, Machine, Measure, Measurement, Operation, Timing, _python
+from dmsflow.measuring.devices._program import COUNTED
+from dmsflow.measuring.devices.emulated import llvm_mca, parts
+from dmsflow.modelfile.runners import litert
+
+DEFAULT = "cortex-a72"
+V8_0 = "fp asimd evtstrm crc32 cpuid"
+V8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+PASSED_ON = ("DMSFLOW_KERNELS", "HOME")
+# A whole measurement but for the files, since NumPy and Python import some of their parts late.
+FIRST = """from dmsflow import program
+program.runner("litert").version()
+program.watch({"files": [], "threads": 1, "warm_up": 0, "runs": 0, "operations": False})
+"""
+
+
+@dataclass(frozen=True)
+class Core:
+    """A class of cores.
+
+    Attributes:
+        board: a usual machine with such cores.
+        ghz: their clock there.
+        model: LLVM's model that stands for them; it has none of the A72 and the A76.
+        part: the number by which runtimes know the core.
+        features: as Linux writes them.
+    """
+
+    board: str
+    ghz: float
+    model: str
+    part: str
+    features: str
+
+    @property
+    def cpuinfo(self) -> str:
+        lines = ("BogoMIPS\t: 100.00", f"Features\t: {self.features}", "CPU implementer\t: 0x41",
+                 "CPU architecture: 8", "CPU variant\t: 0x0", f"CPU part\t: {self.part}", "CPU revision\t: 3")  # fmt: skip
+        return "\n".join((*lines, ""))
+
+
+CORES = {
+    "cortex-a53": Core("Raspberry Pi 3B+", 1.4, "cortex-a53", "0xd03", V8_0),
+    "cortex-a72": Core("Raspberry Pi 4B", 1.5, "cortex-a57", "0xd08", V8_0),
+    "cortex-a76": Core("Raspberry Pi 5", 2.4, "neoverse-n1", "0xd0b", V8_2),
+}
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """The device, set up.
+
+    Attributes:
+        address: as the user called it.
+        name: of the class of its cores.
+        program: the folder with what it runs, as in an installed dmsflow.
+        folder: a private one.
+    """
+
+    address: str
+    name: str
+    program: Path
+    folder: Path
+
+    @property
+    def core(self) -> Core:
+        return CORES[self.name]
+
+    @property
+    def machine(self) -> Machine:
+        core = self.core
+        processor = f"{self.name} class at {core.ghz:g} GHz ({core.board}), cycles of LLVM 19's {core.model} model"
+        return Machine(processor=processor, system="Linux aarch64, emulated", method="modelled")
+
+
+@contextlib.contextmanager
+def connect(address: str, access: Access) -> Iterator[Measure]:
+    """Set the device up, where that was not done before.
+
+    Raises:
+        DmsflowError: the address names no class of cores, a tool is missing, or the set-up fails; and
+            from `measure`, a file cannot be run, or more is asked for than can be modelled.
+    """
+    if access != Access():
+        raise DmsflowError(f"device {address}", "measures with a Python of its own", "leave out what to run there")
+    with set_up(address) as device:
+        yield partial(measure, device)
+
+
+@contextlib.contextmanager
+def set_up(address: str) -> Iterator[Emulated]:
+    """The device, for whatever is to run in its Python.
+
+    Raises:
+        DmsflowError: as `connect`.
+    """
+    name = _core(address)
+    parts.check_tools()
+    packed, library = _python.program(), parts.library()
+
+    def make(place: Path) -> None:
+        with zipfile.ZipFile(io.BytesIO(packed)) as program:
+            program.extractall(place)
+        (place / "dmsflow" / "native" / library.name).symlink_to(library)
+        # Python keeps what it compiles now: the first run that is counted is like any other.
+        done = emulate(Emulated(address, name, place, place), ("-c", FIRST))
+        if done.returncode:
+            what = f"does not start ({_last(done)})"
+            raise DmsflowError(f"device {address}", what, f"see that {parts.EMULATOR} works, and try again")
+
+    program = parts.made("program", f"{_hash(packed)} {library}", make)
+    with tempfile.TemporaryDirectory() as private:
+        yield Emulated(address, name, program, Path(private))
+
+
+def _hash(packed: bytes) -> str:
+    """Of what is in a zip file, and not of when it was packed."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as program:
+        whole = b"".join(each.filename.encode() + b"\0" + program.read(each) for each in program.infolist())
+    return hashlib.sha256(whole).hexdigest()
+
+
+def _core(address: str) -> str:
+    scheme, slashes, name = address.partition("://")
+    name = name if slashes else DEFAULT
+    if scheme != "qemu" or name not in CORES:
+        right = f"write qemu://CLASS, with one of {', '.join(CORES)}; qemu alone is {DEFAULT}"
+        raise DmsflowError(f"device {address}", "is unusable", right)
+    return name
+
+
+def measure(device: Emulated, job: Job) -> Measurement:
+    """As the contract of the folder says; the memory of an emulated process is not told."""
+    if job.threads != 1:
+        what = f"is modelled for one thread, and not for {job.threads}"
+        raise DmsflowError(f"device {device.address}", what, "give --threads 1")
+    files = tuple(msgspec.structs.replace(file, primers=0) for file in job.files)
+    once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
+    counted = device.folder / "counts"
+    seen = _python.measure(once, partial(_run, device, counted), f"device {device.address}")
+    counts = llvm_mca.read(counted)
+    counted.unlink()
+    model = llvm_mca.Model(device.core.model, parts.folder() / "cycles-19")
+    per_ms = device.core.ghz * 1e6
+    # First each file was loaded, which is much code that runs once; then each ran.
+    loads = [model.cycles(counts.run(index), llvm_mca.ROUGHLY) for index in range(len(files))]
+    runs = [model.cycles(counts.run(index)) for index in range(len(files), 2 * len(files))]
+    timings = tuple(
+        Timing(
+            runtime=told.runtime,
+            load_ms=sum(load) / per_ms,
+            runs_ms=(sum(run) / per_ms,) * job.runs,
+            operations=_operations(file, [span / per_ms for span in run]) if job.operations else (),
+        )
+        for file, told, load, run in zip(files, seen.timings, loads, runs, strict=True)
+    )
+    return Measurement(timings=timings, machine=device.machine)
+
+
+def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
+    """The delegate marks where each of its operations begins and ends; other runtimes mark nothing."""
+    if file.runner != "litert":
+        return ()
+    rows = litert.named(Path(file.path), spans_ms)
+    return tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows)
+
+
+def emulate(
+    device: Emulated, arguments: Sequence[str], given: bytes = b"", *, sites: Sequence[str] = ("litert",),
+    counted: Path | None = None,
+) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    """Run the emulated Python, with dmsflow's runners and the delegate to import.
+
+    Args:
+        device: set up.
+        arguments: of Python.
+        given: on stdin.
+        sites: whose wheels it has, see `_emulated.WHEELS`.
+        counted: where to write what was counted; None: nothing is.
+    """
+    root = parts.root(device.core.cpuinfo)
+    places = (device.program, *map(parts.site, sites))
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "LC_ALL": "C.UTF-8",
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    }
+    command = [parts.EMULATOR, "-L", str(root), "-cpu", device.name]
+    if counted:
+        command += ["-plugin", f"{parts.plugin()},out={counted}"]
+        environment[COUNTED] = "1"
+    command += [str(root / parts.PYTHON), "-P", *arguments]  # where it is called from lies nothing for it
+    return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
+
+
+def _run(device: Emulated, counted: Path, job: Job) -> bytes:
+    """The program that measures; what it wrote."""
+    program = str(device.program / "__main__.py")
+    # NumPy comes with LiteRT's wheels.
+    sites = ["litert", *sorted({file.runner for file in job.files} & parts.WHEELS.keys() - {"litert"})]
+    done = emulate(device, (program,), msgspec.json.encode(job), sites=sites, counted=counted)
+    if done.returncode:
+        files = ", ".join(file.path for file in job.files)
+        what = f"the emulated process that runs it died ({_last(done)})"
+        raise DmsflowError(files, what, f"export it again, or remove {parts.folder()}")
+    return done.stdout
+
+
+def _last(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit status {done.returncode}"

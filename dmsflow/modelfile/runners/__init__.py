@@ -1,0 +1,62 @@
+"""Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch.
+
+A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `native` and
+`tflite` (measuring/devices/_python.py ships these). A Session may have, where its runtime can tell,
+
+    operations(images, runs) -> [(kind, name in the file, median ms), ...] in the order of execution
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+
+
+class Session(Protocol):
+    """A loaded model file.
+
+    Attributes:
+        input_shape: of its one float32 input, [1, H, W, C].
+    """
+
+    input_shape: tuple[int, ...]
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [1, classes] of raw pixels 0..255, float32, in `input_shape`."""
+        ...
+
+
+class Runner(Protocol):
+    """What a file of this folder offers."""
+
+    def open(self, path: Path, threads: int = 1) -> Session:
+        """Load a model file; a missing runtime or a damaged file is a DmsflowError."""
+        ...
+
+    def version(self) -> str:
+        """The runtime's name and version."""
+        ...
+
+
+def first_usable(names: Sequence[str]) -> tuple[str, DmsflowError | None]:
+    """The first of some runners whose runtime works on this machine, and what the very first lacks, if it is another.
+
+    Raises:
+        DmsflowError: none works; it says what the very first lacks.
+    """
+    lacks: list[DmsflowError] = []
+    for name in names:
+        try:
+            plugin.load("runners", name).version()
+        except DmsflowError as error:
+            lacks.append(error)
+        else:
+            return name, lacks[0] if lacks else None
+    raise lacks[0]

@@ -1,0 +1,343 @@
+"""What a graph amounts to: a row for each op, the bytes of each kind, and what is binary but gains nothing by it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, bits_of, elements
+
+FEWEST_WEIGHTS = 32  # of an op that is called binary by its numbers, and
+FEWEST_OF_CHANNEL = 8  # of each output channel: fewer may look binary by chance
+EQUAL = 1e-6  # how far magnitudes of one channel may differ, relative
+NAMES = 4  # that one line lists
+PACKED_CONV, QUANTIZE = "LceBconv2d", "LceQuantize"
+THROUGH = ("ADD", "MAX_POOL_2D", "MUL", "RELU", "SUB")  # of LCE's files: a threshold could take these in
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A tensor of a file; a length that the file leaves open is a name or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class Op(msgspec.Struct, frozen=True, kw_only=True):
+    """One op of a file.
+
+    Attributes:
+        part: the subgraph it stands in.
+        name: of the op, or of what it puts out.
+        output: its first output; None where it has none.
+        channels_in, channels_out: None where the file does not tell, or where there are none.
+        weight_bits: of each weight in the file; 0 without weights, None where the file does not tell.
+        binary: its weights have two values in each output channel, however they are stored.
+        packed: it computes with 1-bit weights as they are stored.
+        convolves: it is a convolution.
+        weight_dtype, stored_dtype: the type in which it computes with its weights, and that in the file.
+        weight_bytes, constant_bytes: in the file; constants, weights among them, count with the first op that
+            reads them.
+    """
+
+    op: str
+    name: str
+    part: str
+    output: Port | None
+    channels_in: int | None
+    channels_out: int | None
+    weight_bits: int | None
+    weight_dtype: str
+    stored_dtype: str
+    binary: bool
+    packed: bool
+    convolves: bool
+    weight_bytes: int
+    constant_bytes: int
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a whole file; the five numbers of bytes add up to its size.
+
+    Attributes:
+        products: matrix products with constant weights; some files compute convolutions as such.
+        packed_convolutions, packed_products: those whose weights take one bit each in the file.
+        constant_ops: ops that only compute constants while the file is loaded; they have no rows.
+        rest_bytes: names, shapes, and all else that is no constant.
+    """
+
+    convolutions: int
+    binary_convolutions: int
+    packed_convolutions: int
+    products: int
+    binary_products: int
+    packed_products: int
+    constant_ops: int
+    binary_weight_bytes: int
+    float_weight_bytes: int
+    integer_weight_bytes: int
+    other_constant_bytes: int
+    rest_bytes: int
+
+
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a model file.
+
+    Attributes:
+        about: what else the file says of itself.
+        widths: output channels of each op with weights, in order; that of a classifier is its classes.
+        remarks: a line for each thing that is binary but neither smaller nor faster for it.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    about: dict[str, str]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    ops: tuple[Op, ...]
+    widths: tuple[int | None, ...]
+    totals: Totals
+    remarks: tuple[str, ...]
+
+
+def account(graph: Graph, path: str, size_bytes: int) -> ModelFile:
+    """Take stock of a graph that was read from a file of so many bytes."""
+    stock = _Stock(graph)
+    ops = tuple(stock.row(node) for node in graph.nodes if node.outputs == () or node.outputs[0] not in stock.computed)
+    return ModelFile(
+        path=path,
+        format=graph.format,
+        size_bytes=size_bytes,
+        about=graph.about,
+        inputs=tuple(_port(graph.tensors[number]) for number in graph.inputs),
+        outputs=tuple(_port(graph.tensors[number]) for number in graph.outputs),
+        ops=ops,
+        widths=tuple(op.channels_out for op in ops if op.weight_bits != 0),
+        totals=_totals(ops, stock, size_bytes),
+        remarks=tuple(_remarks(graph, ops)),
+    )
+
+
+class _Stock:
+    """Which tensors are computed from constants alone, from which, and who is the first to read them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.tensors = graph.tensors
+        self.computed: dict[int, Node] = {}
+        self.sources: dict[int, int] = {}  # of a computed constant, the largest that it is made of
+        self.unpacked: set[int] = set()
+        self.changed: set[int] = set()  # by more than their type or scale
+        self.signs: set[int] = set()  # computed signs, scaled or not
+        self.counted: set[int] = set()
+        for node in graph.nodes:
+            if (
+                node.computes_constants
+                and node.inputs
+                and all(self.source(number) is not None for number in node.inputs)
+            ):
+                self._add(node)
+
+    def source(self, number: int) -> int | None:
+        """The constant behind a tensor; None if it depends on more than constants."""
+        return number if self.tensors[number].values else self.sources.get(number)
+
+    def _add(self, node: Node) -> None:
+        sources = [source for source in map(self.source, node.inputs) if source is not None]
+        table = node.looks_up and self._is_table(node.inputs, sources[-1])
+        largest = sources[-1] if table else max(sources, key=lambda source: self.tensors[source].stored_bytes)
+        for number in node.outputs:
+            self.computed[number] = node
+            self.sources[number] = largest
+            if node.unpacks or table or not self.unpacked.isdisjoint(node.inputs):
+                self.unpacked.add(number)
+            if not node.keeps_values or not self.changed.isdisjoint(node.inputs):
+                self.changed.add(number)
+            if node.signs or (node.scales and self._scales_signs(node, number)):
+                self.signs.add(number)
+
+    def _scales_signs(self, node: Node, output: int) -> bool:
+        counts = [elements(self.tensors[number].shape) for number in node.inputs if number not in self.signs]
+        whole = elements(self.tensors[output].shape) or 0
+        few = all(count is not None and count * FEWEST_OF_CHANNEL <= whole for count in counts)
+        return few and len(counts) < len(node.inputs)
+
+    def _is_table(self, inputs: tuple[int, ...], source: int) -> bool:
+        """Whether the first input has a row for every number that the constant behind the second could hold."""
+        shape, bits = self.tensors[inputs[0]].shape, bits_of(self.tensors[source].dtype)
+        return bool(shape and len(inputs) == 2 and bits is not None and bits <= 16 and shape[0] == 1 << bits)
+
+    def row(self, node: Node) -> Op:
+        constants = self._first_read(node)
+        weights = node.weights
+        source = self.source(weights.tensor) if weights else None
+        bits, binary = self._weights(weights, source) if weights and source is not None else (0, False)
+        dtype = self.tensors[weights.tensor].dtype if weights and source is not None else ""
+        return Op(
+            op=node.op,
+            name=node.name,
+            part=node.part,
+            output=_port(self.tensors[node.outputs[0]]) if node.outputs else None,
+            channels_in=node.channels_in,
+            channels_out=node.channels_out,
+            weight_bits=bits,
+            weight_dtype=dtype,
+            stored_dtype=self.tensors[source].dtype if weights and source is not None else "",
+            binary=binary,
+            packed=bits == 1 and weights is not None and weights.bits == 1,
+            convolves=weights is not None and weights.convolves,
+            weight_bytes=self.tensors[source].stored_bytes if source in constants and source is not None else 0,
+            constant_bytes=sum(self.tensors[number].stored_bytes for number in constants),
+        )
+
+    def _first_read(self, node: Node) -> set[int]:
+        """The constants behind an op that no op before it has read."""
+        found, waiting = set(), list(node.inputs)
+        while waiting:
+            number = waiting.pop()
+            if number not in self.counted and self.source(number) is not None:
+                self.counted.add(number)
+                if number in self.computed:
+                    waiting += self.computed[number].inputs
+                else:
+                    found.add(number)
+        return found
+
+    def _weights(self, weights: Weights, source: int) -> tuple[int | None, bool]:
+        """Bits of each weight in the file, and whether they are binary."""
+        if weights.bits:
+            return weights.bits, weights.bits == 1
+        stored, bits = self.tensors[source], bits_of(self.tensors[source].dtype)
+        count, held = elements(self.tensors[weights.tensor].shape), elements(stored.shape)
+        if weights.tensor in self.unpacked:  # several weights in each number
+            if count is None or held is None or bits is None or count <= held:
+                return None, False
+            return max(1, round(held * bits / count)), round(held * bits / count) <= 1
+        if weights.tensor in self.signs:  # of latent weights, which take their place in the file
+            return bits, True
+        if weights.tensor not in self.changed:
+            return bits, _is_binary(stored, weights.axis)
+        return bits if count == held else None, False
+
+
+@np.errstate(all="ignore")  # damaged files hold numbers that are none
+def _is_binary(tensor: Tensor, axis: int) -> bool:
+    """Whether weights are ±c with a c for each output channel; or, of whole numbers, two values in all."""
+    count = elements(tensor.shape)
+    rank = len(tensor.shape or ())
+    if count is None or count < FEWEST_WEIGHTS or not -rank <= axis < rank or tensor.values is None:
+        return False
+    values = tensor.values()
+    if values is None or values.dtype.kind not in "iubf":
+        return False
+    if values.dtype.kind in "iub":
+        low, high = values.min(), values.max()
+        return bool(low < high and ((values == low) | (values == high)).all())
+    channels: NDArray[Any] = np.moveaxis(values, axis, 0)
+    if count // len(channels) < FEWEST_OF_CHANNEL or not _is_even(channels[0]):
+        return False
+    return all(map(_is_even, channels)) and bool(values.min() < 0 < values.max())
+
+
+def _is_even(channel: NDArray[Any]) -> bool:
+    """Whether all numbers have one magnitude, and not 0."""
+    magnitudes = np.abs(channel)
+    least, largest = float(magnitudes.min()), float(magnitudes.max())
+    return least > 0 and largest < np.inf and largest - least <= EQUAL * largest
+
+
+def _port(tensor: Tensor) -> Port:
+    return Port(tensor.name, tensor.dtype, tensor.shape)
+
+
+def _totals(ops: tuple[Op, ...], stock: _Stock, size_bytes: int) -> Totals:
+    convolutions = [op for op in ops if op.convolves]
+    products = [op for op in ops if op.weight_bits != 0 and not op.convolves]
+    kinds: Counter[str] = Counter()
+    for op in ops:
+        kinds[_kind(op)] += op.weight_bytes
+    constants = sum(tensor.stored_bytes for tensor in stock.tensors)
+    return Totals(
+        convolutions=len(convolutions),
+        binary_convolutions=sum(op.binary for op in convolutions),
+        packed_convolutions=sum(op.weight_bits == 1 for op in convolutions),
+        products=len(products),
+        binary_products=sum(op.binary for op in products),
+        packed_products=sum(op.weight_bits == 1 for op in products),
+        constant_ops=len({id(node) for node in stock.computed.values()}),
+        binary_weight_bytes=kinds["binary"],
+        float_weight_bytes=kinds["float"],
+        integer_weight_bytes=kinds["integer"],
+        other_constant_bytes=constants - sum(kinds.values()),
+        rest_bytes=size_bytes - constants,
+    )
+
+
+def _kind(op: Op) -> str:
+    if op.weight_bits == 1:
+        return "binary"
+    return "float" if "float" in op.weight_dtype else "integer"
+
+
+# --- remarks ----------------------------------------------------------------------------------
+
+
+def _remarks(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:
+    """Ops of which the same is to be said share a line."""
+    said: dict[tuple[str, ...], list[str]] = {}
+    for op in ops:
+        if op.binary and not op.packed:
+            said.setdefault(_unpacked(op), []).append(op.name)
+    for name in _floats_to_bits(graph):
+        said.setdefault(
+            (
+                "puts out floats that",
+                "put out floats that",
+                f"{QUANTIZE} turns into bits again: a threshold in the convolution would save both",
+            ),
+            [],
+        ).append(name)
+    for (one, several, what), names in said.items():
+        yield f"{_listed(names)} {one if len(names) == 1 else several} {what}"
+
+
+def _unpacked(op: Op) -> tuple[str, str, str]:
+    if op.weight_bits == 1:
+        what = f"unpacked by standard ops when the file is loaded and run as {op.weight_dtype or 'larger numbers'}"
+        gain = "small on disk, neither smaller in memory nor faster than other weights of that type"
+        return "has 1-bit weights,", "have 1-bit weights,", f"{what}: {gain}"
+    times = f"{op.weight_bits} times larger than packed, and no faster than any other weights of that type"
+    return "has binary weights", "have binary weights", f"kept as {op.stored_dtype}: {times}"
+
+
+def _floats_to_bits(graph: Graph) -> Iterable[str]:
+    """LCE's convolutions that put out floats which nothing reads but LceQuantize, through ops that fold."""
+    readers: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        for number in node.inputs:
+            readers.setdefault(number, []).append(node)
+    for node in graph.nodes:
+        if node.op == PACKED_CONV and node.outputs and graph.tensors[node.outputs[0]].dtype != BITS:
+            number, seen = node.outputs[0], set[int]()
+            while number not in seen and number not in graph.outputs and len(readers.get(number, ())) == 1:
+                seen.add(number)
+                reader = readers[number][0]
+                if reader.op == QUANTIZE:
+                    yield node.name
+                others = [other for other in reader.inputs if other != number]
+                if reader.op not in THROUGH or any(graph.tensors[other].values is None for other in others):
+                    break
+                number = next(chain(reader.outputs, [number]))
+
+
+def _listed(names: list[str]) -> str:
+    """`conv1`, `conv1 and conv2`, `conv1, conv2, conv3 and 4 more`."""
+    if len(names) > NAMES:
+        names = [*names[: NAMES - 1], f"{len(names) - NAMES + 1} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,0 +1,205 @@
+"""Reads .tflite files, with the ops of Larq Compute Engine (LCE) or without, of any number of subgraphs.
+
+Interpreters insist on more than is needed to say what a file holds: `tflite.loads` checks the one
+or the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmsflow.modelfile import tflite
+from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Values, Weights, numpy_type, plain, stored_size
+
+WORD = 32  # channels in an int32
+TYPES = (
+    "float32", "float16", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8", "float64",
+    "complex128", "uint64", "resource", "variant", "uint32", "uint16", "int4", "bfloat16", "int2", "uint4",
+    "float8_e4m3fn", "float8_e5m2",
+)  # fmt: skip
+PACKED = ("LceBconv2d", "LceBMaxPool2d", "LceQuantize")
+CONSTANT = ("CAST", "DENSIFY", "DEQUANTIZE", "RESHAPE", "TRANSPOSE")  # ops that converters put behind constants
+KEPT = ("CAST", "DENSIFY", "DEQUANTIZE")
+WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
+    "CONV_2D": (1, 0, True),
+    "CONV_3D": (1, 4, True),
+    "DEPTHWISE_CONV_2D": (1, 3, True),
+    "TRANSPOSE_CONV": (1, 0, True),
+    "LceBconv2d": (1, 0, True),
+    "FULLY_CONNECTED": (1, 0, False),
+}
+PASSING = ("PAD", "PADV2", "SUB", "LceBMaxPool2d")  # these leave packed channels packed
+FAR = 2  # a smaller offset of a buffer stands for none
+
+
+def read(_: Path, data: bytes) -> Graph:
+    """The graph of a .tflite file.
+
+    Raises:
+        tflite.Damaged: it is not whole, or no .tflite file.
+    """
+    return _File(data).graph()
+
+
+class _File:
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
+        self.model = tflite.loads(data, runnable=False)
+        self.buffers = [self.content(buffer) for buffer in self.model.get("buffers", ())]
+        self.codes = [_name(code) for code in self.model.get("operator_codes", ())]
+        parts = self.model.get("subgraphs", [])
+        if not parts:
+            raise tflite.Damaged("it holds no graph")
+        self.tensors: list[Tensor] = []
+        self.channels: dict[int, int] = {}  # of tensors whose shape counts words of 32 instead
+
+    def content(self, buffer: dict[str, Any]) -> memoryview | None:
+        """What a buffer holds; large ones lie behind the tables. None: nothing is stored."""
+        start, size = buffer.get("offset", 0), buffer.get("size", 0)
+        if start < FAR:
+            return buffer.get("data")
+        if start + size > len(self.data):
+            raise tflite.Damaged(f"a buffer at byte {start} ends at {start + size} of {len(self.data)}")
+        return self.data[start : start + size]
+
+    def graph(self) -> Graph:
+        graph = Graph("TFLite", self.about(), tensors=self.tensors)
+        parts = self.model["subgraphs"]
+        for index, part in enumerate(parts):
+            first = len(self.tensors)
+            title = plain(part.get("name", "")) or f"subgraph {index}"
+            tensors = part.get("tensors", [])
+            self.tensors += [self.tensor(fields, number) for number, fields in enumerate(tensors)]
+            for operator in part.get("operators", ()):
+                graph.nodes.append(self.node(operator, title, first, len(tensors)))
+            if index == 0:
+                graph.inputs = _numbers(part.get("inputs", ()), first, len(tensors))
+                graph.outputs = _numbers(part.get("outputs", ()), first, len(tensors))
+        return graph
+
+    def about(self) -> dict[str, str]:
+        model = self.model
+        entries = [entry.get("name", "") for entry in model.get("metadata", ())]
+        signatures = [entry.get("signature_key", "") for entry in model.get("signature_defs", ())]
+        told = {
+            "format": f"TFLite, schema version {model.get('version', 0)}",
+            "description": model.get("description", ""),
+            "signatures": ", ".join(signatures),
+            "metadata": ", ".join(entries),
+        }
+        return {label: plain(text) for label, text in told.items() if text}
+
+    def tensor(self, fields: dict[str, Any], number: int) -> Tensor:
+        kind = fields.get("type", 0)
+        tensor = Tensor(
+            name=plain(fields.get("name", "")) or f"tensor {number}",
+            dtype=TYPES[kind] if 0 <= kind < len(TYPES) else f"type {kind}",
+            shape=_shape(fields),
+        )
+        if (place := fields.get("buffer", 0)) >= len(self.buffers):
+            raise tflite.Damaged("a tensor without its buffer")
+        stored = self.buffers[place]
+        if stored is not None and place > 0:  # the first buffer is that of all tensors that are computed
+            expected = stored_size(tensor.dtype, tensor.shape)
+            if expected != len(stored) and "shape" not in fields:
+                tensor.shape = expected = None
+            if expected not in (None, len(stored)) and not fields.get("sparsity"):
+                raise tflite.Damaged(f"{tensor.name} has {len(stored)} bytes, its shape says {expected}")
+            tensor.stored_bytes = len(stored)
+            tensor.values = _values(stored, tensor) if not fields.get("sparsity") else _none
+        return tensor
+
+    def node(self, operator: dict[str, Any], part: str, first: int, count: int) -> Node:
+        if (kind := operator.get("opcode_index", 0)) >= len(self.codes):
+            raise tflite.Damaged("an operator of no kind")
+        op = self.codes[kind]
+        listed, outputs = operator.get("inputs", []), _numbers(operator.get("outputs", ()), first, count)
+        node = Node(
+            op=op,
+            name=self.tensors[outputs[0]].name if outputs else op,
+            part=part,
+            inputs=tuple(_numbers(listed, first, count)),
+            outputs=tuple(outputs),
+            weights=self.weights(op, listed, first),
+            computes_constants=op in CONSTANT,
+            keeps_values=op in KEPT,
+        )
+        self.count_channels(node, operator)
+        return node
+
+    def weights(self, op: str, listed: list[int], first: int) -> Weights | None:
+        position, axis, convolves = WEIGHTS.get(op, (len(listed), 0, False))
+        if position >= len(listed) or listed[position] < 0:
+            return None
+        tensor = first + listed[position]
+        if op == "LceBconv2d" and self.tensors[tensor].dtype == "int32":
+            self.tensors[tensor].dtype = BITS
+            return Weights(tensor, axis, convolves, bits=1)
+        return Weights(tensor, axis, convolves)
+
+    def count_channels(self, node: Node, operator: dict[str, Any]) -> None:
+        """Set the channels that shapes do not tell: those of packed tensors, and those of weights."""
+        source = next((number for number in node.inputs if not self.tensors[number].values), None)
+        node.channels_in = None if source is None else self.channels.get(source) or _last(self.tensors[source])
+        if node.op in ("LceBconv2d", "LceBMaxPool2d"):
+            told = tflite.flexible(operator.get("custom_options", memoryview(b"")))
+            node.channels_in = told.get("channels_in", node.channels_in)
+        if node.weights:
+            shape = self.tensors[node.weights.tensor].shape or ()
+            axis = node.weights.axis
+            node.channels_out = _whole(shape[axis]) if axis < len(shape) else None
+        elif node.op in ("LceQuantize", "LceDequantize", *PASSING):
+            node.channels_out = node.channels_in
+        for output in node.outputs:
+            tensor = self.tensors[output]
+            bits = node.op in PACKED or any(self.tensors[number].dtype == BITS for number in node.inputs[:2])
+            if tensor.dtype == "int32" and bits and (node.op in PACKED or node.op in PASSING) and node.channels_out:
+                tensor.dtype = BITS
+                self.channels[output] = node.channels_out
+            elif node.channels_out is None:
+                node.channels_out = _last(tensor)
+
+
+def _name(code: dict[str, Any]) -> str:
+    number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
+    return plain(code.get("custom_code", "")) or tflite.OPERATORS.get(number, f"builtin {number}")
+
+
+def _shape(fields: dict[str, Any]) -> Shape:
+    """Lengths that may vary stand as -1 in the signature."""
+    shape = fields.get("shape_signature") or fields.get("shape", [])
+    return tuple(length if length >= 0 else None for length in shape)
+
+
+def _numbers(listed: Any, first: int, count: int) -> list[int]:
+    """Numbers in the whole file of tensors of one subgraph, without the absent ones."""
+    if any(not tflite.ABSENT <= number < count for number in listed):
+        raise tflite.Damaged("a tensor that is not there")
+    return [first + number for number in listed if number >= 0]
+
+
+def _values(stored: memoryview, tensor: Tensor) -> Values:
+    def values() -> NDArray[Any] | None:
+        dtype = numpy_type(tensor.dtype)
+        if dtype is None:
+            return None
+        lengths = [length for length in tensor.shape or () if isinstance(length, int)]
+        return np.frombuffer(stored, dtype).reshape(lengths)
+
+    return values
+
+
+def _none() -> None:
+    return None
+
+
+def _last(tensor: Tensor) -> int | None:
+    return _whole(tensor.shape[-1]) if tensor.shape and tensor.dtype != BITS else None
+
+
+def _whole(length: int | str | None) -> int | None:
+    return length if isinstance(length, int) else None

@@ -1,0 +1,42 @@
+"""VGG-11 with one dense layer (Simonyan & Zisserman, arXiv 1409.1556), as in the DMS paper.
+
+Images of 64 pixels and more get the ImageNet widths, smaller ones a quarter of them. Pooling
+stands straight behind the convolution, before batch norm: the same function while the scale of
+that batch norm is positive (which training holds), and batch norm sees a quarter of the pixels.
+"""
+
+from __future__ import annotations
+
+from dmsflow.network.network import INPUT, Layer, Network
+
+PLAN: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+
+
+def build(channels: int, resolution: int, classes: int) -> Network:
+    divisor = 1 if resolution >= 64 else 4
+    layers: list[Layer] = []
+    widths: dict[str, int] = {}
+    last = INPUT
+
+    def add(name: str, op: str, **fields: object) -> None:
+        nonlocal last
+        layers.append(Layer(name=name, op=op, inputs=(last,), **fields))  # type: ignore[arg-type]
+        last = name
+
+    for step, following in zip(PLAN, (*PLAN[1:], "end"), strict=True):
+        if isinstance(step, str):
+            continue
+        index = len(widths)
+        widths[f"conv{index}"] = step // divisor
+        if index:
+            add(f"quantize{index}", "quantize")
+        add(f"conv{index}", "binary_conv" if index else "conv", width=f"conv{index}", kernel=3, padding=1)
+        if following == "pool":
+            add(f"pool{index}", "max_pool", kernel=2, stride=2)
+        add(f"norm{index}", "batch_norm")
+    add("relu", "relu")
+    add("average", "average_pool")
+    add("dense", "dense", width=classes)
+    return Network(
+        name="vgg11", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
+    )

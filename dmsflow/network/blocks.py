@@ -1,0 +1,99 @@
+"""Fused blocks: a layer with what folds into it, which a runtime computes as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmsflow.network.network import Layer, Network, Op, _resolution, out_widths, resolutions
+
+FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
+    "conv": ("max_pool", "batch_norm", "relu", "quantize"),
+    "binary_conv": ("max_pool", "batch_norm", "relu", "quantize"),
+    "add": ("relu",),
+    "average_pool": ("dense",),
+}
+
+
+def tail(network: Network, layer: Layer) -> tuple[Layer, ...]:
+    """The layers that fold into `layer`: its only reader, that one's only reader, and so on."""
+    found: list[Layer] = []
+    last = layer
+    for op in FOLDS.get(layer.op, ()):
+        readers = network.consumers(last.name)
+        if len(readers) == 1 and readers[0].op == op:
+            last = readers[0]
+            found.append(last)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A layer with its tail: what a runtime computes as one, and a profile measures as one.
+
+    Attributes:
+        layers: in order.
+        channels: of the image, for a float conv; a piece of another network may have others.
+        resolution: pixels on a side of what the first layer reads.
+        reads, writes: width keys of what goes in and comes out.
+    """
+
+    layers: tuple[Layer, ...]
+    channels: int
+    resolution: int
+    reads: str | int
+    writes: str | int
+
+    @property
+    def op(self) -> Op:
+        return self.layers[0].op
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has a width of its own to write, other than the one it reads."""
+        return self.op in ("conv", "binary_conv")
+
+    @property
+    def name(self) -> str:
+        """Equal for two pieces if and only if they do the same, up to their widths."""
+        words = [_spelled(self.layers[0], self.channels), *(_spelled(layer) for layer in self.layers[1:])]
+        return f"{' + '.join(words)} on {self.resolution}x{self.resolution}"
+
+    @property
+    def size(self) -> int:
+        """Pixels on a side of what it puts out."""
+        size = self.resolution
+        for layer in self.layers:
+            size = _resolution(layer, size)
+        return size
+
+
+def _spelled(layer: Layer, channels: int = 0) -> str:
+    """An op with its window; a stride of 1, a padding that keeps the size and a pool's own stride go without saying."""
+    if layer.op == "dense":
+        return f"dense to {layer.width}"
+    if layer.op not in ("conv", "binary_conv", "max_pool"):
+        return layer.op
+    pool = layer.op == "max_pool"
+    words = [f"{layer.op} {layer.kernel}x{layer.kernel}"]
+    if layer.stride != (layer.kernel if pool else 1):
+        words.append(f"stride {layer.stride}")
+    if 2 * layer.padding != (0 if pool else layer.kernel - 1):
+        words.append(f"padding {layer.padding}")
+    if layer.op == "conv":
+        words.append(f"of {channels} channel{'s' * (channels != 1)}")
+    return " ".join(words)
+
+
+def pieces(network: Network) -> tuple[Piece, ...]:
+    """The whole network, in order, as the pieces that are measured."""
+    keys, sizes = out_widths(network), resolutions(network)
+    folded: set[str] = set()
+    found = []
+    for layer in network.layers:
+        if layer.name not in folded:
+            layers = (layer, *tail(network, layer))
+            folded.update(each.name for each in layers)
+            entry = layer.inputs[0]
+            writes = keys[layers[-1].name]
+            found.append(Piece(layers, network.channels, sizes[entry], keys[entry], writes))
+    return tuple(found)

@@ -1,0 +1,59 @@
+"""What a network costs at given widths: memory, multiply-accumulates, and time on a profile.
+
+Every function takes widths as ints, floats or torch tensors and gives back the same kind, so the
+search differentiates what the tables print. Units are bytes, operations and milliseconds for one
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dmsflow.network.network import WEIGHTED, Layer, Network, out_widths, resolutions, value
+
+MIB = 2**20
+FLOAT_BYTES = 4
+
+
+def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
+    """Every conv, binary_conv and dense layer with its number of weights, biases left out."""
+    keys = out_widths(network)
+    return [
+        (layer, value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2)
+        for layer in network.layers
+        if layer.op in WEIGHTED
+    ]
+
+
+def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> Any:
+    """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
+
+    A binary weight is 1 bit, and each output of its layer has a float scale; the first conv and
+    the dense layer (with its bias) are float, batch norm is not counted. `binary=False` prices the
+    same network in full precision.
+    """
+    total: Any = 0
+    for _, binary_bytes, float_bytes in layer_bytes(network, widths, binary=binary):
+        total = total + binary_bytes + float_bytes
+    return total
+
+
+def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[tuple[Layer, Any, Any]]:
+    """Every layer with weights, with the bytes of its binary and of its float parameters."""
+    found = []
+    for layer, count in weights(network, widths):
+        if layer.op == "binary_conv" and binary:
+            found.append((layer, count / 8, FLOAT_BYTES * value(widths, layer.width)))  # type: ignore[arg-type]
+        else:
+            found.append((layer, 0, FLOAT_BYTES * (count + (network.classes if layer.op == "dense" else 0))))
+    return found
+
+
+def macs(network: Network, widths: Mapping[str, Any]) -> Any:
+    """Multiply-accumulates for one image, binary and float alike, padding counted as data."""
+    sizes = resolutions(network)
+    return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths))
+
+
+# --- time, on a profile -------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""How long a network takes on a device, as its profile predicts it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+from dmsflow.network.blocks import Piece, pieces
+from dmsflow.network.network import Network, value
+from dmsflow.network.profile import Profile, Steps, Table
+
+EDGE = 1e-6  # channels: a real width so little below a whole one is that one
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The time of one piece at any widths: its table, read as a staircase.
+
+    A width counts as the edge of its kernels' step (a real one as its whole channels), and between two measured edges the time is
+    bilinear. That is the value; the slope is the one between the edges, as if there were no steps,
+    since a staircase has no slope that a search could use. Never falls with a width.
+
+    Attributes:
+        inputs, outputs: measured edges, rising; empty where the time depends on no such width.
+        ms: as in `profile.Table`.
+        steps: widths from one edge to the next.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ms: tuple[tuple[float, ...], ...]
+    steps: Steps
+
+    @classmethod
+    def of(cls, table: Table, steps: Steps) -> Grid:
+        edges = [
+            tuple(-(-width // step) * step for width in widths)
+            for widths, step in ((table.inputs, steps.inputs), (table.outputs, steps.outputs))
+        ]
+        return cls(edges[0], edges[1], table.ms, steps)
+
+    def __call__(self, reads: Any, writes: Any) -> Any:
+        """Milliseconds when `reads` channels come in and `writes` go out; ints and tensors alike."""
+        row, down = _between(self.inputs, _edge(reads, self.steps.inputs))
+        column, along = _between(self.outputs, _edge(writes, self.steps.outputs))
+        near = _blend(self.ms[row], column, along)
+        return near if down is None else _mix(near, _blend(self.ms[row + 1], column, along), down)
+
+
+def _number(width: Any) -> float:
+    """What a width is, without what it depends on."""
+    return float(width.detach() if hasattr(width, "detach") else width)
+
+
+def _edge(width: Any, step: int) -> Any:
+    """The width, moved up to the edge of the whole channels in it; its derivative stays 1."""
+    if step == 1:
+        return width
+    number = _number(width)
+    return width + (math.ceil(math.floor(number + EDGE) / step) * step - number)
+
+
+def _between(edges: Sequence[int], width: Any) -> tuple[int, Any]:
+    """Index of the edge below a width, and how far it is to the next; None: there is nothing to go to."""
+    if len(edges) < 2:
+        return 0, None
+    number = _number(width)
+    if number < edges[0]:  # nothing narrower was measured: it costs as much, and keeps the first slope
+        width, number = width + (edges[0] - number), edges[0]
+    low = min(max(0, bisect_left(edges, number) - 1), len(edges) - 2)
+    return low, (width - edges[low]) / (edges[low + 1] - edges[low])
+
+
+def _blend(row: Sequence[float], column: int, along: Any) -> Any:
+    return row[column] if along is None else _mix(row[column], row[column + 1], along)
+
+
+def _mix(near: Any, far: Any, part: Any) -> Any:
+    """Exact at both ends."""
+    return near * (1 - part) + far * part
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one network on one device, as a function of its widths."""
+
+    network: Network
+    profile: Profile
+    parts: tuple[tuple[Piece, Grid], ...]
+
+    def __call__(self, widths: Mapping[str, Any]) -> Any:
+        """Milliseconds for one image.
+
+        Raises:
+            DmsflowError: a width beyond those that were measured.
+        """
+        return sum((ms for _, ms in self.by_piece(widths)), self.profile.overhead_ms)
+
+    def by_piece(self, widths: Mapping[str, Any]) -> list[tuple[Piece, Any]]:
+        """Milliseconds of each piece, in order; the overhead is not among them."""
+        rows = []
+        for piece, grid in self.parts:
+            reads, writes = value(widths, piece.reads), value(widths, piece.writes)
+            for edges, width in ((grid.inputs, reads), (grid.outputs, writes)):
+                if edges and _number(width) >= edges[-1] + 1:
+                    what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
+                    ratio = math.ceil(max(widths[name] / base for name, base in self.network.widths.items()))
+                    command = f"{_profile_command(self.network, self.profile)} --max-ratio {ratio}"
+                    raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
+            rows.append((piece, grid(reads, writes)))
+        return rows
+
+    @property
+    def unit(self) -> str:
+        """Of its numbers, with the word that must stand beside them if nothing was measured."""
+        return "ms (modelled)" if self.profile.method == "modelled" else "ms"
+
+    def widest(self) -> dict[str, int]:
+        """The largest value of each named width that was measured."""
+        found: dict[str, int] = {}
+        for piece, grid in self.parts:
+            for edges, key in ((grid.inputs, piece.reads), (grid.outputs, piece.writes)):
+                if edges and isinstance(key, str):
+                    found[key] = min(found.get(key, edges[-1]), edges[-1])
+        return found
+
+
+def build_latency(network: Network, profile: Profile) -> Latency:
+    """The latency model of a network on a profile.
+
+    Raises:
+        DmsflowError: a piece of the network was not measured.
+    """
+    parts = []
+    for piece in pieces(network):
+        table = profile.table(piece.name)
+        if table is None:
+            command = _profile_command(network, profile)
+            raise DmsflowError(f"profile {profile.title}", f"has not measured {piece.name!r}", f"add it: {command}")
+        parts.append((piece, Grid.of(table, profile.steps.get(piece.op, Steps()))))
+    return Latency(network, profile, tuple(parts))
+
+
+def _profile_command(network: Network, profile: Profile) -> str:
+    """Adds what a network needs to a profile."""
+    known = network.name in plugin.names("networks")
+    words: dict[str, object] = {
+        "name": profile.name, "target": profile.target, "precision": profile.precision, "device": profile.device,
+        "threads": profile.threads, "networks": network.name if known else f"PATH/OF/{network.name}.py",
+        "resolutions": network.resolution, "channels": network.channels, "classes": network.classes,
+    }  # fmt: skip
+    return " ".join(["dmsflow profile --add", *(f"--{word} {value}" for word, value in words.items())])

@@ -1,0 +1,228 @@
+"""What one device was measured at: the times of pieces of networks, as plain JSON.
+
+`dmsflow profile` writes them and `cost.latency` computes with them. A piece is a layer with what
+folds into it (`network.pieces`), and is known by its name: a profile says nothing of networks, so
+what was measured for one serves every other that is made of the same pieces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from dmsflow.errors import DmsflowError
+from dmsflow.files import write_atomically
+
+SCHEMA = 1
+PACKAGE = Path(__file__).parents[1]
+SLOWEST_MS = 1e7  # no network that anyone runs takes three hours: such a number has another unit
+
+Ms = Annotated[float, Meta(ge=0, le=SLOWEST_MS)]
+Percent = Annotated[float, Meta(ge=0)]
+Width = Annotated[int, Meta(ge=1)]
+Step = Annotated[int, Meta(ge=1)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The times of one piece over a grid of widths.
+
+    Attributes:
+        piece: its name, see `network.Piece.name`.
+        inputs: channels read, rising; empty where a piece has no choice (the image).
+        outputs: channels written, rising; empty where as many come out as go in.
+        ms: a row for each of `inputs` (one if there are none), in it a time for each of `outputs`
+            (one if there are none); neither falls with a width.
+        spread_percent: largest distance between the medians of the two halves of the runs that a
+            time was computed from.
+    """
+
+    piece: str
+    inputs: tuple[Width, ...] = ()
+    outputs: tuple[Width, ...] = ()
+    ms: tuple[tuple[Ms, ...], ...]
+    spread_percent: tuple[tuple[Percent, ...], ...]
+
+
+class Steps(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The edges of an op's kernels: all widths up to the next multiple of a step take the same time."""
+
+    inputs: Step = 1
+    outputs: Step = 1
+
+
+class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network that gave no point of the profile: what was predicted, and what was measured after."""
+
+    network: str
+    resolution: int
+    widths: tuple[Width, ...]
+    predicted_ms: Ms
+    measured_ms: Ms
+
+    @property
+    def error_percent(self) -> float:
+        """Of the prediction; below zero where the network took longer."""
+        return 100 * (self.predicted_ms / self.measured_ms - 1)
+
+
+class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device, with one runtime and one number of threads.
+
+    Attributes:
+        name: what `--profile` calls it.
+        method: "modelled" where no such device ran anything; said wherever the profile is used.
+        target: what the files were built for, see `dmsflow list targets`.
+        precision: "float" for the float32 networks of the same widths.
+        device: the address that was measured.
+        threads: of the runtime.
+        runtime: name and version.
+        overhead_ms: of one run, whatever the network.
+        steps: by op; an op that is not named has steps of 1.
+        tables: the pieces.
+        checked: the profile's own error on networks that it was not made from.
+        drift_percent: how much slower a file that ran all along was at the end than at the start; of
+            all runs that made the profile, the largest.
+        commands: that measured it, the first and those that added to it.
+        environment: machine, versions and date of the last run that added to it.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    method: Literal["measured", "modelled"] = "measured"
+    target: str
+    precision: Literal["binary", "float"] = "binary"
+    device: str
+    threads: Annotated[int, Meta(ge=1)]
+    runtime: str
+    overhead_ms: Ms
+    steps: dict[str, Steps]
+    tables: tuple[Table, ...]
+    checked: tuple[Checked, ...] = ()
+    drift_percent: float
+    commands: tuple[tuple[str, ...], ...]
+    environment: dict[str, Any]
+
+    def table(self, piece: str) -> Table | None:
+        return next((table for table in self.tables if table.piece == piece), None)
+
+    @property
+    def title(self) -> str:
+        """Its name, and the word that must stand beside it if nothing was measured."""
+        return f"{self.name} (modelled)" if self.method == "modelled" else self.name
+
+
+def folder() -> Path:
+    """Where the profiles that come with dmsflow are: in a wheel inside the package, in a checkout beside it."""
+    packed = PACKAGE / "profiles"
+    return packed if packed.is_dir() else PACKAGE.parent / "profiles"
+
+
+def names() -> list[str]:
+    """Of the profiles that come with dmsflow and of those in ./profiles."""
+    return sorted({path.stem for place in (folder(), Path("profiles")) for path in place.glob("*.json")})
+
+
+def find(name: str) -> Path:
+    """The file of a profile: by its path, in ./profiles, or among those that come with dmsflow.
+
+    Raises:
+        DmsflowError: there is none.
+    """
+    places = [Path(name)] if name.endswith(".json") else [Path("profiles"), folder()]
+    candidates = places if name.endswith(".json") else [place / f"{name}.json" for place in places]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = ", ".join(names()) or "none yet"
+    raise DmsflowError(
+        f"profile {name}",
+        "is unknown",
+        f"use one of {known}, the path of a .json file, or make it: dmsflow profile --name {Path(name).stem}",
+    )
+
+
+def load(name: str) -> Profile:
+    """Read a profile by name or path.
+
+    Raises:
+        DmsflowError: there is none, or its file is damaged.
+    """
+    path = find(name)
+    try:
+        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise DmsflowError(path, error.strerror or str(error), "give the path of a profile") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DmsflowError(path, f"is not a profile ({error})", "measure it again: dmsflow profile") from error
+    if profile.schema != SCHEMA:
+        raise DmsflowError(path, f"has schema {profile.schema}", f"this version reads schema {SCHEMA}")
+    if wrong := _wrong(profile):
+        raise DmsflowError(path, wrong, "measure it again: dmsflow profile")
+    return profile
+
+
+def save(path: Path, profile: Profile) -> Path:
+    """Write a profile, whole or not at all."""
+    write_atomically(path, encode(profile))
+    return path
+
+
+def encode(profile: Profile) -> bytes:
+    """As it stands in a file: a line for each field, and one for each table and each network checked."""
+    lines = []
+    for name in Profile.__struct_fields__:
+        field = getattr(profile, name)
+        if name in ("tables", "checked") and field:
+            text = "[\n  " + ",\n  ".join(msgspec.json.encode(row).decode() for row in field) + "\n ]"
+        else:
+            text = msgspec.json.encode(field).decode()
+        lines.append(f' "{name}": {text}')
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+# --- what may be wrong with one -----------------------------------------------------------------
+
+
+def _wrong(profile: Profile) -> str | None:
+    """What no measurement could have written, in words; None: sound."""
+    if not profile.tables:
+        return "has no tables"
+    repeated = [name for name, count in _counts(table.piece for table in profile.tables) if count > 1]
+    if repeated:
+        return f"has two tables of {repeated[0]!r}"
+    if not math.isfinite(profile.drift_percent):
+        return "has a drift that is no number"
+    for table in profile.tables:
+        if what := _wrong_table(table, profile.steps.get(table.piece.partition(" ")[0], Steps())):
+            return f"table {table.piece!r} {what}"
+    if any(row.measured_ms == 0 for row in profile.checked):
+        return "was checked on a network that took no time"
+    return None
+
+
+def _counts(names: Any) -> list[tuple[str, int]]:
+    return [(name, len(list(group))) for name, group in itertools.groupby(sorted(names))]
+
+
+def _wrong_table(table: Table, steps: Steps) -> str | None:
+    rows, columns = max(1, len(table.inputs)), max(1, len(table.outputs))
+    for name, grid in (("ms", table.ms), ("spread_percent", table.spread_percent)):
+        if len(grid) != rows or any(len(row) != columns for row in grid):
+            return f"has {name} of another shape than its {rows} inputs and {columns} outputs"
+    for name, widths, step in (("inputs", table.inputs, steps.inputs), ("outputs", table.outputs, steps.outputs)):
+        cells = [-(-width // step) for width in widths]
+        if any(low >= high for low, high in itertools.pairwise(cells)):
+            return f"has {name} that do not rise from step to step"
+    columns_of_ms = list(zip(*table.ms, strict=True))
+    if any(low > high for line in (*table.ms, *columns_of_ms) for low, high in itertools.pairwise(line)):
+        return "has a time that falls with a width"
+    return None

@@ -1,0 +1,1 @@
+"""How wide each layer should be: the search, its budgets, and the baselines it has to beat."""

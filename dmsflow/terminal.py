@@ -1,0 +1,166 @@
+"""What people see on a terminal: tables, numbers in words, and how far a stage is.
+
+Progress is a bar on a terminal and plain lines anywhere else, always on stderr. Programs read `--json` or
+the manifest instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TextIO
+
+LINE_EVERY_S = 1.0
+BLOCKS = "▁▂▃▄▅▆▇█"  # how large a number is, drawn beside it
+
+
+class Track(Protocol):
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Move on by `by` units; `note` says what the last ones gave, e.g. "loss 1.20"."""
+        ...
+
+
+@contextlib.contextmanager
+def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Track]:
+    """Show the progress of a loop.
+
+    Args:
+        title: of the stage or phase, e.g. "train".
+        total: units until the end.
+        unit: what is counted, in the singular, e.g. "epoch".
+        done: units that an earlier, interrupted run has already finished.
+    """
+    if sys.stderr.isatty():
+        with _bar(title, total, unit, done) as bar:
+            yield bar
+    else:
+        yield _Lines(title, total, unit, done, sys.stderr)
+
+
+class _Lines:
+    """At most one line a second; the last unit always has its line."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int, stream: TextIO) -> None:
+        self.title, self.total, self.unit, self.stream = title, total, unit, stream
+        self.done = self.begun_at = done
+        self.started = time.monotonic()
+        self.last_line = -LINE_EVERY_S
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self.done += by
+        elapsed = time.monotonic() - self.started
+        if self.done < self.total and elapsed - self.last_line < LINE_EVERY_S:
+            return
+        self.last_line = elapsed
+        remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
+        times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
+        print(
+            f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}",
+            file=self.stream,
+            flush=True,
+        )
+
+
+class _Bar:
+    def __init__(self, progress: object, task: object) -> None:
+        self.progress, self.task = progress, task
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self.progress.update(self.task, advance=by, note=note)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left {task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: 1:05, 2:00:05."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+# --- tables and numbers -------------------------------------------------------------------------
+
+
+def print_table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, stream: TextIO | None = None
+) -> None:
+    """Print rows under their heads; every column but the first is aligned right where it holds only numbers.
+
+    Args:
+        title: printed above.
+        head: names of the columns, units included; empty for a table of labels and values.
+        rows: cells, shown by `str`; None is shown as a dash.
+        stream: stderr unless given, since a stage's stdout carries only its manifest's path.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
+    for column in range(len(head) or max(map(len, cells), default=0)):
+        numeric = column > 0 and all(_is_number(row[column]) for row in cells if row[column] != "–")
+        table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    stream = stream or sys.stderr
+    console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)  # a table's own title would wrap to its width
+    console.print(table)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, and no more of a thousand: 0.00123, 0.123, 12.3, 1234."""
+    return f"{value:.0f}" if value == 0 or value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def block(part: float) -> str:
+    """The block character for a part of a whole; more than nothing is never drawn as nothing."""
+    return BLOCKS[min(len(BLOCKS) - 1, int(part * len(BLOCKS)))]
+
+
+def _is_number(cell: str) -> bool:
+    cell = cell.lstrip(BLOCKS + " ")
+    return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×"
+
+
+def spelled_threads(count: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def spelled_method(method: str) -> str:
+    """What stands before the name of a device: whether it ran anything, or was only modelled."""
+    return "measured on" if method == "measured" else "modelled for"
+
+
+def share_percent(part: float, whole: float) -> float:
+    """A part of a whole; 0 of nothing."""
+    return 100 * part / whole if whole else 0.0

@@ -1,0 +1,1 @@
+"""The network as a torch module, and how its weights are trained."""

@@ -1,0 +1,190 @@
+"""Binary weights and {0, alpha} activations (Eq. 1 and 2 of the DMS paper), with their gradients.
+
+Each gradient is written out twice: in torch's operations, which run everywhere and which torch.compile
+fuses; and in C++ (native/training.cc), which takes one or two passes over memory in their place on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmsflow.training import fast_ops
+
+STANDARDISATION_EPS = 1e-10
+TINY = 1e-30
+
+
+def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """sign(w)·E|w| of standardised filters (Eq. 1), never zero; straight-through behind the sign.
+
+    A filter is standardised to zero mean and unit variance first; the gradient passes through that,
+    and through E|w|.
+
+    Args:
+        weight: latent weights [C_out, C_in, k, k].
+        live: only the first `live` input channels count towards mean, variance and E|w|, so that a
+            masked filter has the signs that its narrow copy would have. A tensor [] will do.
+        dtype: of the result; by default that of the weights. All sums are in the weights' own.
+    """
+    dtype = dtype or weight.dtype
+    if weight.dtype == torch.float32 and fast_ops.suits(weight, dtype):
+        out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if live is None else int(live), dtype)  # type: ignore[no-untyped-call]
+    else:
+        out = _Binarise.apply(weight, _inside(weight, live), dtype)  # type: ignore[no-untyped-call]
+    return out
+
+
+def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
+    """alpha·round(clip(x/alpha, 0, 1)) in {0, alpha} (Eq. 2); exactly alpha/2 gives 0.
+
+    Args:
+        x: [N, C, H, W].
+        alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
+        count: C·H·W, where not all of x counts.
+    """
+    function = _QuantiseInCpp if fast_ops.suits(x) else _Quantise
+    out: Tensor = function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
+    """1 for the weights of live input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
+    if live is None:
+        return None
+    kept = (torch.arange(weight.shape[1], device=weight.device) < live).to(weight.dtype)
+    return kept.repeat(weight.shape[2] * weight.shape[3])[None]
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[C_out, C_in, k, k] as [C_out, k·k·C_in]: a view where the weights are held channels last."""
+    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+
+
+def _filters(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+
+
+def _total(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Sum of each row ÷ its count of live weights, [rows, 1]."""
+    if inside is None:
+        return values.mean(1, keepdim=True)
+    return values.sum(1, keepdim=True) / inside.sum()
+
+
+def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Mean of each row over its live weights, [rows, 1]."""
+    return _total(values if inside is None else values * inside, inside)
+
+
+class _Binarise(torch.autograd.Function):
+    """With s = (w - mean)·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
+
+    All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
+    over the whole row divided by the count of live weights,
+
+        ∂L/∂s = a·g + t·y     t = Σ(g·y)
+        u = (∂L/∂s - d·s)·r   d = Σ(∂L/∂s·s)
+        ∂L/∂w = u - Σu
+
+    where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows = _rows(weight)
+        centred = rows - _mean(rows, inside)
+        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()
+        a = _mean(centred.abs(), inside) * r
+        signed = torch.where(centred >= 0, a, -a)
+        ctx.save_for_backward(centred, r, signed, a, inside)
+        return _filters(signed.to(dtype), weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        centred, r, signed, a, inside = ctx.saved_tensors
+        g, s = _rows(grads[0]).to(centred.dtype), centred * r
+        through = _total(g * signed, inside)  # t·a
+        y = signed if inside is None else signed * inside
+        grad_s = a * g + y * (through / (a * a).clamp(min=TINY))  # a constant filter has no sign to keep
+        along = s if inside is None else s * inside
+        u = (grad_s - along * _total(grad_s * s, inside)) * r
+        grad = u - (_total(u, inside) if inside is None else _total(u, inside) * inside)
+        return _filters(grad, grads[0].shape), None, None
+
+
+class _BinariseInCpp(torch.autograd.Function):
+    """The same, for `live` channels."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, live: int, dtype: torch.dtype) -> Tensor:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        c_out, c_in, height, width = weight.shape
+        statistics, out = weight.new_empty(3, c_out), torch.empty_like(weight, dtype=dtype)
+        ctx.save_for_backward(weight, statistics)
+        ctx.layer, ctx.dtype = (c_out, height * width, c_in, live), dtype
+        fast_ops.run("dmsflow_binarise", *ctx.layer, weight, statistics, fast_ops.is_half(out), out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight, statistics = ctx.saved_tensors
+        g = grads[0].to(ctx.dtype).contiguous(memory_format=torch.channels_last)
+        grad = torch.empty_like(weight)
+        fast_ops.run("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, fast_ops.is_half(g), g, grad)
+        return grad, None, None
+
+
+class _Quantise(torch.autograd.Function):
+    """One pass forward, and the gradients of LSQ (arXiv 1902.08153) at one bit backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
+        ctx.count = count
+        level = alpha.to(x.dtype)
+        out = (x > level / 2).to(x.dtype) * level
+        ctx.save_for_backward(x, out, alpha)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        x, out, alpha = ctx.saved_tensors
+        grad_x = torch.where((x > 0) & (x < alpha.to(x.dtype)), grad, 0)
+        # d out / d alpha = out/alpha - (x/alpha inside the clip), summed; both sums share 1/alpha.
+        slope = torch.addcmul(grad * out, grad_x, x, value=-1)
+        total = slope.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+        return grad_x, (total / (alpha * ctx.count**0.5)).to(alpha.dtype), None
+
+
+class _QuantiseInCpp(torch.autograd.Function):
+    """The same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
+        x = _dense(x)
+        out = torch.empty_like(x)
+        ctx.save_for_backward(x)
+        ctx.level = float(alpha.to(x.dtype))
+        ctx.scale, ctx.dtype = float(alpha) * count**0.5, alpha.dtype
+        fast_ops.run("dmsflow_quantise", x.numel(), fast_ops.is_half(x), x, ctx.level, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        grad_x, slopes = torch.empty_like(x), torch.empty(fast_ops.chunks(x.numel()), dtype=torch.float32)
+        alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
+        g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
+        fast_ops.run("dmsflow_quantise_gradient", x.numel(), fast_ops.is_half(x), x, g, ctx.level, grad_x, slopes)
+        return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """In one stretch of memory, channels last unless it is so otherwise."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)

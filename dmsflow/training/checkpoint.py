@@ -1,0 +1,113 @@
+"""The state that an interrupted search or training goes on from: one safetensors file, whole or not at all.
+
+The generators of random numbers are no part of it: what a run draws follows from its position (see
+`training`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dmsflow.errors import DmsflowError
+from dmsflow.files import writing
+from dmsflow.settings import Record
+from dmsflow.training.model import Model
+
+SECONDS = 60.0  # of work that an interruption may cost
+
+
+def save(
+    path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
+) -> None:
+    """Everything a stage needs to go on: tensors in safetensors, the rest as JSON in its header."""
+    tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
+    for i, optimiser in enumerate(optimisers):
+        for parameter, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
+    save_tensors(path, tensors, {"facts": msgspec.json.encode(facts).decode()})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with writing(path) as partial:
+        try:
+            save_file(stored, partial, header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint.
+
+    Raises:
+        DmsflowError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, msgspec.json.decode(file.metadata()["facts"])  # noqa: SIM118
+    except (SafetensorError, OSError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise DmsflowError(path, f"is no whole checkpoint ({error})", "start again with --force") from error
+
+
+def restore(
+    tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Put a checkpoint's tensors back where `save` took them from."""
+    for i, model in enumerate(models):
+        model.load(_under(tensors, f"model{i}."))
+    for i, optimiser in enumerate(optimisers):
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under(tensors, f"optimiser{i}.").items():
+            number, _, entry = name.partition(".")
+            owner = parameters[int(number)]
+            if tensor.shape == owner.shape:  # strides too, or the optimiser takes a slow path on a GPU
+                tensor = torch.empty_like(owner, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            state.setdefault(int(number), {})[entry] = tensor
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str) -> None:
+    """Raise DmsflowError unless a checkpoint was written under these very settings, from this source.
+
+    Args:
+        facts: of the checkpoint; it holds "settings" and "source".
+        source: what the stage works on, as a fingerprint.
+    """
+    if facts["source"] != source:
+        raise DmsflowError(path, "was written for other images or another network", "--force starts again")
+    for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
+        if facts["settings"].get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise DmsflowError(
+                path, f"was written with {option} {facts['settings'].get(name)}, not {value}",
+                "resume with the same settings, or --force a new start",
+            )  # fmt: skip
+
+
+def claim(path: Path, *, resume: bool, force: bool) -> Path:
+    """The checkpoint to go on from, if one is there and wanted.
+
+    Raises:
+        DmsflowError: one is there and the user neither resumes nor overwrites it.
+    """
+    if force:
+        path.unlink(missing_ok=True)
+    elif path.exists() and not resume:
+        raise DmsflowError(
+            path, "an interrupted run left its state here", "--resume goes on with it, --force starts again"
+        )
+    return path

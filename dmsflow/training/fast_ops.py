@@ -1,0 +1,163 @@
+"""What torch is slow at on a CPU, done quicker: the C++ part of training, convolution, max pooling."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmsflow import native
+from dmsflow.errors import DmsflowError
+
+# --- native/training.cc, called on tensors ---------------------------------------------------------
+
+CHUNK = 512  # kChunk of native/training.cc
+
+_COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
+_FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are live
+_IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
+SIGNATURES = {
+    "dmsflow_use_threads": (_POINTER, _POINTER, _POINTER),
+    "dmsflow_binarise": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER),
+    "dmsflow_binarise_gradient": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
+    "dmsflow_quantise": (_FLAG, _COUNT, _FLAG, _POINTER, _FLOAT, _POINTER),
+    "dmsflow_quantise_gradient": (_FLAG, _COUNT, _FLAG, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER),
+    "dmsflow_max_pool": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
+    "dmsflow_max_pool_gradient": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
+}
+# Of OpenMP as GCC has it: torch's threads. A pool beside them would take the cores from them.
+THREADS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """With the functions of SIGNATURES; None: it was not built here, or it does not load."""
+    try:
+        loaded = ctypes.CDLL(str(native.training()))
+        for name, arguments in SIGNATURES.items():
+            getattr(loaded, name).argtypes = arguments
+            getattr(loaded, name).restype = None
+    except (DmsflowError, OSError, AttributeError):
+        return None
+    everything = ctypes.CDLL(None) if os.name == "posix" else None
+    if all(hasattr(everything, name) for name in THREADS):
+        loaded.dmsflow_use_threads(*(ctypes.cast(getattr(everything, name), _POINTER) for name in THREADS))
+    return loaded
+
+
+def suits(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the C++ part can do it, where what goes from op to op is of `dtype`: x's, unless given."""
+    known = x.is_cpu and (dtype or x.dtype) in (torch.float32, torch.bfloat16)
+    return known and not torch.compiler.is_compiling() and library() is not None
+
+
+def run(function: str, *arguments: Tensor | float) -> None:
+    """Call a function of the library, where `suits` has said yes, on torch's threads; of a tensor it gets the address."""
+    plain = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+    getattr(library(), function)(torch.get_num_threads(), *plain)
+
+
+def chunks(count: int) -> int:
+    """Of a quantiser's values, each of which has a sum of its own."""
+    return -(-count // CHUNK)
+
+
+def is_half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+# --- convolution -----------------------------------------------------------------------------------
+
+SMALL = 16  # positions of an output; up to there one product of matrices beats oneDNN's bfloat16 weight gradient
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """torch's conv2d without a bias; the weight gradient of small outputs is one product of matrices.
+
+    Args:
+        x: [N, C_in, H, W].
+        weight: [C_out, C_in, k, k].
+    """
+    quick = x.is_cpu and x.dtype == weight.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    if quick and _positions(x, weight.shape[2], stride, padding) <= SMALL:
+        out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+        return out
+    return F.conv2d(x, weight, stride=stride, padding=padding)
+
+
+def _positions(x: Tensor, kernel: int, stride: int, padding: int) -> int:
+    """H_out·W_out."""
+    rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
+    return rows * columns
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        stride, padding = [ctx.stride] * 2, [ctx.padding] * 2
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [True, False, False]
+        )
+        c_out, c_in, kernel, _ = weight.shape
+        windows = _windows(x, kernel, ctx.stride, ctx.padding)
+        product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ windows
+        return grad_x, product.view(c_out, kernel, kernel, c_in).permute(0, 3, 1, 2), None, None
+
+
+def _windows(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """What a filter sees at every position, [N·H_out·W_out, k·k·C_in]."""
+    n, c, h, w = x.shape
+    padded = x.new_zeros(n, h + 2 * padding, w + 2 * padding, c)
+    padded[:, padding : padding + h, padding : padding + w] = x.permute(0, 2, 3, 1)
+    windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)  # [N, H_out, W_out, C_in, k, k]
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * c)
+
+
+# --- max pooling -----------------------------------------------------------------------------------
+
+
+def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """torch's max_pool2d, with its gradient: the first of equals has it, row by row.
+
+    Args:
+        x: [N, C, H, W].
+    """
+    if (kernel, stride, padding) == (2, 2, 0) and suits(x):
+        out: Tensor = _MaxPool.apply(x)  # type: ignore[no-untyped-call]
+        return out
+    return F.max_pool2d(x, kernel, stride, padding)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = x.shape
+        out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, memory_format=torch.channels_last)
+        places = torch.empty_like(out)  # of the largest in its window, 0 to 3, in as many bytes as a value
+        run("dmsflow_max_pool", n, h, w, c, is_half(x), x, out, places)
+        ctx.save_for_backward(places)
+        ctx.shape = x.shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (places,) = ctx.saved_tensors
+        n, c, h, w = ctx.shape
+        g = grads[0].to(places.dtype).contiguous(memory_format=torch.channels_last)
+        out = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last)
+        run("dmsflow_max_pool_gradient", n, h, w, c, is_half(g), g, places, out)
+        return out

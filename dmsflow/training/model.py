@@ -1,0 +1,240 @@
+"""A `Network` as a torch module: the same one for the search, at its largest widths, and for training.
+
+Weights are held at the model's widths. A forward pass may narrow any width: an int slices it, a
+`Mask` slices it to its own length and weighs the channels where the next layer reads them. Without
+either it is the plain network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmsflow.network.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.training.binary import binarise, quantise
+from dmsflow.training.fast_ops import convolve, max_pool
+from dmsflow.training.width import Mask
+
+Live = Mapping[str, "int | Mask"]
+Precision = Literal["binary", "float"]
+
+ALPHA_START = 1.0
+SMALLEST = 1e-3  # that alpha, and a batch norm's scale behind a max pool, may become
+BATCH_NORM_EPS = 1e-5
+
+
+class Model(nn.Module):
+    """The torch form of a network.
+
+    Args:
+        network: the architecture.
+        widths: channels held for each named width.
+        precision: "float" makes every binary conv a plain one and every quantiser a ReLU.
+        running_statistics: keep them for evaluation (training); the search always normalises with
+            the batch, because one set of statistics cannot serve many widths.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        widths: Mapping[str, int],
+        *,
+        precision: Precision = "binary",
+        running_statistics: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.widths = dict(widths)
+        self.precision = precision
+        self.keys = out_widths(network)
+        self.ops = nn.ModuleList(self._op(layer, running_statistics) for layer in network.layers)
+        uses = {name: index for index, layer in enumerate(network.layers) for name in layer.inputs}
+        self._dead_after = [[name for name in uses if uses[name] == i] for i in range(len(network.layers))]
+
+    def _op(self, layer: Layer, running_statistics: bool) -> nn.Module:
+        c_in = value(self.widths, self.keys[layer.inputs[0]])
+        c_out = value(self.widths, self.keys[layer.name])
+        binary = self.precision == "binary"
+        if layer.op in ("conv", "binary_conv"):
+            return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
+        if layer.op == "batch_norm":
+            positive = self.network_op(layer.inputs[0]) == "max_pool"
+            return BatchNorm(c_out, running_statistics, positive)
+        if layer.op == "quantize":
+            return Quantise() if binary else Plain("relu", layer)
+        return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
+
+    def network_op(self, name: str) -> str:
+        return INPUT if name == INPUT else self.network.layer(name).op
+
+    def forward(self, images: Tensor, live: Live | None = None) -> Tensor:
+        """Logits [N, classes] of normalised images [N, C, H, W], at the widths of `live` if given."""
+        live = live or {}
+        tensors = {INPUT: images.contiguous(memory_format=torch.channels_last)}
+        for layer, op, dead in zip(self.network.layers, self.ops, self._dead_after, strict=True):
+            inputs = [tensors[name] for name in layer.inputs]
+            live_in = live.get(self.keys[layer.inputs[0]])  # type: ignore[arg-type]
+            live_out = live.get(self.keys[layer.name])  # type: ignore[arg-type]
+            tensors[layer.name] = op(*inputs, live_in=live_in, live_out=live_out)
+            for name in dead:
+                del tensors[name]
+        return tensors[self.network.layers[-1].name]
+
+    def stacked(self, live: Live) -> tuple[Tensor, Tensor]:
+        """`live` as masks over all channels held: two tensors whose shapes do not depend on it.
+
+        Returns:
+            Values [widths, largest width], 0 beyond a width's end; live channels and reach [widths, 2].
+        """
+        device = next(self.parameters()).device
+        chosen = [live.get(name, held) for name, held in self.widths.items()]
+        counts = torch.tensor([(e.live, len(e.values)) if isinstance(e, Mask) else (e, e) for e in chosen]).to(device)
+        largest = max(self.widths.values())
+        values = (torch.arange(largest, device=device) < counts[:, 1:]).to(torch.float32)
+        if any(isinstance(each, Mask) for each in chosen):
+            rows = zip(chosen, values.unbind(), strict=True)
+            padded = [F.pad(e.values, (0, largest - len(e.values))) if isinstance(e, Mask) else row for e, row in rows]
+            values = torch.stack(padded)
+        return values, counts
+
+    def unstacked(self, values: Tensor, counts: Tensor) -> dict[str, Mask]:
+        """The inverse of `stacked`."""
+        return {
+            name: Mask(values[index, :width], counts[index, 0], counts[index, 1])
+            for index, (name, width) in enumerate(self.widths.items())
+        }
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """After an optimiser's step: alphas, and scales behind a max pool, stay positive."""
+        quantisers = [op.alpha for op in self.ops if isinstance(op, Quantise)]
+        scales = [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
+        held: list[Tensor] = [*quantisers, *scales]
+        if held:  # a float network may have neither, and torch takes no empty list
+            torch._foreach_clamp_min_(held, SMALLEST)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by layer: "conv1.weight", "norm1.running_mean", "quantize1.alpha"."""
+        return {
+            f"{layer.name}.{name}": tensor
+            for layer, op in zip(self.network.layers, self.ops, strict=True)
+            for name, tensor in op.state_dict(keep_vars=True).items()
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over tensors of exactly these names and shapes."""
+        mine = self.tensors()
+        assert mine.keys() == tensors.keys(), sorted(mine.keys() ^ tensors.keys())
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+
+
+@torch.no_grad()
+def best_effort_initialise(new: Model, old: Model) -> None:
+    """Keep the first min(old, new) rows and columns of every tensor (Eq. 9-10)."""
+    source = old.tensors()
+    for name, tensor in new.tensors().items():
+        if name in source:
+            kept = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, source[name].shape, strict=True))
+            tensor[kept] = source[name][kept]
+
+
+def _narrow(tensor: Tensor, *live: int | Mask | None) -> Tensor:
+    """The first channels of a tensor, in each of its first dimensions."""
+    for dimension, kept in enumerate(live):
+        if kept is not None:
+            tensor = tensor.narrow(dimension, 0, len(kept.values) if isinstance(kept, Mask) else kept)
+    return tensor
+
+
+def _masked(weight: Tensor, live_in: int | Mask | None) -> Tensor:
+    """The mask on the next layer's input channels: the same as on the activations, and far cheaper."""
+    if not isinstance(live_in, Mask):
+        return weight
+    return weight * live_in.values.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
+
+
+class Convolution(nn.Module):
+    """conv and binary_conv, without a bias."""
+
+    def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool) -> None:
+        super().__init__()
+        weight = torch.empty(c_out, c_in, layer.kernel, layer.kernel)
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
+        self.stride, self.padding, self.binary = layer.stride, layer.padding, binary
+
+    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+        weight = _narrow(self.weight, live_out, live_in)
+        if self.binary and isinstance(live_in, Mask):
+            weight = binarise(weight, live_in.live)
+        elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
+            weight = binarise(weight, dtype=x.dtype)
+        return convolve(x, _masked(weight, live_in), self.stride, self.padding)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """batch_norm; normalises with the batch while training or without running statistics."""
+
+    def __init__(self, channels: int, running_statistics: bool, positive: bool) -> None:
+        super().__init__(channels, eps=BATCH_NORM_EPS, track_running_stats=running_statistics)
+        self.positive = positive
+        if running_statistics:
+            self.num_batches_tracked = None  # the momentum is fixed: nothing to count
+
+    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:  # type: ignore[override]
+        weight, bias = _narrow(self.weight, live_out), _narrow(self.bias, live_out)
+        use_batch = self.training or self.running_mean is None
+        mean, variance = (
+            None if tensor is None else _narrow(tensor, live_out) for tensor in (self.running_mean, self.running_var)
+        )
+        return F.batch_norm(x, mean, variance, weight, bias, use_batch, self.momentum or 0.0, self.eps)
+
+
+class Quantise(nn.Module):
+    """quantize: {0, alpha}, alpha learned for the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(ALPHA_START))
+
+    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+        if isinstance(live_in, Mask) and live_in.reach is not None:
+            return quantise(x, self.alpha, live_in.reach * x[0, 0].numel())
+        return quantise(x, self.alpha)
+
+
+class Dense(nn.Module):
+    """dense: float, with a bias, on [N, C, 1, 1]."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c_out, c_in))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        nn.init.normal_(self.weight, std=c_in**-0.5)
+
+    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+        weight = _masked(_narrow(self.weight, None, live_in), live_in)
+        return F.linear(x.flatten(1), weight, self.bias)
+
+
+class Plain(nn.Module):
+    """Ops without parameters."""
+
+    def __init__(self, op: str, layer: Layer) -> None:
+        super().__init__()
+        self.op, self.layer = op, layer
+
+    def forward(self, *inputs: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+        if self.op == "relu":
+            return F.relu(inputs[0])
+        if self.op == "max_pool":
+            return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
+        if self.op == "average_pool":
+            return inputs[0].mean((2, 3), keepdim=True)
+        return inputs[0] + inputs[1]

@@ -1,0 +1,118 @@
+"""Where torch runs: device, threads, precision, compiled or not."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmsflow.errors import DmsflowError
+from dmsflow.settings import Record
+
+NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it, of a GPU and of this machine
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how torch computes."""
+
+    device: torch.device
+    threads: int
+    mixed: bool
+    compiled: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"torch_device": name, "threads": self.threads, "mixed": self.mixed, "compiled": self.compiled}
+
+
+def choose_place(settings: Record) -> Place:
+    """Set torch up as the settings say.
+
+    Raises:
+        DmsflowError: the device is unknown or absent.
+    """
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DmsflowError(
+            f"--device {name}", "is not here", "use auto, cpu, or a device that torch can use"
+        ) from error
+    threads = settings.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    _keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
+    compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
+    return Place(device, threads, mixed, compiled)
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raise DmsflowError where there is no memory, a GPU's or this machine's, for what is done inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
+            raise
+        raise DmsflowError(
+            "memory", f"does not suffice ({why})", "lower --batch-size, or give another --device"
+        ) from error
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep it: given back after every step, it is mapped again, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # no more is allowed
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a step is quicker in bfloat16 there than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    facts = Path("/proc/cpuinfo")
+    return device.type == "cpu" and facts.exists() and quick_bfloat16(facts.read_text())
+
+
+def quick_bfloat16(cpuinfo: str) -> bool:
+    """Whether the processor that Linux describes so is quicker in bfloat16.
+
+    AMD's is with AVX-512, Intel's with AMX alone: a Xeon whose AMX a virtual machine hides takes 1.4 times
+    as long as with float32 (benchmarks/train_step.py).
+    """
+    known = set(cpuinfo.split())
+    return "amx_bf16" in known or {"avx512_bf16", "AuthenticAMD"} <= known
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether it is a GPU that torch compiles for: Triton knows none before Volta."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one draw; different for every purpose and position."""
+    entropy = [seed, zlib.crc32(purpose.encode()), *position]
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state & (2**63 - 1))

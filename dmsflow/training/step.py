@@ -1,0 +1,69 @@
+"""One step of the weights, and how right a network is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dmsflow.errors import DmsflowError
+from dmsflow.training import forward
+from dmsflow.training.batches import Batches
+from dmsflow.training.model import Live, Model
+from dmsflow.training.place import Place
+
+
+def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with weight decay on weights (two or more dimensions) and none on norms, alphas and biases."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    free = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+
+
+def weight_step(
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    where: Place,
+    live: Live | None = None,
+) -> Tensor:
+    """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
+    optimiser.zero_grad(set_to_none=True)
+    value, right = loss_of(model, images, labels, where, live)
+    value.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    model.constrain()
+    return torch.stack([value.detach(), right])
+
+
+def loss_of(
+    model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a batch, and the fraction classified right."""
+    return forward.of(model, images, labels, mixed=where.mixed, compiled=where.compiled, live=live)
+
+
+def check_finite(value: float, where: str) -> None:
+    if not np.isfinite(value):
+        raise DmsflowError(where, f"the loss became {value}", "lower --learning-rate, or try --mixed off")
+
+
+@torch.no_grad()
+def evaluate(model: Model, batches: Batches, live: Live | None = None) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] and labels [n] in float32, on the CPU, in the order of the split."""
+    was_training = model.training
+    model.eval()
+    parts = [(model(images, live).float().cpu(), labels.cpu()) for images, labels in batches]
+    model.train(was_training)
+    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def top1_percent(logits: Tensor, labels: Tensor) -> float:
+    return 100 * float((logits.argmax(1) == labels).double().mean())

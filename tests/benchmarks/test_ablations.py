@@ -1,0 +1,178 @@
+"""benchmarks/ablations.py: what its variants change, which searches it shares, and what it writes of those that are done."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from studies import ablations, budgets, jobs, table1
+
+from dmsflow import manifest, settings
+from dmsflow.errors import DmsflowError
+from dmsflow.network.network import load_network
+from dmsflow.searching import budget
+from dmsflow.settings import Data
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> jobs.Runs:
+    return jobs.Runs(tmp_path, Data(name="digits", train_images=20), 1)
+
+
+def finish(job: jobs.Job, where: jobs.Runs, *, trained: bool = True) -> None:
+    """Leave what a job leaves that is done, or whose widths alone are chosen; every choice is another."""
+    network = load_network("vgg11", 3, 32, 10)
+    widths = dict.fromkeys(network.widths, 8 + len(list(where.out.glob("choices/**/search.json"))))
+    found = manifest.Manifest(
+        stage="search", command=("x",), settings=job.search, network=network, widths=widths, data=where.data,
+        metrics={"macs_m": 15.5, "seconds": 2.0}, environment={"commit": "abc1234"},
+    )  # fmt: skip
+    where.chosen(job).parent.mkdir(parents=True)
+    manifest.save(where.chosen(job), found)
+    if trained:
+        path = where.trained(job)
+        path.parent.mkdir(parents=True)
+        course = {"precision": "binary", **job.train}
+        metrics = {"memory_mib": 0.077, "top1_percent": 50.0 + job.train["seed"], "seconds": 3.0}
+        manifest.save(path, msgspec.structs.replace(found, stage="train", settings=course, metrics=metrics))
+
+
+def options(where: jobs.Runs, *more: str) -> list[str]:
+    return ["ablations.py", "--dataset", "digits", "--out", str(where.out), "--results", str(where.out), *more]
+
+
+@pytest.mark.parametrize("variant", ablations.VARIANTS)
+def test_a_variant_differs_from_the_default_as_it_says_and_in_nothing_else(variant: str) -> None:
+    changes = ablations.VARIANTS[variant][1]
+    for seed in ablations.SEEDS:
+        job, default = ablations.job(variant, seed), ablations.job("default", seed)
+        one, other = (
+            msgspec.structs.asdict(settings.resolve(settings.SearchSettings, **each.search)) for each in (job, default)
+        )
+        assert {name: value for name, value in one.items() if value != other[name]} == changes
+        assert job.train == default.train
+        settings.resolve(settings.TrainSettings, **job.train)
+    assert bool(changes) == (variant != "default")
+
+
+def test_the_default_searches_as_dmsflow_does_under_the_first_cells_budgets() -> None:
+    found = settings.resolve(settings.SearchSettings, **ablations.job("default", 2).search)
+    assert found == settings.SearchSettings(network="vgg11", memory_mib=0.078, macs_m=16.0, seed=2)
+
+
+@pytest.mark.parametrize("seed", ablations.SEEDS)
+def test_the_searches_of_default_and_evolution_are_those_of_budgets(seed: int) -> None:
+    made = [ablations.job(variant, seed) for variant in ablations.VARIANTS]
+    assert len({job.choice for job in made}) == len(made)  # a name means one choice
+    theirs = {job.choice: job.search for job in budgets.first_wave(budgets.CELLS[0], budgets.METHODS)}
+    shared = {
+        variant for variant, job in zip(ablations.VARIANTS, made, strict=True) if theirs.get(job.choice) == job.search
+    }
+    assert shared == {"default", "evolution"}
+    assert sum(job.choice in theirs for job in made) == 2
+
+
+def test_finished_variants_have_a_row_and_others_none(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = ablations.SEEDS
+    for seed in ablations.SEEDS:
+        finish(ablations.job("default", seed), where)
+    finish(ablations.job("adam", first), where)
+    finish(ablations.job("adam", second), where, trained=False)
+    finish(ablations.job("shift", third), where, trained=False)
+    monkeypatch.setattr(ablations, "TRAIN_IMAGES", 20)
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
+    monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("a job was run"))
+    ablations.main()
+    rows = json.loads((where.out / "ablations.json").read_text("utf-8"))
+    assert [(row["variant"], [run["seed"] for run in row["runs"]]) for row in rows] == [
+        ("default", list(ablations.SEEDS)), ("adam", [first]),
+    ]  # fmt: skip
+    assert rows[1]["settings"] == {"step": "adam", "step_size": 2e-3}
+    assert rows[1]["what"] == ablations.VARIANTS["adam"][0]
+    run = rows[1]["runs"][0]
+    assert (run["top1_percent"], run["macs_m"], run["search_seconds"], run["train_seconds"]) == (50.0, 15.5, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(("rank", "writes"), [("0", True), ("1", False)])
+def test_the_variants_asked_for_run_and_one_process_writes(
+    rank: str, writes: bool, where: jobs.Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[jobs.Job] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(jobs, "run", lambda wave, _: asked.extend(wave))
+    monkeypatch.setattr(sys, "argv", options(where, "--variants", "adam", "shift"))
+    ablations.main()
+    assert asked == [ablations.job(variant, seed) for seed in ablations.SEEDS for variant in ("adam", "shift")]
+    assert (where.out / "ablations.json").exists() == writes
+
+
+def test_a_wave_is_asked_for_when_those_before_it_are_done(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best draw's other seeds in budgets.py: the draws decide which it is."""
+    told: list[Any] = []
+    monkeypatch.setattr(jobs, "run", lambda wave, _: told.append(len(wave)))
+    monkeypatch.setattr(budgets, "best_draw", lambda cell, _: told.append(cell.name) or [])
+    monkeypatch.setattr(budgets, "tabulate", lambda _: {})
+    monkeypatch.setattr(sys, "argv", options(where, "--cells", budgets.CELLS[3].name, "--methods", "flat", "random"))
+    budgets.main()
+    assert told == [len(budgets.SEEDS) + budgets.DRAWS, "vgg11/0.078MiB", 0]
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "more"),
+    [
+        (ablations, "ablations", ()),
+        (budgets, "budgets", ()),
+        (table1, "table1-quick", ("--protocol", "quick")),
+        (table1, "table1-long", ("--protocol", "long")),
+    ],
+)
+def test_what_ran_on_other_machines_stays_in_the_results(
+    study: Any, name: str, more: tuple[str, ...], where: jobs.Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of this repository, tabulated where nothing of them ran."""
+    published, written = jobs.RESULTS / f"{name}.json", where.out / f"{name}.json"
+    written.write_bytes(published.read_bytes())
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate", *more))
+    study.main()
+    assert json.loads(written.read_text("utf-8")) == json.loads(published.read_text("utf-8"))
+
+
+def test_what_runs_here_takes_the_place_of_what_was_published(
+    where: jobs.Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = ablations.SEEDS
+    old = [
+        {"choice": ablations.job("default", seed).choice, "seed": seed, "epochs": ablations.EPOCHS, "precision": "binary",
+         "train_images": 20, "top1_percent": 1.0}
+        for seed in (first, second)
+    ]  # fmt: skip
+    (where.out / "ablations.json").write_text(json.dumps([{"variant": "default", "runs": old}]))
+    finish(ablations.job("default", first), where)
+    monkeypatch.setattr(ablations, "TRAIN_IMAGES", 20)
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
+    ablations.main()
+    (row,) = json.loads((where.out / "ablations.json").read_text("utf-8"))
+    assert [run["top1_percent"] for run in row["runs"]] == [50.0 + first, 1.0]
+
+
+def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    (where.out / "ablations.json").write_text('[{"variant":')
+    monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
+    with pytest.raises(DmsflowError, match="is not JSON"):
+        ablations.main()
+    assert (where.out / "ablations.json").read_text() == '[{"variant":'
+
+
+@pytest.mark.parametrize("cell", budgets.CELLS)
+def test_between_is_flat_under_one_budget(cell: Any) -> None:
+    """Which is why budgets.py makes one job of the two there."""
+    network = load_network(cell.network, 3, 32, 10)
+    chosen = settings.resolve(settings.SearchSettings, **cell.budgets())
+    limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
+    same = bool((budget.between(network, limits, bounds) == budget.flat(network, limits, bounds)).all())
+    jobs_of = [budgets.control(cell, method, 0) for method in ("between", "flat")]
+    assert same == (jobs_of[0] == jobs_of[1]) == (cell.macs_m is None)

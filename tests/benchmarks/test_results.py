@@ -1,0 +1,221 @@
+"""docs/results.md and README.md say what docs/results/*.json say, and no more: what was not run says so."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
+import accuracy  # noqa: E402
+import figures  # noqa: E402
+import results  # noqa: E402
+import timing  # noqa: E402
+
+sys.path.remove(str(DOCS))
+
+ENVIRONMENT = {
+    "versions": {"dmsflow": "1.2", "python": "3.11.7", "torch": "2.13.0"}, "processor": "Z80", "cores": 1,
+    "commit": "abc1234", "torch_device": "cpu", "date": "2026-01-02T03:04:05+00:00",
+}  # fmt: skip
+
+
+def job(top1_percent: float, seed: int, **others: Any) -> dict[str, Any]:
+    return {
+        "network": "vgg11", "widths": [16, 17 + seed], "memory_mib": 0.0779, "macs_m": 15.96, "top1_percent": top1_percent,
+        "seed": seed, "search_seconds": 0.0, "train_seconds": 99.0, "epochs": 6, "environment": ENVIRONMENT, **others,
+    }  # fmt: skip
+
+
+def jobs(*top1: float) -> list[dict[str, Any]]:
+    return [job(value, seed) for seed, value in enumerate(top1)]
+
+
+def cells(**methods: list[dict[str, Any]]) -> dict[str, Any]:
+    made = {method: methods.get(method.replace(" ", "_"), []) for method in accuracy.METHODS}
+    cell = {
+        "cell": "vgg11/0.078MiB+16M",
+        "network": "vgg11",
+        "memory_mib": 0.078,
+        "macs_m": 16.0,
+        "seeds": [0, 1, 2],
+        "draws": 3,
+        "epochs": 6,
+    }
+    return {"train_images": 20_000, "cells": [{**cell, "methods": made}]}
+
+
+WHOLE = cells(
+    gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(54.5, 54.5, 54.5), between=jobs(57.0, 58.5, 60.0),
+    random=[job(40.0, 0), job(50.0, 0), job(51.0, 0)], best_random=jobs(51.0, 50.0, 52.0), evolution=jobs(54.0, 55.0, 56.0),
+    paper=jobs(50.0, 51.0, 52.0),
+)  # fmt: skip
+
+
+def test_the_page_and_the_readme_are_written_from_the_results() -> None:
+    assert results.PAGE.read_text("utf-8") == results.page(), "make docs writes it again"
+    text = results.README.read_text("utf-8")
+    assert text == results.readme(text), "make docs writes it again"
+
+
+@pytest.mark.parametrize("name", ["budgets", "ablations", "table1-quick", "search-cost", "train-step", "startup"])
+def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
+    kinds = {
+        "budgets": accuracy.budgets, "ablations": accuracy.ablations, "search-cost": timing.search_cost,
+        "train-step": timing.train_step, "startup": timing.startup,
+        "table1-quick": lambda content: accuracy.table1({"quick": content}),
+    }  # fmt: skip
+    text = kinds[name](None)
+    assert "Not run yet" in text
+    assert f"benchmarks/{name.split('-quick')[0].replace('-', '_')}.py" in text
+    assert (Path(__file__).parents[2] / "benchmarks" / f"{name.split('-quick')[0].replace('-', '_')}.py").is_file()
+
+
+def row(text: str, *words: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith("|") and all(word in line for word in words))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_cell_has_means_deviations_paired_gains_and_verdicts() -> None:
+    text = accuracy.budgets(WHOLE)
+    assert row(text, "**searched**")[4:] == ["54.00, 55.00, 56.00", "55.00 ± 1.00", "–", "–"]
+    assert row(text, "| uniform")[-3:] == ["49.00 ± 1.00", "+6.00 ± 0.00", "gain, beyond one deviation"]
+    assert row(text, "| flat")[-2:] == ["+0.50 ± 1.00", "no gain"]
+    assert row(text, "| between")[-2:] == ["-3.50 ± 0.50", "loss, beyond one deviation"]
+    assert row(text, "| evolution")[-2:] == ["+0.00 ± 0.00", "no gain"]
+    assert row(text, "mean of 3 draws")[-2:] == ["+8.00", "gain, beyond one deviation"]
+    assert "beyond one deviation over 3 of 6 controls; not over flat (+0.50 ± 1.00), between (-3.50 ± 0.50)" in text
+    assert "not run" not in text
+    assert "2026-01-02, Z80, 1 core, dmsflow 1.2 at abc1234, Python 3.11.7, torch 2.13.0; seeds 0, 1, 2" in text
+
+
+def test_a_cell_names_the_rows_that_another_processor_trained() -> None:
+    moved = [{**job, "environment": {**job["environment"], "processor": "6502"}} for job in jobs(48.0, 49.0, 50.0)]
+    text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=moved, flat=jobs(50.0)))
+    assert "Trained on 6502, the searched widths on Z80: uniform." in text
+    assert "Trained on" not in accuracy.budgets(WHOLE)
+
+
+def test_a_cell_that_is_not_finished_claims_nothing() -> None:
+    text = accuracy.budgets(cells(gradient=jobs(60.0, 61.0), uniform=jobs(40.0, 41.0, 42.0)))
+    assert "No cell is finished yet." in text
+    assert row(text, "**searched**")[-3:] == ["60.50 ± 0.71 (2 of 3)", "–", "–"]
+    assert row(text, "| uniform")[-2:] == ["–", "–"]
+    assert row(text, "| flat")[-4:] == ["–", "not run", "–", "–"]
+
+
+def test_a_cell_without_some_controls_names_them() -> None:
+    text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(50.0)))
+    claim = "beyond one deviation over 1 of 1 controls; not run: flat, between, random, mean of 3 draws"
+    assert claim in " ".join(text.split())
+
+
+def test_all_cells_together_are_paired_by_seed() -> None:
+    first = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(53.0, 53.0, 53.0))["cells"][0]
+    second = cells(gradient=jobs(50.0, 50.0, 50.0), uniform=jobs(49.0, 48.0, 47.0), flat=jobs(1.0))["cells"][0]
+    # 1, 2, 3 and 1, 2, 3: mean 2, deviation 0.894, divided by √6.
+    assert accuracy.together([first, second]) == "+2.00 ± 0.37 over uniform (6 pairs)"
+
+
+def test_the_readme_names_the_controls_that_no_cell_gains_over() -> None:
+    cell = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(50.0, 51.0, 52.0), evolution=jobs(54.0, 55.0, 57.0))[
+        "cells"
+    ][0]
+    assert results._never([cell]) == "; in no cell with two budgets above these: evolution"
+
+
+def test_an_ablation_is_compared_with_the_default() -> None:
+    content = [
+        {"variant": "default", "what": "nothing", "settings": {}, "runs": jobs(54.0, 55.0)},
+        {"variant": "adam", "what": "Adam", "settings": {}, "runs": jobs(50.0, 52.0)},
+    ]
+    text = accuracy.ablations(content)
+    assert "trained for 6 epochs" in text
+    assert row(text, "adam")[6:9] == ["51.00 ± 1.41", "-3.50 ± 0.71", "loss, beyond one deviation"]
+    assert row(text, "| default")[6:9] == ["54.50 ± 0.71", "–", "–"]
+
+
+def test_the_table_sets_ours_beside_the_papers() -> None:
+    def line(name: str, done: list[dict[str, Any]], **others: Any) -> dict[str, Any]:
+        paper = {"memory_mib": 0.08, "top1_percent": 84.1}
+        return {"network": "vgg11", "row": name, "widths": "searched", "paper": paper, "epochs": 6, "left_out": None, "planned": 3, "jobs": done, **others}  # fmt: skip
+
+    rows = [
+        line("DMS-A", jobs(54.0, 56.0)),
+        line("DMS-A", jobs(50.0), paper=None, widths="flat"),
+        line("DMS-A", [], paper=None, widths="uniform"),
+        line("DMS-B", []),
+        line("4×", [], planned=0, left_out="it is late"),
+    ]
+    text = accuracy.table1({"quick": {"train_images": 20_000, "rows": rows}, "paper": None})
+    ours = ["0.0779", "16.0", "55.00 ± 1.41", "2 of 3", "6", "–", "99"]
+    assert row(text, "DMS-A", "searched") == ["VGG-11", "DMS-A", "searched", "0.08", "84.10", *ours]
+    assert row(text, "DMS-A", "flat")[3:5] == ["", ""]
+    assert "Not run yet: VGG-11 DMS-A (uniform); VGG-11 DMS-B." in text
+    assert "VGG-11 4× is left out: it is late." in text
+    assert "Not run yet" in text.split("### Protocol `paper`")[1]
+
+
+def test_the_papers_search_stands_beside_ours_and_is_no_control() -> None:
+    both = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), paper=jobs(49.0, 50.0, 51.0))
+    text = " ".join(accuracy.budgets(both).split())
+    assert "over 1 of 1 controls" in text
+    assert "; over the paper's search +5.00 ± 0.00, gain, beyond one deviation." in text
+    assert row(accuracy.budgets(both), "| the paper's search")[-2:] == ["+5.00 ± 0.00", "gain, beyond one deviation"]
+    assert "they gain beyond one deviation in 1 of 1 cells." in accuracy.papers_search(both["cells"])
+    for job in both["cells"][0]["methods"]["paper"]:
+        job["macs_m"] = 9.0
+    assert accuracy.papers_search(both["cells"]).endswith("1 of 1 cells; in each of these it used fewer MACs.")
+    for without in (cells(gradient=jobs(54.0, 55.0, 56.0)), cells(paper=jobs(54.0, 55.0, 56.0))):
+        assert accuracy.papers_search(without["cells"]) == ""
+
+
+def test_steps_of_search_and_training_are_tabulated() -> None:
+    step = {"batch": 64, "threads": 1, "float32_first_ms": 8.0, "float32_last_ms": 7.0, "mixed_ms": 6.0, "convolutions_ms": 4.0, "epoch_image_us": 90.0, "convolutions_image_us": 60.0, "epoch_ratio": 1.5, "parts_ms": {"binarise": 0.1, "quantize": 0.2, "batch_norm": 0.3, "max_pool": 0.4, "optimiser": 0.5}}  # fmt: skip
+    text = timing.train_step({"images": 20_000, "environment": ENVIRONMENT, "rows": [step]})
+    assert row(text, "8.0 ms") == ["64", "1", "8.0 ms", "7.0 ms", "6.0 ms", "4.0 ms", "1.50", "90 µs", "60 µs", "1.50"]
+    assert row(text, "0.1 ms") == ["64", "1", "0.1 ms", "0.2 ms", "0.3 ms", "0.4 ms", "0.5 ms"]
+    cost = {"largest_widths": [8, 9], "window": 3, "search_ms": 2.0, "plain_ms": 1.0, "ratio": 2.0}
+    text = timing.search_cost({"threads": 1, "steps": 7, "environment": ENVIRONMENT, "rows": [cost]})
+    assert row(text, "8 9") == ["8 9", "3", "2.0", "1.0", "2.000"]
+
+
+def test_the_readme_shows_the_cells_as_soon_as_one_can_be_judged() -> None:
+    text = f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n"
+
+    def load(name: str) -> Any:
+        return WHOLE if name == "budgets" else figures.load(name)
+
+    shown = results.readme(text, load)
+    assert shown.startswith("before\n") and shown.endswith("\nafter\n") and "old" not in shown
+    assert row(shown, "0.078 MiB and 16 million MACs")[1:3] == ["55.00 ± 1.00 (16.0 M)", "49.00 ± 1.00 (16.0 M)"]
+    assert "3 of 6 controls" in shown.replace("\n", " ")
+    assert results.readme(shown, load) == shown
+
+
+def test_a_lead_says_whether_the_seeds_can_carry_it() -> None:
+    over = figures.lead(jobs(54.0, 55.0, 56.0), jobs(48.0, 49.0, 50.0))
+    assert over.sentence("uniform") == "6.0 points above uniform, beyond the deviation over the seeds (1.0)"
+    assert figures.lead(jobs(48.5, 49.5), jobs(48.0, 51.0)).sentence("flat") == (
+        "0.5 points below flat, within the deviation over the seeds (2.1)"
+    )
+    one = figures.lead(jobs(50.0), jobs(48.0, 49.0))
+    assert (str(one), one.verdict, one.gains) == ("+1.50", "–", False)
+
+
+def test_paragraphs_are_filled_and_tables_and_code_are_not() -> None:
+    wide = "word " * 40
+    page = f"# {wide}\n\n{wide}\n\n| {wide} |\n\n    {wide}\n\n{wide}\n"
+    filled = figures.wrapped(page).split("\n\n")
+    assert max(map(len, filled[1].splitlines())) <= 110
+    assert [filled[i] for i in (0, 2, 3)] == [page.split("\n\n")[i] for i in (0, 2, 3)]
+    assert filled[4].endswith("word\n")
+
+
+def test_a_row_of_a_table_is_as_long_as_its_head() -> None:
+    assert figures.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    with pytest.raises(ValueError, match="longer"):
+        figures.table(("a", "b"), [("1",)])

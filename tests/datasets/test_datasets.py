@@ -1,0 +1,747 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from dmsflow import datasets, plugin
+from dmsflow.datasets import ArraySplit, Dataset, Subset, image_folder
+from dmsflow.datasets import _folders as folders
+from dmsflow.datasets._decoding import random_box
+from dmsflow.errors import DmsflowError
+from dmsflow.settings import Data
+
+CLASSES = ("ant", "bee", "Cat")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DMSFLOW_DATA_DIR", raising=False)
+    return tmp_path / "cache" / "dmsflow"
+
+
+def noise(seed: int, width: int = 8, height: int = 8, channels: int = 3) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Like a photograph: JPEG keeps it well."""
+    return Image.fromarray(noise(0, 6, 6)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_folder(
+    root: Path, each: tuple[int, int] = (4, 2), size: tuple[int, int] = (8, 8), held_out: str = "test"
+) -> Path:
+    """Image i of class c in part p is noise(100·p + 10·c + i), so every pixel is known."""
+    for p, (part, count) in enumerate(zip(("train", held_out), each, strict=True)):
+        for c, name in enumerate(sorted(CLASSES)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(noise(100 * p + 10 * c + i, *size)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def load(name: object, **options: Any) -> Dataset:
+    return datasets.load(Data(name=str(name), **options))
+
+
+def refused(name: object, download: bool = False, **options: Any) -> str:
+    with pytest.raises(DmsflowError) as caught:
+        datasets.load(Data(name=str(name), **options), download)
+    message = str(caught.value)
+    assert "\n" not in message and "; " in message
+    return message
+
+
+# digits
+
+
+def test_digits_are_the_bundled_ones() -> None:
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    data = load("digits", resolution=8)
+    pixels = np.concatenate([data.train.images(np.arange(1437)), data.test.images(np.arange(360))])
+    images = np.rint(bundled.images * 255 / 16).astype(np.uint8)
+    ours = sorted(zip(map(bytes, pixels), np.concatenate([data.train.labels, data.test.labels]).tolist(), strict=True))
+    assert ours == sorted(zip(map(bytes, images), bundled.target.tolist(), strict=True))
+
+
+def test_digits_shapes_and_split() -> None:
+    data = load("digits")
+    assert isinstance(data.train, ArraySplit) and isinstance(data.test, ArraySplit)
+    assert data.train.pixels.shape == (1437, 32, 32, 1) and data.test.pixels.shape == (360, 32, 32, 1)
+    assert data.train.pixels.dtype == np.uint8 and data.train.labels.dtype == np.int64
+    assert data.train.pixels.min() == 0 and data.train.pixels.max() == 255
+    assert data.classes == tuple("0123456789")
+    assert (data.channels, data.resolution, data.crop_padding, data.flip) == (1, 32, 3, False)
+    share = np.bincount(data.test.labels) / (np.bincount(data.test.labels) + np.bincount(data.train.labels))
+    assert np.abs(share - 0.2).max() < 0.005  # stratified
+
+
+def test_digits_never_change() -> None:
+    data = load("digits")
+    assert data.mean == (78,) and data.std == (82.6,)
+    assert hashlib.sha256(data.test.labels.astype("<i8").tobytes()).hexdigest()[:16] == "89df99af78caf580"
+    np.testing.assert_array_equal(data.train.images(np.arange(9)), load("digits").train.images(np.arange(9)))
+
+
+def test_digits_need_no_heavy_import() -> None:
+    code = "import sys; from dmsflow import datasets, settings; datasets.load(settings.Data()); print(sorted({'sklearn', 'torch', 'PIL'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_digits_resolution_scales_the_crop() -> None:
+    data = load("digits", resolution=64)
+    assert data.resolution == 64 and data.crop_padding == 6
+
+
+# subsets
+
+
+@pytest.mark.parametrize("count", [10, 200])
+def test_train_images_are_the_first_of_each_class(count: int) -> None:
+    whole, part = load("digits"), load("digits", train_images=count)
+    assert np.bincount(part.train.labels).tolist() == [count // 10] * 10
+    for label in range(10):
+        first = np.flatnonzero(whole.train.labels == label)[: count // 10]
+        ours = np.flatnonzero(part.train.labels == label)
+        np.testing.assert_array_equal(part.train.images(ours), whole.train.images(first))
+    assert len(part.test) == len(whole.test) and part.mean == whole.mean
+
+
+def test_train_images_that_cannot_be_had() -> None:
+    assert (
+        refused("digits", train_images=204)
+        == "--train-images 204: is not a multiple of the 10 classes of digits; use 200"
+    )
+    assert refused("digits", train_images=3).endswith("use 10")
+    assert refused("digits", train_images=0).endswith("use 10")
+    most = 10 * int(np.bincount(load("digits").train.labels).min())
+    assert refused("digits", train_images=9000).endswith(f"; use at most {most}")
+    assert len(load("digits", train_images=most).train) == most
+
+
+# arithmetic on pixels
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 700), st.just(3), st.just(2), st.integers(1, 3))))
+def test_statistics_equal_numpy_s(pixels: NDArray[np.uint8]) -> None:
+    mean, std = datasets.statistics(pixels)
+    exact_std = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64).std(0)
+    assert np.abs(np.array(mean) - pixels.mean((0, 1, 2))).max() <= 0.5 + 1e-9
+    np.testing.assert_allclose(std, np.maximum(exact_std, 1), rtol=0.006)
+
+
+def test_statistics_do_not_overflow() -> None:
+    pixels = np.full((1000, 2, 2, 1), 255, np.uint8)
+    pixels[::2] = 0
+    assert datasets.statistics(pixels) == ((128,), (128.0,))
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 32), (32, 8), (10, 7), (5, 64)])
+def test_resize_equals_pillow_s(before: int, after: int) -> None:
+    pixels = np.stack([noise(seed, before, before) for seed in range(3)])
+    theirs = [Image.fromarray(image).resize((after, after), Image.Resampling.BILINEAR) for image in pixels]
+    difference = datasets.resize(pixels, after).astype(int) - np.stack([np.asarray(image) for image in theirs])
+    assert np.abs(difference).max() <= 1  # Pillow rounds between its two passes
+
+
+@given(st.integers(0, 255), st.integers(1, 40), st.integers(1, 40))
+def test_resize_keeps_a_flat_image(value: int, before: int, after: int) -> None:
+    flat = np.full((2, before, before, 1), value, np.uint8)
+    assert (datasets.resize(flat, after) == value).all()
+
+
+# image folders
+
+
+def test_folder_pixels_labels_and_order(tmp_path: Path) -> None:
+    data = load(f"image-folder:{write_folder(tmp_path / 'set')}")
+    assert data.classes == ("Cat", "ant", "bee")  # as sorted() has them
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and data.train.labels.dtype == np.int64
+    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    expected = np.stack([noise(10 * c + i) for c in range(3) for i in range(4)])
+    np.testing.assert_array_equal(data.train.images(np.arange(12)), expected)
+    np.testing.assert_array_equal(data.test.images(np.array([5, 0])), np.stack([noise(121), noise(100)]))
+    assert (data.mean, data.std) == datasets.statistics(expected)
+    assert (data.resolution, data.crop_padding, data.flip) == (8, 1, True)
+    assert data.train.in_memory and data.test.in_memory
+
+
+def test_folder_by_data_dir_and_val(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", held_out="val")
+    assert len(load("image-folder", data_dir=str(root)).test) == 6
+    assert (
+        refused("image-folder") == "--dataset image-folder: does not say which folder; use --dataset image-folder:PATH"
+    )
+
+
+def test_folder_prefers_test_to_val(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    write_folder(root / "more", held_out="val")
+    (root / "more" / "val").rename(root / "val")
+    np.testing.assert_array_equal(load(f"image-folder:{root}").test.images(np.array([0])), noise(100)[None])
+
+
+def test_folder_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    (root / "train" / "ant" / "notes.txt").write_text("x")
+    (root / "train" / "ant" / ".hidden.png").write_text("x")
+    (root / "train" / ".cache").mkdir()
+    assert len(load(f"image-folder:{root}").train) == 12
+
+
+def test_folder_train_images(tmp_path: Path) -> None:
+    data = load(f"image-folder:{write_folder(tmp_path / 'set')}", train_images=6)
+    np.testing.assert_array_equal(data.train.images(np.arange(6)), np.stack([noise(s) for s in (0, 1, 10, 11, 20, 21)]))
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 12), (12, 20), (13, 13), (12, 31)])
+def test_folder_resolution_is_resize_and_centre_crop(tmp_path: Path, width: int, height: int) -> None:
+    data = load(f"image-folder:{write_folder(tmp_path / 'set', size=(width, height))}", resolution=6)
+    transforms = _torchvision().transforms
+    theirs = transforms.Compose([transforms.Resize(6), transforms.CenterCrop(6)])(
+        Image.fromarray(noise(1, width, height))
+    )
+    np.testing.assert_array_equal(data.train.images(np.array([1]))[0], np.asarray(theirs))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_folder_converts_other_modes(tmp_path: Path, mode: str) -> None:
+    root = write_folder(tmp_path / "set")
+    image = Image.fromarray(noise(7)).convert(mode)
+    path = root / "train" / "ant" / ("0.tif" if mode == "CMYK" else "0.png")
+    (root / "train" / "ant" / "0.png").unlink()
+    image.save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+        expected = np.asarray(saved.convert("RGB"))
+    np.testing.assert_array_equal(load(f"image-folder:{root}").train.images(np.array([4]))[0], expected)
+
+
+def test_folder_palette_with_transparency(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    image = Image.fromarray(noise(7)).quantize(16)
+    image.save(root / "train" / "ant" / "0.png", transparency=bytes(range(0, 160, 10)))
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(load(f"image-folder:{root}").train.images(np.array([4]))[0], expected)
+
+
+def test_folder_refuses_sixteen_bits(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    path = root / "train" / "ant" / "0.png"
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(path)
+    assert refused(f"image-folder:{root}") == f"{path}: has pixels of mode I;16; convert it to 8 bits a channel"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "ppm", "tif", "webp"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_folder_names_the_damaged_file(tmp_path: Path, suffix: str, damage: str) -> None:
+    root = write_folder(tmp_path / "set")
+    path = root / "test" / "bee" / f"9.{suffix}"
+    Image.fromarray(noise(3)).save(path)
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no image\n", "cut": content[: len(content) // 2]}[damage])
+    message = refused(f"image-folder:{root}")
+    assert message.startswith(f"{path}: cannot be read as an image (") and message.endswith("; replace it or remove it")
+
+
+def test_folder_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", each=(1, 1))
+    path = root / "train" / "Cat" / "0.png"
+    content = path.read_bytes()
+    split = folders.FileSplit(root / "train", np.array([b"Cat/0.png"]), np.array([0]), 8, None)
+    refusals = 0
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        try:
+            np.testing.assert_array_equal(split.images(np.array([0]))[0], noise(0))
+        except DmsflowError:
+            refusals += 1
+    assert refusals > 0.9 * len(content)  # the last bytes are checksums and the end mark
+
+
+def test_folder_sizes_without_resolution(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    odd = root / "test" / "bee" / "1.png"
+    Image.fromarray(noise(0, 9, 8)).save(odd)
+    assert (
+        refused(f"image-folder:{root}")
+        == f"{odd}: is 9x8, and others are 8x8; --resolution N resizes all images to N pixels"
+    )
+    assert load(f"image-folder:{root}", resolution=8).resolution == 8
+    first = root / "train" / "Cat" / "0.png"
+    Image.fromarray(noise(0, 9, 8)).save(first)
+    assert (
+        refused(f"image-folder:{root}") == f"{first}: is 9x8, not square; --resolution N resizes all images to N pixels"
+    )
+
+
+def test_folder_layout_errors(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    name = f"image-folder:{root}"
+    assert refused(name).startswith(f"{root}: no such folder; it needs train/ and test/ or val/")
+    root.mkdir()
+    assert refused(name).startswith(f"{root}: has no test/ or val/; it needs train/")
+    (root / "test").mkdir()
+    assert refused(name).startswith(f"{root}: has no train/; it needs train/")
+    (root / "train").mkdir()
+    assert refused(name).startswith(f"{root / 'train'}: has 0 class folders; make one folder")
+    (root / "train" / "ant").mkdir()
+    assert refused(name).startswith(f"{root / 'train'}: has 1 class folders; make one folder")
+    (root / "train" / "bee").mkdir()
+    assert refused(name).startswith(f"{root / 'train' / 'ant'}: has no images (.jpg ")
+
+
+def test_folder_classes_must_agree(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    (root / "test" / "bee").rename(tmp_path / "bee")
+    assert (
+        refused(f"image-folder:{root}") == f"{root / 'test'}: has no class bee; train/ and test/ need the same classes"
+    )
+    (tmp_path / "bee").rename(root / "test" / "bee")
+    (root / "train" / "ant").rename(tmp_path / "ant")
+    assert (
+        refused(f"image-folder:{root}") == f"{root / 'train'}: has no class ant; train/ and test/ need the same classes"
+    )
+
+
+def test_folder_too_large_for_memory(tmp_path: Path) -> None:
+    message = refused(f"image-folder:{write_folder(tmp_path / 'set')}", resolution=1_000_000)
+    assert "more than half of this machine's memory" in message and "--dataset imagenet" in message
+
+
+# the cache of image folders
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each time that images are decoded, not read from the cache."""
+    times: list[int] = []
+    decode = image_folder._decode
+
+    def counted(*splits: folders.FileSplit) -> image_folder.Pixels:
+        times.append(len(splits))
+        return decode(*splits)
+
+    monkeypatch.setattr(image_folder, "_decode", counted)
+    return times
+
+
+def test_cache_gives_the_same_pixels(tmp_path: Path, own_cache: Path, decoded: list[int]) -> None:
+    name = f"image-folder:{write_folder(tmp_path / 'set')}"
+    first, second = load(name), load(name)
+    assert len(decoded) == 1
+    assert len(list((own_cache / "images").iterdir())) == 1
+    for one, other in ((first.train, second.train), (first.test, second.test)):
+        np.testing.assert_array_equal(one.images(np.arange(len(one))), other.images(np.arange(len(other))))
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def change_pixels(root: Path) -> None:
+    Image.fromarray(noise(99)).save(root / "train" / "ant" / "0.png")
+
+
+def change_time(root: Path) -> None:
+    path = root / "test" / "ant" / "0.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def remove_one(root: Path) -> None:
+    (root / "train" / "ant" / "0.png").unlink()
+
+
+def rename_one(root: Path) -> None:
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / "7.png")
+
+
+def move_one(root: Path) -> None:
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "bee" / "00.png")
+
+
+@pytest.mark.parametrize("change", [change_pixels, change_time, remove_one, rename_one, move_one])
+def test_cache_notices_a_change(tmp_path: Path, own_cache: Path, decoded: list[int], change: Any) -> None:
+    root = write_folder(tmp_path / "set")
+    load(f"image-folder:{root}")
+    change(root)
+    again = load(f"image-folder:{root}")
+    assert len(decoded) == 2
+    assert len(list((own_cache / "images").iterdir())) == 1  # the old one is replaced
+    fresh = folders.list_images(root / "train")
+    expected = folders.FileSplit(fresh.folder, fresh.files, fresh.labels, 8, None).images(np.arange(len(fresh.labels)))
+    np.testing.assert_array_equal(again.train.images(np.arange(len(again.train))), expected)
+
+
+def test_cache_tells_resolutions_and_folders_apart(tmp_path: Path, decoded: list[int]) -> None:
+    one, other = write_folder(tmp_path / "a" / "set"), write_folder(tmp_path / "b" / "set", size=(10, 10))
+    assert [load(f"image-folder:{one}", resolution=r).resolution for r in (None, 8, 6)] == [8, 8, 6]
+    assert load(f"image-folder:{other}").resolution == 10
+    assert load(f"image-folder:{one}", resolution=6).resolution == 6
+    assert len(decoded) == 4
+
+
+def test_cache_made_with_a_resolution_does_not_hide_odd_sizes(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    Image.fromarray(noise(0, 9, 8)).save(root / "train" / "bee" / "1.png")
+    load(f"image-folder:{root}", resolution=8)
+    assert "is 9x8" in refused(f"image-folder:{root}")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
+def test_cache_that_is_damaged_is_made_again(tmp_path: Path, own_cache: Path, decoded: list[int], damage: str) -> None:
+    name = f"image-folder:{write_folder(tmp_path / 'set')}"
+    expected = load(name).train.images(np.arange(12))
+    (path,) = (own_cache / "images").iterdir()
+    content = bytearray(path.read_bytes())
+    at = content.index(expected[:1].tobytes()[:64])
+    content[at] ^= 1
+    path.write_bytes({"flip": bytes(content), "cut": bytes(content[:at]), "empty": b"", "text": b"x" * 100}[damage])
+    np.testing.assert_array_equal(load(name).train.images(np.arange(12)), expected)
+    assert len(decoded) == 2
+    load(name)
+    assert len(decoded) == 2  # and it was written whole
+
+
+def test_cache_is_not_left_half_written(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load(f"image-folder:{write_folder(tmp_path / 'set')}")
+    assert not list((own_cache / "images").iterdir())
+
+
+# streamed sets
+
+
+def test_imagenet_is_streamed(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", size=(40, 30), held_out="val")
+    data = load("imagenet", data_dir=str(root), resolution=16)
+    assert not data.train.in_memory and not data.test.in_memory
+    assert (data.resolution, data.crop_padding, data.flip, data.mean) == (16, 0, False, (124, 116, 104))
+    images = data.train.images(np.array([3, 1, 3]))
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(images[0], images[2])
+    assert load("imagenet", data_dir=str(root)).resolution == 224
+
+
+def test_imagenet_test_images_are_torchvision_s(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", size=(301, 270), held_out="val", each=(1, 1))
+    path = root / "val" / "ant" / "0.png"
+    path.unlink()
+    smooth(301, 270).save(path.with_suffix(".jpg"))
+    transforms = _torchvision().transforms
+    with Image.open(path.with_suffix(".jpg")) as image:
+        theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(image)
+    ours = load("imagenet", data_dir=str(root)).test.images(np.array([1]))[0]
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_streamed_equals_eager(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", size=(16, 16))
+    eager = load(f"image-folder:{root}", resolution=8)
+    found = folders.list_images(root / "train")
+    streamed = folders.FileSplit(found.folder, found.files, found.labels, 8, shorter_side=8)
+    np.testing.assert_array_equal(eager.train.images(np.arange(12)), streamed.images(np.arange(12)))
+
+
+def test_augmentation_depends_on_seed_and_index_alone(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", size=(40, 30), held_out="val")
+    train = load("imagenet", data_dir=str(root), resolution=16).train
+    together = train.images(np.arange(12), augment_seed=5)
+    for index in (11, 0, 4):
+        np.testing.assert_array_equal(train.images(np.array([index]), augment_seed=5)[0], together[index])
+    assert (train.images(np.arange(12), augment_seed=6) != together).any((1, 2, 3)).all()
+    assert (train.images(np.arange(12)) != together).any((1, 2, 3)).all()
+
+
+def test_augmentation_is_a_mirrored_crop_of_the_image(tmp_path: Path) -> None:
+    """On an image whose red and green are its coordinates, a crop keeps rows and columns linear."""
+    ramp = np.zeros((120, 160, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(160), np.arange(120)[:, None]
+    root = write_folder(tmp_path / "set", each=(1, 1), held_out="val")
+    Image.fromarray(ramp).save(root / "train" / "ant" / "0.png")
+    train = load("imagenet", data_dir=str(root), resolution=16).train
+    crops = np.concatenate([train.images(np.array([1]), augment_seed=seed) for seed in range(60)]).astype(int)
+    across, down = crops[:, 8, -1, 0] - crops[:, 8, 0, 0], crops[:, -1, 8, 1] - crops[:, 0, 8, 1]
+    assert 15 < (across < 0).sum() < 45 and (down > 0).all()  # mirrored left to right only
+    area = np.abs(across) * down * (16 / 15) ** 2 / (160 * 120)
+    assert area.min() > 0.05 and area.max() < 1.1 and np.ptp(area) > 0.5
+    assert (np.abs(np.diff(crops[..., 1], axis=2)) <= 1).all()  # green does not change along a row
+
+
+def test_augmentation_decodes_large_jpegs_reduced(tmp_path: Path) -> None:
+    """The short cut through JPEG's reduced decoding gives the crop of the full image, nearly."""
+    root = write_folder(tmp_path / "set", each=(1, 1), held_out="val")
+    path = root / "train" / "ant" / "0.png"
+    train = load("imagenet", data_dir=str(root), resolution=32).train
+
+    def crops() -> NDArray[np.int64]:
+        return np.concatenate([train.images(np.array([1]), augment_seed=seed) for seed in range(10)]).astype(int)
+
+    smooth(640, 480).save(path)
+    expected = crops()
+    smooth(640, 480).save(path, format="jpeg", quality=98, subsampling=0)
+    assert 0 < np.abs(crops() - expected).mean() < 2
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, 2**32))
+def test_random_box_lies_inside(width: int, height: int, seed: int) -> None:
+    left, top, right, bottom = random_box(width, height, np.random.default_rng(seed))
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+def test_streamed_subset(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", size=(20, 20), held_out="val")
+    whole = load("imagenet", data_dir=str(root), resolution=16).train
+    part = load("imagenet", data_dir=str(root), resolution=16, train_images=6).train
+    assert isinstance(part, Subset) and len(part) == 6 and not part.in_memory
+    assert part.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    chosen = np.array([0, 1, 4, 5, 8, 9])
+    np.testing.assert_array_equal(part.images(np.arange(6)), whole.images(chosen))
+    np.testing.assert_array_equal(
+        part.images(np.array([2]), augment_seed=1), whole.images(np.array([4]), augment_seed=1)
+    )
+
+
+def test_streamed_split_goes_to_worker_processes(tmp_path: Path) -> None:
+    train = load(
+        "imagenet", data_dir=str(write_folder(tmp_path / "set", held_out="val")), resolution=8, train_images=3
+    ).train
+    copy = pickle.loads(pickle.dumps(train))
+    np.testing.assert_array_equal(copy.images(np.arange(3), 1), train.images(np.arange(3), 1))
+
+
+def test_imagenet_errors(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("imagenet").startswith(f"{own_cache / 'imagenet'}: no such folder; it needs train/ and val/, each")
+    monkeypatch.setenv("DMSFLOW_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert refused("imagenet").startswith(f"{tmp_path / 'elsewhere' / 'imagenet'}: no such folder")
+    root = write_folder(tmp_path / "set")
+    assert refused("imagenet", data_dir=str(root)).startswith(f"{root}: has no val/; it needs")
+    (root / "test").rename(root / "val")
+    path = root / "train" / "Cat" / "0.png"
+    path.write_bytes(b"no image")
+    assert refused("imagenet", data_dir=str(root)).startswith(f"{path}: cannot be read as an image (")
+
+
+# CIFAR
+
+
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> NDArray[np.uint8]:
+    """A tiny set in the official layout: planes of red, green and blue in pickles, their MD5 known to the reader.
+
+    Returns its images [60, 3, 32, 32]: 10 in each of five training batches and 10 test images (CIFAR100: one of 50).
+    """
+    reader = _torchvision().datasets.__dict__[kind]
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
+    md5 = {}
+
+    def write(name: str, content: dict[str, Any]) -> None:
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    parts = np.split(np.arange(60), len(reader.train_list) + 1 if kind == "CIFAR10" else [50])
+    for (name, _), rows in zip(reader.train_list + reader.test_list, parts, strict=True):
+        write(
+            name,
+            {
+                "data": pixels[rows].reshape(len(rows), -1),
+                "labels" if kind == "CIFAR10" else "fine_labels": [int(i) % 10 for i in rows],
+            },
+        )
+    write(reader.meta["filename"], {reader.meta["key"]: [f"class {i}" for i in range(10)]})
+    for listed in ("train_list", "test_list"):
+        monkeypatch.setattr(reader, listed, [[name, md5[name]] for name, _ in getattr(reader, listed)])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5[reader.meta["filename"]]})
+    return pixels
+
+
+def _torchvision() -> Any:
+    from dmsflow.datasets._torchvision import import_torchvision
+
+    return import_torchvision()
+
+
+@pytest.mark.parametrize("kind", ["CIFAR10", "CIFAR100"])
+def test_cifar_reads_the_official_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    pixels = write_cifar(tmp_path, monkeypatch, kind).transpose(0, 2, 3, 1)
+    data = load(kind.lower(), data_dir=str(tmp_path))
+    assert isinstance(data.train, ArraySplit) and data.train.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(data.train.pixels, pixels[:50])
+    np.testing.assert_array_equal(data.test.images(np.arange(10)), pixels[50:])
+    assert data.train.labels.tolist() == [*range(10)] * 5 and data.train.labels.dtype == np.int64
+    assert data.classes[:2] == ("class 0", "class 1")
+    assert (data.resolution, data.crop_padding, data.flip) == (32, 4, True)
+    assert (data.mean, data.std) == datasets.statistics(pixels[:50])
+
+
+def test_cifar_resolution_and_data_dir_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, monkeypatch, "CIFAR10")
+    monkeypatch.setenv("DMSFLOW_DATA_DIR", str(tmp_path))
+    data = load("cifar10", resolution=48, train_images=20)
+    assert data.train.images(np.arange(20)).shape == (20, 48, 48, 3)
+    assert data.test.images(np.arange(10)).shape == (10, 48, 48, 3) and data.crop_padding == 6
+
+
+def test_cifar_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    right = "--download fetches it, --data-dir names the folder that holds it"
+    assert refused("cifar10") == f"{own_cache / 'cifar-10-batches-py'}: cifar10 is not there; {right}"
+    assert not own_cache.exists()
+    write_cifar(tmp_path, monkeypatch, "CIFAR10")
+    folder = tmp_path / "cifar-10-batches-py"
+    with (folder / "data_batch_3").open("ab") as file:
+        file.write(b"x")
+    assert refused("cifar10", data_dir=str(tmp_path)) == f"{folder}: cifar10 is damaged or has files missing; {right}"
+
+
+def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = _torchvision().datasets.CIFAR10
+
+    def fetch(self: Any) -> None:
+        print("fetching")
+        write_cifar(tmp_path, monkeypatch, "CIFAR10")
+
+    monkeypatch.setattr(reader, "download", fetch)
+    data = datasets.load(Data(name="cifar10", data_dir=str(tmp_path)), download=True)
+    assert len(data.train) == 50
+    assert capsys.readouterr().out == ""  # stdout is for the manifest's path
+
+
+def test_cifar_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(self: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(_torchvision().datasets.CIFAR10, "download", fetch)
+    message = refused("cifar10", download=True, data_dir=str(tmp_path))
+    assert message.startswith(
+        f"{tmp_path / 'cifar-10-batches-py'}: cifar10 cannot be downloaded (no route to host); check"
+    )
+
+
+FAKE_TORCHVISION = """
+import torch
+torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: None)
+torch.library.register_fake("torchvision::qnms")(lambda dets, scores, iou_threshold: None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (FAKE_TORCHVISION, "imported"),
+        ("raise ImportError('libcudart.so.99')", "torchvision: cannot be imported (libcudart.so.99); pip install"),
+        ("raise RuntimeError('something else')", "torchvision: cannot be imported (something else); pip install"),
+        (
+            "raise RuntimeError('operator torchvision::roi_align does not exist')",
+            "torchvision: cannot be imported (operator",
+        ),
+    ],
+)
+def test_torchvision_imports_without_its_operators(tmp_path: Path, content: str, expected: str) -> None:
+    """A torchvision whose compiled operators did not load, as the one for CUDA beside a CPU-only torch."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(content)
+    code = (
+        "from dmsflow.datasets._torchvision import import_torchvision\n"
+        "from dmsflow.errors import DmsflowError\n"
+        "try: import_torchvision(); print('imported')\n"
+        "except DmsflowError as error: print(error)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(plugin.PACKAGE.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.startswith(expected)
+
+
+# dispatch and a user's own data set
+
+OWN = """
+import numpy as np
+from dmsflow.datasets import ArraySplit, Dataset
+
+def load(argument, data, download):
+    pixels = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)
+    labels = np.array([0, 1, 0, 1])
+    split = ArraySplit(pixels, labels)
+    return Dataset(argument or "mine", ("no", "yes"), split, split, (100,), (50.0,), crop_padding=2)
+"""
+
+
+def test_own_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    data = load(path, resolution=4, train_images=2)
+    assert data.name == "mine" and data.train.images(np.array([0])).shape == (1, 4, 4, 1) and data.crop_padding == 1
+    assert len(data.train) == 2 and len(data.test) == 4
+    assert load(f"{path}:other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def load", "def lode", "has no load(); define load(argument, data, download) -> Dataset"),
+        ("return Dataset", "return str(Dataset", "load() returned a str; return a dmsflow.datasets.Dataset"),
+        ("(100,)", "(100.5,)", "its mean must be whole numbers"),
+        ("(50.0,)", "(0.0,)", "and its std above 0"),
+        ("(50.0,)", "(50.0, 50.0)", "one of each per channel"),
+        ("np.array([0, 1, 0, 1])", "np.array([0, 1, 0, 2])", "train must have images, with labels from 0 to 1"),
+        ("np.array([0, 1, 0, 1])", "np.array([0, 1, 0])", "train has 4 images and 3 labels"),
+        ("dtype=np.uint8", "dtype=float", "train has float64 images [4, 8, 8, 1], and uint8 [N, H, H, 1] is needed"),
+        ("reshape(4, 8, 8, 1)", "reshape(4, 4, 16, 1)", "train has uint8 images [4, 4, 16, 1]"),
+        ("(100,), (50.0,)", "(1, 2, 3), (1.0, 1.0, 1.0)", "and uint8 [N, H, H, 3] is needed"),
+    ],
+)
+def test_own_data_set_is_held_to_the_contract(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.py"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new) + ")" * (new.count("str(")))
+    assert message in refused(path)
+
+
+def test_own_streamed_set_must_honour_the_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        OWN.replace(
+            "split = ArraySplit(pixels, labels)",
+            "from dmsflow.datasets import Subset; split = Subset(ArraySplit(pixels, labels), np.arange(4))",
+        )
+    )
+    assert load(path).resolution == 8
+    assert refused(path, resolution=4).startswith("data set mine: its images have 8 pixels, not the 4 asked for")
+
+
+def test_unknown_and_arguments() -> None:
+    assert refused("digits", resolution=0) == "--resolution 0: is below 1; use e.g. 32"
+    assert "use one of cifar10, cifar100, digits, image-folder, imagenet" in refused("mnist")
+    assert refused("digits:7") == "--dataset digits:7: digits takes nothing after a colon; use --dataset digits"
+    assert refused("cifar10:7").endswith("use --dataset cifar10")
+    assert refused("imagenet:7").endswith("use --dataset imagenet")
+
+
+def test_listed_are_the_data_sets_only() -> None:
+    assert plugin.names("datasets") == ["cifar10", "cifar100", "digits", "image-folder", "imagenet"]
+    assert all(hasattr(plugin.load("datasets", name), "load") for name in plugin.names("datasets"))

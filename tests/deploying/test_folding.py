@@ -1,0 +1,200 @@
+"""What folds into a convolution, in exact fractions, and what does not fold; the forms run in tests/test_integer_graph.py."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import made_up
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from made_up import MEAN, STD, odd_widths, pixels, plain, trained
+from test_integer_graph import CHAIN
+
+from dmsflow.deploying import folding, integer_graph
+from dmsflow.errors import DmsflowError
+from dmsflow.network.architectures import resnet18, vgg11
+
+# --- thresholds -----------------------------------------------------------------------------------
+
+DYADIC = st.floats(-8, 8, width=32, allow_subnormal=False)
+POSITIVE = st.floats(2**-10, 2**10, width=32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    gamma=DYADIC,
+    beta=DYADIC,
+    mu=DYADIC,
+    variance=POSITIVE,
+    alpha=POSITIVE,
+    following=POSITIVE,
+    c_in=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, following, c_in, seed):
+    """bit(sum) == [gamma (alpha E sum - mu) / sqrt(variance + eps) + beta > alpha' / 2] for every sum there can be."""
+    widths = {"a": c_in, "b": 1}
+    weights = trained(CHAIN, widths, seed)
+    norm = {"weight": [gamma], "bias": [beta], "running_mean": [mu], "running_var": [variance]}
+    weights |= {f"norm.{name}": np.array(array) for name, array in norm.items()}
+    weights |= {"quantize1.alpha": np.array(alpha), "quantize2.alpha": np.array(following)}
+    form = folding.fold(CHAIN, widths, weights, (0,), (1.0,))
+    conv = next(op for op in form.ops if op.name == "conv")
+    before, magnitude = folding.binarised(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
+    turned = -1 if (conv.signs != before).any() else 1
+    for count in range(-conv.count, conv.count + 1):
+        left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
+        right = Fraction(following) / 2 - Fraction(beta)
+        exact = beyond(left, right, Fraction(variance) + Fraction(1e-5))
+        assume(exact is not None)
+        assert (turned * count >= conv.thresholds[0]) == exact
+
+
+def beyond(left, right, square):
+    """left > right * sqrt(square), or None where float64 cannot tell the two apart."""
+    a, b = left * abs(left), right * abs(right) * square
+    if abs(a - b) <= Fraction(1, 10**9) * max(abs(a), abs(b)) and a != b:
+        return None
+    return a > b if right or left else False
+
+
+def test_a_value_at_half_alpha_is_off():
+    assert folding._thresholds(np.array([0.5, 0.25]), np.array([0.0, 0.5]), 1.0, 10).tolist() == [3, 3]
+
+
+def test_scale_zero_is_always_on_or_never():
+    limits = folding._thresholds(np.array([0.0, 0.0, 1e-320]), np.array([2.0, 0.5, 0.5]), 1.0, 10)
+    assert limits.tolist() == [-10, 10, 10]
+
+
+def test_a_dead_channel_runs():
+    widths = {"a": 3, "b": 2}
+    weights = trained(CHAIN, widths)
+    weights["norm.weight"][:] = 0
+    weights["norm.bias"][:] = [-1e9, 1e9]
+    form = folding.fold(CHAIN, widths, weights, (0,), (1.0,))
+    conv = next(op for op in form.ops if op.name == "conv")
+    assert conv.thresholds.tolist() == [conv.count + 1, -conv.count - 1]
+
+
+# --- the stem ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 1e9, np.nan])
+def test_the_stem_is_exact_in_any_order(kernel, size, ratio):
+    """Down to the threshold: `threshold - 1 - sum` is what a file computes, at any point of the sum."""
+    random = np.random.default_rng(0)
+    weight = size * random.standard_cauchy((9, kernel, kernel, 3))
+    weight[0] = 0
+    reach = np.array([130.0, 255.0, 141.0])
+    largest = (abs(weight) * reach).sum((1, 2, 3))
+    whole, step = folding._whole(weight, reach, ratio * largest)
+    assert (whole == np.rint(whole)).all() and not np.signbit(whole[whole == 0]).any()
+    assert (abs(whole * step[:, None, None, None] - weight) <= step[:, None, None, None] / 2).all()
+    products = (np.sign(whole) * whole * reach).reshape(9, -1)  # of the image that drives each filter furthest
+    threshold = np.floor(min(ratio if ratio == ratio else 1, 1) * largest / step) + 2
+    furthest = products.sum(1) + threshold
+    assert furthest.max() <= 2**24
+    assert (
+        furthest[1:].min() > integer_graph.EXACT / 4
+    )  # to a factor of two and the rounding the finest grid that there is
+    terms = np.concatenate([products, threshold[:, None]], 1)
+    for _ in range(5):
+        order = random.permutation(terms.shape[1])
+        assert (terms[:, order].astype(np.float32).cumsum(1, dtype=np.float32)[:, -1] == furthest).all()
+
+
+@pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
+def test_a_rounded_stem_is_exported_as_it_is(build, monkeypatch):
+    """With a real data set's std, and after the round trip through float32."""
+    monkeypatch.setattr(made_up, "STD", std := (62.99, 62.09, 66.7))
+    network = build(3, 32, 10)
+    widths, images = odd_widths(network, 5), pixels(network, 40)
+    weights = trained(network, widths, 5)
+    stem = network.layers[0].name + ".weight"
+    weights[stem] = np.random.default_rng(5).normal(size=weights[stem].shape).astype(np.float32)
+    plain(network, weights, images, calibrate=True)
+    rounded = folding.round_stem(network, widths, weights, MEAN, std)
+    assert rounded.keys() == weights.keys() and rounded[stem].dtype == np.float32
+    np.testing.assert_allclose(rounded[stem], weights[stem], atol=2e-3)
+    first, again = (folding.fold(network, widths, given, MEAN, std).ops[0] for given in (weights, rounded))
+    np.testing.assert_array_equal(again.weight, first.weight)
+    form = folding.fold(network, widths, rounded, MEAN, std)
+    moved = abs(integer_graph.run(form, images) - plain(network, rounded, images)).max(1) > 1e-3
+    assert moved.sum() <= (0 if build is vgg11.build else 1)
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def refusal(network, weights, mean=MEAN, std=STD):
+    with pytest.raises(DmsflowError) as caught:
+        folding.fold(network, network.widths, weights, mean, std)
+    return str(caught.value)
+
+
+def test_a_negative_scale_behind_a_max_pool_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    weights["norm3.weight"][2] = -0.5
+    assert (
+        refusal(network, weights)
+        == "norm3: has a negative scale behind a max pool; train with that scale held positive"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train with alpha held above 0"),
+        (
+            "conv3.weight",
+            lambda weight: weight[1:],
+            "conv3.weight: has shape [63, 64, 3, 3]; the widths make it [64, 64, 3, 3]",
+        ),
+        (
+            "norm1.bias",
+            lambda bias: bias * np.nan,
+            "norm1.bias: holds values that are not finite; train again, with a smaller learning rate",
+        ),
+        (
+            "norm1.running_var",
+            lambda var: -var,
+            "norm1.running_var: is negative; export with the weights that train wrote",
+        ),
+        (
+            "norm7.weight",
+            lambda weight: weight * 1e38,
+            "conv7: has a scale beyond float32; train again, with a smaller learning rate",
+        ),
+    ],
+)
+def test_bad_weights_are_refused(name, change, expected):
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    with np.errstate(over="ignore"):
+        weights[name] = change(weights[name].astype(np.float64))
+    assert refusal(network, weights) == expected
+
+
+def test_a_missing_weight_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    del weights["norm1.bias"]
+    assert (
+        refusal(network, weights)
+        == "norm1.bias: is not among the trained weights; export with the manifest that train wrote"
+    )
+
+
+def test_a_broken_mean_is_refused():
+    network = vgg11.build(3, 32, 10)
+    weights = trained(network, network.widths)
+    assert refusal(network, weights, mean=(125.5, 123, 114)).startswith(
+        "the data set's mean and std: are [125.5, 123.0, 114.0]"
+    )
+    assert "whole numbers and positive ones" in refusal(network, weights, std=(1.0, 0.0, 1.0))

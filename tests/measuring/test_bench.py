@@ -1,0 +1,381 @@
+"""The bench stage: real timings of real files, what is measured with what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dmsflow import cli, datasets, manifest
+from dmsflow.deploying import export, folding, integer_graph
+from dmsflow.environment import describe_environment, measured_machine
+from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.files import describe_artifact, hash_file
+from dmsflow.measuring import bench, devices
+from dmsflow.network import profile
+from dmsflow.network.latency import build_latency
+from dmsflow.settings import BenchSettings, Data, ExportSettings
+
+COMMAND = ("dmsflow", "bench", "export.json")
+FEW = BenchSettings(runs=5, warm_up=2)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, write_train_manifest):
+    """Folders with an export.json, by target."""
+    folder = tmp_path_factory.mktemp("chain")
+    source = write_train_manifest(folder)
+    chosen = {name: ExportSettings(target=name, check_images=5) for name in ("x86-64", "onnx")}
+    return {name: export.run(source, one, folder / name, command=("x",)) for name, one in chosen.items()}
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("x86-64", "LiteRT "), ("onnx", "onnxruntime 1.")])
+def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
+    path = bench.run(exported[name], FEW, tmp_path, command=COMMAND)
+    assert path == tmp_path / "bench.json"
+    written, above = manifest.load(path, "bench"), manifest.load(exported[name])
+    metrics = written.metrics
+    assert (written.network, written.widths, written.data, written.command) == (
+        above.network,
+        above.widths,
+        above.data,
+        COMMAND,
+    )
+    for prefix in ("", "float32_"):
+        assert (
+            0
+            < metrics[f"{prefix}latency_ms_minimum"]
+            <= metrics[f"{prefix}latency_ms_median"]
+            <= metrics[f"{prefix}latency_ms_p90"]
+            < 1000
+        )
+        assert 0 < metrics[f"{prefix}load_ms"] < 10_000
+        assert 10 < metrics[f"{prefix}peak_memory_mib"] < 500
+    assert metrics["latency_ratio_to_float32"] == metrics["latency_ms_median"] / metrics["float32_latency_ms_median"]
+    assert metrics["file_bytes"] == manifest.verify(path, written.artifacts["model"]).stat().st_size
+    model = Path(written.artifacts["model"].path).name
+    assert written.environment["runtimes"][model].startswith(runtime)
+    assert written.environment["runtimes"]["float32"].startswith("onnxruntime")
+    assert written.environment["threads"] == 1
+    raw = json.loads((tmp_path / "bench-timings.json").read_bytes())
+    assert {label: len(times) for label, times in raw.items()} == {model: 5, "float32": 5}
+    assert abs(np.median(raw[model]) - metrics["latency_ms_median"]) < 1e-4
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for head in ("median ms", "p90 ms", "min ms", "peak MiB", "file KiB", "top-1 %", "÷ float32"):
+        assert head in shown.err
+
+
+def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
+    path = bench.run(exported["x86-64"], FEW, tmp_path, command=COMMAND)
+    chain = manifest.load(path)
+    digits = datasets.load(chain.data)
+    weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
+    form = folding.fold(chain.network, chain.widths, weights, digits.mean, digits.std)
+    right = integer_graph.run(form, digits.test.pixels).argmax(1) == digits.test.labels
+    assert chain.metrics["top1_percent"] == pytest.approx(100 * right.mean())
+
+
+def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
+    lean = BenchSettings(runs=3, warm_up=0, baseline=False, accuracy=False, threads=2)
+    written = manifest.load(bench.run(exported["x86-64"], lean, tmp_path, command=COMMAND))
+    assert not [name for name in written.metrics if name.startswith("float32") or "top1" in name or "ratio" in name]
+    assert list(written.environment["runtimes"]) == ["model.tflite"]
+    assert written.environment["threads"] == 2
+
+
+@pytest.mark.parametrize(("name", "file"), [("x86-64", "model.tflite"), ("onnx", "model.onnx")])
+def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, tmp_path):
+    path = bench.run(exported[name].parent / file, FEW, tmp_path, command=COMMAND)
+    written = json.loads(path.read_bytes())
+    assert written["stage"] == "bench"
+    assert written["metrics"]["latency_ms_median"] > 0
+    assert written["environment"]["threads"] == 1
+    assert written["settings"]["runs"] == 5
+    assert (tmp_path / written["artifacts"]["model"]["path"]).samefile(exported[name].parent / file)
+    assert not {"network", "widths", "data", "parent"} & set(written)
+    assert "float32_latency_ms_median" not in written["metrics"]
+    with pytest.raises(DmsflowError, match="measures a bare file, which has no chain; read it as JSON"):
+        manifest.load(path)
+
+
+def test_no_training_framework_is_in_the_process(exported, tmp_path):
+    """Neither in the stage, nor in the process that it measures in."""
+    script = f"""
+import sys
+from pathlib import Path
+from dmsflow.measuring import bench, devices
+from dmsflow.measuring.devices import _program
+from dmsflow.settings import BenchSettings
+source = Path({str(exported["x86-64"])!r})
+bench.run(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), command=("x",))
+file = {{"path": str(source.parent / "model.tflite"), "runner": "lce"}}
+_program.watch({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
+print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "checked")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "checked"), done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_a_damaged_file_is_refused(suffix, tmp_path):
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(b"\x20\x00\x00\x00TFL3" + bytes(range(200)))
+    with pytest.raises(DmsflowError, match=rf"bad\{suffix}: .+; export it again"):
+        bench.run(path, FEW, tmp_path, command=COMMAND)
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_what_is_no_model_is_refused(exported, tmp_path):
+    for path, message in (
+        (
+            tmp_path / "model.h5",
+            r"model\.h5: is neither a manifest nor a model file; give an export\.json, or a \.onnx or \.tflite file",
+        ),
+        (tmp_path / "none.onnx", r"none\.onnx: no such file"),
+        (exported["onnx"].parent.parent / "train.json", "is the manifest of train; give one of export"),
+    ):
+        with pytest.raises(DmsflowError, match=message):
+            bench.run(path, FEW, tmp_path, command=COMMAND)
+
+
+def test_an_unknown_device_lists_the_known_ones(exported, tmp_path):
+    with pytest.raises(DmsflowError, match="device toaster: is unknown; use one of .*local"):
+        bench.run(exported["onnx"], BenchSettings(device="toaster"), tmp_path, command=COMMAND)
+    with pytest.raises(DmsflowError, match="device toaster: is unknown"):
+        bench.plan(exported["onnx"], BenchSettings(device="toaster"), tmp_path)
+
+
+def test_done_is_not_done_again(exported, tmp_path):
+    (tmp_path / "bench.json").write_text("{}")
+    with pytest.raises(DmsflowError, match="is already there; --force"):
+        bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+
+
+def test_the_plan_measures_nothing(exported, tmp_path):
+    rows = dict(bench.plan(exported["onnx"], FEW, tmp_path / "out"))
+    assert rows["runner"] == "onnxruntime"
+    assert rows["runs"] == "5 of each, after 2 to warm up, 1 thread"
+    assert rows["top-1"] == "on the test split of digits, by onnxruntime"
+    assert not (tmp_path / "out").exists()
+    bare = dict(bench.plan(exported["onnx"].parent / "model.onnx", FEW, tmp_path / "out"))
+    assert (bare["baseline"], bare["top-1"]) == ("none", "not measured")
+
+
+def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkeypatch):
+    digits = datasets.load(Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    with pytest.raises(
+        DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
+    ):
+        bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+
+
+# --- images beside a bare file ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The test split of digits as grey PNG files, a folder for each class."""
+    folder = tmp_path_factory.mktemp("pictures")
+    test = datasets.load(Data(name="digits")).test
+    for index, (pixels, label) in enumerate(zip(test.pixels, test.labels, strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(pixels[..., 0]).save(folder / str(label) / f"{index}.png")
+    return folder
+
+
+def test_top1_of_a_bare_file_is_that_of_its_chain(exported, pictures, tmp_path):
+    file = exported["x86-64"].parent / "model.tflite"
+    settings = BenchSettings(runs=1, warm_up=0, images=str(pictures))
+    assert dict(bench.plan(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
+    bare = json.loads(bench.run(file, settings, tmp_path / "bare", command=COMMAND).read_bytes())["metrics"]
+    lean = BenchSettings(runs=1, warm_up=0, baseline=False)
+    chain = manifest.load(bench.run(exported["x86-64"], lean, tmp_path / "chain", command=COMMAND)).metrics
+    assert (bare["top1_percent"], bare["top1_images"]) == (chain["top1_percent"], 360)
+
+
+def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path):
+    file = exported["x86-64"].parent / "model.tflite"
+
+    def refused(folder, source=file):
+        with pytest.raises(DmsflowError) as raised:
+            bench.run(source, fewer(accuracy=True, images=str(folder)), tmp_path / "out", command=COMMAND)
+        assert not (tmp_path / "out" / "bench.json").exists()
+        return str(raised.value)
+
+    assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such file or directory; give a folder")
+    assert refused(pictures, exported["x86-64"]).startswith("--images: are not those of digits, which model.tflite")
+    few = tmp_path / "few"
+    for label in "01":
+        shutil.copytree(pictures / label, few / label)
+    assert refused(few).startswith(f"{few}: has 2 class folders, and the file tells 10 classes; give a folder for each")
+    red = Path(shutil.copytree(pictures, tmp_path / "red"))
+    Image.new("RGB", (32, 32), "red").save(red / "3" / "0.png")
+    assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, and grey images are needed; ")
+
+
+# --- predicted beside measured ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, write_train_manifest, make_profile):
+    """The folder of a chain whose search used a profile: search.json, profile.json, train.json, export.json."""
+    folder = tmp_path_factory.mktemp("searched")
+    source = write_train_manifest(folder)
+    trained = manifest.load(source)
+    profile.save(folder / "profile.json", make_profile(trained.network))
+    artifacts = {"profile": describe_artifact(folder / "profile.json", folder)}
+    found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
+    parent = describe_artifact(manifest.save(folder / "search.json", found), folder)
+    manifest.save(source, msgspec.structs.replace(trained, parent=parent))
+    export.run(source, ExportSettings(target="x86-64", check_images=2), folder, command=("x",))
+    return folder
+
+
+@pytest.fixture
+def saved(searched, make_profile, tmp_path):
+    """`save(**fields)` writes a profile of the chain's network, and gives its path."""
+    network = manifest.load(searched / "export.json").network
+    return lambda **fields: str(profile.save(tmp_path / "other.json", make_profile(network, **fields)))
+
+
+def fewer(**fields):
+    return BenchSettings(**{"runs": 3, "warm_up": 0, "accuracy": False, "baseline": False, **fields})
+
+
+def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
+    written = manifest.load(bench.run(searched / "export.json", fewer(), tmp_path, command=COMMAND))
+    latency = build_latency(written.network, profile.load(str(searched / "profile.json")))
+    metrics = written.metrics
+    predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
+    assert predicted == latency(written.widths) > 0
+    assert metrics["prediction_error_percent"] == pytest.approx(100 * (predicted - measured) / measured)
+    assert [row["predicted_ms"] for row in metrics["pieces"][:-1]] == [ms for _, ms in latency.by_piece(written.widths)]
+    assert metrics["pieces"][-1] == {
+        "piece": "overhead of a run", "input_width": None, "output_width": None, "predicted_ms": 0.002,
+        "share_percent": pytest.approx(0.2 / predicted),
+    }  # fmt: skip
+    assert sum(row["share_percent"] for row in metrics["pieces"]) == pytest.approx(100)
+    assert metrics["pieces"][1]["input_width"] == next(iter(written.widths.values()))
+    assert written.environment["profile"] == {
+        "name": "board", "method": "measured", "sha256": hash_file(searched / "profile.json"),
+    }  # fmt: skip
+    shown = capsys.readouterr().err
+    assert "board: measured on ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
+    assert "board is of another processor: Cortex-A72, and this is " in shown
+    assert "board is of another runtime: LCE 9.9, and this is LiteRT " in shown
+    assert f"{metrics['prediction_error_percent']:+.1f}" in shown
+    assert "modelled" not in shown
+
+
+def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searched, saved, tmp_path, capsys):
+    other = saved(name="dream", method="modelled", overhead_ms=100.0)
+    settings = fewer(profile=other)
+    assert dict(bench.plan(searched / "export.json", settings, tmp_path))["predicted"].endswith("dream (modelled)")
+    written = manifest.load(bench.run(searched / "export.json", settings, tmp_path, command=COMMAND))
+    assert written.metrics["predicted_latency_ms"] > 100
+    assert written.environment["profile"]["method"] == "modelled"
+    shown = capsys.readouterr().err
+    assert "Predicted by piece, profile dream (modelled)" in shown
+    assert "dream (modelled): modelled for " in shown
+
+
+def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
+    """Missed, the numbers are there all the same, and are held against a requirement again."""
+    lean = ["--runs", "3", "--warm-up", "0", "--no-accuracy", "--no-baseline"]
+    given = ["bench", str(searched / "export.json"), *lean, "--out"]
+    assert cli.main([*given, str(tmp_path / "met"), "--require-ms", "60000"]) == 0
+    assert cli.main([*given, str(tmp_path / "missed"), "--require-ms", "1e-3"]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{searched / 'model.tflite'}: takes " in last and "ms (median), more than --require-ms 0.001; " in last
+    path = tmp_path / "missed" / "bench.json"
+    median = manifest.load(path).metrics["latency_ms_median"]
+    assert f"takes {median:.4g} ms" in last
+    bench.check_required(path, fewer(require_ms=median))
+    bench.check_required(path, fewer())
+    with pytest.raises(BudgetMissed):
+        bench.check_required(path, fewer(require_ms=median * 0.999))
+    assert dict(bench.plan(searched / "export.json", fewer(require_ms=2), tmp_path))["required"] == "at most 2 ms"
+
+
+def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, capsys):
+    written = manifest.load(bench.run(exported["onnx"], fewer(operations=True), tmp_path, command=COMMAND))
+    rows = written.metrics["operations"]
+    assert {"Conv"} < {row["op"] for row in rows}
+    assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
+    assert all(row["ms"] >= 0 and row["name"] for row in rows)
+    assert "Operations as onnxruntime 1." in capsys.readouterr().err
+    written = manifest.load(bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "litert", command=COMMAND))
+    assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
+    lce = fewer(operations=True, runner="lce")
+    path = bench.run(exported["x86-64"], lce, tmp_path / "lce", command=COMMAND)
+    assert manifest.load(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
+    assert "operations" not in manifest.load(path).metrics
+    assert "does not tell the time of its operations\n" in capsys.readouterr().err
+
+
+# --- other devices ------------------------------------------------------------------------------
+
+
+def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsys):
+    settings = BenchSettings(device=phone, runs=3)
+    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    machine = written.environment["machine"]
+    assert machine == {
+        "processor": "Kirin 990", "system": "Linux aarch64", "governor": "schedutil", "temperature_c": 41.5,
+        "method": "measured",
+    }  # fmt: skip
+    assert measured_machine(written.environment) == machine != measured_machine(describe_environment())
+    assert written.metrics["float32_latency_ms_median"] == 2.0
+    assert "peak_memory_mib" not in written.metrics
+    shown = capsys.readouterr().err
+    assert "measured on: Kirin 990, Linux aarch64, governor schedutil, 42 °C" in shown
+    assert "top-1: found on this machine, by the same file" in shown
+    assert bench.PEAK not in shown
+
+
+@pytest.mark.parametrize(
+    ("reach", "told"),
+    [({"device": "adb://S1"}, "adb://S1"), ({"device": "ssh://a@b", "runner_file": "lce_bench"}, "lce_bench")],
+)
+def test_where_only_the_file_can_run_there_is_no_baseline(reach, told, exported, phone, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def connect(address, access):
+        asked.append((address, access.runner_file))
+        return original(phone, access)
+
+    original = devices.connect
+    monkeypatch.setattr(devices, "connect", connect)
+    settings = BenchSettings(runs=3, accuracy=False, **reach)
+    assert dict(bench.plan(exported["x86-64"], settings, tmp_path))["baseline"] == "none"
+    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    assert asked == [(reach["device"], reach.get("runner_file"))]
+    assert list(written.environment["runtimes"]) == ["model.tflite"]
+    assert not [name for name in written.metrics if name.startswith("float32")]
+    line = f"no float32 baseline: {told} does not run onnxruntime\n"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_top1_needs_a_runtime_here(exported, phone, tmp_path, monkeypatch):
+    def absent():
+        raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
+
+    monkeypatch.setattr("dmsflow.modelfile.runners.litert.version", absent)
+    witnessed = dict(bench.plan(exported["x86-64"], BenchSettings(device=phone), tmp_path))
+    assert witnessed["top-1"] == "on the test split of digits, by lce"
+    monkeypatch.setattr("dmsflow.modelfile.runners.lce.version", absent)
+    with pytest.raises(DmsflowError, match=r"top-1: .*cannot run the file \(ai-edge.*device\]'\); .*--no-accuracy"):
+        bench.run(exported["x86-64"], BenchSettings(device=phone), tmp_path / "out", command=COMMAND)
+    assert not (tmp_path / "out").exists()
+    settings = BenchSettings(device=phone, accuracy=False)
+    assert bench.run(exported["x86-64"], settings, tmp_path / "out", command=COMMAND).exists()

@@ -1,0 +1,198 @@
+"""The static benchmark program: LCE's bits, what adb reads of it, and damaged files.
+
+It runs as it is on x86-64, under sanitizers, and as it is shipped for aarch64, in an emulator. No phone was
+used here.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_adb
+from made_up import MEAN, STD, odd_widths, pixels, trained
+from test_delegate import exact_part
+
+from dmsflow import native
+from dmsflow.deploying import folding
+from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import File, Job, _benchmark
+from dmsflow.modelfile import reader
+from dmsflow.modelfile.runners import lce
+from dmsflow.network.architectures import resnet18, vgg11
+
+NATIVE = Path(native.__file__).parent
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+IMAGES = 4
+ONCE = ("--num_runs=1", "--min_secs=0")
+phone = test_adb.phone
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Built for this machine, with sanitizers."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    flags = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS=-Werror {SANITIZERS}")
+    for command in (
+        ("cmake", "-S", str(NATIVE), "-B", str(folder), *flags),
+        ("cmake", "--build", str(folder), "--target", "dmsflow-benchmark", "--parallel"),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return (str(folder / "dmsflow-benchmark"),)
+
+
+@pytest.fixture(scope="module")
+def arm() -> tuple[str, ...]:
+    shipped = native.benchmark()
+    assert shipped
+    return (str(shipped),) if platform.machine() == "aarch64" else ("qemu-aarch64", str(shipped))
+
+
+@pytest.fixture(params=["host", "arm"])
+def program(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    found: tuple[str, ...] = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module", params=[vgg11.build, resnet18.build], ids=["vgg11", "resnet18"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = request.param(3, 32, 10)
+    widths = odd_widths(network, 0)
+    form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
+    path = tmp_path_factory.mktemp("model") / f"{network.name}.tflite"
+    exporter.write(form, path)
+    return path
+
+
+def outputs(program: tuple[str, ...], path: Path, values: np.ndarray, *options: str) -> np.ndarray:
+    given, told = path.with_suffix(".in"), path.with_suffix(".out")
+    values.astype(np.float32).tofile(given)
+    files = (f"--graph={path}", f"--input_file={given}", f"--output_file={told}")
+    done = subprocess.run((*program, *files, *options), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return np.fromfile(told, np.float32).reshape(len(values), -1)
+
+
+def official(path: Path, values: np.ndarray) -> np.ndarray:
+    session = lce.open(path)
+    return np.stack([session.run(one[None]).ravel() for one in values.astype(np.float32)])
+
+
+def test_a_network_ends_as_in_the_official_interpreter(program: tuple[str, ...], model: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (IMAGES, 32, 32, 3))
+    wanted = official(model, images)
+    told = outputs(program, model, images)
+    assert np.ptp(wanted) > 0
+    assert (told.argmax(1) == wanted.argmax(1)).all()
+    np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [(), ("--num_threads=3", "--kernels=portable")])
+def test_between_sums_of_floats_the_bits_are_equal(
+    program: tuple[str, ...], options: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
+    inner, shape = exact_part(model.read_bytes())
+    path = tmp_path / "inner.tflite"
+    path.write_bytes(inner)
+    values = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32)
+    wanted = official(path, values)
+    assert np.ptp(wanted) > 0
+    assert outputs(program, path, values, *options).tobytes() == wanted.tobytes()
+
+
+def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:
+    def run(index: int, options: tuple[str, ...], limit_s: float) -> str:
+        command = (*program, f"--graph={model}", *options)
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit_s).stdout
+
+    job = Job(
+        files=(File(path=str(model), runner="litert"),), threads=2, warm_up=1, runs=2, memory=True, operations=True
+    )
+    (timing,) = _benchmark.measure(job, Path(program[-1]), run)
+    assert len(timing.runs_ms) == 2 and min(timing.runs_ms) > 0 and timing.load_ms > 0
+    assert timing.peak_memory_bytes and timing.peak_memory_bytes > 2**20
+    assert [each.op for each in timing.operations] == [each.op for each in reader.read(model).ops]
+    assert timing.operations[0].name.endswith("/centred")
+    assert 0 < sum(each.ms for each in timing.operations) < 100 * max(timing.runs_ms)
+
+
+def test_a_phone_gets_it_unless_another_is_named(
+    phone,
+    monkeypatch: pytest.MonkeyPatch,
+    host: tuple[str, ...],
+    model: Path,
+) -> None:
+    monkeypatch.setattr(native, "benchmark", lambda: Path(host[0]))
+    job = Job(files=(File(path=str(model), runner="litert"),), threads=1, warm_up=1, runs=2, memory=False)
+    with devices.connect(f"adb://{test_adb.SERIAL}") as measure:
+        (timing,) = measure(job).timings
+    assert timing.runtime.startswith("dmsflow-benchmark sha256:") and min(timing.runs_ms) > 0
+
+
+def test_the_shipped_program_needs_nothing_of_a_device(arm: tuple[str, ...]) -> None:
+    head = subprocess.run(("readelf", "-hld", arm[-1]), check=True, capture_output=True, text=True).stdout
+    assert "AArch64" in head and "INTERP" not in head and "no dynamic section" in head
+
+
+# --- what can go wrong --------------------------------------------------------------------------
+
+
+def refused(program: tuple[str, ...], *options: str) -> str:
+    done = subprocess.run((*program, *options), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert all(line.startswith("ERROR: ") for line in done.stderr.splitlines()), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ((), "give --graph=FILE"),
+        (("--graph=none.tflite",), "cannot open none.tflite"),
+        (("--graph=",), "--graph= is no option"),
+        (("--graph=x", "--num_threads=0"), "--num_threads=0 is no option"),
+        (("--graph=x", "--frobnicate=1"), "--frobnicate=1 is no option"),
+        ((f"--graph={__file__}",), "is no .tflite file"),
+        (("--graph=/",), "cannot read /"),
+    ],
+)
+def test_an_error_is_told(options: tuple[str, ...], what: str, host: tuple[str, ...]) -> None:
+    assert what in refused(host, *options)
+
+
+def test_unknown_kernels_and_unfitting_images_are_told(host: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    assert "'abacus'" in refused(host, f"--graph={model}", "--kernels=abacus")
+    given = tmp_path / "odd"
+    given.write_bytes(bytes(100))
+    files = (f"--input_file={given}", f"--output_file={tmp_path / 'out'}")
+    assert "no file of images of 3072 float32" in refused(host, f"--graph={model}", *files)
+
+
+def test_help_says_how_floats_are_calculated(host: tuple[str, ...]) -> None:
+    text = subprocess.run((*host, "--help"), check=True, capture_output=True, text=True).stdout
+    assert "--graph=FILE" in text and "simple loops" in text
+
+
+def test_damaged_files_are_refused_or_run(host: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    whole = model.read_bytes()
+    words = np.frombuffer(whole[: len(whole) // 4 * 4], "<u4")
+    places = 4 * np.flatnonzero(words < len(whole))  # offsets, counts and sizes, rather than weights
+    path, told = tmp_path / "damaged.tflite", {0: 0, 1: 0}
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        data = bytearray(whole[: random.integers(len(whole))] if seed % 12 == 0 else whole)
+        for _ in range(4):
+            at = min(int(random.choice(places)), len(data) - 4)
+            number = random.choice([0, 1, 33, 65535, 2**31 - 1, 2**32 - 1, random.integers(len(whole))])
+            data[at : at + 4] = int(number).to_bytes(4, "little")
+        path.write_bytes(data)
+        done = subprocess.run((*host, f"--graph={path}", *ONCE), capture_output=True, text=True, check=False)
+        told[done.returncode] += 1
+        assert re.match("ERROR: " if done.returncode else "$", done.stderr), done.stderr
+    assert min(told.values()) > 0

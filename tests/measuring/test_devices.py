@@ -1,0 +1,314 @@
+"""The contract of devices/, held by every file of the folder, and what this machine does with it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import Access, Job, _program, _python, local
+from dmsflow.modelfile.runners import onnxruntime
+
+ROOT = Path(devices.__file__).parents[2]
+
+
+def job(*files, **changed):
+    return Job(files=files, **{"threads": 1, "warm_up": 0, "runs": 2, **changed})
+
+
+def is_running(process: str) -> bool:
+    """A process that has ended and waits for its parent does not run."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+# --- every device -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", plugin.names("devices"))
+def test_every_device_can_be_connected_to(name):
+    module = plugin.load("devices", name)
+    assert list(inspect.signature(module.connect).parameters) == ["address", "access"]
+    first = module.__doc__.splitlines()[0]
+    assert first.endswith(".") and 20 < len(first) <= 110
+
+
+def test_the_devices_are_these():
+    assert plugin.names("devices") == ["adb", "local", "qemu", "ssh"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "local://",
+        "local://x",
+        "ssh",
+        "ssh://",
+        "ssh://-oProxyCommand=x",
+        "ssh://a|b",
+        "ssh://u@-h",
+        "ssh://h:0",
+        "ssh://h:65536",
+        "ssh://h:x",
+        "ssh://u@h@i",
+        "ssh://h/etc",
+        "ssh://$(id)",
+        "ssh://a;b",
+        "ssh://u:pw@h",
+        "ssh://h\nx",
+        "adb",
+        "adb://-s",
+        "adb://a|b",
+        "adb://$(id)",
+        "adb://a/b",
+        "adb://a;b",
+        "adb://x\n",
+    ],
+)
+def test_an_unusable_address_is_refused_before_anything_runs(address, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    access = Access(runner_file=__file__) if address.startswith("adb") else Access()
+    with pytest.raises(DmsflowError) as raised, devices.connect(address, access):
+        pass
+    assert str(raised.value).startswith(f"device {' '.join(address.split())}")
+    assert "is unusable; " in str(raised.value)
+
+
+def test_an_unknown_device_lists_the_known_ones():
+    with pytest.raises(DmsflowError, match="device toaster: is unknown; use one of adb, local, qemu, ssh"):
+        devices.connect("toaster://x")
+
+
+# --- this machine -------------------------------------------------------------------------------
+
+
+def test_local_measures_what_is_asked_for(model_files):
+    with devices.connect("local") as measure:
+        seen = measure(job(*model_files, runs=3, warm_up=1, operations=True))
+        lean = measure(job(*model_files, memory=False))
+    for timing, runtime in zip(seen.timings, ("onnxruntime 1.", "LCE 0."), strict=True):
+        assert timing.runtime.startswith(runtime)
+        assert len(timing.runs_ms) == 3 and all(0 < ms < 1000 for ms in timing.runs_ms)
+        assert 0 < timing.load_ms < 10_000
+        assert 10 * 2**20 < timing.peak_memory_bytes < 500 * 2**20
+    assert [timing.peak_memory_bytes for timing in lean.timings] == [None, None]
+    assert [timing.operations for timing in lean.timings] == [(), ()]
+    assert seen.timings[1].operations == ()  # LCE's wheel cannot tell
+    machine = seen.machine
+    assert machine.processor and machine.system.startswith(("Linux", "Darwin")) and machine.cores == os.cpu_count()
+
+
+def test_operations_are_called_as_their_layers_and_sum_to_a_run(model_files):
+    session = onnxruntime.open(Path(model_files[0].path))
+    seen = session.operations(np.zeros(session.input_shape, np.float32), 5)
+    layers = [name.partition(".")[0] for op, name, _ in seen if op in ("Conv", "QLinearConv", "MatMulInteger")]
+    assert layers == [f"conv{index}" for index in range(8)]
+    assert seen[-1][:2] == ("Gemm", "dense")
+    assert sum(ms for _, _, ms in seen) < 50 and all(ms >= 0 for _, _, ms in seen)
+
+
+def test_operations_without_names_in_the_file_have_the_profilers():
+    """The graph as written has another order: no name is given to the wrong operation."""
+    events = [
+        {"cat": "Node", "name": f"{op}_{index}_kernel_time", "dur": dur, "args": {"op_name": op}}
+        for dur in (9, 1, 3, 4)
+        for index, op in enumerate(("Conv", "Add"))
+    ]
+    wrong = [("Add", "", "sum"), ("Conv", "", "conv")]
+    assert onnxruntime._medians(events, 4, wrong) == [("Conv", "Conv_0", 0.003), ("Add", "Add_1", 0.003)]
+    assert [name for _, name, _ in onnxruntime._medians(events, 4, wrong[::-1])] == ["conv", "sum"]
+
+
+def test_files_take_turns():
+    """One run of each in turn, the warm-up uncounted, the load timed apart."""
+    order = []
+
+    class Session:
+        input_shape = (1, 2, 2, 1)
+
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, images):
+            assert images.shape == (1, 2, 2, 1) and images.dtype == np.float32
+            order.append(self.name)
+
+    class Runner:
+        open = staticmethod(lambda path, threads: Session(path.name))
+        version = staticmethod(lambda: "turns 1.0")
+
+    asked = {"files": [{"path": name, "runner": "turns"} for name in "ab"]}
+    asked |= {"threads": 1, "warm_up": 2, "runs": 3, "operations": True}
+    seen = _program.watch(asked, lambda name: Runner)
+    assert order == ["a", "b"] * 5
+    assert [len(times) for times in seen["runs_ms"]] == [3, 3]
+    assert seen["runtimes"] == ["turns 1.0", "turns 1.0"]
+    assert seen["operations"] == [[], []]
+
+
+def test_peak_memory_is_that_of_the_process_alone(model_files):
+    """A parent of 600 MiB does not count; 300 MiB of the process itself do."""
+    ballast = np.ones(600 * 2**20, np.uint8)
+    seen = _python._seen(job(model_files[0]), local._in_child(job(model_files[0])))
+    assert seen.peak_memory_bytes < 300 * 2**20 < ballast.nbytes
+    script = "import numpy as np; from dmsflow.measuring.devices import _program as p; x = np.ones(300 << 20, np.uint8); del x; print(p.peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 300 * 2**20 < int(done.stdout) < 500 * 2**20
+
+
+def test_a_child_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with (
+        pytest.raises(DmsflowError, match=r"x\.onnx: the process that runs it died \(exit status 1\); export it again"),
+        devices.connect("local") as measure,
+    ):
+        measure(job(devices.File(path="x.onnx", runner="onnxruntime")))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"", b"hello", b"dmsflow-result", b"dmsflow-result {}", b'dmsflow-result {"seen": 1}', b"dmsflow-result \xff"],
+)
+def test_garbage_from_a_child_is_told_in_one_line(written, monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout=written, stderr=b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings.*; try again$"):
+        local.measure(job(devices.File(path="x.onnx", runner="onnxruntime")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("runs_ms", [[1.0]]),
+        ("runs_ms", [[1.0, float("nan")]]),
+        ("runs_ms", [[1.0, 0.0]]),
+        ("runs_ms", [["1.0", "2.0"]]),
+        ("load_ms", [1.0, 2.0]),
+        ("runtimes", []),
+        ("operations", [[["Conv", 1, 0.1]]]),
+    ],
+)
+def test_timings_of_another_job_are_refused(changed, value):
+    machine = {"processor": "p", "system": "s", "cores": 1, "governor": None, "temperature_c": None}
+    seen = {"machine": machine, "runtimes": ["r"], "load_ms": [1.0], "runs_ms": [[1.0, 2.0]]}
+    seen |= {"operations": [[]], "peak_memory_bytes": 1}
+    asked, answer = job(devices.File(path="x.onnx", runner="onnxruntime")), f"{_program.RESULT}%s".__mod__
+    assert _python._seen(asked, answer(json.dumps({"seen": seen})).encode()).runs_ms == ((1.0, 2.0),)
+    with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings"):
+        _python._seen(asked, answer(json.dumps({"seen": {**seen, changed: value}})).encode())
+
+
+def test_an_interrupt_ends_the_child(tmp_path):
+    """The file of a user's runner says which process runs it, and would run for a minute."""
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "def version():\n"
+        "    return 'slow'\n"
+        "def open(path, threads):\n"
+        "    path.with_suffix('.pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    asked = f"devices.File(path={str(tmp_path / 'x')!r}, runner={str(tmp_path / 'slow.py')!r})"
+    script = f"from dmsflow.measuring import devices\nwith devices.connect('local') as measure: measure(devices.Job(files=({asked},), threads=1, warm_up=0, runs=1))"
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True) as parent:
+        written = tmp_path / "x.pid"
+        deadline = time.monotonic() + 20
+        while not (written.exists() and written.read_text()):
+            assert time.monotonic() < deadline and parent.poll() is None
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGINT)  # to the parent alone: it has to end its child itself
+        assert b"KeyboardInterrupt" in parent.communicate(timeout=20)[1]
+    assert not is_running(written.read_text())
+
+
+def test_what_local_cannot_do_is_refused():
+    for access in (Access(python="python3.12"), Access(runner_file="benchmark_model")):
+        with (
+            pytest.raises(DmsflowError, match="device local: measures with the Python that runs dmsflow"),
+            devices.connect("local", access),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("readings", "hottest"),
+    [
+        (["41000", "55500", None, "-40000", "200000000", "not it"], 55.5),
+        ([], None),
+        ([None, "0", "255000"], None),
+    ],
+)
+def test_the_hottest_sensor_that_is_connected(readings, hottest):
+    assert _program.hottest_c(readings) == hottest
+
+
+# --- the program that is sent -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A Python that has only NumPy and the runtimes, and cannot import dmsflow or what it needs."""
+    site = Path(np.__file__).parents[1]
+    folder = tmp_path_factory.mktemp("bare")
+    for pattern in ("numpy", "numpy.libs", "numpy-*", "onnxruntime", "onnxruntime-*", "larq_compute_engine*"):
+        for found in site.glob(pattern):
+            (folder / found.name).symlink_to(found)
+    return [sys.executable, "-I", "-S", "-c", f"import sys, runpy; sys.path.append({str(folder)!r}); "]
+
+
+def in_the_bare(bare, line, given=b"", cwd=None):
+    command = [*bare[:-1], bare[-1] + line]
+    return subprocess.run(command, input=given, capture_output=True, check=False, cwd=cwd)
+
+
+def test_what_is_sent_is_complete(bare, model_files, tmp_path):
+    """Alone with NumPy and the runtimes: nothing of dmsflow but what is in it, and no msgspec."""
+    (tmp_path / "program.zip").write_bytes(_python.program())
+    missing = in_the_bare(bare, "import dmsflow")
+    assert b"No module named 'dmsflow'" in missing.stderr
+    assert b"No module named 'msgspec'" in in_the_bare(bare, "import msgspec").stderr
+    import msgspec
+
+    asked = job(*model_files, operations=True)
+    line = f"runpy.run_path({str(tmp_path / 'program.zip')!r}, run_name='__main__')"
+    done = in_the_bare(bare, line, msgspec.json.encode(asked))
+    assert done.returncode == 0, done.stderr
+    seen = _python._seen(asked, done.stdout)
+    assert [len(times) for times in seen.runs_ms] == [2, 2]
+    assert seen.operations[0] and not seen.operations[1]
+    assert not {"torch", "msgspec", "click", "rich"} & set(re.findall(rb"\w+", _python.LAUNCHER.encode()))
+
+
+def test_what_is_sent_is_small():
+    assert len(_python.program()) < 40_000
+
+
+def test_a_python_that_lacks_numpy_says_so(tmp_path):
+    (tmp_path / "program.zip").write_bytes(_python.program())
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", tmp_path / "program.zip"], input=b"{}", capture_output=True, check=True
+    )
+    with pytest.raises(DmsflowError, match=r"python\S*: has no NumPy; run there: .*python\S* -m pip install 'numpy<2'"):
+        _python._seen(job(devices.File(path="x", runner="lce")), done.stdout)
+
+
+def test_every_python_reads_the_launcher():
+    """It has to say that a Python is too old in words that this Python knows."""
+    lines = _python.LAUNCHER.replace("(3, 10)", "(99, 0)")
+    done = subprocess.run([sys.executable, "-c", lines], input=b"", capture_output=True, check=True)
+    with pytest.raises(DmsflowError, match=r"is Python 3\.\d+; 3\.10 or newer is needed there"):
+        _python._seen(job(devices.File(path="x", runner="lce")), done.stdout)
+    assert not re.search(r"f\"|:=|print [^(]", _python.LAUNCHER)

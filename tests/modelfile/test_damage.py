@@ -1,0 +1,217 @@
+"""Files that are no models, and damaged ones: one line each, and never more time or memory than a file is worth."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from made_up import MEAN, STD, small_network, trained
+from test_read import bconv, foreign_onnx, foreign_tflite
+
+from dmsflow import cli
+from dmsflow.deploying import folding
+from dmsflow.deploying.exporters import _flatbuffer, lce
+from dmsflow.deploying.exporters import onnx as onnx_exporter
+from dmsflow.errors import DmsflowError
+from dmsflow.modelfile import _protobuf, reader
+
+
+def line_of(error):
+    """The error of one file, held to the form of them all."""
+    text = str(error)
+    where, _, rest = text.partition(": ")
+    assert "\n" not in text and where.endswith((".tflite", ".onnx")) and rest.count("; ") >= 1 and len(text) < 600
+    assert text.isprintable()
+    return text
+
+
+def seeds(folder):
+    """Small files of every kind: (suffix, content). Narrow ones: damage is to hit what describes the graph."""
+    network = small_network(1)
+    widths = dict.fromkeys(network.widths, 3)
+    form = folding.fold(network, widths, trained(network, widths), MEAN, STD)
+    lce.write(form, folder / "seed.tflite")
+    yield ".tflite", (folder / "seed.tflite").read_bytes()
+    yield ".tflite", foreign_tflite()
+    yield ".tflite", _flatbuffer.dumps(bconv([(3, True), (1, False)]))
+    for variant in onnx_exporter.VARIANTS:
+        onnx_exporter.write(form, folder / "seed.onnx", variant=variant)
+        yield ".onnx", (folder / "seed.onnx").read_bytes()
+    yield ".onnx", foreign_onnx().SerializeToString()
+
+
+NUMBERS = (0, 1, 4, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF8)
+
+
+def mutated(content, chance):
+    """The content with one kind of damage, at one to four places."""
+    data = bytearray(content)
+    kind = chance.randrange(9)
+    if kind == 0:  # a cut
+        return bytes(data[: chance.choice([chance.randrange(64), chance.randrange(len(data)), len(data) - 1 - chance.randrange(64)])])  # fmt: skip
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        at = chance.randrange(len(data) - 16)
+        four = at // 4 * 4
+        if kind == 1:
+            data[at] = chance.randrange(256)
+        elif kind == 2:
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 3:  # an offset or a length
+            data[four : four + 4] = struct.pack("<I", chance.choice(NUMBERS))
+        elif kind == 4:  # two offsets change places
+            other = chance.randrange(len(data) - 16) // 4 * 4
+            data[four : four + 4], data[other : other + 4] = data[other : other + 4], data[four : four + 4]
+        elif kind == 5:  # a huge length of protobuf
+            data[at : at + 5] = b"\xff" * chance.randrange(1, 5) + b"\x7f"
+        elif kind == 6:
+            data[at : at + chance.randrange(1, 64)] = b""
+        elif kind == 7:
+            data[at:at] = data[at : at + chance.randrange(1, 64)]
+        else:
+            data[at : at + 8] = chance.randbytes(8)
+    return bytes(data)
+
+
+def test_damaged_files_end_in_one_line(tmp_path):
+    """No other exception, and no case that takes long; bytes that still make a file are accounted for to the last."""
+    chance = random.Random(6)
+    counts = {suffix: [0, 0] for suffix in reader.FORMATS}
+    kept = list(seeds(tmp_path))
+    for suffix, content in kept:
+        assert reader.loads(Path(f"seed{suffix}"), content)
+        for index in range(3000 // len(kept)):
+            damaged = mutated(content, chance)
+            print(suffix, index, len(damaged))
+            start = time.process_time()
+            try:
+                msgspec.json.encode(reader.loads(Path(f"case{suffix}"), damaged))
+                counts[suffix][0] += 1
+            except DmsflowError as error:
+                line_of(error)
+                counts[suffix][1] += 1
+            assert time.process_time() - start < 2
+    print(counts)
+    for whole, refused in counts.values():
+        assert min(whole, refused) > 100  # both ends of the test are reached
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_every_cut_is_refused(tmp_path, suffix):
+    content = next(content for kind, content in seeds(tmp_path) if kind == suffix)
+    for length in [*range(80), *range(80, len(content), len(content) // 150), len(content) - 1]:
+        with pytest.raises(DmsflowError) as raised:
+            reader.loads(Path(f"cut{suffix}"), content[:length])
+        line_of(raised.value)
+
+
+def png():
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(200)
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx", ".ONNX"])
+@pytest.mark.parametrize("what", ["absent", "folder", "empty", "text", "zip", "png", "random", "json", "other"])
+def test_what_is_no_model_file_is_refused(tmp_path, capsys, what, suffix):
+    path = tmp_path / f"model{suffix}"
+    if what == "folder":
+        path.mkdir()
+    elif what == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("weights", b"x" * 1000)
+    elif what != "absent":
+        others = {".tflite": foreign_onnx().SerializeToString(), ".onnx": foreign_tflite()}
+        contents = {
+            "empty": b"", "text": b"TFL3 is not where it should be\n" * 9, "png": png(), "json": b'{"stage": "export"}',
+            "random": random.Random(0).randbytes(5000), "other": others[suffix.lower()],
+        }  # fmt: skip
+        path.write_bytes(contents[what])
+    assert cli.main(["show", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith(f"dmsflow: {path}: ") and captured.err.count("; ") == 1
+
+
+def varint(value):
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def field(number, content):
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def deep(levels):
+    """A graph in an attribute of a node of a graph, and so on."""
+    content = b""
+    for _ in range(levels):
+        content = field(1, field(5, field(6, content)))
+    return b"\x08\x08" + field(7, content) + field(8, b"\x10\x12")
+
+
+def many(content):
+    return b"\x08\x08" + field(7, content) + field(8, b"\x10\x12")
+
+
+def shared_tables(count):
+    """A .tflite file with `count` subgraphs that are all one table, with `count` tensors that are all one."""
+    part = 44 + 4 * count
+    last = part + 12 + 4 * count
+    data = struct.pack("<I4s", 32, b"TFL3")
+    data += struct.pack("<7H2x", 14, 8, 0, 0, 4, 0, 0)  # the layout of a Model that has subgraphs alone
+    data += struct.pack("<3H2x", 6, 8, 4)  # and of a SubGraph with tensors
+    data += struct.pack("<iI", 32 - 8, 4) + struct.pack("<I", count)
+    data += np.arange(part - 44, 0, -4, "<u4").tobytes()
+    data += struct.pack("<iI", part - 24, 4) + struct.pack("<I", count)
+    data += np.arange(last + 4 - (part + 12), 4, -4, "<u4").tobytes()
+    return data + struct.pack("<2Hi", 4, 4, 4)
+
+
+@pytest.mark.parametrize("count", [3, 5000])
+def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(shared_tables(count))
+    tracemalloc.start()
+    with pytest.raises(DmsflowError) as raised:
+        reader.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ("a tensor without its buffer" if count == 3 else "it describes more than it holds") in line_of(raised.value)
+    assert peak < 100 * path.stat().st_size + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (deep(60), "messages lie more than 100 deep"),
+        (deep(5000), "messages lie more than 100 deep"),
+        (many(b"\x0a\x00" * 2001), "it has more than 2000 fields"),
+        (many(field(5, field(1, b"\x01" * 2000) + b"\x10\x01")), "a shape of too many lengths"),
+        (many(field(5, field(1, varint(1 << 40) * 3) + b"\x10\x01" + field(9, b"1234"))), "does not hold what its shape"),
+        (many(field(5, b"\x10\x63")), "is of type 99"),
+        (many(field(1, field(1, b"lost"))), "lost is read before anything puts it out"),
+        (many(field(1, field(2, b"y")) * 2), "y is put out twice"),
+        (many(field(12, field(1, b"y"))), "y is read before anything puts it out"),
+        (b"\x08\x08" + field(7, b"") * 2, "graph stands twice"),
+        (b"\x08\x08" + field(7, b""), "it lacks the version of the format, the set of its ops, or the graph"),
+        (b"\x0a\x08", "field 1 at byte 1 ends at 10, what it is part of at 2"),
+        (field(1, b"12345678"), "Model.ir_version at byte 1 is of another kind"),
+        (b"\x08" + b"\xff" * 30, "a number at byte 1 has no end"),
+        (b"\x0b", "is stored in a way that ONNX does not use"),
+    ],
+)  # fmt: skip
+def test_onnx_files_that_would_take_too_much(tmp_path, content, what, monkeypatch):
+    monkeypatch.setattr(_protobuf, "MOST_FIELDS", 2000)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(DmsflowError) as raised:
+        reader.read(path)
+    assert what in line_of(raised.value)

@@ -1,0 +1,240 @@
+"""LCE files on stock LiteRT with dmsflow's delegate: as the deploy form, beside the official interpreter, and told op by op."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import damaged_files
+import numpy as np
+import pytest
+from made_up import MEAN, STD, odd_widths, pixels, small_network, trained
+
+from dmsflow import __version__, native, plugin
+from dmsflow.deploying import folding, integer_graph, target
+from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring import devices
+from dmsflow.modelfile import reader, runners
+from dmsflow.modelfile.runners import lce, litert
+from dmsflow.network.architectures import resnet18, vgg11
+from dmsflow.settings import BenchSettings
+
+
+def written(folder, network, widths, seed=0, images=None):
+    form = folding.fold(network, widths, trained(network, widths, seed, 1.0, images), MEAN, STD)
+    path = folder / "model.tflite"
+    exporter.write(form, path)
+    return form, path
+
+
+def run(path, images, threads=1, runner=litert):
+    session = runner.open(path, threads)
+    assert session.input_shape == (1, *images.shape[1:])
+    return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+
+
+# --- what it computes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_networks_run_as_the_deploy_form_and_as_in_the_official_interpreter(tmp_path, build, threads):
+    network = build(3, 32, 10)
+    images = pixels(network, 12)
+    form, path = written(tmp_path, network, odd_widths(network, 0), images=images)
+    logits = run(path, images, threads)
+    np.testing.assert_allclose(logits, integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    official = run(path, images, runner=lce)
+    np.testing.assert_allclose(logits, official, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(logits.argmax(1), official.argmax(1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_small_networks_run_as_their_deploy_form(tmp_path, seed):
+    network = small_network(seed)
+    images = pixels(network, 4)
+    form, path = written(tmp_path, network, network.widths, seed, images=images)
+    np.testing.assert_allclose(run(path, images), integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """A ResNet-18 of 32 pixels, as a file."""
+    network = resnet18.build(3, 32, 10)
+    return written(tmp_path_factory.mktemp("resnet18"), network, odd_widths(network, 1))[1]
+
+
+def test_the_kernels_asked_for_run_and_are_told(residual, monkeypatch):
+    network = resnet18.build(3, 32, 10)
+    images = pixels(network, 2)
+    best = run(residual, images)
+    told = re.fullmatch(
+        rf"(?:LiteRT|TFLite|TensorFlow Lite) \d+\.\d+\S* \+ dmsflow {re.escape(__version__)} (\S+)", litert.version()
+    )
+    assert told and told[1] in native.KERNELS
+    monkeypatch.setenv("DMSFLOW_KERNELS", "portable")
+    assert litert.version().endswith(" portable")
+    np.testing.assert_array_equal(run(residual, images), best)
+
+
+# --- times of single operations -----------------------------------------------------------------
+
+
+def test_every_operation_is_told_once_in_the_files_order(residual):
+    session = litert.open(residual)
+    told = session.operations(np.zeros(session.input_shape, np.float32), 5)
+    operators = reader.read(residual).ops
+    assert [kind for kinds, _, _ in told for kind in kinds.split(" + ")] == [one.op for one in operators]
+    assert all(ms > 0 for _, _, ms in told) and sum(ms for _, _, ms in told) < 100
+    layers = [name for kind, name, _ in told if kind == "LceBconv2d"]
+    assert layers[:2] == ["stage0_block0_conv1", "stage0_block0_conv2"] and len(layers) == 19
+    assert told[0][:2] == ("SUB + CONV_2D + MUL + ADD + SUB", told[0][1]) and " + stem + " in told[0][1]
+    assert not any("Lce" in kind and "+" in kind for kind, _, _ in told)
+
+
+def test_what_the_delegate_does_not_run_stands_in_the_stretch_that_has_time():
+    """b ran first; a, which nothing but the end waits for, may have run at any time; d needs both."""
+    graph = litert._Graph(["x", "y", "y", "x", "x"], ["a", "b", "c", "d", "e"], [set(), set(), {1}, {0, 1, 2}, {1}])
+    assert graph.named([1, 2], [0.1, 2.0, 5.0, 3.0, 0.7]) == [
+        ("y", "b", 2.0), ("x + x", "a + e", 5.0), ("y", "c", 3.0), ("x", "d", 0.7),
+    ]  # fmt: skip
+
+
+def test_a_file_without_operations_of_the_delegate_has_one_stretch():
+    graph = litert._Graph(["CONV_2D", "RELU"], ["conv", "relu"], [set(), {0}])
+    assert graph.named([], [1.5]) == [("CONV_2D + RELU", "conv + relu", 1.5)]
+
+
+# --- what it says, and to whom --------------------------------------------------------------------
+
+
+def child(*arguments):
+    return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_damaged_files_end_in_one_line_not_in_a_crash(tmp_path):
+    network = small_network(2)
+    _, path = written(tmp_path, network, network.widths)
+    damaged_files.check(path, "litert", seed=1)
+
+
+def test_the_runtime_keeps_quiet_and_xnnpack_runs_the_floats(residual):
+    """What it would print is known: that there is XNNPACK."""
+    script = "import sys, pathlib; from dmsflow.modelfile.runners import _compiled, litert; "
+    quiet = child(f"{script} litert.open(pathlib.Path(sys.argv[1]), 1)", str(residual))
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    script += "import contextlib; _compiled.written_to_stderr = contextlib.nullcontext; "
+    loud = child(f"{script} litert.open(pathlib.Path(sys.argv[1]), 1)", str(residual))
+    assert "XNNPACK delegate" in loud.stderr
+
+
+def test_what_is_no_tflite_file_is_refused(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_text("not a model")
+    with pytest.raises(DmsflowError, match=r"model\.tflite: is not a whole \.tflite file .*; export it again"):
+        litert.open(path, 1)
+    with pytest.raises(DmsflowError, match=r"none\.tflite: No such file or directory"):
+        litert.open(tmp_path / "none.tflite", 1)
+
+
+# --- what it needs ------------------------------------------------------------------------------
+
+
+def without_runtimes(monkeypatch, *present):
+    """No runtime is installed but these, which are empty modules."""
+    for name in litert.RUNTIMES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = importlib.util.find_spec
+    hidden = {name.partition(".")[0] for name in litert.RUNTIMES} - set(present)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else found(name))
+    for package in present:
+        modules = [name for name in litert.RUNTIMES if name.startswith(package)]
+        for name in (package, *modules):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def test_a_missing_runtime_is_named(monkeypatch, tmp_path):
+    without_runtimes(monkeypatch)
+    for call in (litert.version, lambda: litert.open(tmp_path / "model.tflite", 1)):
+        with pytest.raises(DmsflowError, match=r"ai-edge-litert: is not installed; pip install 'dmsflow\[device\]'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("package", "told"), [("tflite_runtime", "TFLite 2.14.0 + "), ("tensorflow", "TensorFlow Lite 2.14.0 + ")]
+)
+def test_an_older_name_of_the_runtime_does_as_well(package, told, monkeypatch):
+    without_runtimes(monkeypatch, package)
+    monkeypatch.setattr(sys.modules[package], "__version__", "2.14.0", raising=False)
+    assert litert.version().startswith(told)
+
+
+def test_a_runtime_that_does_not_import_is_told(monkeypatch):
+    without_runtimes(monkeypatch)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tflite_runtime")
+    monkeypatch.setitem(sys.modules, "tflite_runtime", None)
+    with pytest.raises(DmsflowError, match=r"tflite_runtime: cannot be imported \(.*\); install it again, or pip"):
+        litert.version()
+
+
+def test_a_library_that_was_not_built_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: this installation was made without the C\+\+ part"):
+        litert.version()
+
+
+def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / native.LIBRARY).write_bytes(b"not a library")
+    with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: does not load here"):
+        litert.version()
+
+
+# --- which runner -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", plugin.names("runners"))
+def test_every_runner_keeps_the_contract(name):
+    module = plugin.load("runners", name)
+    assert list(inspect.signature(module.open).parameters) == ["path", "threads"]
+    assert re.search(r" \d+\.\d+", module.version())
+    assert module.__doc__.splitlines()[0].endswith(".")
+    session = inspect.signature(module.Session.run)
+    assert list(session.parameters) == ["self", "images"]
+
+
+def absent(name, monkeypatch):
+    def lacking():
+        raise DmsflowError(name, "is not installed", f"pip install {name}")
+
+    monkeypatch.setattr(f"dmsflow.modelfile.runners.{name}.version", lacking)
+
+
+def test_lce_files_run_on_litert_and_otherwise_in_the_official_interpreter(monkeypatch, capsys):
+    aim = target.load("arm64")
+    assert devices.runner_of(aim, BenchSettings()) == "litert"
+    assert capsys.readouterr().err == ""
+    absent("litert", monkeypatch)
+    assert devices.runner_of(aim, BenchSettings()) == "lce"
+    line = "run by lce, not by litert: litert: is not installed; pip install litert\n"
+    assert capsys.readouterr().err == line
+    assert devices.runner_of(aim, BenchSettings(runner="litert")) == "litert"
+    assert devices.runner_of(aim, BenchSettings(device="ssh://pi@board")) == "litert"
+    absent("lce", monkeypatch)
+    with pytest.raises(DmsflowError, match=r"^litert: is not installed; pip install litert$"):
+        devices.runner_of(aim, BenchSettings())
+    with pytest.raises(DmsflowError, match=r"^lce: is not installed"):
+        runners.first_usable(aim.runners[::-1])
+
+
+def test_the_program_for_devices_carries_what_the_runner_imports():
+    from dmsflow.measuring.devices import _python
+
+    assert "native/__init__.py" in _python.SHIPPED
+    assert Path(litert.__file__).with_name("_compiled.py").is_file()

@@ -1,0 +1,81 @@
+"""Every network that is listed: from odd widths to files of each kind that compute its deploy form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import MEAN, STD, odd_widths, pixels
+from PIL import Image
+
+from dmsflow import cli, manifest, plugin
+from dmsflow.deploying import check, folding, integer_graph, size_report, target
+from dmsflow.deploying.exporters import lce
+from dmsflow.modelfile import runners
+from dmsflow.network.network import load_network
+
+SIZES = ((32, 10), (224, 1000))
+TARGETS = ("x86-64", "onnx")
+LARGEST = 1.10  # of a file, beside its bits with channels as kernels pad them and its floats
+
+
+@pytest.mark.parametrize("resolution_classes", SIZES, ids=lambda size: f"{size[0]}px")
+@pytest.mark.parametrize("name", plugin.names("networks"))
+def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int, int], tmp_path: Path) -> None:
+    network = load_network(name, 3, *resolution_classes)
+    widths = (
+        odd_widths(network, 3) if network.resolution == 32 else {key: base | 1 for key, base in network.widths.items()}
+    )
+    images = pixels(network, 2)
+    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
+    wanted = integer_graph.run(form, images)
+    assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
+    ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.account(form, lce.STEPS))
+    for aim in map(target.load, TARGETS):
+        path = tmp_path / f"model{aim.suffix}"
+        exporter = plugin.load("exporters", aim.exporter)
+        exporter.write(form, path)
+        binary = sum(isinstance(op, integer_graph.BinaryConv) for op in form.ops)
+        assert exporter.census(path)[exporter.PACKED_CONV] == binary
+        if ideal > 2**19:  # below half a MiB names and the graph weigh
+            assert path.stat().st_size <= LARGEST * ideal
+        session = plugin.load("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
+        logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+        assert abs(logits - wanted).max() <= check.MOVED
+
+
+@pytest.mark.parametrize("name", ["birealnet18", "quicknet"])
+def test_real_values_pass_every_binary_convolution(name: str) -> None:
+    """But those between two stages, every 3×3 convolution is added to what it read."""
+    network = load_network(name, 3, 32, 10)
+    convs = [layer for layer in network.layers if layer.op == "binary_conv" and layer.kernel == 3]
+    assert len(convs) == 16
+    for conv in convs:
+        quantize = network.layer(conv.inputs[0])
+        (norm,) = network.consumers(conv.name)
+        (add,) = network.consumers(norm.name)
+        assert add.op == "add"
+        if conv.stride == 1:
+            assert add.inputs == (norm.name, quantize.inputs[0])
+
+
+def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
+    """From folders of images as ImageNet has them, here noise, to a file that was checked and measured."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 2)):
+        for label in ("n01440764", "n01443537"):
+            folder = tmp_path / "imagenet" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(random.integers(0, 256, (230, 260, 3), np.uint8)).save(folder / f"{index}.JPEG")
+    text = (
+        f"--network resnet18 --dataset imagenet --data-dir {tmp_path / 'imagenet'} --memory-mib 3 --macs-m 1000 "
+        "--rounds 1 --weight-steps 1 --width-batches 1 --search-batch-size 4 --train-batch-size 4 --epochs 1 "
+        f"--threads 1 --runs 2 --warm-up 0 --no-baseline --out {tmp_path / 'run'}"
+    )
+    assert cli.main(["run", *text.split()]) == 0
+    exported = manifest.load(tmp_path / "run" / "export.json", "export")
+    assert exported.network.resolution == 224 and exported.metrics["check_images"] == 4
+    assert exported.metrics["deploy_form_largest_logit_difference"] <= 1e-3
+    assert manifest.load(tmp_path / "run" / "bench.json", "bench").metrics["latency_ms_median"] > 0

@@ -1,0 +1,93 @@
+"""The cost model reproduces the paper's memory column, and tensors cost what ints cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmsflow import plugin
+from dmsflow.network import cost
+from dmsflow.network.network import Network
+
+
+def network(name: str, resolution: int = 32, classes: int = 10) -> Network:
+    return plugin.load("networks", name).build(3, resolution, classes)
+
+
+def mib(built: Network, times: int = 1, *, binary: bool = True) -> float:
+    widths = {name: base * times for name, base in built.widths.items()}
+    return cost.memory_bytes(built, widths, binary=binary) / cost.MIB
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1, 0.0778), (2, 0.2929), (3, 0.6453), (4, 1.135)])
+def test_vgg11_has_the_memory_of_table_1(times: int, expected: float) -> None:
+    assert mib(network("vgg11"), times) == pytest.approx(expected, abs=0.5 * 10 ** -len(str(expected).split(".")[1]))
+
+
+def test_full_precision_on_cifar() -> None:
+    assert mib(network("vgg11"), binary=False) == pytest.approx(2.204, abs=5e-4)
+    assert mib(network("resnet18"), binary=False) == pytest.approx(2.667, abs=5e-4)
+
+
+def test_resnet18_on_cifar() -> None:
+    assert mib(network("resnet18")) == pytest.approx(0.094, abs=5e-4)
+
+
+def test_resnet18_on_imagenet_in_full_precision() -> None:
+    assert mib(network("resnet18", 224, 1000), binary=False) == pytest.approx(44.56, abs=5e-3)
+
+
+@pytest.mark.parametrize(("times", "papers"), [(1, 3.29), (2, 9.24), (3, 17.8), (4, 29.1)])
+def test_resnet18_on_imagenet(times: int, papers: float) -> None:
+    assert mib(network("resnet18", 224, 1000), times) == pytest.approx(papers, rel=0.02)
+
+
+def test_macs_of_vgg11_by_hand() -> None:
+    """Each conv: inputs · outputs · 9 · pixels; the last dense: 128 · 10."""
+    convs = [
+        (3, 16, 32),
+        (16, 32, 16),
+        (32, 64, 8),
+        (64, 64, 8),
+        (64, 128, 4),
+        (128, 128, 4),
+        (128, 128, 2),
+        (128, 128, 2),
+    ]
+    expected = [inputs * outputs * 9 * size**2 for inputs, outputs, size in convs]
+    built = network("vgg11")
+    assert cost.macs(built, built.widths) == sum(expected) + 1280
+    assert cost.macs(built, built.widths) == pytest.approx(9.9e6, rel=0.01)
+
+
+def test_the_accounting_by_hand() -> None:
+    """A bit for each binary weight, four bytes for each scale, each float weight and each bias."""
+    pairs = [(16, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 128)]
+    binary = sum(inputs * outputs * 9 / 8 + 4 * outputs for inputs, outputs in pairs)
+    built = network("vgg11")
+    assert cost.memory_bytes(built, built.widths) == binary + 4 * (3 * 16 * 9) + 4 * (128 * 10 + 10)
+
+
+@pytest.mark.parametrize("name", plugin.names("networks"))
+@given(data=st.data())
+def test_tensors_cost_what_ints_cost(name: str, data: st.DataObject) -> None:
+    built = network(name)
+    widths = {key: data.draw(st.integers(1, 700), label=key) for key in built.widths}
+    tensors = {key: torch.tensor(float(width), dtype=torch.float64) for key, width in widths.items()}
+    for function in (cost.memory_bytes, cost.macs):
+        assert function(built, tensors).item() == function(built, widths)
+
+
+@pytest.mark.parametrize("name", plugin.names("networks"))
+def test_the_gradient_of_memory_is_the_difference_of_one_channel(name: str) -> None:
+    """Memory is quadratic in all widths and linear in one, unless a layer has it on both sides."""
+    built = network(name)
+    for key, width in built.widths.items():
+        tensor = torch.tensor(float(width), dtype=torch.float64, requires_grad=True)
+        cost.memory_bytes(built, {**built.widths, key: tensor}).backward()
+        more = cost.memory_bytes(built, {**built.widths, key: width + 1})
+        less = cost.memory_bytes(built, {**built.widths, key: width - 1})
+        assert tensor.grad is not None
+        assert tensor.grad.item() == pytest.approx((more - less) / 2, rel=1e-12)

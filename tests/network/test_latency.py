@@ -1,0 +1,285 @@
+"""The latency model: exact where it was measured, never falling with a width, the same for ints and tensors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmsflow.errors import DmsflowError
+from dmsflow.network import latency
+from dmsflow.network.blocks import pieces
+from dmsflow.network.latency import Grid, build_latency
+from dmsflow.network.network import Network, load_network
+from dmsflow.network.profile import Profile, Steps, Table
+from dmsflow.searching import budget
+from dmsflow.settings import SearchSettings
+
+NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
+STEPS = {"binary_conv": Steps(inputs=32, outputs=4), "conv": Steps(outputs=16)}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Table, Steps]:
+    """Any sound table, with its steps."""
+    steps = Steps(inputs=draw(st.sampled_from([1, 4, 32])), outputs=draw(st.sampled_from([1, 8, 16])))
+    widths = []
+    for step in (steps.inputs, steps.outputs):
+        edges = draw(st.lists(st.integers(1, 40), max_size=5, unique=True))
+        widths.append(tuple(edge * step - draw(st.integers(0, step - 1)) for edge in sorted(edges)))
+    rises = st.floats(0, 3, allow_subnormal=False)
+    shape = max(1, len(widths[0])), max(1, len(widths[1]))
+    ms = np.array([[draw(rises) for _ in range(shape[1])] for _ in range(shape[0])]).cumsum(0).cumsum(1)
+    rows = tuple(tuple(map(float, row)) for row in ms)
+    return Table(piece="p", inputs=widths[0], outputs=widths[1], ms=rows, spread_percent=rows), steps
+
+
+def close(a: Any, b: Any) -> bool:
+    return math.isclose(float(a), float(b), rel_tol=1e-9, abs_tol=1e-9)
+
+
+def within(grid: Grid, reads: Any, writes: Any) -> tuple[Any, Any]:
+    """The widths, or the widest that were measured."""
+    return tuple(  # type: ignore[return-value]
+        min(width, edges[-1]) if edges else width for width, edges in ((reads, grid.inputs), (writes, grid.outputs))
+    )
+
+
+@given(tables())
+def test_exact_at_measured_points(drawn: tuple[Table, Steps]) -> None:
+    table, steps = drawn
+    grid = Grid.of(table, steps)
+    for (row, reads), (column, writes) in itertools.product(
+        enumerate(table.inputs or (1,)), enumerate(table.outputs or (1,))
+    ):
+        assert grid(reads, writes) == table.ms[row][column]
+
+
+@given(tables(), st.data())
+def test_never_falls_with_a_width(drawn: tuple[Table, Steps], data: st.DataObject) -> None:
+    table, steps = drawn
+    grid = Grid.of(table, steps)
+    real = st.floats(1, 1300)
+    low, high = ((data.draw(real), data.draw(real)) for _ in range(2))
+    (reads, wider_reads), (writes, wider_writes) = sorted(low), sorted(high)
+    wider_reads, wider_writes = within(grid, wider_reads, wider_writes)
+    reads, writes = min(reads, wider_reads), min(writes, wider_writes)
+    assert grid(reads, writes) <= grid(wider_reads, wider_writes) * (1 + 1e-9) + 1e-12
+
+
+@given(tables(), st.integers(1, 1200), st.integers(1, 1200))
+def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Steps], reads: int, writes: int) -> None:
+    table, steps = drawn
+    grid = Grid.of(table, steps)
+    reads, writes = within(grid, reads, writes)
+    edge = -(-reads // steps.inputs) * steps.inputs, -(-writes // steps.outputs) * steps.outputs
+    assert close(grid(reads, writes), grid(*edge))
+
+
+@given(tables(), st.floats(1, 1200), st.floats(1, 1200))
+def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Steps], reads: float, writes: float) -> None:
+    table, steps = drawn
+    grid = Grid.of(table, steps)
+    reads, writes = within(grid, reads, writes)
+    pair = [torch.tensor(width, dtype=torch.float64, requires_grad=True) for width in (reads, writes)]
+    found = grid(*pair)
+    assert close(found.detach() if isinstance(found, torch.Tensor) else found, grid(reads, writes))
+    whole = [torch.tensor(int(width), dtype=torch.float64) for width in (reads, writes)]
+    assert close(grid(int(reads), int(writes)), grid(*whole))
+
+
+@given(tables(), st.floats(1, 1200), st.floats(1, 1200))
+def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
+    drawn: tuple[Table, Steps], reads: float, writes: float
+) -> None:
+    table, steps = drawn
+    grid = Grid.of(table, steps)
+    if len(grid.outputs) < 2 or (grid.inputs and reads > grid.inputs[-1]) or writes > grid.outputs[-1]:
+        return
+    width = torch.tensor(writes, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(grid(reads, width), width)
+    edge = max(
+        -(-int(writes + latency.EDGE) // steps.outputs) * steps.outputs if steps.outputs > 1 else writes,
+        grid.outputs[0],
+    )
+    above = max(1, int(np.searchsorted(grid.outputs, edge - 1e-6)))
+    if abs(edge - grid.outputs[min(above, len(grid.outputs) - 1)]) < 1e-5 or above >= len(grid.outputs):
+        return  # at an edge there are two
+    low, high = grid.outputs[above - 1], grid.outputs[above]
+    assert float(slope) == pytest.approx((grid(reads, high) - grid(reads, low)) / (high - low), rel=1e-6, abs=1e-9)
+
+
+# --- a whole network ----------------------------------------------------------------------------
+
+
+def made(network: Network, top: int = 1024) -> Profile:
+    """A profile in which every piece takes a nanosecond for each product of its padded channels."""
+    rows = []
+    for piece in {piece.name: piece for piece in pieces(network)}.values():
+        inputs = () if piece.op == "conv" else (17, 49, top)
+        outputs = (3, 63, top) if piece.grows else ()
+        step = STEPS.get(piece.op, Steps())
+        ms = tuple(
+            tuple(
+                1e-6 * -(-reads // step.inputs) * step.inputs * (-(-writes // step.outputs) * step.outputs)
+                for writes in outputs or (1,)
+            )
+            for reads in inputs or (3,)
+        )
+        rows.append(Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=ms))
+    return Profile(
+        name="board", target="x86-64", device="local", threads=1, runtime="LCE", overhead_ms=0.5, steps=STEPS,
+        tables=tuple(rows), drift_percent=0, commands=(), environment={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_costs_its_pieces_and_the_overhead(network: Network) -> None:
+    latency = build_latency(network, made(network))
+    parts = latency.by_piece(network.widths)
+    assert len(parts) == len(pieces(network))
+    assert latency(network.widths) == pytest.approx(0.5 + sum(ms for _, ms in parts))
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_network_never_gets_faster_by_a_width(network: Network, data: st.DataObject) -> None:
+    latency = build_latency(network, made(network))
+    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    name = data.draw(st.sampled_from(list(widths)))
+    wider = {**widths, name: data.draw(st.integers(widths[name], 1024))}
+    assert latency(widths) <= latency(wider) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_tensors_cost_what_ints_cost_and_every_width_has_a_slope(network: Network, data: st.DataObject) -> None:
+    latency = build_latency(network, made(network))
+    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    tensors = {
+        name: torch.tensor(float(width), dtype=torch.float64, requires_grad=True) for name, width in widths.items()
+    }
+    ms = latency(tensors)
+    assert close(ms.detach(), latency(widths))
+    assert all(float(slope) > 0 for slope in torch.autograd.grad(ms, list(tensors.values())))
+
+
+def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() -> None:
+    with pytest.raises(DmsflowError) as caught:
+        build_latency(load_network("vgg11", 3, 64, 10), made(NETWORKS["vgg11"]))
+    line = str(caught.value)
+    assert line.startswith("profile board: has not measured 'conv 3x3 of 3 channels")
+    words = (
+        "--name board --target x86-64 --precision binary --device local --threads 1 --networks vgg11 --resolutions 64"
+    )
+    assert f"dmsflow profile --add {words} --channels 3 --classes 10" in line
+
+
+def test_widths_beyond_those_measured_are_refused() -> None:
+    network = NETWORKS["vgg11"]
+    latency = build_latency(network, made(network, top=512))
+    assert latency.widest() == dict.fromkeys(network.widths, 512)
+    latency({**network.widths, "conv3": 512})
+    with pytest.raises(
+        DmsflowError, match="up to 512 channels, not 513; measure wider ones: dmsflow profile .*--max-ratio"
+    ):
+        latency({**network.widths, "conv3": 513})
+
+
+def test_a_modelled_profile_says_so_in_its_errors() -> None:
+    import msgspec
+
+    modelled = msgspec.structs.replace(made(NETWORKS["vgg11"]), method="modelled")
+    with pytest.raises(DmsflowError, match=r"profile board \(modelled\): has not measured"):
+        build_latency(NETWORKS["resnet18"], modelled)
+
+
+# --- as a budget --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject) -> None:
+    latency = build_latency(network, made(network))
+    smallest = dict.fromkeys(network.widths, 48)
+    chosen = SearchSettings(
+        memory_mib=budget.memory_mib(network, smallest) * data.draw(st.floats(1, 10)),
+        latency_ms=latency(smallest) * data.draw(st.floats(1, 3)),
+        profile="board",
+    )
+    limits = budget.budgets(chosen, network, latency)
+    bounds = budget.whole_range(network, chosen, latency)
+    budget.feasibility(network, limits, bounds, latency)
+    spread = torch.tensor([data.draw(st.floats(-1, 1)) for _ in network.widths], dtype=torch.float64)
+    for ratios in (
+        budget.uniform(network, limits, bounds),
+        budget.between(network, limits, bounds),
+        bounds.clip(spread.exp()),
+    ):
+        held = budget.meet(network, limits, ratios, bounds)
+        assert budget.use(network, limits, held) <= 1
+        widths = budget.round_within(network, limits, held, bounds)
+        assert budget.memory_mib(network, widths) <= chosen.memory_mib
+        assert latency(widths) <= chosen.latency_ms
+
+
+def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None:
+    """Between two steps a latency stays below its limit, and yet nothing may grow."""
+    network = NETWORKS["vgg11"]
+    latency = build_latency(network, made(network))
+    chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
+    limits, bounds = budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency)
+    held = budget.uniform(network, limits, bounds)
+    assert budget.use(network, limits, held) < 1 - budget.ACTIVE
+    assert len(budget.active(network, limits, held, bounds)) == 1
+    assert budget.slack(network, limits, held, bounds).tolist() == [0]
+
+
+def test_the_range_ends_where_the_profile_does() -> None:
+    network = NETWORKS["vgg11"]
+    latency = build_latency(network, made(network, top=256))
+    bounds = budget.whole_range(network, SearchSettings(max_ratio=8, profile="board"), latency)
+    widest = (bounds.high * torch.tensor(list(network.widths.values()))).tolist()
+    assert widest == [min(8 * base, 256) for base in network.widths.values()]
+
+
+def test_a_latency_budget_needs_a_profile() -> None:
+    with pytest.raises(DmsflowError, match="--latency-ms: needs --profile"):
+        budget.budgets(SearchSettings(latency_ms=1.0), NETWORKS["vgg11"])
+
+
+@pytest.mark.parametrize(("memory", "ms", "named"), [(0.08, 0.5, "latency"), (0.0001, 5.0, "memory")])
+def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, ms: float, named: str) -> None:
+    network = NETWORKS["vgg11"]
+    latency = build_latency(network, made(network))
+    chosen = SearchSettings(memory_mib=memory, latency_ms=ms, profile="board")
+    limits, bounds = budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency)
+    with pytest.raises(DmsflowError) as caught:
+        budget.feasibility(network, limits, bounds, latency)
+    line = str(caught.value)
+    assert line.startswith(f"{named} budget of ") and "smallest" in line and " ms" in line and "allow at least" in line
+
+
+def test_the_feasibility_table_has_every_cost_and_what_each_budget_leaves() -> None:
+    network = NETWORKS["vgg11"]
+    latency = build_latency(network, made(network))
+    chosen = SearchSettings(memory_mib=0.08, latency_ms=0.6, profile="board")
+    rows = dict(
+        budget.feasibility(
+            network, budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency), latency
+        )
+    )
+    assert list(rows) == ["smallest", "base", "largest", "memory budget", "latency budget"]
+    for name in ("smallest", "base", "largest"):
+        assert all(unit in rows[name] for unit in (" MiB", " M MACs", " ms"))
+    assert "0.08 MiB" in rows["memory budget"] and "times the base widths" in rows["memory budget"]
+    assert "0.6 ms" in rows["latency budget"] and "times the base widths" in rows["latency budget"]

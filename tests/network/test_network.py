@@ -1,0 +1,196 @@
+"""A network is checked when it is made, and every refusal names the layer and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dmsflow import plugin
+from dmsflow.errors import DmsflowError
+from dmsflow.network.blocks import pieces
+from dmsflow.network.network import Layer, Network, check, load_network, out_widths, resolutions
+
+BUILDS = [(name, resolution) for name in plugin.names("networks") for resolution in (32, 224)]
+STEM = Layer(name="stem", op="conv", inputs=("input",), width="a", kernel=3, padding=1)
+QUANTIZE = Layer(name="quantize", op="quantize", inputs=("stem",))
+CONV = Layer(name="conv", op="binary_conv", inputs=("quantize",), width="b", kernel=3, padding=1)
+END = (
+    Layer(name="average", op="average_pool", inputs=("conv",)),
+    Layer(name="dense", op="dense", inputs=("average",), width=10),
+)
+GOOD = (STEM, QUANTIZE, CONV, *END)
+
+
+def make(layers: tuple[Layer, ...] = GOOD, **fields: object) -> Network:
+    values: dict[str, object] = {
+        "name": "mine",
+        "channels": 3,
+        "resolution": 8,
+        "classes": 10,
+        "widths": {"a": 4, "b": 6},
+        **fields,
+    }
+    return Network(layers=layers, **values)  # type: ignore[arg-type]
+
+
+def swap(name: str, /, **fields: object) -> tuple[Layer, ...]:
+    return tuple(msgspec.structs.replace(layer, **fields) if layer.name == name else layer for layer in GOOD)
+
+
+def before_end(*layers: Layer) -> tuple[Layer, ...]:
+    end = msgspec.structs.replace(END[0], inputs=(layers[-1].name,))
+    return (STEM, QUANTIZE, CONV, *layers, end, END[1])
+
+
+def test_shapes() -> None:
+    network = make(swap("conv", stride=2))
+    assert resolutions(network) == {"input": 8, "stem": 8, "quantize": 8, "conv": 4, "average": 1, "dense": 1}
+    assert out_widths(network) == {"input": 3, "stem": "a", "quantize": "a", "conv": "b", "average": "b", "dense": 10}
+    assert [layer.name for layer in network.consumers("quantize")] == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((), "does not end in the class scores; end it in a dense layer of width 10"),
+        (GOOD[:-1], "does not end in the class scores"),
+        (swap("dense", width=9), "does not end in the class scores"),
+        (swap("conv", name="stem"), "layer 'stem': the name is taken; give every layer a name of its own"),
+        (swap("conv", name="input"), "the name is taken"),
+        (swap("stem", inputs=()), "conv has 0 inputs; an add reads two layers, any other op one"),
+        (swap("average", inputs=("conv", "stem")), "average_pool has 2 inputs"),
+        (
+            swap("quantize", inputs=("conv",)),
+            "reads 'conv', which no earlier layer is called; layers stand in the order",
+        ),
+        (swap("conv", width=None), "binary_conv has width None; conv, binary_conv and dense name a width"),
+        (swap("average", width="a"), "average_pool has width 'a'"),
+        (swap("conv", width="c"), "width 'c' is unknown; name one of a, b"),
+        (
+            before_end(Layer(name="add", op="add", inputs=("conv", "stem"))),
+            "adds widths 'b' and 'a'; let both name the same",
+        ),
+        (
+            swap("conv", inputs=("stem",)),
+            "binary_conv reads a conv layer; a quantize layer feeds binary convs, and only them",
+        ),
+        (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize layer feeds"),
+        (swap("conv", stride=0), "kernel, stride or padding is too small; kernel and stride start at 1"),
+        (swap("conv", padding=-1), "kernel, stride or padding is too small"),
+        (swap("conv", op="conv", inputs=("stem",)), "conv reads 'stem'; a float conv reads the image, and no other op"),
+        (swap("stem", op="quantize", width=None), "quantize reads 'input'; a float conv reads the image"),
+        (
+            (*GOOD[:3], msgspec.structs.replace(END[0], name="spare"), *END),
+            "nothing reads layer 'spare'; remove it, or let a later layer read it",
+        ),
+        (
+            (*GOOD[:3], msgspec.structs.replace(END[1], inputs=("conv",))),
+            "layer 'dense' reads 8×8 pixels; put an average_pool before it",
+        ),
+        (
+            before_end(
+                Layer(name="half", op="max_pool", inputs=("conv",), kernel=2, stride=2),
+                Layer(name="add", op="add", inputs=("half", "conv")),
+            ),
+            "layer 'add' adds 4 and 8 pixels; let both have the same stride",
+        ),
+        (
+            swap("conv", groups=2),
+            "layer 'conv': binary_conv has groups 2; leave groups at 1: no runtime has kernels for",
+        ),
+        (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and take a larger"),
+        (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),
+        (
+            swap("conv", op="binary_dense"),
+            "the op 'binary_dense' is unknown; a dense binary layer is a binary_conv whose",
+        ),
+        (swap("conv", kernel=11), "layer 'conv' is left with no pixels; use images larger than 8 pixels"),
+    ],
+)
+def test_refusals(layers: tuple[Layer, ...], message: str) -> None:
+    with pytest.raises(DmsflowError) as raised:
+        make(layers)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith("network mine")
+
+
+def test_a_width_that_no_layer_has() -> None:
+    with pytest.raises(DmsflowError, match="no layer has the width 'c'; remove it or name it in a layer"):
+        make(widths={"a": 4, "b": 6, "c": 1})
+
+
+def test_a_base_width_below_one() -> None:
+    with pytest.raises(DmsflowError, match="a base width is below 1; give every width at least one channel"):
+        make(widths={"a": 0, "b": 6})
+
+
+def test_an_unknown_op_does_not_load() -> None:
+    text = msgspec.json.encode(make()).replace(b'"binary_conv"', b'"ternary_conv"')
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'ternary_conv'"):
+        msgspec.json.decode(text, type=Network)
+
+
+@pytest.mark.parametrize(("name", "resolution"), BUILDS)
+def test_every_network_is_well_formed_and_survives_json(name: str, resolution: int) -> None:
+    network = plugin.load("networks", name).build(3, resolution, 7)
+    check(network)
+    assert msgspec.json.decode(msgspec.json.encode(network), type=Network) == network
+    assert network.name == name
+
+
+def test_resnet_shares_widths_as_the_paper_does() -> None:
+    network = plugin.load("networks", "resnet18").build(3, 32, 10)
+    adds = [layer for layer in network.layers if layer.op == "add"]
+    keys = out_widths(network)
+    assert len(adds) == 8
+    assert [keys[layer.inputs[0]] for layer in adds] == [f"stage{stage}" for stage in range(4) for _ in range(2)]
+    assert len(network.widths) == 4 + 8  # an output a stage, an inner width a block
+
+
+def test_a_users_own_network(tmp_path: Path) -> None:
+    with pytest.raises(
+        DmsflowError, match=r"network vgg: is unknown; use one of .*vgg11.*, or the path of a \.py file"
+    ):
+        plugin.load("networks", "vgg")
+    path = tmp_path / "mine.py"
+    with pytest.raises(DmsflowError, match=r"mine\.py: no such file; give the path of an existing \.py file"):
+        plugin.load("networks", str(path))
+    path.write_text("import nothing_of_that_name\n")
+    with pytest.raises(DmsflowError, match=r"mine\.py: ModuleNotFoundError on import: .*; mend the file"):
+        plugin.load("networks", str(path))
+    path.write_text("def build(channels, resolution, classes):\n    return channels\n")
+    assert plugin.load("networks", str(path)).build(3, 32, 10) == 3
+    with pytest.raises(DmsflowError, match=r"mine\.py: build\(\) returned int; return a dmsflow\.network\.Network"):
+        load_network(str(path), 3, 32, 10)
+    path.write_text("def build(channels, resolution, classes):\n    return channels / 0\n")
+    with pytest.raises(
+        DmsflowError, match=r"mine\.py: ZeroDivisionError in build\(\): division by zero; mend the file"
+    ):
+        load_network(str(path), 3, 32, 10)
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_every_layer_is_in_one_piece(name: str) -> None:
+    network = load_network(name, 3, 32, 10)
+    inside = [layer for piece in pieces(network) for layer in piece.layers]
+    assert sorted(inside, key=str) == sorted(network.layers, key=str)
+    sizes, keys = resolutions(network), out_widths(network)
+    for piece in pieces(network):
+        last = piece.layers[-1].name
+        assert (piece.size, piece.writes) == (sizes[last], keys[last])
+
+
+def test_pieces_are_called_by_what_they_do() -> None:
+    names = [piece.name for piece in pieces(load_network("resnet18", 3, 224, 1000))]
+    assert (
+        names[0] == "conv 7x7 stride 2 of 3 channels + max_pool 3x3 stride 2 padding 1 + batch_norm + relu on 224x224"
+    )
+    assert names[-1] == "average_pool + dense to 1000 on 7x7"
+    assert "binary_conv 1x1 stride 2 + batch_norm on 56x56" in names
+    vgg = pieces(load_network("vgg11", 1, 32, 10))
+    assert vgg[0].name == "conv 3x3 of 1 channel + max_pool 2x2 + batch_norm + quantize on 32x32"

@@ -1,0 +1,596 @@
+"""The report: what it groups and draws, what it refuses, and how a real browser shows it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import browser
+import msgspec
+import pytest
+from tiny import build
+
+from dmsflow import cli, manifest, plugin, settings
+from dmsflow.environment import describe_environment
+from dmsflow.files import describe_artifact
+from dmsflow.network import cost, profile
+from dmsflow.network.latency import build_latency
+from dmsflow.network.network import Network
+from dmsflow.reporting import figures, page, report, runs, searching
+from dmsflow.reporting.view import View
+from dmsflow.settings import Data
+
+VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
+SMALL = build(1, 32, 10)
+DATA = Data(name="digits", train_images=200)
+ROUNDS = 4
+SECTIONS = ("accuracy", "widths", "error", "rounds", "budgets", "size", "latency", "comparison", "facts")
+
+
+# --- chains, written by hand --------------------------------------------------------------------
+
+
+def rounds(seed: int, network: Network = SMALL) -> list[dict[str, Any]]:
+    """What a search logs."""
+    names = list(network.widths)
+    found = []
+    for number in range(ROUNDS):
+        mu = [1.2 + 0.1 * math.sin(number + index + seed) for index in range(len(names))]
+        widths = {name: round(base * ratio) for (name, base), ratio in zip(network.widths.items(), mu, strict=True)}
+        found.append(
+            {
+                "round": number + 1, "names": names, "mu": mu, "sigma": [0.3 - 0.05 * number] * len(names), "widths": widths,
+                "memory_mib": cost.memory_bytes(network, widths) / cost.MIB, "macs_m": cost.macs(network, widths) / 1e6,
+                "weight_loss": 2.0, "weight_top1_percent": 20.0 + 15 * number + seed, "width_loss": 2.0,
+                "width_top1_percent": 25.0 + 10 * number, "gradient": [(-1) ** index * 0.1 for index in range(len(names))],
+                "gradient_error": [0.02 * index for index in range(len(names))],
+            }
+        )  # fmt: skip
+    return found
+
+
+def write(
+    folder: Path, method: str = "gradient", seed: int = 0, *, top1: float | None = 50.0, bench: bool = False,
+    log: list[dict[str, Any]] | None = None, network: Network = SMALL, **chosen: Any,
+) -> Path:  # fmt: skip
+    """A chain of manifests without its models; the path of the last one."""
+    folder.mkdir(parents=True)
+    asked = settings.resolve(settings.SearchSettings, **{"memory_mib": 0.1, "method": method, "seed": seed, **chosen})
+    factor = {"uniform": 1.1, "flat": 1.0}.get(method, 1.2 + 0.01 * seed)
+    widths = {name: round((64 if method == "flat" else base) * factor) for name, base in network.widths.items()}
+    memory, macs = cost.memory_bytes(network, widths) / cost.MIB, cost.macs(network, widths) / 1e6
+    metrics: dict[str, Any] = {"memory_mib": memory, "macs_m": macs, "seconds": 1.0}
+    artifacts = {}
+    if method == "gradient":
+        content = b"".join(msgspec.json.encode(row) + b"\n" for row in (rounds(seed, network) if log is None else log))
+        (folder / "search.jsonl").write_bytes(content)
+        artifacts["log"] = describe_artifact(folder / "search.jsonl", folder)
+        rows = [("searched", 1.2, 0.0, 0.0), ("flat", 1.3, 0.1, 0.02), ("uniform", 1.4, 0.2, 0.03)]
+        metrics["chosen"] = "searched"
+        metrics["comparison"] = [
+            {"name": name, "widths": widths, "memory_mib": memory, "macs_m": macs, "loss": loss, "top1_percent": 41.0,
+             "loss_difference": difference, "standard_error": error, "images": 128}
+            for name, loss, difference, error in rows
+        ]  # fmt: skip
+    stages: list[tuple[manifest.Stage, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+    stages.append(("search", msgspec.to_builtins(asked), metrics, artifacts))
+    if top1 is not None:
+        trained = settings.resolve(settings.TrainSettings, seed=seed)
+        stages.append(
+            ("train", msgspec.to_builtins(trained), {"top1_percent": top1, "memory_mib": memory, "seconds": 9}, {})
+        )
+    if bench:
+        stages.append(("export", {"target": "x86-64"}, {"file_bytes": 90_000}, {}))
+        measured: dict[str, Any] = {"latency_ms_median": 0.3, "latency_ms_p90": 0.33, "float32_latency_ms_median": 0.5}
+        measured |= {"predicted_latency_ms": 0.28, "prediction_error_percent": -6.7, "latency_ratio_to_float32": 0.6}
+        measured["operations"] = [{"op": "LceBconv2d", "name": f"conv{at}", "ms": 0.01 * (at + 1)} for at in range(20)]
+        stages.append(("bench", {"device": "local"}, measured, {}))
+    parent = None
+    for stage, made, found, files in stages:
+        ran = {**describe_environment(), "threads": 1, "runtimes": {"model.tflite": "LCE 9.9", "float32": "ort 9"}}
+        record = manifest.Manifest(
+            stage=stage, parent=parent, command=("dmsflow", stage, "--out", str(folder)), settings=made, network=network,
+            widths=widths, data=DATA, artifacts=files, metrics=found, environment=ran,
+        )  # fmt: skip
+        last = manifest.save(folder / f"{stage}.json", record)
+        parent = describe_artifact(last, folder)
+    return last
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of a search, of uniform and of flat, two random draws, one of them trained twice, and two rebuilt searches."""
+    folder = tmp_path_factory.mktemp("study")
+    for seed in (0, 1):
+        write(folder / f"gradient-{seed}", "gradient", seed, top1=50.0 + 2 * seed, bench=seed == 0, network=VGG11)
+        write(folder / f"uniform-{seed}", "uniform", seed, top1=40.0, network=VGG11)
+        write(folder / f"flat-{seed}", "flat", seed, top1=45.0, bench=True, network=VGG11)
+        write(folder / f"random-{seed}", "random", seed, top1=30.0 + 10 * seed, network=VGG11)
+        write(folder / f"best-effort-{bool(seed)}", reallocate=True, best_effort=bool(seed), top1=None, network=VGG11)
+    copy = write(folder / "random-1-again", "random", 1, top1=44.0, network=VGG11)
+    assert manifest.load(copy).widths == manifest.load(folder / "random-1" / "train.json").widths
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(study: Path) -> Path:
+    return report.run([study], None)
+
+
+@pytest.fixture(scope="module")
+def text(written: Path) -> str:
+    return written.read_text("utf-8")
+
+
+# --- runs and groups ----------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> None:
+    made = {group.label: group for group in runs.groups(runs.collect([study]))}
+    sizes = {label: len(group.runs) for label, group in made.items()}
+    assert sizes == {
+        "gradient, no reallocate, best effort": 2, "gradient, reallocate, best effort": 1,
+        "gradient, reallocate, no best effort": 1, "uniform": 2, "flat": 2, "random": 3,
+    }  # fmt: skip
+    assert made["gradient, no reallocate, best effort"].top1_percent() == [50.0, 52.0]
+    assert made["random"].top1_percent() == [30.0, 42.0]  # draws, not trainings
+    labels = [run.label for run in runs.collect([study])]
+    assert len(set(labels)) == len(labels)
+    assert "uniform, seed 1" in labels
+
+
+def test_a_setting_that_older_manifests_lack_tells_nothing_apart(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / str(seed), "flat", seed, top1=None)
+    old = tmp_path / "0" / "search.json"
+    content = json.loads(old.read_text())
+    del content["settings"]["latency_ms"], content["settings"]["max_ratio"]
+    old.write_text(json.dumps(content))
+    (group,) = runs.groups(runs.collect([tmp_path]))
+    assert [run.label for run in group.runs] == ["flat, seed 0", "flat, seed 1"]
+
+
+def test_budgets_and_equal_settings_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a", memory_mib=0.1, macs_m=16.0)
+    write(tmp_path / "b", memory_mib=0.1)
+    write(tmp_path / "c", memory_mib=0.1)
+    found = runs.collect([tmp_path])
+    assert [group.label for group in runs.groups(found)] == ["0.1 MiB + 16 M MACs", "0.1 MiB"]
+    assert [run.label for run in found] == ["0.1 MiB + 16 M MACs", "0.1 MiB, seed 0 (b)", "0.1 MiB, seed 0 (c)"]
+
+
+def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
+    twice = runs.collect([study, study / "flat-0", study / "flat-0" / "search.json"])
+    assert len(twice) == 11
+    by_folder = {run.path.parent.name: run.path.name for run in twice}
+    assert (by_folder["flat-0"], by_folder["uniform-0"], by_folder["best-effort-True"]) == (
+        "bench.json", "train.json", "search.json",
+    )  # fmt: skip
+
+
+def test_paths_are_sorted_as_people_count() -> None:
+    names = [Path("draw-10"), Path("draw-9"), Path("2"), Path("draw-b"), Path("draw")]
+    assert [str(path) for path in sorted(names, key=runs.natural)] == ["2", "draw", "draw-9", "draw-10", "draw-b"]
+
+
+@pytest.mark.parametrize("chosen", [{"memory_mib": 0.1}, {"memory_mib": 0.2, "macs_m": 12.0}, {"memory_mib": None}])
+def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, float], tmp_path: Path) -> None:
+    (run,) = runs.collect([write(tmp_path / "x", "flat", top1=None, network=VGG11, **chosen)])
+    widths = run.uniform()
+    assert widths and runs._within(run, widths)
+    pairs = list(zip(widths.values(), VGG11.widths.values(), strict=True))
+    least, most = max(width / base for width, base in pairs), min((width + 1) / base for width, base in pairs)
+    assert least < most, "one ratio gives all of them"
+    assert not runs._within(run, {name: int(base * most + 1e-9) for name, base in VGG11.widths.items()})
+
+
+def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile: Any) -> None:
+    made = make_profile(VGG11)
+    limit = build_latency(VGG11, made)(dict.fromkeys(VGG11.widths, 40))
+    path = write(tmp_path / "x", "flat", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
+    profile.save(path.parent / "profile.json", made)
+    artifact = describe_artifact(path.parent / "profile.json", path.parent)
+    manifest.save(path, msgspec.structs.replace(manifest.load(path), artifacts={"profile": artifact}))
+    (run,) = runs.collect([path])
+    widths = run.uniform()
+    assert widths and 0.5 * limit < build_latency(VGG11, made)(widths) <= limit
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_bytes_of_layers_are_those_of_the_network(binary: bool) -> None:
+    widths = {name: 7 + 3 * index for index, name in enumerate(VGG11.widths)}
+    parts = cost.layer_bytes(VGG11, widths, binary=binary)
+    assert sum(bits + floats for _, bits, floats in parts) == cost.memory_bytes(VGG11, widths, binary=binary)
+    assert [layer.name for layer, bits, _ in parts if bits] == ([f"conv{at}" for at in range(1, 8)] if binary else [])
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_every_section_is_there(text: str) -> None:
+    assert tuple(re.findall(r'<h2 id="([\w-]+)">', text)) == SECTIONS
+    reader = Reader(text)
+    drawn = [attributes for tag, attributes in reader.tags if tag == "svg"]
+    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size, latency, operations of 3 benches
+    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3 + 1 + 3
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
+    assert text.count("<figcaption>") == text.count("<figure")
+
+
+def test_a_table_has_means_and_deviations(text: str) -> None:
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+    found = {row[0]: row for row in rows if row and len(row) == 9}
+    searched = found["gradient, no reallocate, best effort"]
+    assert searched[1:4] == ["51.00", f"{statistics.stdev([50, 52]):.2f}", "2"]
+    assert found["random"][1:4] == ["36.00", f"{statistics.stdev([30, 42]):.2f}", "2 draws"]
+    assert searched[6:8] == ["90,000", "0.300"]
+    assert "memory" in searched[8]
+    assert found["random"][8] == ""
+
+
+def test_the_comparison_says_how_often_flat_was_beaten(text: str) -> None:
+    assert "By more than that error they beat flat in 4 of 4, uniform in 4 of 4." in text
+    assert "<td>+0.1000 ± 0.0200</td>" in text.replace(" class=number", "")
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "run", bench=True)
+    first = report.run([tmp_path / "run"], None).read_bytes()
+    program = f"import sys; from dmsflow.cli import main; sys.exit(main(['report', {str(tmp_path / 'run')!r}]))"
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "run" / "report.html").read_bytes() == first
+
+
+def test_it_needs_nothing_else(text: str) -> None:
+    reader = Reader(text)
+    assert {tag for tag, _ in reader.tags} & {"script", "iframe", "object", "embed", "img"} == set()
+    assert set(re.findall(r'https?://[^"\s]+', text)) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    links = [
+        value for _, found in reader.tags for name, value in found.items() if name in ("href", "xlink:href", "src")
+    ]
+    assert all(link and link.startswith(("#", "data:,")) for link in links)
+    ids = [found["id"] for _, found in reader.tags if "id" in found]
+    assert len(set(ids)) == len(ids)
+    assert {link for link in links if link and link.startswith("#")} <= {f"#{name}" for name in ids}
+    assert "default-src 'none'" in text
+
+
+def test_drawings_take_the_colours_of_the_page(text: str) -> None:
+    for drawn in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        assert not re.search(r"#[0-9a-f]{6}\b|rgb\(", drawn)
+        assert set(re.findall(r"var\(--(\w+)\)", drawn)) <= set(figures.COLOURS)
+        assert "<text" in drawn
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [0, 1])
+def test_colours_can_be_seen(dark: int) -> None:
+    """The contrasts that WCAG 2.1 asks of text, 4.5, and of drawings, 3."""
+    paper = luminance(figures.COLOURS["paper"][dark])
+    for name, pair in figures.COLOURS.items():
+        if name not in ("paper", "rule"):
+            low, high = sorted((paper, luminance(pair[dark])))
+            assert (high + 0.05) / (low + 0.05) >= (3 if name.startswith("series") else 4.5), name
+
+
+def test_neighbouring_series_differ_by_more_than_colour() -> None:
+    styles = [figures.Style(index) for index in range(24)]
+    assert len({(style.colour, str(style.dash)) for style in styles}) == 24
+    assert all(str(one.dash) != str(next_.dash) for one, next_ in itertools.pairwise(styles[:6]))
+
+
+EVIL = "<script>alert(1)</script>&amp;\"'$x_1$ _]]>"
+
+
+def test_what_people_write_is_text(tmp_path: Path) -> None:
+    path = write(tmp_path / EVIL.replace("/", "∕"), log=[*rounds(0)], top1=50, bench=True)
+    record = manifest.load(path)
+    manifest.save(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
+    content = report.run([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    reader = Reader(content)
+    assert "script" not in {tag for tag, _ in reader.tags}
+    assert not any(name.startswith("on") for _, found in reader.tags for name in found)
+    words = "".join(reader.words)
+    assert EVIL in words
+    assert EVIL.replace("/", "∕") in words
+    for drawn in re.findall(r"<svg.*?</svg>", content, re.DOTALL):
+        ElementTree.fromstring(drawn)
+
+
+def test_labels_that_matplotlib_would_hide_or_typeset_are_drawn() -> None:
+    drawn = figures.lines("$x$", "a", "b", [figures.Line("_hidden $y_1$", [1, 2], [3, 4], figures.Style())])
+    words = "".join(ElementTree.fromstring(figures.inline_svg(drawn, "x", "y")).itertext())
+    assert "_hidden $y_1$" in words and "$x$" in words
+
+
+def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path / "x", "flat", top1=None)
+    content = report.run([tmp_path / "x"], None).read_text("utf-8")
+    assert re.findall(r'<h2 id="([\w-]+)">', content) == ["widths", "size", "facts", "left-out"]
+    left = re.findall(r"<li>(.*?)</li>", content)
+    assert [line.partition(":")[0] for line in left] == [
+        "Accuracy against memory", "Error over the search", "μ ± σ of every width", "Cost against the budgets", "Latency",
+        "Comparison at the end of the search",
+    ]  # fmt: skip
+    assert "Latency: no run is measured yet (dmsflow bench)." in left
+
+
+def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> None:
+    old = [{key: value for key, value in row.items() if key != "weight_top1_percent"} for row in rounds(0)]
+    write(tmp_path / "old", log=old)
+    still = [
+        {key: value for key, value in row.items() if not key.startswith(("width_", "gradient"))} for row in rounds(0)
+    ]
+    content = report.run([tmp_path / "old"], None).read_text("utf-8")
+    assert "kept no error of the weights’ half" in content
+    write(tmp_path / "still", log=still)
+    content = report.run([tmp_path / "still"], None).read_text("utf-8")
+    assert "Cost against the budgets: no run moved its widths by a gradient." in content
+    assert "error-1" in content and "error-2" not in content
+
+
+def test_many_runs_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(3):
+        write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at, top1=None)
+    for room, name, value in ((searching, "PANELS", 2), (searching, "SMALL_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
+        monkeypatch.setattr(room, name, value)
+    content = report.run([tmp_path], None).read_text("utf-8")
+    assert content.count("Of 3 settings the first 2 are drawn.") == 2
+    assert "Of 3 settings the first 1 is drawn." in content
+    assert "and 1 more" in content
+
+
+def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
+    for at in range(searching.LINES + 1):
+        write(tmp_path / f"{at}", seed=at, top1=None)
+    view = View.of(runs.collect([tmp_path]))
+    (line,) = searching._lines(view, "weight_top1_percent", float)
+    assert line.label == "gradient, mean of 17"
+    assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
+
+
+@pytest.mark.parametrize("method", ["measured", "modelled"])
+def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path, make_profile: Any) -> None:
+    log = [{**row, "predicted_latency_ms": 0.2} for row in rounds(0)]
+    bench = write(tmp_path / "run", log=log, bench=True, profile="board", latency_ms=0.3)
+    profile.save(bench.parent / "profile.json", make_profile(SMALL, method=method))
+    record = manifest.load(bench)
+    manifest.save(
+        bench, msgspec.structs.replace(record, environment={**record.environment, "profile": {"method": method}})
+    )
+    search = json.loads((bench.parent / "search.json").read_text())
+    search["artifacts"]["profile"] = msgspec.to_builtins(describe_artifact(bench.parent / "profile.json", bench.parent))
+    for row in search["metrics"]["comparison"]:
+        row["predicted_latency_ms"] = 0.2
+    (bench.parent / "search.json").write_text(json.dumps(search))
+    for stage, above in (("train", "search"), ("export", "train"), ("bench", "export")):
+        path = bench.parent / f"{stage}.json"
+        content = json.loads(path.read_text())
+        content["parent"] = msgspec.to_builtins(describe_artifact(bench.parent / f"{above}.json", bench.parent))
+        path.write_text(json.dumps(content))
+    text = report.run([bench], None).read_text("utf-8")
+    words = ("Predicted latency, modelled", "predicted by a modelled profile", ">0.280 modelled<", ">0.200 modelled<")
+    assert [word in text for word in words] == [method == "modelled"] * 4
+    assert ("modelled" in text.replace(str(tmp_path), "")) == (method == "modelled")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_figures_are_files_too(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "run", bench=True)
+    command = ["report", str(path), "--figures", str(tmp_path / "figures"), "--format", form]
+    assert cli.main(command) == 0
+    names = {file.name.removesuffix(f".{form}") for file in (tmp_path / "figures").iterdir()}
+    assert names >= {
+        "widths-1",
+        "error-1",
+        "error-2",
+        "mu-1-a",
+        "budget-memory",
+        "size-1",
+        "latency-1",
+        "operations-1",
+    }
+    for file in (tmp_path / "figures").iterdir():
+        content = file.read_bytes()
+        if form == "svg":
+            assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+            assert b"<text" in content and b"var(" not in content
+        else:
+            assert content.startswith(b"\x89PNG")
+
+
+def test_its_path_is_all_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "run", "flat")
+    assert cli.main(["report", str(path.parent)]) == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'run' / 'report.html'}\n", "")
+    assert cli.main(["report", str(path)]) == 0, "an earlier report is overwritten"
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The line it ends with."""
+    assert cli.main(["report", *map(str, arguments)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "run", "flat")
+    assert "is there, and is no report of dmsflow; give --out another name" in refused(capsys, path, "--out", path)
+    assert manifest.load(path)
+    assert "is a folder; give --out the name of a file" in refused(capsys, path, "--out", tmp_path)
+
+
+def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path / 'none'}: no such file or folder; give" in refused(capsys, tmp_path / "none")
+    assert f"{tmp_path}: holds no manifest; give a folder with one of search.json" in refused(capsys, tmp_path)
+
+
+def test_a_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "run").parent
+    whole = (folder / "search.jsonl").read_bytes()
+    (folder / "search.jsonl").write_bytes(whole[:-40])
+    assert "search.jsonl: changed after search.json was written; restore it" in refused(capsys, folder)
+    search = folder / "search.json"
+    artifact = describe_artifact(folder / "search.jsonl", folder)
+    content = json.loads(search.read_text())
+    content["artifacts"]["log"] = msgspec.to_builtins(artifact)
+    search.write_text(json.dumps(content))
+    (folder / "train.json").unlink()
+    assert f"search.jsonl: line {ROUNDS} is not a record (" in refused(capsys, folder)
+    search.write_text("{}")
+    assert "search.json: not a dmsflow manifest (" in refused(capsys, folder)
+
+
+@pytest.mark.parametrize("field", ["mu", "widths", "round"])
+def test_a_log_that_lacks_what_is_drawn(field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = rounds(0)
+    log[1][field] = [] if field == "mu" else None
+    path = write(tmp_path / "run", log=log)
+    assert f"line 2 has no good {field!r}; search again" in refused(capsys, path)
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", "flat")
+    program = f"import sys; sys.modules['matplotlib'] = None; from dmsflow.cli import main; sys.exit(main(['report', {str(path)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "dmsflow: matplotlib: is not installed; pip install 'dmsflow[report]'\n"
+
+
+def test_its_page_in_the_docs_names_what_there_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+    known = {
+        name
+        for command in ("report", "search")
+        for param in cli.cli.commands[command].params
+        for name in (*param.opts, *param.secondary_opts)
+    }
+    assert set(re.findall(r"(?<![\w|-])--[a-z][a-z-]+", text)) <= known
+    assert re.findall(r"^\| ([^|`]+?) \|", text, re.MULTILINE)[1:] == [title for _, title, _ in report.SECTIONS]
+    assert all((Path(__file__).parents[2] / "docs" / name).is_file() for name in re.findall(r"\]\(([\w.-]+)\)", text))
+
+
+# --- a genuine chain, and a browser -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a search, a training, an export and a bench of a few seconds."""
+    return report.run([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
+
+
+def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
+    content = genuine.read_text("utf-8")
+    assert tuple(re.findall(r'<h2 id="([\w-]+)">', content)) == SECTIONS
+    for name in ("error-1", "error-2", "mu-1-a", "mu-1-b", "budget-memory", "budget-macs", "latency-1"):
+        assert f'id="{name}-' in content, name
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    with browser.chromium(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+LAYOUT = """
+(() => {
+  const wide = document.documentElement, colour = (element, name) => getComputedStyle(element)[name];
+  const drawings = [...document.querySelectorAll('figure svg')].map(svg => {
+    const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')];
+    const scale = box.width / svg.viewBox.baseVal.width;
+    return {
+      label: svg.getAttribute('aria-label'), width: box.width, height: box.height,
+      smallest: Math.min(...texts.map(text => scale * parseFloat(colour(text, 'fontSize')))),
+      cut: texts.filter(text => {
+        const part = text.getBoundingClientRect();
+        return part.left < box.left - 2 || part.right > box.right + 2 || part.top < box.top - 2 || part.bottom > box.bottom + 2;
+      }).map(text => text.textContent),
+      ink: texts.map(text => colour(text, 'fill')),
+    };
+  });
+  return {
+    page: [wide.scrollWidth, wide.clientWidth], drawings, background: colour(document.body, 'backgroundColor'),
+    tables: [...document.querySelectorAll('.table')].map(table => table.getBoundingClientRect().right),
+  };
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("which", ["written", "genuine"])
+def test_a_browser_shows_it(
+    which: str, width: int, dark: bool, tab: browser.Browser, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    shutil.copy(request.getfixturevalue(which), path)
+    tab.show(path, width=width, dark=dark)
+    found = tab.evaluate(LAYOUT)
+    assert tab.said() == []
+    assert tab.requests() == [path.resolve().as_uri()]
+    assert found["page"] == [width, width]
+    assert max(found["tables"]) <= width
+    assert len(found["drawings"]) == path.read_text("utf-8").count("<svg ")
+    values = [[int(part) for part in re.findall(r"\d+", colour)] for colour in (found["background"],)]
+    assert values[0] == [int(figures.COLOURS["paper"][dark][at : at + 2], 16) for at in (1, 3, 5)]
+    inks = {
+        f"rgb({', '.join(str(int(figures.COLOURS[name][dark][at : at + 2], 16)) for at in (1, 3, 5))})"
+        for name in ("ink", "soft")
+    }
+    for drawing in found["drawings"]:
+        assert drawing["width"] > 100 and drawing["height"] > 50, drawing["label"]
+        assert drawing["smallest"] >= 9, drawing["label"]
+        assert drawing["cut"] == [], drawing["label"]
+        assert set(drawing["ink"]) <= inks, drawing["label"]
+
+
+def test_the_browser_test_sees_what_is_wrong(tab: browser.Browser, tmp_path: Path) -> None:
+    """A script that complains, an image that is not there, and a line too wide are all noticed."""
+    bad = "<script>console.warn('no')</script><img src='gone.png'><div style='width:2000px'>x</div>"
+    path = tmp_path / "bad.html"
+    path.write_text(f"<!doctype html><meta name=viewport content='width=device-width'>{bad}")
+    tab.show(path, width=1280, dark=False)
+    assert any('"no"' in line for line in tab.said())
+    assert len(tab.requests()) == 2
+    assert tab.evaluate("document.documentElement.scrollWidth") >= 2000
+    blocked = path.with_name("blocked.html")
+    blocked.write_text(page.document("x", figures.COLOURS, [bad]))
+    tab.show(blocked, width=1280, dark=False)
+    assert sum("violates the following Content Security Policy directive" in line for line in tab.said()) == 2

@@ -1,0 +1,255 @@
+"""What people see of a profile and of a chain, and that no modelled number goes without its word."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dmsflow import cli, manifest, plugin
+from dmsflow.deploying import export
+from dmsflow.errors import DmsflowError
+from dmsflow.files import describe_artifact
+from dmsflow.measuring import bench
+from dmsflow.network import profile
+from dmsflow.network.blocks import pieces
+from dmsflow.network.latency import build_latency
+from dmsflow.reporting import show
+from dmsflow.settings import BenchSettings, ExportSettings
+from dmsflow.terminal import BLOCKS, block, milliseconds
+
+
+@pytest.fixture(scope="module")
+def network():
+    return plugin.load("networks", "vgg11").build(1, 32, 10)
+
+
+def printed(found) -> str:
+    stream = io.StringIO()
+    show.print_profile(found, stream)
+    return stream.getvalue()
+
+
+# --- a profile ----------------------------------------------------------------------------------
+
+
+def test_a_profile_tells_where_it_is_from_and_how_good_it_is(network, make_profile):
+    rows = dict(line.strip().split("  ", 1) for line in printed(make_profile(network)).splitlines()[2:19])
+    rows = {name: text.strip() for name, text in rows.items()}
+    assert rows["method"] == "measured"
+    assert (rows["target"], rows["networks"], rows["device"]) == ("arm64", "1-bit", "ssh://pi@board")
+    assert (rows["processor"], rows["runtime"]) == ("Cortex-A72", "LCE 9.9, 1 thread")
+    assert rows["date"] == "2026-01-01"
+    assert (rows["governor"], rows["temperature"]) == ("–", "–")
+    assert rows["overhead of a run"] == "0.00200 ms"
+    assert rows["steps of widths"] == "binary_conv 16 in, 8 out"
+    assert rows["drift"] == "+0.5 % from start to end"
+    # errors of -25 %, 2 % and 4 %
+    assert rows["error on other networks"] == "median 4.0 %, largest 25.0 %; 2 of 3 within ±10 %"
+    assert rows["command"] == "dmsflow profile --name board"
+    points = sum(len(row) for table in make_profile(network).tables for row in table.ms)
+    assert rows["points"] == f"{points}, of {len({piece.name for piece in pieces(network)})} pieces"
+
+
+def test_what_the_machine_told_is_shown(network, make_profile):
+    heat = {"governor": "ondemand", "temperature_before_c": 40.0, "temperature_c": 61.0}
+    shown = printed(make_profile(network, environment={"processor": "A72", **heat}, checked=(), precision="float"))
+    for told in ("ondemand", "40 °C before, 61 °C after", "not checked", "float32"):
+        assert told in shown
+
+
+def test_every_piece_is_a_table_of_its_times(network, make_profile):
+    found = make_profile(network)
+    lines = printed(found).splitlines()
+    for table in found.tables:
+        at = lines.index(f"{table.piece}, ms")
+        below = [line.split() for line in lines[at + 2 : at + 6]]
+        if table.outputs:
+            assert below[0] == ["in", "\\", "out", "16", "64"]
+            assert below[2][0] == ("16" if table.inputs else "image")
+        else:
+            assert below[0] == ["in", "16", "64"]
+        rows = below[2 : 2 + max(1, len(table.inputs))] if table.outputs else [below[2]]
+        words = [word for row in rows for word in row[1:]]
+        times = [ms for row in table.ms for ms in row]
+        assert words[1::2] == [milliseconds(ms) for ms in times]
+        shades = {ms: BLOCKS.index(shade) for ms, shade in zip(times, words[::2], strict=True)}
+        assert [shades[ms] for ms in sorted(shades)] == sorted(shades.values())
+        assert shades[max(times)] == len(BLOCKS) - 1
+        assert len(shades) == 1 or shades[min(times)] == 0
+
+
+def test_a_staircase_is_drawn_step_by_step(network, make_profile):
+    """Flat within a step of the kernels, never falling, and at its highest at the widest."""
+    found = make_profile(network)
+    steps = found.steps["binary_conv"]
+    lines = printed(found).splitlines()
+    table = next(table for table in found.tables if table.piece.startswith("binary_conv"))
+    below = [line.split() for line in lines[lines.index(f"{table.piece}, ms") :]]
+    drawn = {label: next(words for words in below if words[:2] == [label, "16"]) for label in ("in", "out")}
+    for label, step in (("in", steps.inputs), ("out", steps.outputs)):
+        _, low, stairs, high = drawn[label]
+        assert (int(low), int(high)) == (16, 64)
+        assert len(stairs) == 49
+        heights = [BLOCKS.index(character) for character in stairs]
+        assert heights == sorted(heights)
+        assert heights[-1] == len(BLOCKS) - 1 > heights[0]
+        for width in range(17, 65):
+            if (width - 1) % step:
+                assert stairs[width - 16] == stairs[width - 17], f"a step within {step} channels {label}"
+
+
+def test_the_networks_it_was_checked_on_are_listed(network, make_profile):
+    lines = [" ".join(line.split()) for line in printed(make_profile(network)).splitlines()]
+    assert "vgg11 32 8 9 0.750 1.00 -25.0" in lines
+    assert "vgg11 32 8 9 1.02 1.00 +2.0" in lines
+
+
+def test_the_word_stands_at_every_block_of_modelled_numbers(network, make_profile):
+    found = make_profile(network, method="modelled")
+    shown = printed(found)
+    titles = 1 + len(found.tables) + 1
+    assert shown.count("(modelled)") == titles
+    assert "modelled" not in printed(make_profile(network))
+
+
+def test_a_piece_that_takes_no_time_is_shown(network, make_profile):
+    found = make_profile(network)
+    none = [
+        msgspec.structs.replace(table, ms=tuple(tuple(0.0 for _ in row) for row in table.ms)) for table in found.tables
+    ]
+    shown = printed(msgspec.structs.replace(found, tables=tuple(none)))
+    assert "▁ 0" in shown and "█" not in shown
+
+
+def test_show_takes_a_profile(network, make_profile, tmp_path, capsys):
+    path = profile.save(tmp_path / "board.json", make_profile(network))
+    assert cli.main(["show", str(path)]) == 0
+    assert capsys.readouterr().out == printed(make_profile(network))
+    assert cli.main(["show", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is neither a manifest nor a profile (Input data was truncated); give a manifest that a stage wrote"),
+        ('{"tables": [1], ', "is neither a manifest nor a profile (Input data was truncated); "),
+        (
+            "[1]",
+            "is neither a manifest nor a profile; give a manifest that a stage wrote, a profile, or a .tflite or .onnx file",
+        ),
+        ('{"name": "x"}', "is neither a manifest nor a profile; "),
+        ('{"tables": 3}', "is not a profile (Expected `array`"),
+        ('{"tables": [], "stage": "bench"}', "not a dmsflow manifest ("),
+    ],
+)
+def test_what_is_neither_is_refused(content, message, tmp_path, capsys):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    assert cli.main(["show", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"dmsflow: {path}: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DmsflowError, match="none.json: No such file or directory; give a manifest"):
+        show.show(tmp_path / "none.json", False, io.StringIO())
+
+
+def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.setattr(profile, "folder", lambda: tmp_path / "none")
+    for name, fields in (
+        ("board", {}),
+        ("dream", {"method": "modelled", "threads": 4, "checked": ()}),
+        ("floats", {"precision": "float"}),
+    ):
+        profile.save(tmp_path / "profiles" / f"{name}.json", make_profile(network, name=name, **fields))
+    (tmp_path / "profiles" / "broken.json").write_text("{}")
+    assert show.listing("profiles") == [
+        ("board", "Cortex-A72, LCE 9.9, 1 thread, median error 4.0 %"),
+        ("broken", "profiles/broken.json: is not a profile (Object missing required field `name`); measure it again: dmsflow profile"),
+        ("dream", "modelled, Cortex-A72, LCE 9.9, 4 threads, error not checked"),
+        ("floats", "Cortex-A72, LCE 9.9, 1 thread, float32 networks, median error 4.0 %"),
+    ]  # fmt: skip
+
+
+# --- a chain ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["measured", "modelled"])
+def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
+    """The bench.json of a chain whose search used a profile; the file took 2 ms."""
+    source = write_train_manifest(tmp_path)
+    trained = manifest.load(source)
+    made = make_profile(trained.network, method=request.param)
+    profile.save(tmp_path / "profile.json", made)
+    figures = {"predicted_latency_ms": build_latency(trained.network, made)(trained.widths)}
+    found = msgspec.structs.replace(
+        trained, stage="search", artifacts={"profile": describe_artifact(tmp_path / "profile.json", tmp_path)},
+        metrics={**figures, "comparison": [{"name": "searched", **figures}, {"name": "flat", **figures}]}, settings={},
+    )  # fmt: skip
+    parent = describe_artifact(manifest.save(tmp_path / "search.json", found), tmp_path)
+    manifest.save(source, msgspec.structs.replace(trained, parent=parent))
+    exported = export.run(source, ExportSettings(target="x86-64", check_images=2), tmp_path, command=("x",))
+    lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline=False)
+    return bench.run(exported, lean, tmp_path, command=("x",))
+
+
+def test_a_chain_shows_what_was_predicted(chain, capsys):
+    written = manifest.load(chain)
+    used = profile.load(str(chain.parent / "profile.json"))
+    assert cli.main(["show", str(chain)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"widths memory MiB million MACs ms, predicted by {used.title}" in lines
+    chosen = next(line for line in lines if line.startswith("chosen"))
+    assert chosen.endswith(f" {milliseconds(written.metrics['predicted_latency_ms'])}")
+    assert next(line for line in lines if line.startswith("base ")).endswith(" –")  # wider than was measured
+    word = " (modelled)" if used.method == "modelled" else ""
+    predicted = f"{written.metrics['predicted_latency_ms']:.4g}"
+    assert lines.count(f"predicted_latency_ms{word} {predicted}") == 2  # of the search, and of the bench
+    assert f"prediction_error_percent{word} {written.metrics['prediction_error_percent']:.4g}" in lines
+    assert f"name predicted_latency_ms{word}" in lines
+    assert f"piece input_width output_width predicted_ms{word} share_percent" in lines
+    assert lines.count(f"profile board{word}") == 2
+    for told in ("on Kirin 990, Linux aarch64", "governor schedutil", "temperature °C 41.5"):
+        assert told in lines
+    if not word:
+        assert "modelled" not in "\n".join(lines).replace(str(chain), "")
+
+
+def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
+    stream = io.StringIO()
+    show.print_result(chain, stream)
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    metrics = manifest.load(chain).metrics
+    title = profile.load(str(chain.parent / "profile.json")).title
+    at = lines.index("latency, 1-bit file 2.000 ms (median)")
+    error = f"{100 * (metrics['predicted_latency_ms'] / 2 - 1):+.1f} %"
+    assert lines[at + 1] == f"latency, predicted {metrics['predicted_latency_ms']:.3f} ms by profile {title}, {error}"
+    assert any(line.startswith("measured Kirin 990, 1 thread, LCE 0.17, 3 runs") for line in lines)
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.00123456, "0.00123"), (0.04567, "0.0457"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"),
+     (999.6, "1000"), (1234.5, "1234")],
+)  # fmt: skip
+def test_milliseconds_have_three_digits(value, shown):
+    assert milliseconds(value) == shown
+
+
+def test_blocks_rise_with_their_part():
+    drawn = [block(index / 100) for index in range(101)]
+    assert drawn == sorted(drawn)
+    assert (drawn[0], drawn[-1], set(drawn)) == ("▁", "█", set(BLOCKS))

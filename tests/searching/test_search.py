@@ -1,0 +1,420 @@
+"""The search stage: budgets, controls, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmsflow import cli, manifest
+from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.network import profile
+from dmsflow.network.architectures import vgg11
+from dmsflow.network.latency import build_latency
+from dmsflow.searching import budget, descent, search
+from dmsflow.searching.compare import choose_row, compare_widths
+from dmsflow.settings import Data, SearchSettings, TrainSettings
+from dmsflow.training import checkpoint, train
+
+DATA = Data(name="digits", train_images=120)
+SMALL: dict[str, Any] = {
+    "memory_mib": 0.03, "rounds": 3, "weight_steps": 2, "width_batches": 2, "batch_size": 12, "threads": 1, "mixed": "off",
+}  # fmt: skip
+COMMAND = ("dmsflow", "search")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def searched(out: Path, **changes: Any) -> manifest.Manifest:
+    return manifest.load(search.run(SearchSettings(**{**SMALL, **changes}), DATA, out, command=COMMAND), "search")
+
+
+@pytest.mark.parametrize("hold", ["projection", "shift", "penalty"])
+@pytest.mark.parametrize("estimator", ["exact", "clustered"])
+@pytest.mark.parametrize(
+    ("step", "reallocate"), [("bounded", False), ("adam", True), ("bounded", True), ("adam", False)]
+)
+def test_every_way_to_search_ends_within_the_budgets(
+    tmp_path: Path, hold: str, estimator: str, step: str, reallocate: bool
+) -> None:
+    sizes = {"bounded": 0.15, "adam": 0.05}
+    done = searched(
+        tmp_path, hold=hold, estimator=estimator, step=step, step_size=sizes[step], reallocate=reallocate, macs_m=6.0, rounds=2
+    )  # fmt: skip
+    assert budget.memory_mib(done.network, done.widths) <= 0.03 and budget.macs_m(done.network, done.widths) <= 6.0
+    assert done.metrics["memory_mib"] == budget.memory_mib(done.network, done.widths)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+    page = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text("utf-8").partition("## search.jsonl")[2]
+    assert all(set(re.findall(r"`(\w+)`", page)) >= row.keys() for row in rows)
+    assert all(len(row[key]) == 8 for row in rows for key in ("mu", "sigma", "widths", "gradient", "gradient_error"))
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("weight_top1_percent", "width_top1_percent"))
+    if hold != "penalty":
+        assert all(row["memory_mib"] <= 0.03 and row["macs_m"] <= 6.0 for row in rows)
+    assert not (tmp_path / "search.checkpoint").exists()
+
+
+def test_the_widths_move_and_sigma_deflates(tmp_path: Path) -> None:
+    searched(tmp_path, width_batches=8, weight_steps=6)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert rows[0]["mu"] != rows[-1]["mu"]
+    relative = [row["sigma"][0] / mu for row, mu in zip(rows[1:], (row["mu"][0] for row in rows), strict=False)]
+    assert relative == sorted(relative, reverse=True) and relative[-1] == pytest.approx(0.15)
+
+
+def test_the_paper_preset_searches(tmp_path: Path) -> None:
+    """Its values, on a short schedule; it may start above the budget and must end below."""
+    from dmsflow.settings import preset, resolve
+
+    chosen = resolve(SearchSettings, **{**preset("search", "paper"), "rounds": 2, "weight_epochs": 0.1, "threads": 1})
+    done = manifest.load(search.run(chosen, DATA, tmp_path, command=COMMAND))
+    assert budget.memory_mib(done.network, done.widths) <= 0.12
+    row = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
+    assert row["sigma"] == [1.0] * 8
+
+
+def test_aligned_widths_are_taken_where_they_are_no_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are is told by shared weights, here for both answers."""
+    plain = searched(tmp_path / "plain", macs_m=6.0)
+    for error in (1e9, -1e9):
+        monkeypatch.setattr(search, "compare_widths", with_error(compare_widths, error))
+        done = searched(tmp_path / str(error), macs_m=6.0, align=True)
+        monkeypatch.undo()
+        before, after = done.metrics["alignment"]["before"], done.metrics["alignment"]["after"]
+        assert before["widths"] == plain.widths != after["widths"]
+        assert done.widths == (after if error > 0 else before)["widths"]
+        assert done.metrics["alignment"]["taken"] == (error > 0)
+        assert after["stored_bytes"] <= before["stored_bytes"] and after["padded_macs_m"] <= before["padded_macs_m"]
+
+
+def with_error(compare: Any, error: float) -> Any:
+    """As `compare`, with another standard error of aligned widths."""
+
+    def compared(*arguments: Any) -> Any:
+        return [{**row, "standard_error": error} if row["name"] == "after" else row for row in compare(*arguments)]
+
+    return compared
+
+
+@pytest.mark.parametrize("changes", [{"method": "flat"}, {"reallocate": True}])
+def test_align_needs_weights_to_compare_on(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(DmsflowError, match="--align: is for widths that a search compares on its weights; leave it"):
+        searched(tmp_path, align=True, **changes)
+
+
+@pytest.mark.parametrize("method", ["uniform", "flat", "random"])
+def test_controls_just_meet_the_budgets(tmp_path: Path, method: str) -> None:
+    done = searched(tmp_path, method=method)
+    used = budget.memory_mib(done.network, done.widths) / 0.03
+    assert 0.97 < used <= 1
+    assert done.artifacts == {}
+
+
+def test_random_controls_follow_the_seed(tmp_path: Path) -> None:
+    draws = [searched(tmp_path / str(index), method="random", seed=seed).widths for index, seed in enumerate((1, 1, 2))]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_an_infeasible_budget_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="vgg11 cannot be that small"):
+        searched(tmp_path, memory_mib=0.0001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_budget_is_never_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard check after the search, whatever rounding did."""
+    monkeypatch.setattr(budget, "round_within", lambda network, *_: dict(network.widths))
+    with pytest.raises(BudgetMissed, match="the chosen widths need 0.0767 MiB"):
+        searched(tmp_path, method="flat")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["search", "train"])
+@pytest.mark.parametrize("place", ["GPU", "machine", "NumPy"])
+def test_too_little_memory_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, place: str
+) -> None:
+    """What had been done before it is kept."""
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+
+    def fails(*_: object) -> None:
+        if place == "machine":
+            torch.empty(1 << 60)
+        if place == "NumPy":
+            np.empty(1 << 50)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+
+    monkeypatch.setattr(descent, "weight_step", fails)
+    monkeypatch.setattr(train, "weight_step", fails)
+    arguments = {
+        "search": ["search", "--dataset", "digits", "--rounds", "1", "--out", str(tmp_path / "again")],
+        "train": ["train", str(source), "--epochs", "1"],
+    }
+    assert cli.main([*arguments[stage], "--threads", "1"]) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"dmsflow: memory: does not suffice \(.*allocate.*\); lower --batch-size, .*", line)
+    assert source.exists()
+
+
+def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "weight_step", lambda *_: torch.tensor([float("nan"), 0]))
+    with pytest.raises(DmsflowError, match="search, round 1: the loss became nan; lower --learning-rate"):
+        searched(tmp_path)
+    assert not (tmp_path / "search.json").exists()
+
+
+def test_a_user_network_is_a_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from dmsflow.network.architectures.vgg11 import build\n")
+    assert searched(tmp_path / "out", network=str(mine), method="flat").network == vgg11.build(1, 32, 10)
+    mine.write_text("build = 3\n")
+    with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build"):
+        searched(tmp_path / "out2", network=str(mine))
+
+
+def test_a_done_search_is_kept(tmp_path: Path) -> None:
+    searched(tmp_path, method="flat")
+    with pytest.raises(DmsflowError, match="search.json: is already there; --force"):
+        searched(tmp_path, method="uniform")
+    path = search.run(SearchSettings(**SMALL), DATA, tmp_path, command=COMMAND, resume=True)
+    assert manifest.load(path).settings["method"] == "flat"
+
+
+def test_choose_takes_another_only_beyond_its_standard_error() -> None:
+    def row(name: str, difference: float, error: float) -> dict[str, Any]:
+        return {"name": name, "loss": 1 + difference, "loss_difference": difference, "standard_error": error}
+
+    mine = row("searched", 0, 0)
+    assert choose_row([mine, row("flat", -0.01, 0.02)])["name"] == "searched"
+    assert choose_row([mine, row("flat", -0.03, 0.02), row("uniform", -0.04, 0.05)])["name"] == "flat"
+
+
+class Killed(BaseException):
+    pass
+
+
+def _dies_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
+    plain = getattr(owner, name)
+    count = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise Killed
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def _outcome(out: Path) -> tuple[dict[str, int], str]:
+    return manifest.load(out / "search.json").widths, (out / "search.jsonl").read_text()
+
+
+@pytest.mark.parametrize("variant", ["default", "paper-like"])
+def test_killed_anywhere_and_resumed_is_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Widths, every μ and every gradient to the last bit; a checkpoint after each weight step."""
+    changes: dict[str, Any] = {
+        "estimator": "clustered",
+        "reallocate": True,
+        "step": "adam",
+        "step_size": 0.05,
+        "subnetworks": False,
+        "restart": True,
+    }
+    settings = SearchSettings(**{**SMALL, **(changes if variant == "paper-like" else {})})
+    search.run(settings, DATA, tmp_path / "straight", command=COMMAND)
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    deaths = [
+        (descent, "weight_step", 1),
+        (descent, "width_pass", 2),
+        (descent, "weight_step", 0),
+        (descent, "write_log", 0),
+    ]
+    for owner, name, calls in deaths:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _dies_after(patch, owner, name, calls)
+            search.run(settings, DATA, tmp_path / "killed", command=COMMAND, resume=True)
+    search.run(settings, DATA, tmp_path / "killed", command=COMMAND, resume=True)
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("from_float", [False, True])
+def test_a_killed_training_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_float: bool
+) -> None:
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+    settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, mixed="off")
+    train.run(source, settings, tmp_path / "straight", command=COMMAND)
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    for calls in (2, 1, 2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _dies_after(patch, train, "weight_step", calls)
+            train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
+    train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
+    weights = [(tmp_path / name / "train.safetensors").read_bytes() for name in ("straight", "killed")]
+    assert weights[0] == weights[1]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "train-logits.safetensors",
+        "train.json",
+        "train.safetensors",
+    ]
+
+
+def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
+    arguments = [
+        sys.executable, "-m", "dmsflow", "search", "--dataset", "digits", "--train-images", "120", "--memory-mib", "0.03", "--rounds", "4",
+        "--weight-steps", "4", "--width-batches", "2", "--batch-size", "12", "--threads", "1", "--mixed", "off",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [*arguments, "--out", tmp_path / "killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not (tmp_path / "killed" / "search.checkpoint").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "search.json").exists()
+    for out, options in (("killed", ["--resume"]), ("straight", [])):
+        done = subprocess.run(
+            [*arguments, "--out", tmp_path / out, *options], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.strip() == str(tmp_path / out / "search.json")
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
+
+
+def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
+    rows = dict(search.plan(SearchSettings(**SMALL), DATA, tmp_path))
+    assert {"smallest", "base", "largest", "memory budget", "uniform", "flat"} <= rows.keys()
+    assert "0.0767 MiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
+
+
+def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:
+    source = search.run(SearchSettings(**{**SMALL, "method": "flat"}), DATA, tmp_path, command=COMMAND)
+    settings = TrainSettings(precision="float", epochs=1, threads=1, mixed="off")
+    done = manifest.load(train.run(source, settings, tmp_path / "float", command=COMMAND))
+    assert done.metrics["memory_mib"] > 10 * manifest.load(source).metrics["memory_mib"]
+    assert not any(name.endswith(".alpha") for name in load_file(tmp_path / "float" / "train.safetensors"))
+
+
+def test_ratios_that_leave_no_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match="--min-ratio: 9 is not below --max-ratio 8; lower it"):
+        searched(tmp_path, min_ratio=9.0)
+
+
+def test_a_build_that_gives_no_network_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def build(channels, resolution, classes):\n    return 3\n")
+    with pytest.raises(DmsflowError, match=r"build\(\) returned int; return a dmsflow.network.Network"):
+        searched(tmp_path, network=str(mine))
+
+
+def test_the_command_line_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "--memory-mib", "0.03", "--dry-run", "--out", str(tmp_path / "a")]) == 0
+    written = capsys.readouterr()
+    assert written.out == "" and "largest" in written.err and list(tmp_path.iterdir()) == []
+
+
+# --- under a latency budget ---------------------------------------------------------------------
+
+SHIPPED = "epyc-lce"
+
+
+@pytest.mark.parametrize("hold", ["projection", "penalty"])
+@pytest.mark.parametrize(("step", "reallocate"), [("bounded", False), ("adam", True)])
+def test_memory_and_latency_are_held_together(tmp_path: Path, hold: str, step: str, reallocate: bool) -> None:
+    done = searched(
+        tmp_path, hold=hold, step=step, step_size=0.1, reallocate=reallocate, profile=SHIPPED, latency_ms=0.11, rounds=2
+    )
+    copied = profile.load(str(manifest.verify(tmp_path / "search.json", done.artifacts["profile"])))
+    assert copied == profile.load(SHIPPED)
+    latency = build_latency(done.network, copied)
+    assert budget.memory_mib(done.network, done.widths) <= 0.03 and latency(done.widths) <= 0.11
+    assert done.metrics["predicted_latency_ms"] == latency(done.widths)
+    rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    if hold != "penalty":
+        assert all(row["memory_mib"] <= 0.03 and row["predicted_latency_ms"] <= 0.11 for row in rows)
+    page = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text("utf-8").partition("## search.jsonl")[2]
+    assert all(set(re.findall(r"`(\w+)`", page)) >= row.keys() for row in rows)
+
+
+@pytest.mark.parametrize("method", ["uniform", "flat", "random"])
+def test_controls_meet_memory_and_latency(tmp_path: Path, method: str) -> None:
+    done = searched(tmp_path, method=method, profile=SHIPPED, latency_ms=0.11)
+    assert done.metrics["memory_mib"] <= 0.03 and done.metrics["predicted_latency_ms"] <= 0.11
+
+
+def test_a_profile_without_a_budget_only_predicts(tmp_path: Path) -> None:
+    with_one, without = (searched(tmp_path / str(name), method="flat", profile=name) for name in (SHIPPED, None))
+    assert with_one.widths == without.widths
+    assert "predicted_latency_ms" in with_one.metrics and "predicted_latency_ms" not in without.metrics
+
+
+def test_an_infeasible_pair_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DmsflowError, match=r"latency budget of 0\.01 ms: vgg11 cannot be that small .* allow at least"):
+        searched(tmp_path, profile=SHIPPED, latency_ms=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_has_the_profile_and_what_each_budget_leaves(tmp_path: Path) -> None:
+    chosen = SearchSettings(**SMALL, profile=SHIPPED, latency_ms=0.11)
+    rows = dict(search.plan(chosen, DATA, tmp_path))
+    assert rows["profile"].startswith("epyc-lce: ") and "LCE" in rows["profile"] and "1 thread" in rows["profile"]
+    assert all(rows[name].endswith(" ms") for name in ("smallest", "base", "largest"))
+    assert rows["latency budget"].startswith("0.11 ms, ") and " ms: " in rows["flat"]
+
+
+def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modelled = msgspec.structs.replace(profile.load(SHIPPED), name="model", method="modelled")
+    path = profile.save(tmp_path / "model.json", modelled)
+    chosen: dict[str, Any] = {"profile": str(path), "latency_ms": 0.11}
+    rows = dict(search.plan(SearchSettings(**SMALL, **chosen), DATA, tmp_path))
+    assert rows["profile"].startswith("model (modelled): ")
+    assert all("ms (modelled)" in rows[name] for name in ("smallest", "latency budget", "uniform"))
+    searched(tmp_path / "run", **chosen)
+    shown = capsys.readouterr().err
+    assert shown.count("ms (modelled)") == 3 and not re.search(r"\d ms(?! \(modelled\))", shown)
+    with pytest.raises(DmsflowError, match=r"latency budget of 0\.01 ms \(modelled\)"):
+        searched(tmp_path / "other", **{**chosen, "latency_ms": 0.01})
+
+
+def test_profiles_of_float32_networks_are_refused(tmp_path: Path) -> None:
+    other = msgspec.structs.replace(profile.load(SHIPPED), precision="float")
+    path = profile.save(tmp_path / "float.json", other)
+    with pytest.raises(DmsflowError, match="is of float32 networks, and the search is for binary ones"):
+        searched(tmp_path / "run", profile=str(path), latency_ms=0.11)
+
+
+def test_a_profile_of_other_files_is_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["run", "--preset", "digits", "--profile", SHIPPED, "--latency-ms", "0.11", "--out", str(tmp_path / "run")]
+    assert cli.main([*given, "--target", "onnx"]) == 1
+    assert f"--profile {SHIPPED}: is of files for x86-64, and this one is for onnx" in capsys.readouterr().err
+    assert cli.main([*given, "--bench-threads", "2"]) == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,89 @@
+"""Progress is plain lines where no one watches, and the last unit always has one."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from dmsflow import terminal
+from dmsflow.terminal import print_table
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.track("train", total=4, unit="epoch") as track:
+        for _ in range(4):
+            seconds[0] += 30
+            track.advance(1, note="loss [1.20]")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "train: epoch 1/4, 0:30 elapsed, 1:30 left | loss [1.20]",
+        "train: epoch 2/4, 1:00 elapsed, 1:00 left | loss [1.20]",
+        "train: epoch 3/4, 1:30 elapsed, 0:30 left | loss [1.20]",
+        "train: epoch 4/4, 2:00 elapsed, 0:00 left | loss [1.20]",
+    ]
+
+
+def test_at_most_one_line_a_second_and_always_the_last(
+    seconds: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal.track("search", total=50, unit="step") as track:
+        for _ in range(50):
+            seconds[0] += 0.1
+            track.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 6
+    assert lines[-1] == "search: step 50/50, 0:05 elapsed, 0:00 left"
+
+
+def test_a_resumed_loop_reckons_only_with_its_own_pace(
+    seconds: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal.track("train", total=10, unit="epoch", done=8) as track:
+        seconds[0] += 60
+        track.advance()
+    assert capsys.readouterr().err == "train: epoch 9/10, 1:00 elapsed, 1:00 left\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with terminal.track("train", total=2, unit="epoch") as track:
+        track.advance(2, note="loss [1.20]")
+    shown = screen.getvalue()
+    assert "2/2" in shown
+    assert "━" in shown
+    assert "loss [1.20]" in shown
+
+
+@pytest.mark.parametrize(("given", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7205, "2:00:05")])
+def test_clock(given: float, shown: str) -> None:
+    assert terminal.clock(given) == shown
+
+
+def test_a_table_shows_every_cell_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("result [x]", ("file", "median ms"), [("a[b].tflite", 0.5), ("c", None)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split() for line in captured.err.splitlines() if line.strip() and "─" not in line] == [
+        ["result", "[x]"],
+        ["file", "median", "ms"],
+        ["a[b].tflite", "0.5"],
+        ["c", "–"],
+    ]

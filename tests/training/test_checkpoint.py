@@ -1,0 +1,71 @@
+"""What an interrupted run goes on from; that it goes on exactly, tests/test_search.py has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from dmsflow.errors import DmsflowError
+from dmsflow.network.architectures import vgg11
+from dmsflow.settings import TrainSettings
+from dmsflow.training import checkpoint
+from dmsflow.training.model import Model
+from dmsflow.training.place import Place
+from dmsflow.training.step import sgd, weight_step
+
+CPU = Place(torch.device("cpu"), 1, False)
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
+    network = vgg11.build(3, 32, 10)
+    widths = dict.fromkeys(network.widths, 8)
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+
+    def step(model: Model, optimiser: torch.optim.Optimizer) -> None:
+        weight_step(model, optimiser, images, labels, CPU)
+
+    torch.manual_seed(0)
+    model = Model(network, widths)
+    optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    step(model, optimiser)
+    path = tmp_path / "state"
+    checkpoint.save(path, [model], [optimiser], {"step": 1})
+    step(model, optimiser)
+
+    other = Model(network, widths)
+    fresh = sgd(other, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    tensors, facts = checkpoint.load(path)
+    checkpoint.restore(tensors, [other], [fresh])
+    step(other, fresh)
+    assert facts == {"step": 1}
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in model.tensors().items())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "state"
+    checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
+    path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
+    with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
+        checkpoint.load(path)
+
+
+def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    path = tmp_path / "search.checkpoint"
+    path.write_bytes(b"state")
+    with pytest.raises(DmsflowError, match="--resume goes on with it, --force starts again"):
+        checkpoint.claim(path, resume=False, force=False)
+    assert checkpoint.claim(path, resume=True, force=False).exists()
+    assert not checkpoint.claim(path, resume=False, force=True).exists()
+
+
+def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:
+    facts = msgspec.json.decode(msgspec.json.encode({"settings": TrainSettings(), "source": "a"}))
+    checkpoint.check_same(Path("x"), facts, TrainSettings(), "a")
+    with pytest.raises(DmsflowError, match="written with --batch-size 64, not 32; resume with the same settings"):
+        checkpoint.check_same(Path("x"), facts, TrainSettings(batch_size=32), "a")
+    with pytest.raises(DmsflowError, match="written for other images or another network; --force starts again"):
+        checkpoint.check_same(Path("x"), facts, TrainSettings(), "b")
