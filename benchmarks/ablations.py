@@ -22,7 +22,10 @@ EPOCHS = 6
 # What each changes, and the settings that do it; everything else is as by default.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
-    "clustered": ("three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture", {"estimator": "clustered"}),
+    "clustered": (
+        "three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture",
+        {"estimator": "clustered"},
+    ),
     "adam": ("Adam on every batch instead of one bounded step a round", {"step": "adam", "step_size": 2e-3}),
     "last-round": ("the last round's gradient alone, with the error between its batches", {"gradient_decay": 0.0}),
     "shift": ("one shift of all widths holds the tightest budget; what is left of the other stays", {"hold": "shift"}),
@@ -48,7 +51,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "long": ("twice as many rounds", {"rounds": 32}),
     "weights": ("three times as many weight steps in a round", {"weight_steps": 120}),
     "evolution": ("evolution on the same super-network, as many evaluations", {"method": "evolution"}),
-}  # fmt: skip
+}
 
 
 def job(variant: str, seed: int) -> Job:

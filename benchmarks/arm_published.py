@@ -96,25 +96,47 @@ class Writer:
         side, channels = self.shape(x)
         inputs = [x, self.weights(filters, kernel, kernel, channels), self.weights(filters)]
         return self.operator(
-            CONV, inputs, (1, -(-side // stride), -(-side // stride), filters), padding=SAME, stride_w=stride,
-            stride_h=stride, fused_activation_function=activation, dilation_w_factor=1, dilation_h_factor=1,
-        )  # fmt: skip
+            CONV,
+            inputs,
+            (1, -(-side // stride), -(-side // stride), filters),
+            padding=SAME,
+            stride_w=stride,
+            stride_h=stride,
+            fused_activation_function=activation,
+            dilation_w_factor=1,
+            dilation_h_factor=1,
+        )
 
     def depthwise(self, x: int, stride: int) -> int:
         side, channels = self.shape(x)
         inputs = [x, self.weights(1, 3, 3, channels), self.weights(channels)]
         return self.operator(
-            DEPTHWISE, inputs, (1, -(-side // stride), -(-side // stride), channels), padding=SAME, stride_w=stride,
-            stride_h=stride, depth_multiplier=1, fused_activation_function=NONE, dilation_w_factor=1, dilation_h_factor=1,
-        )  # fmt: skip
+            DEPTHWISE,
+            inputs,
+            (1, -(-side // stride), -(-side // stride), channels),
+            padding=SAME,
+            stride_w=stride,
+            stride_h=stride,
+            depth_multiplier=1,
+            fused_activation_function=NONE,
+            dilation_w_factor=1,
+            dilation_h_factor=1,
+        )
 
     def pool(self, code: int, x: int, kernel: int, stride: int, padding: int) -> int:
         side, channels = self.shape(x)
         out = -(-side // stride) if padding == SAME else (side - kernel) // stride + 1
         return self.operator(
-            code, [x], (1, out, out, channels), padding=padding, stride_w=stride, stride_h=stride, filter_width=kernel,
-            filter_height=kernel, fused_activation_function=NONE,
-        )  # fmt: skip
+            code,
+            [x],
+            (1, out, out, channels),
+            padding=padding,
+            stride_w=stride,
+            stride_h=stride,
+            filter_width=kernel,
+            filter_height=kernel,
+            fused_activation_function=NONE,
+        )
 
     def add(self, x: int, other: int, activation: int = NONE) -> int:
         return self.operator(ADD, [x, other], self.tensors[x]["shape"], fused_activation_function=activation)
@@ -128,10 +150,19 @@ class Writer:
         inputs = [signs, weights, self.constant(scale), self.weights(filters), ABSENT]
         out = -(-side // stride)
         return self.custom(
-            "LceBconv2d", inputs, (1, out, out, filters), FLOATS, channels_in=channels, dilation_height_factor=1,
-            dilation_width_factor=1, fused_activation_function=activation, pad_values=pad_values, padding=SAME,
-            stride_height=stride, stride_width=stride,
-        )  # fmt: skip
+            "LceBconv2d",
+            inputs,
+            (1, out, out, filters),
+            FLOATS,
+            channels_in=channels,
+            dilation_height_factor=1,
+            dilation_width_factor=1,
+            fused_activation_function=activation,
+            pad_values=pad_values,
+            padding=SAME,
+            stride_height=stride,
+            stride_width=stride,
+        )
 
     def finish(self, x: int) -> bytes:
         """The mean over the image, a dense layer and a softmax; the file."""
@@ -142,9 +173,10 @@ class Writer:
         classes = self.operator(SOFTMAX, [logits], (1, CLASSES), beta=1.0)
         graph = {"tensors": self.tensors, "inputs": [self.image], "outputs": [classes], "operators": self.operators}
         codes = [
-            {"deprecated_builtin_code": code, "version": 1, "builtin_code": code} | ({"custom_code": name} if name else {})
+            {"deprecated_builtin_code": code, "version": 1, "builtin_code": code}
+            | ({"custom_code": name} if name else {})
             for code, name in self.codes
-        ]  # fmt: skip
+        ]
         model = {"version": 3, "operator_codes": codes, "subgraphs": [graph], "buffers": self.buffers}
         return _flatbuffer.dumps(model)
 
@@ -204,8 +236,18 @@ def main() -> None:
         binary = sum(each.ms for each in timing.operations if each.op == "LceBconv2d") / timing.runs_ms[0]
         for board, published in PUBLISHED[name].items():
             ms = timing.runs_ms[0] * core.ghz / BOARDS[board]
-            rows.append((name, board, f"{BOARDS[board]:g}", f"{ms:.1f}", f"{published:.1f}", f"{ms / published:.2f}",
-                         f"{100 * (ms / published - 1):+.0f}", f"{100 * binary:.0f}"))  # fmt: skip
+            rows.append(
+                (
+                    name,
+                    board,
+                    f"{BOARDS[board]:g}",
+                    f"{ms:.1f}",
+                    f"{published:.1f}",
+                    f"{ms / published:.2f}",
+                    f"{100 * (ms / published - 1):+.0f}",
+                    f"{100 * binary:.0f}",
+                )
+            )
     title = f"Modelled beside published, 1 thread: {seen.machine.processor}; {seen.timings[0].runtime}"
     head = ("network", "device", "GHz", "modelled ms", "published ms", "ratio", "error %", "binary conv %")
     print_table(title, head, rows)

@@ -34,10 +34,23 @@ def install(wheel: Path, site: Path) -> None:
     """The wheel and all that `pip install dmsflow[device]` brings on ARM."""
     platforms = [word for platform in parts.PLATFORMS for word in ("--platform", platform)]
     command = (
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore",
-        "--only-binary=:all:", "--implementation=cp", f"--python-version={parts.PYTHON_VERSION}", *platforms,
-        "--platform", "manylinux2014_aarch64", "--target", str(site), f"{wheel.absolute()}[device]",
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+        "--only-binary=:all:",
+        "--implementation=cp",
+        f"--python-version={parts.PYTHON_VERSION}",
+        *platforms,
+        "--platform",
+        "manylinux2014_aarch64",
+        "--target",
+        str(site),
+        f"{wheel.absolute()}[device]",
+    )
     subprocess.run(command, check=True)
 
 

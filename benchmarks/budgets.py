@@ -96,18 +96,18 @@ def draw(cell: Cell, number: int, seed: int) -> Job:
 
 def searched(cell: Cell, method: str, seed: int) -> Job:
     """Searched and trained with a seed."""
-    return Job(
-        f"{cell.name}/{method}-{seed}",
-        {**cell.budgets(), "method": method, "seed": seed},
-        cell.training(seed),
-    )
+    return Job(f"{cell.name}/{method}-{seed}", {**cell.budgets(), "method": method, "seed": seed}, cell.training(seed))
 
 
 def papers(cell: Cell, seed: int, **others: Any) -> Job:
     """Searched as the paper says, literally, with other settings where they differ from its preset; and trained."""
     search = {
-        **settings.preset("search", "paper"), "step_size": PAPER_STEP_SIZE[cell.network], **others, **cell.budgets(), "seed": seed,
-    }  # fmt: skip
+        **settings.preset("search", "paper"),
+        "step_size": PAPER_STEP_SIZE[cell.network],
+        **others,
+        **cell.budgets(),
+        "seed": seed,
+    }
     return Job(f"{cell.name}/literal-{seed}", search, cell.training(seed))
 
 
@@ -146,9 +146,13 @@ def one_cell(cell: Cell, where: Runs) -> dict[str, Any]:
     methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
     methods["paper"] = [papers(cell, seed, **PAPER_PHASES[cell.network]) for seed in SEEDS]
     return {
-        "cell": cell.name, **cell.budgets(), "epochs": cell.epochs, "seeds": SEEDS, "draws": DRAWS,
+        "cell": cell.name,
+        **cell.budgets(),
+        "epochs": cell.epochs,
+        "seeds": SEEDS,
+        "draws": DRAWS,
         "methods": {method: jobs.finished(made, where) for method, made in methods.items()},
-    }  # fmt: skip
+    }
 
 
 def tabulate(where: Runs) -> dict[str, Any]:

@@ -71,19 +71,27 @@ def row(job: tuple[int, str], measured: Path) -> dict[str, Any]:
     search, train, export, bench = (manifest.load(measured.with_name(f"{name}.json")) for name in STAGES)
     found = search.metrics
     return {
-        "case": CASE, "method": method, "seed": seed, "widths": list(search.widths.values()),
-        "memory_mib": found["memory_mib"], "macs_m": found["macs_m"],
-        "top1_percent": bench.metrics["top1_percent"], "trained_top1_percent": train.metrics["top1_percent"],
+        "case": CASE,
+        "method": method,
+        "seed": seed,
+        "widths": list(search.widths.values()),
+        "memory_mib": found["memory_mib"],
+        "macs_m": found["macs_m"],
+        "top1_percent": bench.metrics["top1_percent"],
+        "trained_top1_percent": train.metrics["top1_percent"],
         "file_bytes": export.metrics["file_bytes"],
         "predicted_latency_ms": found.get("predicted_latency_ms"),
         "latency_ms_median": bench.metrics["latency_ms_median"],
         "float32_latency_ms_median": bench.metrics["float32_latency_ms_median"],
-        "search_seconds": found["seconds"], "train_seconds": train.metrics["seconds"],
-        "comparison": found.get("comparison"), "chosen": found.get("chosen"),
-        "train_images": search.data.train_images, "epochs": train.settings["epochs"],
+        "search_seconds": found["seconds"],
+        "train_seconds": train.metrics["seconds"],
+        "comparison": found.get("comparison"),
+        "chosen": found.get("chosen"),
+        "train_images": search.data.train_images,
+        "epochs": train.settings["epochs"],
         "runtimes": bench.environment["runtimes"],
         "environment": {key: value for key, value in train.environment.items() if key in KEPT},
-    }  # fmt: skip
+    }
 
 
 def stage(name: str, *words: object) -> Path:

@@ -236,14 +236,22 @@ def row(job: Job, where: Runs) -> dict[str, Any] | None:
 def _row(job: Job, where: Runs) -> dict[str, Any]:
     found, done = manifest.load(where.chosen(job), "search"), manifest.load(where.trained(job), "train")
     return {
-        "choice": job.choice, "network": found.network.name, "widths": list(found.widths.values()),
-        "memory_mib": done.metrics["memory_mib"], "macs_m": found.metrics["macs_m"],
-        "top1_percent": done.metrics["top1_percent"], "seed": done.settings["seed"],
-        "search_seconds": found.metrics["seconds"], "train_seconds": done.metrics["seconds"],
-        "epochs": done.settings["epochs"], "train_images": found.data.train_images, "precision": done.settings["precision"],
-        "comparison": found.metrics.get("comparison"), "chosen": found.metrics.get("chosen"),
+        "choice": job.choice,
+        "network": found.network.name,
+        "widths": list(found.widths.values()),
+        "memory_mib": done.metrics["memory_mib"],
+        "macs_m": found.metrics["macs_m"],
+        "top1_percent": done.metrics["top1_percent"],
+        "seed": done.settings["seed"],
+        "search_seconds": found.metrics["seconds"],
+        "train_seconds": done.metrics["seconds"],
+        "epochs": done.settings["epochs"],
+        "train_images": found.data.train_images,
+        "precision": done.settings["precision"],
+        "comparison": found.metrics.get("comparison"),
+        "chosen": found.metrics.get("chosen"),
         "environment": _environment(found, done),
-    }  # fmt: skip
+    }
 
 
 def _environment(found: Manifest, done: Manifest) -> dict[str, Any]:

@@ -48,9 +48,14 @@ LONG = 9  # convolutions of the longer chain; of the shorter one 1
 FLOAT, BITS = 0, 2  # types of tensors
 ABSENT, CUSTOM, SAME = -1, 32, 0
 OPTIONS = {
-    "dilation_height_factor": 1, "dilation_width_factor": 1, "fused_activation_function": 0, "pad_values": 1,
-    "padding": SAME, "stride_height": 1, "stride_width": 1,
-}  # fmt: skip
+    "dilation_height_factor": 1,
+    "dilation_width_factor": 1,
+    "fused_activation_function": 0,
+    "pad_values": 1,
+    "padding": SAME,
+    "stride_height": 1,
+    "stride_width": 1,
+}
 
 
 def main() -> None:
@@ -123,9 +128,13 @@ def compared(
     short_lce, short, long_lce, long = map(statistics.median, ms)
     by_lce, by_dmsflow = (long_lce - short_lce) / (LONG - 1), (long - short) / (LONG - 1)
     return {
-        "layer": f"{size}×{size}×{channels}", "out": "floats, quantised" if floats else "bits",
-        "lce_ms": by_lce, "dmsflow_ms": by_dmsflow, "ratio": by_lce / by_dmsflow, "equal": equal,
-    }  # fmt: skip
+        "layer": f"{size}×{size}×{channels}",
+        "out": "floats, quantised" if floats else "bits",
+        "lce_ms": by_lce,
+        "dmsflow_ms": by_dmsflow,
+        "ratio": by_lce / by_dmsflow,
+        "equal": equal,
+    }
 
 
 def official(path: Path, image: NDArray[np.int32]) -> Callable[[], NDArray[Any]]:
@@ -169,24 +178,35 @@ def modelled(address: str, out: Path | None) -> None:
         (ms,) = (one.ms for one in timing.operations if one.op == "LceBconv2d")
         size, channels = LAYERS[layer]
         rows.append(
-            {"layer": f"{size}×{size}×{channels}", "out": "floats" if floats else "bits",
-             "million_cycles": ms * core.ghz, "lce_million_cycles": (LCE_FLOATS if floats else LCE_BITS)[layer]}
-        )  # fmt: skip
+            {
+                "layer": f"{size}×{size}×{channels}",
+                "out": "floats" if floats else "bits",
+                "million_cycles": ms * core.ghz,
+                "lce_million_cycles": (LCE_FLOATS if floats else LCE_BITS)[layer],
+            }
+        )
     cells = [
-        (row["layer"], row["out"], f"{row['million_cycles']:.3f}", f"{row['lce_million_cycles']:.2f}",
-         f"{row['million_cycles'] / BOUND:.2f}")
+        (
+            row["layer"],
+            row["out"],
+            f"{row['million_cycles']:.3f}",
+            f"{row['lce_million_cycles']:.2f}",
+            f"{row['million_cycles'] / BOUND:.2f}",
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     head = ("layer", "out", "dmsflow M cycles", "LCE M cycles", "÷ bound")
     print_table(f"modelled: {seen.machine.processor}", head, cells)
     if out:
         content = {
-            "command": f"python benchmarks/kernels.py --device {address}", "method": "modelled",
+            "command": f"python benchmarks/kernels.py --device {address}",
+            "method": "modelled",
             "environment": describe_environment(
                 device=address, machine=msgspec.to_builtins(seen.machine), runtimes={"dmsflow": seen.timings[0].runtime}
             ),
-            "bound_million_cycles": BOUND, "layers": rows,
-        }  # fmt: skip
+            "bound_million_cycles": BOUND,
+            "layers": rows,
+        }
         write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
 
 

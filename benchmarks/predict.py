@@ -69,9 +69,14 @@ def main() -> None:
 
 def settings(arguments: argparse.Namespace, resolution: int) -> ProfileSettings:
     return ProfileSettings(
-        target=arguments.target, precision=arguments.precision, networks=NETWORKS, resolutions=(resolution,),
-        max_ratio=RATIOS[resolution], check=0, runner=arguments.runner,
-    )  # fmt: skip
+        target=arguments.target,
+        precision=arguments.precision,
+        networks=NETWORKS,
+        resolutions=(resolution,),
+        max_ratio=RATIOS[resolution],
+        check=0,
+        runner=arguments.runner,
+    )
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> Profile:
@@ -104,21 +109,31 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
 
 def row(network: Network, widths: dict[str, int], predicted_ms: float, measured_ms: float) -> Checked:
     return Checked(
-        network=network.name, resolution=network.resolution, widths=tuple(widths.values()),
-        predicted_ms=round(predicted_ms, 6), measured_ms=round(measured_ms, 6),
-    )  # fmt: skip
+        network=network.name,
+        resolution=network.resolution,
+        widths=tuple(widths.values()),
+        predicted_ms=round(predicted_ms, 6),
+        measured_ms=round(measured_ms, 6),
+    )
 
 
 def summed_up(arguments: argparse.Namespace, made: Profile, rows: list[Checked], seconds: float) -> dict[str, Any]:
     errors = [abs(row.error_percent) for row in rows]
     return {
-        "target": arguments.target, "precision": arguments.precision, "runtime": made.runtime, "threads": made.threads,
-        "profile_seconds": round(seconds), "points": sum(len(line) for table in made.tables for line in table.ms),
-        "count": len(rows), "median_error_percent": round(statistics.median(errors), 2),
+        "target": arguments.target,
+        "precision": arguments.precision,
+        "runtime": made.runtime,
+        "threads": made.threads,
+        "profile_seconds": round(seconds),
+        "points": sum(len(line) for table in made.tables for line in table.ms),
+        "count": len(rows),
+        "median_error_percent": round(statistics.median(errors), 2),
         "largest_error_percent": round(max(errors), 2),
-        "within_10_percent": sum(error <= 10 for error in errors), "needed_within_10_percent": math.ceil(0.9 * len(rows)),
-        "drift_percent": made.drift_percent, "environment": made.environment,
-    }  # fmt: skip
+        "within_10_percent": sum(error <= 10 for error in errors),
+        "needed_within_10_percent": math.ceil(0.9 * len(rows)),
+        "drift_percent": made.drift_percent,
+        "environment": made.environment,
+    }
 
 
 def tell(rows: list[Checked], summary: dict[str, Any]) -> None:
@@ -126,11 +141,17 @@ def tell(rows: list[Checked], summary: dict[str, Any]) -> None:
         f"{summary['runtime']}, {summary['threads']} thread, {summary['environment']['processor']}",
         ("network", "pixels", "widths", "predicted ms", "measured ms", "error %"),
         [
-            (row.network, row.resolution, " ".join(map(str, row.widths)), f"{row.predicted_ms:.4f}",
-             f"{row.measured_ms:.4f}", f"{row.error_percent:+.1f}")
+            (
+                row.network,
+                row.resolution,
+                " ".join(map(str, row.widths)),
+                f"{row.predicted_ms:.4f}",
+                f"{row.measured_ms:.4f}",
+                f"{row.error_percent:+.1f}",
+            )
             for row in rows
         ],
-    )  # fmt: skip
+    )
     print(
         f"profile: {summary['points']} points in {summary['profile_seconds']} s; {summary['count']} networks: median error "
         f"{summary['median_error_percent']} %, {summary['within_10_percent']} within 10 %, largest {summary['largest_error_percent']} %"

@@ -36,9 +36,12 @@ from dmsflow.terminal import milliseconds, print_table
 
 # Network, pixels, classes, widths over those of the paper.
 NETWORKS = (
-    ("vgg11", 32, 10, 1.0), ("vgg11", 32, 10, 3.0),
-    ("resnet18", 32, 10, 1.0), ("resnet18", 32, 10, 3.0), ("resnet18", 224, 1000, 1.0),
-)  # fmt: skip
+    ("vgg11", 32, 10, 1.0),
+    ("vgg11", 32, 10, 3.0),
+    ("resnet18", 32, 10, 1.0),
+    ("resnet18", 32, 10, 3.0),
+    ("resnet18", 224, 1000, 1.0),
+)
 # Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
 FILES = {
     "float32": ("onnx", None, "onnxruntime"),
@@ -46,7 +49,7 @@ FILES = {
     "onnx_mixed": ("onnx", {"variant": "mixed"}, "onnxruntime"),
     "litert": ("lce", {}, "litert"),
     "lce": ("lce", {}, "lce"),
-}  # fmt: skip
+}
 BASE = "float32"
 IMAGES = 20  # on which logits are compared
 WARM_UP = 10
@@ -64,10 +67,15 @@ def main() -> None:
         rows = [compared(Path(folder), *one, list(runtimes), arguments) for one in NETWORKS]
     head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "classes")
     cells = [
-        (row["network"], row["pixels"], f"{row['ratio']:g}×", *(told_ms(row, label) for label in runtimes),
-         "equal" if row["classes_equal"] else "differ")
+        (
+            row["network"],
+            row["pixels"],
+            f"{row['ratio']:g}×",
+            *(told_ms(row, label) for label in runtimes),
+            "equal" if row["classes_equal"] else "differ",
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     versions = ", ".join(dict.fromkeys(runtimes.values()))
     print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
@@ -122,7 +130,10 @@ def compared(
     if {"lce", "litert"} <= set(labels):
         over["lce_over_litert"] = medians["lce"] / medians["litert"]
     return {
-        "network": name, "pixels": pixels, "ratio": ratio, "runs": runs,
+        "network": name,
+        "pixels": pixels,
+        "ratio": ratio,
+        "runs": runs,
         **{f"{label}_ms": median for label, median in medians.items()},
         **{f"{label}_ms_minimum": min(times) for label, times in ms.items()},
         **{f"{label}_load_ms": load for label, load in loads.items()},
@@ -130,7 +141,7 @@ def compared(
         "largest_logit_difference": max(float(abs(found - expected).max()) for found in logits),
         "largest_logit": float(abs(expected).max()),
         "classes_equal": all(bool((found.argmax(1) == expected.argmax(1)).all()) for found in logits),
-    }  # fmt: skip
+    }
 
 
 def opened(

@@ -48,16 +48,25 @@ def main() -> None:
     ]
     head = ("largest widths", "widths in the window of the last layer", "search step ms", "plain step ms", "ratio")
     cells = [
-        (" ".join(map(str, one["largest_widths"])), one["window"], f"{one['search_ms']:.1f}", f"{one['plain_ms']:.1f}", f"{one['ratio']:.3f}")
+        (
+            " ".join(map(str, one["largest_widths"])),
+            one["window"],
+            f"{one['search_ms']:.1f}",
+            f"{one['plain_ms']:.1f}",
+            f"{one['ratio']:.3f}",
+        )
         for one in rows
-    ]  # fmt: skip
+    ]
     print_table(
         f"float32, {arguments.threads} thread(s), processor time, medians of {arguments.steps} steps", head, cells
     )
     if arguments.out:
         content = {
-            "environment": describe_environment(), "threads": arguments.threads, "steps": arguments.steps, "rows": rows,
-        }  # fmt: skip
+            "environment": describe_environment(),
+            "threads": arguments.threads,
+            "steps": arguments.steps,
+            "rows": rows,
+        }
         write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -77,10 +86,12 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     searched, trained = interleaved(search_step, plain_step, steps)
     window = state.window()
     return {
-        "largest_widths": largest, "window": int(window.high[-1] - window.low[-1]) + 1,
-        "search_ms": 1e3 * statistics.median(searched), "plain_ms": 1e3 * statistics.median(trained),
+        "largest_widths": largest,
+        "window": int(window.high[-1] - window.low[-1]) + 1,
+        "search_ms": 1e3 * statistics.median(searched),
+        "plain_ms": 1e3 * statistics.median(trained),
         "ratio": statistics.median(a / b for a, b in zip(searched, trained, strict=True)),
-    }  # fmt: skip
+    }
 
 
 def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> SuperNetwork:

@@ -36,18 +36,26 @@ from dmsflow.terminal import print_table
 # MiB and top-1 % as printed in the paper.
 PAPER = {
     "vgg11": {
-        "full": (2.20, 88.10), "1x": (0.08, 78.31), "2x": (0.29, 85.37), "3x": (0.65, 88.17), "4x": (1.14, 88.68),
-        "dms-a": (0.08, 84.16), "dms-b": (0.64, 89.10),
+        "full": (2.20, 88.10),
+        "1x": (0.08, 78.31),
+        "2x": (0.29, 85.37),
+        "3x": (0.65, 88.17),
+        "4x": (1.14, 88.68),
+        "dms-a": (0.08, 84.16),
+        "dms-b": (0.64, 89.10),
     },
     "resnet18": {
-        "full": (2.67, 92.75), "1x": (0.09, 85.33), "2x": (0.40, 90.25), "3x": (0.98, 92.25), "4x": (1.92, 93.01),
-        "dms-a": (0.10, 89.32), "dms-b": (0.84, 92.70),
+        "full": (2.67, 92.75),
+        "1x": (0.09, 85.33),
+        "2x": (0.40, 90.25),
+        "3x": (0.98, 92.25),
+        "4x": (1.92, 93.01),
+        "dms-a": (0.10, 89.32),
+        "dms-b": (0.84, 92.70),
     },
-}  # fmt: skip
+}
 ROWS = tuple(PAPER["vgg11"])
-TITLES = {
-    "full": "full precision", "1x": "1×", "2x": "2×", "3x": "3×", "4x": "4×", "dms-a": "DMS-A", "dms-b": "DMS-B",
-}  # fmt: skip
+TITLES = {"full": "full precision", "1x": "1×", "2x": "2×", "3x": "3×", "4x": "4×", "dms-a": "DMS-A", "dms-b": "DMS-B"}
 # Rows of one memory size are compared with each other, and trained alike.
 SIZES = {"full": "A", "1x": "A", "2x": "2x", "3x": "B", "4x": "4x", "dms-a": "A", "dms-b": "B"}
 START_RATIO = {"dms-a": 1.5, "dms-b": 2.5}
@@ -99,14 +107,19 @@ PROTOCOLS = {
         # 1× is as large as "0.08", and budgets.py has the controls at that memory.
         memory_mib={("vgg11", "dms-a"): 0.078},
         train={
-            ("vgg11", "A"): _VGG_SMALL, ("vgg11", "2x"): _VGG_SMALL,
-            ("vgg11", "B"): {"epochs": 3}, ("vgg11", "4x"): {"epochs": 3},
-            ("resnet18", "A"): {"epochs": 2}, ("resnet18", "2x"): {"epochs": 2},
-            ("resnet18", "B"): {"epochs": 1}, ("resnet18", "4x"): {"epochs": 1},
+            ("vgg11", "A"): _VGG_SMALL,
+            ("vgg11", "2x"): _VGG_SMALL,
+            ("vgg11", "B"): {"epochs": 3},
+            ("vgg11", "4x"): {"epochs": 3},
+            ("resnet18", "A"): {"epochs": 2},
+            ("resnet18", "2x"): {"epochs": 2},
+            ("resnet18", "B"): {"epochs": 1},
+            ("resnet18", "4x"): {"epochs": 1},
         },
         search={("vgg11", "dms-b"): _phases(12, 12, rounds=12), ("resnet18", "dms-a"): _phases(8, 8, rounds=12)},
         literal={
-            ("vgg11", "dms-a"): budgets.PAPER_PHASES["vgg11"], ("vgg11", "dms-b"): _phases(12, 12, weight_epochs=None),
+            ("vgg11", "dms-a"): budgets.PAPER_PHASES["vgg11"],
+            ("vgg11", "dms-b"): _phases(12, 12, weight_epochs=None),
             ("resnet18", "dms-a"): budgets.PAPER_PHASES["resnet18"],
         },
         left_out={("resnet18", "dms-b"): "one epoch of its flat control takes longer than ten minutes on a core"},
@@ -118,7 +131,10 @@ PROTOCOLS = {
             for network in PAPER
             for size, large in (("A", {}), ("2x", {}), ("B", _LARGE), ("4x", _LARGE))
         },
-        ranges={("vgg11", "dms-b"): {"max_ratio": 32.0}, ("resnet18", "dms-b"): {"max_ratio": 32.0}},  # flat is 18× there
+        ranges={
+            ("vgg11", "dms-b"): {"max_ratio": 32.0},
+            ("resnet18", "dms-b"): {"max_ratio": 32.0},
+        },  # flat is 18× there
     ),
     "long": Protocol(
         train_images=None,
@@ -126,7 +142,7 @@ PROTOCOLS = {
         only=(("vgg11", "dms-a", "searched"), ("vgg11", "dms-a", "uniform")),
         seeds=(0,),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -175,9 +191,7 @@ class Asked:
     def _widened(self, network: str, row: str) -> Line:
         factor = 1 if row == "full" else int(row[0])
         search = {"network": network, "method": "uniform", "memory_mib": memory_mib(network, factor)}
-        made = tuple(
-            Job(f"{network}/{factor}x", search, self.trained(network, row, seed)) for seed in self.seeds
-        )  # fmt: skip
+        made = tuple(Job(f"{network}/{factor}x", search, self.trained(network, row, seed)) for seed in self.seeds)
         return Line(network, row, f"base widths × {factor}", True, made)
 
     def _searched(self, network: str, row: str) -> list[Line]:
@@ -223,13 +237,16 @@ def tabulated(lines: Sequence[Line], asked: Asked, where: Runs) -> list[dict[str
         mib, top1 = PAPER[line.network][line.row]
         rows.append(
             {
-                "network": line.network, "row": TITLES[line.row], "widths": line.widths,
+                "network": line.network,
+                "row": TITLES[line.row],
+                "widths": line.widths,
                 "paper": {"memory_mib": mib, "top1_percent": top1} if line.paper else None,
                 "epochs": asked.protocol.train[line.network, SIZES[line.row]]["epochs"],
                 "left_out": asked.protocol.left_out.get((line.network, line.row)),
-                "planned": len(line.jobs), "jobs": jobs.finished(line.jobs, where),
+                "planned": len(line.jobs),
+                "jobs": jobs.finished(line.jobs, where),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -238,12 +255,22 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     cells = []
     for row in rows:
         printed = [f"{value:.2f}" for value in row["paper"].values()] if row["paper"] else [None, None]
-        told = [f"{statistics.mean(job[key] for job in row['jobs']):.{digits}f}" if row["jobs"] else None
-                for key, digits in (("memory_mib", 4), ("macs_m", 1))]  # fmt: skip
+        told = [
+            f"{statistics.mean(job[key] for job in row['jobs']):.{digits}f}" if row["jobs"] else None
+            for key, digits in (("memory_mib", 4), ("macs_m", 1))
+        ]
         cells.append(
-            (row["network"], row["row"], row["widths"], *printed, *told,
-             _top1(row), f"{len(row['jobs'])} of {row['planned']}", row["epochs"])
-        )  # fmt: skip
+            (
+                row["network"],
+                row["row"],
+                row["widths"],
+                *printed,
+                *told,
+                _top1(row),
+                f"{len(row['jobs'])} of {row['planned']}",
+                row["epochs"],
+            )
+        )
     print_table(title, head, cells, stream=sys.stdout)
 
 

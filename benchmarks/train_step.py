@@ -45,9 +45,11 @@ CPU = torch.device("cpu")
 IMAGES = 20_000
 TURN = 12  # steps
 STEPS = {
-    "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
-    "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
-}  # fmt: skip
+    "float32_first_ms": "float32, channels first",
+    "float32_last_ms": "float32, channels last",
+    "mixed_ms": "bfloat16 mixed, channels last",
+    "convolutions_ms": "its convolutions alone",
+}
 PARTS = ("binarise", "quantize", "batch_norm", "max_pool", "optimiser")
 
 
@@ -72,11 +74,16 @@ def main() -> None:
     )
     cells = [
         (
-            str(row["batch"]), str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS), f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
-            f"{row['epoch_image_us']:.0f}", f"{row['convolutions_image_us']:.0f}", f"{row['epoch_ratio']:.2f}",
+            str(row["batch"]),
+            str(row["threads"]),
+            *(f"{row[key]:.1f} ms" for key in STEPS),
+            f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+            f"{row['epoch_image_us']:.0f}",
+            f"{row['convolutions_image_us']:.0f}",
+            f"{row['epoch_ratio']:.2f}",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     print_table(f"VGG-11, 32×32 pixels, an epoch of {arguments.images} images", head, cells)
     parts = [
         (str(row["batch"]), str(row["threads"]), *(f"{row['parts_ms'][part]:.1f} ms" for part in PARTS)) for row in rows
@@ -85,8 +92,10 @@ def main() -> None:
     if arguments.out:
         content = {
             "command": f"python benchmarks/train_step.py --images {arguments.images}",
-            "environment": describe_environment(torch_device="cpu"), "images": arguments.images, "rows": rows,
-        }  # fmt: skip
+            "environment": describe_environment(torch_device="cpu"),
+            "images": arguments.images,
+            "rows": rows,
+        }
         write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -96,10 +105,14 @@ def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
     measured = dict(zip((*STEPS, *parts), medians([*runs, *parts.values()], steps), strict=True))
     epoch, alone = an_epoch(batch, threads, images)
     return {
-        "batch": batch, "threads": threads, **{key: measured[key] for key in STEPS},
+        "batch": batch,
+        "threads": threads,
+        **{key: measured[key] for key in STEPS},
         "parts_ms": {part: measured[part] for part in PARTS},
-        "epoch_image_us": epoch, "convolutions_image_us": alone, "epoch_ratio": epoch / alone,
-    }  # fmt: skip
+        "epoch_image_us": epoch,
+        "convolutions_image_us": alone,
+        "epoch_ratio": epoch / alone,
+    }
 
 
 def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
@@ -203,8 +216,17 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     dataset = Dataset("random", tuple("0123456789"), split, split, (127,) * 3, (74.0,) * 3, crop_padding=4, flip=True)
     where = Place(CPU, threads, True)
     batches = Batches(
-        dataset, split, np.arange(count), size=batch, seed=0, purpose="train", shuffle=True, augment=True, where=where, workers=0,
-    )  # fmt: skip
+        dataset,
+        split,
+        np.arange(count),
+        size=batch,
+        seed=0,
+        purpose="train",
+        shuffle=True,
+        augment=True,
+        where=where,
+        workers=0,
+    )
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)

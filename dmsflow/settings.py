@@ -127,8 +127,7 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = False
     best_effort: Annotated[
-        bool,
-        Meta(description="Rebuilt networks keep the weights that fit (Eq. 9-10); otherwise each starts afresh."),
+        bool, Meta(description="Rebuilt networks keep the weights that fit (Eq. 9-10); otherwise each starts afresh.")
     ] = True
     step: Annotated[
         Literal["bounded", "adam"],

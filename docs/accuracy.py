@@ -11,10 +11,15 @@ from figures import NETWORKS, NONE, Lead, Row
 
 COMMAND = "torchrun --nproc-per-node 2 benchmarks/{} --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
 METHODS = {
-    "gradient": "**searched**", "uniform": "uniform", "flat": "flat", "between": "between",
-    "random": "random, mean of {draws} draws", "best random": "random, best of {draws} draws", "evolution": "evolution",
+    "gradient": "**searched**",
+    "uniform": "uniform",
+    "flat": "flat",
+    "between": "between",
+    "random": "random, mean of {draws} draws",
+    "best random": "random, best of {draws} draws",
+    "evolution": "evolution",
     "paper": "the paper's search",
-}  # fmt: skip
+}
 CONTROLS = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
 
@@ -139,9 +144,16 @@ def _cell(cell: Row) -> str:
         planned = cell["draws"] if method == "random" else len(cell["seeds"])
         part = f" ({len(made)} of {planned})" if 0 < len(made) < planned else ""
         rows.append(
-            (title.format(draws=cell["draws"]), shown or NONE, *costs, figures.each(made), figures.spread(made) + part,
-             str(over) if over else NONE, over.verdict if over else NONE)
-        )  # fmt: skip
+            (
+                title.format(draws=cell["draws"]),
+                shown or NONE,
+                *costs,
+                figures.each(made),
+                figures.spread(made) + part,
+                str(over) if over else NONE,
+                over.verdict if over else NONE,
+            )
+        )
     return f"### {limits(cell)}: {cell['epochs']} epochs\n\n{figures.table(head, rows)}{_elsewhere(cell)}"
 
 
@@ -167,16 +179,36 @@ def ablations(content: Any) -> str:
 
 
 def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str]:
-    head = ("variant", "what it changes", "seeds", "MiB", "M MACs", "top-1 %, each seed", "mean ± deviation", "against the default", "verdict", "search s")  # fmt: skip
+    head = (
+        "variant",
+        "what it changes",
+        "seeds",
+        "MiB",
+        "M MACs",
+        "top-1 %, each seed",
+        "mean ± deviation",
+        "against the default",
+        "verdict",
+        "search s",
+    )
     rows = []
     for row in content:
         runs = row["runs"]
         over = figures.lead(runs, default) if runs is not default else None
         rows.append(
-            (row["variant"], row["what"], str(len(runs)), f"{figures.mean(runs, 'memory_mib'):.4f}", f"{figures.mean(runs, 'macs_m'):.1f}",
-             figures.each(runs), figures.spread(runs), str(over) if over else NONE, over.verdict if over else NONE,
-             f"{figures.mean(runs, 'search_seconds'):.0f}")
-        )  # fmt: skip
+            (
+                row["variant"],
+                row["what"],
+                str(len(runs)),
+                f"{figures.mean(runs, 'memory_mib'):.4f}",
+                f"{figures.mean(runs, 'macs_m'):.1f}",
+                figures.each(runs),
+                figures.spread(runs),
+                str(over) if over else NONE,
+                over.verdict if over else NONE,
+                f"{figures.mean(runs, 'search_seconds'):.0f}",
+            )
+        )
     runs = [run for row in content for run in row["runs"]]
     before = f"""\
 VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
@@ -210,15 +242,36 @@ def _protocol(name: str, content: Any) -> str:
 
 
 def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
-    images = f"the first {content['train_images'] // 10:,} training images of each class" if content["train_images"] else "all training images"  # fmt: skip
-    head = ("network", "row", "widths", "paper MiB", "paper top-1 %", "MiB", "M MACs", "top-1 %", "seeds or draws", "epochs", "search s", "training s")  # fmt: skip
+    images = (
+        f"the first {content['train_images'] // 10:,} training images of each class"
+        if content["train_images"]
+        else "all training images"
+    )
+    head = (
+        "network",
+        "row",
+        "widths",
+        "paper MiB",
+        "paper top-1 %",
+        "MiB",
+        "M MACs",
+        "top-1 %",
+        "seeds or draws",
+        "epochs",
+        "search s",
+        "training s",
+    )
     missing = _not_run(content["rows"])
     before = [
         f"{images[0].upper()}{images[1:]}. Compare rows of equal epochs only.",
         figures.table(head, [_table1_row(row) for row in content["rows"] if row["jobs"]]),
         *([f"Not run yet: {'; '.join(missing)}."] if missing else []),
-        *(f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}." for row in content["rows"] if row["left_out"]),
-    ]  # fmt: skip
+        *(
+            f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}."
+            for row in content["rows"]
+            if row["left_out"]
+        ),
+    ]
     behind = f"""\
 {figures.machine(environments(jobs), *TRAINED)}, {figures.listed(job["environment"]["torch_device"] for job in jobs)};
 {_times(jobs)}. Every run: [results/table1-{name}.json](results/table1-{name}.json)."""
@@ -326,20 +379,27 @@ seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Eve
 def chains(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """By budgets and method, in the order of the seeds."""
     return {
-        (case, method): sorted((row for row in rows if (row["case"], row["method"]) == (case, method)), key=lambda row: row["seed"])
+        (case, method): sorted(
+            (row for row in rows if (row["case"], row["method"]) == (case, method)), key=lambda row: row["seed"]
+        )
         for case in CASES
         for method in WIDTHS
-    }  # fmt: skip
+    }
 
 
 def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
     told = [row for row in group if row["predicted_latency_ms"]]
     return (
-        case, f"{'searched' if method == 'gradient' else method}: {figures.widths(group)}",
-        f"{figures.mean(group, 'memory_mib'):.4f}", f"{figures.mean(group, 'macs_m'):.1f}", figures.each(group), figures.spread(group),
+        case,
+        f"{'searched' if method == 'gradient' else method}: {figures.widths(group)}",
+        f"{figures.mean(group, 'memory_mib'):.4f}",
+        f"{figures.mean(group, 'macs_m'):.1f}",
+        figures.each(group),
+        figures.spread(group),
         f"{figures.mean(told, 'predicted_latency_ms'):.3f}" if told else NONE,
-        f"{figures.mean(group, 'latency_ms_median'):.3f}", f"{figures.mean(group, 'float32_latency_ms_median'):.3f}",
-    )  # fmt: skip
+        f"{figures.mean(group, 'latency_ms_median'):.3f}",
+        f"{figures.mean(group, 'float32_latency_ms_median'):.3f}",
+    )
 
 
 def _beaten(row: Row) -> bool:

@@ -69,10 +69,7 @@ def _summary(load: Load) -> str:
 
 
 def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
-    head = (
-        "top-1 % on CIFAR-10",
-        *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN),
-    )
+    head = ("top-1 % on CIFAR-10", *(accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in SHOWN))
     rows = [
         [
             f"{accuracy.limits(cell)}, {cell['epochs']} epochs",
@@ -113,12 +110,16 @@ def _files(rows: Any) -> str:
     """Of whole chains, as long as no cell of budgets.py is finished."""
     titles = {"memory": "memory budget", "memory+MACs": "memory, and at most 16 M MACs"}
     lines = [
-        (f"{titles[case]}: {'**searched**' if method == 'gradient' else method}", f"{figures.mean(group, 'macs_m'):.1f}",
-         f"**{figures.spread(group)}**" if method == "gradient" else figures.spread(group),
-         f"{figures.mean(group, 'latency_ms_median'):.3f} ms", f"{figures.mean(group, 'float32_latency_ms_median'):.3f} ms")
+        (
+            f"{titles[case]}: {'**searched**' if method == 'gradient' else method}",
+            f"{figures.mean(group, 'macs_m'):.1f}",
+            f"**{figures.spread(group)}**" if method == "gradient" else figures.spread(group),
+            f"{figures.mean(group, 'latency_ms_median'):.3f} ms",
+            f"{figures.mean(group, 'float32_latency_ms_median'):.3f} ms",
+        )
         for (case, method), group in accuracy.chains(rows).items()
         if case in titles
-    ]  # fmt: skip
+    ]
     seeds = len({row["seed"] for row in rows})
     head = (
         "VGG-11 on CIFAR-10, 0.08 MiB",

@@ -144,12 +144,17 @@ def arm(content: Any) -> str:
     """Of benchmarks/kernels.py on an emulated core."""
     bits = {row["layer"]: row for row in content["layers"] if row["out"] == "bits"}
     rows = [
-        (row["layer"], f"{row['million_cycles']:.3f}", f"{row['lce_million_cycles']:.2f}",
-         f"{bits[row['layer']]['million_cycles']:.3f}", f"{bits[row['layer']]['lce_million_cycles']:.2f}",
-         f"{bits[row['layer']]['million_cycles'] / content['bound_million_cycles']:.2f}")
+        (
+            row["layer"],
+            f"{row['million_cycles']:.3f}",
+            f"{row['lce_million_cycles']:.2f}",
+            f"{bits[row['layer']]['million_cycles']:.3f}",
+            f"{bits[row['layer']]['lce_million_cycles']:.2f}",
+            f"{bits[row['layer']]['million_cycles'] / content['bound_million_cycles']:.2f}",
+        )
         for row in content["layers"]
         if row["out"] == "floats"
-    ]  # fmt: skip
+    ]
     environment = content["environment"]
     return f"""## The kernels on 64-bit ARM: {content["method"]}
 
@@ -177,9 +182,15 @@ def search_cost(content: Any) -> str:
 def _search_cost(content: Any) -> tuple[str, str]:
     head = ("largest widths", "widths in the window of the last layer", "search step ms", "plain step ms", "ratio")
     rows = [
-        (" ".join(map(str, row["largest_widths"])), str(row["window"]), f"{row['search_ms']:.1f}", f"{row['plain_ms']:.1f}", f"{row['ratio']:.3f}")
+        (
+            " ".join(map(str, row["largest_widths"])),
+            str(row["window"]),
+            f"{row['search_ms']:.1f}",
+            f"{row['plain_ms']:.1f}",
+            f"{row['ratio']:.3f}",
+        )
         for row in content["rows"]
-    ]  # fmt: skip
+    ]
     before = f"""\
 One weight step of the search under its masks ÷ one training step of the plain network at the same
 largest widths, on the same batch, taking turns. It does not matter how many widths the masks mix.
@@ -190,12 +201,18 @@ largest widths, on the same batch, taking turns. It does not matter how many wid
 
 
 STEPS = {
-    "float32_first_ms": "float32, channels first", "float32_last_ms": "float32, channels last",
-    "mixed_ms": "bfloat16 mixed, channels last", "convolutions_ms": "its convolutions alone",
-}  # fmt: skip
+    "float32_first_ms": "float32, channels first",
+    "float32_last_ms": "float32, channels last",
+    "mixed_ms": "bfloat16 mixed, channels last",
+    "convolutions_ms": "its convolutions alone",
+}
 PARTS = {
-    "binarise": "binarising", "quantize": "quantising", "batch_norm": "batch norm", "max_pool": "max pooling", "optimiser": "SGD",
-}  # fmt: skip
+    "binarise": "binarising",
+    "quantize": "quantising",
+    "batch_norm": "batch norm",
+    "max_pool": "max pooling",
+    "optimiser": "SGD",
+}
 
 
 def train_step(content: Any) -> str:
@@ -206,11 +223,16 @@ def train_step(content: Any) -> str:
 
 def _train_step(content: Any) -> tuple[str, str]:
     rows = [
-        (str(row["batch"]), str(row["threads"]), *(f"{row[key]:.1f} ms" for key in STEPS),
-         f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
-         *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")), f"{row['epoch_ratio']:.2f}")
+        (
+            str(row["batch"]),
+            str(row["threads"]),
+            *(f"{row[key]:.1f} ms" for key in STEPS),
+            f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
+            *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")),
+            f"{row['epoch_ratio']:.2f}",
+        )
         for row in content["rows"]
-    ]  # fmt: skip
+    ]
     head = (
         "batch",
         "threads",
@@ -243,10 +265,16 @@ def elsewhere(networks: Any, steps: Any) -> str:
     """Of benchmarks/runtimes.py and train_step.py, on another processor than the other parts of the page."""
     environments = [networks["environment"], steps["environment"]]
     rows = [
-        (str(row["batch"]), str(row["threads"]), f"{row['mixed_ms']:.1f} ms", f"{row['epoch_image_us']:.0f} µs",
-         f"{row['convolutions_image_us']:.0f} µs", f"{row['epoch_ratio']:.2f}")
+        (
+            str(row["batch"]),
+            str(row["threads"]),
+            f"{row['mixed_ms']:.1f} ms",
+            f"{row['epoch_image_us']:.0f} µs",
+            f"{row['convolutions_image_us']:.0f} µs",
+            f"{row['epoch_ratio']:.2f}",
+        )
         for row in steps["rows"]
-    ]  # fmt: skip
+    ]
     head = ("batch", "threads", STEPS["mixed_ms"], "an epoch, by image", "its convolutions", "epoch ÷ convolutions")
     return f"""## The same on another processor: {environments[0]["processor"]}
 

@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 OPTIONS = (
-    "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-    "--no-first-run", "--disable-extensions", "--disable-background-networking", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+)
 PATIENCE_SECONDS = 60.0  # for one answer: a busy machine is slow to start it
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -108,9 +115,12 @@ def chromium(folder: Path) -> Iterator[Browser]:
     with (folder / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-c", line, "bash", program, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
-            pass_fds=(their_read, their_write), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            pass_fds=(their_read, their_write),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "HOME": str(folder)},
-        )  # fmt: skip
+        )
     os.close(their_read)
     os.close(their_write)
     try:

@@ -40,15 +40,22 @@ def _make_profile(network: Network, **fields: Any) -> Profile:
         spread = tuple(tuple(1.0 + index for _ in row) for row in ms)
         tables[piece.name] = Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=spread)
     made: dict[str, Any] = {
-        "name": "board", "target": "arm64", "device": "ssh://pi@board", "threads": 1, "runtime": "LCE 9.9",
-        "overhead_ms": 0.002, "steps": {"binary_conv": Steps(inputs=16, outputs=8)}, "tables": tuple(tables.values()),
+        "name": "board",
+        "target": "arm64",
+        "device": "ssh://pi@board",
+        "threads": 1,
+        "runtime": "LCE 9.9",
+        "overhead_ms": 0.002,
+        "steps": {"binary_conv": Steps(inputs=16, outputs=8)},
+        "tables": tuple(tables.values()),
         "checked": tuple(
             Checked(network=network.name, resolution=32, widths=(8, 9), predicted_ms=1 + error, measured_ms=1.0)
             for error in (-0.25, 0.02, 0.04)
         ),
-        "drift_percent": 0.5, "commands": (("dmsflow", "profile", "--name", "board"),),
+        "drift_percent": 0.5,
+        "commands": (("dmsflow", "profile", "--name", "board"),),
         "environment": {"processor": "Cortex-A72", "system": "Linux aarch64", "date": "2026-01-01"},
-    }  # fmt: skip
+    }
     return Profile(**{**made, **fields})
 
 

@@ -217,8 +217,10 @@ def random_conv(rng: np.random.Generator, image: tuple[int, int], channels: int 
     dilation = pair(3) if rng.random() < 0.2 else (1, 1)
     same = bool(rng.random() < 0.6)
     if not same:
-        dilation = (dilation[0] if (kernel[0] - 1) * dilation[0] < image[0] else 1,
-                    dilation[1] if (kernel[1] - 1) * dilation[1] < image[1] else 1)  # fmt: skip
+        dilation = (
+            dilation[0] if (kernel[0] - 1) * dilation[0] < image[0] else 1,
+            dilation[1] if (kernel[1] - 1) * dilation[1] < image[1] else 1,
+        )
         kernel = min(kernel[0], image[0]), min(kernel[1], image[1])
     zero_padding = bool(same and dtype == FLOATS and rng.random() < 0.4)
     activation = NONE if zero_padding else int(rng.choice([NONE, NONE, RELU, RELU_N1_TO_1, RELU6]))
@@ -229,11 +231,23 @@ def random_conv(rng: np.random.Generator, image: tuple[int, int], channels: int 
     )
     thresholds[rng.random(filters) < 0.05] = rng.choice([-(2**31), 2**31 - 1])
     return Conv(
-        channels=channels, filters=filters, groups=groups, kernel=kernel, stride=stride, dilation=dilation, same=same,
-        zero_padding=zero_padding, activation=activation, dtype=dtype, multiplier=multiplier, bias=bias, scale=scale,
+        channels=channels,
+        filters=filters,
+        groups=groups,
+        kernel=kernel,
+        stride=stride,
+        dilation=dilation,
+        same=same,
+        zero_padding=zero_padding,
+        activation=activation,
+        dtype=dtype,
+        multiplier=multiplier,
+        bias=bias,
+        scale=scale,
         weights=rng.random((filters, *kernel, channels // groups)) < rng.choice([0.2, 0.5, 0.5, 0.8]),
-        thresholds=thresholds.astype(np.int32), zero_point=int(rng.integers(-128, 128)),
-    )  # fmt: skip
+        thresholds=thresholds.astype(np.int32),
+        zero_point=int(rng.integers(-128, 128)),
+    )
 
 
 def transform(rng: np.random.Generator, filters: int, count: int, dtype: str) -> tuple[np.ndarray, np.ndarray, float]:

@@ -76,13 +76,28 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("package", "module", "call", "line"),
     [
-        ("onnx", "deploying.exporters._onnx_graph", "onnx_package", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
-        ("onnxruntime", "modelfile.runners.onnxruntime", "version", "onnxruntime: is not installed; pip install 'dmsflow[onnx]'"),
-        ("larq_compute_engine", "modelfile.runners.lce", "_path", "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'"),
+        (
+            "onnx",
+            "deploying.exporters._onnx_graph",
+            "onnx_package",
+            "onnx: is not installed; pip install 'dmsflow[onnx]'",
+        ),
+        (
+            "onnxruntime",
+            "modelfile.runners.onnxruntime",
+            "version",
+            "onnxruntime: is not installed; pip install 'dmsflow[onnx]'",
+        ),
+        (
+            "larq_compute_engine",
+            "modelfile.runners.lce",
+            "_path",
+            "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'",
+        ),
         ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which carries it, is not installed"),
         ("torchvision", "datasets._torchvision", "import_torchvision", "torchvision: cannot be imported"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_package_is_named_where_it_is_needed(
     package: str, module: str, call: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

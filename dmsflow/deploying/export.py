@@ -281,7 +281,14 @@ def _sum(rows: Iterable[dict[str, Any]], key: str) -> int:
 def _print(model: Path, written: Written, check: Check) -> None:
     rows, total = written.rows, model.stat().st_size
     sizes = ("binary_bytes", "float_bytes", "file_bytes")
-    head = ["layer", "op", *(["shape", "reads", "writes"] if "shape" in rows[0] else []), "binary bytes", "float bytes", "file bytes"]  # fmt: skip
+    head = [
+        "layer",
+        "op",
+        *(["shape", "reads", "writes"] if "shape" in rows[0] else []),
+        "binary bytes",
+        "float bytes",
+        "file bytes",
+    ]
     between = [""] * (len(head) - 5)
     cells = [
         (row["layer"], row["op"], *(_channels(row) if between else ()), *(f"{row[key]:,}" for key in sizes))

@@ -56,11 +56,18 @@ def account(form: DeployForm, steps: Steps) -> list[Row]:
             padded = (_up(reads, steps.inputs), _up(writes, steps.outputs))
         rows.append(
             Row(
-                layer=size.name, op=size.op, shape="×".join(map(str, shapes[op.name])), reads=reads, writes=writes,
-                padded_reads=padded[0], padded_writes=padded[1], binary_bytes=size.binary_bytes,
-                float_bytes=size.float_bytes, padded_bytes=-(-size.binary_bytes * padded[0] // reads),
+                layer=size.name,
+                op=size.op,
+                shape="×".join(map(str, shapes[op.name])),
+                reads=reads,
+                writes=writes,
+                padded_reads=padded[0],
+                padded_writes=padded[1],
+                binary_bytes=size.binary_bytes,
+                float_bytes=size.float_bytes,
+                padded_bytes=-(-size.binary_bytes * padded[0] // reads),
             )
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -141,9 +141,12 @@ def _measure(subject: Subject, settings: BenchSettings) -> Measured:
         elif subject.export and settings.baseline:
             _say(f"no float32 baseline: {_without_onnxruntime(settings)} does not run onnxruntime")
         job = devices.Job(
-            files=tuple(files.values()), threads=settings.threads, warm_up=settings.warm_up, runs=settings.runs,
+            files=tuple(files.values()),
+            threads=settings.threads,
+            warm_up=settings.warm_up,
+            runs=settings.runs,
             operations=settings.operations,
-        )  # fmt: skip
+        )
         access = devices.Access(python=settings.python, runner_file=settings.runner_file)
         with devices.connect(settings.device, access) as measure:
             found = measure(job)
@@ -231,7 +234,8 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
             ratio = numbers[TIME] / _numbers(measured.timings[FLOAT32])[TIME]
         rows.append(
             (
-                label, timing.runtime,
+                label,
+                timing.runtime,
                 *(milliseconds(numbers[f"latency_ms_{name}"]) for name in ("median", "p90", "minimum")),
                 None if ratio is None else f"{ratio:.2f}×",
                 milliseconds(timing.load_ms),
@@ -239,8 +243,19 @@ def _print(subject: Subject, settings: BenchSettings, measured: Measured, metric
                 f"{subject.path.stat().st_size / 1024:.1f}" if mine else None,
                 f"{metrics['top1_percent']:.2f}" if mine and "top1_percent" in metrics else None,
             )
-        )  # fmt: skip
-    head = ("file", "runtime", "median ms", "p90 ms", "min ms", "÷ float32", "load ms", "peak MiB", "file KiB", "top-1 %")  # fmt: skip
+        )
+    head = (
+        "file",
+        "runtime",
+        "median ms",
+        "p90 ms",
+        "min ms",
+        "÷ float32",
+        "load ms",
+        "peak MiB",
+        "file KiB",
+        "top-1 %",
+    )
     print_table(f"{settings.device}, {spelled_threads(settings.threads)}, {_runs(settings, measured)}", head, rows)
     _say(f"{spelled_method(measured.machine.method)}: {_machine(measured.machine)}")
     if FLOAT32 in measured.timings:

@@ -150,10 +150,12 @@ def table_of(
     """
     even = rising(ms, 1 / noise_ms**2)
     return Table(
-        piece=plane.piece.name, inputs=plane.inputs, outputs=plane.outputs,
+        piece=plane.piece.name,
+        inputs=plane.inputs,
+        outputs=plane.outputs,
         ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in even),
         spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread_percent),
-    )  # fmt: skip
+    )
 
 
 def rising(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -40,9 +40,13 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def network(self) -> Network:
         return Network(
-            name="probe", channels=self.channels, resolution=self.resolution, classes=self.classes, widths={},
+            name="probe",
+            channels=self.channels,
+            resolution=self.resolution,
+            classes=self.classes,
+            widths={},
             layers=self.layers,
-        )  # fmt: skip
+        )
 
 
 Sum = Counter[Probe]  # how often each probe's time is added, below zero: taken away
@@ -109,9 +113,15 @@ def _leaves(piece: Piece) -> Kind | None:
 
 
 def _probe(
-    entry: Kind, reads: int, resolution: int, piece: Piece | None = None, writes: int = 0,
-    *, second: bool = False, exits: int = 0,
-) -> Probe:  # fmt: skip
+    entry: Kind,
+    reads: int,
+    resolution: int,
+    piece: Piece | None = None,
+    writes: int = 0,
+    *,
+    second: bool = False,
+    exits: int = 0,
+) -> Probe:
     """A probe around a piece, or around nothing.
 
     Args:

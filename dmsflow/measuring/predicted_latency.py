@@ -150,10 +150,13 @@ def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, m
     if used.runtime != measured.runtime:
         _say(f"{title} is of another runtime: {used.runtime}, and this is {measured.runtime}")
     cells = [
-        (*(part[key] for key in ("piece", "input_width", "output_width")),
-         milliseconds(part["predicted_ms"]), f"{part['share_percent']:.1f}")
+        (
+            *(part[key] for key in ("piece", "input_width", "output_width")),
+            milliseconds(part["predicted_ms"]),
+            f"{part['share_percent']:.1f}",
+        )
         for part in prediction.pieces
-    ]  # fmt: skip
+    ]
     print_table(f"Predicted by piece, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
 
 

@@ -80,9 +80,15 @@ class Session:
 
 
 def run(
-    settings: ProfileSettings, name: str, out: Path, *, command: tuple[str, ...],
-    resume: bool = False, force: bool = False, add: bool = False,
-) -> Path:  # fmt: skip
+    settings: ProfileSettings,
+    name: str,
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    resume: bool = False,
+    force: bool = False,
+    add: bool = False,
+) -> Path:
     """Measure a device and write `out/name.json`.
 
     Args:
@@ -128,25 +134,42 @@ def run(
 
 
 def _assembled(
-    session: Session, name: str, steps: dict[str, Steps], tables: Sequence[Table], before: Profile | None,
+    session: Session,
+    name: str,
+    steps: dict[str, Steps],
+    tables: Sequence[Table],
+    before: Profile | None,
     command: tuple[str, ...],
-) -> Profile:  # fmt: skip
+) -> Profile:
     """The profile, with what it had before."""
     settings, drift = session.settings, session.watch.drift_percent()
     fresh = Profile(
-        name=name, method=session.watch.machine[-1].method, target=settings.target, precision=settings.precision,
-        device=settings.device, threads=settings.threads,
-        runtime=session.watch.runtime, overhead_ms=max(0.0, _ms(session.state, microbenchmarks.overhead())), steps=steps,
-        tables=tuple(tables), drift_percent=drift, commands=(command,), environment=_environment(session.state),
-    )  # fmt: skip
+        name=name,
+        method=session.watch.machine[-1].method,
+        target=settings.target,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        runtime=session.watch.runtime,
+        overhead_ms=max(0.0, _ms(session.state, microbenchmarks.overhead())),
+        steps=steps,
+        tables=tuple(tables),
+        drift_percent=drift,
+        commands=(command,),
+        environment=_environment(session.state),
+    )
     if before is None:
         return fresh
     measured = {table.piece for table in tables}
     kept = tuple(table for table in before.tables if table.piece not in measured)
     return msgspec.structs.replace(
-        fresh, overhead_ms=before.overhead_ms, tables=(*kept, *tables), checked=before.checked,
-        drift_percent=max(drift, before.drift_percent), commands=(*before.commands, command),
-    )  # fmt: skip
+        fresh,
+        overhead_ms=before.overhead_ms,
+        tables=(*kept, *tables),
+        checked=before.checked,
+        drift_percent=max(drift, before.drift_percent),
+        commands=(*before.commands, command),
+    )
 
 
 def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
@@ -167,11 +190,14 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
         ("target", f"{aim.name}: {aim.description}"),
         ("runner", settings.runner_file or settings.runner or " or ".join(aim.runners)),
         ("device", f"{settings.device}, {spelled_threads(settings.threads)}"),
-        ("pieces", f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels"),
+        (
+            "pieces",
+            f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels",
+        ),
         ("probes", f"about {count}, {settings.runs} runs of each"),
         ("check", f"{settings.check * len(settings.networks) * len(settings.resolutions)} networks that gave no point"),
         ("writes", str(path)),
-    ]  # fmt: skip
+    ]
 
 
 def _before(path: Path, settings: ProfileSettings, *, free: bool, add: bool) -> Profile | None:
@@ -236,10 +262,14 @@ def stopwatch(settings: ProfileSettings, aim: Target, measure: Measure, folder: 
     path = folder / f"reference{aim.suffix}"
     write(settings, aim, probe.network, {}, path)
     watch = Stopwatch(
-        measure, File(path=str(path), runner=aim.runner), settings.threads, machine=state.machine,
-        level_ms=state.level_ms or math.inf, levels_ms=list(state.levels_ms),
+        measure,
+        File(path=str(path), runner=aim.runner),
+        settings.threads,
+        machine=state.machine,
+        level_ms=state.level_ms or math.inf,
+        levels_ms=list(state.levels_ms),
         until=time.monotonic() + 60 * settings.patience_minutes,
-    )  # fmt: skip
+    )
     watch.settle()
     return watch
 
@@ -385,9 +415,12 @@ def _checked(session: Session, network: Network, widths: dict[str, int], latency
     (seen,) = session.watch.times([File(path=str(path), runner=session.aim.runner)], session.settings.runs)
     path.unlink()
     return Checked(
-        network=network.name, resolution=network.resolution, widths=tuple(widths.values()),
-        predicted_ms=round(latency(widths), 6), measured_ms=round(seen.ms, 6),
-    )  # fmt: skip
+        network=network.name,
+        resolution=network.resolution,
+        widths=tuple(widths.values()),
+        predicted_ms=round(latency(widths), 6),
+        measured_ms=round(seen.ms, 6),
+    )
 
 
 def _tell(measured: Profile) -> None:

@@ -25,9 +25,20 @@ GLOBAL = ("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool")
 MULTIPLYING = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
 PLANAR = (*POOLING, *GLOBAL, "BatchNormalization", "InstanceNormalization", "PRelu")  # channels are axis 1
 CASTS = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
-}  # fmt: skip
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    16: "bfloat16",
+}
 FEW = 64  # numbers of a constant that is a shape, a list of axes, …
 MOST_AXES = 64
 FAR = 1 << 40  # no length is as long

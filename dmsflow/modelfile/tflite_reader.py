@@ -17,10 +17,30 @@ from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Values, We
 
 WORD = 32  # channels in an int32
 TYPES = (
-    "float32", "float16", "int32", "uint8", "int64", "string", "bool", "int16", "complex64", "int8", "float64",
-    "complex128", "uint64", "resource", "variant", "uint32", "uint16", "int4", "bfloat16", "int2", "uint4",
-    "float8_e4m3fn", "float8_e5m2",
-)  # fmt: skip
+    "float32",
+    "float16",
+    "int32",
+    "uint8",
+    "int64",
+    "string",
+    "bool",
+    "int16",
+    "complex64",
+    "int8",
+    "float64",
+    "complex128",
+    "uint64",
+    "resource",
+    "variant",
+    "uint32",
+    "uint16",
+    "int4",
+    "bfloat16",
+    "int2",
+    "uint4",
+    "float8_e4m3fn",
+    "float8_e5m2",
+)
 PACKED = ("LceBconv2d", "LceBMaxPool2d", "LceQuantize")
 CONSTANT = ("CAST", "DENSIFY", "DEQUANTIZE", "RESHAPE", "TRANSPOSE")  # ops that converters put behind constants
 KEPT = ("CAST", "DENSIFY", "DEQUANTIZE")

@@ -150,8 +150,14 @@ def _profile_command(network: Network, profile: Profile) -> str:
     """Adds what a network needs to a profile."""
     known = network.name in plugin.names("networks")
     words: dict[str, object] = {
-        "name": profile.name, "target": profile.target, "precision": profile.precision, "device": profile.device,
-        "threads": profile.threads, "networks": network.name if known else f"PATH/OF/{network.name}.py",
-        "resolutions": network.resolution, "channels": network.channels, "classes": network.classes,
-    }  # fmt: skip
+        "name": profile.name,
+        "target": profile.target,
+        "precision": profile.precision,
+        "device": profile.device,
+        "threads": profile.threads,
+        "networks": network.name if known else f"PATH/OF/{network.name}.py",
+        "resolutions": network.resolution,
+        "channels": network.channels,
+        "classes": network.classes,
+    }
     return " ".join(["dmsflow profile --add", *(f"--{word} {value}" for word, value in words.items())])

@@ -51,15 +51,42 @@ TITLE_LETTERS = 40
 PNG_SCALE = 3
 
 SETTINGS: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "dmsflow", "text.parse_math": False, "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"], "font.size": 11.5, "axes.titlesize": 12, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.labelsize": 11.5, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
-    "text.color": INK, "axes.labelcolor": SOFT, "axes.titlecolor": INK, "xtick.color": SOFT, "ytick.color": SOFT,
-    "axes.edgecolor": SOFT, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "grid.color": RULE, "grid.linewidth": 0.8,
-    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-    "axes.formatter.useoffset": False, "axes.formatter.limits": (-4, 6), "axes.unicode_minus": True, "hatch.linewidth": 0.7,
-    "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dmsflow",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11.5,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11.5,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 6),
+    "axes.unicode_minus": True,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
 
 
 Drawing: TypeAlias = Figure
@@ -169,23 +196,38 @@ def _legend(figure: Figure, marks: Mapping[str, Any]) -> None:
     _grow(figure, LEGEND_ROW * (len(labels) + sum(label.count("\n") for label in labels)) + 6)
     # matplotlib leaves out a label that begins with an underscore.
     figure.legend(
-        list(shown.values()), [f" {label}" if label.startswith("_") else label for label in labels],
-        loc="outside lower left", borderaxespad=0.2, labelspacing=0.3, handlelength=2.6, borderpad=0.1,
-    )  # fmt: skip
+        list(shown.values()),
+        [f" {label}" if label.startswith("_") else label for label in labels],
+        loc="outside lower left",
+        borderaxespad=0.2,
+        labelspacing=0.3,
+        handlelength=2.6,
+        borderpad=0.1,
+    )
 
 
 def _mark(style: Style, *, line: bool) -> Line2D:
     return Line2D(
-        [], [], color=style.colour, linestyle=style.dash if line else "none", marker=style.marker,
-        markerfacecolor=style.face, markersize=4.5 if line else 7,
-    )  # fmt: skip
+        [],
+        [],
+        color=style.colour,
+        linestyle=style.dash if line else "none",
+        marker=style.marker,
+        markerfacecolor=style.face,
+        markersize=4.5 if line else 7,
+    )
 
 
 @mpl.rc_context(SETTINGS)
 def lines(
-    title: str, x_label: str, y_label: str, drawn: Sequence[Line], *,
-    limits: Mapping[str, float] | None = None, small: bool = False,
-) -> Figure:  # fmt: skip
+    title: str,
+    x_label: str,
+    y_label: str,
+    drawn: Sequence[Line],
+    *,
+    limits: Mapping[str, float] | None = None,
+    small: bool = False,
+) -> Figure:
     """Lines over the rounds; limits are drawn across, with their labels in the legend."""
     figure, axes = _figure(*SMALL, SMALL_MARGINS) if small else _figure(WIDTH, HEIGHT)
     marks: dict[str, Any] = {}
@@ -193,9 +235,15 @@ def lines(
         colour = line.style.colour
         size = 0 if line.signs else 2.5 if len(line.x) > 20 or small else 3.5
         axes.plot(
-            line.x, line.y, color=colour, linestyle=line.style.dash, marker=line.style.marker, markersize=size,
-            markerfacecolor=line.style.face, linewidth=1.3 if small else 1.6,
-        )  # fmt: skip
+            line.x,
+            line.y,
+            color=colour,
+            linestyle=line.style.dash,
+            marker=line.style.marker,
+            markersize=size,
+            markerfacecolor=line.style.face,
+            linewidth=1.3 if small else 1.6,
+        )
         if line.spread:
             low = [max(0.0, y - spread) for y, spread in zip(line.y, line.spread, strict=True)]
             high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
@@ -220,9 +268,14 @@ def lines(
 
 @mpl.rc_context(SETTINGS)
 def widths(
-    title: str, names: Sequence[str], means: Sequence[float], each: Sequence[Sequence[int]], style: Style,
-    reference: tuple[str, Sequence[float]] | None, label: str,
-) -> Figure:  # fmt: skip
+    title: str,
+    names: Sequence[str],
+    means: Sequence[float],
+    each: Sequence[Sequence[int]],
+    style: Style,
+    reference: tuple[str, Sequence[float]] | None,
+    label: str,
+) -> Figure:
     """Bars of a network's widths, a dot for each of several runs, and a second network as a stepped outline."""
     letters = max(map(len, names))
     figure, axes = _figure(WIDTH, HEIGHT + (5.6 * letters if letters > 3 else 0))
@@ -249,9 +302,13 @@ def widths(
 
 @mpl.rc_context(SETTINGS)
 def plane(
-    title: str, x_label: str, y_label: str, points: Sequence[Point], front: Sequence[tuple[float, float]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[Point],
+    front: Sequence[tuple[float, float]],
     marks: Mapping[str, Style],
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Means with their deviations, each run faintly beside them, and the front that no other point beats."""
     figure, axes = _figure(WIDTH, HEIGHT + 50)
     if front:
@@ -260,13 +317,28 @@ def plane(
         style, size = point.style, 9.5 if point.style.marker == "*" else 6.5
         if len(point.each) > 1:
             axes.plot(
-                *zip(*point.each, strict=True), linestyle="none", marker=style.marker, markersize=size / 2,
-                color=style.colour, markerfacecolor=style.face, alpha=0.5, markeredgewidth=0.8,
-            )  # fmt: skip
+                *zip(*point.each, strict=True),
+                linestyle="none",
+                marker=style.marker,
+                markersize=size / 2,
+                color=style.colour,
+                markerfacecolor=style.face,
+                alpha=0.5,
+                markeredgewidth=0.8,
+            )
         axes.errorbar(
-            point.x, point.y, yerr=point.y_error, color=style.colour, marker=style.marker, markersize=size,
-            markerfacecolor=style.face, markeredgewidth=1.5, capsize=3, elinewidth=1.1, linestyle="none",
-        )  # fmt: skip
+            point.x,
+            point.y,
+            yerr=point.y_error,
+            color=style.colour,
+            marker=style.marker,
+            markersize=size,
+            markerfacecolor=style.face,
+            markeredgewidth=1.5,
+            capsize=3,
+            elinewidth=1.1,
+            linestyle="none",
+        )
     shown: dict[str, Any] = {label: _mark(style, line=False) for label, style in marks.items()}
     if front:
         shown["front: nothing cheaper is as good"] = Line2D([], [], color=INK, linewidth=1.1, linestyle=DASHES[1])
@@ -316,9 +388,18 @@ def dots(title: str, x_label: str, bars: Sequence[Bar], looks: Mapping[str, tupl
             style, _ = looks[part]
             error: Any = [[0], [bar.error]] if bar.error is not None and part == next(iter(bar.values)) else None
             axes.errorbar(
-                value, row, xerr=error, color=style.colour, marker=style.marker, markerfacecolor=style.face,
-                markersize=6.5, markeredgewidth=1.5, capsize=2.5, elinewidth=1.1, linestyle="none",
-            )  # fmt: skip
+                value,
+                row,
+                xerr=error,
+                color=style.colour,
+                marker=style.marker,
+                markerfacecolor=style.face,
+                markersize=6.5,
+                markeredgewidth=1.5,
+                capsize=2.5,
+                elinewidth=1.1,
+                linestyle="none",
+            )
     axes.set_ylim(len(bars) - 0.5, -0.85)
     axes.set_xlim(left=0)
     axes.set_yticks([])

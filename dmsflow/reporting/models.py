@@ -53,10 +53,7 @@ def _row(op: Op) -> tuple[object, ...]:
 def _totals(found: ModelFile) -> list[tuple[str, str]]:
     totals = found.totals
     rows = [
-        (
-            "convolutions",
-            _binary(totals.convolutions, totals.binary_convolutions, totals.packed_convolutions),
-        ),
+        ("convolutions", _binary(totals.convolutions, totals.binary_convolutions, totals.packed_convolutions)),
         ("matrix products", _binary(totals.products, totals.binary_products, totals.packed_products)),
         ("packed weights", f"{totals.binary_weight_bytes:,} bytes"),
         ("float weights", f"{totals.float_weight_bytes:,} bytes"),

@@ -41,9 +41,7 @@ def accuracy(view: View) -> Blocks | Absent:
     return blocks
 
 
-def _planes(
-    view: View, data: str, groups: Sequence[Group], fronts: dict[str, list[Group]], number: int
-) -> Figures:  # fmt: skip
+def _planes(view: View, data: str, groups: Sequence[Group], fronts: dict[str, list[Group]], number: int) -> Figures:
     marks = _marks(view, groups)
     panels: list[Panel] = []
     for name, front in fronts.items():
@@ -63,8 +61,16 @@ def _planes(
 def _accuracy_table(data: str, groups: Sequence[Group], fronts: dict[str, list[Group]]) -> str:
     rows = [_accuracy_row(group, fronts) for group in sorted(groups, key=lambda group: -_mean_top1(group))]
     head = (
-        "settings", "top-1 %", "± deviation", "runs", "MiB", "M MACs", "file, bytes", "latency ms", "on the front of",
-    )  # fmt: skip
+        "settings",
+        "top-1 %",
+        "± deviation",
+        "runs",
+        "MiB",
+        "M MACs",
+        "file, bytes",
+        "latency ms",
+        "on the front of",
+    )
     return page.table(f"Accuracy and cost on {data}", head, rows)
 
 
@@ -84,9 +90,13 @@ def _front(groups: Sequence[Group], name: str) -> list[Group]:
 def _point(view: View, group: Group, name: str) -> Point:
     top1 = group.top1_percent()
     return Point(
-        group.label, group.mean(name), statistics.fmean(top1), view.style(group), _deviation(top1),
+        group.label,
+        group.mean(name),
+        statistics.fmean(top1),
+        view.style(group),
+        _deviation(top1),
         [(getattr(run, name), run.top1_percent) for run in group.runs if run.top1_percent is not None],
-    )  # fmt: skip
+    )
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -114,11 +124,16 @@ def _accuracy_row(group: Group, fronts: dict[str, list[Group]]) -> tuple[object,
     latencies = [ms for run in group.runs if (ms := run.metrics("bench").get("latency_ms_median")) is not None]
     runs_told = f"{len(top1)} draws" if group.method == "random" and len(top1) > 1 else str(len(top1))
     return (
-        group.label, f"{statistics.fmean(top1):.2f}", None if deviation is None else f"{deviation:.2f}", runs_told,
-        f"{group.mean('memory_mib'):.4f}", f"{group.mean('macs_m'):.2f}",
-        f"{statistics.fmean(sizes):,.0f}" if sizes else None, milliseconds(statistics.fmean(latencies)) if latencies else None,
+        group.label,
+        f"{statistics.fmean(top1):.2f}",
+        None if deviation is None else f"{deviation:.2f}",
+        runs_told,
+        f"{group.mean('memory_mib'):.4f}",
+        f"{group.mean('macs_m'):.2f}",
+        f"{statistics.fmean(sizes):,.0f}" if sizes else None,
+        milliseconds(statistics.fmean(latencies)) if latencies else None,
         ", ".join(name.partition("_")[0].replace("macs", "MACs") for name, front in fronts.items() if group in front),
-    )  # fmt: skip
+    )
 
 
 # --- latency ------------------------------------------------------------------------------------
@@ -176,11 +191,7 @@ def _mean(members: Sequence[Run], name: str) -> float | None:
 
 def _latency_bar(group: Group, members: Sequence[Run]) -> Bar:
     guess = "modelled" if _modelled(members[0]) else "predicted"
-    named = {
-        "measured": "latency_ms_median",
-        guess: "predicted_latency_ms",
-        "float32": "float32_latency_ms_median",
-    }
+    named = {"measured": "latency_ms_median", guess: "predicted_latency_ms", "float32": "float32_latency_ms_median"}
     values = {part: value for part, name in named.items() if (value := _mean(members, name)) is not None}
     p90 = _mean(members, "latency_ms_p90")
     error = None if p90 is None or "measured" not in values else max(0.0, p90 - values["measured"])
@@ -198,16 +209,31 @@ def _latency_table(platforms: dict[str, list[tuple[Group, list[Run]]]]) -> str:
             )
             rows.append(
                 (
-                    group.label, len(members), *(None if ms is None else milliseconds(ms) for ms in (median, p90)),
+                    group.label,
+                    len(members),
+                    *(None if ms is None else milliseconds(ms) for ms in (median, p90)),
                     _told(predicted, _modelled(members[0])),
-                    None if error is None else f"{error:+.1f}", None if float32 is None else milliseconds(float32),
-                    None if ratio is None else f"{ratio:.2f}", name, _profile_of(members[0]).get("name"),
+                    None if error is None else f"{error:+.1f}",
+                    None if float32 is None else milliseconds(float32),
+                    None if ratio is None else f"{ratio:.2f}",
+                    name,
+                    _profile_of(members[0]).get("name"),
                     members[0].stages["bench"].environment.get("date"),
                 )
-            )  # fmt: skip
+            )
     head = (
-        "settings", "runs", "median ms", "p90 ms", "predicted ms", "error %", "float32 ms", "÷ float32", "on", "profile", "date",
-    )  # fmt: skip
+        "settings",
+        "runs",
+        "median ms",
+        "p90 ms",
+        "predicted ms",
+        "error %",
+        "float32 ms",
+        "÷ float32",
+        "on",
+        "profile",
+        "date",
+    )
     return page.table("Latency: measured, predicted, and beside float32", head, rows)
 
 
@@ -255,15 +281,19 @@ def comparison(view: View) -> Blocks | Absent:
             predicted = row.get("predicted_latency_ms")
             rows.append(
                 (
-                    run.label, row["name"], "chosen" if row["name"] == metrics.get("chosen") else "",
-                    f"{difference:+.4f} ± {error:.4f}", f"{row['loss']:.4f}", f"{row['top1_percent']:.2f}",
-                    f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}", _told(predicted, run.predicts_modelled),
+                    run.label,
+                    row["name"],
+                    "chosen" if row["name"] == metrics.get("chosen") else "",
+                    f"{difference:+.4f} ± {error:.4f}",
+                    f"{row['loss']:.4f}",
+                    f"{row['top1_percent']:.2f}",
+                    f"{row['memory_mib']:.4f}",
+                    f"{row['macs_m']:.2f}",
+                    _told(predicted, run.predicts_modelled),
                     " ".join(map(str, row["widths"].values())),
                 )
-            )  # fmt: skip
-    head = (
-        "run", "widths of", "", "loss − searched", "loss", "top-1 %", "MiB", "M MACs", "predicted ms", "widths",
-    )  # fmt: skip
+            )
+    head = ("run", "widths of", "", "loss − searched", "loss", "top-1 %", "MiB", "M MACs", "predicted ms", "widths")
     images = ", ".join(dict.fromkeys(str(run.metrics("search")["comparison"][0]["images"]) for run in told))
     words = (
         f"Shared weights, whole widths, {images} training images that chose nothing. The difference of losses is paired, "
@@ -278,9 +308,22 @@ def facts(view: View) -> Blocks | Absent:
     """What each run is of, where it ran, and the commands that write it again."""
     rows = [_facts(run) for run in view.runs]
     head = (
-        "run", "folder", "stages", "data", "training images", "search seed", "train seed", "dmsflow", "commit", "torch",
-        "processor", "device", "date", "search s", "train s",
-    )  # fmt: skip
+        "run",
+        "folder",
+        "stages",
+        "data",
+        "training images",
+        "search seed",
+        "train seed",
+        "dmsflow",
+        "commit",
+        "torch",
+        "processor",
+        "device",
+        "date",
+        "search s",
+        "train s",
+    )
     commands = [
         page.details(run.label, "\n".join(f"{stage}: {shlex.join(each.command)}" for stage, each in run.stages.items()))
         for run in view.runs
@@ -294,8 +337,18 @@ def _facts(run: Run) -> tuple[object, ...]:
     device = run.stages["bench"].environment.get("device") if "bench" in run.stages else ran.get("torch_device")
     seconds = (run.metrics(stage).get("seconds") for stage in ("search", "train"))
     return (
-        run.label, run.path.parent, " → ".join(run.stages), run.last.data.name, run.last.data.train_images or "all",
-        run.settings("search").get("seed"), run.settings("train").get("seed"), versions.get("dmsflow"), ran.get("commit"),
-        versions.get("torch"), measured_machine(ran).get("processor"), device, ran.get("date"),
+        run.label,
+        run.path.parent,
+        " → ".join(run.stages),
+        run.last.data.name,
+        run.last.data.train_images or "all",
+        run.settings("search").get("seed"),
+        run.settings("train").get("seed"),
+        versions.get("dmsflow"),
+        ran.get("commit"),
+        versions.get("torch"),
+        measured_machine(ran).get("processor"),
+        device,
+        ran.get("date"),
         *(None if each is None else f"{each:.0f}" for each in seconds),
-    )  # fmt: skip
+    )

@@ -100,11 +100,15 @@ class Run:
         return next(
             (
                 metrics[name]
-                for stage, name in (("train", "top1_percent"), ("export", "trained_top1_percent"), ("bench", "top1_percent"))
+                for stage, name in (
+                    ("train", "top1_percent"),
+                    ("export", "trained_top1_percent"),
+                    ("bench", "top1_percent"),
+                )
                 if (metrics := self.metrics(stage)).get(name) is not None
             ),
             None,
-        )  # fmt: skip
+        )
 
     @cached_property
     def used_profile(self) -> profile.Profile | None:
@@ -340,9 +344,11 @@ def _labelled(runs: list[Run]) -> list[Run]:
             labels[run.path] = f"{group.label}, {_seeds(run)}" if len(group.runs) > 1 else group.label
     twice = {label for label in labels.values() if list(labels.values()).count(label) > 1}
     return [
-        replace(run, label=f"{labels[run.path]} ({_folder(run, root)})" if labels[run.path] in twice else labels[run.path])
+        replace(
+            run, label=f"{labels[run.path]} ({_folder(run, root)})" if labels[run.path] in twice else labels[run.path]
+        )
         for run in runs
-    ]  # fmt: skip
+    ]
 
 
 def _seeds(run: Run) -> str:

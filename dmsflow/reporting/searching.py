@@ -173,9 +173,13 @@ def _mu(run: Run, index: int, base: int, at: int) -> Line:
         for row in rows
     ]
     return Line(
-        run.label, [row["round"] for row in rows], [base * row["mu"][index] for row in rows], Style(at),
-        spread=[base * row["sigma"][index] for row in rows], signs=signs,
-    )  # fmt: skip
+        run.label,
+        [row["round"] for row in rows],
+        [base * row["mu"][index] for row in rows],
+        Style(at),
+        spread=[base * row["sigma"][index] for row in rows],
+        signs=signs,
+    )
 
 
 def budgets(view: View) -> Blocks | Absent:

@@ -95,11 +95,13 @@ def _print_widths(last: Manifest, used: Profile | None, stream: TextIO) -> None:
     head = ["widths", "memory MiB", "million MACs", *([f"ms, predicted by {used.title}"] if used else [])]
     costs = [
         (
-            name, f"{cost.memory_bytes(last.network, widths) / cost.MIB:.4f}",
-            f"{cost.macs(last.network, widths) / 1e6:.2f}", *([_predicted_ms(last, used, widths)] if used else []),
+            name,
+            f"{cost.memory_bytes(last.network, widths) / cost.MIB:.4f}",
+            f"{cost.macs(last.network, widths) / 1e6:.2f}",
+            *([_predicted_ms(last, used, widths)] if used else []),
         )
         for name, widths in (("base", base), ("chosen", last.widths))
-    ]  # fmt: skip
+    ]
     print_table("cost", head, costs, stream=stream)
 
 
@@ -281,11 +283,15 @@ def print_profile(found: Profile, stream: TextIO) -> None:
     if found.checked:
         rows = [
             (
-                row.network, row.resolution, " ".join(map(str, row.widths)), milliseconds(row.predicted_ms),
-                milliseconds(row.measured_ms), f"{row.error_percent:+.1f}",
+                row.network,
+                row.resolution,
+                " ".join(map(str, row.widths)),
+                milliseconds(row.predicted_ms),
+                milliseconds(row.measured_ms),
+                f"{row.error_percent:+.1f}",
             )
             for row in found.checked
-        ]  # fmt: skip
+        ]
         head = ("network", "pixels", "widths", "predicted ms", "measured ms", "error %")
         print_table(f"networks that gave no point of the profile{word}", head, rows, stream=stream)
 

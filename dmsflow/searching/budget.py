@@ -145,9 +145,10 @@ def feasibility(
         if budget.cost(network, smallest) > budget.limit:
             facts = ", ".join(f"{name} {figures}" for name, figures in rows)
             raise DmsflowError(
-                f"{budget.name} budget of {budget.limit:g} {budget.unit}", f"{network.name} cannot be that small ({facts})",
+                f"{budget.name} budget of {budget.limit:g} {budget.unit}",
+                f"{network.name} cannot be that small ({facts})",
                 f"allow at least {budget.cost(network, smallest):.4g} {budget.unit}, or lower --min-ratio",
-            )  # fmt: skip
+            )
     if met(network, limits, largest):
         what = f"even the largest {network.name} is within the budgets ({rows[2][1]})"
         raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")

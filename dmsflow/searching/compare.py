@@ -30,14 +30,16 @@ def compare_widths(state: SuperNetwork, candidates: dict[str, dict[str, int]]) -
         difference = losses - reference
         rows.append(
             {
-                "name": name, "widths": widths,
+                "name": name,
+                "widths": widths,
                 **budget.figures(state.network, widths, state.latency),
-                "loss": float(losses.mean()), "top1_percent": 100 * float(right.mean()),
+                "loss": float(losses.mean()),
+                "top1_percent": 100 * float(right.mean()),
                 "loss_difference": float(difference.mean()),
                 "standard_error": float(difference.std() / math.sqrt(len(difference))),
                 "images": len(losses),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -69,12 +71,17 @@ def _print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latenc
     )
     cells = [
         (
-            row["name"], f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}",
-            *([f"{row['predicted_latency_ms']:.3f}"] if latency else []), f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}",
-            f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}", "chosen" if row is chosen else "",
+            row["name"],
+            f"{row['memory_mib']:.4f}",
+            f"{row['macs_m']:.2f}",
+            *([f"{row['predicted_latency_ms']:.3f}"] if latency else []),
+            f"{row['top1_percent']:.2f}",
+            f"{row['loss']:.4f}",
+            f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}",
+            "chosen" if row is chosen else "",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     print_table(f"Shared weights, hard widths, {rows[0]['images']} training images held out", head, cells)
     print(verdict(rows), file=sys.stderr)
 

@@ -36,9 +36,15 @@ RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths aroun
 
 @within_memory()
 def run(
-    settings: SearchSettings, data: Data, out: Path, *, command: tuple[str, ...],
-    resume: bool = False, force: bool = False, download: bool = False,
-) -> Path:  # fmt: skip
+    settings: SearchSettings,
+    data: Data,
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    resume: bool = False,
+    force: bool = False,
+    download: bool = False,
+) -> Path:
     """Choose widths and write `out/search.json`.
 
     Raises:
@@ -67,10 +73,17 @@ def run(
     manifest.save(
         path,
         Manifest(
-            stage="search", command=command, settings=msgspec.to_builtins(settings), network=network, widths=widths,
-            data=anchored(data), artifacts=artifacts, metrics=metrics, environment=describe_environment(**environment),
+            stage="search",
+            command=command,
+            settings=msgspec.to_builtins(settings),
+            network=network,
+            widths=widths,
+            data=anchored(data),
+            artifacts=artifacts,
+            metrics=metrics,
+            environment=describe_environment(**environment),
         ),
-    )  # fmt: skip
+    )
     saved.unlink(missing_ok=True)
     return path
 
@@ -136,9 +149,16 @@ def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, .
 
 
 def _search(
-    settings: SearchSettings, data: Data, dataset: Dataset, network: Network, latency: Latency | None,
-    limits: tuple[Budget, ...], bounds: Range, saved: Path, out: Path,
-) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    settings: SearchSettings,
+    data: Data,
+    dataset: Dataset,
+    network: Network,
+    latency: Latency | None,
+    limits: tuple[Budget, ...],
+    bounds: Range,
+    saved: Path,
+    out: Path,
+) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Search; the chosen widths, what was measured on the way, and where it ran."""
     state = supernetwork.begin(settings, network, limits, bounds, dataset, data.workers, latency)
     if saved.exists():

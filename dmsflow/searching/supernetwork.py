@@ -141,13 +141,24 @@ def begin(
     mu = start.clone().requires_grad_()
     weight_batches, width_batches, held_out = _batches(settings, dataset, where, workers)
     return SuperNetwork(
-        settings=settings, network=network, limits=limits, bounds=bounds, latency=latency, where=where,
-        weight_batches=weight_batches, width_batches=width_batches, held_out=held_out,
-        start=start, band=band, mu=mu, widths=capacity, model=model,
+        settings=settings,
+        network=network,
+        limits=limits,
+        bounds=bounds,
+        latency=latency,
+        where=where,
+        weight_batches=weight_batches,
+        width_batches=width_batches,
+        held_out=held_out,
+        start=start,
+        band=band,
+        mu=mu,
+        widths=capacity,
+        model=model,
         optimiser=weight_optimiser(settings, model),
         mu_optimiser=torch.optim.Adam([mu], lr=settings.step_size),
         centre=mu.tolist(),
-    )  # fmt: skip
+    )
 
 
 def _batches(
@@ -160,11 +171,19 @@ def _batches(
     parts = (("weights", weight_half, True), ("widths", shuffled[cut:], False), ("held out", shuffled[:cut], False))
     weights, widths, held_out = (
         Batches(
-            dataset, dataset.train, indices, size=settings.batch_size, seed=settings.seed, purpose=purpose,
-            shuffle=True, augment=augment, where=where, workers=workers,
+            dataset,
+            dataset.train,
+            indices,
+            size=settings.batch_size,
+            seed=settings.seed,
+            purpose=purpose,
+            shuffle=True,
+            augment=augment,
+            where=where,
+            workers=workers,
         )
         for purpose, indices, augment in parts
-    )  # fmt: skip
+    )
     return weights, widths, held_out
 
 
@@ -180,7 +199,7 @@ def weight_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
     """Of a new super-network."""
     return sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )  # fmt: skip
+    )
 
 
 def random_ratios(state: SuperNetwork, draw: torch.Generator) -> Tensor:
@@ -206,10 +225,17 @@ def room(state: SuperNetwork) -> Range:
 def save(state: SuperNetwork, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     facts = {
-        "settings": state.settings, "source": _source(state), "round": state.round, "weight_step": state.weight_step, "rows": state.rows,
-        "mu": state.mu.tolist(), "centre": state.centre,
-        "seen": [seen.tolist() for seen in state.seen], "widths": state.widths, "held": state.model.widths,
-    }  # fmt: skip
+        "settings": state.settings,
+        "source": _source(state),
+        "round": state.round,
+        "weight_step": state.weight_step,
+        "rows": state.rows,
+        "mu": state.mu.tolist(),
+        "centre": state.centre,
+        "seen": [seen.tolist() for seen in state.seen],
+        "widths": state.widths,
+        "held": state.model.widths,
+    }
     checkpoint.save(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
 

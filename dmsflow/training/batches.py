@@ -93,9 +93,19 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: Dataset, split: Split, indices: Indices, *, size: int, seed: int, purpose: str,
-        shuffle: bool, augment: bool, where: Place, workers: int,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: Dataset,
+        split: Split,
+        indices: Indices,
+        *,
+        size: int,
+        seed: int,
+        purpose: str,
+        shuffle: bool,
+        augment: bool,
+        where: Place,
+        workers: int,
+    ) -> None:
         if not len(indices):
             raise DmsflowError(f"data set {dataset.name}", f"has no images for {purpose}", "use more images")
         self.dataset, self.split, self.indices = dataset, split, indices
@@ -208,6 +218,14 @@ def whole(dataset: Dataset, split: Split, where: Place, workers: int, limit: int
     """A split in order, without augmentation, every image of it, for evaluation."""
     indices = np.arange(min(len(split), limit or len(split)))
     return Batches(
-        dataset, split, indices, size=EVALUATION_BATCH, seed=0, purpose="evaluation",
-        shuffle=False, augment=False, where=where, workers=workers,
-    )  # fmt: skip
+        dataset,
+        split,
+        indices,
+        size=EVALUATION_BATCH,
+        seed=0,
+        purpose="evaluation",
+        shuffle=False,
+        augment=False,
+        where=where,
+        workers=workers,
+    )

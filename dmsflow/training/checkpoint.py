@@ -93,9 +93,10 @@ def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str
         if facts["settings"].get(name) != value:
             option = f"--{name.replace('_', '-')}"
             raise DmsflowError(
-                path, f"was written with {option} {facts['settings'].get(name)}, not {value}",
+                path,
+                f"was written with {option} {facts['settings'].get(name)}, not {value}",
                 "resume with the same settings, or --force a new start",
-            )  # fmt: skip
+            )
 
 
 def claim(path: Path, *, resume: bool, force: bool) -> Path:

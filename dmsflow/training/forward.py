@@ -27,7 +27,9 @@ BACKEND = "inductor"  # of torch.compile
 _compiled: weakref.WeakKeyDictionary[Model, Callable[..., Losses]] = weakref.WeakKeyDictionary()
 
 
-def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: bool, live: Live | None = None) -> Losses:  # fmt: skip
+def of(
+    model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: bool, live: Live | None = None
+) -> Losses:
     """Cross-entropy of a batch, and the fraction classified right.
 
     Args:
@@ -55,7 +57,11 @@ def of(model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: b
         return run(model, images, labels, mixed, stack)
     except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
-        raise DmsflowError("--compile", f"torch cannot compile here ({why})", "install a C++ compiler (for a GPU Triton too), or --compile off") from error  # fmt: skip
+        raise DmsflowError(
+            "--compile",
+            f"torch cannot compile here ({why})",
+            "install a C++ compiler (for a GPU Triton too), or --compile off",
+        ) from error
 
 
 def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, live: Live | None) -> Losses:

@@ -33,8 +33,14 @@ LOGITS = 1024  # test images whose logits are kept, for export to compare with
 
 @within_memory()
 def run(
-    source: Path, settings: TrainSettings, out: Path, *, command: tuple[str, ...], resume: bool = False, force: bool = False
-) -> Path:  # fmt: skip
+    source: Path,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    resume: bool = False,
+    force: bool = False,
+) -> Path:
     """Train the network of a search manifest and write `out/train.json` and its weights.
 
     Raises:
@@ -54,9 +60,17 @@ def run(
     where = choose_place(settings)
     began = time.monotonic()
     batches = Batches(
-        dataset, dataset.train, np.arange(len(dataset.train)), size=settings.batch_size, seed=settings.seed, purpose="train",
-        shuffle=True, augment=True, where=where, workers=parent.data.workers,
-    )  # fmt: skip
+        dataset,
+        dataset.train,
+        np.arange(len(dataset.train)),
+        size=settings.batch_size,
+        seed=settings.seed,
+        purpose="train",
+        shuffle=True,
+        augment=True,
+        where=where,
+        workers=parent.data.workers,
+    )
     model = _train(parent, Course(settings, where, batches, hash_file(source), checkpoints))
     weights, logits, metrics = _results(model, dataset, where, parent.data, out)
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
@@ -64,13 +78,18 @@ def run(
     manifest.save(
         path,
         Manifest(
-            stage="train", parent=describe_artifact(source, out), command=command, settings=msgspec.to_builtins(settings),
-            network=parent.network, widths=parent.widths, data=parent.data,
+            stage="train",
+            parent=describe_artifact(source, out),
+            command=command,
+            settings=msgspec.to_builtins(settings),
+            network=parent.network,
+            widths=parent.widths,
+            data=parent.data,
             artifacts={"weights": describe_artifact(weights, out), "logits": describe_artifact(logits, out)},
             metrics={**metrics, "seconds": round(time.monotonic() - began, 1)},
             environment=describe_environment(**where.facts()),
         ),
-    )  # fmt: skip
+    )
     for saved in checkpoints.values():
         saved.unlink(missing_ok=True)
     return path
@@ -107,9 +126,10 @@ def check_fits(source: Path, parent: Manifest, dataset: Dataset) -> None:
     want = (network.channels, network.resolution, network.classes)
     if have != want:
         raise DmsflowError(
-            f"data set {dataset.name}", f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}",
+            f"data set {dataset.name}",
+            f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}",
             "use the data set of the search",
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
     title = "train" if model.precision == "binary" else "train float"
     optimiser = sgd(
         model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )  # fmt: skip
+    )
     step, seen = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
     if saved.exists():
         tensors, facts = checkpoint.load(saved)

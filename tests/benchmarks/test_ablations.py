@@ -28,9 +28,15 @@ def finish(job: jobs.Job, where: jobs.Runs, *, trained: bool = True) -> None:
     network = load_network("vgg11", 3, 32, 10)
     widths = dict.fromkeys(network.widths, 8 + len(list(where.out.glob("choices/**/search.json"))))
     found = manifest.Manifest(
-        stage="search", command=("x",), settings=job.search, network=network, widths=widths, data=where.data,
-        metrics={"macs_m": 15.5, "seconds": 2.0}, environment={"commit": "abc1234"},
-    )  # fmt: skip
+        stage="search",
+        command=("x",),
+        settings=job.search,
+        network=network,
+        widths=widths,
+        data=where.data,
+        metrics={"macs_m": 15.5, "seconds": 2.0},
+        environment={"commit": "abc1234"},
+    )
     where.chosen(job).parent.mkdir(parents=True)
     manifest.save(where.chosen(job), found)
     if trained:
@@ -89,8 +95,9 @@ def test_finished_variants_have_a_row_and_others_none(where: jobs.Runs, monkeypa
     ablations.main()
     rows = json.loads((where.out / "ablations.json").read_text("utf-8"))
     assert [(row["variant"], [run["seed"] for run in row["runs"]]) for row in rows] == [
-        ("default", list(ablations.SEEDS)), ("adam", [first]),
-    ]  # fmt: skip
+        ("default", list(ablations.SEEDS)),
+        ("adam", [first]),
+    ]
     assert rows[1]["settings"] == {"step": "adam", "step_size": 2e-3}
     assert rows[1]["what"] == ablations.VARIANTS["adam"][0]
     run = rows[1]["runs"][0]
@@ -146,10 +153,16 @@ def test_what_runs_here_takes_the_place_of_what_was_published(
 ) -> None:
     first, second, _ = ablations.SEEDS
     old = [
-        {"choice": ablations.job("default", seed).choice, "seed": seed, "epochs": ablations.EPOCHS, "precision": "binary",
-         "train_images": 20, "top1_percent": 1.0}
+        {
+            "choice": ablations.job("default", seed).choice,
+            "seed": seed,
+            "epochs": ablations.EPOCHS,
+            "precision": "binary",
+            "train_images": 20,
+            "top1_percent": 1.0,
+        }
         for seed in (first, second)
-    ]  # fmt: skip
+    ]
     (where.out / "ablations.json").write_text(json.dumps([{"variant": "default", "runs": old}]))
     finish(ablations.job("default", first), where)
     monkeypatch.setattr(ablations, "TRAIN_IMAGES", 20)

@@ -18,16 +18,29 @@ import timing  # noqa: E402
 sys.path.remove(str(DOCS))
 
 ENVIRONMENT = {
-    "versions": {"dmsflow": "1.2", "python": "3.11.7", "torch": "2.13.0"}, "processor": "Z80", "cores": 1,
-    "commit": "abc1234", "torch_device": "cpu", "date": "2026-01-02T03:04:05+00:00",
-}  # fmt: skip
+    "versions": {"dmsflow": "1.2", "python": "3.11.7", "torch": "2.13.0"},
+    "processor": "Z80",
+    "cores": 1,
+    "commit": "abc1234",
+    "torch_device": "cpu",
+    "date": "2026-01-02T03:04:05+00:00",
+}
 
 
 def job(top1_percent: float, seed: int, **others: Any) -> dict[str, Any]:
     return {
-        "network": "vgg11", "widths": [16, 17 + seed], "memory_mib": 0.0779, "macs_m": 15.96, "top1_percent": top1_percent,
-        "seed": seed, "search_seconds": 0.0, "train_seconds": 99.0, "epochs": 6, "environment": ENVIRONMENT, **others,
-    }  # fmt: skip
+        "network": "vgg11",
+        "widths": [16, 17 + seed],
+        "memory_mib": 0.0779,
+        "macs_m": 15.96,
+        "top1_percent": top1_percent,
+        "seed": seed,
+        "search_seconds": 0.0,
+        "train_seconds": 99.0,
+        "epochs": 6,
+        "environment": ENVIRONMENT,
+        **others,
+    }
 
 
 def jobs(*top1: float) -> list[dict[str, Any]]:
@@ -49,10 +62,15 @@ def cells(**methods: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 WHOLE = cells(
-    gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(54.5, 54.5, 54.5), between=jobs(57.0, 58.5, 60.0),
-    random=[job(40.0, 0), job(50.0, 0), job(51.0, 0)], best_random=jobs(51.0, 50.0, 52.0), evolution=jobs(54.0, 55.0, 56.0),
+    gradient=jobs(54.0, 55.0, 56.0),
+    uniform=jobs(48.0, 49.0, 50.0),
+    flat=jobs(54.5, 54.5, 54.5),
+    between=jobs(57.0, 58.5, 60.0),
+    random=[job(40.0, 0), job(50.0, 0), job(51.0, 0)],
+    best_random=jobs(51.0, 50.0, 52.0),
+    evolution=jobs(54.0, 55.0, 56.0),
     paper=jobs(50.0, 51.0, 52.0),
-)  # fmt: skip
+)
 
 
 def test_the_page_and_the_readme_are_written_from_the_results() -> None:
@@ -64,10 +82,13 @@ def test_the_page_and_the_readme_are_written_from_the_results() -> None:
 @pytest.mark.parametrize("name", ["budgets", "ablations", "table1-quick", "search-cost", "train-step", "startup"])
 def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     kinds = {
-        "budgets": accuracy.budgets, "ablations": accuracy.ablations, "search-cost": timing.search_cost,
-        "train-step": timing.train_step, "startup": timing.startup,
+        "budgets": accuracy.budgets,
+        "ablations": accuracy.ablations,
+        "search-cost": timing.search_cost,
+        "train-step": timing.train_step,
+        "startup": timing.startup,
         "table1-quick": lambda content: accuracy.table1({"quick": content}),
-    }  # fmt: skip
+    }
     text = kinds[name](None)
     assert "Not run yet" in text
     assert f"benchmarks/{name.split('-quick')[0].replace('-', '_')}.py" in text
@@ -141,7 +162,17 @@ def test_an_ablation_is_compared_with_the_default() -> None:
 def test_the_table_sets_ours_beside_the_papers() -> None:
     def line(name: str, done: list[dict[str, Any]], **others: Any) -> dict[str, Any]:
         paper = {"memory_mib": 0.08, "top1_percent": 84.1}
-        return {"network": "vgg11", "row": name, "widths": "searched", "paper": paper, "epochs": 6, "left_out": None, "planned": 3, "jobs": done, **others}  # fmt: skip
+        return {
+            "network": "vgg11",
+            "row": name,
+            "widths": "searched",
+            "paper": paper,
+            "epochs": 6,
+            "left_out": None,
+            "planned": 3,
+            "jobs": done,
+            **others,
+        }
 
     rows = [
         line("DMS-A", jobs(54.0, 56.0)),
@@ -174,7 +205,18 @@ def test_the_papers_search_stands_beside_ours_and_is_no_control() -> None:
 
 
 def test_steps_of_search_and_training_are_tabulated() -> None:
-    step = {"batch": 64, "threads": 1, "float32_first_ms": 8.0, "float32_last_ms": 7.0, "mixed_ms": 6.0, "convolutions_ms": 4.0, "epoch_image_us": 90.0, "convolutions_image_us": 60.0, "epoch_ratio": 1.5, "parts_ms": {"binarise": 0.1, "quantize": 0.2, "batch_norm": 0.3, "max_pool": 0.4, "optimiser": 0.5}}  # fmt: skip
+    step = {
+        "batch": 64,
+        "threads": 1,
+        "float32_first_ms": 8.0,
+        "float32_last_ms": 7.0,
+        "mixed_ms": 6.0,
+        "convolutions_ms": 4.0,
+        "epoch_image_us": 90.0,
+        "convolutions_image_us": 60.0,
+        "epoch_ratio": 1.5,
+        "parts_ms": {"binarise": 0.1, "quantize": 0.2, "batch_norm": 0.3, "max_pool": 0.4, "optimiser": 0.5},
+    }
     text = timing.train_step({"images": 20_000, "environment": ENVIRONMENT, "rows": [step]})
     assert row(text, "8.0 ms") == ["64", "1", "8.0 ms", "7.0 ms", "6.0 ms", "4.0 ms", "1.50", "90 µs", "60 µs", "1.50"]
     assert row(text, "0.1 ms") == ["64", "1", "0.1 ms", "0.2 ms", "0.3 ms", "0.4 ms", "0.5 ms"]

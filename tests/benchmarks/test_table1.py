@@ -84,10 +84,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def options(folder: Path, out: str, *rows: str) -> list[str]:
     return [
-        str(folder / "driver.py"), "--protocol", "quick", "--dataset", f"image-folder:{folder / 'images'}", "--threads", "1",
-        "--networks", "vgg11", "--rows", *rows, "--seeds", "0", "--draws", "2",
-        "--out", str(folder / out), "--results", str(folder / out),
-    ]  # fmt: skip
+        str(folder / "driver.py"),
+        "--protocol",
+        "quick",
+        "--dataset",
+        f"image-folder:{folder / 'images'}",
+        "--threads",
+        "1",
+        "--networks",
+        "vgg11",
+        "--rows",
+        *rows,
+        "--seeds",
+        "0",
+        "--draws",
+        "2",
+        "--out",
+        str(folder / out),
+        "--results",
+        str(folder / out),
+    ]
 
 
 def told(stderr: str, folder: Path) -> list[str]:
@@ -115,9 +131,12 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
     command = (sys.executable, *options(folder, "killed", *CHOSEN))
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     log = folder / "stderr"
-    with log.open("w") as stderr, subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-    ) as process:  # fmt: skip
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
         assert process.stdout and process.stdout.readline() == f"-{signal.SIGKILL.value}\n", log.read_text()
         (half,) = (folder / "killed").glob("trainings/*/*/train-float.checkpoint")
         assert not half.with_name("train.json").exists()
@@ -136,9 +155,12 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
             same = ("choice", "widths", "memory_mib", "macs_m", "top1_percent", "seed", "precision", "epochs")
             assert {name: one[name] for name in same} == {name: other[name] for name in same}
     weights = [
-        {path.relative_to(folder / out): manifest.load(path).artifacts["weights"].sha256 for path in (folder / out).glob("trainings/*/*/train.json")}
+        {
+            path.relative_to(folder / out): manifest.load(path).artifacts["weights"].sha256
+            for path in (folder / out).glob("trainings/*/*/train.json")
+        }
         for out in (whole, "killed")
-    ]  # fmt: skip
+    ]
     assert weights[0] == weights[1]
     made = {(tuple(job["widths"]), job["precision"]) for row in first.values() for job in row["jobs"]}
     assert len(weights[0]) == len(made) >= 6  # on so few images both searches may end at a control's widths

@@ -83,9 +83,13 @@ def random_network(seed: int) -> Network:
     draft.add("average_pool")
     draft.add("dense", width=7)
     return Network(
-        name=f"random{seed}", channels=3, resolution=draft.resolution, classes=7,
-        widths=draft.widths, layers=tuple(draft.layers),
-    )  # fmt: skip
+        name=f"random{seed}",
+        channels=3,
+        resolution=draft.resolution,
+        classes=7,
+        widths=draft.widths,
+        layers=tuple(draft.layers),
+    )
 
 
 @dataclass

@@ -263,12 +263,24 @@ def broken(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("import none.such", "none: is not installed; pip install 'dmsflow[lce,tensorflow]', or leave out --converter official"),
-        ("1 / 0", "larq-compute-engine: its converter failed (exit status 1: ZeroDivisionError: division by zero); report this, or leave out --converter official"),
-        ("import os\nos.abort()", "larq-compute-engine: its converter failed (SIGABRT: it said nothing); report this, or leave out --converter official"),
-        ("import sys\nprint('no', file=sys.stderr)\nsys.exit(9)", "larq-compute-engine: its converter failed (exit status 9: no); report this, or leave out --converter official"),
+        (
+            "import none.such",
+            "none: is not installed; pip install 'dmsflow[lce,tensorflow]', or leave out --converter official",
+        ),
+        (
+            "1 / 0",
+            "larq-compute-engine: its converter failed (exit status 1: ZeroDivisionError: division by zero); report this, or leave out --converter official",
+        ),
+        (
+            "import os\nos.abort()",
+            "larq-compute-engine: its converter failed (SIGABRT: it said nothing); report this, or leave out --converter official",
+        ),
+        (
+            "import sys\nprint('no', file=sys.stderr)\nsys.exit(9)",
+            "larq-compute-engine: its converter failed (exit status 9: no); report this, or leave out --converter official",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_child_that_fails_is_one_line(broken, tmp_path, text, told):
     broken(text)
     form, _ = fold(halving("stem"))
@@ -314,7 +326,9 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_child_ends_with_its_parent(broken, tmp_path, how):
-    broken("import os, pathlib, time\npathlib.Path(__file__).with_name('pid').write_text(f'{os.getpid()} ')\ntime.sleep(60)")  # fmt: skip
+    broken(
+        "import os, pathlib, time\npathlib.Path(__file__).with_name('pid').write_text(f'{os.getpid()} ')\ntime.sleep(60)"
+    )
     command = [sys.executable, "-c", PARENT.format(path=sys.path), str(tmp_path / "model.tflite")]
     with subprocess.Popen(command) as parent:
         pid = tmp_path / "pid"

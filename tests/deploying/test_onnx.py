@@ -167,15 +167,24 @@ def by_hand(channels, thresholds, quantize=None, seed=0):
     few, many = thresholds is None, 9 * channels
     scale = random.normal(size=5).astype(np.float32)
     stem = integer_graph.Stem(
-        name="stem", inputs=("input",), weight=weight, mean=np.zeros(1, np.float32), stride=1, padding=1,
+        name="stem",
+        inputs=("input",),
+        weight=weight,
+        mean=np.zeros(1, np.float32),
+        stride=1,
+        padding=1,
         thresholds=None if few else np.zeros(channels, np.int32),
-    )  # fmt: skip
+    )
     plain = {"stride": 1, "padding": 1}
     bits = integer_graph.BinaryConv(name="bits", inputs=("stem",), signs=signs(random, 7, 3, 3, channels), **plain)
     floats = integer_graph.BinaryConv(
-        name="floats", inputs=("on" if few else "bits",), signs=signs(random, 5, 3, 3, channels if few else 7), **plain,
-        multiplier=scale, bias=scale[::-1].copy(),
-    )  # fmt: skip
+        name="floats",
+        inputs=("on" if few else "bits",),
+        signs=signs(random, 5, 3, 3, channels if few else 7),
+        **plain,
+        multiplier=scale,
+        bias=scale[::-1].copy(),
+    )
     middle = (
         (integer_graph.Quantize(name="on", inputs=("stem",), threshold=np.float32(quantize)),)
         if few

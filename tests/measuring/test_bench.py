@@ -261,14 +261,19 @@ def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
     assert metrics["prediction_error_percent"] == pytest.approx(100 * (predicted - measured) / measured)
     assert [row["predicted_ms"] for row in metrics["pieces"][:-1]] == [ms for _, ms in latency.by_piece(written.widths)]
     assert metrics["pieces"][-1] == {
-        "piece": "overhead of a run", "input_width": None, "output_width": None, "predicted_ms": 0.002,
+        "piece": "overhead of a run",
+        "input_width": None,
+        "output_width": None,
+        "predicted_ms": 0.002,
         "share_percent": pytest.approx(0.2 / predicted),
-    }  # fmt: skip
+    }
     assert sum(row["share_percent"] for row in metrics["pieces"]) == pytest.approx(100)
     assert metrics["pieces"][1]["input_width"] == next(iter(written.widths.values()))
     assert written.environment["profile"] == {
-        "name": "board", "method": "measured", "sha256": hash_file(searched / "profile.json"),
-    }  # fmt: skip
+        "name": "board",
+        "method": "measured",
+        "sha256": hash_file(searched / "profile.json"),
+    }
     shown = capsys.readouterr().err
     assert "board: measured on ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01" in shown
     assert "board is of another processor: Cortex-A72, and this is " in shown
@@ -331,9 +336,12 @@ def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsy
     written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
     machine = written.environment["machine"]
     assert machine == {
-        "processor": "Kirin 990", "system": "Linux aarch64", "governor": "schedutil", "temperature_c": 41.5,
+        "processor": "Kirin 990",
+        "system": "Linux aarch64",
+        "governor": "schedutil",
+        "temperature_c": 41.5,
         "method": "measured",
-    }  # fmt: skip
+    }
     assert measured_machine(written.environment) == machine != measured_machine(describe_environment())
     assert written.metrics["float32_latency_ms_median"] == 2.0
     assert "peak_memory_mib" not in written.metrics

@@ -123,10 +123,7 @@ def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:
 
 
 def test_a_phone_gets_it_unless_another_is_named(
-    phone,
-    monkeypatch: pytest.MonkeyPatch,
-    host: tuple[str, ...],
-    model: Path,
+    phone, monkeypatch: pytest.MonkeyPatch, host: tuple[str, ...], model: Path
 ) -> None:
     monkeypatch.setattr(native, "benchmark", lambda: Path(host[0]))
     job = Job(files=(File(path=str(model), runner="litert"),), threads=1, warm_up=1, runs=2, memory=False)

@@ -245,11 +245,7 @@ def test_what_local_cannot_do_is_refused():
 
 @pytest.mark.parametrize(
     ("readings", "hottest"),
-    [
-        (["41000", "55500", None, "-40000", "200000000", "not it"], 55.5),
-        ([], None),
-        ([None, "0", "255000"], None),
-    ],
+    [(["41000", "55500", None, "-40000", "200000000", "not it"], 55.5), ([], None), ([None, "0", "255000"], None)],
 )
 def test_the_hottest_sensor_that_is_connected(readings, hottest):
     assert _program.hottest_c(readings) == hottest

@@ -62,9 +62,12 @@ def test_every_probe_is_a_network_that_deploys(network: Network) -> None:
     for piece in pieces(network):
         for probe in microbenchmarks.of_piece(piece, 5, 9):
             form = folding.fold(
-                probe.network, {}, folding.random_weights(probe.network, {}), (128,) * probe.channels,
+                probe.network,
+                {},
+                folding.random_weights(probe.network, {}),
+                (128,) * probe.channels,
                 (64.0,) * probe.channels,
-            )  # fmt: skip
+            )
             assert form.ops[-1].name == probe.layers[-1].name
 
 

@@ -42,9 +42,15 @@ def folder(tmp_path: Path, make_profile: Callable[..., Profile]) -> Path:
     parent = None
     for stage, (settings, fields) in stages.items():
         made = Manifest(
-            stage=stage, parent=parent, command=("dmsflow", stage), settings=settings, network=NETWORK, widths=WIDTHS,
-            data=Data(), **{"artifacts": {}, "metrics": {}, "environment": {}, **fields},
-        )  # fmt: skip
+            stage=stage,
+            parent=parent,
+            command=("dmsflow", stage),
+            settings=settings,
+            network=NETWORK,
+            widths=WIDTHS,
+            data=Data(),
+            **{"artifacts": {}, "metrics": {}, "environment": {}, **fields},
+        )
         parent = describe_artifact(manifest.save(tmp_path / f"{stage}.json", made), tmp_path)
     return tmp_path
 
@@ -81,8 +87,10 @@ def test_its_error_is_held_against_what_was_measured(folder: Path) -> None:
     assert found.error_percent(found.ms) == 0
     assert found.error_percent(2 * found.ms) == pytest.approx(-50)
     assert found.metrics(found.ms / 2) == {
-        "predicted_latency_ms": found.ms, "prediction_error_percent": pytest.approx(100), "pieces": found.pieces,
-    }  # fmt: skip
+        "predicted_latency_ms": found.ms,
+        "prediction_error_percent": pytest.approx(100),
+        "pieces": found.pieces,
+    }
 
 
 def test_the_profile_asked_for_predicts_instead(folder: Path, saved: Save) -> None:

@@ -119,8 +119,13 @@ def test_the_wheel_gives_the_top1_of_x86_64(tmp_path, write_train_manifest):
 
 @pytest.fixture(scope="module")
 def measured(networks):
-    job = Job(files=(File(path=str(networks / "vgg11.tflite"), runner="litert"),), threads=1, warm_up=9, runs=7,
-              operations=True)  # fmt: skip
+    job = Job(
+        files=(File(path=str(networks / "vgg11.tflite"), runner="litert"),),
+        threads=1,
+        warm_up=9,
+        runs=7,
+        operations=True,
+    )
     with devices.connect("qemu://cortex-a72") as measure:
         return measure(job), measure(job)
 
@@ -203,8 +208,10 @@ def test_a_profile_of_it_is_modelled(tmp_path, monkeypatch):
 
     def measure(job):
         calls.append(job)
-        timings = [Timing(runtime="LiteRT", load_ms=1, runs_ms=(Path(each.path).stat().st_size / 1e6,) * job.runs)
-                   for each in job.files]  # fmt: skip
+        timings = [
+            Timing(runtime="LiteRT", load_ms=1, runs_ms=(Path(each.path).stat().st_size / 1e6,) * job.runs)
+            for each in job.files
+        ]
         return Measurement(timings=tuple(timings), machine=Machine(processor="core", system="Linux", method="modelled"))
 
     monkeypatch.setattr(profiling.devices, "connect", lambda *_: _Context(measure))

@@ -55,7 +55,13 @@ def mutated(content, chance):
     data = bytearray(content)
     kind = chance.randrange(9)
     if kind == 0:  # a cut
-        return bytes(data[: chance.choice([chance.randrange(64), chance.randrange(len(data)), len(data) - 1 - chance.randrange(64)])])  # fmt: skip
+        return bytes(
+            data[
+                : chance.choice(
+                    [chance.randrange(64), chance.randrange(len(data)), len(data) - 1 - chance.randrange(64)]
+                )
+            ]
+        )
     for _ in range(chance.choice([1, 1, 2, 4])):
         at = chance.randrange(len(data) - 16)
         four = at // 4 * 4
@@ -127,9 +133,13 @@ def test_what_is_no_model_file_is_refused(tmp_path, capsys, what, suffix):
     elif what != "absent":
         others = {".tflite": foreign_onnx().SerializeToString(), ".onnx": foreign_tflite()}
         contents = {
-            "empty": b"", "text": b"TFL3 is not where it should be\n" * 9, "png": png(), "json": b'{"stage": "export"}',
-            "random": random.Random(0).randbytes(5000), "other": others[suffix.lower()],
-        }  # fmt: skip
+            "empty": b"",
+            "text": b"TFL3 is not where it should be\n" * 9,
+            "png": png(),
+            "json": b'{"stage": "export"}',
+            "random": random.Random(0).randbytes(5000),
+            "other": others[suffix.lower()],
+        }
         path.write_bytes(contents[what])
     assert cli.main(["show", str(path)]) == 1
     captured = capsys.readouterr()
@@ -195,7 +205,10 @@ def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
         (deep(5000), "messages lie more than 100 deep"),
         (many(b"\x0a\x00" * 2001), "it has more than 2000 fields"),
         (many(field(5, field(1, b"\x01" * 2000) + b"\x10\x01")), "a shape of too many lengths"),
-        (many(field(5, field(1, varint(1 << 40) * 3) + b"\x10\x01" + field(9, b"1234"))), "does not hold what its shape"),
+        (
+            many(field(5, field(1, varint(1 << 40) * 3) + b"\x10\x01" + field(9, b"1234"))),
+            "does not hold what its shape",
+        ),
         (many(field(5, b"\x10\x63")), "is of type 99"),
         (many(field(1, field(1, b"lost"))), "lost is read before anything puts it out"),
         (many(field(1, field(2, b"y")) * 2), "y is put out twice"),
@@ -207,7 +220,7 @@ def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
         (b"\x08" + b"\xff" * 30, "a number at byte 1 has no end"),
         (b"\x0b", "is stored in a way that ONNX does not use"),
     ],
-)  # fmt: skip
+)
 def test_onnx_files_that_would_take_too_much(tmp_path, content, what, monkeypatch):
     monkeypatch.setattr(_protobuf, "MOST_FIELDS", 2000)
     path = tmp_path / "model.onnx"

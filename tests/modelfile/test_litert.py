@@ -102,8 +102,11 @@ def test_what_the_delegate_does_not_run_stands_in_the_stretch_that_has_time():
     """b ran first; a, which nothing but the end waits for, may have run at any time; d needs both."""
     graph = litert._Graph(["x", "y", "y", "x", "x"], ["a", "b", "c", "d", "e"], [set(), set(), {1}, {0, 1, 2}, {1}])
     assert graph.named([1, 2], [0.1, 2.0, 5.0, 3.0, 0.7]) == [
-        ("y", "b", 2.0), ("x + x", "a + e", 5.0), ("y", "c", 3.0), ("x", "d", 0.7),
-    ]  # fmt: skip
+        ("y", "b", 2.0),
+        ("x + x", "a + e", 5.0),
+        ("y", "c", 3.0),
+        ("x", "d", 0.7),
+    ]
 
 
 def test_a_file_without_operations_of_the_delegate_has_one_stretch():

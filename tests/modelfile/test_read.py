@@ -68,7 +68,11 @@ def test_an_lce_file_tells_its_ops_widths_and_bytes(tmp_path):
     assert list(found.widths) == layer_widths(form)
     binary = [op for op in found.ops if op.binary]
     assert [op.name for op in binary] == [f"conv{index}" for index in range(1, 8)]
-    ideal = [np.prod(one.signs.shape[:3]) * -(-one.signs.shape[3] // 32) * 4 for one in form.ops if isinstance(one, integer_graph.BinaryConv)]  # fmt: skip
+    ideal = [
+        np.prod(one.signs.shape[:3]) * -(-one.signs.shape[3] // 32) * 4
+        for one in form.ops
+        if isinstance(one, integer_graph.BinaryConv)
+    ]
     assert [(op.weight_bits, op.packed, op.weight_bytes) for op in binary] == [(1, True, size) for size in ideal]
     assert all(op.channels_in == before for op, before in zip(binary, found.widths, strict=False))
     dense = found.ops[-1]
@@ -120,9 +124,12 @@ def test_shapes_are_those_that_onnx_infers(tmp_path, seed, variant):
     onnx_exporter.write(form, path, variant=variant)
     inferred = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
     expected = {
-        info.name: (onnx_reader.TYPES[info.type.tensor_type.elem_type], tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim))
+        info.name: (
+            onnx_reader.TYPES[info.type.tensor_type.elem_type],
+            tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim),
+        )
         for info in (*inferred.value_info, *inferred.output)
-    }  # fmt: skip
+    }
     ops = reader.read(path).ops
     assert len(ops) > 5
     for op in ops:
@@ -154,10 +161,17 @@ def test_the_manifest_beside_a_file_is_named(tmp_path, capsys):
     made = manifest.save(
         tmp_path / "export.json",
         manifest.Manifest(
-            stage="export", command=("dmsflow",), settings={}, network=network, widths=network.widths,
-            data=Data(), artifacts={"model": describe_artifact(model, tmp_path)}, metrics={}, environment={},
+            stage="export",
+            command=("dmsflow",),
+            settings={},
+            network=network,
+            widths=network.widths,
+            data=Data(),
+            artifacts={"model": describe_artifact(model, tmp_path)},
+            metrics={},
+            environment={},
         ),
-    )  # fmt: skip
+    )
     assert cli.main(["show", str(model)]) == 0
     assert "exported" in capsys.readouterr().out
     assert told_export(model, capsys) == str(made)
@@ -257,9 +271,14 @@ def test_a_tflite_file_of_others(tmp_path):
     assert found.about["signatures"] == "serve" and found.about["metadata"] == "min_runtime_version"
     assert found.inputs[0].shape == (None, 6, 6, 4) and found.inputs[0].dtype == "int8"
     assert [(op.part, op.op) for op in found.ops] == [
-        ("main", "CONV_2D"), ("main", "DEQUANTIZE"), ("main", "CONV_2D"), ("main", "CONV_2D"),
-        ("main", "Odd�[31mOp"), ("main", "builtin 999"), ("body", "WHILE"),
-    ]  # fmt: skip
+        ("main", "CONV_2D"),
+        ("main", "DEQUANTIZE"),
+        ("main", "CONV_2D"),
+        ("main", "CONV_2D"),
+        ("main", "Odd�[31mOp"),
+        ("main", "builtin 999"),
+        ("body", "WHILE"),
+    ]
     quantised, floats, half = (op for op in found.ops if op.convolves)
     assert (quantised.weight_bits, quantised.binary, quantised.weight_bytes) == (8, True, 288)
     assert (floats.weight_bits, floats.binary, floats.weight_bytes) == (32, True, 4 * 288)
@@ -267,7 +286,7 @@ def test_a_tflite_file_of_others(tmp_path):
     assert found.remarks == (
         "q has binary weights kept as int8: 8 times larger than packed, and no faster than any other weights of that type",
         "c has binary weights kept as float32: 32 times larger than packed, and no faster than any other weights of that type",
-    )  # fmt: skip
+    )
     assert found.totals.integer_weight_bytes == 288 and sums_up(found)
     with pytest.raises(tflite.Damaged):  # what only `show` may read: a cut before the buffer's end
         read_bytes = foreign_tflite()[:-1]
@@ -331,9 +350,12 @@ def foreign_onnx():
     )  # int32_data
     assert floats.float_data and small.int32_data
     constants = [
-        floats, small, numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.int8(0), "zero"),
+        floats,
+        small,
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.int8(0), "zero"),
         helper.make_tensor("truth", TensorProto.BOOL, (), [True]),
-    ]  # fmt: skip
+    ]
     branch = [
         helper.make_graph(
             [helper.make_node(op, ["deq"], ["same"], name=op)],
@@ -356,10 +378,16 @@ def foreign_onnx():
     graph = helper.make_graph(
         nodes,
         "others",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 9, None]), helper.make_tensor_value_info("scale", TensorProto.FLOAT, [])],
-        [helper.make_tensor_value_info("d", TensorProto.FLOAT, None), helper.make_tensor_value_info("f", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 9, None]),
+            helper.make_tensor_value_info("scale", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("d", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("f", TensorProto.FLOAT, None),
+        ],
         constants,
-    )  # fmt: skip
+    )
     twice = helper.make_function(
         "own", "Twice", ["p", "q"], ["r"], [helper.make_node("Mul", ["p", "q"], ["r"])], [helper.make_opsetid("", 18)]
     )
@@ -376,11 +404,17 @@ def test_an_onnx_file_of_others(tmp_path):
     }
     assert [(port.name, port.shape) for port in found.inputs] == [("x", ("batch", 4, 9, None))]
     assert [(op.part, op.op, op.output.shape if op.output else None) for op in found.ops] == [
-        ("main", "Conv", ("batch", 8, 9, None)), ("main", "QuantizeLinear", ("batch", 8, 9, None)),
-        ("main", "ConvInteger", ("batch", 8, 4, None)), ("main", "Cast", ("batch", 8, 4, None)), ("main", "If", None),
-        ("main/choice.else_branch", "Neg", ("batch", 8, 4, None)), ("main/choice.then_branch", "Relu", ("batch", 8, 4, None)),
-        ("main", "own.Twice", None), ("main", "odd.com.Unknown", None), ("function Twice", "Mul", None),
-    ]  # fmt: skip
+        ("main", "Conv", ("batch", 8, 9, None)),
+        ("main", "QuantizeLinear", ("batch", 8, 9, None)),
+        ("main", "ConvInteger", ("batch", 8, 4, None)),
+        ("main", "Cast", ("batch", 8, 4, None)),
+        ("main", "If", None),
+        ("main/choice.else_branch", "Neg", ("batch", 8, 4, None)),
+        ("main/choice.then_branch", "Relu", ("batch", 8, 4, None)),
+        ("main", "own.Twice", None),
+        ("main", "odd.com.Unknown", None),
+        ("function Twice", "Mul", None),
+    ]
     binary, whole = (op for op in found.ops if op.convolves)
     assert (binary.weight_bits, binary.binary, binary.weight_bytes, binary.name) == (32, True, 4 * 288, "binary")
     assert (whole.weight_bits, whole.binary, whole.channels_in, whole.channels_out) == (8, False, 8, 8)
@@ -429,7 +463,9 @@ def test_weights_in_other_files_are_refused(tmp_path):
     onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     external = onnx.load(path, load_external_data=False)
     assert any(one.data_location == TensorProto.EXTERNAL for one in external.graph.initializer)
-    with pytest.raises(DmsflowError, match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put it all in one"):  # fmt: skip
+    with pytest.raises(
+        DmsflowError, match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put it all in one"
+    ):
         reader.read(path)
 
 
@@ -450,10 +486,12 @@ def test_what_counts_as_binary(tmp_path, values, binary):
     weights = numpy_helper.from_array(np.ascontiguousarray(values, np.float32), "w")
     shape = [1, values.shape[1], 9, 9]
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"])], "g",
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weights],
-    )  # fmt: skip
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weights],
+    )
     found = read(tmp_path, helper.make_model(graph).SerializeToString(), ".onnx")
     assert found.ops[0].binary is binary
     assert bool(found.remarks) is binary
@@ -471,11 +509,12 @@ def test_signs_that_are_taken_as_the_file_is_loaded_are_binary(tmp_path, scale, 
         helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
     ]
     graph = helper.make_graph(
-        nodes, "g",
+        nodes,
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 9, 9])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(latent, "latent"), numpy_helper.from_array(factors, "factors")],
-    )  # fmt: skip
+    )
     found = read(tmp_path, helper.make_model(graph).SerializeToString(), ".onnx")
     assert (found.ops[0].binary, found.ops[0].weight_bits, found.totals.constant_ops) == (binary, 32, 2)
     assert bool(found.remarks) is binary

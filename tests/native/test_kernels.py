@@ -71,11 +71,7 @@ def test_on_emulated_arm(arm_program, processor):
 def test_training_finds_the_same_bits_on_every_processor(tmp_path):
     """Under sanitizers, which take the plain instructions; with this processor's own; and on emulated ARM."""
     sources = [SOURCES / "training.cc", Path(__file__).parent / "training.cc"]
-    kinds = {
-        "plain": ("g++", *SANITIZERS),
-        "own": ("g++", "-O3"),
-        "arm": ("aarch64-linux-gnu-g++", "-O3", "-static"),
-    }
+    kinds = {"plain": ("g++", *SANITIZERS), "own": ("g++", "-O3"), "arm": ("aarch64-linux-gnu-g++", "-O3", "-static")}
     found = {}
     for kind, (compiler, *flags) in kinds.items():
         program = tmp_path / kind

@@ -134,9 +134,18 @@ def made(network: Network, top: int = 1024) -> Profile:
         )
         rows.append(Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=ms))
     return Profile(
-        name="board", target="x86-64", device="local", threads=1, runtime="LCE", overhead_ms=0.5, steps=STEPS,
-        tables=tuple(rows), drift_percent=0, commands=(), environment={},
-    )  # fmt: skip
+        name="board",
+        target="x86-64",
+        device="local",
+        threads=1,
+        runtime="LCE",
+        overhead_ms=0.5,
+        steps=STEPS,
+        tables=tuple(rows),
+        drift_percent=0,
+        commands=(),
+        environment={},
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)

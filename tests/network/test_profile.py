@@ -16,15 +16,26 @@ from dmsflow.network.profile import Checked, Profile, Steps, Table
 
 def make(**changes: Any) -> Profile:
     table = Table(
-        piece="binary_conv 3x3 on 8x8", inputs=(17, 49), outputs=(3, 31), ms=((0.1, 0.2), (0.15, 0.4)),
+        piece="binary_conv 3x3 on 8x8",
+        inputs=(17, 49),
+        outputs=(3, 31),
+        ms=((0.1, 0.2), (0.15, 0.4)),
         spread_percent=((1.0, 2.0), (0.5, 0.0)),
-    )  # fmt: skip
+    )
     fields: dict[str, Any] = {
-        "name": "board", "target": "arm64", "device": "ssh://pi@board", "threads": 1, "runtime": "LCE 0.16.0",
-        "overhead_ms": 0.002, "steps": {"binary_conv": Steps(inputs=32, outputs=4)}, "tables": (table,),
+        "name": "board",
+        "target": "arm64",
+        "device": "ssh://pi@board",
+        "threads": 1,
+        "runtime": "LCE 0.16.0",
+        "overhead_ms": 0.002,
+        "steps": {"binary_conv": Steps(inputs=32, outputs=4)},
+        "tables": (table,),
         "checked": (Checked(network="vgg11", resolution=32, widths=(8, 9), predicted_ms=0.9, measured_ms=1.0),),
-        "drift_percent": 0.5, "commands": (("dmsflow", "profile"),), "environment": {"date": "2026-01-01"},
-    }  # fmt: skip
+        "drift_percent": 0.5,
+        "commands": (("dmsflow", "profile"),),
+        "environment": {"date": "2026-01-01"},
+    }
     return Profile(**{**fields, **changes})
 
 
@@ -100,10 +111,13 @@ def table(**changes: Any) -> dict[str, Any]:
         ({"method": "guessed"}, "'guessed'"),
         ({"schema": 99}, "schema 99"),
         ({"steps": {"binary_conv": {"inputs": 0}}}, ">= 1"),
-        ({"checked": [{"network": "a", "resolution": 8, "widths": [1], "predicted_ms": 1, "measured_ms": 0}]}, "no time"),
+        (
+            {"checked": [{"network": "a", "resolution": 8, "widths": [1], "predicted_ms": 1, "measured_ms": 0}]},
+            "no time",
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_damage_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     assert said in refusal(tmp_path, written(tmp_path, **changes))
 

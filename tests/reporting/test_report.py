@@ -50,20 +50,35 @@ def rounds(seed: int, network: Network = SMALL) -> list[dict[str, Any]]:
         widths = {name: round(base * ratio) for (name, base), ratio in zip(network.widths.items(), mu, strict=True)}
         found.append(
             {
-                "round": number + 1, "names": names, "mu": mu, "sigma": [0.3 - 0.05 * number] * len(names), "widths": widths,
-                "memory_mib": cost.memory_bytes(network, widths) / cost.MIB, "macs_m": cost.macs(network, widths) / 1e6,
-                "weight_loss": 2.0, "weight_top1_percent": 20.0 + 15 * number + seed, "width_loss": 2.0,
-                "width_top1_percent": 25.0 + 10 * number, "gradient": [(-1) ** index * 0.1 for index in range(len(names))],
+                "round": number + 1,
+                "names": names,
+                "mu": mu,
+                "sigma": [0.3 - 0.05 * number] * len(names),
+                "widths": widths,
+                "memory_mib": cost.memory_bytes(network, widths) / cost.MIB,
+                "macs_m": cost.macs(network, widths) / 1e6,
+                "weight_loss": 2.0,
+                "weight_top1_percent": 20.0 + 15 * number + seed,
+                "width_loss": 2.0,
+                "width_top1_percent": 25.0 + 10 * number,
+                "gradient": [(-1) ** index * 0.1 for index in range(len(names))],
                 "gradient_error": [0.02 * index for index in range(len(names))],
             }
-        )  # fmt: skip
+        )
     return found
 
 
 def write(
-    folder: Path, method: str = "gradient", seed: int = 0, *, top1: float | None = 50.0, bench: bool = False,
-    log: list[dict[str, Any]] | None = None, network: Network = SMALL, **chosen: Any,
-) -> Path:  # fmt: skip
+    folder: Path,
+    method: str = "gradient",
+    seed: int = 0,
+    *,
+    top1: float | None = 50.0,
+    bench: bool = False,
+    log: list[dict[str, Any]] | None = None,
+    network: Network = SMALL,
+    **chosen: Any,
+) -> Path:
     """A chain of manifests without its models; the path of the last one."""
     folder.mkdir(parents=True)
     asked = settings.resolve(settings.SearchSettings, **{"memory_mib": 0.1, "method": method, "seed": seed, **chosen})
@@ -79,10 +94,19 @@ def write(
         rows = [("searched", 1.2, 0.0, 0.0), ("flat", 1.3, 0.1, 0.02), ("uniform", 1.4, 0.2, 0.03)]
         metrics["chosen"] = "searched"
         metrics["comparison"] = [
-            {"name": name, "widths": widths, "memory_mib": memory, "macs_m": macs, "loss": loss, "top1_percent": 41.0,
-             "loss_difference": difference, "standard_error": error, "images": 128}
+            {
+                "name": name,
+                "widths": widths,
+                "memory_mib": memory,
+                "macs_m": macs,
+                "loss": loss,
+                "top1_percent": 41.0,
+                "loss_difference": difference,
+                "standard_error": error,
+                "images": 128,
+            }
             for name, loss, difference, error in rows
-        ]  # fmt: skip
+        ]
     stages: list[tuple[manifest.Stage, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
     stages.append(("search", msgspec.to_builtins(asked), metrics, artifacts))
     if top1 is not None:
@@ -100,9 +124,17 @@ def write(
     for stage, made, found, files in stages:
         ran = {**describe_environment(), "threads": 1, "runtimes": {"model.tflite": "LCE 9.9", "float32": "ort 9"}}
         record = manifest.Manifest(
-            stage=stage, parent=parent, command=("dmsflow", stage, "--out", str(folder)), settings=made, network=network,
-            widths=widths, data=DATA, artifacts=files, metrics=found, environment=ran,
-        )  # fmt: skip
+            stage=stage,
+            parent=parent,
+            command=("dmsflow", stage, "--out", str(folder)),
+            settings=made,
+            network=network,
+            widths=widths,
+            data=DATA,
+            artifacts=files,
+            metrics=found,
+            environment=ran,
+        )
         last = manifest.save(folder / f"{stage}.json", record)
         parent = describe_artifact(last, folder)
     return last
@@ -140,9 +172,13 @@ def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> Non
     made = {group.label: group for group in runs.groups(runs.collect([study]))}
     sizes = {label: len(group.runs) for label, group in made.items()}
     assert sizes == {
-        "gradient, no reallocate, best effort": 2, "gradient, reallocate, best effort": 1,
-        "gradient, reallocate, no best effort": 1, "uniform": 2, "flat": 2, "random": 3,
-    }  # fmt: skip
+        "gradient, no reallocate, best effort": 2,
+        "gradient, reallocate, best effort": 1,
+        "gradient, reallocate, no best effort": 1,
+        "uniform": 2,
+        "flat": 2,
+        "random": 3,
+    }
     assert made["gradient, no reallocate, best effort"].top1_percent() == [50.0, 52.0]
     assert made["random"].top1_percent() == [30.0, 42.0]  # draws, not trainings
     labels = [run.label for run in runs.collect([study])]
@@ -175,8 +211,10 @@ def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
     assert len(twice) == 11
     by_folder = {run.path.parent.name: run.path.name for run in twice}
     assert (by_folder["flat-0"], by_folder["uniform-0"], by_folder["best-effort-True"]) == (
-        "bench.json", "train.json", "search.json",
-    )  # fmt: skip
+        "bench.json",
+        "train.json",
+        "search.json",
+    )
 
 
 def test_paths_are_sorted_as_people_count() -> None:
@@ -341,9 +379,13 @@ def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
     assert re.findall(r'<h2 id="([\w-]+)">', content) == ["widths", "size", "facts", "left-out"]
     left = re.findall(r"<li>(.*?)</li>", content)
     assert [line.partition(":")[0] for line in left] == [
-        "Accuracy against memory", "Error over the search", "μ ± σ of every width", "Cost against the budgets", "Latency",
+        "Accuracy against memory",
+        "Error over the search",
+        "μ ± σ of every width",
+        "Cost against the budgets",
+        "Latency",
         "Comparison at the end of the search",
-    ]  # fmt: skip
+    ]
     assert "Latency: no run is measured yet (dmsflow bench)." in left
 
 
@@ -415,16 +457,7 @@ def test_figures_are_files_too(form: str, tmp_path: Path) -> None:
     command = ["report", str(path), "--figures", str(tmp_path / "figures"), "--format", form]
     assert cli.main(command) == 0
     names = {file.name.removesuffix(f".{form}") for file in (tmp_path / "figures").iterdir()}
-    assert names >= {
-        "widths-1",
-        "error-1",
-        "error-2",
-        "mu-1-a",
-        "budget-memory",
-        "size-1",
-        "latency-1",
-        "operations-1",
-    }
+    assert names >= {"widths-1", "error-1", "error-2", "mu-1-a", "budget-memory", "size-1", "latency-1", "operations-1"}
     for file in (tmp_path / "figures").iterdir():
         content = file.read_bytes()
         if form == "svg":

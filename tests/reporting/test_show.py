@@ -175,10 +175,13 @@ def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path,
     (tmp_path / "profiles" / "broken.json").write_text("{}")
     assert show.listing("profiles") == [
         ("board", "Cortex-A72, LCE 9.9, 1 thread, median error 4.0 %"),
-        ("broken", "profiles/broken.json: is not a profile (Object missing required field `name`); measure it again: dmsflow profile"),
+        (
+            "broken",
+            "profiles/broken.json: is not a profile (Object missing required field `name`); measure it again: dmsflow profile",
+        ),
         ("dream", "modelled, Cortex-A72, LCE 9.9, 4 threads, error not checked"),
         ("floats", "Cortex-A72, LCE 9.9, 1 thread, float32 networks, median error 4.0 %"),
-    ]  # fmt: skip
+    ]
 
 
 # --- a chain ------------------------------------------------------------------------------------
@@ -193,9 +196,12 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
     profile.save(tmp_path / "profile.json", made)
     figures = {"predicted_latency_ms": build_latency(trained.network, made)(trained.widths)}
     found = msgspec.structs.replace(
-        trained, stage="search", artifacts={"profile": describe_artifact(tmp_path / "profile.json", tmp_path)},
-        metrics={**figures, "comparison": [{"name": "searched", **figures}, {"name": "flat", **figures}]}, settings={},
-    )  # fmt: skip
+        trained,
+        stage="search",
+        artifacts={"profile": describe_artifact(tmp_path / "profile.json", tmp_path)},
+        metrics={**figures, "comparison": [{"name": "searched", **figures}, {"name": "flat", **figures}]},
+        settings={},
+    )
     parent = describe_artifact(manifest.save(tmp_path / "search.json", found), tmp_path)
     manifest.save(source, msgspec.structs.replace(trained, parent=parent))
     exported = export.run(source, ExportSettings(target="x86-64", check_images=2), tmp_path, command=("x",))
@@ -242,9 +248,17 @@ def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0"), (0.00123456, "0.00123"), (0.04567, "0.0457"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"),
-     (999.6, "1000"), (1234.5, "1234")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (0.00123456, "0.00123"),
+        (0.04567, "0.0457"),
+        (1.234, "1.23"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (999.6, "1000"),
+        (1234.5, "1234"),
+    ],
+)
 def test_milliseconds_have_three_digits(value, shown):
     assert milliseconds(value) == shown
 

@@ -22,9 +22,15 @@ from dmsflow.training.step import loss_of
 
 DATA = Data(name="digits", train_images=120)
 SMALL: dict[str, Any] = {
-    "memory_mib": 0.03, "macs_m": 6.0, "rounds": 2, "weight_steps": 2, "width_batches": 2, "batch_size": 12,
-    "threads": 1, "mixed": "off",
-}  # fmt: skip
+    "memory_mib": 0.03,
+    "macs_m": 6.0,
+    "rounds": 2,
+    "weight_steps": 2,
+    "width_batches": 2,
+    "batch_size": 12,
+    "threads": 1,
+    "mixed": "off",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +172,14 @@ def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
     assert not torch.equal(state.model.tensors()["conv1.weight"][rows], kept[rows])  # that row was not in use
 
 
-@pytest.mark.parametrize(("lead", "words"), [(0.3, "beat flat widths: its loss is 0.3000 ± 0.1000 lower"), (0.05, "did not beat"), (-0.2, "0.2000 ± 0.1000 higher")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lead", "words"),
+    [
+        (0.3, "beat flat widths: its loss is 0.3000 ± 0.1000 lower"),
+        (0.05, "did not beat"),
+        (-0.2, "0.2000 ± 0.1000 higher"),
+    ],
+)
 def test_the_search_says_whether_it_beat_flat(lead: float, words: str) -> None:
     rows = [{"name": "searched"}, {"name": "flat", "loss_difference": lead, "standard_error": 0.1}]
     assert words in verdict(rows)

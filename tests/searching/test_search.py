@@ -31,8 +31,14 @@ from dmsflow.training import checkpoint, train
 
 DATA = Data(name="digits", train_images=120)
 SMALL: dict[str, Any] = {
-    "memory_mib": 0.03, "rounds": 3, "weight_steps": 2, "width_batches": 2, "batch_size": 12, "threads": 1, "mixed": "off",
-}  # fmt: skip
+    "memory_mib": 0.03,
+    "rounds": 3,
+    "weight_steps": 2,
+    "width_batches": 2,
+    "batch_size": 12,
+    "threads": 1,
+    "mixed": "off",
+}
 COMMAND = ("dmsflow", "search")
 
 
@@ -57,8 +63,15 @@ def test_every_way_to_search_ends_within_the_budgets(
 ) -> None:
     sizes = {"bounded": 0.15, "adam": 0.05}
     done = searched(
-        tmp_path, hold=hold, estimator=estimator, step=step, step_size=sizes[step], reallocate=reallocate, macs_m=6.0, rounds=2
-    )  # fmt: skip
+        tmp_path,
+        hold=hold,
+        estimator=estimator,
+        step=step,
+        step_size=sizes[step],
+        reallocate=reallocate,
+        macs_m=6.0,
+        rounds=2,
+    )
     assert budget.memory_mib(done.network, done.widths) <= 0.03 and budget.macs_m(done.network, done.widths) <= 6.0
     assert done.metrics["memory_mib"] == budget.memory_mib(done.network, done.widths)
     rows = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
@@ -283,9 +296,29 @@ def test_a_killed_training_ends_in_the_same_weights(
 
 def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
     arguments = [
-        sys.executable, "-m", "dmsflow", "search", "--dataset", "digits", "--train-images", "120", "--memory-mib", "0.03", "--rounds", "4",
-        "--weight-steps", "4", "--width-batches", "2", "--batch-size", "12", "--threads", "1", "--mixed", "off",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "dmsflow",
+        "search",
+        "--dataset",
+        "digits",
+        "--train-images",
+        "120",
+        "--memory-mib",
+        "0.03",
+        "--rounds",
+        "4",
+        "--weight-steps",
+        "4",
+        "--width-batches",
+        "2",
+        "--batch-size",
+        "12",
+        "--threads",
+        "1",
+        "--mixed",
+        "off",
+    ]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     process = subprocess.Popen(
         [*arguments, "--out", tmp_path / "killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

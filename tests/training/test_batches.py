@@ -45,8 +45,9 @@ def test_a_processor_mixes_precisions_where_that_is_quicker(vendor: str, flags: 
 
 
 @pytest.mark.parametrize(
-    ("capability", "triton", "compiles"), [((9, 0), True, True), ((7, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)]
-)  # fmt: skip
+    ("capability", "triton", "compiles"),
+    [((9, 0), True, True), ((7, 0), True, True), ((6, 1), True, False), ((9, 0), False, False)],
+)
 def test_a_gpu_compiles_by_itself_where_torch_can(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool, compiles: bool
 ) -> None:
@@ -59,9 +60,17 @@ def test_a_gpu_compiles_by_itself_where_torch_can(
 
 def batches(data: Dataset, *, shuffle: bool = True, augment: bool = True, seed: int = 0, size: int = 5) -> Batches:
     return Batches(
-        data, data.train, np.arange(COUNT), size=size, seed=seed, purpose="test", shuffle=shuffle, augment=augment,
-        where=CPU, workers=0,
-    )  # fmt: skip
+        data,
+        data.train,
+        np.arange(COUNT),
+        size=size,
+        seed=seed,
+        purpose="test",
+        shuffle=shuffle,
+        augment=augment,
+        where=CPU,
+        workers=0,
+    )
 
 
 def test_crop_and_flip_move_pixels_and_pad_with_zero_after_normalisation() -> None:

@@ -83,8 +83,16 @@ def test_no_step_of_a_training_reads_from_its_device() -> None:
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
     batches = Batches(
-        dataset, dataset.train, np.arange(len(dataset.train)), size=24, seed=0, purpose="train",
-        shuffle=True, augment=True, where=UNREADABLE, workers=0,
-    )  # fmt: skip
+        dataset,
+        dataset.train,
+        np.arange(len(dataset.train)),
+        size=24,
+        seed=0,
+        purpose="train",
+        shuffle=True,
+        augment=True,
+        where=UNREADABLE,
+        workers=0,
+    )
     for images, labels in batches.run(0, 2 * batches.steps):
         assert weight_step(trained, optimiser, images, labels, UNREADABLE).is_meta

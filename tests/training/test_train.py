@@ -71,6 +71,14 @@ def test_no_images_for_a_part_are_refused() -> None:
     place = Place(choose_place(QUICK).device, 1, False)
     with pytest.raises(DmsflowError, match="data set digits: has no images for widths; use more images"):
         Batches(
-            dataset, dataset.train, np.arange(0), size=1, seed=0, purpose="widths",
-            shuffle=True, augment=False, where=place, workers=0,
-        )  # fmt: skip
+            dataset,
+            dataset.train,
+            np.arange(0),
+            size=1,
+            seed=0,
+            purpose="widths",
+            shuffle=True,
+            augment=False,
+            where=place,
+            workers=0,
+        )

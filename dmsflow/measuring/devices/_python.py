@@ -17,9 +17,14 @@ from dmsflow.measuring.devices._program import OPERATION_RUNS, RESULT
 MEMORY_RUNS = 3
 PACKAGE = Path(__file__).parents[2]
 SHIPPED = (
-    "__init__.py", "errors.py", "plugin.py", "native/__init__.py", "modelfile/__init__.py", "modelfile/tflite.py",
+    "__init__.py",
+    "errors.py",
+    "plugin.py",
+    "native/__init__.py",
+    "modelfile/__init__.py",
+    "modelfile/tflite.py",
     "modelfile/runners/*.py",
-)  # fmt: skip
+)
 LAUNCHER = f"""# Any Python can read this far, and says what it lacks.
 import json, sys
 def lacks(what, right):

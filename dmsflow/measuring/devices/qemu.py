@@ -61,8 +61,15 @@ class Core:
 
     @property
     def cpuinfo(self) -> str:
-        lines = ("BogoMIPS\t: 100.00", f"Features\t: {self.features}", "CPU implementer\t: 0x41",
-                 "CPU architecture: 8", "CPU variant\t: 0x0", f"CPU part\t: {self.part}", "CPU revision\t: 3")  # fmt: skip
+        lines = (
+            "BogoMIPS\t: 100.00",
+            f"Features\t: {self.features}",
+            "CPU implementer\t: 0x41",
+            "CPU architecture: 8",
+            "CPU variant\t: 0x0",
+            f"CPU part\t: {self.part}",
+            "CPU revision\t: 3",
+        )
         return "\n".join((*lines, ""))
 
 
@@ -193,9 +200,13 @@ def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
 
 
 def emulate(
-    device: Emulated, arguments: Sequence[str], given: bytes = b"", *, sites: Sequence[str] = ("litert",),
+    device: Emulated,
+    arguments: Sequence[str],
+    given: bytes = b"",
+    *,
+    sites: Sequence[str] = ("litert",),
     counted: Path | None = None,
-) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+) -> subprocess.CompletedProcess[bytes]:
     """Run the emulated Python, with dmsflow's runners and the delegate to import.
 
     Args:

@@ -23,9 +23,13 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
     layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
     return Network(
-        name="birealnet18", channels=channels, resolution=resolution, classes=classes,
-        widths={f"stage{stage}": base // (1 if large else 4) for stage, base in enumerate(STAGES)}, layers=tuple(layers),
-    )  # fmt: skip
+        name="birealnet18",
+        channels=channels,
+        resolution=resolution,
+        classes=classes,
+        widths={f"stage{stage}": base // (1 if large else 4) for stage, base in enumerate(STAGES)},
+        layers=tuple(layers),
+    )
 
 
 def _stem(large: bool) -> list[Layer]:
@@ -45,17 +49,20 @@ def _shortcut_conv(stage: str, index: int, entry: str, *, shrinks: bool) -> list
     layers = [
         Layer(name=f"{name}_quantize", op="quantize", inputs=(entry,)),
         Layer(
-            name=f"{name}_conv", op="binary_conv", inputs=(f"{name}_quantize",),
-            width=stage, kernel=3, stride=stride, padding=1,
+            name=f"{name}_conv",
+            op="binary_conv",
+            inputs=(f"{name}_quantize",),
+            width=stage,
+            kernel=3,
+            stride=stride,
+            padding=1,
         ),
         Layer(name=f"{name}_norm", op="batch_norm", inputs=(f"{name}_conv",)),
-    ]  # fmt: skip
+    ]
     if shrinks:
         layers += [
-            Layer(
-                name=f"{name}_skip", op="binary_conv", inputs=(f"{name}_quantize",), width=stage, stride=stride
-            ),
+            Layer(name=f"{name}_skip", op="binary_conv", inputs=(f"{name}_quantize",), width=stage, stride=stride),
             Layer(name=f"{name}_skip_norm", op="batch_norm", inputs=(f"{name}_skip",)),
-        ]  # fmt: skip
+        ]
         entry = f"{name}_skip_norm"
     return [*layers, Layer(name=f"{name}_add", op="add", inputs=(f"{name}_norm", entry))]

@@ -25,9 +25,13 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
     layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
     return Network(
-        name="quicknet", channels=channels, resolution=resolution, classes=classes,
-        widths={f"stage{stage}": base // (1 if large else 4) for stage, base in enumerate(STAGES)}, layers=tuple(layers),
-    )  # fmt: skip
+        name="quicknet",
+        channels=channels,
+        resolution=resolution,
+        classes=classes,
+        widths={f"stage{stage}": base // (1 if large else 4) for stage, base in enumerate(STAGES)},
+        layers=tuple(layers),
+    )
 
 
 def _stem(large: bool) -> list[Layer]:
@@ -42,12 +46,10 @@ def _residual_conv(stage: str, index: int, entry: str) -> list[Layer]:
     name = f"{stage}_{index}"
     return [
         Layer(name=f"{name}_quantize", op="quantize", inputs=(entry,)),
-        Layer(
-            name=f"{name}_conv", op="binary_conv", inputs=(f"{name}_quantize",), width=stage, kernel=3, padding=1
-        ),
+        Layer(name=f"{name}_conv", op="binary_conv", inputs=(f"{name}_quantize",), width=stage, kernel=3, padding=1),
         Layer(name=f"{name}_norm", op="batch_norm", inputs=(f"{name}_conv",)),
         Layer(name=f"{name}_add", op="add", inputs=(f"{name}_norm", entry)),
-    ]  # fmt: skip
+    ]
 
 
 def _transition(stage: str, entry: str) -> list[Layer]:

@@ -180,9 +180,14 @@ def _analysed(blocks: Sequence[str], core: str) -> list[float]:
         for index, block in enumerate(blocks)
     )
     options = (
-        "--mtriple=aarch64", f"--mcpu={core}", FEATURES, f"--iterations={ITERATIONS}",
-        "--skip-unsupported-instructions=any", "--instruction-info=false", "--resource-pressure=false",
-    )  # fmt: skip
+        "--mtriple=aarch64",
+        f"--mcpu={core}",
+        FEATURES,
+        f"--iterations={ITERATIONS}",
+        "--skip-unsupported-instructions=any",
+        "--instruction-info=false",
+        "--resource-pressure=false",
+    )
     said = _run([ANALYSER, *options], "\n".join(regions) + "\n")
     found: dict[int, float] = {}
     region = -1

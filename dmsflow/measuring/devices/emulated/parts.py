@@ -90,11 +90,24 @@ def site(runner: str) -> Path:
     def make(place: Path) -> None:
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         command = (
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--no-compile",
-            "--no-warn-script-location", "--disable-pip-version-check", "--root-user-action=ignore",
-            "--implementation=cp", f"--python-version={PYTHON_VERSION}", *platforms, "--target", str(place),
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-compile",
+            "--no-warn-script-location",
+            "--disable-pip-version-check",
+            "--root-user-action=ignore",
+            "--implementation=cp",
+            f"--python-version={PYTHON_VERSION}",
+            *platforms,
+            "--target",
+            str(place),
             *WHEELS[runner],
-        )  # fmt: skip
+        )
         _say(f"wheels for aarch64: {', '.join(WHEELS[runner])}")
         _run(command, "see that the network works, and try again")
 
@@ -108,9 +121,17 @@ def plugin() -> Path:
 
     def make(place: Path) -> None:
         command = (
-            "cc", "-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden",
-            f"-DDMSFLOW_PLUGIN_API={_plugin_api(version)}", "-o", str(place / "count.so"), str(source),
-        )  # fmt: skip
+            "cc",
+            "-std=gnu11",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-fvisibility=hidden",
+            f"-DDMSFLOW_PLUGIN_API={_plugin_api(version)}",
+            "-o",
+            str(place / "count.so"),
+            str(source),
+        )
         _run(command, "install a C compiler: apt install gcc libc6-dev")
 
     return made("plugin", f"{version} {_hash([source])}", make) / "count.so"
@@ -276,9 +297,14 @@ def _say(line: str) -> None:
 
 def _run(command: Sequence[str], right: str, settings: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
         env={**os.environ, **(settings or {})},
-    )  # fmt: skip
+    )
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         errors = [line for line in lines if re.match(r"(E:|ERROR|.*\berror\b)", line)] or lines[-1:]
