@@ -3,7 +3,7 @@
 float32 is the network of the same widths in onnxruntime, to which all ratios are. The official interpreter runs in
 its best mode on x86-64 (indirect kernels and XNNPACK); a runner that is not installed here is left out. Weights are
 random: they change no time. All are in one process, so that whatever disturbs the machine disturbs all alike; the
-ratios are those of the medians. All files of a network must give the classes of its deploy form, and logits that
+ratios are those of the medians. All files of a network must give the classes of its integer graph, and logits that
 differ by no more than the rounding of the float layers.
 
     python benchmarks/runtimes.py
@@ -110,7 +110,7 @@ def usable() -> dict[str, str]:
 def compared(
     folder: Path, name: str, pixels: int, classes: int, ratio: float, labels: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Medians of one network in each runtime, and whether the runtimes agree with the deploy form."""
+    """Medians of one network in each runtime, and whether the runtimes agree with the integer graph."""
     network = load_network(name, 3, pixels, classes)
     widths = {key: round(ratio * width) for key, width in network.widths.items()}
     form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
@@ -145,7 +145,7 @@ def compared(
 
 
 def opened(
-    folder: Path, network: Network, widths: dict[str, int], form: integer_graph.DeployForm, label: str, threads: int
+    folder: Path, network: Network, widths: dict[str, int], form: integer_graph.IntegerGraph, label: str, threads: int
 ) -> tuple[Any, float]:
     """A session of one network, and the milliseconds that it took to make from a file."""
     exporter, variant, runner = FILES[label]

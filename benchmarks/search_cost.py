@@ -77,8 +77,8 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     images, labels = next(state.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        live = state.placed(state.masks(state.mu.detach(), "weights", 0))
-        weight_step(state.model, state.optimiser, images, labels, state.where, live)
+        active = state.placed(state.masks(state.mu.detach(), "weights", 0))
+        weight_step(state.model, state.optimiser, images, labels, state.where, active)
 
     def plain_step() -> None:
         weight_step(plain, optimiser, images, labels, state.where)

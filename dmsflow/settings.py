@@ -7,6 +7,7 @@ The command line makes an option of every field, a preset is a TOML file of fiel
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -234,7 +235,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     check_images: Annotated[
         Count | None,
         Meta(
-            description="Test images on which file, deploy form and trained network are compared; by default 256, and fewer of a network that takes billions of multiply-accumulates."
+            description="Test images on which file, integer graph and trained network are compared; by default 256, and fewer of a network that takes billions of multiply-accumulates."
         ),
     ] = None
     onnx_form: Annotated[
@@ -306,7 +307,7 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["binary", "float"], Meta(description="float measures the float32 networks of the same widths.")
     ] = "binary"
     networks: Annotated[
-        tuple[str, ...], Meta(description="Networks whose pieces are measured, with commas between them.")
+        tuple[str, ...], Meta(description="Networks whose fused blocks are measured, with commas between them.")
     ] = ("vgg11", "resnet18")
     resolutions: Annotated[tuple[Count, ...], Meta(description="Pixels on a side of their images.")] = (32,)
     channels: Annotated[Count, Meta(description="Channels of their images.")] = 3
@@ -322,6 +323,23 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Natural, Meta(description="Networks to check the predictions on, for each of --networks and --resolutions.")
     ] = 4
     seed: Annotated[Natural, Meta(description="Seed of the widths of those networks.")] = 0
+
+
+# What fields and values were called in manifests of earlier versions.
+RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup"}
+RENAMED_METHODS = {"flat": "equal", "between": "interpolated"}
+
+
+def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a manifest, also of an earlier version, with fields and methods as they are called now.
+
+    >>> with_present_names({"method": "flat", "mixed": "off"})
+    {'method': 'equal', 'amp': 'off'}
+    """
+    found = {RENAMED_FIELDS.get(name, name): value for name, value in recorded.items()}
+    if found.get("method") in RENAMED_METHODS:
+        found["method"] = RENAMED_METHODS[found["method"]]
+    return found
 
 
 S = TypeVar("S", bound=msgspec.Struct)

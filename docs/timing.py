@@ -200,7 +200,7 @@ largest widths, on the same batch, taking turns. It does not matter how many wid
     return before, f"{how}; {figures.machine([content['environment']], 'torch')}."
 
 
-STEPS = {
+GRANULARITY = {
     "float32_first_ms": "float32, channels first",
     "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last",
@@ -226,7 +226,7 @@ def _train_step(content: Any) -> tuple[str, str]:
         (
             str(row["batch"]),
             str(row["threads"]),
-            *(f"{row[key]:.1f} ms" for key in STEPS),
+            *(f"{row[key]:.1f} ms" for key in GRANULARITY),
             f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
             *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")),
             f"{row['epoch_ratio']:.2f}",
@@ -236,7 +236,7 @@ def _train_step(content: Any) -> tuple[str, str]:
     head = (
         "batch",
         "threads",
-        *STEPS.values(),
+        *GRANULARITY.values(),
         "mixed ÷ convolutions",
         "an epoch, by image",
         "its convolutions",
@@ -275,7 +275,14 @@ def elsewhere(networks: Any, steps: Any) -> str:
         )
         for row in steps["rows"]
     ]
-    head = ("batch", "threads", STEPS["mixed_ms"], "an epoch, by image", "its convolutions", "epoch ÷ convolutions")
+    head = (
+        "batch",
+        "threads",
+        GRANULARITY["mixed_ms"],
+        "an epoch, by image",
+        "its convolutions",
+        "epoch ÷ convolutions",
+    )
     return f"""## The same on another processor: {environments[0]["processor"]}
 
 Whole networks, as the table of files on LiteRT above: ms and, in brackets, over float32.

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dmsflow.measuring.devices import File
-from dmsflow.network.blocks import pieces
+from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Network
-from dmsflow.network.profile import Checked, Profile, Steps, Table
+from dmsflow.network.profile import Checked, Granularity, Profile, Table
 from dmsflow.settings import ExportSettings
 
 WriteTrain = Callable[..., Path]
@@ -24,21 +24,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def make_profile() -> MakeProfile:
-    """`make(network, **fields)` is a profile of exactly its pieces, up to 64 channels."""
+    """`make(network, **fields)` is a profile of exactly its fused blocks, up to 64 channels."""
     return _make_profile
 
 
 def _make_profile(network: Network, **fields: Any) -> Profile:
     tables = {}
-    for index, piece in enumerate(pieces(network), 1):
-        inputs = () if isinstance(piece.reads, int) else (16, 64)
-        outputs = (16, 64) if piece.grows else ()
+    for index, block in enumerate(fused_blocks(network), 1):
+        inputs = () if isinstance(block.reads, int) else (16, 64)
+        outputs = (16, 64) if block.grows else ()
         ms = tuple(
             tuple(index * (1 + row) * (1 + column) / 1000 for column in range(len(outputs) or 1))
             for row in range(len(inputs) or 1)
         )
         spread = tuple(tuple(1.0 + index for _ in row) for row in ms)
-        tables[piece.name] = Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=spread)
+        tables[block.name] = Table(block=block.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=spread)
     made: dict[str, Any] = {
         "name": "board",
         "target": "arm64",
@@ -46,7 +46,7 @@ def _make_profile(network: Network, **fields: Any) -> Profile:
         "threads": 1,
         "runtime": "LCE 9.9",
         "overhead_ms": 0.002,
-        "steps": {"binary_conv": Steps(inputs=16, outputs=8)},
+        "steps": {"binary_conv": Granularity(inputs=16, outputs=8)},
         "tables": tuple(tables.values()),
         "checked": tuple(
             Checked(network=network.name, resolution=32, widths=(8, 9), predicted_ms=1 + error, measured_ms=1.0)

@@ -17,7 +17,7 @@ from dmsflow.manifest import Manifest
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import Operation
 from dmsflow.network.network import Layer, Network
-from dmsflow.network.profile import Checked, Profile, Steps, Table
+from dmsflow.network.profile import Checked, Granularity, Profile, Table
 from dmsflow.reporting import show
 from dmsflow.settings import Data
 
@@ -65,7 +65,7 @@ def test_the_command_line_page_is_the_help() -> None:
     ("page", "struct"),
     [
         *(("manifest.md", struct) for struct in (Manifest, Artifact, Data, Network, Layer)),
-        *(("profiles.md", struct) for struct in (Profile, Table, Steps, Checked)),
+        *(("profiles.md", struct) for struct in (Profile, Table, Granularity, Checked)),
     ],
 )
 def test_a_page_of_records_has_every_field(page: str, struct: type[msgspec.Struct]) -> None:
@@ -73,7 +73,7 @@ def test_a_page_of_records_has_every_field(page: str, struct: type[msgspec.Struc
     section = re.search(rf"^## {struct.__name__}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"no section {struct.__name__}"
     fields = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
-    assert fields == list(struct.__struct_fields__)
+    assert fields == list(struct.__struct_encode_fields__)
 
 
 def test_the_profile_page_shows_what_show_prints() -> None:

@@ -19,7 +19,7 @@ from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Data
 
-CHUNK = 256  # images in one piece of work; 256 · 255² still fits 32 bits
+CHUNK = 256  # images in one block of work; 256 · 255² still fits 32 bits
 
 
 class Split(Protocol):

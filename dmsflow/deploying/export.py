@@ -1,7 +1,7 @@
 """The third stage: a trained network as a model file for a target, checked before it is kept.
 
 The file is written aside, run on real test images, and only takes its place if every binary
-convolution became an op on packed bits and its logits are those of the deploy form.
+convolution became an op on packed bits and its logits are those of the integer graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dmsflow.files import describe_artifact
 from dmsflow.manifest import Manifest
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
-from dmsflow.network.profile import Steps
+from dmsflow.network.profile import Granularity
 from dmsflow.settings import ExportSettings
 from dmsflow.terminal import print_table
 
@@ -164,7 +164,7 @@ class Written:
     Attributes:
         rows: of its account, one an op with parameters.
         remarks: lines on what makes it larger or slower than it need be.
-        reference: what it must compute; None for a float32 network, which has no deploy form.
+        reference: what it must compute; None for a float32 network, which has no integer graph.
     """
 
     rows: list[dict[str, Any]]
@@ -187,13 +187,13 @@ def _binary(trained: Trained, aim: Target, path: Path, **variant: str) -> Writte
     form = folding.fold(train.network, train.widths, trained.weights, data.mean, data.std)
     exporter.write(form, path, **variant)
     _check_packed(exporter.census(path), exporter, form, path)
-    steps = getattr(exporter, "STEPS", Steps())
+    steps = getattr(exporter, "GRANULARITY", Granularity())
     account, sizes = size_report.account(form, steps), exporter.layer_bytes(path)
     rows = [{**vars(row), "file_bytes": sizes.get(row.layer, 0)} for row in account]
     return Written(rows, size_report.remarks(form, account, steps), lambda images: integer_graph.run(form, images))
 
 
-def _check_packed(census: dict[str, int], exporter: Any, form: integer_graph.DeployForm, path: Path) -> None:
+def _check_packed(census: dict[str, int], exporter: Any, form: integer_graph.IntegerGraph, path: Path) -> None:
     """Every binary convolution must be an op on packed bits, and only the stem a float one."""
     for op, kind in ((exporter.PACKED_CONV, integer_graph.BinaryConv), (exporter.FLOAT_CONV, integer_graph.Stem)):
         wanted, found = sum(isinstance(one, kind) for one in form.ops), census.get(op, 0)
@@ -301,7 +301,7 @@ def _print(model: Path, written: Written, check: Check) -> None:
         print(line, file=sys.stderr)
     if check.difference is not None:
         print(
-            f"{check.images} test images: equal to the deploy form, no logit differs by more than {check.difference:.1e}",
+            f"{check.images} test images: equal to the integer graph, no logit differs by more than {check.difference:.1e}",
             file=sys.stderr,
         )
     agreement = f"{check.agreeing} of {check.compared} in the class found, {check.moved} with a logit moved by more than {MOVED}"

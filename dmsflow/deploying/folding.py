@@ -1,4 +1,4 @@
-"""From trained weights to the deploy form: what of batch norms, quantisers and scales a convolution takes in.
+"""From trained weights to the integer graph: what of batch norms, quantisers and scales a convolution takes in.
 
 All constants are decided in float64, and then kept in the type that the runtime uses. Batch norm and
 quantiser behind a convolution become one integer threshold a channel; the stem's weights become whole
@@ -20,10 +20,10 @@ from dmsflow.deploying.integer_graph import (
     AveragePool,
     BinaryConv,
     Dense,
-    DeployForm,
-    DeployOp,
     Float32,
+    GraphOp,
     Int32,
+    IntegerGraph,
     MaxPool,
     Quantize,
     Relu,
@@ -42,7 +42,7 @@ Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
 
 
-def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> DeployForm:
+def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> IntegerGraph:
     """Fold a trained network.
 
     Args:
@@ -58,8 +58,8 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
             max pool).
     """
     trained = _Trained(network, widths, weights)
-    ops: list[DeployOp] = []
-    names = {INPUT: INPUT}  # of each layer's tensor in the deploy form
+    ops: list[GraphOp] = []
+    names = {INPUT: INPUT}  # of each layer's tensor in the integer graph
     for layer in network.layers:
         if layer.name in names:
             continue  # folded into an earlier one
@@ -72,7 +72,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         else:
             ops.append(_float_op(trained, layer, inputs))
         names |= {folded.name: ops[-1].name for folded in (layer, *folds.values())}
-    return DeployForm(
+    return IntegerGraph(
         name=network.name,
         channels=network.channels,
         resolution=network.resolution,
@@ -154,7 +154,7 @@ def _tail(network: Network, layer: Layer) -> dict[str, Layer]:
     return folds
 
 
-def _stem(trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64) -> list[DeployOp]:
+def _stem(trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64) -> list[GraphOp]:
     weight, step = _on_grid(trained, layer, folds, mean, std)
     gain, shift = trained.affine(folds.get("batch_norm"), len(weight))
     thresholds = None
@@ -171,7 +171,7 @@ def _stem(trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float6
         padding=layer.padding,
         thresholds=thresholds,
     )
-    ops: list[DeployOp] = [stem, *_pool(folds, gain, layer.name)]
+    ops: list[GraphOp] = [stem, *_pool(folds, gain, layer.name)]
     if thresholds is None:
         name = folds["batch_norm"].name if "batch_norm" in folds else f"{layer.name}_scale"
         ops.append(_scale(name, (ops[-1].name,), step * gain, shift))
@@ -213,7 +213,7 @@ def _whole(weight: Float64, reach: Float64, threshold: Float64) -> tuple[Float64
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 
 
-def _binary_conv(trained: _Trained, layer: Layer, inputs: tuple[str, ...], folds: dict[str, Layer]) -> list[DeployOp]:
+def _binary_conv(trained: _Trained, layer: Layer, inputs: tuple[str, ...], folds: dict[str, Layer]) -> list[GraphOp]:
     signs, magnitude = binarised(trained.filters(layer))
     gain, shift = trained.affine(folds.get("batch_norm"), len(signs))
     scale = trained.alpha(layer.inputs[0]) * magnitude * gain  # of one count
@@ -253,7 +253,7 @@ def _thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | in
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[DeployOp]:
+def _pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[GraphOp]:
     """The max pool behind a convolution; it may stand behind the batch norm as well if gain >= 0."""
     if "max_pool" not in folds:
         return []
@@ -274,7 +274,7 @@ def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) ->
     return Scale(name=name, inputs=inputs, multiplier=_float32(name, gain), bias=_float32(name, shift))
 
 
-def _float_op(trained: _Trained, layer: Layer, inputs: tuple[str, ...]) -> DeployOp:
+def _float_op(trained: _Trained, layer: Layer, inputs: tuple[str, ...]) -> GraphOp:
     name, channels = layer.name, trained.channels(layer.inputs[0])
     if layer.op == "batch_norm":
         return _scale(name, inputs, *trained.affine(layer, channels))

@@ -1,4 +1,4 @@
-"""The deploy form: a trained network as signs, integer thresholds and a few float constants.
+"""The integer graph: a trained network as signs, integer thresholds and a few float constants.
 
 `folding` makes it. Every exporter walks the same short tuple of ops, and `run` computes it in NumPy:
 what a written file must reproduce.
@@ -130,11 +130,11 @@ class Dense(Op):
     bias: Float32  # [C_out]
 
 
-DeployOp: TypeAlias = Stem | BinaryConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
+GraphOp: TypeAlias = Stem | BinaryConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DeployForm:
+class IntegerGraph:
     """The ops in the order they are computed; the last one gives the logits.
 
     Attributes:
@@ -147,9 +147,9 @@ class DeployForm:
     channels: int
     resolution: int
     classes: int
-    ops: tuple[DeployOp, ...]
+    ops: tuple[GraphOp, ...]
 
-    def consumers(self, name: str) -> list[DeployOp]:
+    def consumers(self, name: str) -> list[GraphOp]:
         return [op for op in self.ops if name in op.inputs]
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
@@ -160,7 +160,7 @@ class DeployForm:
         return shapes
 
 
-def _shape(op: DeployOp, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _shape(op: GraphOp, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     size, _, channels = shape
     kernel = 1
     if isinstance(op, Stem):
@@ -183,21 +183,21 @@ def _shape(op: DeployOp, shape: tuple[int, int, int]) -> tuple[int, int, int]:
 CHUNK = 2**23  # values of the largest tensor that are computed at a time
 
 
-def run(form: DeployForm, images: NDArray[Any]) -> Float32:
+def run(form: IntegerGraph, images: NDArray[Any]) -> Float32:
     """Logits [N, classes] of images [N, H, W, C] with pixels 0..255: what a file must give."""
     size = max(1, CHUNK // max(height * width * channels for height, width, channels in form.shapes().values()))
     parts = [_run(form, images[start : start + size]) for start in range(0, len(images), size)]
     return np.concatenate(parts) if parts else np.zeros((0, form.classes), np.float32)
 
 
-def _run(form: DeployForm, images: NDArray[Any]) -> Float32:
+def _run(form: IntegerGraph, images: NDArray[Any]) -> Float32:
     tensors = {INPUT: images.astype(np.float32)}
     for op in form.ops:
         tensors[op.name] = _compute(op, *(tensors[name] for name in op.inputs))
     return tensors[form.ops[-1].name].reshape(len(images), form.classes)
 
 
-def _compute(op: DeployOp, x: Any, *others: Any) -> Any:
+def _compute(op: GraphOp, x: Any, *others: Any) -> Any:
     """Bits (bool) or float32, [N, H, W, C]."""
     match op:
         case Stem():
@@ -262,7 +262,7 @@ class Bytes:
     float_bytes: int
 
 
-def account(form: DeployForm) -> list[Bytes]:
+def account(form: IntegerGraph) -> list[Bytes]:
     """Bytes of each op that has parameters, in order."""
     rows = []
     for op in form.ops:

@@ -1,6 +1,6 @@
 """What each op of an exported network is and weighs, and what makes it larger or slower than it need be.
 
-Kernels of binary convolutions read channels in words and write them in blocks (`Steps`): what a width
+Kernels of binary convolutions read channels in words and write them in blocks (`Granularity`): what a width
 leaves of its last word or block is stored or computed for nothing.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dmsflow.deploying import integer_graph
-from dmsflow.deploying.integer_graph import BinaryConv, DeployForm, DeployOp
-from dmsflow.network.profile import Steps
+from dmsflow.deploying.integer_graph import BinaryConv, GraphOp, IntegerGraph
+from dmsflow.network.profile import Granularity
 
 WASTE = 1 / 8  # of the channels that kernels handle may be padding without a remark
 DOMINATES = 1 / 2  # of all bytes
@@ -24,7 +24,7 @@ class Row:
     """One op that has parameters.
 
     Attributes:
-        layer, op: its name, and its kind in the deploy form.
+        layer, op: its name, and its kind in the integer graph.
         shape: of its tensor, "height×width×channels".
         reads, writes: channels.
         padded_reads, padded_writes: channels as its kernels pad them.
@@ -45,7 +45,7 @@ class Row:
     padded_bytes: int
 
 
-def account(form: DeployForm, steps: Steps) -> list[Row]:
+def account(form: IntegerGraph, steps: Granularity) -> list[Row]:
     """A row for each op with parameters, in order; `steps` are those of the kernels of binary convolutions."""
     ops, shapes, rows = {op.name: op for op in form.ops}, form.shapes(), []
     for size in integer_graph.account(form):
@@ -76,12 +76,12 @@ def _up(width: int, step: int) -> int:
     return -(-width // step) * step
 
 
-def remarks(form: DeployForm, rows: Sequence[Row], steps: Steps) -> list[str]:
+def remarks(form: IntegerGraph, rows: Sequence[Row], steps: Granularity) -> list[str]:
     """A line for each thing that makes the network larger or slower than it need be, with what would mend it."""
     return [*_padded(rows, steps), *_dominating(rows), *_unfused(form)]
 
 
-def _padded(rows: Sequence[Row], steps: Steps) -> list[str]:
+def _padded(rows: Sequence[Row], steps: Granularity) -> list[str]:
     """Layers of the same width are told in one line."""
     reading: dict[int, list[str]] = defaultdict(list)
     writing: dict[int, list[str]] = defaultdict(list)
@@ -128,7 +128,7 @@ _NARROWER = {
 }
 
 
-def _unfused(form: DeployForm) -> list[str]:
+def _unfused(form: IntegerGraph) -> list[str]:
     """Binary convolutions whose results leave as floats, by who reads them; an average has to have them."""
     found: dict[str, list[str]] = defaultdict(list)
     for op in form.ops:
@@ -142,7 +142,7 @@ def _unfused(form: DeployForm) -> list[str]:
     ]
 
 
-def _reader(form: DeployForm, op: DeployOp) -> str:
+def _reader(form: IntegerGraph, op: GraphOp) -> str:
     """The kind of op that needs the floats, looking through those that do one channel at a time."""
     while True:
         readers = form.consumers(op.name)

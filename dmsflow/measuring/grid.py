@@ -1,4 +1,4 @@
-"""The tables of a profile: at which widths a piece is measured, and what fits the times that were found.
+"""The tables of a profile: at which widths a block is measured, and what fits the times that were found.
 
 Each width stands in the middle of a step of its kernels, since widths on an edge itself can take
 faster paths than all others do. Nothing here measures; `profiling` does.
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum
-from dmsflow.network.blocks import Piece, pieces
+from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Layer, Network, load_network
-from dmsflow.network.profile import Profile, Steps, Table
+from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.settings import ProfileSettings
 
 EVENINGS = 50  # of rows and columns each
-STEPS = (4, 8, 16, 32, 64)  # that kernels may have
+GRANULARITY = (4, 8, 16, 32, 64)  # that kernels may have
 STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
 STEP_RISE = 0.35  # of what the slope lets expect, up to which two widths count as one step
 
 # --- which widths -------------------------------------------------------------------------------
 
-Bases = tuple[int, int]  # widest base channels that a piece reads and writes in the networks asked for
+Bases = tuple[int, int]  # widest base channels that a block reads and writes in the networks asked for
 
 
 def networks(settings: ProfileSettings) -> list[Network]:
@@ -40,18 +40,18 @@ def networks(settings: ProfileSettings) -> list[Network]:
     ]
 
 
-def wanted(settings: ProfileSettings, before: Profile | None) -> list[tuple[Piece, Bases]]:
-    """Every piece once, less those that are measured as wide as is asked for."""
-    found: dict[str, tuple[Piece, Bases]] = {}
+def wanted(settings: ProfileSettings, before: Profile | None) -> list[tuple[FusedBlock, Bases]]:
+    """Every block once, less those that are measured as wide as is asked for."""
+    found: dict[str, tuple[FusedBlock, Bases]] = {}
     for network in networks(settings):
-        for piece in pieces(network):
-            bases = _base(network, piece.reads), _base(network, piece.writes)
-            _, known = found.get(piece.name, (piece, (0, 0)))
-            found[piece.name] = piece, (max(bases[0], known[0]), max(bases[1], known[1]))
+        for block in fused_blocks(network):
+            bases = _base(network, block.reads), _base(network, block.writes)
+            _, known = found.get(block.name, (block, (0, 0)))
+            found[block.name] = block, (max(bases[0], known[0]), max(bases[1], known[1]))
     return [
-        (piece, bases)
-        for name, (piece, bases) in found.items()
-        if before is None or not _covers(before.table(name), piece, bases, settings.max_ratio, before.steps)
+        (block, bases)
+        for name, (block, bases) in found.items()
+        if before is None or not _covers(before.table(name), block, bases, settings.max_ratio, before.steps)
     ]
 
 
@@ -59,10 +59,10 @@ def _base(network: Network, key: str | int) -> int:
     return key if isinstance(key, int) else network.widths[key]
 
 
-def _covers(table: Table | None, piece: Piece, bases: Bases, ratio: float, steps: dict[str, Steps]) -> bool:
+def _covers(table: Table | None, block: FusedBlock, bases: Bases, ratio: float, steps: dict[str, Granularity]) -> bool:
     if table is None:
         return False
-    step = steps.get(piece.op, Steps())
+    step = steps.get(block.op, Granularity())
     return all(
         not widths or _up(widths[-1], each) >= base * ratio
         for widths, base, each in ((table.inputs, bases[0], step.inputs), (table.outputs, bases[1], step.outputs))
@@ -71,16 +71,16 @@ def _covers(table: Table | None, piece: Piece, bases: Bases, ratio: float, steps
 
 @dataclass(frozen=True)
 class Plane:
-    """The points of one piece."""
+    """The points of one block."""
 
-    piece: Piece
+    block: FusedBlock
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
     def rows(self) -> Iterator[list[Sum]]:
         """A row for each of `inputs`, in it a sum of probes for each of `outputs`."""
         for reads in self.inputs or (0,):
-            yield [microbenchmarks.of_piece(self.piece, reads, writes or reads) for writes in self.outputs or (0,)]
+            yield [microbenchmarks.of_piece(self.block, reads, writes or reads) for writes in self.outputs or (0,)]
 
     def sums(self) -> Iterator[Sum]:
         for row in self.rows():
@@ -88,29 +88,36 @@ class Plane:
 
 
 def planes(
-    asked: Sequence[tuple[Piece, Bases]], settings: ProfileSettings, steps: dict[str, Steps], before: Profile | None
+    asked: Sequence[tuple[FusedBlock, Bases]],
+    settings: ProfileSettings,
+    steps: dict[str, Granularity],
+    before: Profile | None,
 ) -> list[Plane]:
-    """The points of every piece that is `wanted`.
+    """The points of every block that is `wanted`.
 
     Args:
-        asked: the pieces.
+        asked: the fused blocks.
         settings: how wide, and how many points.
         steps: of the kernels.
         before: the profile that these are added to.
     """
     return [
-        _plane(piece, bases, settings, steps, before.table(piece.name) if before else None) for piece, bases in asked
+        _plane(block, bases, settings, steps, before.table(block.name) if before else None) for block, bases in asked
     ]
 
 
 def _plane(
-    piece: Piece, bases: Bases, settings: ProfileSettings, steps: dict[str, Steps], known: Table | None = None
+    block: FusedBlock,
+    bases: Bases,
+    settings: ProfileSettings,
+    steps: dict[str, Granularity],
+    known: Table | None = None,
 ) -> Plane:
     """The points to measure; those of a table that is known, but not wide enough, are measured again."""
-    step = steps.get(piece.op, Steps())
+    step = steps.get(block.op, Granularity())
     inputs, outputs = (known.inputs, known.outputs) if known else ((), ())
-    reads = () if piece.op == "conv" else _widths(bases[0], step.inputs, settings, inputs)
-    return Plane(piece, reads, _widths(bases[1], step.outputs, settings, outputs) if piece.grows else ())
+    reads = () if block.op == "conv" else _widths(bases[0], step.inputs, settings, inputs)
+    return Plane(block, reads, _widths(bases[1], step.outputs, settings, outputs) if block.grows else ())
 
 
 def _widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int]) -> tuple[int, ...]:
@@ -140,7 +147,7 @@ def _middle(edge: int, step: int) -> int:
 def table_of(
     plane: Plane, ms: NDArray[np.float64], noise_ms: NDArray[np.float64], spread_percent: Sequence[Sequence[float]]
 ) -> Table:
-    """A piece's times, evened out where noise would let them fall with a width.
+    """A block's times, evened out where noise would let them fall with a width.
 
     Args:
         plane: its points.
@@ -150,7 +157,7 @@ def table_of(
     """
     even = rising(ms, 1 / noise_ms**2)
     return Table(
-        piece=plane.piece.name,
+        block=plane.block.name,
         inputs=plane.inputs,
         outputs=plane.outputs,
         ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in even),
@@ -196,10 +203,12 @@ def step_probes(channels: int) -> dict[tuple[str, str], list[Sum]]:
     """
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
     norm, quantize = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
-    binary = Piece((Layer(name="c", op="binary_conv", **window), norm, quantize), microbenchmarks.CHANNELS, 32, 64, 64)
-    stem = Piece((Layer(name="c", op="conv", **window), norm, quantize), channels, 64, 3, 64)
+    binary = FusedBlock(
+        (Layer(name="c", op="binary_conv", **window), norm, quantize), microbenchmarks.CHANNELS, 32, 64, 64
+    )
+    stem = FusedBlock((Layer(name="c", op="conv", **window), norm, quantize), channels, 64, 3, 64)
     first, last = STEP_WIDTHS
-    widths = (first, *(first + step - 2 for step in STEPS), last)
+    widths = (first, *(first + step - 2 for step in GRANULARITY), last)
     return {
         ("binary_conv", "inputs"): [microbenchmarks.of_piece(binary, width, 64) for width in widths],
         ("binary_conv", "outputs"): [microbenchmarks.of_piece(binary, 64, width) for width in widths],
@@ -208,8 +217,10 @@ def step_probes(channels: int) -> dict[tuple[str, str], list[Sum]]:
 
 
 def step_of(ms: Sequence[float]) -> int:
-    """The largest of STEPS within which the time hardly rises; 1: there are none."""
+    """The largest of GRANULARITY within which the time hardly rises; 1: there are none."""
     first, *inside, last = ms
     slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
-    level = [step for step, time in zip(STEPS, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)]
+    level = [
+        step for step, time in zip(GRANULARITY, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)
+    ]
     return max(level, default=1)

@@ -1,10 +1,10 @@
-"""Small networks that are measured so that the time of one piece can be told from them.
+"""Small networks that are measured so that the time of one block can be told from them.
 
-A runtime has no clock for a piece alone, and what it does at the borders of a piece depends on what
+A runtime has no clock for a block alone, and what it does at the borders of a block depends on what
 stands beside it. So each probe is a whole network, written by the same exporter as any other: an
-entry that makes the tensor a piece reads, the piece, and an exit that looks at one pixel of what it
-puts out. The time of the piece is a sum of times of probes, most simply that with it less that
-without it; what entry and exit cost cancels along any chain of pieces.
+entry that makes the tensor a block reads, the block, and an exit that looks at one pixel of what it
+puts out. The time of the block is a sum of times of probes, most simply that with it less that
+without it; what entry and exit cost cancels along any chain of fused blocks.
 
 A tensor is of one of two kinds, `bits` (behind a quantiser) or `floats`. Floats leave a probe
 through two quantisers, since one alone would become part of what it reads; the time of a quantiser
@@ -18,12 +18,12 @@ from typing import Literal
 
 import msgspec
 
-from dmsflow.network.blocks import Piece
+from dmsflow.network.blocks import FusedBlock
 from dmsflow.network.network import INPUT, Layer, Network, Op
 
 Kind = Literal["image", "bits", "floats"]
 
-CHANNELS = 3  # of a probe's image, unless the piece reads the image itself
+CHANNELS = 3  # of a probe's image, unless the block reads the image itself
 EXIT_WIDTH = 8
 SMALLEST = 8, 2  # channels and pixels of the probe that stands for a network of nothing
 EXITS: dict[Kind, int] = {"bits": 1, "floats": 2}
@@ -59,25 +59,25 @@ def overhead() -> Sum:
     return total
 
 
-def of_piece(piece: Piece, reads: int, writes: int) -> Sum:
-    """The time of a piece that reads and writes so many channels."""
-    if piece.op == "quantize":
-        return _quantiser(piece.resolution, reads)
-    entry, leaves = _entry(piece), _leaves(piece)
-    second = piece.op == "add"
-    total: Sum = Counter({_probe(entry, reads, piece.resolution, piece, writes, second=second): 1})
+def of_piece(block: FusedBlock, reads: int, writes: int) -> Sum:
+    """The time of a block that reads and writes so many channels."""
+    if block.op == "quantize":
+        return _quantiser(block.resolution, reads)
+    entry, leaves = _entry(block), _leaves(block)
+    second = block.op == "add"
+    total: Sum = Counter({_probe(entry, reads, block.resolution, block, writes, second=second): 1})
     if leaves:
         _add(total, _exits(EXITS[leaves]), -1)
     if leaves == "floats":
-        _add(total, _quantiser(piece.size, writes), -EXITS["floats"])
+        _add(total, _quantiser(block.size, writes), -EXITS["floats"])
     if entry == "image":
         _add(total, overhead(), -1)
         return total
-    total[_probe(entry, reads, piece.resolution, second=second)] -= 1
+    total[_probe(entry, reads, block.resolution, second=second)] -= 1
     exits = EXITS[entry] + second
     _add(total, _exits(exits), 1)
     if entry == "floats":
-        _add(total, _quantiser(piece.resolution, reads), exits)
+        _add(total, _quantiser(block.resolution, reads), exits)
     return total
 
 
@@ -101,33 +101,33 @@ def _add(total: Sum, other: Sum, times: int) -> None:
         total[probe] += times * count
 
 
-def _entry(piece: Piece) -> Kind:
+def _entry(block: FusedBlock) -> Kind:
     kinds: dict[Op, Kind] = {"conv": "image", "binary_conv": "bits"}
-    return kinds.get(piece.op, "floats")
+    return kinds.get(block.op, "floats")
 
 
-def _leaves(piece: Piece) -> Kind | None:
+def _leaves(block: FusedBlock) -> Kind | None:
     """What comes out; None: the class scores."""
     kinds: dict[Op, Kind | None] = {"quantize": "bits", "dense": None}
-    return kinds.get(piece.layers[-1].op, "floats")
+    return kinds.get(block.layers[-1].op, "floats")
 
 
 def _probe(
     entry: Kind,
     reads: int,
     resolution: int,
-    piece: Piece | None = None,
+    block: FusedBlock | None = None,
     writes: int = 0,
     *,
     second: bool = False,
     exits: int = 0,
 ) -> Probe:
-    """A probe around a piece, or around nothing.
+    """A probe around a block, or around nothing.
 
     Args:
-        entry: what the piece reads.
+        entry: what the block reads.
         reads, resolution: channels and pixels of it.
-        writes: channels that the piece puts out, if they are its own choice.
+        writes: channels that the block puts out, if they are its own choice.
         second: other floats of the same shape, by a binary convolution of these, are read as well (an add does).
         exits: how many, if not those of EXITS.
     """
@@ -137,13 +137,13 @@ def _probe(
         layers += _second(before[0], reads)
         before = [layers[-1].name, before[0]]
     size, classes = resolution, 2
-    if piece:
-        for layer in piece.layers:
+    if block:
+        for layer in block.layers:
             width = writes if layer.op in ("conv", "binary_conv") else layer.width
             inputs = tuple(before) if layer.op == "add" else (before[0],)
             layers.append(msgspec.structs.replace(layer, name=f"piece_{len(layers)}", inputs=inputs, width=width))
             before = [layers[-1].name]
-        size = piece.size
+        size = block.size
     if layers[-1].op == "dense":
         classes = int(layers[-1].width or 0)
     else:
@@ -151,7 +151,7 @@ def _probe(
         # What an add would have read must be read still, or its quantiser becomes part of the entry.
         sources = [layers[-1].name] * (exits or EXITS[kind]) + before[1:]
         layers += _leave(sources, kind, size)
-    channels = piece.channels if piece and entry == "image" else CHANNELS
+    channels = block.channels if block and entry == "image" else CHANNELS
     return Probe(channels=channels, resolution=resolution, classes=classes, layers=tuple(layers))
 
 

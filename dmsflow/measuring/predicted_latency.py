@@ -33,13 +33,13 @@ class Prediction:
     Attributes:
         sha256: of the profile's file.
         ms: for one image.
-        pieces: a row for each part of the network: what it is, widths in and out, time and share of it.
+        blocks: a row for each part of the network: what it is, widths in and out, time and share of it.
     """
 
     profile: Profile
     sha256: str
     ms: float
-    pieces: list[dict[str, Any]]
+    blocks: list[dict[str, Any]]
 
     def error_percent(self, measured_ms: float) -> float:
         """Below zero where the file took longer."""
@@ -50,7 +50,7 @@ class Prediction:
         return {
             "predicted_latency_ms": self.ms,
             "prediction_error_percent": self.error_percent(measured_ms),
-            "pieces": self.pieces,
+            "pieces": self.blocks,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _predicted(found: Profile, sha256: str, export: Manifest) -> Prediction:
     latency = build_latency(export.network, found)
     total = latency(export.widths)
     parts = [
-        (piece.name, value(export.widths, piece.reads), value(export.widths, piece.writes), ms)
-        for piece, ms in latency.by_piece(export.widths)
+        (block.name, value(export.widths, block.reads), value(export.widths, block.writes), ms)
+        for block, ms in latency.by_block(export.widths)
     ]
     head = ("piece", "input_width", "output_width", "predicted_ms")
     rows = [dict(zip(head, row, strict=True)) for row in (*parts, ("overhead of a run", None, None, found.overhead_ms))]
@@ -155,9 +155,9 @@ def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, m
             milliseconds(part["predicted_ms"]),
             f"{part['share_percent']:.1f}",
         )
-        for part in prediction.pieces
+        for part in prediction.blocks
     ]
-    print_table(f"Predicted by piece, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
+    print_table(f"Predicted by block, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
 
 
 def _say(line: str) -> None:

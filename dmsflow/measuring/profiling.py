@@ -34,10 +34,10 @@ from dmsflow.measuring.grid import Plane
 from dmsflow.measuring.microbenchmarks import Probe, Sum
 from dmsflow.measuring.timing import Stopwatch, Time
 from dmsflow.network import latency, profile
-from dmsflow.network.blocks import Piece
+from dmsflow.network.blocks import FusedBlock
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Layer, Network
-from dmsflow.network.profile import Checked, Profile, Steps, Table
+from dmsflow.network.profile import Checked, Granularity, Profile, Table
 from dmsflow.settings import ProfileSettings
 from dmsflow.terminal import spelled_threads
 
@@ -136,7 +136,7 @@ def run(
 def _assembled(
     session: Session,
     name: str,
-    steps: dict[str, Steps],
+    steps: dict[str, Granularity],
     tables: Sequence[Table],
     before: Profile | None,
     command: tuple[str, ...],
@@ -160,8 +160,8 @@ def _assembled(
     )
     if before is None:
         return fresh
-    measured = {table.piece for table in tables}
-    kept = tuple(table for table in before.tables if table.piece not in measured)
+    measured = {table.block for table in tables}
+    kept = tuple(table for table in before.tables if table.block not in measured)
     return msgspec.structs.replace(
         fresh,
         overhead_ms=before.overhead_ms,
@@ -183,7 +183,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
     aim = _aim(settings)
     devices.find(settings.device)
     wanted = grid.wanted(settings, before)
-    steps = before.steps if before else {"binary_conv": Steps(inputs=32, outputs=8)}
+    steps = before.steps if before else {"binary_conv": Granularity(inputs=32, outputs=8)}
     planes = grid.planes(wanted, settings, steps, before)
     count = len({probe for plane in planes for total in plane.sums() for probe in total})
     return [
@@ -191,7 +191,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
         ("runner", settings.runner_file or settings.runner or " or ".join(aim.runners)),
         ("device", f"{settings.device}, {spelled_threads(settings.threads)}"),
         (
-            "pieces",
+            "fused blocks",
             f"{len(wanted)} of {', '.join(settings.networks)} at {', '.join(map(str, settings.resolutions))} pixels",
         ),
         ("probes", f"about {count}, {settings.runs} runs of each"),
@@ -258,7 +258,7 @@ def stopwatch(settings: ProfileSettings, aim: Target, measure: Measure, folder: 
     Its reference, a probe of middling size, is written to `folder`.
     """
     layer = Layer(name="reference", op="binary_conv", inputs=("bits",), width=64, kernel=3, padding=1)
-    (probe, *_) = microbenchmarks.of_piece(Piece((layer,), microbenchmarks.CHANNELS, 16, 64, 64), 64, 64)
+    (probe, *_) = microbenchmarks.of_piece(FusedBlock((layer,), microbenchmarks.CHANNELS, 16, 64, 64), 64, 64)
     path = folder / f"reference{aim.suffix}"
     write(settings, aim, probe.network, {}, path)
     watch = Stopwatch(
@@ -345,7 +345,7 @@ def _noise_ms(state: State, total: Sum) -> float:
 
 
 def _table(session: Session, plane: Plane) -> Table:
-    """A piece's times, evened out where noise would let them fall with a width."""
+    """A block's times, evened out where noise would let them fall with a width."""
     state = session.state
     ms = np.array([[_ms(state, total) for total in row] for row in plane.rows()])
     noise = np.array([[_noise_ms(state, total) for total in row] for row in plane.rows()])
@@ -356,14 +356,14 @@ def _table(session: Session, plane: Plane) -> Table:
     return grid.table_of(plane, ms, noise, spread)
 
 
-def _steps(session: Session) -> dict[str, Steps]:
+def _steps(session: Session) -> dict[str, Granularity]:
     """The steps of the kernels, found by measuring: widths of one step take one time."""
     lines = grid.step_probes(session.settings.channels)
     _measure_all(session, [total for line in lines.values() for total in line], STEP_RUNS * session.settings.runs)
     found: dict[str, dict[str, int]] = {}
     for (op, side), line in lines.items():
         found.setdefault(op, {})[side] = grid.step_of([_ms(session.state, total) for total in line])
-    return {op: Steps(**sides) for op, sides in found.items()}
+    return {op: Granularity(**sides) for op, sides in found.items()}
 
 
 def _environment(state: State) -> dict[str, Any]:

@@ -27,12 +27,12 @@ def tail(network: Network, layer: Layer) -> tuple[Layer, ...]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FusedBlock:
     """A layer with its tail: what a runtime computes as one, and a profile measures as one.
 
     Attributes:
         layers: in order.
-        channels: of the image, for a float conv; a piece of another network may have others.
+        channels: of the image, for a float conv; a block of another network may have others.
         resolution: pixels on a side of what the first layer reads.
         reads, writes: width keys of what goes in and comes out.
     """
@@ -54,7 +54,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Equal for two pieces if and only if they do the same, up to their widths."""
+        """Equal for two fused blocks if and only if they do the same, up to their widths."""
         words = [_spelled(self.layers[0], self.channels), *(_spelled(layer) for layer in self.layers[1:])]
         return f"{' + '.join(words)} on {self.resolution}x{self.resolution}"
 
@@ -84,8 +84,8 @@ def _spelled(layer: Layer, channels: int = 0) -> str:
     return " ".join(words)
 
 
-def pieces(network: Network) -> tuple[Piece, ...]:
-    """The whole network, in order, as the pieces that are measured."""
+def fused_blocks(network: Network) -> tuple[FusedBlock, ...]:
+    """The whole network, in order, as the fused blocks that are measured."""
     keys, sizes = out_widths(network), resolutions(network)
     folded: set[str] = set()
     found = []
@@ -95,5 +95,5 @@ def pieces(network: Network) -> tuple[Piece, ...]:
             folded.update(each.name for each in layers)
             entry = layer.inputs[0]
             writes = keys[layers[-1].name]
-            found.append(Piece(layers, network.channels, sizes[entry], keys[entry], writes))
+            found.append(FusedBlock(layers, network.channels, sizes[entry], keys[entry], writes))
     return tuple(found)

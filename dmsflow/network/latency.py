@@ -10,16 +10,16 @@ from typing import Any
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
-from dmsflow.network.blocks import Piece, pieces
+from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Network, value
-from dmsflow.network.profile import Profile, Steps, Table
+from dmsflow.network.profile import Granularity, Profile, Table
 
 EDGE = 1e-6  # channels: a real width so little below a whole one is that one
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The time of one piece at any widths: its table, read as a staircase.
+    """The time of one block at any widths: its table, read as a staircase.
 
     A width counts as the edge of its kernels' step (a real one as its whole channels), and between two measured edges the time is
     bilinear. That is the value; the slope is the one between the edges, as if there were no steps,
@@ -34,10 +34,10 @@ class Grid:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
-    steps: Steps
+    steps: Granularity
 
     @classmethod
-    def of(cls, table: Table, steps: Steps) -> Grid:
+    def of(cls, table: Table, steps: Granularity) -> Grid:
         edges = [
             tuple(-(-width // step) * step for width in widths)
             for widths, step in ((table.inputs, steps.inputs), (table.outputs, steps.outputs))
@@ -91,7 +91,7 @@ class Latency:
 
     network: Network
     profile: Profile
-    parts: tuple[tuple[Piece, Grid], ...]
+    parts: tuple[tuple[FusedBlock, Grid], ...]
 
     def __call__(self, widths: Mapping[str, Any]) -> Any:
         """Milliseconds for one image.
@@ -99,20 +99,20 @@ class Latency:
         Raises:
             DmsflowError: a width beyond those that were measured.
         """
-        return sum((ms for _, ms in self.by_piece(widths)), self.profile.overhead_ms)
+        return sum((ms for _, ms in self.by_block(widths)), self.profile.overhead_ms)
 
-    def by_piece(self, widths: Mapping[str, Any]) -> list[tuple[Piece, Any]]:
-        """Milliseconds of each piece, in order; the overhead is not among them."""
+    def by_block(self, widths: Mapping[str, Any]) -> list[tuple[FusedBlock, Any]]:
+        """Milliseconds of each block, in order; the overhead is not among them."""
         rows = []
-        for piece, grid in self.parts:
-            reads, writes = value(widths, piece.reads), value(widths, piece.writes)
+        for block, grid in self.parts:
+            reads, writes = value(widths, block.reads), value(widths, block.writes)
             for edges, width in ((grid.inputs, reads), (grid.outputs, writes)):
                 if edges and _number(width) >= edges[-1] + 1:
-                    what = f"has measured {piece.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
+                    what = f"has measured {block.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
                     ratio = math.ceil(max(widths[name] / base for name, base in self.network.widths.items()))
                     command = f"{_profile_command(self.network, self.profile)} --max-ratio {ratio}"
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
-            rows.append((piece, grid(reads, writes)))
+            rows.append((block, grid(reads, writes)))
         return rows
 
     @property
@@ -123,8 +123,8 @@ class Latency:
     def widest(self) -> dict[str, int]:
         """The largest value of each named width that was measured."""
         found: dict[str, int] = {}
-        for piece, grid in self.parts:
-            for edges, key in ((grid.inputs, piece.reads), (grid.outputs, piece.writes)):
+        for block, grid in self.parts:
+            for edges, key in ((grid.inputs, block.reads), (grid.outputs, block.writes)):
                 if edges and isinstance(key, str):
                     found[key] = min(found.get(key, edges[-1]), edges[-1])
         return found
@@ -134,15 +134,15 @@ def build_latency(network: Network, profile: Profile) -> Latency:
     """The latency model of a network on a profile.
 
     Raises:
-        DmsflowError: a piece of the network was not measured.
+        DmsflowError: a block of the network was not measured.
     """
     parts = []
-    for piece in pieces(network):
-        table = profile.table(piece.name)
+    for block in fused_blocks(network):
+        table = profile.table(block.name)
         if table is None:
             command = _profile_command(network, profile)
-            raise DmsflowError(f"profile {profile.title}", f"has not measured {piece.name!r}", f"add it: {command}")
-        parts.append((piece, Grid.of(table, profile.steps.get(piece.op, Steps()))))
+            raise DmsflowError(f"profile {profile.title}", f"has not measured {block.name!r}", f"add it: {command}")
+        parts.append((block, Grid.of(table, profile.steps.get(block.op, Granularity()))))
     return Latency(network, profile, tuple(parts))
 
 

@@ -1,8 +1,8 @@
-"""What one device was measured at: the times of pieces of networks, as plain JSON.
+"""What one device was measured at: the times of fused blocks of networks, as plain JSON.
 
-`dmsflow profile` writes them and `cost.latency` computes with them. A piece is a layer with what
-folds into it (`network.pieces`), and is known by its name: a profile says nothing of networks, so
-what was measured for one serves every other that is made of the same pieces.
+`dmsflow profile` writes them and `cost.latency` computes with them. A block is a layer with what
+folds into it (`network.fused blocks`), and is known by its name: a profile says nothing of networks, so
+what was measured for one serves every other that is made of the same fused blocks.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The times of one piece over a grid of widths.
+    """The times of one block over a grid of widths.
 
     Attributes:
-        piece: its name, see `network.Piece.name`.
-        inputs: channels read, rising; empty where a piece has no choice (the image).
+        block: its name, see `network.FusedBlock.name`.
+        inputs: channels read, rising; empty where a block has no choice (the image).
         outputs: channels written, rising; empty where as many come out as go in.
         ms: a row for each of `inputs` (one if there are none), in it a time for each of `outputs`
             (one if there are none); neither falls with a width.
@@ -45,14 +45,14 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             time was computed from.
     """
 
-    piece: str
+    block: str = msgspec.field(name="piece")  # the key of files that people have
     inputs: tuple[Width, ...] = ()
     outputs: tuple[Width, ...] = ()
     ms: tuple[tuple[Ms, ...], ...]
     spread_percent: tuple[tuple[Percent, ...], ...]
 
 
-class Steps(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Granularity(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edges of an op's kernels: all widths up to the next multiple of a step take the same time."""
 
     inputs: Step = 1
@@ -87,7 +87,7 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         runtime: name and version.
         overhead_ms: of one run, whatever the network.
         steps: by op; an op that is not named has steps of 1.
-        tables: the pieces.
+        tables: the fused blocks.
         checked: the profile's own error on networks that it was not made from.
         drift_percent: how much slower a file that ran all along was at the end than at the start; of
             all runs that made the profile, the largest.
@@ -104,15 +104,15 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1)]
     runtime: str
     overhead_ms: Ms
-    steps: dict[str, Steps]
+    steps: dict[str, Granularity]
     tables: tuple[Table, ...]
     checked: tuple[Checked, ...] = ()
     drift_percent: float
     commands: tuple[tuple[str, ...], ...]
     environment: dict[str, Any]
 
-    def table(self, piece: str) -> Table | None:
-        return next((table for table in self.tables if table.piece == piece), None)
+    def table(self, block: str) -> Table | None:
+        return next((table for table in self.tables if table.block == block), None)
 
     @property
     def title(self) -> str:
@@ -196,14 +196,14 @@ def _wrong(profile: Profile) -> str | None:
     """What no measurement could have written, in words; None: sound."""
     if not profile.tables:
         return "has no tables"
-    repeated = [name for name, count in _counts(table.piece for table in profile.tables) if count > 1]
+    repeated = [name for name, count in _counts(table.block for table in profile.tables) if count > 1]
     if repeated:
         return f"has two tables of {repeated[0]!r}"
     if not math.isfinite(profile.drift_percent):
         return "has a drift that is no number"
     for table in profile.tables:
-        if what := _wrong_table(table, profile.steps.get(table.piece.partition(" ")[0], Steps())):
-            return f"table {table.piece!r} {what}"
+        if what := _wrong_table(table, profile.steps.get(table.block.partition(" ")[0], Granularity())):
+            return f"table {table.block!r} {what}"
     if any(row.measured_ms == 0 for row in profile.checked):
         return "was checked on a network that took no time"
     return None
@@ -213,7 +213,7 @@ def _counts(names: Any) -> list[tuple[str, int]]:
     return [(name, len(list(group))) for name, group in itertools.groupby(sorted(names))]
 
 
-def _wrong_table(table: Table, steps: Steps) -> str | None:
+def _wrong_table(table: Table, steps: Granularity) -> str | None:
     rows, columns = max(1, len(table.inputs)), max(1, len(table.outputs))
     for name, grid in (("ms", table.ms), ("spread_percent", table.spread_percent)):
         if len(grid) != rows or any(len(row) != columns for row in grid):

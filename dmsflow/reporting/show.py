@@ -21,7 +21,7 @@ from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import Grid, build_latency
-from dmsflow.network.profile import Profile, Steps, Table
+from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.reporting import models
 from dmsflow.terminal import block, milliseconds, print_table, spelled_threads
 
@@ -275,11 +275,11 @@ def _result_measured(bench: Manifest) -> list[tuple[str, str]]:
 
 
 def print_profile(found: Profile, stream: TextIO) -> None:
-    """Print where a profile comes from, every piece as a table of widths, and its error on other networks."""
+    """Print where a profile comes from, every block as a table of widths, and its error on other networks."""
     word = " (modelled)" if found.method == "modelled" else ""
     print_table(f"profile {found.title}", (), [*_origin(found), *_quality(found)], stream=stream)
     for table in found.tables:
-        _print_table(table, found.steps.get(table.piece.partition(" ")[0], Steps()), word, stream)
+        _print_table(table, found.steps.get(table.block.partition(" ")[0], Granularity()), word, stream)
     if found.checked:
         rows = [
             (
@@ -319,7 +319,7 @@ def _origin(found: Profile) -> list[tuple[str, object]]:
 def _quality(found: Profile) -> list[tuple[str, object]]:
     spreads = [spread for table in found.tables for row in table.spread_percent for spread in row]
     rows: list[tuple[str, object]] = [
-        ("points", f"{len(spreads)}, of {len(found.tables)} pieces"),
+        ("points", f"{len(spreads)}, of {len(found.tables)} fused blocks"),
         ("spread of a point", f"median {statistics.median(spreads):.1f} %, largest {max(spreads):.1f} %"),
         ("drift", f"{found.drift_percent:+.1f} % from start to end"),
     ]
@@ -336,8 +336,8 @@ def _errors(found: Profile) -> list[float]:
     return [abs(row.error_percent) for row in found.checked]
 
 
-def _print_table(table: Table, steps: Steps, word: str, stream: TextIO) -> None:
-    """Widths in go down and widths out across; a piece with one of them has one row."""
+def _print_table(table: Table, steps: Granularity, word: str, stream: TextIO) -> None:
+    """Widths in go down and widths out across; a block with one of them has one row."""
     largest = max(max(row) for row in table.ms)
     least = min((ms for row in table.ms for ms in row if ms), default=largest)
     cells = [[f"{_shade(ms, least, largest)} {milliseconds(ms)}" for ms in row] for row in table.ms]
@@ -347,7 +347,7 @@ def _print_table(table: Table, steps: Steps, word: str, stream: TextIO) -> None:
     else:
         head = ["in" if table.inputs else "", *(map(str, table.inputs or ("any width",)))]
         rows = [["ms", *(cell for row in cells for cell in row)]]
-    print_table(f"{table.piece}, ms{word}", head, rows, stream=stream)
+    print_table(f"{table.block}, ms{word}", head, rows, stream=stream)
     if drawn := list(_staircases(Grid.of(table, steps), table, largest)):
         print(*drawn, sep="\n", end="\n\n", file=stream)
 

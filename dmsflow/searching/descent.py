@@ -24,7 +24,7 @@ from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.supernetwork import SuperNetwork, random_ratios, within_capacity
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
-from dmsflow.training.model import Live, Model, best_effort_initialise
+from dmsflow.training.model import Active, Model, best_effort_initialise
 from dmsflow.training.place import generator
 from dmsflow.training.step import check_finite, loss_of, set_learning_rate, weight_step
 
@@ -100,7 +100,7 @@ def _model(state: SuperNetwork, widths: Mapping[str, int]) -> Model:
 
 
 def weight_steps(state: SuperNetwork) -> int:
-    """Steps in a weight phase."""
+    """Granularity in a weight phase."""
     epochs = state.settings.weight_epochs
     return state.settings.weight_steps if epochs is None else max(1, round(epochs * state.weight_batches.steps))
 
@@ -111,7 +111,7 @@ def _weight_phase(state: SuperNetwork, saved: Path) -> None:
     last_saved = time.monotonic()
     for images, labels in state.weight_batches.run(first + state.weight_step, first + steps):
         set_learning_rate(state.optimiser, learning_rate(state, steps))
-        seen = weight_step(state.model, state.optimiser, images, labels, state.where, _live(state))
+        seen = weight_step(state.model, state.optimiser, images, labels, state.where, _active(state))
         state.seen.append(seen)  # stays on the device: reading it would wait for the step
         state.weight_step += 1
         if time.monotonic() - last_saved > checkpoint.SECONDS:
@@ -133,7 +133,7 @@ def learning_rate(state: SuperNetwork, steps: int) -> float:
     return s.learning_rate_end + (s.learning_rate - s.learning_rate_end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _live(state: SuperNetwork) -> Live:
+def _active(state: SuperNetwork) -> Active:
     """What this weight step trains: the mask, or most often a sub-network at the budget."""
     s = state.settings
     draw = generator(s.seed, "sub-network", state.round, state.weight_step)

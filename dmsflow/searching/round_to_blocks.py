@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from dmsflow.deploying.exporters.lce import STEPS
+from dmsflow.deploying.exporters.lce import GRANULARITY
 from dmsflow.network import cost
 from dmsflow.network.latency import Latency
 from dmsflow.network.network import Network, out_widths, resolutions, value
@@ -28,7 +28,7 @@ def stored_bytes(network: Network, widths: Mapping[str, int]) -> float:
     keys, total = out_widths(network), 0.0
     for layer, binary, floats in cost.layer_bytes(network, widths):
         reads = value(widths, keys[layer.inputs[0]])
-        total += floats + binary * _up(reads, STEPS.inputs) / reads
+        total += floats + binary * _up(reads, GRANULARITY.inputs) / reads
     return total
 
 
@@ -39,7 +39,7 @@ def padded_macs(network: Network, widths: Mapping[str, int]) -> float:
         reads, writes = value(widths, keys[layer.inputs[0]]), value(widths, keys[layer.name])
         work = count * sizes[layer.name] ** 2
         if layer.op == "binary_conv":
-            work *= _up(reads, STEPS.inputs) / reads * _up(writes, STEPS.outputs) / writes
+            work *= _up(reads, GRANULARITY.inputs) / reads * _up(writes, GRANULARITY.outputs) / writes
         total += work
     return total
 
@@ -76,7 +76,7 @@ def aligned(
     top = {name: math.floor(width * (1 + REACH)) for name, width in widths.items()}
     if widest:
         top = {name: min(top[name], widest[name]) for name in top}
-    found = [_grown(_down(widths, step), widths, top, allowed) for step in (STEPS.inputs, STEPS.outputs)]
+    found = [_grown(_down(widths, step), widths, top, allowed) for step in (GRANULARITY.inputs, GRANULARITY.outputs)]
     return max(found, key=_size, default=widths)
 
 
@@ -84,7 +84,7 @@ def _down(widths: Widths, step: int) -> Widths:
     """Every width at the edge below: that of `step` where it is near, that of a block where that is, or where it was."""
     low = {}
     for name, width in widths.items():
-        edges = (width // each * each for each in (step, STEPS.outputs))
+        edges = (width // each * each for each in (step, GRANULARITY.outputs))
         low[name] = next((edge for edge in edges if edge >= (1 - REACH) * width), width)
     return low
 
@@ -94,7 +94,7 @@ def _grown(found: Widths, wanted: Widths, top: Mapping[str, int], allowed: Calla
     stuck: set[str] = set()
     while len(stuck) < len(found):
         name = min((each for each in found if each not in stuck), key=lambda each: found[each] / wanted[each])
-        higher = {**found, name: _up(found[name] + 1, STEPS.outputs)}
+        higher = {**found, name: _up(found[name] + 1, GRANULARITY.outputs)}
         if higher[name] <= top[name] and allowed(higher):
             found = higher
         else:

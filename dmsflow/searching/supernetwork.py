@@ -107,7 +107,7 @@ class SuperNetwork:
         """The masks as the network takes them: leaves, on its device, moved there in one go."""
         values = torch.cat([mask.values.detach() for mask in masks.values()]).to(self.where.device, torch.float32)
         parts = torch.split(values, [len(mask.values) for mask in masks.values()])
-        return {name: Mask(part, mask.live) for (name, mask), part in zip(masks.items(), parts, strict=True)}
+        return {name: Mask(part, mask.active) for (name, mask), part in zip(masks.items(), parts, strict=True)}
 
 
 def _gumbel(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:

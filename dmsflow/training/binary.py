@@ -17,7 +17,7 @@ STANDARDISATION_EPS = 1e-10
 TINY = 1e-30
 
 
-def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """sign(w)·E|w| of standardised filters (Eq. 1), never zero; straight-through behind the sign.
 
     A filter is standardised to zero mean and unit variance first; the gradient passes through that,
@@ -25,15 +25,15 @@ def binarise(weight: Tensor, live: int | Tensor | None = None, dtype: torch.dtyp
 
     Args:
         weight: latent weights [C_out, C_in, k, k].
-        live: only the first `live` input channels count towards mean, variance and E|w|, so that a
+        active: only the first `active` input channels count towards mean, variance and E|w|, so that a
             masked filter has the signs that its narrow copy would have. A tensor [] will do.
         dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
     dtype = dtype or weight.dtype
     if weight.dtype == torch.float32 and fast_ops.suits(weight, dtype):
-        out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if live is None else int(live), dtype)  # type: ignore[no-untyped-call]
+        out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if active is None else int(active), dtype)  # type: ignore[no-untyped-call]
     else:
-        out = _Binarise.apply(weight, _inside(weight, live), dtype)  # type: ignore[no-untyped-call]
+        out = _Binarise.apply(weight, _inside(weight, active), dtype)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -50,11 +50,11 @@ def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
     return out
 
 
-def _inside(weight: Tensor, live: int | Tensor | None) -> Tensor | None:
-    """1 for the weights of live input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
-    if live is None:
+def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:
+    """1 for the weights of active input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
+    if active is None:
         return None
-    kept = (torch.arange(weight.shape[1], device=weight.device) < live).to(weight.dtype)
+    kept = (torch.arange(weight.shape[1], device=weight.device) < active).to(weight.dtype)
     return kept.repeat(weight.shape[2] * weight.shape[3])[None]
 
 
@@ -69,28 +69,28 @@ def _filters(rows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _total(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Sum of each row ÷ its count of live weights, [rows, 1]."""
+    """Sum of each row ÷ its count of active weights, [rows, 1]."""
     if inside is None:
         return values.mean(1, keepdim=True)
     return values.sum(1, keepdim=True) / inside.sum()
 
 
 def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Mean of each row over its live weights, [rows, 1]."""
+    """Mean of each row over its active weights, [rows, 1]."""
     return _total(values if inside is None else values * inside, inside)
 
 
 class _Binarise(torch.autograd.Function):
     """With s = (w - mean)·r, r = (variance + eps)^-½, a = E|s| and y = ±1, the result is y·a.
 
-    All means are over the live weights of a row. For the gradient g of the result, with Σ a sum
-    over the whole row divided by the count of live weights,
+    All means are over the active weights of a row. For the gradient g of the result, with Σ a sum
+    over the whole row divided by the count of active weights,
 
         ∂L/∂s = a·g + t·y     t = Σ(g·y)
         u = (∂L/∂s - d·s)·r   d = Σ(∂L/∂s·s)
         ∂L/∂w = u - Σu
 
-    where only live weights have the terms with t, d and Σu. In the code t·y is written with y·a.
+    where only active weights have the terms with t, d and Σu. In the code t·y is written with y·a.
     """
 
     @staticmethod
@@ -117,15 +117,15 @@ class _Binarise(torch.autograd.Function):
 
 
 class _BinariseInCpp(torch.autograd.Function):
-    """The same, for `live` channels."""
+    """The same, for `active` channels."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, live: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, active: int, dtype: torch.dtype) -> Tensor:
         weight = weight.contiguous(memory_format=torch.channels_last)
         c_out, c_in, height, width = weight.shape
         statistics, out = weight.new_empty(3, c_out), torch.empty_like(weight, dtype=dtype)
         ctx.save_for_backward(weight, statistics)
-        ctx.layer, ctx.dtype = (c_out, height * width, c_in, live), dtype
+        ctx.layer, ctx.dtype = (c_out, height * width, c_in, active), dtype
         fast_ops.run("dmsflow_binarise", *ctx.layer, weight, statistics, fast_ops.is_half(out), out)
         return out
 

@@ -19,7 +19,7 @@ from dmsflow.errors import DmsflowError
 CHUNK = 512  # kChunk of native/training.cc
 
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
-_FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are live
+_FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
 _IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
 SIGNATURES = {
     "dmsflow_use_threads": (_POINTER, _POINTER, _POINTER),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmsflow.errors import DmsflowError
-from dmsflow.training.model import Live, Model
+from dmsflow.training.model import Active, Model
 
 Losses = tuple[Tensor, Tensor]
 
@@ -28,7 +28,7 @@ _compiled: weakref.WeakKeyDictionary[Model, Callable[..., Losses]] = weakref.Wea
 
 
 def of(
-    model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: bool, live: Live | None = None
+    model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: bool, active: Active | None = None
 ) -> Losses:
     """Cross-entropy of a batch, and the fraction classified right.
 
@@ -42,7 +42,7 @@ def of(
         DmsflowError: torch cannot compile here, for want of a C++ compiler or of Triton most often.
     """
     if not compiled:
-        return _plain(model, images, labels, mixed, live)
+        return _plain(model, images, labels, mixed, active)
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     run = _compiled.get(model)
@@ -52,7 +52,7 @@ def of(
         run = _compiled[model] = torch.compile(_stacked, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
     if images.is_cuda:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-    stack = None if live is None else model.stacked(live)
+    stack = None if active is None else model.stacked(active)
     try:
         return run(model, images, labels, mixed, stack)
     except TorchDynamoException as error:
@@ -64,12 +64,12 @@ def of(
         ) from error
 
 
-def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, live: Live | None) -> Losses:
+def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, active: Active | None) -> Losses:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
-        logits = model(images, live).float()
+        logits = model(images, active).float()
     return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
 
 
 def _stacked(model: Model, images: Tensor, labels: Tensor, mixed: bool, stack: tuple[Tensor, Tensor] | None) -> Losses:
-    live: Any = None if stack is None else model.unstacked(*stack)
-    return _plain(model, images, labels, mixed, live)
+    active: Any = None if stack is None else model.unstacked(*stack)
+    return _plain(model, images, labels, mixed, active)

@@ -19,7 +19,7 @@ from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.width import Mask
 
-Live = Mapping[str, "int | Mask"]
+Active = Mapping[str, "int | Mask"]
 Precision = Literal["binary", "float"]
 
 ALPHA_START = 1.0
@@ -71,28 +71,28 @@ class Model(nn.Module):
     def network_op(self, name: str) -> str:
         return INPUT if name == INPUT else self.network.layer(name).op
 
-    def forward(self, images: Tensor, live: Live | None = None) -> Tensor:
-        """Logits [N, classes] of normalised images [N, C, H, W], at the widths of `live` if given."""
-        live = live or {}
+    def forward(self, images: Tensor, active: Active | None = None) -> Tensor:
+        """Logits [N, classes] of normalised images [N, C, H, W], at the widths of `active` if given."""
+        active = active or {}
         tensors = {INPUT: images.contiguous(memory_format=torch.channels_last)}
         for layer, op, dead in zip(self.network.layers, self.ops, self._dead_after, strict=True):
             inputs = [tensors[name] for name in layer.inputs]
-            live_in = live.get(self.keys[layer.inputs[0]])  # type: ignore[arg-type]
-            live_out = live.get(self.keys[layer.name])  # type: ignore[arg-type]
-            tensors[layer.name] = op(*inputs, live_in=live_in, live_out=live_out)
+            active_in = active.get(self.keys[layer.inputs[0]])  # type: ignore[arg-type]
+            active_out = active.get(self.keys[layer.name])  # type: ignore[arg-type]
+            tensors[layer.name] = op(*inputs, active_in=active_in, active_out=active_out)
             for name in dead:
                 del tensors[name]
         return tensors[self.network.layers[-1].name]
 
-    def stacked(self, live: Live) -> tuple[Tensor, Tensor]:
-        """`live` as masks over all channels held: two tensors whose shapes do not depend on it.
+    def stacked(self, active: Active) -> tuple[Tensor, Tensor]:
+        """`active` as masks over all channels held: two tensors whose shapes do not depend on it.
 
         Returns:
-            Values [widths, largest width], 0 beyond a width's end; live channels and reach [widths, 2].
+            Values [widths, largest width], 0 beyond a width's end; active channels and reach [widths, 2].
         """
         device = next(self.parameters()).device
-        chosen = [live.get(name, held) for name, held in self.widths.items()]
-        counts = torch.tensor([(e.live, len(e.values)) if isinstance(e, Mask) else (e, e) for e in chosen]).to(device)
+        chosen = [active.get(name, held) for name, held in self.widths.items()]
+        counts = torch.tensor([(e.active, len(e.values)) if isinstance(e, Mask) else (e, e) for e in chosen]).to(device)
         largest = max(self.widths.values())
         values = (torch.arange(largest, device=device) < counts[:, 1:]).to(torch.float32)
         if any(isinstance(each, Mask) for each in chosen):
@@ -144,19 +144,19 @@ def best_effort_initialise(new: Model, old: Model) -> None:
             tensor[kept] = source[name][kept]
 
 
-def _narrow(tensor: Tensor, *live: int | Mask | None) -> Tensor:
+def _narrow(tensor: Tensor, *active: int | Mask | None) -> Tensor:
     """The first channels of a tensor, in each of its first dimensions."""
-    for dimension, kept in enumerate(live):
+    for dimension, kept in enumerate(active):
         if kept is not None:
             tensor = tensor.narrow(dimension, 0, len(kept.values) if isinstance(kept, Mask) else kept)
     return tensor
 
 
-def _masked(weight: Tensor, live_in: int | Mask | None) -> Tensor:
+def _masked(weight: Tensor, active_in: int | Mask | None) -> Tensor:
     """The mask on the next layer's input channels: the same as on the activations, and far cheaper."""
-    if not isinstance(live_in, Mask):
+    if not isinstance(active_in, Mask):
         return weight
-    return weight * live_in.values.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
+    return weight * active_in.values.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
 
 
 class Convolution(nn.Module):
@@ -169,13 +169,13 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
         self.stride, self.padding, self.binary = layer.stride, layer.padding, binary
 
-    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
-        weight = _narrow(self.weight, live_out, live_in)
-        if self.binary and isinstance(live_in, Mask):
-            weight = binarise(weight, live_in.live)
+    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+        weight = _narrow(self.weight, active_out, active_in)
+        if self.binary and isinstance(active_in, Mask):
+            weight = binarise(weight, active_in.active)
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
-        return convolve(x, _masked(weight, live_in), self.stride, self.padding)
+        return convolve(x, _masked(weight, active_in), self.stride, self.padding)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -187,11 +187,11 @@ class BatchNorm(nn.BatchNorm2d):
         if running_statistics:
             self.num_batches_tracked = None  # the momentum is fixed: nothing to count
 
-    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:  # type: ignore[override]
-        weight, bias = _narrow(self.weight, live_out), _narrow(self.bias, live_out)
+    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:  # type: ignore[override]
+        weight, bias = _narrow(self.weight, active_out), _narrow(self.bias, active_out)
         use_batch = self.training or self.running_mean is None
         mean, variance = (
-            None if tensor is None else _narrow(tensor, live_out) for tensor in (self.running_mean, self.running_var)
+            None if tensor is None else _narrow(tensor, active_out) for tensor in (self.running_mean, self.running_var)
         )
         return F.batch_norm(x, mean, variance, weight, bias, use_batch, self.momentum or 0.0, self.eps)
 
@@ -203,9 +203,9 @@ class Quantise(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(ALPHA_START))
 
-    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
-        if isinstance(live_in, Mask) and live_in.reach is not None:
-            return quantise(x, self.alpha, live_in.reach * x[0, 0].numel())
+    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+        if isinstance(active_in, Mask) and active_in.reach is not None:
+            return quantise(x, self.alpha, active_in.reach * x[0, 0].numel())
         return quantise(x, self.alpha)
 
 
@@ -218,8 +218,8 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
-    def forward(self, x: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
-        weight = _masked(_narrow(self.weight, None, live_in), live_in)
+    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+        weight = _masked(_narrow(self.weight, None, active_in), active_in)
         return F.linear(x.flatten(1), weight, self.bias)
 
 
@@ -230,7 +230,7 @@ class Plain(nn.Module):
         super().__init__()
         self.op, self.layer = op, layer
 
-    def forward(self, *inputs: Tensor, live_in: int | Mask | None, live_out: int | Mask | None) -> Tensor:
+    def forward(self, *inputs: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
         if self.op == "relu":
             return F.relu(inputs[0])
         if self.op == "max_pool":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dmsflow.errors import DmsflowError
 from dmsflow.training import forward
 from dmsflow.training.batches import Batches
-from dmsflow.training.model import Live, Model
+from dmsflow.training.model import Active, Model
 from dmsflow.training.place import Place
 
 
@@ -32,11 +32,11 @@ def weight_step(
     images: Tensor,
     labels: Tensor,
     where: Place,
-    live: Live | None = None,
+    active: Active | None = None,
 ) -> Tensor:
     """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
     optimiser.zero_grad(set_to_none=True)
-    value, right = loss_of(model, images, labels, where, live)
+    value, right = loss_of(model, images, labels, where, active)
     value.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
@@ -44,10 +44,10 @@ def weight_step(
 
 
 def loss_of(
-    model: Model, images: Tensor, labels: Tensor, where: Place, live: Live | None = None
+    model: Model, images: Tensor, labels: Tensor, where: Place, active: Active | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a batch, and the fraction classified right."""
-    return forward.of(model, images, labels, mixed=where.mixed, compiled=where.compiled, live=live)
+    return forward.of(model, images, labels, mixed=where.mixed, compiled=where.compiled, active=active)
 
 
 def check_finite(value: float, where: str) -> None:
@@ -56,11 +56,11 @@ def check_finite(value: float, where: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: Model, batches: Batches, live: Live | None = None) -> tuple[Tensor, Tensor]:
+def evaluate(model: Model, batches: Batches, active: Active | None = None) -> tuple[Tensor, Tensor]:
     """Logits [n, classes] and labels [n] in float32, on the CPU, in the order of the split."""
     was_training = model.training
     model.eval()
-    parts = [(model(images, live).float().cpu(), labels.cpu()) for images, labels in batches]
+    parts = [(model(images, active).float().cpu(), labels.cpu()) for images, labels in batches]
     model.train(was_training)
     return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
 

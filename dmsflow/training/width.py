@@ -24,13 +24,13 @@ class Mask:
     Attributes:
         values: [capacity], never increasing, from 1 down to 0; it multiplies the input channels
             of every layer that reads this width, behind the quantiser.
-        live: the whole number of channels it stands for; weight statistics are taken over these. A
+        active: the whole number of channels it stands for; weight statistics are taken over these. A
             tensor [] where a compiled graph must not depend on it.
         reach: channels that it would have without the zeros at its end, where it has any.
     """
 
     values: Tensor
-    live: int | Tensor
+    active: int | Tensor
     reach: Tensor | None = None
 
 
@@ -81,8 +81,8 @@ class Window:
 
     def masks(self, values: Tensor, mu: Tensor) -> list[Mask]:
         """Rows [n, channels] as the mask of each width."""
-        live, most = self.whole(mu.detach()).tolist(), self.high.tolist()
-        return [Mask(row[: int(end)], int(count)) for row, end, count in zip(values, most, live, strict=True)]
+        active, most = self.whole(mu.detach()).tolist(), self.high.tolist()
+        return [Mask(row[: int(end)], int(count)) for row, end, count in zip(values, most, active, strict=True)]
 
 
 def _probability_below(ratio: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:

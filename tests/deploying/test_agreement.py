@@ -1,6 +1,6 @@
 """The property that users rely on: one network, however it is written, computes one thing.
 
-Random networks go through the deploy form into four files: LCE written directly and by the official
+Random networks go through the integer graph into four files: LCE written directly and by the official
 converter, ONNX mixed and float. TensorFlow starts slowly, so one child process converts all of them.
 
     python -m pytest tests/test_agreement.py --agreement 200
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dmsflow.deploying import check, folding, integer_graph
 from dmsflow.deploying.exporters import lce, onnx
 from dmsflow.deploying.exporters.official import convert
-from dmsflow.deploying.integer_graph import DeployForm
+from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.modelfile.runners import lce as interpreter
 from dmsflow.modelfile.runners import onnxruntime
 from dmsflow.network.network import INPUT, Layer, Network
@@ -94,7 +94,7 @@ def random_network(seed: int) -> Network:
 
 @dataclass
 class Case:
-    form: DeployForm
+    form: IntegerGraph
     images: NDArray[np.uint8]
     official: Path
 

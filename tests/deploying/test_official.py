@@ -41,7 +41,7 @@ WIDE = ("vgg11", "resnet18")
 class Both:
     """A network in two files, and what they compute."""
 
-    form: integer_graph.DeployForm
+    form: integer_graph.IntegerGraph
     images: np.ndarray
     official: Path
     direct: Path
@@ -80,7 +80,7 @@ def naive(form):
 
 
 def fold(network, seed=0, wide=False):
-    """Its deploy form, and images that its batch norms know."""
+    """Its integer graph, and images that its batch norms know."""
     widths = {name: 3 + 14 * index % 37 for index, name in enumerate(network.widths)}
     widths = odd_widths(network, seed) if wide else widths
     images = pixels(network, 5, seed)

@@ -54,7 +54,7 @@ def test_the_float_file_computes_the_float_network(name, negative, tmp_path):
 
 
 def deployed(name, seed=0, channels=3, resolution=32, classes=10):
-    """A deploy form with random weights and calibrated batch norms, as trained ones are."""
+    """A integer graph with random weights and calibrated batch norms, as trained ones are."""
     network, widths = built(name, channels, resolution, classes)
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -195,7 +195,7 @@ def by_hand(channels, thresholds, quantize=None, seed=0):
         name="dense", inputs=("average",), weight=np.eye(2, 5, dtype=np.float32), bias=np.zeros(2, np.float32)
     )
     ops = (stem, *middle, floats, average, dense)
-    return integer_graph.DeployForm(name="hand", channels=1, resolution=9, classes=2, ops=ops)
+    return integer_graph.IntegerGraph(name="hand", channels=1, resolution=9, classes=2, ops=ops)
 
 
 @pytest.mark.parametrize(

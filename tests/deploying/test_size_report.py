@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from dmsflow.deploying import folding, integer_graph, size_report
-from dmsflow.deploying.exporters.lce import STEPS
+from dmsflow.deploying.exporters.lce import GRANULARITY
 from dmsflow.network.network import Network, load_network
-from dmsflow.network.profile import Steps
+from dmsflow.network.profile import Granularity
 
 MEAN, STD = (128.0, 128.0, 128.0), (64.0, 64.0, 64.0)
 
 
-def form_of(network: Network, widths: dict[str, int]) -> integer_graph.DeployForm:
+def form_of(network: Network, widths: dict[str, int]) -> integer_graph.IntegerGraph:
     return folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
 
 
-def remarks(name: str, widths: tuple[int, ...], steps: Steps = STEPS) -> list[str]:
+def remarks(name: str, widths: tuple[int, ...], steps: Granularity = GRANULARITY) -> list[str]:
     network = load_network(name, 3, 32, 10)
     form = form_of(network, dict(zip(network.widths, widths, strict=True)))
     return size_report.remarks(form, size_report.account(form, steps), steps)
@@ -41,18 +41,18 @@ def test_a_width_just_over_an_edge_is_told_with_the_edges_around_it() -> None:
 
 
 def test_kernels_without_steps_waste_nothing() -> None:
-    assert remarks("vgg11", (33, 97, 95, 65, 129, 127, 17, 128), Steps()) == []
+    assert remarks("vgg11", (33, 97, 95, 65, 129, 127, 17, 128), Granularity()) == []
 
 
 def test_a_float_layer_that_dominates_is_told() -> None:
-    lines = remarks("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Steps())
+    lines = remarks("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Granularity())
     assert [line.partition(":")[0] for line in lines] == ["dense"]
     assert "fewer channels of the last layer before it make it smaller" in lines[0]
 
 
 def test_floats_between_binary_convolutions_are_told_in_one_line() -> None:
     network = load_network("resnet18", 3, 32, 10)
-    lines = remarks("resnet18", tuple(network.widths.values()), Steps())
+    lines = remarks("resnet18", tuple(network.widths.values()), Granularity())
     assert len(lines) == 1
     assert lines[0].startswith("stage0_block0_conv2, stage0_block1_conv2, ")
     assert " and 7 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
@@ -62,7 +62,7 @@ def test_floats_between_binary_convolutions_are_told_in_one_line() -> None:
 def test_the_account_adds_up(name: str) -> None:
     network = load_network(name, 3, 32, 10)
     form = form_of(network, {key: base + 1 for key, base in network.widths.items()})
-    rows = size_report.account(form, STEPS)
+    rows = size_report.account(form, GRANULARITY)
     assert [(row.binary_bytes, row.float_bytes) for row in rows] == [
         (each.binary_bytes, each.float_bytes) for each in integer_graph.account(form)
     ]

@@ -259,7 +259,7 @@ def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
     predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
     assert predicted == latency(written.widths) > 0
     assert metrics["prediction_error_percent"] == pytest.approx(100 * (predicted - measured) / measured)
-    assert [row["predicted_ms"] for row in metrics["pieces"][:-1]] == [ms for _, ms in latency.by_piece(written.widths)]
+    assert [row["predicted_ms"] for row in metrics["pieces"][:-1]] == [ms for _, ms in latency.by_block(written.widths)]
     assert metrics["pieces"][-1] == {
         "piece": "overhead of a run",
         "input_width": None,
@@ -290,7 +290,7 @@ def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searc
     assert written.metrics["predicted_latency_ms"] > 100
     assert written.environment["profile"]["method"] == "modelled"
     shown = capsys.readouterr().err
-    assert "Predicted by piece, profile dream (modelled)" in shown
+    assert "Predicted by block, profile dream (modelled)" in shown
     assert "dream (modelled): modelled for " in shown
 
 

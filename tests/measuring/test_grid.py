@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import isotonic_regression
 
 from dmsflow.measuring import grid
-from dmsflow.network.profile import Steps
+from dmsflow.network.profile import Granularity
 from dmsflow.settings import ProfileSettings
 
 NUMBERS = st.floats(-10, 10, allow_subnormal=False)
@@ -44,20 +44,20 @@ def test_a_line_is_evened_out_as_isotonic_regression_does(drawn: Any) -> None:
     np.testing.assert_allclose(found, isotonic_regression(line, sample_weight=weights), atol=1e-9)
 
 
-@pytest.mark.parametrize("step", [1, *grid.STEPS])
+@pytest.mark.parametrize("step", [1, *grid.GRANULARITY])
 def test_the_step_of_kernels_is_told_from_times(step: int) -> None:
     first, last = grid.STEP_WIDTHS
-    widths = [first, *(first + each - 2 for each in grid.STEPS), last]
+    widths = [first, *(first + each - 2 for each in grid.GRANULARITY), last]
     assert grid.step_of([1 + 0.01 * (-(-width // step) * step) for width in widths]) == step
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 8), (64, 4), (1, 1)])
 def test_a_plane_reaches_as_far_as_is_asked_in_the_middle_of_steps(inputs: int, outputs: int) -> None:
     settings = ProfileSettings(networks=("vgg11",), max_ratio=2.0, points=4)
-    steps = {"binary_conv": Steps(inputs=inputs, outputs=outputs)}
+    steps = {"binary_conv": Granularity(inputs=inputs, outputs=outputs)}
     asked = grid.wanted(settings, None)
-    for (piece, bases), plane in zip(asked, grid.planes(asked, settings, steps, None), strict=True):
-        if piece.op != "binary_conv":
+    for (block, bases), plane in zip(asked, grid.planes(asked, settings, steps, None), strict=True):
+        if block.op != "binary_conv":
             continue
         for widths, base, step in ((plane.inputs, bases[0], inputs), (plane.outputs, bases[1], outputs)):
             assert widths and list(widths) == sorted(set(widths))

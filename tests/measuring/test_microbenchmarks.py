@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Probe, Sum
-from dmsflow.network.blocks import pieces
+from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Network, load_network, value
 
 NETWORKS = {
@@ -22,15 +22,15 @@ NETWORKS = {
 
 
 def additive_ms(network: Network, widths: Mapping[str, int]) -> float:
-    """A device for which every piece has a time of its own, bilinear in its widths; of a pixel, none."""
+    """A device for which every block has a time of its own, bilinear in its widths; of a pixel, none."""
     total = 0.7
-    for piece in pieces(network):
-        if piece.layers[0].name.startswith(("leave_", "sum_")) and piece.op != "quantize":
-            total += 0.05 if piece.op == "binary_conv" else 0
+    for block in fused_blocks(network):
+        if block.layers[0].name.startswith(("leave_", "sum_")) and block.op != "quantize":
+            total += 0.05 if block.op == "binary_conv" else 0
             continue
-        a, b, c, d = (byte / 100 for byte in hashlib.sha256(piece.name.encode()).digest()[:4])
-        reads, writes = value(widths, piece.reads), value(widths, piece.writes)
-        total += a + b * reads + (c * writes + d * reads * writes if piece.grows else 0)
+        a, b, c, d = (byte / 100 for byte in hashlib.sha256(block.name.encode()).digest()[:4])
+        reads, writes = value(widths, block.reads), value(widths, block.writes)
+        total += a + b * reads + (c * writes + d * reads * writes if block.grows else 0)
     return total
 
 
@@ -49,8 +49,8 @@ def told(total: Sum) -> float:
 def test_the_pieces_of_a_network_add_up_to_it(network: Network, data: st.DataObject) -> None:
     widths = {name: data.draw(st.integers(1, 300)) for name in network.widths}
     predicted = told(microbenchmarks.overhead()) + sum(
-        told(microbenchmarks.of_piece(piece, value(widths, piece.reads), value(widths, piece.writes)))
-        for piece in pieces(network)
+        told(microbenchmarks.of_piece(block, value(widths, block.reads), value(widths, block.writes)))
+        for block in fused_blocks(network)
     )
     assert predicted == pytest.approx(additive_ms(network, widths), rel=1e-9)
 
@@ -59,8 +59,8 @@ def test_the_pieces_of_a_network_add_up_to_it(network: Network, data: st.DataObj
 def test_every_probe_is_a_network_that_deploys(network: Network) -> None:
     from dmsflow.deploying import folding
 
-    for piece in pieces(network):
-        for probe in microbenchmarks.of_piece(piece, 5, 9):
+    for block in fused_blocks(network):
+        for probe in microbenchmarks.of_piece(block, 5, 9):
             form = folding.fold(
                 probe.network,
                 {},
@@ -72,6 +72,6 @@ def test_every_probe_is_a_network_that_deploys(network: Network) -> None:
 
 
 def test_a_probe_is_known_by_what_it_holds() -> None:
-    (piece, *_) = pieces(NETWORKS["vgg11-32"])
-    assert microbenchmarks.of_piece(piece, 3, 9) == microbenchmarks.of_piece(piece, 3, 9)
-    assert microbenchmarks.of_piece(piece, 3, 9) != microbenchmarks.of_piece(piece, 3, 10)
+    (block, *_) = fused_blocks(NETWORKS["vgg11-32"])
+    assert microbenchmarks.of_piece(block, 3, 9) == microbenchmarks.of_piece(block, 3, 9)
+    assert microbenchmarks.of_piece(block, 3, 9) != microbenchmarks.of_piece(block, 3, 10)

@@ -71,12 +71,12 @@ def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:
     assert found
     latency = build_latency(NETWORK, profile.load(str(folder / "profile.json")))
     assert found.ms == latency(WIDTHS) > 0
-    *pieces, overhead = found.pieces
-    assert [row["predicted_ms"] for row in pieces] == [ms for _, ms in latency.by_piece(WIDTHS)]
+    *blocks, overhead = found.blocks
+    assert [row["predicted_ms"] for row in blocks] == [ms for _, ms in latency.by_block(WIDTHS)]
     assert (overhead["piece"], overhead["predicted_ms"]) == ("overhead of a run", 0.002)
-    assert sum(row["predicted_ms"] for row in found.pieces) == pytest.approx(found.ms)
-    assert sum(row["share_percent"] for row in found.pieces) == pytest.approx(100)
-    assert pieces[1]["input_width"] == next(iter(WIDTHS.values()))
+    assert sum(row["predicted_ms"] for row in found.blocks) == pytest.approx(found.ms)
+    assert sum(row["share_percent"] for row in found.blocks) == pytest.approx(100)
+    assert blocks[1]["input_width"] == next(iter(WIDTHS.values()))
     sha256 = hash_file(folder / "profile.json")
     assert found.facts() == {"name": "board", "method": "measured", "sha256": sha256}
 
@@ -89,7 +89,7 @@ def test_its_error_is_held_against_what_was_measured(folder: Path) -> None:
     assert found.metrics(found.ms / 2) == {
         "predicted_latency_ms": found.ms,
         "prediction_error_percent": pytest.approx(100),
-        "pieces": found.pieces,
+        "pieces": found.blocks,
     }
 
 
@@ -166,7 +166,7 @@ def test_it_is_printed_with_where_it_comes_from(
     measured = Timing(runtime="LiteRT 2.1", load_ms=1.0, runs_ms=(2.0,))
     predicted_latency.print_beside(found, measured, 2 * found.ms, MACHINE)
     shown = capsys.readouterr().err
-    assert "-50.0" in shown and f"Predicted by piece, profile {title}\n" in shown
+    assert "-50.0" in shown and f"Predicted by block, profile {title}\n" in shown
     assert f"{title}: {how} ssh://pi@board (Cortex-A72), LCE 9.9, 1 thread, 2026-01-01\n" in shown
     assert f"{title} is of another processor: Cortex-A72, and this is paper\n" in shown
     assert f"{title} is of another runtime: LCE 9.9, and this is LiteRT 2.1\n" in shown

@@ -15,7 +15,7 @@ from dmsflow.measuring import profiling
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import load_network
-from dmsflow.network.profile import Profile, Steps
+from dmsflow.network.profile import Granularity, Profile
 from dmsflow.settings import ProfileSettings
 
 DEVICE = '''
@@ -123,7 +123,7 @@ def measured(device: Path, out: Path, name: str = "paper", **changes: Any) -> Pr
 @pytest.mark.parametrize("network", ["vgg11", "resnet18"])
 def test_what_was_measured_predicts_networks_that_were_not(device: Path, tmp_path: Path, network: str) -> None:
     made = measured(device, tmp_path, networks=(network,), points=4)
-    assert made.steps == {"binary_conv": Steps(inputs=32, outputs=4), "conv": Steps(outputs=16)}
+    assert made.steps == {"binary_conv": Granularity(inputs=32, outputs=4), "conv": Granularity(outputs=16)}
     assert len(made.checked) == 3
     # A width is also padded to words of bits by quantisers, which the profile takes for a slope.
     assert max(abs(row.error_percent) for row in made.checked) < 1.0
@@ -197,7 +197,7 @@ def test_add_measures_only_what_is_lacking(device: Path, tmp_path: Path) -> None
     assert measured(device, tmp_path, add=True) == first
     assert heard(device)["jobs"] == 0
     more = measured(device, tmp_path, add=True, networks=("vgg11", "resnet18"))
-    assert {table.piece for table in more.tables} > {table.piece for table in first.tables}
+    assert {table.block for table in more.tables} > {table.block for table in first.tables}
     assert set(more.tables) & set(first.tables)  # those that ResNet-18 asks no wider ones of
     assert more.checked[: len(first.checked)] == first.checked
     build_latency(load_network("resnet18", 3, 32, 10), more)
@@ -252,7 +252,7 @@ def test_float32_networks_need_a_target_that_has_them(device: Path, tmp_path: Pa
 def test_the_plan_measures_and_writes_nothing(device: Path, tmp_path: Path) -> None:
     rows = dict(profiling.plan(ProfileSettings(device=str(device), **SMALL), "paper", tmp_path))
     assert rows["writes"] == str(tmp_path / "paper.json")
-    assert rows["pieces"].startswith("9 of vgg11 at 32 pixels")
+    assert rows["fused blocks"].startswith("9 of vgg11 at 32 pixels")
     assert heard(device)["jobs"] == 0
     assert not list(tmp_path.glob("*.json.*")) and not (tmp_path / "paper.json").exists()
 

@@ -1,4 +1,4 @@
-"""Every network that is listed: from odd widths to files of each kind that compute its deploy form."""
+"""Every network that is listed: from odd widths to files of each kind that compute its integer graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
     wanted = integer_graph.run(form, images)
     assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
-    ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.account(form, lce.STEPS))
+    ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.account(form, lce.GRANULARITY))
     for aim in map(target.load, TARGETS):
         path = tmp_path / f"model{aim.suffix}"
         exporter = plugin.load("exporters", aim.exporter)

@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network import latency
-from dmsflow.network.blocks import pieces
+from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.network import Network, load_network
-from dmsflow.network.profile import Profile, Steps, Table
+from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
-STEPS = {"binary_conv": Steps(inputs=32, outputs=4), "conv": Steps(outputs=16)}
+GRANULARITY = {"binary_conv": Granularity(inputs=32, outputs=4), "conv": Granularity(outputs=16)}
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> tuple[Table, Steps]:
+def tables(draw: st.DrawFn) -> tuple[Table, Granularity]:
     """Any sound table, with its steps."""
-    steps = Steps(inputs=draw(st.sampled_from([1, 4, 32])), outputs=draw(st.sampled_from([1, 8, 16])))
+    steps = Granularity(inputs=draw(st.sampled_from([1, 4, 32])), outputs=draw(st.sampled_from([1, 8, 16])))
     widths = []
     for step in (steps.inputs, steps.outputs):
         edges = draw(st.lists(st.integers(1, 40), max_size=5, unique=True))
@@ -37,7 +37,7 @@ def tables(draw: st.DrawFn) -> tuple[Table, Steps]:
     shape = max(1, len(widths[0])), max(1, len(widths[1]))
     ms = np.array([[draw(rises) for _ in range(shape[1])] for _ in range(shape[0])]).cumsum(0).cumsum(1)
     rows = tuple(tuple(map(float, row)) for row in ms)
-    return Table(piece="p", inputs=widths[0], outputs=widths[1], ms=rows, spread_percent=rows), steps
+    return Table(block="p", inputs=widths[0], outputs=widths[1], ms=rows, spread_percent=rows), steps
 
 
 def close(a: Any, b: Any) -> bool:
@@ -52,7 +52,7 @@ def within(grid: Grid, reads: Any, writes: Any) -> tuple[Any, Any]:
 
 
 @given(tables())
-def test_exact_at_measured_points(drawn: tuple[Table, Steps]) -> None:
+def test_exact_at_measured_points(drawn: tuple[Table, Granularity]) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
     for (row, reads), (column, writes) in itertools.product(
@@ -62,7 +62,7 @@ def test_exact_at_measured_points(drawn: tuple[Table, Steps]) -> None:
 
 
 @given(tables(), st.data())
-def test_never_falls_with_a_width(drawn: tuple[Table, Steps], data: st.DataObject) -> None:
+def test_never_falls_with_a_width(drawn: tuple[Table, Granularity], data: st.DataObject) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
     real = st.floats(1, 1300)
@@ -74,7 +74,7 @@ def test_never_falls_with_a_width(drawn: tuple[Table, Steps], data: st.DataObjec
 
 
 @given(tables(), st.integers(1, 1200), st.integers(1, 1200))
-def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Steps], reads: int, writes: int) -> None:
+def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Granularity], reads: int, writes: int) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
     reads, writes = within(grid, reads, writes)
@@ -83,7 +83,7 @@ def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Steps], reads: i
 
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
-def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Steps], reads: float, writes: float) -> None:
+def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Granularity], reads: float, writes: float) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
     reads, writes = within(grid, reads, writes)
@@ -96,7 +96,7 @@ def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Steps], reads: float,
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
 def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
-    drawn: tuple[Table, Steps], reads: float, writes: float
+    drawn: tuple[Table, Granularity], reads: float, writes: float
 ) -> None:
     table, steps = drawn
     grid = Grid.of(table, steps)
@@ -119,12 +119,12 @@ def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
 
 
 def made(network: Network, top: int = 1024) -> Profile:
-    """A profile in which every piece takes a nanosecond for each product of its padded channels."""
+    """A profile in which every block takes a nanosecond for each product of its padded channels."""
     rows = []
-    for piece in {piece.name: piece for piece in pieces(network)}.values():
-        inputs = () if piece.op == "conv" else (17, 49, top)
-        outputs = (3, 63, top) if piece.grows else ()
-        step = STEPS.get(piece.op, Steps())
+    for block in {block.name: block for block in fused_blocks(network)}.values():
+        inputs = () if block.op == "conv" else (17, 49, top)
+        outputs = (3, 63, top) if block.grows else ()
+        step = GRANULARITY.get(block.op, Granularity())
         ms = tuple(
             tuple(
                 1e-6 * -(-reads // step.inputs) * step.inputs * (-(-writes // step.outputs) * step.outputs)
@@ -132,7 +132,7 @@ def made(network: Network, top: int = 1024) -> Profile:
             )
             for reads in inputs or (3,)
         )
-        rows.append(Table(piece=piece.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=ms))
+        rows.append(Table(block=block.name, inputs=inputs, outputs=outputs, ms=ms, spread_percent=ms))
     return Profile(
         name="board",
         target="x86-64",
@@ -140,7 +140,7 @@ def made(network: Network, top: int = 1024) -> Profile:
         threads=1,
         runtime="LCE",
         overhead_ms=0.5,
-        steps=STEPS,
+        steps=GRANULARITY,
         tables=tuple(rows),
         drift_percent=0,
         commands=(),
@@ -151,8 +151,8 @@ def made(network: Network, top: int = 1024) -> Profile:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_a_network_costs_its_pieces_and_the_overhead(network: Network) -> None:
     latency = build_latency(network, made(network))
-    parts = latency.by_piece(network.widths)
-    assert len(parts) == len(pieces(network))
+    parts = latency.by_block(network.widths)
+    assert len(parts) == len(fused_blocks(network))
     assert latency(network.widths) == pytest.approx(0.5 + sum(ms for _, ms in parts))
 
 

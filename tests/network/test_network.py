@@ -9,7 +9,7 @@ import pytest
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
-from dmsflow.network.blocks import pieces
+from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Layer, Network, check, load_network, out_widths, resolutions
 
 BUILDS = [(name, resolution) for name in plugin.names("networks") for resolution in (32, 224)]
@@ -171,26 +171,26 @@ def test_a_users_own_network(tmp_path: Path) -> None:
         load_network(str(path), 3, 32, 10)
 
 
-# --- pieces -----------------------------------------------------------------------------------
+# --- fused_blocks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
 def test_every_layer_is_in_one_piece(name: str) -> None:
     network = load_network(name, 3, 32, 10)
-    inside = [layer for piece in pieces(network) for layer in piece.layers]
+    inside = [layer for block in fused_blocks(network) for layer in block.layers]
     assert sorted(inside, key=str) == sorted(network.layers, key=str)
     sizes, keys = resolutions(network), out_widths(network)
-    for piece in pieces(network):
-        last = piece.layers[-1].name
-        assert (piece.size, piece.writes) == (sizes[last], keys[last])
+    for block in fused_blocks(network):
+        last = block.layers[-1].name
+        assert (block.size, block.writes) == (sizes[last], keys[last])
 
 
 def test_pieces_are_called_by_what_they_do() -> None:
-    names = [piece.name for piece in pieces(load_network("resnet18", 3, 224, 1000))]
+    names = [block.name for block in fused_blocks(load_network("resnet18", 3, 224, 1000))]
     assert (
         names[0] == "conv 7x7 stride 2 of 3 channels + max_pool 3x3 stride 2 padding 1 + batch_norm + relu on 224x224"
     )
     assert names[-1] == "average_pool + dense to 1000 on 7x7"
     assert "binary_conv 1x1 stride 2 + batch_norm on 56x56" in names
-    vgg = pieces(load_network("vgg11", 1, 32, 10))
+    vgg = fused_blocks(load_network("vgg11", 1, 32, 10))
     assert vgg[0].name == "conv 3x3 of 1 channel + max_pool 2x2 + batch_norm + quantize on 32x32"

@@ -11,12 +11,12 @@ import pytest
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network import profile
-from dmsflow.network.profile import Checked, Profile, Steps, Table
+from dmsflow.network.profile import Checked, Granularity, Profile, Table
 
 
 def make(**changes: Any) -> Profile:
     table = Table(
-        piece="binary_conv 3x3 on 8x8",
+        block="binary_conv 3x3 on 8x8",
         inputs=(17, 49),
         outputs=(3, 31),
         ms=((0.1, 0.2), (0.15, 0.4)),
@@ -29,7 +29,7 @@ def make(**changes: Any) -> Profile:
         "threads": 1,
         "runtime": "LCE 0.16.0",
         "overhead_ms": 0.002,
-        "steps": {"binary_conv": Steps(inputs=32, outputs=4)},
+        "steps": {"binary_conv": Granularity(inputs=32, outputs=4)},
         "tables": (table,),
         "checked": (Checked(network="vgg11", resolution=32, widths=(8, 9), predicted_ms=0.9, measured_ms=1.0),),
         "drift_percent": 0.5,
@@ -81,7 +81,7 @@ def test_a_missing_key_is_named(tmp_path: Path, field: str) -> None:
 @pytest.mark.parametrize("field", msgspec.structs.fields(Table), ids=lambda field: str(field.name))
 def test_a_missing_key_of_a_table_is_refused(tmp_path: Path, field: Any) -> None:
     content = written(tmp_path)
-    del content["tables"][0][field.name]
+    del content["tables"][0][field.encode_name]
     assert "is not a profile" in (line := refusal(tmp_path, content)) or "another shape" in line
 
 

@@ -15,7 +15,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
 from dmsflow.measuring import bench
 from dmsflow.network import profile
-from dmsflow.network.blocks import pieces
+from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import build_latency
 from dmsflow.reporting import show
 from dmsflow.settings import BenchSettings, ExportSettings
@@ -51,7 +51,7 @@ def test_a_profile_tells_where_it_is_from_and_how_good_it_is(network, make_profi
     assert rows["error on other networks"] == "median 4.0 %, largest 25.0 %; 2 of 3 within ±10 %"
     assert rows["command"] == "dmsflow profile --name board"
     points = sum(len(row) for table in make_profile(network).tables for row in table.ms)
-    assert rows["points"] == f"{points}, of {len({piece.name for piece in pieces(network)})} pieces"
+    assert rows["points"] == f"{points}, of {len({block.name for block in fused_blocks(network)})} fused blocks"
 
 
 def test_what_the_machine_told_is_shown(network, make_profile):
@@ -65,7 +65,7 @@ def test_every_piece_is_a_table_of_its_times(network, make_profile):
     found = make_profile(network)
     lines = printed(found).splitlines()
     for table in found.tables:
-        at = lines.index(f"{table.piece}, ms")
+        at = lines.index(f"{table.block}, ms")
         below = [line.split() for line in lines[at + 2 : at + 6]]
         if table.outputs:
             assert below[0] == ["in", "\\", "out", "16", "64"]
@@ -87,8 +87,8 @@ def test_a_staircase_is_drawn_step_by_step(network, make_profile):
     found = make_profile(network)
     steps = found.steps["binary_conv"]
     lines = printed(found).splitlines()
-    table = next(table for table in found.tables if table.piece.startswith("binary_conv"))
-    below = [line.split() for line in lines[lines.index(f"{table.piece}, ms") :]]
+    table = next(table for table in found.tables if table.block.startswith("binary_conv"))
+    below = [line.split() for line in lines[lines.index(f"{table.block}, ms") :]]
     drawn = {label: next(words for words in below if words[:2] == [label, "16"]) for label in ("in", "out")}
     for label, step in (("in", steps.inputs), ("out", steps.outputs)):
         _, low, stairs, high = drawn[label]

@@ -148,8 +148,8 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
             descent._cluster(state)
             images, labels = next(iter(state.weight_batches.run(number, number + 1)))
             masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
-            for live in (masks, state.widths):
-                seen.append([each.item() for each in loss_of(state.model, images, labels, state.where, live)])
+            for active in (masks, state.widths):
+                seen.append([each.item() for each in loss_of(state.model, images, labels, state.where, active)])
         assert plain.widths == compiled.widths == plain.model.widths
         assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]
         models.add(compiled.model)

@@ -13,17 +13,17 @@ from torch import Tensor
 from dmsflow.training.binary import STANDARDISATION_EPS, binarise, quantise
 
 
-def standardise(weight: Tensor, live: int | None = None) -> Tensor:
-    """Zero mean and unit variance over the live weights of every filter."""
-    centred = weight - weight[:, :live].mean((1, 2, 3), keepdim=True)
-    variance = centred[:, :live].square().mean((1, 2, 3), keepdim=True)
+def standardise(weight: Tensor, active: int | None = None) -> Tensor:
+    """Zero mean and unit variance over the active weights of every filter."""
+    centred = weight - weight[:, :active].mean((1, 2, 3), keepdim=True)
+    variance = centred[:, :active].square().mean((1, 2, 3), keepdim=True)
     return centred / torch.sqrt(variance + STANDARDISATION_EPS)
 
 
-def by_autograd(weight: Tensor, live: int | None = None) -> Tensor:
+def by_autograd(weight: Tensor, active: int | None = None) -> Tensor:
     """Eq. 1 with its straight-through gradient, as autograd has it."""
-    standard = standardise(weight, live)
-    scale = standard[:, :live].abs().mean((1, 2, 3), keepdim=True)
+    standard = standardise(weight, active)
+    scale = standard[:, :active].abs().mean((1, 2, 3), keepdim=True)
     sign = torch.where(standard >= 0, 1.0, -1.0).to(weight)
     return (standard + (sign - standard).detach()) * scale
 
@@ -51,9 +51,9 @@ def test_a_constant_filter_stays_finite() -> None:
 
 
 @given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 2**31))
-def test_standardising_over_live_channels_is_standardising_the_slice(live: int, more: int, seed: int) -> None:
-    weight = torch.randn(4, live + more, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    assert torch.allclose(binarise(weight, live)[:, :live], binarise(weight[:, :live]), atol=1e-12)
+def test_standardising_over_live_channels_is_standardising_the_slice(active: int, more: int, seed: int) -> None:
+    weight = torch.randn(4, active + more, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    assert torch.allclose(binarise(weight, active)[:, :active], binarise(weight[:, :active]), atol=1e-12)
 
 
 @settings(deadline=None)
@@ -61,13 +61,13 @@ def test_standardising_over_live_channels_is_standardising_the_slice(live: int, 
 def test_the_gradient_passes_straight_through_the_sign_and_through_the_scale(
     filters: int, channels: int, kernel: int, data: st.DataObject
 ) -> None:
-    live = data.draw(st.none() | st.integers(1, channels))
+    active = data.draw(st.none() | st.integers(1, channels))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     weight, probe = torch.randn(2, filters, channels, kernel, kernel, dtype=torch.float64, generator=draw)
     if data.draw(st.booleans()):
         weight = weight.contiguous(memory_format=torch.channels_last)
     weight.requires_grad_()
-    expected, result = by_autograd(weight, live), binarise(weight, live)
+    expected, result = by_autograd(weight, active), binarise(weight, active)
     assert torch.allclose(result, expected, atol=1e-12)
     (wanted,) = torch.autograd.grad(expected, weight, probe)
     (gradient,) = torch.autograd.grad(result, weight, probe)

@@ -66,14 +66,14 @@ def test_it_is_part_of_this_installation_and_finds_torchs_threads() -> None:
 def test_binarising_is_torchs(
     filters: int, channels: int, kernel: int, dtype: torch.dtype, last: bool, seed: int, data: st.DataObject
 ) -> None:
-    live = data.draw(st.none() | st.integers(1, channels))
+    active = data.draw(st.none() | st.integers(1, channels))
     weight = random(seed, filters, channels, kernel, kernel, last=last).requires_grad_()
-    run = lambda: binarise(weight, live, dtype)  # noqa: E731
+    run = lambda: binarise(weight, active, dtype)  # noqa: E731
     (out, grad), (wanted, wanted_grad) = (each(run, [weight], seed) for each in (with_gradients, in_torch))
     assert out.dtype == dtype and grad.dtype == torch.float32
     assert torch.equal(out > 0, wanted > 0) or channels * kernel == 1  # of one weight both are ±0
     assert torch.allclose(out.float(), wanted.float(), rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
-    counted = (live or channels) * kernel**2
+    counted = (active or channels) * kernel**2
     if counted > 2:  # two standardised weights are ±1 whatever they were: their gradient is what rounding leaves
         assert torch.allclose(grad, wanted_grad, rtol=1e-3, atol=1e-3 * float(wanted_grad.abs().max()))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.training import forward
-from dmsflow.training.model import Live, Model
+from dmsflow.training.model import Active, Model
 from dmsflow.training.width import Mask
 
 # No pool behind a binary convolution: its outputs tie, and rounding would decide which pixel gets the gradient.
@@ -30,7 +30,7 @@ LAYERS = (
     Layer(name="dense", op="dense", inputs=("average",), width=3),
 )
 NETWORK = Network(name="small", channels=2, resolution=8, classes=3, widths={"a": 7, "b": 5}, layers=LAYERS)
-SUBNETWORKS: tuple[Live, ...] = (
+SUBNETWORKS: tuple[Active, ...] = (
     {},
     {"a": 4, "b": 3},
     {"a": 6},
@@ -50,12 +50,12 @@ def model(running_statistics: bool = False) -> Model:
     return Model(NETWORK, NETWORK.widths, running_statistics=running_statistics).double()
 
 
-def results(network: Model, live: Live | None, compiled: bool = False) -> dict[str, Tensor]:
+def results(network: Model, active: Active | None, compiled: bool = False) -> dict[str, Tensor]:
     """Loss, fraction right and every gradient."""
     draw = torch.Generator().manual_seed(1)
     images, labels = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=draw), torch.arange(6) % 3
     network.zero_grad()
-    value, right = forward.of(network, images, labels, mixed=False, compiled=compiled, live=live)
+    value, right = forward.of(network, images, labels, mixed=False, compiled=compiled, active=active)
     value.backward()  # type: ignore[no-untyped-call]
     gradients = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in network.tensors().items()}
     return {"loss": value.detach(), "right": right, **gradients}
@@ -66,12 +66,12 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.allclose(tensor, second[name], rtol=1e-6, atol=1e-8), name
 
 
-@pytest.mark.parametrize("live", SUBNETWORKS)
-def test_masks_over_all_channels_are_slices_and_so_are_their_gradients(live: Live) -> None:
+@pytest.mark.parametrize("active", SUBNETWORKS)
+def test_masks_over_all_channels_are_slices_and_so_are_their_gradients(active: Active) -> None:
     network = model()
-    sliced = results(network, live)
-    stack = network.stacked(live)
-    assert [tuple(each.shape) for each in stack] == [(2, 7), (2, 2)]  # whatever `live` is
+    sliced = results(network, active)
+    stack = network.stacked(active)
+    assert [tuple(each.shape) for each in stack] == [(2, 7), (2, 2)]  # whatever `active` is
     assert_same(sliced, results(network, network.unstacked(*stack)))
     assert float(sliced["quantize2.alpha"].abs()) > 1e-6  # its scale counts the channels that are there
 
@@ -83,8 +83,8 @@ def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "BACKEND", "aot_eager")
     network = model()
     compiles = len(forward._compiled)
-    for live in SUBNETWORKS:
-        assert_same(results(network, live), results(network, live, compiled=True))
+    for active in SUBNETWORKS:
+        assert_same(results(network, active), results(network, active, compiled=True))
     assert len(forward._compiled) == compiles + 1
     network.requires_grad_(False)
     gradients = []
@@ -93,7 +93,7 @@ def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         bases = zip(mu, NETWORK.widths.items(), strict=True)
         masks = {name: exact_mask(ratio, 0.2, base, 2, base) for ratio, (name, base) in bases}
         images, labels = torch.ones(6, 2, 8, 8, dtype=torch.float64).cumsum(0).cos(), torch.arange(6) % 3
-        value, _ = forward.of(network, images, labels, mixed=False, compiled=compiled, live=masks)
+        value, _ = forward.of(network, images, labels, mixed=False, compiled=compiled, active=masks)
         gradients += torch.autograd.grad(value, mu)
     assert torch.allclose(*gradients) and float(gradients[0].abs().min()) > 1e-9
     plain = model(running_statistics=True)

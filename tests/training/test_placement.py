@@ -54,8 +54,8 @@ def test_no_step_of_a_search_reads_from_its_device(
         for step, (images, labels) in enumerate(state.weight_batches.run(0, 4)):
             assert images.is_meta and labels.is_meta
             state.weight_step = step
-            live = descent._live(state)
-            state.seen.append(weight_step(state.model, state.optimiser, images, labels, state.where, live))
+            active = descent._active(state)
+            state.seen.append(weight_step(state.model, state.optimiser, images, labels, state.where, active))
         passes = [
             descent.width_pass(state, images, labels, step)
             for step, (images, labels) in enumerate(state.width_batches.run(0, 2))
@@ -70,8 +70,8 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     state = begun()
     images, labels = next(iter(state.weight_batches.run(0, 1)))
     masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
-    for live in (None, dict.fromkeys(state.widths, 3), masks):
-        stack = None if live is None else state.model.stacked(live)
+    for active in (None, dict.fromkeys(state.widths, 3), masks):
+        stack = None if active is None else state.model.stacked(active)
         value, right = forward._stacked(state.model, images, labels, False, stack)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta

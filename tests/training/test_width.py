@@ -51,7 +51,7 @@ def test_a_mask_falls_from_one_to_zero(mu: float, sigma: float, base: int, estim
     values = mask.values.detach()
     assert bool((values.diff() <= 1e-9).all())
     assert values[0] == pytest.approx(1) and 0 <= float(values[-1]) <= 1 + 1e-9
-    assert 1 <= mask.live <= len(values)
+    assert 1 <= mask.active <= len(values)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "clustered"])
@@ -60,7 +60,7 @@ def test_one_width_leaves_nothing_to_choose(estimator: str) -> None:
         mask = exact_mask(scalar(1.0), 0.3, 1, 1, 1)
     else:
         mask = clustered_mask(scalar(1.0), 0.3, 1.0, 1, 1, 1, 1.0, NO_NOISE)
-    assert mask.values.tolist() == [1.0] and mask.live == 1
+    assert mask.values.tolist() == [1.0] and mask.active == 1
 
 
 @given(st.floats(0.5, 3), st.floats(0.05, 0.3))
@@ -80,14 +80,14 @@ def test_eq_4_as_printed_would_be_negative() -> None:
 @given(RATIOS, st.floats(0.1, 1.0))
 def test_candidates_that_move_along_have_no_gradient(mu: float, sigma: float) -> None:
     """Mend 2: p depends on the offsets alone while the candidates follow mu."""
-    live = scalar(mu)
-    ratios = torch.stack([live + offset * sigma for offset in CANDIDATES])
+    active = scalar(mu)
+    ratios = torch.stack([active + offset * sigma for offset in CANDIDATES])
     half = HALF_INTERVAL * sigma
-    mass = torch.sigmoid((ratios + half - live) / sigma) - torch.sigmoid((ratios - half - live) / sigma)
+    mass = torch.sigmoid((ratios + half - active) / sigma) - torch.sigmoid((ratios - half - active) / sigma)
     assert torch.allclose(
         (mass / mass.sum()).detach(), torch.tensor([0.3162, 0.3675, 0.3162], dtype=torch.float64), atol=1e-4
     )
-    (gradient,) = torch.autograd.grad((mass / mass.sum())[2], live)
+    (gradient,) = torch.autograd.grad((mass / mass.sum())[2], active)
     assert abs(float(gradient)) < 1e-9
 
 
@@ -136,4 +136,4 @@ def test_widths_beside_each_other_have_the_masks_that_each_has_alone(
         assert torch.allclose(exact_masks(mu, together)[index].values, alone.values.detach(), atol=1e-12)
         alone = clustered_mask(scalar(ratio), scale, ratio, channels, 1, 8 * channels, 1.0, noise[index])
         mask = clustered_masks(mu, together, 1.0, noise)[index]
-        assert torch.allclose(mask.values, alone.values.detach(), atol=1e-12) and mask.live == alone.live
+        assert torch.allclose(mask.values, alone.values.detach(), atol=1e-12) and mask.active == alone.active

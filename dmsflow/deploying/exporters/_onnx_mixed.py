@@ -7,7 +7,7 @@
 - A convolution that puts out floats counts in integers too. Up to 255 weights, the count is itself
   the uint8 output of a QLinearConv; beyond that, Gather lays out what each window sees, and one
   MatMulInteger counts: ConvInteger is several times slower in onnxruntime. What follows,
-  `float32(count) * 2 multiplier + offset`, is what the deploy form computes: to double a float is exact.
+  `float32(count) * 2 multiplier + offset`, is what the integer graph computes: to double a float is exact.
 - Only the stem is a float convolution: its sums are whole numbers that float32 holds.
 
 Floats are channels-last, [1, H, W, C], which is how MatMulInteger wants and leaves them. QLinearConv
@@ -33,7 +33,7 @@ MOST_WEIGHTS = 2**20
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the deploy form as one of the graph."""
+    """A tensor of the integer graph as one of the graph."""
 
     name: str
     last: bool  # channels-last, or channels-first
@@ -41,9 +41,9 @@ class Tensor:
 
 
 class Mixed:
-    """Writes each op of a deploy form into a graph."""
+    """Writes each op of a integer graph into a graph."""
 
-    def __init__(self, form: integer_graph.DeployForm) -> None:
+    def __init__(self, form: integer_graph.IntegerGraph) -> None:
         self.graph = Graph()
         self.shapes = form.shapes()
         self.tensors: dict[str, list[Tensor]] = {}  # each in all the ways it was made
@@ -68,7 +68,7 @@ class Mixed:
         made.append(Tensor(turned, last, dtype))
         return turned
 
-    def floats(self, op: integer_graph.DeployOp) -> list[str]:
+    def floats(self, op: integer_graph.GraphOp) -> list[str]:
         """The inputs of an op on floats."""
         return [self.get(name, last=True, dtype=np.float32) for name in op.inputs]
 
@@ -169,7 +169,7 @@ class Mixed:
         scaled = self.graph.node("Mul", disagreements, doubled, name=f"{op.name}.scaled")
         return self._float("Add", scaled, self._spread(op, f"{op.name}.offset", op.offset), name=op.name)
 
-    def _spread(self, op: integer_graph.DeployOp, name: str, values: Any) -> str:
+    def _spread(self, op: integer_graph.GraphOp, name: str, values: Any) -> str:
         """[W, C]: a constant for each channel of an op's output, spread over a row of pixels when the file is loaded.
 
         onnxruntime does with each span of a constant at a time what it does; a span of few channels is slow.
@@ -205,7 +205,7 @@ class Mixed:
         return Tensor(op.name, last=True, type=np.float32)
 
     def same(self, op: integer_graph.Add | integer_graph.Relu) -> Tensor:
-        """An op whose name in ONNX is the deploy form's."""
+        """An op whose name in ONNX is the integer graph's."""
         return self._float(type(op).__name__, *self.floats(op), name=op.name)
 
 

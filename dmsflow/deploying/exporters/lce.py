@@ -2,7 +2,7 @@
 
 LCE multiplies ±1 by ±1, kept as the bits of a sign: bit 1 is -1. Here bit 1 is "the activation is
 on", so a bit b stands for s = 1 - 2b, and with weights w = ±1 a kernel that counts where s and w
-differ counts `disagreements = sum + negatives` of the deploy form; padding with 0 bits is padding
+differ counts `disagreements = sum + negatives` of the integer graph; padding with 0 bits is padding
 with x = 0. A convolution that puts out bits compares that count with one threshold per channel.
 
 `LceBMaxPool2d` is an AND, and a maximum is an OR: a convolution in front of one puts out the
@@ -27,8 +27,8 @@ from dmsflow.deploying.integer_graph import (
     AveragePool,
     BinaryConv,
     Dense,
-    DeployForm,
-    DeployOp,
+    GraphOp,
+    IntegerGraph,
     MaxPool,
     Quantize,
     Relu,
@@ -38,12 +38,12 @@ from dmsflow.deploying.integer_graph import (
 from dmsflow.files import writing
 from dmsflow.modelfile import tflite
 from dmsflow.network.network import INPUT
-from dmsflow.network.profile import Steps
+from dmsflow.network.profile import Granularity
 
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names in a census
 OPTION, VARIANTS = "converter", ("direct", "official")
 WORD = 32  # channels in an int32
-STEPS = Steps(inputs=WORD, outputs=8)  # of what its kernels read and write
+GRANULARITY = Granularity(inputs=WORD, outputs=8)  # of what its kernels read and write
 SAME, VALID = 0, 1
 RELU = 1
 CUSTOM = 32
@@ -64,8 +64,8 @@ FLOATS, BITS = np.dtype(np.float32), np.dtype(np.int32)
 ABSENT = -1  # an optional input
 
 
-def write(form: DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
-    """Write the deploy form as a .tflite file, whole or not at all: directly, or by LCE's official converter.
+def write(form: IntegerGraph, path: Path, variant: str = VARIANTS[0]) -> None:
+    """Write the integer graph as a .tflite file, whole or not at all: directly, or by LCE's official converter.
 
     Raises:
         DmsflowError: a package that this needs is missing, or the file cannot be written.
@@ -84,7 +84,7 @@ def write(form: DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
 class _Graph:
     """Tensors, constants and operators of a model in the making; tensors are called by number."""
 
-    def __init__(self, form: DeployForm) -> None:
+    def __init__(self, form: IntegerGraph) -> None:
         self.form = form
         self.shapes = form.shapes()
         self.tensors: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ class _Graph:
         self.operators: list[dict[str, Any]] = []
         self.codes: list[str] = []
         self.constants: dict[tuple[Any, ...], int] = {}
-        self.numbers = {INPUT: self.tensor(INPUT, (1, *self.shapes[INPUT]), FLOATS)}  # of the deploy form's tensors
+        self.numbers = {INPUT: self.tensor(INPUT, (1, *self.shapes[INPUT]), FLOATS)}  # of the integer graph's tensors
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], buffer: int = 0) -> int:
         self.tensors.append({"shape": shape, "type": TYPES[dtype], "buffer": buffer, "name": name})
@@ -126,7 +126,7 @@ class _Graph:
         return tuple(self.tensors[number]["shape"])
 
 
-def _model(form: DeployForm) -> dict[str, Any]:
+def _model(form: IntegerGraph) -> dict[str, Any]:
     graph = _Graph(form)
     for op in form.ops:
         graph.numbers[op.name] = _lower(graph, op, *(graph.numbers[name] for name in op.inputs))
@@ -155,7 +155,7 @@ def _code(op: str) -> dict[str, Any]:
 # --- from deploy ops to operators -------------------------------------------------------------
 
 
-def _lower(graph: _Graph, op: DeployOp, x: int, *others: int) -> int:
+def _lower(graph: _Graph, op: GraphOp, x: int, *others: int) -> int:
     """Add what computes `op`; the number of its tensor."""
     height, width, channels = graph.shapes[op.name]
     shape = (1, height, width, channels)
@@ -255,7 +255,7 @@ def _packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:3], -(-shape[3] // WORD))
 
 
-def _pooled(graph: _Graph, op: DeployOp) -> bool:
+def _pooled(graph: _Graph, op: GraphOp) -> bool:
     """Whether the bits of `op` go through a max pool, and so are written as their opposites."""
     return any(isinstance(reader, MaxPool) for reader in graph.form.consumers(op.name))
 
@@ -313,7 +313,7 @@ def _scale(graph: _Graph, op: Scale, x: int) -> int:
     return graph.operator("ADD", [scaled, bias], op.name, graph.shape(x), FLOATS, **_activation(graph, op))
 
 
-def _activation(graph: _Graph, op: DeployOp) -> dict[str, int]:
+def _activation(graph: _Graph, op: GraphOp) -> dict[str, int]:
     return {"fused_activation_function": RELU} if _fuses(graph, op.name) else {}
 
 

@@ -25,8 +25,8 @@ CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3, "MatMulInteger": 1}  # and which in
 OPTION, VARIANTS = "onnx_form", ("mixed", "float")
 
 
-def write(form: integer_graph.DeployForm, path: Path, variant: str = VARIANTS[0]) -> None:
-    """Write a deploy form.
+def write(form: integer_graph.IntegerGraph, path: Path, variant: str = VARIANTS[0]) -> None:
+    """Write a integer graph.
 
     Raises:
         DmsflowError: onnx is missing, a layer has more weights than can be counted, or the file
@@ -39,7 +39,7 @@ def write(form: integer_graph.DeployForm, path: Path, variant: str = VARIANTS[0]
 # --- the float form ---------------------------------------------------------------------------
 
 
-def _float_form(form: integer_graph.DeployForm) -> Graph:
+def _float_form(form: integer_graph.IntegerGraph) -> Graph:
     graph = Graph()
     for op in form.ops:
         _WRITE[type(op)](graph, op)

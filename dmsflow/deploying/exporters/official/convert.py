@@ -1,6 +1,6 @@
 """Writes .tflite files with larq-compute-engine's own converter, which needs TensorFlow: the witness.
 
-The deploy form becomes a program of TensorFlow operations that a child process
+The integer graph becomes a program of TensorFlow operations that a child process
 (`child.py`) builds and converts; TensorFlow's memory and start-up stay in there.
 
 The converter packs what it recognises, so the program is written in the forms that it does. Bits are
@@ -40,8 +40,8 @@ from dmsflow.deploying.integer_graph import (
     AveragePool,
     BinaryConv,
     Dense,
-    DeployForm,
-    DeployOp,
+    GraphOp,
+    IntegerGraph,
     MaxPool,
     Quantize,
     Relu,
@@ -57,8 +57,8 @@ INSTEAD = "or leave out --converter official"
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def write(form: DeployForm, path: Path) -> None:
-    """Convert the deploy form to a .tflite file, whole or not at all.
+def write(form: IntegerGraph, path: Path) -> None:
+    """Convert the integer graph to a .tflite file, whole or not at all.
 
     Raises:
         DmsflowError: larq-compute-engine or TensorFlow is missing or fails, or the file cannot be written.
@@ -92,7 +92,7 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps in the order of their computation; the last one gives the logits.
+    """Granularity in the order of their computation; the last one gives the logits.
 
     Attributes:
         shape: of the image, [1, H, W, C].
@@ -131,7 +131,7 @@ class Program:
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor of the deploy form in a program.
+    """A tensor of the integer graph in a program.
 
     Attributes:
         number: of the floats.
@@ -146,7 +146,7 @@ class _Value:
     odd: bool = False
 
 
-def program(form: DeployForm) -> Program:
+def program(form: IntegerGraph) -> Program:
     """What the child is to build."""
     lowering = _Lowering(form)
     for op in form.ops:
@@ -157,13 +157,13 @@ def program(form: DeployForm) -> Program:
 class _Lowering:
     """From deploy ops to steps."""
 
-    def __init__(self, form: DeployForm) -> None:
+    def __init__(self, form: IntegerGraph) -> None:
         self.form = form
         self.shapes = form.shapes()
         self.program = Program((1, *self.shapes[INPUT]))
         self.values = {INPUT: _Value(0, INPUT)}
 
-    def lower(self, op: DeployOp, x: _Value, *others: _Value) -> _Value:
+    def lower(self, op: GraphOp, x: _Value, *others: _Value) -> _Value:
         """Add what computes `op`."""
         add, name = self.program.add, op.name
         match op:
@@ -222,7 +222,7 @@ class _Lowering:
         scaled = add("multiply", name, sums, constants=[-op.multiplier])
         return _Value(add("add", name, scaled, constants=[op.bias]), name)
 
-    def pooled(self, op: DeployOp) -> bool:
+    def pooled(self, op: GraphOp) -> bool:
         return any(isinstance(reader, MaxPool) for reader in self.form.consumers(op.name))
 
     def padded_signs(self, op: BinaryConv, x: _Value) -> int:
