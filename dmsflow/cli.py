@@ -6,7 +6,6 @@ Stages are imported inside their commands, so that help needs none of what they 
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,10 +19,11 @@ from dmsflow import __version__, doctor, environment, manifest, settings
 from dmsflow.deploying import target
 from dmsflow.errors import DmsflowError
 from dmsflow.options import (
+    RUN_OPTIONS,
     StageCommand,
     download_option,
     flow_options,
-    preset_option,
+    preset_options,
     resolved,
     settings_options,
     source_argument,
@@ -55,36 +55,32 @@ def cli() -> None:
 
 @cli.command("search", cls=StageCommand)
 @settings_options("data", "search")
+@preset_options
 @flow_options("runs/NETWORK-DATASET")
-@preset_option
 @download_option
 @click.pass_context
-def search_command(
-    ctx: click.Context, /, out: Path | None, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any
-) -> None:
-    """Choose the width of every layer. Writes search.json."""
-    from dmsflow.searching import search
+def search_command(ctx: click.Context, /, **_: Any) -> None:
+    """Choose the width of every layer. Writes search.json.
 
-    data, chosen = resolved(ctx, "data"), resolved(ctx, "search")
-    out = out or _default_out(data, chosen)
-    _one_of(resume, force)
-    if dry_run:
-        _print_plan("search", search.plan(chosen, data, out))
-        return
-    if resume:
-        _check_same(out / "search.json", chosen, data)
-    click.echo(search.run(chosen, data, out, command=ctx.obj, resume=resume, force=force, download=download))
+    Example: dmsflow search --network vgg11 --dataset cifar10 --memory-mib 0.08 --macs-m 16
+    """
+    settings = resolved(ctx, "search")
+    data = resolved(ctx, "data")
+    _start_stage(ctx, "search", data, settings, _default_out(data, settings), download=ctx.params["download"])
 
 
 @cli.command("train", cls=StageCommand)
 @source_argument
 @settings_options("train")
+@preset_options
 @flow_options("the folder of FILE")
-@preset_option
 @click.pass_context
-def train_command(ctx: click.Context, /, **_: Any) -> None:
-    """Train the chosen network. FILE is a search.json; writes train.json and the weights."""
-    _run_stage(ctx, "train")
+def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
+    """Train the chosen network. FILE is a search.json; writes train.json and the weights.
+
+    Example: dmsflow train runs/vgg11-cifar10/search.json --epochs 60
+    """
+    _start_stage(ctx, "train", source, resolved(ctx, "train"), source.parent)
 
 
 @cli.command("export", cls=StageCommand)
@@ -92,9 +88,12 @@ def train_command(ctx: click.Context, /, **_: Any) -> None:
 @settings_options("export")
 @flow_options("the folder of FILE")
 @click.pass_context
-def export_command(ctx: click.Context, /, **_: Any) -> None:
-    """Write it as a 1-bit file for a target. FILE is a train.json; writes export.json and the model."""
-    _run_stage(ctx, "export")
+def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
+    """Write the network as a 1-bit file for a target. FILE is a train.json; writes export.json and the model.
+
+    Example: dmsflow export runs/vgg11-cifar10/train.json --target arm64
+    """
+    _start_stage(ctx, "export", source, resolved(ctx, "export"), source.parent)
 
 
 @cli.command("bench", cls=StageCommand)
@@ -102,9 +101,29 @@ def export_command(ctx: click.Context, /, **_: Any) -> None:
 @settings_options("bench")
 @flow_options("the folder of FILE")
 @click.pass_context
-def bench_command(ctx: click.Context, /, **_: Any) -> None:
-    """Measure the file. FILE is an export.json, or a bare .tflite or .onnx file; writes bench.json."""
-    _run_stage(ctx, "bench")
+def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
+    """Measure the file. FILE is an export.json, or a bare .tflite or .onnx file; writes bench.json.
+
+    Example: dmsflow bench runs/vgg11-cifar10/export.json --device ssh://pi@raspberry
+    """
+    _start_stage(ctx, "bench", source, resolved(ctx, "bench"), source.parent)
+
+
+def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path, **others: Any) -> None:
+    """Print the plan of a stage, or do it and print the path of its manifest."""
+    given = ctx.params
+    out = given["out"] or out
+    _check_one_of(given["resume"], given["force"])
+    module = _import_stage(stage)
+    if given["dry_run"]:
+        _print_plan(stage, module.plan(source, settings, out))
+    else:
+        flow = {"command": ctx.obj, "resume": given["resume"], "force": given["force"]}
+        click.echo(module.run(source, settings, out, **flow, **others))
+
+
+def _import_stage(stage: str) -> manifest.StageModule:
+    return importlib.import_module(MODULES[stage])
 
 
 @cli.command("profile", cls=StageCommand)
@@ -133,90 +152,40 @@ def profile_command(
     click.echo(profiling.run(chosen, name, out, command=ctx.obj, resume=resume, force=force, add=add))
 
 
-def _run_stage(ctx: click.Context, stage: str) -> None:
-    """A stage that reads one file."""
-    given = ctx.params
-    source, out = given["source"], given["out"] or given["source"].parent
-    _one_of(given["resume"], given["force"])
-    module, chosen = importlib.import_module(MODULES[stage]), resolved(ctx, stage)
-    if given["dry_run"]:
-        _print_plan(stage, module.plan(source, chosen, out))
-    else:
-        click.echo(_do(stage, source, chosen, out, ctx.obj, resume=given["resume"], force=given["force"]))
-
-
-def _do(
-    stage: str, source: Path, chosen: Any, out: Path, command: tuple[str, ...], *, resume: bool, force: bool
-) -> Path:
-    """Run train, export or bench; only training has a state to resume, the others are done or not."""
-    module = importlib.import_module(MODULES[stage])
-    written = out / f"{stage}.json"
-    if resume:
-        _check_same(written, chosen)
-    if stage == "train":
-        return module.run(source, chosen, out, command=command, resume=resume, force=force)  # type: ignore[no-any-return]
-    if resume and manifest.claim(written, resume=resume, force=force):
-        if stage == "bench":
-            module.check_required(written, chosen)
-        return written
-    return module.run(source, chosen, out, command=command, force=force)  # type: ignore[no-any-return]
-
-
-def _check_same(written: Path, chosen: Any, data: Data | None = None) -> None:
-    """Refuse to pass off a finished stage as one with other settings; where it ran does not matter."""
-    if not written.exists():
-        return
-    done = manifest.load(written)
-    if data and data != done.data:
-        raise DmsflowError(
-            written,
-            f"was made of {done.data.name} with other data options",
-            "--resume with its own options, or --force",
-        )
-    for field, value in json.loads(msgspec.json.encode(chosen)).items():
-        if field not in ("device", "threads") and field in done.settings and done.settings[field] != value:
-            what = f"was made with {field} {done.settings[field]}, not {value}"
-            raise DmsflowError(written, what, "--resume with the options it was made with, or --force to do it again")
-
-
 @cli.command("run", cls=StageCommand)
-@settings_options("data", "search", "train", "export", "bench")
+@settings_options("data", "search", "train", "export", only=RUN_OPTIONS)
+@preset_options
 @flow_options("runs/NETWORK-DATASET")
-@preset_option
 @download_option
 @click.pass_context
-def run_command(
-    ctx: click.Context, /, out: Path | None, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any
-) -> None:
-    """All four stages, in one folder.
+def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any) -> None:
+    """All four stages, in one folder: search, train, export, bench.
 
-    It takes the options of all stages. Where two stages have an option of the same name, the stage
-    stands before it (--train-batch-size); what stands under "Search and train" is said once for both.
+    Every other setting of a stage is set by a preset, or by --set STAGE.NAME=VALUE.
+
+    Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
-    _one_of(resume, force)
+    _check_one_of(resume, force)
     chosen = {record: resolved(ctx, record) for record in ("data", *STAGES)}
-    out = out or _default_out(chosen["data"], chosen["search"])
+    source = chosen["data"]
+    out = ctx.params["out"] or _default_out(source, chosen["search"])
     _check_ahead(chosen)
     from dmsflow.reporting import show
-    from dmsflow.searching import search
 
     if dry_run:
-        _print_plan("search", search.plan(chosen["search"], chosen["data"], out))
+        _print_plan("search", _import_stage("search").plan(source, chosen["search"], out))
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
     if force:  # what stands behind an overwritten stage is no longer its child
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
-    if resume:
-        _check_same(out / "search.json", chosen["search"], chosen["data"])
-    path = search.run(
-        chosen["search"], chosen["data"], out, command=ctx.obj, resume=resume, force=force, download=download
-    )
-    for stage in STAGES[1:]:
-        path = _do(stage, path, chosen[stage], out, ctx.obj, resume=resume, force=force)
-    show.print_result(path, sys.stderr)
-    click.echo(path)
+    for stage in STAGES:
+        flow: dict[str, Any] = {"command": ctx.obj, "resume": resume, "force": force}
+        flow |= {"download": download} if stage == "search" else {}
+        source = _import_stage(stage).run(source, chosen[stage], out, **flow)
+    show.print_result(source, sys.stderr)
+    click.echo(source)
 
 
 def _check_ahead(chosen: dict[str, Any]) -> None:
@@ -244,7 +213,7 @@ def _default_out(data: Data, chosen: settings.SearchSettings) -> Path:
     return Path("runs") / f"{Path(chosen.network).stem}-{Path(data.name.split(':')[0]).stem}"
 
 
-def _one_of(resume: bool, force: bool) -> None:
+def _check_one_of(resume: bool, force: bool) -> None:
     if resume and force:
         raise click.UsageError("--resume leaves what is done and --force does it again: give one of them.")
 

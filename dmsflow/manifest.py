@@ -7,14 +7,14 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import Artifact, hash_file, write_atomically
 from dmsflow.network.network import Network
-from dmsflow.settings import Data
+from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
@@ -28,7 +28,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         parent: the manifest it was made from, None for a search.
         command: writes this manifest again.
         settings: of the stage, as resolved (preset, options and environment applied).
-        network: the whole architecture, so that later stages need no network file.
+        network: the whole architecture, so that later stages need no network file; a bench of a bare model file
+            has none, nor widths and data, and `load` refuses it.
         widths: channels of every named width: the searched result.
         data: the data set.
         artifacts: files beside the manifest, by role ("weights", "model", "log").
@@ -41,9 +42,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     parent: Artifact | None = None
     command: tuple[str, ...]
     settings: dict[str, Any]
-    network: Network
-    widths: dict[str, int]
-    data: Data
+    network: Network = None  # type: ignore[assignment]
+    widths: dict[str, int] = {}
+    data: Data = None  # type: ignore[assignment]
     artifacts: dict[str, Artifact] = {}
     metrics: dict[str, Any]
     environment: dict[str, Any]
@@ -52,12 +53,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 Chain: TypeAlias = list[tuple[Path, Manifest]]  # the search first
 
 
-def load(path: Path, *stages: Stage) -> Manifest:
+def load(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
     """Read and verify a manifest.
 
     Args:
         path: the JSON file.
-        stages: those that the caller can go on from; none given means any.
+        stages: those that the caller can start from; none given means any.
+        bare: take the bench of a bare model file too.
 
     Raises:
         DmsflowError: no such file, not a manifest, the wrong stage, or a changed or missing file.
@@ -69,13 +71,13 @@ def load(path: Path, *stages: Stage) -> Manifest:
             path, error.strerror or str(error), "give the path of a manifest that a stage wrote"
         ) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        if str(error) == "Object missing required field `network`":  # what bench writes of a bare file
-            raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON") from error
         raise DmsflowError(path, f"not a dmsflow manifest ({error})", "run the stage that writes it again") from error
     if manifest.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {manifest.schema}", f"this version reads schema {SCHEMA}")
     if stages and manifest.stage not in stages:
         raise DmsflowError(path, f"is the manifest of {manifest.stage}", f"give one of {' or '.join(stages)}")
+    if not manifest.network and not bare:
+        raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON")
     _check_widths(path, manifest)
     for artifact in manifest.artifacts.values():
         verify(path, artifact)
@@ -110,7 +112,7 @@ def inherited(manifests: Chain, role: str) -> Path | None:
 
 
 def _check_widths(path: Path, manifest: Manifest) -> None:
-    if set(manifest.widths) != set(manifest.network.widths):
+    if set(manifest.widths) != set(manifest.network.widths if manifest.network else ()):
         raise DmsflowError(path, "its widths are not those of its network", "run the stage that writes it again")
     if any(width < 1 for width in manifest.widths.values()):
         raise DmsflowError(path, "a width is below 1", "run the stage that writes it again")
@@ -140,15 +142,49 @@ def save(path: Path, manifest: Manifest) -> Path:
     return path
 
 
-def claim(path: Path, *, resume: bool, force: bool) -> bool:
-    """Whether the stage that writes `path` is already done and may be left as it is.
+def is_finished(path: Path, settings: msgspec.Struct, *, resume: bool, force: bool, data: Data | None = None) -> bool:
+    """Whether the stage that writes `path` is done with these very settings and may be left as it is.
+
+    Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
 
     Raises:
-        DmsflowError: it is done and the user asked neither to resume nor to overwrite.
+        DmsflowError: it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
     """
     if not path.exists() or force:
         return False
-    if resume:
-        load(path)
-        return True
-    raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
+    if not resume:
+        raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
+    done = load(path, bare=True)
+    if data and anchored(data) != done.data:
+        what = f"was made of {done.data.name} with other data options"
+        raise DmsflowError(path, what, "--resume with its own options, or --force")
+    recorded = with_present_names(done.settings)
+    ignored = {"device", "threads", *(set(settings.__struct_fields__) - set(recorded))}
+    if difference := find_difference(recorded, settings, ignored):
+        field, before, now = difference
+        right = "--resume with the options it was made with, or --force to do it again"
+        raise DmsflowError(path, f"was made with {field} {before}, not {now}", right)
+    return True
+
+
+class StageModule(Protocol):
+    """What the module of each stage has: search, train, export and bench.
+
+    `source` is what the stage starts from: the data of a search, the path of a manifest (or of a bare model file).
+    """
+
+    def run(
+        self, source: Any, settings: Any, out: Path, *, command: tuple[str, ...], resume: bool, force: bool
+    ) -> Path:
+        """Do the stage and write its manifest into `out`.
+
+        Args:
+            command: writes the manifest again.
+            resume: leave the stage if it is finished, and otherwise start where an interrupted one stopped.
+            force: do it again, and overwrite.
+        """
+        ...
+
+    def plan(self, source: Any, settings: Any, out: Path) -> list[tuple[str, str]]:
+        """What `run` would do, as rows of a table; raises where it cannot be done. Writes nothing."""
+        ...

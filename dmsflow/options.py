@@ -1,92 +1,118 @@
-"""The options of commands, made from the settings records, and the records made from what the user said.
+"""The options of commands, made from the settings records, and the records made from what the user gave.
 
-An option is made from each field, so a setting is said once: in `settings.py` or, for images, in
-`manifest.Data`.
+A setting is said once, in `settings`: it becomes an option there, or is set by a preset and `--set` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 from msgspec import inspect
 
-from dmsflow import settings
-from dmsflow.settings import Data
+from dmsflow import plugin, settings
+from dmsflow.errors import DmsflowError
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
-    "data": Data,
+    "data": settings.Data,
     "search": settings.SearchSettings,
     "train": settings.TrainSettings,
     "export": settings.ExportSettings,
     "bench": settings.BenchSettings,
     "profile": settings.ProfileSettings,
 }
-# Fields that two stages share: `run` takes them once, for both.
-SHARED = {**dict.fromkeys(settings.Record.__struct_fields__, ("search", "train")), "profile": ("search", "bench")}
+# What `run` has an option for, of the many settings of its stages; the rest is set by --set and presets.
+RUN_OPTIONS = {
+    "data": ("name", "data_dir", "train_images", "resolution"),
+    "search": ("network", "memory_mib", "macs_m", "profile", "latency_ms", "seed"),
+    "train": ("seed",),
+    "export": ("target",),
+}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
-    """Whole numbers with commas between them."""
+class Values(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
+    """Values with commas between them: whole numbers, or words."""
 
-    name = "numbers"
+    def __init__(self, kind: type[int] | type[str]) -> None:
+        self.kind, self.name = kind, "numbers" if kind is int else "words"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(int(part) for part in value.split(",") if part.strip())
+            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 140,220,260.", param, ctx)
 
 
-class Words(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # as above
-    """Words with commas between them."""
+class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]  # as above
+    """One of some words; a word of an earlier version is answered with the present one."""
 
-    name = "words"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if (present := settings.RENAMED_METHODS.get(value)) in self.choices:
+            raise DmsflowError(f"{param and param.opts[0]} {value}", "has another name", str(present))
+        return super().convert(value, param, ctx)
 
 
 class SettingOption(click.Option):
     """An option made from one field of one record, or of several that share it."""
 
-    def __init__(self, records: tuple[str, ...], field: str, *arguments: Any, **options: Any) -> None:
-        self.records, self.field = records, field
+    def __init__(self, record: str, field: str, *arguments: Any, **options: Any) -> None:
+        self.records: tuple[str, ...] = (record,)
+        self.field = field
         super().__init__(*arguments, **options)
 
 
 class StageCommand(click.Command):
-    """A command whose help has a section for each record it takes settings of."""
+    """A command that names what an option of an earlier version is now."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            title = " and ".join(param.records).capitalize() if isinstance(param, SettingOption) else "Options"
-            if row := param.get_help_record(ctx):
-                sections.setdefault(title, []).append(row)
-        for title in sorted(sections, key=lambda title: title == "Options"):
-            with formatter.section(title):
-                formatter.write_dl(sections[title], col_max=34)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").removeprefix("no-").replace("-", "_")
+            raise _explain_option(error, name) from error
 
 
-def settings_options(*records: str) -> Callable[[Command], Command]:
-    """An option for each field of the records; names that two of them would share get a prefix."""
+def _explain_option(error: click.NoSuchOption, name: str) -> Exception:
+    """What an unknown option is called now, if it was one of an earlier version or is a setting."""
+    if name in settings.REMOVED_FIELDS:
+        return DmsflowError(error.option_name, "is gone", settings.REMOVED_FIELDS[name])
+    holders = {}  # records that have such a setting, with its present name
+    for record, kind in RECORDS.items():  # `run` had the stage before some names: --train-batch-size
+        for short in (name, name.removeprefix(f"{record}_")):
+            present = settings.RENAMED_FIELDS.get(short, short)
+            if present in kind.__struct_fields__:
+                holders[record] = present
+    params = {param.name for param in error.ctx.command.params} if error.ctx else set()
+    for record, present in holders.items():
+        if present in params:
+            return DmsflowError(error.option_name, "has another name", f"--{present.replace('_', '-')}")
+        if "assignments" in params:
+            return DmsflowError(error.option_name, "is a setting", f"--set {record}.{present}=VALUE, or in a preset")
+    return error
+
+
+def settings_options(*records: str, only: dict[str, tuple[str, ...]] | None = None) -> Callable[[Command], Command]:
+    """An option for each field of the records that is to have one; fields of one name share it."""
     options: dict[str, SettingOption] = {}
     for record in records:
         for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
-            name = spelling(record, field.name, records)
+            kind, meta = _peel(field.type)
+            if field.name not in only.get(record, ()) if only else not meta.get("option", True):
+                continue
+            name = "dataset" if (record, field.name) == ("data", "name") else field.name
             if name in options:
                 options[name].records += (record,)
             else:
-                options[name] = _option(record, field, name)
+                options[name] = _option(record, field, name, kind, meta)
 
     def decorate(function: Command) -> Command:
         function.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options.values())]  # type: ignore[attr-defined]
@@ -95,51 +121,40 @@ def settings_options(*records: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def spelling(record: str, field: str, records: Sequence[str]) -> str:
-    """The name, with underscores, of the option for a field, among the options of all `records`."""
-    if record == "data":
-        return "dataset" if field == "name" else field
-    if record in SHARED.get(field, ()):
-        return field
-    holders = [other for other in records if field in RECORDS[other].__struct_fields__]
-    return field if holders == [record] else f"{record}_{field}"
-
-
-def _option(record: str, field: inspect.Field, name: str) -> SettingOption:
-    kind, description = _peel(field.type)
+def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, meta: dict[str, Any]) -> SettingOption:
     flag = f"--{name.replace('_', '-')}"
-    if isinstance(kind, inspect.BoolType):
-        flag = f"{flag}/--no-{flag[2:]}"
+    flag = f"{flag}/--no-{flag[2:]}" if isinstance(kind, inspect.BoolType) else flag
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    complete = COMPLETED.get(name)
     return SettingOption(
-        (record,),
+        record,
         field.name,
         [flag, name],
         type=_type(kind),
         default=default,
         show_default=default is not None,
-        help=description,
+        help=meta["description"],
+        shell_complete=_completion(complete) if complete else None,
     )
 
 
-def _peel(kind: inspect.Type, description: str = "") -> tuple[inspect.Type, str]:
+def _peel(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:
     """The type inside `Annotated` and `| None`, and what its Meta says of it."""
+    meta = meta or {}
     if isinstance(kind, inspect.Metadata):
-        return _peel(kind.type, (kind.extra_json_schema or {}).get("description", description))
+        return _peel(kind.type, {**(kind.extra_json_schema or {}), **(kind.extra or {}), **meta})
     if isinstance(kind, inspect.UnionType):
-        return _peel(next(inner for inner in kind.types if not isinstance(inner, inspect.NoneType)), description)
-    return kind, description
+        return _peel(next(inner for inner in kind.types if not isinstance(inner, inspect.NoneType)), meta)
+    return kind, meta
 
 
 def _type(kind: inspect.Type) -> Any:
     if isinstance(kind, inspect.LiteralType):
-        return click.Choice(kind.values)
+        return Choice(kind.values)
     if isinstance(kind, inspect.VarTupleType):
-        return Words() if isinstance(_peel(kind.item_type)[0], inspect.StrType) else Numbers()
-    if isinstance(kind, inspect.BoolType):
-        return click.BOOL
-    if isinstance(kind, inspect.StrType):
-        return click.STRING
+        return Values(str if isinstance(_peel(kind.item_type)[0], inspect.StrType) else int)
+    if isinstance(kind, (inspect.BoolType, inspect.StrType)):
+        return click.BOOL if isinstance(kind, inspect.BoolType) else click.STRING
     if not isinstance(kind, (inspect.IntType, inspect.FloatType)):
         raise TypeError(f"no option is known for {kind}")
     low, high = (kind.ge if kind.gt is None else kind.gt), (kind.le if kind.lt is None else kind.lt)
@@ -147,17 +162,59 @@ def _type(kind: inspect.Type) -> Any:
     return click.IntRange(**bounds) if isinstance(kind, inspect.IntType) else click.FloatRange(**bounds)
 
 
+# --- shell completion ---------------------------------------------------------------------------
+
+
+def _profile_names() -> list[str]:
+    from dmsflow.network import profile
+
+    return profile.names()
+
+
+def _target_names() -> list[str]:
+    from dmsflow.deploying import target
+
+    return target.names()
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
+
+
+COMPLETED: dict[str, Callable[[], list[str]]] = {
+    "network": lambda: plugin.names("networks"),
+    "dataset": lambda: plugin.names("datasets"),
+    "target": _target_names,
+    "profile": _profile_names,
+    "preset": _preset_names,
+}
+
+
+def _completion(names: Callable[[], list[str]]) -> Any:
+    """Names that begin as what was typed; a path of the user's own completes as a file."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
+# --- options of several commands ----------------------------------------------------------------
+
+
 def flow_options(out: str) -> Callable[[Command], Command]:
-    """What every stage has; `out` tells the folder that is taken where none is given."""
+    """What every stage has; `out` describes the folder that is taken where none is given."""
+    again = "Do the stage again, and overwrite."
+    resume = "Start where an interrupted run stopped; leave what is done."
+    plan = "Print the plan; compute and write nothing."
 
     def decorate(function: Command) -> Command:
         for option in (
-            click.option(
-                "--dry-run", is_flag=True, help="Resolve everything and print the plan; compute and write nothing."
-            ),
-            click.option("--force", is_flag=True, help="Do it again, and overwrite."),
-            click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped; leave what is done."),
-            click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Folder to write to."),
+            click.option("--dry-run", is_flag=True, help=plan),
+            click.option("--force", is_flag=True, help=again),
+            click.option("--resume", is_flag=True, help=resume),
+            click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
         ):
             function = option(function)
         return function
@@ -165,22 +222,37 @@ def flow_options(out: str) -> Callable[[Command], Command]:
     return decorate
 
 
-preset_option = click.option(
-    "--preset",
-    default="quick",
-    show_default=True,
-    help="Values for all options not given: see dmsflow list presets, or the path of a .toml file.",
-)
+def preset_options(function: Command) -> Command:
+    """Where settings come from that have no option."""
+    effort = "Scale rounds, steps and epochs of the preset: half to a quarter, as they are, or 2 to 8 times."
+    preset = "Take settings from a preset: dmsflow list presets, or the path of a .toml file."
+    assignment = "Give any other setting a value, such as search.rounds=32 (docs/settings.md)."
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="STAGE.NAME=VALUE", help=assignment),
+        click.option(
+            "--preset", default="quick", show_default=True, help=preset, shell_complete=_completion(_preset_names)
+        ),
+        click.option(
+            "--effort", type=click.Choice(list(settings.EFFORTS)), default="normal", show_default=True, help=effort
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 
 
 def resolved(ctx: click.Context, record: str) -> Any:
-    """A settings record: its defaults, then the preset, then what the user said (options, environment)."""
-    values = settings.preset(record, ctx.params["preset"]) if "preset" in ctx.params else {}
+    """A settings record: its defaults, then preset, effort, --set, and options and environment variables."""
+    values: dict[str, Any] = {}
+    if "preset" in ctx.params:
+        values = settings.load_preset(record, ctx.params["preset"])
+        values = settings.scale_effort(RECORDS[record], values, ctx.params["effort"])
+    values |= settings.parse_assignments(record, RECORDS, ctx.params.get("assignments", ()))
     for param in ctx.command.params:
-        if isinstance(param, SettingOption) and record in param.records:
-            assert param.name
-            if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
-                values[param.field] = ctx.params[param.name]
+        mine = isinstance(param, SettingOption) and record in param.records
+        if mine and ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+            values[param.field] = ctx.params[param.name]
     return settings.resolve(RECORDS[record], **values)

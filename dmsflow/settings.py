@@ -7,7 +7,7 @@ The command line makes an option of every field, a preset is a TOML file of fiel
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,10 +22,16 @@ else:
     import tomli as tomllib
 
 PRESETS = Path(__file__).parent / "presets"
+PRESET_TABLES = ("search", "train", "export", "bench")
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+
+
+def preset_only(description: str, **bounds: Any) -> Meta:
+    """Of a field that is set in a preset or by --set, and has no option of its own."""
+    return Meta(description=description, extra={"option": False}, **bounds)
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +53,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     resolution: (
         Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None
     ) = None
-    workers: Annotated[int, Meta(ge=0, description="Processes that decode a streamed data set.")] = 2
+    workers: Annotated[Natural, preset_only("Processes that decode a streamed data set.")] = 2
 
 
 def anchored(data: Data) -> Data:
@@ -63,19 +69,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What every stage that computes has."""
 
     seed: Annotated[Natural, Meta(description="Seed of every random choice.")] = 0
-    device: Annotated[str, Meta(description="Where torch runs: auto, cpu, cuda, mps.")] = "auto"
-    threads: Annotated[Natural, Meta(description="CPU threads; 0: one per core.")] = 0
-    mixed: Annotated[
+    device: Annotated[str, Meta(description="Run torch on auto, cpu, cuda or mps.")] = "auto"
+    threads: Annotated[Natural, preset_only("CPU threads; 0: one per core.")] = 0
+    amp: Annotated[
         Literal["auto", "on", "off"],
-        Meta(
-            description="Train in bfloat16 mixed precision; auto: where the processor or GPU is quicker with it. Evaluation is float32."
-        ),
+        preset_only("Train in bfloat16 mixed precision; auto: where that is quicker. Evaluation is float32."),
     ] = "auto"
     compile: Annotated[
         Literal["auto", "on", "off"],
-        Meta(
-            description="Compile the training step (torch.compile); auto: on a CUDA GPU that Triton knows. On a CPU it needs g++."
-        ),
+        preset_only("Compile the training step; auto: on a CUDA GPU that Triton knows. On a CPU it needs g++."),
     ] = "auto"
 
 
@@ -84,21 +86,19 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     network: Annotated[str, Meta(description="A network's name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Literal["gradient", "evolution", "uniform", "flat", "between", "random"],
+        Literal["gradient", "published", "evolution", "uniform", "equal", "interpolated", "random"],
         Meta(
-            description="gradient and evolution search; the others write a control that just meets the budgets (between: flat and uniform, using all budgets up)."
+            description="gradient, evolution, published (by --preset paper) search; the others fill the budgets without."
         ),
     ] = "gradient"
     memory_mib: Annotated[
         Positive | None,
-        Meta(description="Budget: parameter memory in MiB. Without any budget: the base network's memory."),
+        Meta(description="Budget: size of the parameters in MiB. Without any budget: the size of the base network's."),
     ] = None
     macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
     profile: Annotated[
         str | None,
-        Meta(
-            description="The device to predict latency for: a profile's name (see dmsflow list profiles) or its path."
-        ),
+        Meta(description="Predict latency with this device's profile: a name (dmsflow list profiles) or a path."),
     ] = None
     latency_ms: Annotated[
         Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")
@@ -106,100 +106,40 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     align: Annotated[
         bool,
         Meta(
-            description="Settle the widths found on edges of the kernels' steps, if no cost grows and no accuracy is lost on images held out."
+            description="Round widths to multiples the kernels use (32 in, 8 out) if size, time and held-out loss do not get worse."
         ),
     ] = False
-    hold: Annotated[
-        Literal["projection", "shift", "penalty"],
-        Meta(
-            description="projection meets every budget at every step and spends all of them; shift meets the tightest by one shift of all widths; penalty adds the hinge of Eq. 7."
-        ),
-    ] = "projection"
-    penalty: Annotated[Positive, Meta(description="Weight of the hinge, per MiB, million MACs and ms.")] = 0.01
-    estimator: Annotated[
-        Literal["exact", "clustered"],
-        Meta(description="exact mixes all widths in one mask; clustered samples the paper's three candidates."),
-    ] = "exact"
-    temperature: Annotated[Positive, Meta(description="Of the Gumbel-softmax (clustered).")] = 1.0
-    reallocate: Annotated[
-        bool,
-        Meta(
-            description="Rebuild the network each round with best-effort initialisation (Eq. 9-10), instead of slicing one of fixed capacity."
-        ),
-    ] = False
-    best_effort: Annotated[
-        bool, Meta(description="Rebuilt networks keep the weights that fit (Eq. 9-10); otherwise each starts afresh.")
-    ] = True
-    step: Annotated[
-        Literal["bounded", "adam"],
-        Meta(
-            description="How widths move: one step a round bounded by the gradient's standard error, or Adam on every batch."
-        ),
-    ] = "bounded"
+    rounds: Annotated[Count, preset_only("Rounds of one weight phase and one width phase.")] = 16
+    weight_steps: Annotated[Count, preset_only("Length of a weight phase in steps.")] = 40
+    weight_epochs: Annotated[
+        Positive | None, preset_only("The same in epochs of its half of the training set; overrides weight_steps.")
+    ] = None
+    width_batches: Annotated[Natural, preset_only("Length of a width phase in batches; 0: one pass over its half.")] = (
+        40
+    )
+    width_warmup: Annotated[
+        float, preset_only("Share of the rounds that train weights alone, before widths move.", ge=0, lt=1)
+    ] = 0.25
     step_size: Annotated[
         Positive,
-        Meta(description="Largest change of log width in a round (bounded), or Adam's learning rate on the ratio."),
+        preset_only("Largest change of a log width in a round; in the published search, Adam's learning rate."),
     ] = 0.15
-    start: Annotated[
-        Literal["flat", "base"],
-        Meta(description="Widths to start from: flat under the budgets, or the base widths times --start-ratio."),
-    ] = "flat"
-    start_ratio: Annotated[Positive, Meta(description="Expansion ratio to start from (base).")] = 1.5
-    gradient_decay: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=1,
-            description="Factor on what a round's gradient counts, each round later (bounded); 0: only the last one counts.",
-        ),
-    ] = 0.75
-    first_gain: Annotated[
-        Positive, Meta(description="Factor on the gradient of the first two widths, which masks understate.")
-    ] = 1.0
-    refine: Annotated[
-        Natural,
-        Meta(description="Sub-networks near the result that evolution tries at the end; the best one is taken."),
-    ] = 0
-    min_ratio: Annotated[Positive, Meta(description="Smallest expansion ratio.")] = 0.3
-    max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio.")] = 8.0
-    sigma_start: Annotated[Positive, Meta(description="Scale of the width distribution in the first round.")] = 0.3
-    sigma_end: Annotated[Positive, Meta(description="Scale in the last round, reached by a constant factor.")] = 0.15
-    sigma_relative: Annotated[
-        bool, Meta(description="sigma is relative to the width, instead of to the base width.")
-    ] = True
-    rounds: Annotated[Count, Meta(description="Rounds of one weight phase and one width phase.")] = 16
-    head_start: Annotated[
-        float,
-        Meta(ge=0, lt=1, description="Share of the rounds that train weights alone, before widths move (gradient)."),
-    ] = 0.25
-    weight_epochs: Annotated[
-        Positive | None,
-        Meta(
-            description="Length of a weight phase in epochs of its half of the training set; overrides --weight-steps."
-        ),
-    ] = None
-    weight_steps: Annotated[Count, Meta(description="Length of a weight phase in steps.")] = 40
-    width_batches: Annotated[
-        Natural, Meta(description="Length of a width phase in batches; 0: one pass over its half.")
-    ] = 40
-    subnetworks: Annotated[
-        bool,
-        Meta(description="Train random sub-networks at the budget in most weight steps, instead of the mask in all."),
-    ] = True
-    band: Annotated[
-        Literal["controls", "start"],
-        Meta(
-            description="Where random sub-networks are drawn from: between the narrowest and 1.3 times the widest of uniform, flat and the start; or around the start alone."
-        ),
-    ] = "controls"
-    batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 128
-    learning_rate: Annotated[Positive, Meta(description="Of the weights (SGD), at the start of each cosine.")] = 0.05
-    learning_rate_end: Annotated[Positive, Meta(description="Of the weights, at the end of each cosine.")] = 0.01
-    restart: Annotated[bool, Meta(description="One cosine a round (the paper), instead of one over the search.")] = (
-        False
+    min_ratio: Annotated[Positive, preset_only("Smallest width, as a ratio to its base.")] = 0.3
+    max_ratio: Annotated[Positive, preset_only("Largest width, as a ratio to its base.")] = 8.0
+    sigma_start: Annotated[
+        Positive, preset_only("Scale of the width distribution in the first round, relative to the width.")
+    ] = 0.3
+    sigma_end: Annotated[Positive, preset_only("Scale in the last round, reached by a constant factor.")] = 0.15
+    batch_size: Annotated[Count, preset_only("Images in a batch.")] = 128
+    learning_rate: Annotated[Positive, preset_only("Learning rate of the weights (SGD) at the start.")] = 0.05
+    learning_rate_end: Annotated[Positive, preset_only("Learning rate of the weights at the end of the cosine.")] = 0.01
+    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, preset_only("Weight decay on weights, not on norms and alphas.", ge=0)] = 1e-4
+    start_ratio: Annotated[Positive, preset_only("Published search: width to start from, as a ratio to its base.")] = (
+        1.5
     )
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
-    weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
+    penalty: Annotated[Positive, preset_only("Published search: weight of Eq. 7, per MiB, million MACs and ms.")] = 0.01
+    temperature: Annotated[Positive, preset_only("Published search: temperature of the Gumbel-softmax.")] = 1.0
 
 
 class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -212,20 +152,20 @@ class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     from_float: Annotated[
         bool, Meta(description="Train in full precision first, and start the binary network from it.")
     ] = False
-    float_epochs: Annotated[Count, Meta(description="Passes in full precision (--from-float).")] = 8
-    batch_size: Annotated[Count, Meta(description="Images in a batch.")] = 64
-    learning_rate: Annotated[Positive, Meta(description="Of SGD, at the start.")] = 0.1
+    float_epochs: Annotated[Count, preset_only("Passes in full precision (from_float).")] = 8
+    batch_size: Annotated[Count, preset_only("Images in a batch.")] = 64
+    learning_rate: Annotated[Positive, preset_only("Learning rate of SGD at the start.")] = 0.1
     schedule: Annotated[
-        Literal["cosine", "step"], Meta(description="cosine falls to 0; step multiplies at the milestones.")
+        Literal["cosine", "step"], preset_only("cosine falls to 0; step multiplies at the milestones.")
     ] = "cosine"
-    milestones: Annotated[tuple[Natural, ...], Meta(description="Epochs at which the step schedule multiplies.")] = (
+    milestones: Annotated[tuple[Natural, ...], preset_only("Epochs at which the step schedule multiplies.")] = (
         140,
         220,
         260,
     )
-    milestone_factor: Annotated[Positive, Meta(description="What it multiplies by.")] = 0.1
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="Of SGD.")] = 0.9
-    weight_decay: Annotated[float, Meta(ge=0, description="On weights, not on norms and alphas.")] = 1e-4
+    milestone_factor: Annotated[Positive, preset_only("What the step schedule multiplies by.")] = 0.1
+    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, preset_only("Weight decay on weights, not on norms and alphas.", ge=0)] = 1e-4
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -325,9 +265,20 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Annotated[Natural, Meta(description="Seed of the widths of those networks.")] = 0
 
 
-# What fields and values were called in manifests of earlier versions.
-RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup"}
+# What fields and values were called in earlier versions, and what is gone since.
+RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup", "patience_minutes": "timeout_minutes"}
 RENAMED_METHODS = {"flat": "equal", "between": "interpolated"}
+REMOVED_FIELDS = {
+    **dict.fromkeys(
+        ("estimator", "reallocate", "step", "start", "sigma_relative", "subnetworks", "restart"),
+        "leave it out; --preset paper is the search as published",
+    ),
+    **dict.fromkeys(
+        ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort"),
+        "leave it out; it gained nothing (docs/results.md)",
+    ),
+    "onnx_form": "leave it out; integers up to every sum are the only form",
+}
 
 
 def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,11 +293,44 @@ def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def find_difference(
+    recorded: Mapping[str, Any], wanted: msgspec.Struct, ignored: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first setting that was another one when something was recorded: its name, the value then, and now."""
+    for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
+        if name not in ignored and recorded.get(name) != value:
+            return name, recorded.get(name), value
+    return None
+
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def preset(stage: str, name: str) -> dict[str, Any]:
-    """The field values of a preset for a stage ("search" or "train").
+# What the dial --effort multiplies. Weights and widths share the rounds, so four times the rounds and twice the
+# steps of each are eight times the work; a training is as long as its epochs.
+EFFORTS = {
+    "quick": {"rounds": 0.5, "weight_steps": 0.5, "width_batches": 0.5, "epochs": 0.25, "float_epochs": 0.25},
+    "normal": {},
+    "long": {"rounds": 2.0, "weight_steps": 4.0, "width_batches": 2.0, "epochs": 8.0, "float_epochs": 8.0},
+}
+
+
+def scale_effort(kind: type[msgspec.Struct], values: Mapping[str, Any], effort: str) -> dict[str, Any]:
+    """Field values with the lengths of phases and trainings scaled; each stays at least 1.
+
+    >>> scale_effort(TrainSettings, {"epochs": 40}, "quick")["epochs"]
+    10
+    """
+    scaled = dict(values)
+    for field in msgspec.structs.fields(kind):
+        before = values.get(field.name, field.default)
+        if factor := EFFORTS[effort].get(field.name):
+            scaled[field.name] = max(1, round(factor * before)) if before else before
+    return scaled
+
+
+def load_preset(stage: str, name: str) -> dict[str, Any]:
+    """The field values of a preset for a stage ("search" or "train"); none for another stage.
 
     Args:
         name: of a file in `presets/`, or the path of a user's own `.toml` file.
@@ -361,10 +345,36 @@ def preset(stage: str, name: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
-    if unknown := set(values) - {"search", "train"}:
-        raise DmsflowError(path, f"has {sorted(unknown)[0]!r}", "give the tables [search] and [train]")
+        raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
+    if unknown := set(values) - set(PRESET_TABLES):
+        tables = " ".join(f"[{table}]" for table in PRESET_TABLES)
+        raise DmsflowError(path, f"has {sorted(unknown)[0]!r}", f"give tables among {tables}")
     return dict(values.get(stage, {}))
+
+
+def parse_assignments(
+    stage: str, kinds: Mapping[str, type[msgspec.Struct]], assignments: Iterable[str]
+) -> dict[str, Any]:
+    """What `--set search.rounds=32` and the like say of one stage; a value is TOML, or else a word.
+
+    Raises:
+        DmsflowError: it is not of that form, or there is no such setting.
+    """
+    found: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        table, _, field = name.strip().partition(".")
+        if not equals or table not in kinds or field not in kinds[table].__struct_fields__:
+            fields = (
+                ", ".join(kinds[table].__struct_fields__) if table in kinds else ", ".join(f"{k}.NAME" for k in kinds)
+            )
+            raise DmsflowError(f"--set {text}", "is no setting", f"write STAGE.NAME=VALUE with one of {fields}")
+        if table == stage:
+            try:
+                found[field] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                found[field] = value.strip()
+    return found
 
 
 def resolve(kind: type[S], **values: Any) -> S:
@@ -373,6 +383,14 @@ def resolve(kind: type[S], **values: Any) -> S:
     Raises:
         DmsflowError: an unknown field, or a value of the wrong type or out of bounds.
     """
+    for name in set(values) - set(kind.__struct_fields__):
+        if name in REMOVED_FIELDS:
+            raise DmsflowError(f"setting {name}", "is gone", REMOVED_FIELDS[name])
+        if name in RENAMED_FIELDS:
+            raise DmsflowError(f"setting {name}", "has another name", RENAMED_FIELDS[name])
+    method = values.get("method")
+    if isinstance(method, str) and method in RENAMED_METHODS:
+        raise DmsflowError(f"method {method}", "has another name", RENAMED_METHODS[method])
     try:
         return msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -380,8 +398,8 @@ def resolve(kind: type[S], **values: Any) -> S:
         field = place.strip("`$.")
         if not field:
             raise DmsflowError(kind.__name__, message, "see --help") from error
-        where = f"--{field.replace('_', '-')}"
-        raise DmsflowError(where, f"{values.get(field)!r} is not valid", _right(kind, field, message)) from error
+        right = _right(kind, field, message)
+        raise DmsflowError(f"setting {field}", f"{values.get(field)!r} is not valid", right) from error
 
 
 def _right(kind: type[msgspec.Struct], field: str, message: str) -> str:

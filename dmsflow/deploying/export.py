@@ -35,7 +35,15 @@ IMAGES, FEWEST_IMAGES = 256, 16  # of the check, unless the user says how many
 CHECK_MACS = 5e10  # and no more than take that many multiply-accumulates: seconds of NumPy
 
 
-def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str, ...], force: bool = False) -> Path:
+def run(
+    source: Path,
+    settings: ExportSettings,
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    resume: bool = False,
+    force: bool = False,
+) -> Path:
     """Write a model file and export.json.
 
     Args:
@@ -43,6 +51,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
         settings: of the stage.
         out: folder to write to.
         command: that runs this again.
+        resume: leave a finished export as it is.
         force: overwrite an earlier export.
 
     Raises:
@@ -53,7 +62,8 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
     variant, runner = variant_of(aim, settings), _runner(aim)
-    manifest.claim(path, resume=False, force=force)
+    if manifest.is_finished(path, settings, resume=resume, force=force):
+        return path
     dataset = datasets.load(train.data)
     weights, logits = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"

@@ -51,7 +51,15 @@ class Measured:
         return next(iter(self.timings.values()))
 
 
-def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str, ...], force: bool = False) -> Path:
+def run(
+    source: Path,
+    settings: BenchSettings,
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    resume: bool = False,
+    force: bool = False,
+) -> Path:
     """Measure a file and write bench.json.
 
     Args:
@@ -59,6 +67,7 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
         settings: of the stage.
         out: folder to write to.
         command: that runs this again.
+        resume: leave a finished bench.json as it is.
         force: overwrite an earlier bench.json.
 
     Raises:
@@ -68,7 +77,9 @@ def run(source: Path, settings: BenchSettings, out: Path, *, command: tuple[str,
     """
     path = out / "bench.json"
     subject = subject_of(source)
-    manifest.claim(path, resume=False, force=force)
+    if manifest.is_finished(path, settings, resume=resume, force=force):
+        check_required(path, settings)
+        return path
     judge = accuracy.judge(subject, settings)
     predicted = predicted_latency.of(source, subject.export, settings)
     measured = _measure(subject, settings)

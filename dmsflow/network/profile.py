@@ -52,11 +52,20 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spread_percent: tuple[tuple[Percent, ...], ...]
 
 
+def round_up(width: int, step: int) -> int:
+    """The next multiple of `step`: 33 channels in words of 32 are 64."""
+    return -(-width // step) * step
+
+
 class Granularity(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edges of an op's kernels: all widths up to the next multiple of a step take the same time."""
 
     inputs: Step = 1
     outputs: Step = 1
+
+
+# Of binary convolutions in LCE's kernels and dmsflow's: a word of 32 bits in, a block of 8 filters out.
+PACKED_GRANULARITY = Granularity(inputs=32, outputs=8)
 
 
 class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,18 +1,19 @@
-"""Memory, MAC and latency budgets, and how a search stays within them.
+"""Memory, MAC and latency budgets: which widths are within them, and the baselines that fill them.
 
-Widths are ratios to their base, one entry a named width, in the order of `network.widths`. Moving
-along a budget is easiest in log ratios: its normal is then the elasticity of the cost.
+Widths are ratios to their base, one entry a named width, in the order of `network.widths`; NumPy only. What a
+budget does to the steps of a search, which takes derivatives, is in `projection`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network import cost
@@ -20,13 +21,13 @@ from dmsflow.network.latency import Latency
 from dmsflow.network.network import Network
 from dmsflow.settings import SearchSettings
 
+Ratios: TypeAlias = NDArray[np.float64]  # [n]
+
 MEGA = 10**6
-ACTIVE = 1e-3  # a budget is active if growing every width by this much breaks it
-BISECTIONS = 45
-SWEEPS = 12
-NEWTON_STEPS = 8
-NEARBY = 0.2  # change of a log width that using budgets up may take
-GROWTH = 2.0  # a bounded move may grow a width this many times further than it may shrink it
+GROWTH_PROBE = 1e-3  # a budget is active if growing every width by this much breaks it
+BISECTIONS = 45  # 24 / 2^45 is below float64's resolution of a log ratio of 1
+INTERPOLATIONS = 40  # points between equal and uniform widths that are tried
+NOISE_CHANNELS = 1e-6  # of a channel: arithmetic noise, not a reason for a whole one
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Budget:
     Attributes:
         name, unit: for tables and metrics ("memory", "MiB").
         limit: in that unit.
-        cost: of a network at given widths, in that unit; ints and tensors alike.
+        cost: of a network at given widths, in that unit; numbers and tensors alike.
     """
 
     name: str
@@ -46,20 +47,214 @@ class Budget:
 
 
 def memory_mib(network: Network, widths: Mapping[str, Any]) -> Any:
+    """Size of the parameters in MiB, see `cost.memory_bytes`."""
     return cost.memory_bytes(network, widths) / cost.MIB
 
 
 def macs_m(network: Network, widths: Mapping[str, Any]) -> Any:
+    """Million multiply-accumulates for one image."""
     return cost.macs(network, widths) / MEGA
 
 
-def figures(network: Network, widths: Mapping[str, Any], latency: Latency | None) -> dict[str, float]:
-    """What a network costs at whole widths, by the name of the metric."""
-    found = {"memory_mib": memory_mib(network, widths), "macs_m": macs_m(network, widths)}
-    return found if latency is None else {**found, "predicted_latency_ms": latency(widths)}
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The smallest and largest ratio of each width, [n] each."""
+
+    low: Ratios
+    high: Ratios
+
+    def clip(self, ratios: Ratios) -> Ratios:
+        return np.clip(ratios, self.low, self.high)
 
 
-def spelled(figures: Mapping[str, float], latency: Latency | None) -> str:
+@dataclass(frozen=True)
+class Budgets:
+    """The limits of a search on one network, and the range of its widths.
+
+    >>> from dmsflow.network.architectures import vgg11
+    >>> budgets = Budgets.from_settings(SearchSettings(memory_mib=0.08), vgg11.build(3, 32, 10))
+    >>> budgets.round_within(budgets.equal())["conv0"]
+    60
+    >>> budgets.met({name: 61 for name in budgets.network.widths})
+    False
+
+    Attributes:
+        limits: at least one.
+        bounds: from --min-ratio to --max-ratio, but never below one channel nor wider than the profile has measured.
+        latency: the prediction of the profile, if there is one.
+    """
+
+    network: Network
+    limits: tuple[Budget, ...]
+    bounds: Range
+    latency: Latency | None = None
+
+    @classmethod
+    def from_settings(cls, settings: SearchSettings, network: Network, latency: Latency | None = None) -> Budgets:
+        """The budgets that were asked for; without any, the memory of the base network.
+
+        Raises:
+            DmsflowError: a latency budget, and no profile to predict with.
+        """
+        limits = []
+        if settings.memory_mib is not None:
+            limits.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
+        if settings.macs_m is not None:
+            limits.append(Budget("MACs", "M", settings.macs_m, macs_m))
+        if settings.latency_ms is not None:
+            if latency is None:
+                right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
+                raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
+            limits.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
+        limits = limits or [Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib)]
+        bases = np.array(list(network.widths.values()), np.float64)
+        low, high = np.maximum(settings.min_ratio, 1 / bases), np.full_like(bases, settings.max_ratio)
+        if latency:
+            widest = latency.widest()
+            high = np.minimum(high, np.array([widest[name] for name in network.widths]) / bases)
+        return cls(network, tuple(limits), Range(low, np.maximum(low, high)), latency)
+
+    @functools.cached_property
+    def base(self) -> Ratios:
+        """Channels at ratio 1, [n]."""
+        return np.array(list(self.network.widths.values()), np.float64)
+
+    def within(self, bounds: Range) -> Budgets:
+        """The same limits on another range."""
+        return replace(self, bounds=bounds)
+
+    def only(self, budget: Budget) -> Budgets:
+        """One of the limits."""
+        return replace(self, limits=(budget,))
+
+    # --- what widths cost ---
+
+    def figures(self, widths: Mapping[str, Any]) -> dict[str, float]:
+        """What the network costs at integer widths, by the name of the metric."""
+        found = {"memory_mib": memory_mib(self.network, widths), "macs_m": macs_m(self.network, widths)}
+        return found if self.latency is None else {**found, "predicted_latency_ms": self.latency(widths)}
+
+    def describe(self, widths: Mapping[str, int]) -> str:
+        """The same in a line."""
+        return describe_figures(self.figures(widths), self.latency)
+
+    def met(self, widths: Mapping[str, float]) -> bool:
+        """Whether widths are within every budget."""
+        return all(budget.cost(self.network, widths) <= budget.limit for budget in self.limits)
+
+    def utilisation(self, ratios: Ratios) -> Ratios:
+        """The fraction of each budget that is used, [budgets]: at most 1 where it is met."""
+        widths = dict(zip(self.network.widths, (ratios * self.base).tolist(), strict=True))
+        return np.array([budget.cost(self.network, widths) / budget.limit for budget in self.limits])
+
+    def log_slack(self, ratios: Ratios) -> Ratios:
+        """log(limit / cost) of every budget, [budgets]; 0 where it is active.
+
+        A latency moves in steps, so a budget may be active well below its limit: where growing breaks it.
+        """
+        grown = self.utilisation(self.bounds.clip(ratios * (1 + GROWTH_PROBE)))
+        return np.where(grown > 1, 0.0, -np.log(self.utilisation(ratios)))
+
+    # --- widths within the budgets ---
+
+    def project(self, ratios: Ratios) -> Ratios:
+        """Shift all log ratios by one amount so that the tightest budget is just met, within the range."""
+        # Every weight step asks for this, so it computes in plain numbers: arrays this small are slow.
+        bases = list(self.network.widths.items())
+        entries = list(zip(ratios.tolist(), self.bounds.low.tolist(), self.bounds.high.tolist(), strict=True))
+
+        def shifted(shift: float) -> list[float]:
+            factor = math.exp(shift)
+            return [min(max(ratio * factor, low), high) for ratio, low, high in entries]
+
+        low, high = -12.0, 12.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            fits = self.met({name: base * ratio for (name, base), ratio in zip(bases, shifted(middle), strict=True)})
+            low, high = (middle, high) if fits else (low, middle)
+        return np.array(shifted(low))
+
+    def round_within(self, ratios: Ratios) -> dict[str, int]:
+        """Integer widths within every budget: rounded down, then the largest remainders up while they fit."""
+        ratios = self.bounds.clip(ratios)
+        real = dict(zip(self.network.widths, (ratios * self.base).tolist(), strict=True))
+        smallest = self._integers(self.bounds.low, up=True)
+        widths = {name: max(width, smallest[name]) for name, width in self._integers(ratios).items()}
+        for name in sorted(real, key=lambda name: widths[name] - real[name]):
+            wider = {**widths, name: widths[name] + 1}
+            if real[name] > widths[name] and self.met(wider):
+                widths = wider
+        while not self.met(widths):  # only where --min-ratio kept widths up
+            name = max((n for n in widths if widths[n] > smallest[n]), key=lambda n: widths[n] / self.network.widths[n])
+            widths = {**widths, name: widths[name] - 1}
+        return widths
+
+    def _integers(self, ratios: Ratios, *, up: bool = False) -> dict[str, int]:
+        widths = ratios * self.base
+        rounded = np.ceil(widths - NOISE_CHANNELS) if up else np.floor(widths + NOISE_CHANNELS)
+        return {name: max(1, int(width)) for name, width in zip(self.network.widths, rounded, strict=True)}
+
+    # --- the baselines ---
+
+    def uniform(self) -> Ratios:
+        """Every layer widened alike."""
+        return self.project(np.ones_like(self.base))
+
+    def equal(self) -> Ratios:
+        """Every layer equally wide."""
+        return self.project(1 / self.base)
+
+    def interpolated(self) -> Ratios:
+        """The point from equal towards uniform widths that first exhausts every budget; equal under one budget.
+
+        Under memory and MACs, equal widths exhaust the MACs and leave memory, uniform ones the other way round;
+        on the geometric line between them both are exhausted. A search that starts there starts from the
+        better heuristic of the two.
+        """
+        best, best_used = self.equal(), -1.0
+        for step in range(INTERPOLATIONS + 1):
+            ratios = self.project(self.base ** (step / INTERPOLATIONS - 1))
+            used = float(self.utilisation(ratios).min())
+            if used > best_used + GROWTH_PROBE:
+                best, best_used = ratios, used
+        return best
+
+    # --- whether there is anything to search ---
+
+    def check_feasible(self) -> list[tuple[str, str]]:
+        """What the network can cost, and how wide each budget alone leaves it, as rows for a table.
+
+        Raises:
+            DmsflowError: not even the smallest network meets a budget (the line carries these figures),
+                or even the largest meets all of them.
+        """
+        smallest, largest = self._integers(self.bounds.low, up=True), self._integers(self.bounds.high)
+        named = {"smallest": smallest, "base": self.network.widths, "largest": largest}
+        rows = [(name, self.describe(widths)) for name, widths in named.items()]
+        for budget in self.limits:
+            least = budget.cost(self.network, smallest)
+            if least > budget.limit:
+                where = f"{budget.name} budget of {budget.limit:g} {budget.unit}"
+                facts = ", ".join(f"{name} {figures}" for name, figures in rows)
+                right = f"allow at least {least:.4g} {budget.unit}, or lower --min-ratio"
+                raise DmsflowError(where, f"{self.network.name} cannot be that small ({facts})", right)
+        if self.met(largest):
+            what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"
+            raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")
+        for budget in self.limits:
+            share = budget.limit / budget.cost(self.network, self.network.widths)
+            words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"
+            alone = self.only(budget)
+            if alone.met(largest):
+                rows.append((f"{budget.name} budget", f"{words}; the largest network meets it"))
+            else:
+                # The lower median, where their number is even: a ratio that a width has.
+                ratio = float(np.sort(alone.uniform())[(len(self.base) - 1) // 2])
+                rows.append((f"{budget.name} budget", f"{words}; alone it leaves {ratio:.2f} times the base widths"))
+        return rows
+
+
+def describe_figures(figures: Mapping[str, float], latency: Latency | None) -> str:
     """Figures in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`, and the word for it where that is modelled."""
     words = [f"{figures['memory_mib']:.4f} MiB", f"{figures['macs_m']:.2f} M MACs"]
     if latency:
@@ -67,279 +262,6 @@ def spelled(figures: Mapping[str, float], latency: Latency | None) -> str:
     return ", ".join(words)
 
 
-def budgets(settings: SearchSettings, network: Network, latency: Latency | None = None) -> tuple[Budget, ...]:
-    """The budgets that were asked for; without any, the memory of the base network.
-
-    Raises:
-        DmsflowError: a latency budget, and no profile to predict with.
-    """
-    chosen = []
-    if settings.memory_mib is not None:
-        chosen.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
-    if settings.macs_m is not None:
-        chosen.append(Budget("MACs", "M", settings.macs_m, macs_m))
-    if settings.latency_ms is not None:
-        if latency is None:
-            right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
-            raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
-        chosen.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
-    if not chosen:
-        chosen.append(Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib))
-    return tuple(chosen)
-
-
-def widths_at(network: Network, ratios: Tensor) -> dict[str, Tensor]:
-    """Real-valued widths at ratios [n]; differentiable."""
+def as_widths(network: Network, ratios: Sequence[Any]) -> dict[str, Any]:
+    """Continuous widths at ratios [n]; differentiable where these are tensors."""
     return {name: base * ratio for (name, base), ratio in zip(network.widths.items(), ratios, strict=True)}
-
-
-def use(network: Network, limits: Sequence[Budget], ratios: Tensor) -> float:
-    """The largest fraction of a budget that is used: at most 1 where all are met."""
-    widths = dict(zip(network.widths, (ratios * base_widths(network)).tolist(), strict=True))
-    return float(max(budget.cost(network, widths) / budget.limit for budget in limits))
-
-
-def base_widths(network: Network) -> Tensor:
-    """Channels at ratio 1, [n] float64."""
-    return torch.tensor(list(network.widths.values()), dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Range:
-    """The smallest and largest ratio of each width, [n] float64 each."""
-
-    low: Tensor
-    high: Tensor
-
-    def clip(self, ratios: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(ratios, self.low), self.high)
-
-
-def whole_range(network: Network, settings: SearchSettings, latency: Latency | None = None) -> Range:
-    """From --min-ratio to --max-ratio, but never below one channel nor wider than the profile has measured."""
-    bases = base_widths(network)
-    low = torch.maximum(torch.full_like(bases, settings.min_ratio), 1 / bases)
-    high = torch.full_like(bases, settings.max_ratio)
-    if latency:
-        widest = latency.widest()
-        high = torch.minimum(high, torch.tensor([widest[name] for name in network.widths], dtype=torch.float64) / bases)
-    return Range(low, torch.maximum(low, high))
-
-
-def feasibility(
-    network: Network, limits: Sequence[Budget], bounds: Range, latency: Latency | None = None
-) -> list[tuple[str, str]]:
-    """What the network can cost, and how wide each budget alone leaves it, as rows for a table.
-
-    Raises:
-        DmsflowError: not even the smallest network meets a budget (the line carries these figures),
-            or even the largest meets all of them.
-    """
-    smallest = _integers(network, bounds.low, torch.ceil)
-    largest = _integers(network, bounds.high, torch.floor)
-    rows = [
-        (name, spelled(figures(network, widths, latency), latency))
-        for name, widths in (("smallest", smallest), ("base", network.widths), ("largest", largest))
-    ]
-    for budget in limits:
-        if budget.cost(network, smallest) > budget.limit:
-            facts = ", ".join(f"{name} {figures}" for name, figures in rows)
-            raise DmsflowError(
-                f"{budget.name} budget of {budget.limit:g} {budget.unit}",
-                f"{network.name} cannot be that small ({facts})",
-                f"allow at least {budget.cost(network, smallest):.4g} {budget.unit}, or lower --min-ratio",
-            )
-    if met(network, limits, largest):
-        what = f"even the largest {network.name} is within the budgets ({rows[2][1]})"
-        raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")
-    return rows + [_left(network, budget, bounds, largest) for budget in limits]
-
-
-def _left(network: Network, budget: Budget, bounds: Range, largest: dict[str, int]) -> tuple[str, str]:
-    """What one budget leaves if it were the only one."""
-    share = budget.limit / budget.cost(network, network.widths)
-    words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"
-    if met(network, [budget], largest):
-        return f"{budget.name} budget", f"{words}; the largest network meets it"
-    ratio = float(uniform(network, [budget], bounds).median())
-    return f"{budget.name} budget", f"{words}; alone it leaves {ratio:.2f} times the base widths"
-
-
-def _integers(network: Network, ratios: Tensor, rounding: Callable[[Tensor], Tensor]) -> dict[str, int]:
-    # A millionth of a channel is arithmetic noise, not a reason for a whole one.
-    nudge = -1e-6 if rounding is torch.ceil else 1e-6
-    return {
-        name: max(1, int(width))
-        for name, width in zip(network.widths, rounding(ratios * base_widths(network) + nudge).tolist(), strict=True)
-    }
-
-
-def meet(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
-    """Shift all log ratios by one amount so that the tightest budget is just met, within bounds."""
-
-    # Every weight step asks for this, so it reckons in plain numbers: tensors this small are slow.
-    bases, entries = (
-        list(network.widths.items()),
-        list(zip(*(t.tolist() for t in (ratios, bounds.low, bounds.high)), strict=True)),
-    )
-
-    def at(shift: float) -> list[float]:
-        factor = math.exp(shift)
-        return [min(max(ratio * factor, low), high) for ratio, low, high in entries]
-
-    low, high = -12.0, 12.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        widths = {name: base * ratio for (name, base), ratio in zip(bases, at(middle), strict=True)}
-        fits = all(budget.cost(network, widths) <= budget.limit for budget in limits)
-        low, high = (middle, high) if fits else (low, middle)
-    return torch.tensor(at(low), dtype=torch.float64)
-
-
-def round_within(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> dict[str, int]:
-    """Whole widths within every budget: rounded down, then the largest remainders up while they fit."""
-    real = dict(zip(network.widths, (bounds.clip(ratios) * base_widths(network)).tolist(), strict=True))
-    widths = _integers(network, bounds.clip(ratios), torch.floor)
-    smallest = _integers(network, bounds.low, torch.ceil)
-    widths = {name: max(width, smallest[name]) for name, width in widths.items()}
-    for name in sorted(real, key=lambda name: widths[name] - real[name]):
-        wider = {**widths, name: widths[name] + 1}
-        if real[name] > widths[name] and met(network, limits, wider):
-            widths = wider
-    while not met(network, limits, widths):  # only where min_ratio held widths up
-        name = max((n for n in widths if widths[n] > smallest[n]), key=lambda n: widths[n] / network.widths[n])
-        widths = {**widths, name: widths[name] - 1}
-    return widths
-
-
-def met(network: Network, limits: Sequence[Budget], widths: Mapping[str, int]) -> bool:
-    return all(budget.cost(network, widths) <= budget.limit for budget in limits)
-
-
-def uniform(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
-    """Ratios of the control that widens every layer alike."""
-    return meet(network, limits, torch.ones(len(network.widths), dtype=torch.float64), bounds)
-
-
-def flat(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
-    """Ratios of the control in which every layer is equally wide."""
-    return meet(network, limits, 1 / base_widths(network), bounds)
-
-
-def between(network: Network, limits: Sequence[Budget], bounds: Range) -> Tensor:
-    """The point from flat towards uniform that first uses every budget up; flat under one budget.
-
-    Under memory and MACs flat spends the MACs and leaves memory, uniform the other way round; on
-    the geometric line between them both are spent. A search that starts there starts from the
-    better heuristic of the two.
-    """
-    best, best_used = flat(network, limits, bounds), -1.0
-    for step in range(41):
-        exponent = step / 40
-        ratios = meet(network, limits, base_widths(network) ** (exponent - 1), bounds)
-        used = min(use(network, [budget], ratios) for budget in limits)
-        if used > best_used + ACTIVE:
-            best, best_used = ratios, used
-    return best
-
-
-def normals(network: Network, limits: Sequence[Budget], ratios: Tensor) -> Tensor:
-    """d log cost / d log ratio of every budget, [budgets, n]."""
-    log_ratios = ratios.detach().log().requires_grad_()
-    rows = []
-    for budget in limits:
-        value = torch.log(budget.cost(network, widths_at(network, log_ratios.exp())))
-        rows.append(torch.autograd.grad(value, log_ratios)[0])
-    return torch.stack(rows) if rows else torch.zeros(0, len(ratios), dtype=torch.float64)
-
-
-def penalty(network: Network, limits: Sequence[Budget], ratios: Tensor, weight: float) -> Tensor:
-    """weight · Σ max(0, cost - limit), the hinge of Eq. 7, evaluated at mu itself."""
-    excess = [torch.relu(budget.cost(network, widths_at(network, ratios)) - budget.limit) for budget in limits]
-    total: Tensor = torch.stack(excess).sum()
-    return weight * total
-
-
-def active(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> list[Budget]:
-    """The budgets that bind at `ratios`.
-
-    A latency moves in steps, so a budget may bind well below its limit: where growing breaks it.
-    """
-    grown = bounds.clip(ratios.detach() * (1 + ACTIVE))
-    return [budget for budget in limits if use(network, [budget], grown) > 1]
-
-
-def slack(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
-    """log(limit / cost) of every budget, [budgets]; 0 where it binds."""
-    binding = active(network, limits, ratios, bounds)
-    left = [0.0 if budget in binding else -math.log(use(network, [budget], ratios)) for budget in limits]
-    return torch.tensor(left, dtype=torch.float64)
-
-
-def use_up(network: Network, limits: Sequence[Budget], ratios: Tensor, bounds: Range) -> Tensor:
-    """The nearest log ratios at which every budget is just met; those of `meet` where there are none near.
-
-    A common shift meets the tightest budget and leaves something of the others. Newton steps along the
-    normals of all of them spend that too.
-    """
-    found = met_by_shift = meet(network, limits, ratios, bounds)
-    if len(limits) == 1:
-        return found
-    for _ in range(NEWTON_STEPS):
-        rows = normals(network, limits, found)
-        left = torch.tensor([-math.log(use(network, [budget], found)) for budget in limits], dtype=torch.float64)
-        step = torch.linalg.lstsq(rows, left[:, None]).solution[:, 0]
-        found = bounds.clip(found * torch.exp(step))
-        if not bool((torch.log(found / met_by_shift).abs() < NEARBY).all()):
-            return met_by_shift
-    found = meet(network, limits, found, bounds)
-    used = min(use(network, [budget], found) for budget in limits)
-    return found if used > min(use(network, [budget], met_by_shift) for budget in limits) else met_by_shift
-
-
-def tangent(gradient: Tensor, normal_rows: Tensor) -> Tensor:
-    """The gradient [n] without its part along the normals: what moves along the budgets."""
-    if not len(normal_rows):
-        return gradient
-    basis, _ = torch.linalg.qr(normal_rows.T)
-    along: Tensor = basis @ (basis.T @ gradient)
-    return gradient - along
-
-
-def bounded_move(
-    gradient: Tensor, error: Tensor, normal_rows: Tensor, slack: Tensor, size: float, growth: float = GROWTH
-) -> Tensor:
-    """How far every log ratio moves: along the budgets, by at most `size` down and `growth`·size up.
-
-    d = -(g + λn) / (|g| + λn + SE), zero where the evidence is thin: growing asks for one standard
-    error, shrinking for two. λ ≥ 0 is found by bisection, one for each budget: the smallest that
-    keeps the budget to first order (Σ n·d ≤ what is left of it), so zero where enough is left.
-
-    Args:
-        gradient, error: of the loss in log ratios and its standard error, [n].
-        normal_rows: of the budgets, [budgets, n].
-        slack: log(limit / cost) of each budget, [budgets].
-    """
-
-    def move(prices: Tensor) -> Tensor:
-        pull = prices @ normal_rows if len(normal_rows) else torch.zeros_like(gradient)
-        force = gradient + pull
-        threshold = torch.where(force > 0, 2 * error, error)
-        step = -force / (gradient.abs() + pull + error).clamp(min=1e-300)
-        step = size * torch.where(step > 0, growth * step, step)
-        return torch.where(force.abs() < threshold, torch.zeros_like(step), step)
-
-    prices = torch.zeros(len(normal_rows), dtype=gradient.dtype)
-    ceiling = (
-        float(gradient.abs().max() + 2 * error.max()) / max(float(normal_rows.clamp(min=1e-6).min()), 1e-6)
-        if len(prices)
-        else 0.0
-    )
-    for _ in range(SWEEPS if len(prices) > 1 else min(1, len(prices))):
-        for index, row in enumerate(normal_rows):
-            low, high = 0.0, ceiling
-            for _ in range(BISECTIONS):
-                prices[index] = (low + high) / 2
-                over = row @ move(prices) > slack[index]
-                low, high = (float(prices[index]), high) if over else (low, float(prices[index]))
-    return move(prices)

@@ -1,106 +1,99 @@
-"""Widths settled on the edges of the kernels' steps (`search --align`), where that costs nothing.
+"""Widths rounded to multiples that the kernels use (`search --align`), where that costs nothing.
 
-A width just over an edge pays for a whole step more: in the words of a file, and in the time of the
-kernels. So every width goes down to an edge that is near, and what that sets free is spent on the
-widths that lost most, edge by edge, as long as no cost is above that of the widths before.
+A width just over a multiple pays for a whole block more: in the words of a file, and in the time of the
+kernels. So every width goes down to a multiple that is near, and what that sets free is spent on the
+widths that lost most, block by block, as long as no cost is above that of the widths before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from dmsflow.deploying.exporters.lce import GRANULARITY
 from dmsflow.network import cost
-from dmsflow.network.latency import Latency
 from dmsflow.network.network import Network, out_widths, resolutions, value
-from dmsflow.searching import budget
-from dmsflow.searching.budget import Budget
+from dmsflow.network.profile import Granularity, round_up
+from dmsflow.searching.budget import Budgets
 
-REACH = 0.2  # of a width may go when it moves to an edge below, or come when it moves to one above
+REACH = 0.2  # of a width may go when it moves to a multiple below, or come when it moves to one above
 
 Widths = dict[str, int]
-Cost = Callable[[Mapping[str, int]], float]
 
 
-def stored_bytes(network: Network, widths: Mapping[str, int]) -> float:
+def stored_bytes(network: Network, widths: Mapping[str, int], blocks: Granularity) -> float:
     """Bytes of all parameters as a file holds them: `cost.memory_bytes` with binary convs' inputs in whole words."""
     keys, total = out_widths(network), 0.0
     for layer, binary, floats in cost.layer_bytes(network, widths):
         reads = value(widths, keys[layer.inputs[0]])
-        total += floats + binary * _up(reads, GRANULARITY.inputs) / reads
+        total += floats + binary * round_up(reads, blocks.inputs) / reads
     return total
 
 
-def padded_macs(network: Network, widths: Mapping[str, int]) -> float:
+def padded_macs(network: Network, widths: Mapping[str, int], blocks: Granularity) -> float:
     """Multiply-accumulates for one image as the kernels do them: binary ones on whole words and blocks."""
     keys, sizes, total = out_widths(network), resolutions(network), 0.0
     for layer, count in cost.weights(network, widths):
         reads, writes = value(widths, keys[layer.inputs[0]]), value(widths, keys[layer.name])
         work = count * sizes[layer.name] ** 2
         if layer.op == "binary_conv":
-            work *= _up(reads, GRANULARITY.inputs) / reads * _up(writes, GRANULARITY.outputs) / writes
+            work *= round_up(reads, blocks.inputs) / reads * round_up(writes, blocks.outputs) / writes
         total += work
     return total
 
 
-def _up(width: int, step: int) -> int:
-    """The edge of its step."""
-    return -(-width // step) * step
+@dataclass(frozen=True)
+class BlockRounding:
+    """What rounded widths must stay within: every budget, and the costs of the widths before.
 
-
-def aligned(
-    network: Network,
-    limits: Sequence[Budget],
-    widths: Widths,
-    latency: Latency | None = None,
-    widest: Mapping[str, int] | None = None,
-) -> Widths:
-    """Widths on edges, as near to the given ones as no cost allows to grow.
-
-    Every budget is met, the file is no larger, and the network is predicted to be no slower: by the
-    profile, or without one by the multiply-accumulates that the kernels do. The given widths are
-    returned where no others stay within all of that.
-
-    Args:
-        widest: the most channels that each width may get; without it, what REACH allows.
+    Attributes:
+        blocks: of the kernels of binary convolutions.
     """
-    costs: list[Cost] = [lambda found: stored_bytes(network, found)]
-    costs.append((lambda found: float(latency(found))) if latency else (lambda found: padded_macs(network, found)))
-    before = [one(widths) for one in costs]
 
-    def allowed(found: Widths) -> bool:
-        within = all(one(found) <= most for one, most in zip(costs, before, strict=True))
-        return within and budget.met(network, limits, found)
+    budgets: Budgets
+    blocks: Granularity
 
-    top = {name: math.floor(width * (1 + REACH)) for name, width in widths.items()}
-    if widest:
-        top = {name: min(top[name], widest[name]) for name in top}
-    found = [_grown(_down(widths, step), widths, top, allowed) for step in (GRANULARITY.inputs, GRANULARITY.outputs)]
-    return max(found, key=_size, default=widths)
+    def costs(self, widths: Mapping[str, int]) -> tuple[float, float]:
+        """Bytes stored, and time: by the profile, or without one the multiply-accumulates that the kernels do."""
+        network, latency = self.budgets.network, self.budgets.latency
+        time = float(latency(widths)) if latency else padded_macs(network, widths, self.blocks)
+        return stored_bytes(network, widths, self.blocks), time
 
+    def round_widths(self, widths: Widths, widest: Mapping[str, int] | None = None) -> Widths:
+        """Widths on multiples of the blocks, as near to the given ones as no cost allows to grow.
 
-def _down(widths: Widths, step: int) -> Widths:
-    """Every width at the edge below: that of `step` where it is near, that of a block where that is, or where it was."""
-    low = {}
-    for name, width in widths.items():
-        edges = (width // each * each for each in (step, GRANULARITY.outputs))
-        low[name] = next((edge for edge in edges if edge >= (1 - REACH) * width), width)
-    return low
+        The given widths are returned where no others stay within all of that.
 
+        Args:
+            widest: the most channels that each width may get; without it, what REACH allows.
+        """
+        limits = self.costs(widths)
+        top = {name: math.floor(width * (1 + REACH)) for name, width in widths.items()}
+        if widest:
+            top = {name: min(top[name], widest[name]) for name in top}
 
-def _grown(found: Widths, wanted: Widths, top: Mapping[str, int], allowed: Callable[[Widths], bool]) -> Widths:
-    """The width furthest below what was wanted goes up to its next edge, again and again, while that is allowed."""
-    stuck: set[str] = set()
-    while len(stuck) < len(found):
-        name = min((each for each in found if each not in stuck), key=lambda each: found[each] / wanted[each])
-        higher = {**found, name: _up(found[name] + 1, GRANULARITY.outputs)}
-        if higher[name] <= top[name] and allowed(higher):
-            found = higher
-        else:
-            stuck.add(name)
-    return found
+        def allowed(wider: Widths) -> bool:
+            return all(a <= b for a, b in zip(self.costs(wider), limits, strict=True)) and self.budgets.met(wider)
 
+        found = []
+        for step in (self.blocks.inputs, self.blocks.outputs):
+            low = {name: self._round_down(width, step) for name, width in widths.items()}
+            found.append(self._grow(low, widths, top, allowed))
+        return max(found, key=lambda each: math.fsum(map(math.log, each.values())))
 
-def _size(widths: Widths) -> float:
-    return math.fsum(math.log(width) for width in widths.values())
+    def _round_down(self, width: int, step: int) -> int:
+        """The multiple of `step` below where it is near, that of a block where that is, or the width itself."""
+        multiples = (width // each * each for each in (step, self.blocks.outputs))
+        return next((multiple for multiple in multiples if multiple >= (1 - REACH) * width), width)
+
+    def _grow(self, found: Widths, wanted: Widths, top: Mapping[str, int], allowed: Callable[[Widths], bool]) -> Widths:
+        """The width furthest below what was wanted grows by a block, again and again, while that is allowed."""
+        stuck: set[str] = set()
+        while len(stuck) < len(found):
+            name = min((each for each in found if each not in stuck), key=lambda each: found[each] / wanted[each])
+            higher = {**found, name: round_up(found[name] + 1, self.blocks.outputs)}
+            if higher[name] <= top[name] and allowed(higher):
+                found = higher
+            else:
+                stuck.add(name)
+        return found

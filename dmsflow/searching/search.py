@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
-from torch import Tensor
 
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
@@ -20,24 +20,27 @@ from dmsflow.manifest import Manifest
 from dmsflow.network import profile
 from dmsflow.network.latency import Latency, build_latency
 from dmsflow.network.network import Network, load_network
-from dmsflow.network.profile import Profile
-from dmsflow.searching import budget, descent, evolution, round_to_blocks, supernetwork
-from dmsflow.searching.budget import Budget, Range
-from dmsflow.searching.compare import _print_comparison, choose_row, compare_widths
+from dmsflow.network.profile import PACKED_GRANULARITY
+from dmsflow.searching import published, supernetwork
+from dmsflow.searching.budget import MEGA, Budgets, Ratios
+from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
+from dmsflow.searching.descent import Descent
+from dmsflow.searching.evolution import count_equal_effort, evolve
+from dmsflow.searching.round_to_blocks import BlockRounding, padded_macs, stored_bytes
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import spelled_threads
 from dmsflow.training import checkpoint
 from dmsflow.training.place import generator, within_memory
 
-SEARCHES = ("gradient", "evolution")  # methods that train; the others are controls
-RANDOM_SPREAD = 0.5  # standard deviation of a random control's log widths around flat
+BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that train nothing
+RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones
 
 
 @within_memory()
 def run(
+    source: Data,
     settings: SearchSettings,
-    data: Data,
     out: Path,
     *,
     command: tuple[str, ...],
@@ -51,83 +54,74 @@ def run(
         DmsflowError: an infeasible budget (before any training), bad data, a NaN loss, …
     """
     path = out / "search.json"
-    if manifest.claim(path, resume=resume, force=force):
+    if manifest.is_finished(path, settings, resume=resume, force=force, data=source):
         return path
     saved = checkpoint.claim(out / "search.checkpoint", resume=resume, force=force)
-    dataset = datasets.load(data, download)
-    network, latency, limits, bounds = _problem(settings, dataset)
-    budget.feasibility(network, limits, bounds, latency)
+    dataset = datasets.load(source, download)
+    budgets = _make_budgets(settings, dataset)
+    budgets.check_feasible()
     began = time.monotonic()
-    artifacts = {}
-    if latency:  # a copy, so that the chain goes on where the profile itself is not
-        artifacts["profile"] = describe_artifact(profile.save(out / "profile.json", latency.profile), out)
-    if settings.method in SEARCHES:
-        widths, metrics, environment = _search(settings, data, dataset, network, latency, limits, bounds, saved, out)
-        artifacts["log"] = describe_artifact(out / "search.jsonl", out)
+    artifacts, metrics, environment = {}, dict[str, Any](), dict[str, Any]()
+    if budgets.latency:  # a copy, so that the chain goes on where the profile itself is not
+        artifacts["profile"] = describe_artifact(profile.save(out / "profile.json", budgets.latency.profile), out)
+    if settings.method in BASELINES:
+        widths = _fill_budgets(settings, budgets)
     else:
-        widths, metrics, environment = _control(settings, network, limits, bounds), {}, {}
-    if not budget.met(network, limits, widths):
-        needed = budget.spelled(budget.figures(network, widths, latency), latency)
-        raise BudgetMissed(out, f"the chosen widths need {needed}", "search again with more rounds")
-    metrics = {**budget.figures(network, widths, latency), "seconds": round(time.monotonic() - began, 1), **metrics}
-    manifest.save(
-        path,
-        Manifest(
-            stage="search",
-            command=command,
-            settings=msgspec.to_builtins(settings),
-            network=network,
-            widths=widths,
-            data=anchored(data),
-            artifacts=artifacts,
-            metrics=metrics,
-            environment=describe_environment(**environment),
-        ),
+        widths, metrics, environment = _search(settings, source, dataset, budgets, saved, out)
+        artifacts["log"] = describe_artifact(out / "search.jsonl", out)
+    if not budgets.met(widths):
+        what = f"the chosen widths need {budgets.describe(widths)}"
+        raise BudgetMissed(out, what, "search again with more rounds")
+    metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
+    found = Manifest(
+        stage="search",
+        command=command,
+        settings=msgspec.to_builtins(settings),
+        network=budgets.network,
+        widths=widths,
+        data=anchored(source),
+        artifacts=artifacts,
+        metrics=metrics,
+        environment=describe_environment(**environment),
     )
+    manifest.save(path, found)
     saved.unlink(missing_ok=True)
     return path
 
 
-def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str]]:
+def plan(source: Data, settings: SearchSettings, out: Path) -> list[tuple[str, str]]:
     """What `run` would do, and what the network can cost; raises where it cannot be done."""
-    dataset = datasets.load(data)
-    network, latency, limits, bounds = _problem(settings, dataset)
+    dataset = datasets.load(source)
+    budgets = _make_budgets(settings, dataset)
+    side = dataset.resolution
+    images = f"{dataset.channels}×{side}×{side} pixels, {len(dataset.classes)} classes"
     rows = [
-        (
-            "network",
-            f"{network.name}, {dataset.channels}×{dataset.resolution}×{dataset.resolution} pixels, {len(dataset.classes)} classes",
-        ),
+        ("network", f"{budgets.network.name}, {images}"),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        *([("profile", _told(latency.profile))] if latency else []),
-        *budget.feasibility(network, limits, bounds, latency),
     ]
-    for name, control in (("uniform", budget.uniform), ("flat", budget.flat)):
-        widths = budget.round_within(network, limits, control(network, limits, bounds), bounds)
-        figures = budget.spelled(budget.figures(network, widths, latency), latency)
-        rows.append((name, f"{figures}: {' '.join(map(str, widths.values()))}"))
+    if budgets.latency:
+        used = budgets.latency.profile
+        processor = used.environment.get("processor")
+        rows.append(("profile", f"{used.title}: {processor}, {used.runtime}, {spelled_threads(used.threads)}"))
+    rows += budgets.check_feasible()
+    for name, ratios in (("uniform", budgets.uniform()), ("equal", budgets.equal())):
+        widths = budgets.round_within(ratios)
+        rows.append((name, f"{budgets.describe(widths)}: {' '.join(map(str, widths.values()))}"))
     return [*rows, ("writes", str(out / "search.json"))]
 
 
-def _told(measured: Profile) -> str:
-    """A profile in a line."""
-    processor = measured.environment.get("processor")
-    return f"{measured.title}: {processor}, {measured.runtime}, {spelled_threads(measured.threads)}"
-
-
-def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, Latency | None, tuple[Budget, ...], Range]:
+def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
-    if settings.align and (settings.reallocate or settings.method not in SEARCHES):
+    if settings.align and settings.method not in ("gradient", "evolution"):
         what = "is for widths that a search compares on its weights"
-        raise DmsflowError("--align", what, "leave it out, or use --method gradient or evolution without --reallocate")
+        raise DmsflowError("--align", what, "leave it out, or use --method gradient or evolution")
     if settings.min_ratio >= settings.max_ratio:
-        raise DmsflowError(
-            "--min-ratio", f"{settings.min_ratio:g} is not below --max-ratio {settings.max_ratio:g}", "lower it"
-        )
-    latency = _latency(settings, network)
-    return network, latency, budget.budgets(settings, network, latency), budget.whole_range(network, settings, latency)
+        what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
+        raise DmsflowError("min_ratio", what, "lower it")
+    return Budgets.from_settings(settings, network, _load_latency(settings, network))
 
 
-def _latency(settings: SearchSettings, network: Network) -> Latency | None:
+def _load_latency(settings: SearchSettings, network: Network) -> Latency | None:
     if settings.profile is None:
         return None
     measured = profile.load(settings.profile)
@@ -137,93 +131,75 @@ def _latency(settings: SearchSettings, network: Network) -> Latency | None:
     return build_latency(network, measured)
 
 
-def _control(settings: SearchSettings, network: Network, limits: tuple[Budget, ...], bounds: Range) -> dict[str, int]:
-    """Widths that just meet the budgets without a search: what a search has to beat."""
-    control = {"uniform": budget.uniform, "between": budget.between}.get(settings.method, budget.flat)
-    ratios = control(network, limits, bounds)
+def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
+    """Widths of a baseline: they just meet the budgets, without a search."""
+    if settings.method == "uniform":
+        return budgets.round_within(budgets.uniform())
+    if settings.method == "interpolated":
+        return budgets.round_within(budgets.interpolated())
+    ratios = budgets.equal()
     if settings.method == "random":
         draw = generator(settings.seed, "random control")
-        spread = torch.exp(RANDOM_SPREAD * torch.randn(len(ratios), generator=draw, dtype=torch.float64))
-        ratios = budget.meet(network, limits, ratios * spread, bounds)
-    return budget.round_within(network, limits, ratios, bounds)
+        noise = torch.randn(len(ratios), generator=draw, dtype=torch.float64).numpy()
+        ratios = budgets.project(ratios * np.exp(RANDOM_SPREAD * noise))
+    return budgets.round_within(ratios)
 
 
 def _search(
-    settings: SearchSettings,
-    data: Data,
-    dataset: Dataset,
-    network: Network,
-    latency: Latency | None,
-    limits: tuple[Budget, ...],
-    bounds: Range,
-    saved: Path,
-    out: Path,
+    settings: SearchSettings, source: Data, dataset: Dataset, budgets: Budgets, saved: Path, out: Path
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Search; the chosen widths, what was measured on the way, and where it ran."""
-    state = supernetwork.begin(settings, network, limits, bounds, dataset, data.workers, latency)
+    literal = settings.method == "published"
+    net = (published if literal else supernetwork).begin(settings, budgets, dataset, source.workers)
     if saved.exists():
-        supernetwork.restore(state, saved)
-    found = descent.descend(state, saved, out / "search.jsonl")
-    found = _evolved(state, found)
-    if settings.reallocate:  # the super-network has no channels beyond the last windows to compare with
-        return budget.round_within(network, limits, found, bounds), {}, state.where.facts()
-    candidates: dict[str, Tensor] = {
-        "searched": found,
-        "flat": budget.flat(network, limits, bounds),
-        "uniform": budget.uniform(network, limits, bounds),
-    }
-    if settings.start == "flat" and len(limits) > 1:
-        candidates["start"] = state.start
-    rows = compare_widths(state, {name: supernetwork.within_capacity(state, each) for name, each in candidates.items()})
+        supernetwork.restore(net, saved)
+    log = out / "search.jsonl"
+    if literal:  # its network has no channels beyond the last candidates, so there is nothing to compare on
+        found = published.PublishedSearch(net).search(saved, log)
+        return budgets.round_within(found), {}, net.given.where.facts()
+    found = Descent(net, moves=settings.method == "gradient").search(saved, log)
+    if settings.method == "evolution":
+        found = evolve(net, [net.given.start, budgets.equal(), budgets.uniform()], count_equal_effort(net))
+    candidates: dict[str, Ratios] = {"searched": found, "equal": budgets.equal(), "uniform": budgets.uniform()}
+    if len(budgets.limits) > 1:
+        candidates["start"] = net.given.start
+    rows = compare_widths(net, {name: net.widths_near(ratios) for name, ratios in candidates.items()})
     chosen = choose_row(rows)
-    _print_comparison(rows, chosen, state.latency)
-    widths = budget.round_within(network, limits, candidates[chosen["name"]], bounds)
+    print_comparison(rows, chosen, budgets.latency)
+    widths = budgets.round_within(candidates[chosen["name"]])
     metrics: dict[str, Any] = {"chosen": chosen["name"], "comparison": rows}
     if settings.align:
-        widths, metrics["alignment"] = align(state, widths)
-    return widths, metrics, state.where.facts()
+        widths, metrics["alignment"] = align(net, widths)
+    return widths, metrics, net.given.where.facts()
 
 
-def _evolved(state: SuperNetwork, found: Tensor) -> Tensor:
-    """What evolution makes of it: all there is, or a last step around the gradient's result."""
-    if state.settings.method == "evolution":
-        controls = [control(state.network, state.limits, state.bounds) for control in (budget.flat, budget.uniform)]
-        return evolution.evolve(state, [state.start, *controls], evolution.equal_count(state))
-    if state.settings.refine:
-        return evolution.evolve(state, [found], state.settings.refine, near=True)
-    return found
-
-
-def align(state: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Widths on the edges of the kernels' steps, unless they are worse by more than a standard error.
+def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Widths rounded to multiples the kernels use, unless their loss is higher by more than a standard error.
 
     Returns:
-        The widths to keep; and what was compared: "before" and "after", each a row of `compare` with what
+        The widths to keep; and what was compared: "before" and "after", each a row of `compare_widths` with what
         the file stores (bytes) and the kernels do (million multiply-accumulates), and whether "after" was taken.
     """
-    settled = round_to_blocks.aligned(state.network, state.limits, widths, state.latency, state.model.widths)
-    rows = {
-        row["name"]: {
-            **row,
-            "stored_bytes": round(round_to_blocks.stored_bytes(state.network, row["widths"])),
-            "padded_macs_m": round_to_blocks.padded_macs(state.network, row["widths"]) / budget.MEGA,
-        }
-        for row in compare_widths(state, {"before": widths, "after": settled})
-    }
-    taken = settled != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
-    print(_aligned(rows, taken), file=sys.stderr)
-    return (settled if taken else widths), {**rows, "taken": taken}
+    network, blocks = net.given.budgets.network, PACKED_GRANULARITY
+    rounded = BlockRounding(net.given.budgets, blocks).round_widths(widths, net.model.widths)
+    rows = {}
+    for row in compare_widths(net, {"before": widths, "after": rounded}):
+        stored = round(stored_bytes(network, row["widths"], blocks))
+        macs = padded_macs(network, row["widths"], blocks) / MEGA
+        rows[row["name"]] = {**row, "stored_bytes": stored, "padded_macs_m": macs}
+    taken = rounded != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
+    print(_describe_alignment(rows, taken), file=sys.stderr)
+    return (rounded if taken else widths), {**rows, "taken": taken}
 
 
-def _aligned(rows: dict[str, dict[str, Any]], taken: bool) -> str:
-    """What alignment did, in a sentence."""
+def _describe_alignment(rows: dict[str, dict[str, Any]], taken: bool) -> str:
     before, after = rows["before"], rows["after"]
     if before["widths"] == after["widths"]:
-        return "The widths stand where they cost least: nothing to align."
+        return "No rounding of the widths to multiples that the kernels use would cost less."
     costs = (
         f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored, "
         f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
     )
-    facts = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
+    loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
     widths = " ".join(map(str, after["widths"].values()))
-    return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {costs}, {facts}."
+    return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {costs}, {loss}."

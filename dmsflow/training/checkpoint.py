@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
-from dmsflow.settings import Record
+from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training.model import Model
 
 SECONDS = 60.0  # of work that an interruption may cost
@@ -89,14 +89,14 @@ def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str
     """
     if facts["source"] != source:
         raise DmsflowError(path, "was written for other images or another network", "--force starts again")
-    for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
-        if facts["settings"].get(name) != value:
-            option = f"--{name.replace('_', '-')}"
-            raise DmsflowError(
-                path,
-                f"was written with {option} {facts['settings'].get(name)}, not {value}",
-                "resume with the same settings, or --force a new start",
-            )
+    recorded = with_present_names(facts["settings"])
+    if unknown := set(recorded) - set(wanted.__struct_fields__):
+        what = f"was written by an earlier version of dmsflow (it has the setting {min(unknown)!r})"
+        raise DmsflowError(path, what, "--force starts again")
+    if difference := find_difference(recorded, wanted):
+        name, before, now = difference
+        what = f"was written with {name} {before}, not {now}"
+        raise DmsflowError(path, what, "resume with the same settings, or --force a new start")
 
 
 def claim(path: Path, *, resume: bool, force: bool) -> Path:

@@ -57,7 +57,7 @@ def choose_place(settings: Record) -> Place:
     torch.set_num_threads(threads)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    mixed = settings.mixed == "on" or (settings.mixed == "auto" and _has_bfloat16(device))
+    mixed = settings.amp == "on" or (settings.amp == "auto" and _has_bfloat16(device))
     compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
     return Place(device, threads, mixed, compiled)
 

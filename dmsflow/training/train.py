@@ -49,7 +49,7 @@ def run(
     path = out / "train.json"
     parent = manifest.load(source, "search")
     _check(settings)
-    if manifest.claim(path, resume=resume, force=force):
+    if manifest.is_finished(path, settings, resume=resume, force=force):
         return path
     checkpoints = {
         precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)

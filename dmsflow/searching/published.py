@@ -1,0 +1,131 @@
+"""The DMS paper's search to the letter, where `descent` mends it: chosen by `--preset paper`.
+
+The network is rebuilt every round on three candidates of each width, with best-effort initialisation
+(Eq. 9–10), weighted by a Gumbel-softmax (Eq. 5–6); Adam moves mu on every batch, and the hinge of Eq. 7
+holds the budgets. Weights are trained under the mask alone, with one cosine of the learning rate a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmsflow.datasets import Dataset
+from dmsflow.searching import supernetwork
+from dmsflow.searching.budget import Budgets, Ratios, as_widths
+from dmsflow.searching.descent import Descent, WidthPass
+from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_factor
+from dmsflow.settings import SearchSettings
+from dmsflow.training.model import Active, Model, best_effort_initialise
+from dmsflow.training.place import generator
+from dmsflow.training.width import CANDIDATES, Mask, Window, clustered_masks
+
+ROOM = 1.25  # of a compiled model over the first network that it holds, so that most rounds find room in it
+NO_PROBABILITY = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite
+
+
+def begin(settings: SearchSettings, budgets: Budgets, dataset: Dataset, workers: int) -> SuperNetwork:
+    """A search at its first round, from the base widths times --start-ratio."""
+    start = budgets.bounds.clip(np.full_like(budgets.base, settings.start_ratio))
+    net = supernetwork.begin(settings, budgets, dataset, workers, start)
+    net.others = (torch.optim.Adam([torch.tensor(start, requires_grad=True)], lr=settings.step_size),)
+    return net
+
+
+class PublishedSearch(Descent):
+    """The rounds of the paper's search."""
+
+    def begin_round(self) -> None:
+        """Freeze the candidates around the present mu, and rebuild the network as wide as the widest of them."""
+        super().begin_round()
+        net, at = self.net, self.net.at
+        old = self._network_in_use()
+        draw = generator(self.settings.seed, "reallocate", at.round)
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
+        widest = self._window_within(None).high.tolist()
+        net.widths = {name: int(most) for name, most in zip(net.widths, widest, strict=True)}
+        new = self._model(net.widths)
+        if at.round:
+            best_effort_initialise(new, old)
+        net.model = self._hold(new) if net.given.where.compiled else new
+        net.optimiser = supernetwork.make_optimiser(self.settings, net.model)
+
+    def _network_in_use(self) -> Model:
+        """The network as it stands, without what its model holds beyond that."""
+        if self.net.widths == self.net.model.widths:
+            return self.net.model
+        narrow = self._model(self.net.widths)
+        best_effort_initialise(narrow, self.net.model)
+        return narrow
+
+    def _hold(self, new: Model) -> Model:
+        """A model with the new network in its first channels: the compiled one, as long as there is room in it."""
+        held = self.net.model
+        if self.net.at.round == 0 or any(width > held.widths[name] for name, width in new.widths.items()):
+            held = self._model({name: math.ceil(ROOM * width) for name, width in new.widths.items()})
+        best_effort_initialise(held, new)
+        return held
+
+    def _model(self, widths: Mapping[str, int]) -> Model:
+        return Model(self.budgets.network, widths, running_statistics=False).to(self.net.given.where.device)
+
+    def sigma(self) -> Ratios:
+        """One scale for all widths, in units of their base."""
+        return np.full_like(self.net.at.mu, sigma_factor(self.settings, self.net.at.round))
+
+    def make_window(self) -> Window:
+        return self._window_within(self.net.widths)
+
+    def _window_within(self, most: Mapping[str, float] | None) -> Window:
+        sigma = self.sigma()
+        return make_window(self.budgets, self.net.at.centre, sigma, CANDIDATES[-1] * sigma, most)
+
+    def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
+        draw = generator(self.settings.seed, f"gumbel {phase}", self.net.at.round, step)
+        uniform = torch.rand((len(mu), len(CANDIDATES)), generator=draw, dtype=torch.float64)
+        noise = -torch.log(-torch.log(uniform.clamp(NO_PROBABILITY, 1 - NO_PROBABILITY)))
+        masks = clustered_masks(mu, self.window, self.settings.temperature, noise)
+        return dict(zip(self.net.widths, masks, strict=True))
+
+    def learning_rate(self) -> float:
+        """One cosine a round."""
+        return self.cosine(self.net.at.weight_step / self.steps)
+
+    def choose_active(self) -> Active:
+        """The mask in every step."""
+        return self.mask_active()
+
+    def see_pass(self, each: WidthPass) -> None:
+        """A step of Adam on mu after every batch, no further than sigma from the frozen candidates."""
+        at, (adam,) = self.net.at, self.net.others
+        (mu,) = adam.param_groups[0]["params"]
+        gradient = torch.tensor(each.gradient())
+        with torch.no_grad():
+            mu.copy_(torch.tensor(at.mu))
+        mu.grad = gradient + torch.tensor(self._hinge_gradient())
+        adam.step()
+        # The gradient fades outside the window that the candidates were frozen for.
+        reach = self.sigma()
+        at.mu = self.budgets.bounds.clip(np.clip(mu.detach().numpy(), at.centre - reach, at.centre + reach))
+
+    def _hinge_gradient(self) -> Ratios:
+        """Of penalty · Σ max(0, cost - limit), the hinge of Eq. 7, at mu itself; [n]."""
+        mu = torch.tensor(self.net.at.mu, requires_grad=True)
+        network = self.budgets.network
+        costs = [budget.cost(network, as_widths(network, list(mu))) - budget.limit for budget in self.budgets.limits]
+        if all(cost <= 0 for cost in costs):
+            return np.zeros_like(self.net.at.mu)
+        (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack([torch.relu(c) for c in costs]).sum(), mu)
+        return gradient.numpy()
+
+    def move(self, passes: list[WidthPass], gradient: Ratios, error: Ratios) -> None:
+        """Nothing is left to do: mu moved with every batch."""
+
+    def result(self) -> Ratios:
+        """Mu itself, shifted within the budgets where the penalty left it outside."""
+        mu = self.net.at.mu
+        return self.budgets.project(mu) if self.budgets.utilisation(mu).max() > 1 else mu
