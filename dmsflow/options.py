@@ -252,7 +252,8 @@ def resolved(ctx: click.Context, record: str) -> Any:
         values = settings.scale_effort(RECORDS[record], values, ctx.params["effort"])
     values |= settings.parse_assignments(record, RECORDS, ctx.params.get("assignments", ()))
     for param in ctx.command.params:
-        mine = isinstance(param, SettingOption) and record in param.records
-        if mine and ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
+        if not isinstance(param, SettingOption) or record not in param.records or not param.name:
+            continue
+        if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT:
             values[param.field] = ctx.params[param.name]
     return settings.resolve(RECORDS[record], **values)
