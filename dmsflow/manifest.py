@@ -6,13 +6,15 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import Artifact, hash_file, write_atomically
+from dmsflow.files import Artifact, describe_artifact, hash_file, write_atomically
 from dmsflow.network.network import Network
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
@@ -67,9 +69,8 @@ def load(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except OSError as error:
-        raise DmsflowError(
-            path, error.strerror or str(error), "give the path of a manifest that a stage wrote"
-        ) from error
+        right = "give the path of a manifest that a stage wrote"
+        raise DmsflowError(path, error.strerror or str(error), right) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DmsflowError(path, f"not a dmsflow manifest ({error})", "run the stage that writes it again") from error
     if manifest.schema != SCHEMA:
@@ -120,26 +121,57 @@ def _check_widths(path: Path, manifest: Manifest) -> None:
 
 def verify(manifest_path: Path, artifact: Artifact) -> Path:
     """The artifact's full path, once its bytes are known to be those that were written."""
-    path = manifest_path.parent / artifact.path
+    path, writer = manifest_path.parent / artifact.path, manifest_path.name
     if not path.is_file():
-        raise DmsflowError(
-            path,
-            f"is missing, and {manifest_path.name} names it",
-            f"put it back, or write it again: see 'command' in {manifest_path.name}",
-        )
+        right = f"put it back, or write it again: see 'command' in {writer}"
+        raise DmsflowError(path, f"is missing, and {writer} names it", right)
     if hash_file(path) != artifact.sha256:
-        raise DmsflowError(
-            path,
-            f"changed after {manifest_path.name} was written",
-            f"restore it, or write it again: see 'command' in {manifest_path.name}",
-        )
+        right = f"restore it, or write it again: see 'command' in {writer}"
+        raise DmsflowError(path, f"changed after {writer} was written", right)
     return path
 
 
 def save(path: Path, manifest: Manifest) -> Path:
-    """Write a manifest atomically."""
+    """Write a manifest, whole or not at all."""
     write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     return path
+
+
+def finish_stage(
+    path: Path,
+    settings: msgspec.Struct,
+    command: tuple[str, ...],
+    *,
+    artifacts: Mapping[str, Path],
+    metrics: dict[str, Any],
+    environment: dict[str, Any],
+    source: Path | None = None,
+    parent: Manifest | None = None,
+    **made: Any,
+) -> Path:
+    """Write the manifest of the stage that `path` is named after.
+
+    Args:
+        artifacts: the files that it wrote, by role.
+        environment: what `describe_environment` cannot know.
+        source: the file that it started from, if any.
+        parent: the manifest there, whose network, widths and data this one inherits.
+        made: these three, of a search.
+    """
+    folder = path.parent
+    if parent:
+        made = {"network": parent.network, "widths": parent.widths, "data": parent.data}
+    found = Manifest(
+        stage=path.stem,  # type: ignore[arg-type]
+        parent=describe_artifact(source, folder) if source else None,
+        command=command,
+        settings=msgspec.to_builtins(settings),
+        artifacts={role: describe_artifact(file, folder) for role, file in artifacts.items()},
+        metrics=metrics,
+        environment=describe_environment(**environment),
+        **made,
+    )
+    return save(path, found)
 
 
 def is_finished(path: Path, settings: msgspec.Struct, *, resume: bool, force: bool, data: Data | None = None) -> bool:

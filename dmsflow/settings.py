@@ -29,6 +29,11 @@ Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 
 
+def option(description: str, **bounds: Any) -> Meta:
+    """Of a field that is an option on the command line."""
+    return Meta(description=description, **bounds)
+
+
 def preset_only(description: str, **bounds: Any) -> Meta:
     """Of a field that is set in a preset or by --set, and has no option of its own."""
     return Meta(description=description, extra={"option": False}, **bounds)
@@ -45,14 +50,10 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         workers: processes that decode a streamed data set.
     """
 
-    name: Annotated[str, Meta(description="A data set's name, or image-folder:PATH.")] = "digits"
-    data_dir: Annotated[str | None, Meta(description="Folder of the data set's files.")] = None
-    train_images: (
-        Annotated[int, Meta(ge=1, description="Use only so many training images, evenly over the classes.")] | None
-    ) = None
-    resolution: (
-        Annotated[int, Meta(ge=1, description="Pixels to resize images to; the data set's own unless given.")] | None
-    ) = None
+    name: Annotated[str, option("A data set's name, or image-folder:PATH.")] = "digits"
+    data_dir: Annotated[str | None, option("Folder of the data set's files.")] = None
+    train_images: Annotated[Count | None, option("Use only so many training images, evenly over the classes.")] = None
+    resolution: Annotated[Count | None, option("Resize images to so many pixels; by default their own.")] = None
     workers: Annotated[Natural, preset_only("Processes that decode a streamed data set.")] = 2
 
 
@@ -65,107 +66,75 @@ def anchored(data: Data) -> Data:
     return msgspec.structs.replace(data, name=f"{plugin}{colon}{argument}", data_dir=folder)
 
 
+Choice = Literal["auto", "on", "off"]
+Method = Literal["gradient", "published", "evolution", "uniform", "equal", "interpolated", "random"]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every stage that computes has."""
 
-    seed: Annotated[Natural, Meta(description="Seed of every random choice.")] = 0
-    device: Annotated[str, Meta(description="Run torch on auto, cpu, cuda or mps.")] = "auto"
+    seed: Annotated[Natural, option("Seed of every random choice.")] = 0
+    device: Annotated[str, option("Run torch on auto, cpu, cuda or mps.")] = "auto"
     threads: Annotated[Natural, preset_only("CPU threads; 0: one per core.")] = 0
-    amp: Annotated[
-        Literal["auto", "on", "off"],
-        preset_only("Train in bfloat16 mixed precision; auto: where that is quicker. Evaluation is float32."),
-    ] = "auto"
-    compile: Annotated[
-        Literal["auto", "on", "off"],
-        preset_only("Compile the training step; auto: on a CUDA GPU that Triton knows. On a CPU it needs g++."),
-    ] = "auto"
+    amp: Annotated[Choice, preset_only("Train in bfloat16 mixed precision; auto: where that is quicker.")] = "auto"
+    compile: Annotated[Choice, preset_only("Compile the training step; auto: on a GPU that Triton knows.")] = "auto"
 
 
 class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the widths are chosen."""
 
-    network: Annotated[str, Meta(description="A network's name, or the path of a .py file with build().")] = "vgg11"
+    network: Annotated[str, option("A network's name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Literal["gradient", "published", "evolution", "uniform", "equal", "interpolated", "random"],
-        Meta(
-            description="gradient, evolution, published (by --preset paper) search; the others fill the budgets without."
-        ),
+        Method,
+        option("gradient, evolution and published (--preset paper) search; the others fill the budgets without."),
     ] = "gradient"
     memory_mib: Annotated[
-        Positive | None,
-        Meta(description="Budget: size of the parameters in MiB. Without any budget: the size of the base network's."),
+        Positive | None, option("Budget: MiB of parameters. Without any budget: those of the base network.")
     ] = None
-    macs_m: Annotated[Positive | None, Meta(description="Budget: million multiply-accumulates for one image.")] = None
-    profile: Annotated[
-        str | None,
-        Meta(description="Predict latency with this device's profile: a name (dmsflow list profiles) or a path."),
-    ] = None
+    macs_m: Annotated[Positive | None, option("Budget: million multiply-accumulates for one image.")] = None
+    profile: Annotated[str | None, option("Predict latency with this profile: its name, or a path.")] = None
     latency_ms: Annotated[
-        Positive | None, Meta(description="Budget: milliseconds for one image, as --profile predicts them.")
+        Positive | None, option("Budget: milliseconds for one image, as --profile predicts them.")
     ] = None
     align: Annotated[
-        bool,
-        Meta(
-            description="Round widths to multiples the kernels use (32 in, 8 out) if size, time and held-out loss do not get worse."
-        ),
+        bool, option("Round widths to multiples the kernels use (32 in, 8 out) where nothing gets worse.")
     ] = False
     rounds: Annotated[Count, preset_only("Rounds of one weight phase and one width phase.")] = 16
     weight_steps: Annotated[Count, preset_only("Length of a weight phase in steps.")] = 40
-    weight_epochs: Annotated[
-        Positive | None, preset_only("The same in epochs of its half of the training set; overrides weight_steps.")
-    ] = None
-    width_batches: Annotated[Natural, preset_only("Length of a width phase in batches; 0: one pass over its half.")] = (
-        40
-    )
-    width_warmup: Annotated[
-        float, preset_only("Share of the rounds that train weights alone, before widths move.", ge=0, lt=1)
-    ] = 0.25
-    step_size: Annotated[
-        Positive,
-        preset_only("Largest change of a log width in a round; in the published search, Adam's learning rate."),
-    ] = 0.15
+    weight_epochs: Annotated[Positive | None, preset_only("The same in epochs; overrides weight_steps.")] = None
+    width_batches: Annotated[Natural, preset_only("Length of a width phase in batches; 0: all of its half.")] = 40
+    width_warmup: Annotated[float, preset_only("Share of the rounds before widths move.", ge=0, lt=1)] = 0.25
+    step_size: Annotated[Positive, preset_only("Largest change of a log width in a round; Adam's rate.")] = 0.15
     min_ratio: Annotated[Positive, preset_only("Smallest width, as a ratio to its base.")] = 0.3
     max_ratio: Annotated[Positive, preset_only("Largest width, as a ratio to its base.")] = 8.0
-    sigma_start: Annotated[
-        Positive, preset_only("Scale of the width distribution in the first round, relative to the width.")
-    ] = 0.3
+    sigma_start: Annotated[Positive, preset_only("Scale of the width distribution in the first round.")] = 0.3
     sigma_end: Annotated[Positive, preset_only("Scale in the last round, reached by a constant factor.")] = 0.15
     batch_size: Annotated[Count, preset_only("Images in a batch.")] = 128
     learning_rate: Annotated[Positive, preset_only("Learning rate of the weights (SGD) at the start.")] = 0.05
-    learning_rate_end: Annotated[Positive, preset_only("Learning rate of the weights at the end of the cosine.")] = 0.01
+    learning_rate_end: Annotated[Positive, preset_only("Learning rate at the end of the cosine.")] = 0.01
     momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Weight decay on weights, not on norms and alphas.", ge=0)] = 1e-4
-    start_ratio: Annotated[Positive, preset_only("Published search: width to start from, as a ratio to its base.")] = (
-        1.5
-    )
-    penalty: Annotated[Positive, preset_only("Published search: weight of Eq. 7, per MiB, million MACs and ms.")] = 0.01
-    temperature: Annotated[Positive, preset_only("Published search: temperature of the Gumbel-softmax.")] = 1.0
+    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 1e-4
+    start_ratio: Annotated[Positive, preset_only("Published: width to start from, as a ratio to its base.")] = 1.5
+    penalty: Annotated[Positive, preset_only("Published: weight of Eq. 7, per MiB, million MACs and ms.")] = 0.01
+    temperature: Annotated[Positive, preset_only("Published: temperature of the Gumbel-softmax.")] = 1.0
 
 
 class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the chosen network is trained."""
 
     precision: Annotated[
-        Literal["binary", "float"], Meta(description="float trains the same widths in full precision: the baseline.")
+        Literal["binary", "float"], option("float trains the same widths in full precision: the baseline.")
     ] = "binary"
-    epochs: Annotated[Count, Meta(description="Passes over the training set.")] = 8
-    from_float: Annotated[
-        bool, Meta(description="Train in full precision first, and start the binary network from it.")
-    ] = False
+    epochs: Annotated[Count, option("Passes over the training set.")] = 8
+    from_float: Annotated[bool, option("Train in full precision first, and start from that.")] = False
     float_epochs: Annotated[Count, preset_only("Passes in full precision (from_float).")] = 8
     batch_size: Annotated[Count, preset_only("Images in a batch.")] = 64
     learning_rate: Annotated[Positive, preset_only("Learning rate of SGD at the start.")] = 0.1
-    schedule: Annotated[
-        Literal["cosine", "step"], preset_only("cosine falls to 0; step multiplies at the milestones.")
-    ] = "cosine"
-    milestones: Annotated[tuple[Natural, ...], preset_only("Epochs at which the step schedule multiplies.")] = (
-        140,
-        220,
-        260,
-    )
-    milestone_factor: Annotated[Positive, preset_only("What the step schedule multiplies by.")] = 0.1
+    schedule: Annotated[Literal["cosine", "step"], preset_only("Fall to 0, or multiply at milestones.")] = "cosine"
+    milestones: Annotated[tuple[Natural, ...], preset_only("Epochs at which step multiplies.")] = (140, 220, 260)
+    milestone_factor: Annotated[Positive, preset_only("What it multiplies by.")] = 0.1
     momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Weight decay on weights, not on norms and alphas.", ge=0)] = 1e-4
+    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 1e-4
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,16 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
-from dmsflow.environment import describe_environment
 from dmsflow.errors import BudgetMissed, DmsflowError
-from dmsflow.files import describe_artifact
-from dmsflow.manifest import Manifest
 from dmsflow.network import profile
 from dmsflow.network.latency import Latency, build_latency
 from dmsflow.network.network import Network, load_network
@@ -61,30 +57,21 @@ def run(
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
     began = time.monotonic()
-    artifacts, metrics, environment = {}, dict[str, Any](), dict[str, Any]()
-    if budgets.latency:  # a copy, so that the chain goes on where the profile itself is not
-        artifacts["profile"] = describe_artifact(profile.save(out / "profile.json", budgets.latency.profile), out)
+    artifacts, metrics, environment = dict[str, Path](), dict[str, Any](), dict[str, Any]()
+    if budgets.latency:  # a copy, so that the chain can be read where the profile itself is not
+        artifacts["profile"] = profile.save(out / "profile.json", budgets.latency.profile)
     if settings.method in BASELINES:
         widths = _fill_budgets(settings, budgets)
     else:
         widths, metrics, environment = _search(settings, source, dataset, budgets, saved, out)
-        artifacts["log"] = describe_artifact(out / "search.jsonl", out)
+        artifacts["log"] = out / "search.jsonl"
     if not budgets.met(widths):
         what = f"the chosen widths need {budgets.describe(widths)}"
         raise BudgetMissed(out, what, "search again with more rounds")
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
-    found = Manifest(
-        stage="search",
-        command=command,
-        settings=msgspec.to_builtins(settings),
-        network=budgets.network,
-        widths=widths,
-        data=anchored(source),
-        artifacts=artifacts,
-        metrics=metrics,
-        environment=describe_environment(**environment),
-    )
-    manifest.save(path, found)
+    made = {"network": budgets.network, "widths": widths, "data": anchored(source)}
+    flow = {"artifacts": artifacts, "metrics": metrics, "environment": environment}
+    manifest.finish_stage(path, settings, command, **flow, **made)
     saved.unlink(missing_ok=True)
     return path
 
