@@ -30,6 +30,7 @@ from dmsflow.options import (
 )
 from dmsflow.settings import Data
 
+FILE = click.Path(path_type=Path)
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
 MODULES = {
     "search": "dmsflow.searching.search",
@@ -128,24 +129,22 @@ def _import_stage(stage: str) -> manifest.StageModule:
 
 @cli.command("profile", cls=StageCommand)
 @settings_options("profile")
-@click.option("--name", required=True, help="What to call it; --profile of search takes that name.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("profiles"), show_default=True, help="Folder to write to."
-)
-@click.option("--resume", is_flag=True, help="Go on where an interrupted one stopped.")
-@click.option("--force", is_flag=True, help="Measure it all again, and overwrite.")
+@flow_options("profiles")
+@click.option("--name", required=True, help="Call it so; --profile of search takes that name.")
 @click.option("--add", is_flag=True, help="Keep what the profile has, and measure what it lacks.")
-@click.option("--dry-run", is_flag=True, help="Resolve everything and print the plan; measure and write nothing.")
 @click.pass_context
 def profile_command(
-    ctx: click.Context, /, name: str, out: Path, resume: bool, force: bool, add: bool, dry_run: bool, **_: Any
+    ctx: click.Context, /, name: str, resume: bool, force: bool, add: bool, dry_run: bool, **_: Any
 ) -> None:
-    """Measure a device for the latency budget of search. Writes OUT/NAME.json."""
+    """Measure a device for the latency budget of search. Writes OUT/NAME.json.
+
+    Example: dmsflow profile --name pi5 --target arm64 --device ssh://pi@raspberry
+    """
     from dmsflow.measuring import profiling
 
     if force and (resume or add):
         raise click.UsageError("--force measures everything again: give it without --resume and --add.")
-    chosen = resolved(ctx, "profile")
+    chosen, out = resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
     if dry_run:
         _print_plan("profile", profiling.plan(chosen, name, out, add=add))
         return
@@ -189,7 +188,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
 
 
 def _check_ahead(chosen: dict[str, Any]) -> None:
-    """Refuse before the search what would only fail after it."""
+    """Refuse before the search what would fail only after it."""
     from dmsflow.deploying import export
     from dmsflow.measuring import bench, predicted_latency
     from dmsflow.network import profile
@@ -227,7 +226,10 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
 @cli.command("list")
 @click.argument("kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets"]))
 def list_command(kind: str) -> None:
-    """List what options can name, one a line."""
+    """List what options can name, one a line.
+
+    Example: dmsflow list networks
+    """
     from dmsflow.reporting import show
 
     rows = show.listing(kind)
@@ -238,14 +240,14 @@ def list_command(kind: str) -> None:
 
 @cli.command("show")
 @source_argument
-@click.option(
-    "--json", "as_json", is_flag=True, help="The same as JSON; of a chain, an array of its manifests, the search first."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; of a chain an array of manifests, the search first.")
 def show_command(source: Path, as_json: bool) -> None:
     """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
 
-    Of a model file, also one that others wrote: its ops with their shapes, channels and bytes, and a line for each
-    thing that is binary but neither smaller nor faster for it.
+    Of a model file, whoever wrote it: its ops with their shapes, channels and bytes, and what is binary in it
+    but neither smaller nor faster.
+
+    Example: dmsflow show runs/vgg11-cifar10/bench.json
     """
     from dmsflow.reporting import show
 
@@ -253,24 +255,17 @@ def show_command(source: Path, as_json: bool) -> None:
 
 
 @cli.command("report")
-@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    show_default="report.html in the folder of the first RUN",
-    help="The page to write. An earlier report is overwritten, any other file is not.",
-)
-@click.option(
-    "--figures", type=click.Path(path_type=Path), help="Write each figure as a file of its own too, to this folder."
-)
-@click.option(
-    "--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these files."
-)
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=FILE)
+@click.option("--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write this page.")
+@click.option("--figures", type=FILE, help="Write each figure as a file of its own too, to this folder.")
+@click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these.")
 def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str) -> None:
     """Draw what runs found: one HTML page that needs no network.
 
     RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
-    alone are put together; the others are named by the settings that differ.
+    alone are put together. An earlier report is overwritten, any other file is not.
+
+    Example: dmsflow report runs --figures pictures
     """
     from dmsflow.reporting import report
 
@@ -280,7 +275,10 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
 @cli.command("doctor")
 @click.pass_context
 def doctor_command(ctx: click.Context, /) -> None:
-    """Tell what is installed, and what targets lack. The exit code is 1 if something is broken."""
+    """Print what is installed, and what targets lack. The exit code is 1 if something is broken.
+
+    Example: dmsflow doctor
+    """
     from dmsflow.terminal import print_table
 
     rows, sound = doctor.report()
@@ -289,7 +287,7 @@ def doctor_command(ctx: click.Context, /) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code: 0 done, 1 can be mended, 2 usage, 3 budget missed."""
+    """Run the command line and give its exit code: 0 done, 1 an error the user can fix, 2 usage, 3 budget missed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
@@ -298,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         again = shlex.join(word for word in ("dmsflow", *given) if word not in ("--force", "--resume"))
-        return _say(f"interrupted; go on with: {again} --resume")
+        return _say(f"interrupted; resume with: {again} --resume")
     except DmsflowError as error:
         return _say(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -308,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except OSError as error:
         where = error.filename or "a file or connection"
-        return _say(f"{where}: {error.strerror or error}; mend that, and go on with --resume")
+        return _say(f"{where}: {error.strerror or error}; correct that, and resume with --resume")
 
 
 def _say(line: str, exit_code: int = 1) -> int:

@@ -69,9 +69,17 @@ def run(
         what = f"the chosen widths need {budgets.describe(widths)}"
         raise BudgetMissed(out, what, "search again with more rounds")
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
-    made = {"network": budgets.network, "widths": widths, "data": anchored(source)}
-    flow = {"artifacts": artifacts, "metrics": metrics, "environment": environment}
-    manifest.finish_stage(path, settings, command, **flow, **made)
+    manifest.finish_stage(
+        path,
+        settings,
+        command,
+        artifacts=artifacts,
+        metrics=metrics,
+        environment=environment,
+        network=budgets.network,
+        widths=widths,
+        data=anchored(source),
+    )
     saved.unlink(missing_ok=True)
     return path
 
