@@ -7,6 +7,7 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -137,41 +138,43 @@ def save(path: Path, manifest: Manifest) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a stage did.
+
+    Attributes:
+        artifacts: the files that it wrote, by role.
+        metrics: what it found, units in the names.
+        environment: what `describe_environment` cannot know.
+    """
+
+    artifacts: Mapping[str, Path]
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+
+
 def finish_stage(
     path: Path,
     settings: msgspec.Struct,
     command: tuple[str, ...],
-    *,
-    artifacts: Mapping[str, Path],
-    metrics: dict[str, Any],
-    environment: dict[str, Any],
-    source: Path | None = None,
-    parent: Manifest | None = None,
+    done: Done,
+    source: tuple[Path, Manifest] | None = None,
     **made: Any,
 ) -> Path:
-    """Write the manifest of the stage that `path` is named after.
+    """Write the manifest of the stage that `path` is named after, and return `path`.
 
     Args:
-        artifacts: the files that it wrote, by role.
-        environment: what `describe_environment` cannot know.
-        source: the file that it started from, if any.
-        parent: the manifest there, whose network, widths and data this one inherits.
-        made: these three, of a search.
+        source: the manifest that it started from, and where that lies.
+        made: network, widths and data, where there is no such manifest.
     """
-    folder = path.parent
-    if parent:
-        made = {"network": parent.network, "widths": parent.widths, "data": parent.data}
-    found = Manifest(
-        stage=path.stem,  # type: ignore[arg-type]
-        parent=describe_artifact(source, folder) if source else None,
-        command=command,
-        settings=msgspec.to_builtins(settings),
-        artifacts={role: describe_artifact(file, folder) for role, file in artifacts.items()},
-        metrics=metrics,
-        environment=describe_environment(**environment),
-        **made,
-    )
-    return save(path, found)
+    parent = None
+    if source:
+        parent, above = describe_artifact(source[0], path.parent), source[1]
+        made = {"network": above.network, "widths": above.widths, "data": above.data}
+    artifacts = {role: describe_artifact(file, path.parent) for role, file in done.artifacts.items()}
+    facts = {"settings": msgspec.to_builtins(settings), "environment": describe_environment(**done.environment)}
+    made |= {"stage": path.stem, "parent": parent, "command": command, "artifacts": artifacts, "metrics": done.metrics}
+    return save(path, Manifest(**facts, **made))
 
 
 def is_finished(path: Path, settings: msgspec.Struct, *, resume: bool, force: bool, data: Data | None = None) -> bool:

@@ -31,18 +31,11 @@ def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> 
         losses = torch.cat(batches)
         reference = losses if reference is None else reference
         difference = losses - reference
-        rows.append(
-            {
-                "name": name,
-                "widths": widths,
-                **net.given.budgets.figures(widths),
-                "loss": float(losses.mean()),
-                "top1_percent": 100 * float(torch.cat(right).mean()),
-                "loss_difference": float(difference.mean()),
-                "standard_error": float(difference.std() / math.sqrt(len(difference))),
-                "images": len(losses),
-            }
-        )
+        row: dict[str, Any] = {"name": name, "widths": widths, **net.given.budgets.figures(widths)}
+        row |= {"loss": float(losses.mean()), "top1_percent": 100 * float(torch.cat(right).mean())}
+        error = float(difference.std() / math.sqrt(len(difference)))
+        row |= {"loss_difference": float(difference.mean()), "standard_error": error, "images": len(losses)}
+        rows.append(row)
     return rows
 
 

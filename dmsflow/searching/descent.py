@@ -179,16 +179,14 @@ class Descent:
             nearest = np.maximum(np.round(at.mu * budgets.base), 1)
             widths = {name: int(width) for name, width in zip(widths, nearest, strict=True)}
         weight_loss, weight_right = torch.stack(at.seen).double().mean(0).tolist()
-        return {
+        row: dict[str, Any] = {
             "round": at.round + 1,
             "names": list(widths),
             "mu": at.mu.tolist(),
             "sigma": self.sigma().tolist(),
-            "widths": widths,
-            **budgets.figures(widths),
-            "weight_loss": weight_loss,
-            "weight_top1_percent": 100 * weight_right,
         }
+        row |= {"widths": widths, **budgets.figures(widths)}
+        return row | {"weight_loss": weight_loss, "weight_top1_percent": 100 * weight_right}
 
     def sigma(self) -> Ratios:
         """Scale of the distributions in this round, [n]."""

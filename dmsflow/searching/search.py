@@ -69,17 +69,8 @@ def run(
         what = f"the chosen widths need {budgets.describe(widths)}"
         raise BudgetMissed(out, what, "search again with more rounds")
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
-    manifest.finish_stage(
-        path,
-        settings,
-        command,
-        artifacts=artifacts,
-        metrics=metrics,
-        environment=environment,
-        network=budgets.network,
-        widths=widths,
-        data=anchored(source),
-    )
+    made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": anchored(source)}
+    manifest.finish_stage(path, settings, command, manifest.Done(artifacts, metrics, environment), **made)
     saved.unlink(missing_ok=True)
     return path
 

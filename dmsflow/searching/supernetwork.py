@@ -156,14 +156,9 @@ def begin(
     held = budgets.bounds.clip(HEADROOM * np.maximum(widest, 1.0))
     capacity = {name: math.ceil(width) for name, width in zip(budgets.network.widths, held * budgets.base, strict=True)}
     model = Model(budgets.network, capacity, running_statistics=False).to(where.device)
-    given = Given(
-        settings,
-        budgets,
-        where,
-        *_batches(settings, dataset, where, workers),
-        start,
-        Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest)),
-    )
+    batches = _batches(settings, dataset, where, workers)
+    sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
+    given = Given(settings, budgets, where, *batches, start, sampling)
     return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(settings, model))
 
 
@@ -201,18 +196,9 @@ def make_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
 def save(net: SuperNetwork, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     at = net.at
-    facts = {
-        "settings": net.given.settings,
-        "source": _fingerprint(net.given),
-        "round": at.round,
-        "weight_step": at.weight_step,
-        "rows": at.rows,
-        "mu": at.mu.tolist(),
-        "centre": at.centre.tolist(),
-        "seen": [seen.tolist() for seen in at.seen],
-        "widths": net.widths,
-        "held": net.model.widths,
-    }
+    facts: dict[str, Any] = {"settings": net.given.settings, "source": _fingerprint(net.given), "rows": at.rows}
+    facts |= {"widths": net.widths, "held": net.model.widths, "round": at.round, "weight_step": at.weight_step}
+    facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "seen": [seen.tolist() for seen in at.seen]}
     checkpoint.save(path, [net.model], [net.optimiser, *net.others], facts)
 
 
