@@ -1,7 +1,7 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test check format docs wheels native clean
+.PHONY: demo test test-fast check size format docs wheels native clean
 
 STAMP := .venv/.installed
 NATIVE := .venv/.native
@@ -28,6 +28,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/size.py --check
+
+# Lines and lines of code of each package; make check limits the core.
+size: $(STAMP)
+	$(BIN)/python benchmarks/size.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
