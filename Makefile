@@ -50,10 +50,11 @@ wheels: $(STAMP)
 	@ls dist/wheels/dmsflow-*-py3-none-manylinux2014_x86_64.whl dist/wheels/dmsflow-*-py3-none-manylinux2014_aarch64.whl || \
 	    { echo "a library needs more than manylinux2014 has: see the tags in dist/wheels" >&2; exit 1; }
 
-# The parts of docs/ that the code itself can tell; tests fail where they are stale.
+# The parts of docs/ and README.md that are made from code and results; tests fail where they are stale.
 docs: $(STAMP)
 	$(BIN)/python docs/cli.py
 	$(BIN)/python docs/results.py
+	$(BIN)/python docs/tree.py
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt
