@@ -73,6 +73,15 @@ def test_every_package_says_in_one_line_what_it_is_for() -> None:
         assert first.endswith(".") and (not rest or rest.startswith("\n")), path
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/adding.md", "docs/architecture.md"])
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    """Paths in backticks: from the repository's root, or the end of a path in dmsflow/."""
+    root = DOCS.parent
+    for name in re.findall(r"`(\w+/[\w./]+)`", (root / page).read_text("utf-8")):
+        found = (root / name).exists() or any((root / "dmsflow").rglob(name if "." in name else f"{name}*"))
+        assert found, f"{page} names {name}"
+
+
 @pytest.mark.parametrize(
     ("page", "struct"),
     [
