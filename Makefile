@@ -24,6 +24,10 @@ demo: $(NATIVE)
 test: $(NATIVE) $(WITNESS)
 	$(BIN)/python -m pytest
 
+# For daily work: what is not marked slow, in less than a minute on two cores.
+test-fast: $(NATIVE)
+	$(BIN)/python -m pytest -m 'not slow'
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

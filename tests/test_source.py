@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import SLOW
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [ROOT / "hatch_build.py", *sorted((ROOT / "dmsflow").rglob("*.py"))]
@@ -78,3 +79,10 @@ def test_the_formatter_skips_no_line() -> None:
     for folder in ("dmsflow", "tests", "benchmarks", "docs"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not marker.search(path.read_text("utf-8")), path
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_is_slow_is_there(name: str) -> None:
+    path, _, test = name.partition("::")
+    assert (ROOT / "tests" / path).exists()
+    assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text("utf-8")
