@@ -1,7 +1,7 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test check format docs wheels native clean
+.PHONY: demo test test-fast check size format docs wheels native clean
 
 STAMP := .venv/.installed
 NATIVE := .venv/.native
@@ -24,10 +24,19 @@ demo: $(NATIVE)
 test: $(NATIVE) $(WITNESS)
 	$(BIN)/python -m pytest
 
+# For daily work: what is not marked slow, in less than a minute on two cores.
+test-fast: $(NATIVE)
+	$(BIN)/python -m pytest -m 'not slow'
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/size.py --check
+
+# Lines and lines of code of each package; make check limits the core.
+size: $(STAMP)
+	$(BIN)/python benchmarks/size.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -45,10 +54,11 @@ wheels: $(STAMP)
 	@ls dist/wheels/dmsflow-*-py3-none-manylinux2014_x86_64.whl dist/wheels/dmsflow-*-py3-none-manylinux2014_aarch64.whl || \
 	    { echo "a library needs more than manylinux2014 has: see the tags in dist/wheels" >&2; exit 1; }
 
-# The parts of docs/ that the code itself can tell; tests fail where they are stale.
+# The parts of docs/ and README.md that are made from code and results; tests fail where they are stale.
 docs: $(STAMP)
 	$(BIN)/python docs/cli.py
 	$(BIN)/python docs/results.py
+	$(BIN)/python docs/tree.py
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt

@@ -13,15 +13,21 @@ COMMAND = "torchrun --nproc-per-node 2 benchmarks/{} --dataset image-folder:PATH
 METHODS = {
     "gradient": "**searched**",
     "uniform": "uniform",
-    "flat": "flat",
-    "between": "between",
-    "random": "random, mean of {draws} draws",
-    "best random": "random, best of {draws} draws",
+    "flat": "equal",
+    "between": "interpolated",
+    "random": "random (mean of {draws})",
+    "best random": "random (best of {draws})",
     "evolution": "evolution",
-    "paper": "the paper's search",
+    "paper": "DMS as published",
 }
-CONTROLS = tuple(method for method in METHODS if method not in ("gradient", "paper"))
+BASELINES = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
+# Rows of Table 1 have the words of the version that made them.
+OLD_TITLES = {
+    "flat": "equal",
+    "random, 8 draws around flat": "random, 8 draws around equal",
+    "the paper's search, literally": "DMS as published",
+}
 
 
 def environments(rows: Sequence[Row]) -> list[Row]:
@@ -31,8 +37,8 @@ def environments(rows: Sequence[Row]) -> list[Row]:
 # --- two budgets ---------------------------------------------------------------------------------
 
 
-def leads(cell: Row, methods: Sequence[str] = CONTROLS) -> dict[str, Lead]:
-    """Of the searched widths over every control that both are finished of."""
+def leads(cell: Row, methods: Sequence[str] = BASELINES) -> dict[str, Lead]:
+    """Of the searched widths over every baseline, where the runs of both are complete."""
     made, seeds = cell["methods"], len(cell["seeds"])
     if len(made["gradient"]) < seeds:
         return {}
@@ -46,7 +52,7 @@ def leads(cell: Row, methods: Sequence[str] = CONTROLS) -> dict[str, Lead]:
 def together(cells: Sequence[Row]) -> str:
     """`+2.12 ± 0.54 over uniform (15 pairs), …`: the mean difference of all cells, paired by seed, ± standard error."""
     told = []
-    for method in CONTROLS:
+    for method in BASELINES:
         found = [cell["methods"] for cell in cells if method != "random" and method in leads(cell)]
         gaps = [gap for methods in found for gap in figures.differences(methods["gradient"], methods[method])]
         if len(gaps) > 1:
@@ -65,7 +71,7 @@ def limits(cell: Row) -> str:
 def budgets(content: Any) -> str:
     """Of benchmarks/budgets.py."""
     jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made] if content else []
-    title = "## Searched widths beside every control that meets the same budgets"
+    title = "## Searched widths beside baselines that meet the same budgets"
     return figures.part(title, COMMAND.format("budgets.py"), _budgets(content, jobs) if jobs else None)
 
 
@@ -77,15 +83,16 @@ def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
-SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search sees training images only.
-**uniform** widens every layer of the base network alike, **flat** makes all layers equally wide, **between** is
-the point between those two that uses every budget up, **random** draws around flat ({draws} draws, trained with seed
-{seeds[0]}; the best of them then with every seed), **evolution** tries as many sub-networks of the same super-network as take
-the time of the gradient's width phases. All are shrunk to fit every budget. **The paper's search** is no control but what dmsflow
-departs from: DMS with its settings as printed (`--preset paper`, its phases shortened to minutes), under the same budgets.
+SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search uses training images only.
+**uniform** scales every layer of the base network by one factor. **equal** makes all layers equally wide.
+**interpolated** is the point between those two that exhausts every budget. **random** draws widths around equal ones
+({draws} draws, trained with seed {seeds[0]}; the best of them then with every seed). **evolution** tries sub-networks of the same
+super-network for as long as the width phases of the gradient take. All are shrunk to fit every budget. **DMS as published** is
+not a baseline but the method that dmsflow changed: DMS with its settings as printed (`--preset paper`, its phases
+shortened to minutes), under the same budgets.
 
 *Gain*: top-1 of the searched widths less that row's, ± the deviation of the difference over the seeds, paired.
-*Verdict*: the difference of the means against the larger of the two deviations.
+*Verdict*: the difference of the means, compared with the larger of the two deviations.
 
 {_summary(content["cells"])}
 
@@ -116,18 +123,18 @@ def _summary(cells: Sequence[Row]) -> str:
         found, titles = leads(cell), {m: title.format(draws=cell["draws"]) for m, title in METHODS.items()}
         gains = [method for method, one in found.items() if one.gains]
         others = [f"{titles[method]} ({one})" for method, one in found.items() if not one.gains]
-        claim = f"beyond one deviation over {len(gains)} of {len(found)} controls"
-        without = [titles[method] for method in CONTROLS if method not in found]
+        claim = f"better than {len(gains)} of {len(found)} baselines by more than one deviation"
+        without = [titles[method] for method in BASELINES if method not in found]
         parts = (
             claim,
-            "not over " + ", ".join(others) if others else "",
+            "not better than " + ", ".join(others) if others else "",
             "not run: " + ", ".join(without) if without else "",
-            *(f"over the paper's search {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
+            *(f"over DMS as published {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
         )
         lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
     told = f"""All cells together, paired by seed, ± the standard error: {together(judged)}. This sum was made after the
-cells had been judged. Its pairs are not independent, since some trainings stand in several rows or cells, so its errors
-are too small: it describes these runs, and the verdicts are those of the cells."""
+verdicts. Its pairs are not independent, since some trainings are in several rows or cells, so its errors are too small:
+it describes these runs, and the verdicts are those of the cells."""
     return "\n".join(lines) + f"\n\n{told}"
 
 
@@ -165,7 +172,7 @@ def _elsewhere(cell: Row) -> str:
         return ""
     rows = ", ".join(METHODS[method].format(draws=cell["draws"]) for method in there)
     return f"""\n\nTrained on {figures.listed(there.values())}, the searched widths on {made["gradient"]}: {rows}. Processors round
-otherwise, and training makes much of it: pairs of one seed share images and their order there, not bits."""
+differently, and training amplifies that: there, pairs of one seed share images and their order, not bits."""
 
 
 # --- ablations -----------------------------------------------------------------------------------
@@ -212,9 +219,9 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
     runs = [run for row in content for run in row["runs"]]
     before = f"""\
 VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
-a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the
-one above, so that "no gain" also says "no loss". The default stands where no variant gains. One deviation of three seeds is a low bar, which
-some of {len(content) - 1} rows pass by chance.
+a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired. The verdict has the rule
+above, so "no gain" also means "no loss". We keep the default unless a variant is better by more than one standard deviation. One
+deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance.
 
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
@@ -225,12 +232,12 @@ some of {len(content) - 1} rows pass by chance.
 
 
 def table1(contents: dict[str, Any]) -> str:
-    intro = """## The paper's Table 1, and controls
+    intro = """## The paper's Table 1, and baselines
 
-CIFAR-10. *full precision* to *4×* widen the base network alike, *DMS-A* and *DMS-B* are searched under the memory that
-the paper prints; below each stand the paper's own search with its settings as printed (`--preset paper`, as long as the
-protocol lets it) and the controls, all at the same memory and trained alike. Memory counts as in the paper; of ResNet-18's
-2× to 4× its figures fit no uniformly widened network.
+CIFAR-10. *full precision* to *4×* scale the base network uniformly; *DMS-A* and *DMS-B* are searched under the memory that
+the paper prints. Below each are DMS as published with its settings as printed (`--preset paper`, as long as the
+protocol allows) and the baselines, all at the same memory and trained alike. Memory is counted as in the paper; its
+figures for ResNet-18's 2× to 4× fit no uniformly scaled network.
 """
     return "\n".join((intro, *(_protocol(name, content) for name, content in contents.items())))
 
@@ -279,13 +286,15 @@ def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
 
 
 def _not_run(rows: Sequence[Row]) -> list[str]:
-    """`VGG-11 2×` where nothing of a row was run, `VGG-11 DMS-A (flat, uniform)` where some lines of it were not."""
+    """`VGG-11 2×` where nothing of a row was run, `VGG-11 DMS-A (equal, uniform)` where some lines of it were not."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(f"{NETWORKS[row['network']]} {row['row']}", []).append(row)
     told = []
     for title, group in lines.items():
-        without = [row["widths"] for row in group if not row["jobs"] and not row["left_out"]]
+        without = [
+            OLD_TITLES.get(row["widths"], row["widths"]) for row in group if not row["jobs"] and not row["left_out"]
+        ]
         told += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
     return told
 
@@ -298,7 +307,17 @@ def _table1_row(row: Row) -> tuple[str, ...]:
     seconds = [figures.mean(done, key) for key in ("search_seconds", "train_seconds")]
     took = [f"{one:.0f}" if one >= 1 else NONE for one in seconds]
     top1, epochs = figures.spread(done), str(row["epochs"])
-    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, epochs, *took
+    return (
+        NETWORKS[row["network"]],
+        row["row"],
+        OLD_TITLES.get(row["widths"], row["widths"]),
+        *printed,
+        *costs,
+        top1,
+        count,
+        epochs,
+        *took,
+    )
 
 
 # --- exported files ------------------------------------------------------------------------------
@@ -308,7 +327,7 @@ WIDTHS = ("uniform", "flat", "gradient")
 
 
 def papers_search(cells: Sequence[Row]) -> str:
-    """How often dmsflow's search beats the paper's; empty where no cell has both."""
+    """How often dmsflow's search beats DMS as published; empty where no cell has both."""
     found = [(cell["methods"], lead) for cell in cells for lead in leads(cell, ["paper"]).values()]
     if not found:
         return ""
@@ -317,9 +336,13 @@ def papers_search(cells: Sequence[Row]) -> str:
         for methods, lead in found
         if lead.gains
     ]
-    fewer = "; in each of these it used fewer MACs" if won and all(theirs < ours for theirs, ours in won) else ""
-    return f"""Over the paper's own search, with its settings as printed, its phases shortened to minutes and the same budgets,
-they gain beyond one deviation in {len(won)} of {len(found)} cells{fewer}."""
+    fewer = (
+        "; in each of these DMS as published used fewer MACs"
+        if won and all(theirs < ours for theirs, ours in won)
+        else ""
+    )
+    return f"""Searched widths beat DMS as published (its settings as printed, its phases shortened to minutes, the same budgets) in {len(won)} of {len(found)}
+cells by more than one standard deviation{fewer}."""
 
 
 def files(rows: Any) -> str:
@@ -356,19 +379,19 @@ multiply-accumulates beside it, and with at most 0.3 ms beside it, as the profil
 - Pixels: CIFAR-10 as JPEG folders, so compare these numbers with each other and not with papers.
 
 **Memory alone**: searched widths lie {figures.lead(groups["memory", "gradient"], groups["memory", "uniform"]).sentence("uniform ones")}, and
-{figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("flat ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than flat.
+{figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("equal ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than equal ones.
 
-**Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("flat")}; MACs are not
-milliseconds, and the searched files take {figures.more(longer)} time than flat ones.
+**Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("equal")}; MACs are not
+milliseconds, and the searched files take {figures.more(longer)} time than equal ones.
 
-**Memory and latency**: {over_uniform.sentence("uniform")}, and {over_flat.sentence("flat")} (paired by seed {over_flat}
-over flat, {over_uniform} over uniform). All {len(errors)} files were predicted within {100 * max(errors):.1f} % of what was measured
-afterwards. The search's own comparison, on training images that it held out, put its starting point behind it by more
-than a standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} seeds are few.
+**Memory and latency**: {over_uniform.sentence("uniform")}, and {over_flat.sentence("equal")} (paired by seed {over_flat}
+over equal, {over_uniform} over uniform). All {len(errors)} files were predicted within {100 * max(errors):.1f} % of what was measured
+afterwards. In the search's own comparison, on held-out training images, its result beat its start by more than a
+standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} seeds are few.
 
     python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS
 
-measures memory+latency again; the other two budgets, with more controls, are those of benchmarks/budgets.py above.
+measures memory+latency again; the other two budgets, with more baselines, are those of benchmarks/budgets.py above.
 
 {figures.machine(environments(rows), *TRAINED, "larq-compute-engine", "onnxruntime")};
 seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Every run:
@@ -391,7 +414,7 @@ def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
     told = [row for row in group if row["predicted_latency_ms"]]
     return (
         case,
-        f"{'searched' if method == 'gradient' else method}: {figures.widths(group)}",
+        f"{METHODS[method].strip('*')}: {figures.widths(group)}",
         f"{figures.mean(group, 'memory_mib'):.4f}",
         f"{figures.mean(group, 'macs_m'):.1f}",
         figures.each(group),

@@ -27,26 +27,28 @@ does all four stages. One after the other they are
 Each stage reads one manifest and writes one, and prints the path of what it wrote on stdout, so that
 `dmsflow train "$(dmsflow search …)"` works. Progress and tables go to stderr.
 
-**For a device's milliseconds**, measure it once, and give a search its budget; bench then sets what was
-predicted beside what it measures ([profiles](profiles.md)).
+**For a latency budget on a device**, measure the device once, and give the search its budget in milliseconds;
+bench then prints the predicted latency beside the measured one ([profiles](profiles.md)).
 
     dmsflow profile --name desk
     dmsflow search  --dataset cifar10 --profile desk --latency-ms 0.3 --out runs/desk
 
 **Settings** come from, last wins: the defaults, `--preset`, environment variables, options. The
-variable of an option is its name behind the command's: `DMSFLOW_SEARCH_MEMORY_MIB=0.08` stands for
-`--memory-mib 0.08` of search. `--dry-run` shows what would be done, and what budgets are possible.
+variable of an option is its name behind the command's: `DMSFLOW_SEARCH_PRESET=paper` stands for
+`--preset paper` of search; [others](environment.md). `--dry-run` shows what would be done, and what budgets are
+possible.
 
-**After an interruption**, the same command with `--resume` goes on where it stopped: search and train
-from their last checkpoint, and stages that are done are left alone. `--resume` with other settings
-than those a stage was done with is refused. `--force` does everything again.
+**After an interruption**, the same command with `--resume` continues where it stopped: search and train
+from their last checkpoint, and finished stages are kept. `--resume` with settings that differ from those of a
+finished stage is refused. `--force` does everything again.
 
 **Exit codes**: 0 done; 1 an error with a line that says what would be right; 2 wrong usage; 3 a
 budget, or what `--require-ms` of bench asks for, was missed.
 
-**Shell completion**: put one of these in your shell's start-up file.
+**Shell completion**: Tab completes commands, options and their values once one of these lines is in your
+shell's start-up file.
 
-    eval "$(_DMSFLOW_COMPLETE=bash_source dmsflow)"     # ~/.bashrc
+    eval "$(_DMSFLOW_COMPLETE=bash_source dmsflow)"     # ~/.bashrc; bash 4.4 or newer
     eval "$(_DMSFLOW_COMPLETE=zsh_source dmsflow)"      # ~/.zshrc
     _DMSFLOW_COMPLETE=fish_source dmsflow | source      # ~/.config/fish/config.fish
 """

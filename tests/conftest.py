@@ -17,6 +17,62 @@ from dmsflow.settings import ExportSettings
 WriteTrain = Callable[..., Path]
 MakeProfile = Callable[..., Profile]
 
+# Left out by `make test-fast`, beside what has @pytest.mark.slow: folders, files, and tests that take 0.7 s or more.
+# tests/test_source.py holds that each of them exists.
+SLOW = (
+    "benchmarks/test_table1.py",
+    "datasets/test_datasets.py::test_folder_resolution_is_resize_and_centre_crop",
+    "datasets/test_datasets.py::test_imagenet_test_images_are_torchvision_s",
+    "datasets/test_datasets.py::test_torchvision_imports_without_its_operators",
+    "deploying/test_agreement.py",
+    "deploying/test_folding.py::test_a_rounded_stem_is_exported_as_it_is",
+    "deploying/test_folding.py::test_thresholds_in_exact_arithmetic",
+    "deploying/test_integer_graph.py::test_resnet18_is_the_trained_network_but_for_float32_sums",
+    "deploying/test_lce.py::test_a_file_is_about_as_large_as_its_bits",
+    "deploying/test_lce.py::test_damaged_files_end_in_one_line_not_in_a_crash",
+    "deploying/test_lce.py::test_resnet18_runs_as_the_deploy_form",
+    "deploying/test_official.py",
+    "measuring/test_qemu.py",
+    "measuring/test_ssh.py",
+    "modelfile/test_damage.py::test_damaged_files_end_in_one_line",
+    "modelfile/test_delegate.py",
+    "modelfile/test_litert.py::test_damaged_files_end_in_one_line_not_in_a_crash",
+    "modelfile/test_litert.py::test_networks_run_as_the_deploy_form_and_as_in_the_official_interpreter",
+    "native",
+    "network/test_architectures.py::test_files_compute_the_deploy_form",
+    "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
+    "network/test_latency.py::test_memory_and_latency_are_both_held",
+    "reporting/test_report.py",
+    "searching/test_budget.py::test_a_bounded_move_is_bounded_and_keeps_the_budgets",
+    "searching/test_evolution.py",
+    "searching/test_round_to_blocks.py::test_no_cost_grows",
+    "searching/test_search.py::test_a_killed_training_ends_in_the_same_weights",
+    "searching/test_search.py::test_a_modelled_profile_says_so_wherever_it_is_used",
+    "searching/test_search.py::test_a_process_killed_for_real_resumes",
+    "searching/test_search.py::test_aligned_widths_are_taken_where_they_are_no_worse",
+    "searching/test_search.py::test_every_way_to_search_ends_within_the_budgets",
+    "searching/test_search.py::test_killed_anywhere_and_resumed_is_uninterrupted",
+    "searching/test_search.py::test_memory_and_latency_are_held_together",
+    "searching/test_search.py::test_the_float_baseline_is_trained_and_priced_in_full_precision",
+    "searching/test_search.py::test_the_paper_preset_searches",
+    "searching/test_search.py::test_the_widths_move_and_sigma_deflates",
+    "test_cli.py::test_an_interrupted_run_goes_on",
+    "test_cli.py::test_doctor_tells_of_the_cpp_part_of_training",
+    "test_docs.py::test_every_example_of_adding_runs",
+    "test_readme.py",
+    "training/test_cpp.py::test_it_gives_the_same_where_torch_has_no_threads_to_lend",
+    "training/test_forward.py",
+    "training/test_placement.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here)
+        if {path.parts[0], path.as_posix(), f"{path.as_posix()}::{item.name.partition('[')[0]}"} & set(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--agreement", type=int, default=12, help="random networks that are written in every form")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import ast
 import io
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -54,11 +55,31 @@ def test_every_example_of_adding_runs(
 
 
 def test_the_command_line_page_is_the_help() -> None:
-    spec = importlib.util.spec_from_file_location("docs_cli", DOCS / "cli.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (DOCS / "cli.md").read_text("utf-8") == module.page(), "make docs writes it again"
+    page = runpy.run_path(str(DOCS / "cli.py"))["page"]
+    assert (DOCS / "cli.md").read_text("utf-8") == page(), "make docs writes it again"
+
+
+def test_the_tree_in_the_readme_is_the_packages() -> None:
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    tree = runpy.run_path(str(DOCS / "tree.py"))
+    assert text == tree["readme"](text), "make docs writes it again"
+    lines = list(tree["describe"](DOCS.parent / "dmsflow"))
+    assert len(lines) <= 45 and max(map(len, lines)) <= 115  # one screen
+
+
+def test_every_package_says_in_one_line_what_it_is_for() -> None:
+    for path in (DOCS.parent / "dmsflow").rglob("__init__.py"):
+        first, _, rest = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")
+        assert first.endswith(".") and (not rest or rest.startswith("\n")), path
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/adding.md", "docs/architecture.md"])
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    """Paths in backticks: from the repository's root, or the end of a path in dmsflow/."""
+    root = DOCS.parent
+    for name in re.findall(r"`(\w+/[\w./]+)`", (root / page).read_text("utf-8")):
+        found = (root / name).exists() or any((root / "dmsflow").rglob(name if "." in name else f"{name}*"))
+        assert found, f"{page} names {name}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Data sets; each file has `load(argument, data, download) -> Dataset`. NumPy only, no torch.
+"""Images; a new data set is a file here, with `load(argument, data, download) -> Dataset`.
+
+NumPy only, no torch.
 
 `data` is the chain's `manifest.Data`; `argument` is what follows the colon in the name
 ("image-folder:PATH"), or None. A file may leave `data.train_images` alone, and for splits in memory

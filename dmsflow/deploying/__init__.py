@@ -1,1 +1,1 @@
-"""From trained weights to a checked model file: integer graph, targets, exporters."""
+"""Trained weights to a model file: the integer graph, export, the check of the written file."""

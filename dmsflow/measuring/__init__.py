@@ -1,1 +1,1 @@
-"""How fast a file is on a device, how often it is right, and the profile of a device."""
+"""How fast and how accurate a file is on a device; measuring a device for its profile."""

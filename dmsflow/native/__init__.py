@@ -1,4 +1,4 @@
-"""The C++ part, two shared libraries: LCE's operations for stock LiteRT, as a delegate; and operations of training.
+"""The C++ part: 1-bit kernels for stock LiteRT, and fast operations for training on a CPU.
 
 This file is also copied to devices beside the library, so it imports nothing but the errors.
 """

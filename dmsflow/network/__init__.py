@@ -1,4 +1,4 @@
-"""An architecture as data, and what it costs: memory, multiply-accumulates, and time on a device."""
+"""An architecture as data, and its costs: memory, operations, time of its layers on a device."""
 
 from dmsflow.network.network import INPUT, Layer, Network
 

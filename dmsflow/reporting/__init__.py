@@ -1,1 +1,1 @@
-"""What was found: manifests and model files as tables, and runs as an HTML report."""
+"""What was found: manifests and model files as tables, runs as an HTML report."""

@@ -1,1 +1,1 @@
-"""How wide each layer should be: the search, its budgets, and the baselines it has to beat."""
+"""How wide each layer is: gradient descent on widths, shrinking them to budgets, baselines."""

@@ -1,1 +1,1 @@
-"""The network as a torch module, and how its weights are trained."""
+"""The torch model and its weights: binary layers, the mask of a width (Eq. 4-6), training."""

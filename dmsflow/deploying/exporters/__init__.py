@@ -1,4 +1,6 @@
-"""Exporters; each file has `write(form, path)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
+"""Writers of model files: `lce` for Larq Compute Engine (.tflite), `onnx` for ONNX.
+
+Each file has `write(form, path)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
 
 `FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
 weights and with 1-bit weights. Where a file can be written in several ways, `VARIANTS` names them, the

@@ -1,4 +1,4 @@
-"""Where files are measured: this machine, one reached by ssh, a phone on adb.
+"""Where files are measured: this machine, another by ssh, a phone by adb, an emulated ARM core.
 
 A device is called by its address: the name of a file of this folder (`local`), or that name as the
 scheme of a URL (`ssh://pi@raspberry`). Each file has

@@ -1,4 +1,6 @@
-"""Runners; each file has `open(path, threads) -> Session` and `version() -> str`. NumPy only, no torch.
+"""Runtimes; each file has `open(path, threads) -> Session` and `version() -> str`.
+
+NumPy only, no torch.
 
 A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `native` and
 `tflite` (measuring/devices/_python.py ships these). A Session may have, where its runtime can tell,

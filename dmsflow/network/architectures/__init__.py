@@ -1,1 +1,1 @@
-"""Architectures; each file has `build(channels, resolution, classes) -> Network`."""
+"""Networks to choose from; each file has `build(channels, resolution, classes) -> Network`."""

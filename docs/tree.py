@@ -1,0 +1,45 @@
+"""Writes the tree of packages in README.md: what each is for, in its docstring's first line, and its modules.
+
+make docs
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
+# As one uses them, then what they build on; a new package stands last.
+ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
+COLUMN = 20  # where descriptions begin: behind the longest name, indented twice
+
+
+def readme(text: str) -> str:
+    """The README with its tree written again."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    tree = "\n".join(describe(ROOT / "dmsflow"))
+    return f"{before}{BEGIN}\n\n```text\n{tree}\n```\n\n{END}{after}"
+
+
+def describe(folder: Path, depth: int = 0) -> Iterator[str]:
+    """Lines on a package and those inside it: its name and purpose, then its modules but for `_private` ones."""
+    purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+    yield f"{'  ' * depth}{folder.name}/".ljust(COLUMN) + purpose.partition("\n")[0].removesuffix(".")
+    modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if modules:
+        yield " " * COLUMN + "  ".join(modules)
+    for path in sorted(folder.glob("*/__init__.py"), key=_place):
+        yield from describe(path.parent, depth + 1)
+
+
+def _place(path: Path) -> tuple[int, str]:
+    name = path.parent.name
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+if __name__ == "__main__":
+    README.write_text(readme(README.read_text("utf-8")), encoding="utf-8")
