@@ -107,8 +107,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...]
 
 
-def account(graph: Graph, path: str, size_bytes: int) -> ModelFile:
-    """Take stock of a graph that was read from a file of so many bytes."""
+def summarize_graph(graph: Graph, path: str, size_bytes: int) -> ModelFile:
+    """What is in a graph that was read from a file of so many bytes."""
     stock = _Stock(graph)
     ops = tuple(stock.row(node) for node in graph.nodes if node.outputs == () or node.outputs[0] not in stock.computed)
     return ModelFile(

@@ -91,13 +91,13 @@ def test_damaged_files_end_in_one_line(tmp_path):
     counts = {suffix: [0, 0] for suffix in reader.FORMATS}
     kept = list(seeds(tmp_path))
     for suffix, content in kept:
-        assert reader.loads(Path(f"seed{suffix}"), content)
+        assert reader.parse_model_file(Path(f"seed{suffix}"), content)
         for index in range(3000 // len(kept)):
             damaged = mutated(content, chance)
             print(suffix, index, len(damaged))
             start = time.process_time()
             try:
-                msgspec.json.encode(reader.loads(Path(f"case{suffix}"), damaged))
+                msgspec.json.encode(reader.parse_model_file(Path(f"case{suffix}"), damaged))
                 counts[suffix][0] += 1
             except DmsflowError as error:
                 line_of(error)
@@ -113,7 +113,7 @@ def test_every_cut_is_refused(tmp_path, suffix):
     content = next(content for kind, content in seeds(tmp_path) if kind == suffix)
     for length in [*range(80), *range(80, len(content), len(content) // 150), len(content) - 1]:
         with pytest.raises(DmsflowError) as raised:
-            reader.loads(Path(f"cut{suffix}"), content[:length])
+            reader.parse_model_file(Path(f"cut{suffix}"), content[:length])
         line_of(raised.value)
 
 
@@ -191,7 +191,7 @@ def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
     path.write_bytes(shared_tables(count))
     tracemalloc.start()
     with pytest.raises(DmsflowError) as raised:
-        reader.read(path)
+        reader.read_model_file(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert ("a tensor without its buffer" if count == 3 else "it describes more than it holds") in line_of(raised.value)
@@ -226,5 +226,5 @@ def test_onnx_files_that_would_take_too_much(tmp_path, content, what, monkeypatc
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(DmsflowError) as raised:
-        reader.read(path)
+        reader.read_model_file(path)
     assert what in line_of(raised.value)

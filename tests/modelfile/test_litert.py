@@ -89,7 +89,7 @@ def test_the_kernels_asked_for_run_and_are_told(residual, monkeypatch):
 def test_every_operation_is_told_once_in_the_files_order(residual):
     session = litert.open(residual)
     told = session.operations(np.zeros(session.input_shape, np.float32), 5)
-    operators = reader.read(residual).ops
+    operators = reader.read_model_file(residual).ops
     assert [kind for kinds, _, _ in told for kind in kinds.split(" + ")] == [one.op for one in operators]
     assert all(ms > 0 for _, _, ms in told) and sum(ms for _, _, ms in told) < 100
     layers = [name for kind, name, _ in told if kind == "LceBconv2d"]

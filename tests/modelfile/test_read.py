@@ -58,7 +58,7 @@ def layer_widths(form):
 
 def test_an_lce_file_tells_its_ops_widths_and_bytes(tmp_path):
     form = vgg_form()
-    found = reader.read(written(tmp_path, lce, ".tflite"))
+    found = reader.read_model_file(written(tmp_path, lce, ".tflite"))
     assert found.about["description"] == "vgg11, written by dmsflow"
     assert [(port.name, port.dtype, port.shape) for port in (*found.inputs, *found.outputs)] == [
         ("input", "float32", (1, 32, 32, 3)),
@@ -90,7 +90,7 @@ def test_resnet_s_channels_go_through_packed_pads(tmp_path):
     widths = odd_widths(network, 1)
     form = folding.fold(network, widths, trained(network, widths), MEAN, STD)
     lce.write(form, tmp_path / "model.tflite")
-    found = reader.read(tmp_path / "model.tflite")
+    found = reader.read_model_file(tmp_path / "model.tflite")
     assert list(found.widths) == layer_widths(form)
     pads = [op for op in found.ops if op.op == "PAD"]
     assert pads and all(op.channels_in == op.channels_out and op.channels_in in widths.values() for op in pads)
@@ -100,7 +100,7 @@ def test_resnet_s_channels_go_through_packed_pads(tmp_path):
 @pytest.mark.parametrize("variant", onnx_exporter.VARIANTS)
 def test_an_onnx_file_tells_that_its_weights_are_unpacked(tmp_path, variant):
     form = vgg_form()
-    found = reader.read(written(tmp_path, onnx_exporter, ".onnx", variant=variant))
+    found = reader.read_model_file(written(tmp_path, onnx_exporter, ".onnx", variant=variant))
     assert found.about["producer"] == "dmsflow" and "ai.onnx 18" in found.about["format"]
     assert list(found.widths) == layer_widths(form)
     binary = [op for op in found.ops if op.binary]
@@ -130,7 +130,7 @@ def test_shapes_are_those_that_onnx_infers(tmp_path, seed, variant):
         )
         for info in (*inferred.value_info, *inferred.output)
     }
-    ops = reader.read(path).ops
+    ops = reader.read_model_file(path).ops
     assert len(ops) > 5
     for op in ops:
         assert (op.output.dtype, op.output.shape) == expected[op.output.name], op
@@ -143,7 +143,7 @@ def test_show_prints_a_model_and_gives_it_as_json(tmp_path, capsys):
     assert lines[0] == str(path)
     assert f"size {path.stat().st_size:,} bytes" in lines
     assert "input input float32 1×32×32×3" in lines and "output dense float32 1×10" in lines
-    found = reader.read(path)
+    found = reader.read_model_file(path)
     assert "widths " + " ".join(map(str, found.widths)) in lines
     assert "convolutions 8, 7 of them binary, 7 packed to 1 bit in the file" in lines
     conv7 = next(op for op in found.ops if op.name == "conv7")
@@ -263,7 +263,7 @@ def foreign_tflite():
 def read(folder, content, suffix):
     path = folder / f"model{suffix}"
     path.write_bytes(content)
-    return reader.read(path)
+    return reader.read_model_file(path)
 
 
 def test_a_tflite_file_of_others(tmp_path):
@@ -290,7 +290,7 @@ def test_a_tflite_file_of_others(tmp_path):
     assert found.totals.integer_weight_bytes == 288 and sums_up(found)
     with pytest.raises(tflite.Damaged):  # what only `show` may read: a cut before the buffer's end
         read_bytes = foreign_tflite()[:-1]
-        tflite.loads(read_bytes, runnable=False)
+        tflite.parse_model(read_bytes, runnable=False)
         reader.tflite_reader._File(read_bytes)
 
 
@@ -466,7 +466,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
     with pytest.raises(
         DmsflowError, match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put it all in one"
     ):
-        reader.read(path)
+        reader.read_model_file(path)
 
 
 @pytest.mark.parametrize(

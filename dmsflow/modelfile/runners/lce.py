@@ -51,7 +51,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
             model that it can run.
     """
     interpreter = _interpreter()
-    tflite.load(path)
+    tflite.read_model(path)
     with _compiled.written_to_stderr() as written:
         try:
             session = Session(interpreter(path.read_bytes(), threads, False, True, True))

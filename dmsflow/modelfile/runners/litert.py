@@ -89,7 +89,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
 
 def _opened(path: Path, threads: int, **options: str) -> Session:
     runtime, (library, _) = _runtime(), _library()
-    tflite.load(path)
+    tflite.read_model(path)
     with _compiled.written_to_stderr() as written:
         try:
             delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
@@ -193,7 +193,7 @@ class _Graph:
 
     @classmethod
     def load(cls, path: Path) -> _Graph:
-        model = tflite.load(path)
+        model = tflite.read_model(path)
         (graph, *_) = model["subgraphs"]
         codes = [_kind(code) for code in model["operator_codes"]]
         writer: dict[int, int] = {}
