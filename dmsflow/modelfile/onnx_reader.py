@@ -166,7 +166,9 @@ class _File:
             _number(scope, info.name)
         return scope
 
-    def add_nodes(self, nodes: Iterable[Any], part: str, scope: Scope, types: dict[str, tuple[str, Shape | None]]) -> None:
+    def add_nodes(
+        self, nodes: Iterable[Any], part: str, scope: Scope, types: dict[str, tuple[str, Shape | None]]
+    ) -> None:
         """Add nodes in their order, the nodes of its subgraphs behind each; their outputs join the scope.
 
         Args:

@@ -62,6 +62,7 @@ _TABLES = """
     PadV2Options
 """
 SCHEMA: dict[str, dict[str, str]] = {}  # of each table, its fields and their types
+_fields: dict[str, str] = {}
 for _word in _TABLES.split():
     _name, _, _type = _word.partition(":")
     if _type:
