@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TextIO
 
 LINE_EVERY_S = 1.0
+LISTED_NAMES = 4  # in one line of text, "3 more" being one of them
 BLOCKS = "▁▂▃▄▅▆▇█"  # how large a number is, drawn beside it
 
 
@@ -159,6 +160,16 @@ def spelled_threads(count: int) -> str:
 def spelled_method(method: str) -> str:
     """What stands before the name of a device: whether it ran anything, or was only modelled."""
     return "measured on" if method == "measured" else "modelled for"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names in a line: `conv1`, `conv1 and conv2`, and of more than four `conv1, conv2, conv3 and 4 more`."""
+    shown = (
+        list(names)
+        if len(names) <= LISTED_NAMES
+        else [*names[: LISTED_NAMES - 1], f"{len(names) - LISTED_NAMES + 1} more"]
+    )
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
 def share_percent(part: float, whole: float) -> float:

@@ -82,6 +82,7 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
             "onnx_package",
             "onnx: is not installed; pip install 'dmsflow[onnx]'",
         ),
+        ("onnx", "modelfile.onnx_reader", "import_onnx", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
         (
             "onnxruntime",
             "modelfile.runners.onnxruntime",

@@ -32,7 +32,7 @@ HOMES = {
     # datasets/_torchvision imports torchvision's readers, which bring torch.
     "torch": {"training", "searching", "datasets/_torchvision"},
     "torchvision": {"datasets/_torchvision"},
-    "onnx": {"deploying/exporters/_onnx_graph"},
+    "onnx": {"deploying/exporters/_onnx_graph", "modelfile/onnx_reader", "modelfile/runners/onnxruntime"},
     "onnxruntime": {"modelfile/runners/onnxruntime"},
     "flatbuffers": {"deploying/exporters/_flatbuffer"},
     "tensorflow": {"deploying/exporters/official/child"},

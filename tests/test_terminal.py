@@ -87,3 +87,17 @@ def test_a_table_shows_every_cell_as_it_is(capsys: pytest.CaptureFixture[str]) -
         ["a[b].tflite", "0.5"],
         ["c", "–"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, ""),
+        (1, "conv1"),
+        (2, "conv1 and conv2"),
+        (4, "conv1, conv2, conv3 and conv4"),
+        (5, "conv1, conv2, conv3 and 2 more"),
+    ],
+)
+def test_names_in_a_line(count: int, shown: str) -> None:
+    assert terminal.list_names([f"conv{index + 1}" for index in range(count)]) == shown

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import BinaryConv, GraphOp, IntegerGraph
 from dmsflow.network.profile import Granularity
+from dmsflow.terminal import list_names
 
 WASTE = 1 / 8  # of the channels that kernels handle may be padding without a remark
 DOMINATES = 1 / 2  # of all bytes
-LISTED = 4  # names in a line
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,12 @@ def _padded(rows: Sequence[Row], steps: Granularity) -> list[str]:
     for width, layers in reading.items():
         padded = _up(width, steps.inputs)
         what = f"{width} channels read as {padded}, {1 - width / padded:.0%} of their weights in the file and of the work padding"
-        lines.append(f"{_listed(layers)}: {what}; {_edges(width, steps.inputs)}")
+        lines.append(f"{list_names(layers)}: {what}; {_edges(width, steps.inputs)}")
     for width, layers in writing.items():
         padded = _up(width, steps.outputs)
         what = f"{width} channels written as {padded}, {1 - width / padded:.0%} of the work padding"
-        lines.append(f"{_listed(layers)}: {what}; {_edges(width, steps.outputs)}")
+        lines.append(f"{list_names(layers)}: {what}; {_edges(width, steps.outputs)}")
     return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    """`conv1, conv2, conv3 and 4 more`"""
-    shown = ", ".join(names[:LISTED])
-    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
 
 
 def _edges(width: int, step: int) -> str:
@@ -136,7 +130,7 @@ def _unfused(form: IntegerGraph) -> list[str]:
             found[_reader(form, op)].append(op.name)
     right = "a quantizer straight behind the batch norm, and no other reader, would fuse into thresholds"
     return [
-        f"{_listed(names)}: float32 put out, 32 times the bits, for {reader}; {right}"
+        f"{list_names(names)}: float32 put out, 32 times the bits, for {reader}; {right}"
         for reader, names in found.items()
         if reader != _KINDS[integer_graph.AveragePool]
     ]

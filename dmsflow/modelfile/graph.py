@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,8 +103,10 @@ class Graph:
     outputs: list[int] = field(default_factory=list)
 
 
-def plain(text: str) -> str:
+def plain(text: str | bytes) -> str:
     """A name that others chose, safe to print: one line, no control characters, no more than a line can hold."""
+    if isinstance(text, bytes):  # as protobuf gives back a name that is no UTF-8
+        text = text.decode("utf-8", "replace")
     if len(text) <= LONGEST_NAME and text.isprintable():
         return text
     shown = "".join(character if character.isprintable() else "�" for character in text[: LONGEST_NAME + 1])
@@ -112,20 +115,16 @@ def plain(text: str) -> str:
 
 def elements(shape: Shape | None) -> int | None:
     """How many numbers a tensor of that shape has; None where a length is open."""
-    if shape is None:
-        return None
-    count = 1
-    for length in shape:
-        if not isinstance(length, int):
-            return None
-        count *= length
-    return count
+    lengths = [length for length in shape or () if isinstance(length, int)]
+    return None if shape is None or len(lengths) < len(shape) else math.prod(lengths)
 
 
 def bits_of(dtype: str) -> int | None:
     """Bits of one number of a type: the number in its name."""
-    found = {"bool": 8, BITS: 1}.get(dtype) or next(iter(re.findall(r"\d+", dtype)), None)
-    return int(found) if found else None
+    if dtype in ("bool", BITS):
+        return 8 if dtype == "bool" else 1
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else None
 
 
 def stored_size(dtype: str, shape: Shape | None) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -12,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, bits_of, elements
+from dmsflow.terminal import list_names
 
-FEWEST_WEIGHTS = 32  # of an op that is called binary by its numbers, and
-FEWEST_OF_CHANNEL = 8  # of each output channel: fewer may look binary by chance
-EQUAL = 1e-6  # how far magnitudes of one channel may differ, relative
-NAMES = 4  # that one line lists
+MIN_WEIGHTS = 32  # of an op that is called binary by its numbers, and
+MIN_CHANNEL_WEIGHTS = 8  # of each output channel: fewer may look binary by chance
+MAGNITUDE_TOLERANCE = 1e-6  # how far magnitudes of one channel may differ, relative: the rounding of float32
+PLURALS = {"has": "have", "puts": "put"}
 PACKED_CONV, QUANTIZE = "LceBconv2d", "LceQuantize"
 THROUGH = ("ADD", "MAX_POOL_2D", "MUL", "RELU", "SUB")  # of LCE's files: a threshold could take these in
 
@@ -92,7 +92,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         about: what else the file says of itself.
         widths: output channels of each op with weights, in order; that of a classifier is its classes.
-        remarks: a line for each thing that is binary but neither smaller nor faster for it.
+        warnings: a line for each thing that is binary but neither smaller nor faster for it; "remarks" in JSON.
     """
 
     path: str
@@ -104,13 +104,14 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     ops: tuple[Op, ...]
     widths: tuple[int | None, ...]
     totals: Totals
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...] = msgspec.field(name="remarks")
 
 
-def account(graph: Graph, path: str, size_bytes: int) -> ModelFile:
-    """Take stock of a graph that was read from a file of so many bytes."""
-    stock = _Stock(graph)
-    ops = tuple(stock.row(node) for node in graph.nodes if node.outputs == () or node.outputs[0] not in stock.computed)
+def summarize_graph(graph: Graph, path: str, size_bytes: int) -> ModelFile:
+    """What is in a graph that was read from a file of so many bytes."""
+    constants = _Constants(graph)
+    computed = constants.computed
+    ops = tuple(constants.op(node) for node in graph.nodes if node.outputs == () or node.outputs[0] not in computed)
     return ModelFile(
         path=path,
         format=graph.format,
@@ -120,12 +121,12 @@ def account(graph: Graph, path: str, size_bytes: int) -> ModelFile:
         outputs=tuple(_port(graph.tensors[number]) for number in graph.outputs),
         ops=ops,
         widths=tuple(op.channels_out for op in ops if op.weight_bits != 0),
-        totals=_totals(ops, stock, size_bytes),
-        remarks=tuple(_remarks(graph, ops)),
+        totals=_totals(ops, constants, size_bytes),
+        warnings=tuple(_warnings(graph, ops)),
     )
 
 
-class _Stock:
+class _Constants:
     """Which tensors are computed from constants alone, from which, and who is the first to read them."""
 
     def __init__(self, graph: Graph) -> None:
@@ -137,19 +138,15 @@ class _Stock:
         self.signs: set[int] = set()  # computed signs, scaled or not
         self.counted: set[int] = set()
         for node in graph.nodes:
-            if (
-                node.computes_constants
-                and node.inputs
-                and all(self.source(number) is not None for number in node.inputs)
-            ):
-                self._add(node)
+            sources = [self.source(number) for number in node.inputs]
+            if node.computes_constants and sources and None not in sources:
+                self._add(node, [source for source in sources if source is not None])
 
     def source(self, number: int) -> int | None:
         """The constant behind a tensor; None if it depends on more than constants."""
         return number if self.tensors[number].values else self.sources.get(number)
 
-    def _add(self, node: Node) -> None:
-        sources = [source for source in map(self.source, node.inputs) if source is not None]
+    def _add(self, node: Node, sources: list[int]) -> None:
         table = node.looks_up and self._is_table(node.inputs, sources[-1])
         largest = sources[-1] if table else max(sources, key=lambda source: self.tensors[source].stored_bytes)
         for number in node.outputs:
@@ -165,7 +162,7 @@ class _Stock:
     def _scales_signs(self, node: Node, output: int) -> bool:
         counts = [elements(self.tensors[number].shape) for number in node.inputs if number not in self.signs]
         whole = elements(self.tensors[output].shape) or 0
-        few = all(count is not None and count * FEWEST_OF_CHANNEL <= whole for count in counts)
+        few = all(count is not None and count * MIN_CHANNEL_WEIGHTS <= whole for count in counts)
         return few and len(counts) < len(node.inputs)
 
     def _is_table(self, inputs: tuple[int, ...], source: int) -> bool:
@@ -173,12 +170,15 @@ class _Stock:
         shape, bits = self.tensors[inputs[0]].shape, bits_of(self.tensors[source].dtype)
         return bool(shape and len(inputs) == 2 and bits is not None and bits <= 16 and shape[0] == 1 << bits)
 
-    def row(self, node: Node) -> Op:
+    def op(self, node: Node) -> Op:
         constants = self._first_read(node)
         weights = node.weights
         source = self.source(weights.tensor) if weights else None
-        bits, binary = self._weights(weights, source) if weights and source is not None else (0, False)
-        dtype = self.tensors[weights.tensor].dtype if weights and source is not None else ""
+        bits: int | None = 0
+        binary, dtype, stored = False, "", Tensor("")
+        if weights and source is not None:
+            bits, binary = self._weights(weights, source)
+            dtype, stored = self.tensors[weights.tensor].dtype, self.tensors[source]
         return Op(
             op=node.op,
             name=node.name,
@@ -188,17 +188,17 @@ class _Stock:
             channels_out=node.channels_out,
             weight_bits=bits,
             weight_dtype=dtype,
-            stored_dtype=self.tensors[source].dtype if weights and source is not None else "",
+            stored_dtype=stored.dtype,
             binary=binary,
             packed=bits == 1 and weights is not None and weights.bits == 1,
             convolves=weights is not None and weights.convolves,
-            weight_bytes=self.tensors[source].stored_bytes if source in constants and source is not None else 0,
+            weight_bytes=stored.stored_bytes if source in constants else 0,
             constant_bytes=sum(self.tensors[number].stored_bytes for number in constants),
         )
 
     def _first_read(self, node: Node) -> set[int]:
         """The constants behind an op that no op before it has read."""
-        found, waiting = set(), list(node.inputs)
+        constants, waiting = set(), list(node.inputs)
         while waiting:
             number = waiting.pop()
             if number not in self.counted and self.source(number) is not None:
@@ -206,8 +206,8 @@ class _Stock:
                 if number in self.computed:
                     waiting += self.computed[number].inputs
                 else:
-                    found.add(number)
-        return found
+                    constants.add(number)
+        return constants
 
     def _weights(self, weights: Weights, source: int) -> tuple[int | None, bool]:
         """Bits of each weight in the file, and whether they are binary."""
@@ -231,7 +231,7 @@ def _is_binary(tensor: Tensor, axis: int) -> bool:
     """Whether weights are ±c with a c for each output channel; or, of whole numbers, two values in all."""
     count = elements(tensor.shape)
     rank = len(tensor.shape or ())
-    if count is None or count < FEWEST_WEIGHTS or not -rank <= axis < rank or tensor.values is None:
+    if count is None or count < MIN_WEIGHTS or not -rank <= axis < rank or tensor.values is None:
         return False
     values = tensor.values()
     if values is None or values.dtype.kind not in "iubf":
@@ -240,7 +240,7 @@ def _is_binary(tensor: Tensor, axis: int) -> bool:
         low, high = values.min(), values.max()
         return bool(low < high and ((values == low) | (values == high)).all())
     channels: NDArray[Any] = np.moveaxis(values, axis, 0)
-    if count // len(channels) < FEWEST_OF_CHANNEL or not _is_even(channels[0]):
+    if count // len(channels) < MIN_CHANNEL_WEIGHTS or not _is_even(channels[0]):
         return False
     return all(map(_is_even, channels)) and bool(values.min() < 0 < values.max())
 
@@ -249,20 +249,20 @@ def _is_even(channel: NDArray[Any]) -> bool:
     """Whether all numbers have one magnitude, and not 0."""
     magnitudes = np.abs(channel)
     least, largest = float(magnitudes.min()), float(magnitudes.max())
-    return least > 0 and largest < np.inf and largest - least <= EQUAL * largest
+    return least > 0 and largest < np.inf and largest - least <= MAGNITUDE_TOLERANCE * largest
 
 
 def _port(tensor: Tensor) -> Port:
     return Port(tensor.name, tensor.dtype, tensor.shape)
 
 
-def _totals(ops: tuple[Op, ...], stock: _Stock, size_bytes: int) -> Totals:
+def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Totals:
     convolutions = [op for op in ops if op.convolves]
     products = [op for op in ops if op.weight_bits != 0 and not op.convolves]
     kinds: Counter[str] = Counter()
     for op in ops:
         kinds[_kind(op)] += op.weight_bytes
-    constants = sum(tensor.stored_bytes for tensor in stock.tensors)
+    constant_bytes = sum(tensor.stored_bytes for tensor in constants.tensors)
     return Totals(
         convolutions=len(convolutions),
         binary_convolutions=sum(op.binary for op in convolutions),
@@ -270,12 +270,12 @@ def _totals(ops: tuple[Op, ...], stock: _Stock, size_bytes: int) -> Totals:
         products=len(products),
         binary_products=sum(op.binary for op in products),
         packed_products=sum(op.weight_bits == 1 for op in products),
-        constant_ops=len({id(node) for node in stock.computed.values()}),
+        constant_ops=len({id(node) for node in constants.computed.values()}),
         binary_weight_bytes=kinds["binary"],
         float_weight_bytes=kinds["float"],
         integer_weight_bytes=kinds["integer"],
-        other_constant_bytes=constants - sum(kinds.values()),
-        rest_bytes=size_bytes - constants,
+        other_constant_bytes=constant_bytes - sum(kinds.values()),
+        rest_bytes=size_bytes - constant_bytes,
     )
 
 
@@ -285,59 +285,46 @@ def _kind(op: Op) -> str:
     return "float" if "float" in op.weight_dtype else "integer"
 
 
-# --- remarks ----------------------------------------------------------------------------------
+# --- warnings ---------------------------------------------------------------------------------
 
 
-def _remarks(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:
-    """Ops of which the same is to be said share a line."""
-    said: dict[tuple[str, ...], list[str]] = {}
+def _warnings(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:
+    """A line for each thing to be said, with the names of all ops that it holds for."""
+    names: dict[tuple[str, str], list[str]] = {}  # by verb and what follows it
     for op in ops:
         if op.binary and not op.packed:
-            said.setdefault(_unpacked(op), []).append(op.name)
-    for name in _floats_to_bits(graph):
-        said.setdefault(
-            (
-                "puts out floats that",
-                "put out floats that",
-                f"{QUANTIZE} turns into bits again: a threshold in the convolution would save both",
-            ),
-            [],
-        ).append(name)
-    for (one, several, what), names in said.items():
-        yield f"{_listed(names)} {one if len(names) == 1 else several} {what}"
+            names.setdefault(("has", _kept_unpacked(op)), []).append(op.name)
+    for name in _convolutions_to_bits(graph):
+        what = f"out floats that {QUANTIZE} turns into bits again: a threshold in the convolution would save both"
+        names.setdefault(("puts", what), []).append(name)
+    for (verb, what), listed in names.items():
+        yield f"{list_names(listed)} {verb if len(listed) == 1 else PLURALS[verb]} {what}"
 
 
-def _unpacked(op: Op) -> tuple[str, str, str]:
+def _kept_unpacked(op: Op) -> str:
     if op.weight_bits == 1:
         what = f"unpacked by standard ops when the file is loaded and run as {op.weight_dtype or 'larger numbers'}"
         gain = "small on disk, neither smaller in memory nor faster than other weights of that type"
-        return "has 1-bit weights,", "have 1-bit weights,", f"{what}: {gain}"
+        return f"1-bit weights, {what}: {gain}"
     times = f"{op.weight_bits} times larger than packed, and no faster than any other weights of that type"
-    return "has binary weights", "have binary weights", f"kept as {op.stored_dtype}: {times}"
+    return f"binary weights kept as {op.stored_dtype}: {times}"
 
 
-def _floats_to_bits(graph: Graph) -> Iterable[str]:
-    """LCE's convolutions that put out floats which nothing reads but LceQuantize, through ops that fold."""
+def _convolutions_to_bits(graph: Graph) -> Iterable[str]:
+    """LCE's convolutions whose floats nothing reads but LceQuantize, through ops that a threshold can take in."""
     readers: dict[int, list[Node]] = {}
     for node in graph.nodes:
         for number in node.inputs:
             readers.setdefault(number, []).append(node)
     for node in graph.nodes:
-        if node.op == PACKED_CONV and node.outputs and graph.tensors[node.outputs[0]].dtype != BITS:
-            number, seen = node.outputs[0], set[int]()
-            while number not in seen and number not in graph.outputs and len(readers.get(number, ())) == 1:
-                seen.add(number)
-                reader = readers[number][0]
-                if reader.op == QUANTIZE:
-                    yield node.name
-                others = [other for other in reader.inputs if other != number]
-                if reader.op not in THROUGH or any(graph.tensors[other].values is None for other in others):
-                    break
-                number = next(chain(reader.outputs, [number]))
-
-
-def _listed(names: list[str]) -> str:
-    """`conv1`, `conv1 and conv2`, `conv1, conv2, conv3 and 4 more`."""
-    if len(names) > NAMES:
-        names = [*names[: NAMES - 1], f"{len(names) - NAMES + 1} more"]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        if node.op != PACKED_CONV or not node.outputs or graph.tensors[node.outputs[0]].dtype == BITS:
+            continue
+        number, passed = node.outputs[0], set[int]()
+        while number not in passed and number not in graph.outputs and len(readers.get(number, ())) == 1:
+            passed.add(number)
+            (reader,) = readers[number]
+            if reader.op == QUANTIZE:
+                yield node.name
+            others = [graph.tensors[other] for other in reader.inputs if other != number]
+            if reader.op in THROUGH and reader.outputs and all(other.values for other in others):
+                number = reader.outputs[0]

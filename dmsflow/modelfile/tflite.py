@@ -25,117 +25,50 @@ MOST_TABLES = 10**6  # as many as the format's own verifier allows
 LONGEST_LIST = 1 << 24  # bytes; of all that is not a constant
 SCALARS = {"bool": "?", "i8": "b", "u8": "B", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "f32": "f"}
 
-# Field and type. A type is a scalar, str, a table, a list of one of these, or the union that the
-# field before it selects from OPTIONS.
-SCHEMA: dict[str, dict[str, str]] = {
-    "Model": {
-        "version": "u32",
-        "operator_codes": "[OperatorCode]",
-        "subgraphs": "[SubGraph]",
-        "description": "str",
-        "buffers": "[Buffer]",
-        "metadata_buffer": "[i32]",
-        "metadata": "[Metadata]",
-        "signature_defs": "[SignatureDef]",
-    },
-    "OperatorCode": {"deprecated_builtin_code": "i8", "custom_code": "str", "version": "i32", "builtin_code": "i32"},
-    "SubGraph": {
-        "tensors": "[Tensor]",
-        "inputs": "[i32]",
-        "outputs": "[i32]",
-        "operators": "[Operator]",
-        "name": "str",
-    },
-    "Tensor": {
-        "shape": "[i32]",
-        "type": "i8",
-        "buffer": "u32",
-        "name": "str",
-        "quantization": "Quantization",
-        "is_variable": "bool",
-        "sparsity": "Sparsity",
-        "shape_signature": "[i32]",
-        "has_rank": "bool",
-        "variant_tensors": "[Variant]",
-    },
-    "Operator": {
-        "opcode_index": "u32",
-        "inputs": "[i32]",
-        "outputs": "[i32]",
-        "builtin_options_type": "u8",
-        "builtin_options": "union",
-        "custom_options": "[u8]",
-        "custom_options_format": "i8",
-        "mutating_variable_inputs": "[bool]",
-        "intermediates": "[i32]",
-        "large_custom_options_offset": "u64",
-        "large_custom_options_size": "u64",
-        "builtin_options_2_type": "u8",
-        "builtin_options_2": "union",
-    },
-    "Buffer": {"data": "[u8]", "offset": "u64", "size": "u64"},
-    "Metadata": {"name": "str", "buffer": "u32"},
-    "SignatureDef": {
-        "inputs": "[TensorMap]",
-        "outputs": "[TensorMap]",
-        "signature_key": "str",
-        "_": "str",
-        "subgraph_index": "u32",
-    },
-    "TensorMap": {"name": "str", "tensor_index": "u32"},
-    "Quantization": {
-        "min": "[f32]",
-        "max": "[f32]",
-        "scale": "[f32]",
-        "zero_point": "[i64]",
-        "details_type": "u8",
-        "details": "union",
-        "quantized_dimension": "i32",
-    },
-    "Sparsity": {"traversal_order": "[i32]", "block_map": "[i32]", "dim_metadata": "[Dimension]"},
-    "Dimension": {
-        "format": "i8",
-        "dense_size": "i32",
-        "segments_type": "u8",
-        "segments": "union",
-        "indices_type": "u8",
-        "indices": "union",
-    },
-    "Variant": {"shape": "[i32]", "type": "i8", "has_rank": "bool"},
-    "Conv2DOptions": {
-        "padding": "i8",
-        "stride_w": "i32",
-        "stride_h": "i32",
-        "fused_activation_function": "i8",
-        "dilation_w_factor": "i32",
-        "dilation_h_factor": "i32",
-        "quantized_bias_type": "i8",
-    },
-    "DepthwiseConv2DOptions": {
-        "padding": "i8",
-        "stride_w": "i32",
-        "stride_h": "i32",
-        "depth_multiplier": "i32",
-        "fused_activation_function": "i8",
-        "dilation_w_factor": "i32",
-        "dilation_h_factor": "i32",
-    },
-    "Pool2DOptions": {
-        "padding": "i8",
-        "stride_w": "i32",
-        "stride_h": "i32",
-        "filter_width": "i32",
-        "filter_height": "i32",
-        "fused_activation_function": "i8",
-    },
-    "FullyConnectedOptions": {"fused_activation_function": "i8", "weights_format": "i8", "keep_num_dims": "bool"},
-    "SoftmaxOptions": {"beta": "f32"},
-    "AddOptions": {"fused_activation_function": "i8"},
-    "MulOptions": {"fused_activation_function": "i8"},
-    "SubOptions": {"fused_activation_function": "i8"},
-    "PadOptions": {},
-    "PadV2Options": {},
-}
+# A table a line: its name, then each field and its type. A type is a scalar, str, a table, a list of one of these,
+# or the union that the field before it selects from OPTIONS.
+_TABLES = """
+    Model version:u32 operator_codes:[OperatorCode] subgraphs:[SubGraph] description:str buffers:[Buffer]
+        metadata_buffer:[i32] metadata:[Metadata] signature_defs:[SignatureDef]
+    OperatorCode deprecated_builtin_code:i8 custom_code:str version:i32 builtin_code:i32
+    SubGraph tensors:[Tensor] inputs:[i32] outputs:[i32] operators:[Operator] name:str
+    Tensor shape:[i32] type:i8 buffer:u32 name:str quantization:Quantization is_variable:bool sparsity:Sparsity
+        shape_signature:[i32] has_rank:bool variant_tensors:[Variant]
+    Operator opcode_index:u32 inputs:[i32] outputs:[i32] builtin_options_type:u8 builtin_options:union
+        custom_options:[u8] custom_options_format:i8 mutating_variable_inputs:[bool] intermediates:[i32]
+        large_custom_options_offset:u64 large_custom_options_size:u64 builtin_options_2_type:u8
+        builtin_options_2:union
+    Buffer data:[u8] offset:u64 size:u64
+    Metadata name:str buffer:u32
+    SignatureDef inputs:[TensorMap] outputs:[TensorMap] signature_key:str _:str subgraph_index:u32
+    TensorMap name:str tensor_index:u32
+    Quantization min:[f32] max:[f32] scale:[f32] zero_point:[i64] details_type:u8 details:union
+        quantized_dimension:i32
+    Sparsity traversal_order:[i32] block_map:[i32] dim_metadata:[Dimension]
+    Dimension format:i8 dense_size:i32 segments_type:u8 segments:union indices_type:u8 indices:union
+    Variant shape:[i32] type:i8 has_rank:bool
+    Conv2DOptions padding:i8 stride_w:i32 stride_h:i32 fused_activation_function:i8 dilation_w_factor:i32
+        dilation_h_factor:i32 quantized_bias_type:i8
+    DepthwiseConv2DOptions padding:i8 stride_w:i32 stride_h:i32 depth_multiplier:i32 fused_activation_function:i8
+        dilation_w_factor:i32 dilation_h_factor:i32
+    Pool2DOptions padding:i8 stride_w:i32 stride_h:i32 filter_width:i32 filter_height:i32
+        fused_activation_function:i8
+    FullyConnectedOptions fused_activation_function:i8 weights_format:i8 keep_num_dims:bool
+    SoftmaxOptions beta:f32
+    AddOptions fused_activation_function:i8
+    MulOptions fused_activation_function:i8
+    SubOptions fused_activation_function:i8
+    PadOptions
+    PadV2Options
+"""
+SCHEMA: dict[str, dict[str, str]] = {}  # of each table, its fields and their types
+_fields: dict[str, str] = {}
+for _word in _TABLES.split():
+    _name, _, _type = _word.partition(":")
+    if _type:
+        _fields[_name] = _type
+    else:
+        _fields = SCHEMA[_name] = {}
 OPTIONS = {
     1: "Conv2DOptions",
     2: "DepthwiseConv2DOptions",
@@ -182,29 +115,37 @@ _NAMES = """
 OPERATORS = dict(enumerate(_NAMES.split()))
 
 
-def load(path: Path) -> dict[str, Any]:
+class Damaged(ValueError):
+    """The bytes are no model file, or not a whole one."""
+
+
+def operator_name(code: dict[str, Any]) -> str:
+    """What the runtime calls an operator, from its entry in operator_codes: "CONV_2D", "LceBconv2d", "builtin 999"."""
+    number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
+    return str(code.get("custom_code") or OPERATORS.get(number, f"builtin {number}"))
+
+
+def read_model(path: Path) -> dict[str, Any]:
     """The fields of the Model in a file, nested; absent ones are left out, bytes are memoryviews.
+
+    `read_model(path)["subgraphs"][0]["tensors"][0]["shape"]` is, for example, [1, 32, 32, 3].
 
     Raises:
         DmsflowError: it cannot be read, or is not a whole .tflite file.
     """
     try:
-        return loads(path.read_bytes())
+        return parse_model(path.read_bytes())
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .tflite file") from error
     except Damaged as error:
         raise DmsflowError(path, f"is not a whole .tflite file ({error})", "export it again") from error
 
 
-class Damaged(ValueError):
-    """The bytes are no TFLite file, or not a whole one."""
-
-
-def loads(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
-    """As `load`, from the bytes of a file.
+def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
+    """As `read_model`, from the bytes of a file.
 
     Args:
-        runnable: also hold the graph to what interpreters rely on without a look.
+        runnable: also check what interpreters rely on without checking it.
 
     Raises:
         Damaged: something points outside the file, or to a tensor, buffer or operator that is not there.
@@ -242,7 +183,7 @@ class _Reader:
             raise Damaged(f"a table at byte {start}")
         self.scalar("B", layout + layout_size - 1)
         self.tables_left -= 1
-        self.charge(size)
+        self.count_bytes(size)
         fields: dict[str, Any] = {}
         for slot, (name, form) in enumerate(SCHEMA[kind].items() if kind else ()):
             inside = self.scalar("H", layout + 4 + 2 * slot) if 4 + 2 * slot < layout_size else 0
@@ -257,34 +198,34 @@ class _Reader:
         if form in SCALARS:
             return self.scalar(SCALARS[form], position)
         if form == "str":
-            return bytes(self.listed("B", position)).decode("utf-8", "replace")
+            return bytes(self.copied_list("B", position)).decode("utf-8", "replace")
         if form == "union":
             return self.table(OPTIONS.get(option or 0), position)
         if form == "[u8]":
-            return self.vector("B", position)
+            return self.list_bytes("B", position)
         if form.strip("[]") in SCALARS:
             letter = SCALARS[form.strip("[]")]
-            return np.frombuffer(self.listed(letter, position), f"<{letter}").tolist()
+            return np.frombuffer(self.copied_list(letter, position), f"<{letter}").tolist()
         if not form.startswith("["):
             return self.table(form, position)
-        count = len(self.listed("I", position)) // 4
+        count = len(self.copied_list("I", position)) // 4
         first = self.follow(position) + 4
         return [self.table(form.strip("[]"), first + 4 * index) for index in range(count)]
 
-    def charge(self, size: int) -> None:
+    def count_bytes(self, size: int) -> None:
         self.bytes_left -= size
         if self.bytes_left < 0 or self.tables_left < 0:
             raise Damaged("it describes more than it holds")
 
-    def listed(self, letter: str, pointer: int) -> memoryview:
-        """As `vector`, for lists that are copied."""
-        content = self.vector(letter, pointer)
-        self.charge(len(content))
+    def copied_list(self, letter: str, pointer: int) -> memoryview:
+        """As `list_bytes`, for lists that are copied."""
+        content = self.list_bytes(letter, pointer)
+        self.count_bytes(len(content))
         if len(content) > LONGEST_LIST:
             raise Damaged(f"a list of {len(content)} bytes")
         return content
 
-    def vector(self, letter: str, pointer: int) -> memoryview:
+    def list_bytes(self, letter: str, pointer: int) -> memoryview:
         """Bytes of a list of scalars."""
         start = self.follow(pointer)
         end = start + 4 + self.scalar("I", start) * struct.calcsize(letter)
@@ -320,7 +261,7 @@ def _check_options(custom: str, operator: dict[str, Any], inputs: list[dict[str,
     fields = operator.get("builtin_options", {})
     largest = 2**31
     if custom in ("LceBconv2d", "LceBMaxPool2d"):
-        fields = flexible(operator.get("custom_options", memoryview(b"")))
+        fields = parse_flexbuffer(operator.get("custom_options", memoryview(b"")))
         shape: list[int] = inputs[0].get("shape", []) if inputs else []
         channels = fields.get("channels_in")
         if len(shape) != 4 or not (channels is None or -(-channels // 32) == shape[3]):
@@ -333,7 +274,7 @@ def _check_options(custom: str, operator: dict[str, Any], inputs: list[dict[str,
             raise Damaged(f"an operator with {name} {count}")
 
 
-def flexible(data: memoryview) -> dict[str, int]:
+def parse_flexbuffer(data: memoryview) -> dict[str, int]:
     """The options of one of LCE's operators: a FlexBuffer map from names to whole numbers.
 
     Raises:

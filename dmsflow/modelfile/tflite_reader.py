@@ -1,6 +1,6 @@
 """Reads .tflite files, with the ops of Larq Compute Engine (LCE) or without, of any number of subgraphs.
 
-Interpreters insist on more than is needed to say what a file holds: `tflite.loads` checks the one
+Interpreters insist on more than is needed to say what a file holds: `tflite.parse_model` checks the one
 or the other.
 """
 
@@ -16,34 +16,14 @@ from dmsflow.modelfile import tflite
 from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Values, Weights, numpy_type, plain, stored_size
 
 WORD = 32  # channels in an int32
-TYPES = (
-    "float32",
-    "float16",
-    "int32",
-    "uint8",
-    "int64",
-    "string",
-    "bool",
-    "int16",
-    "complex64",
-    "int8",
-    "float64",
-    "complex128",
-    "uint64",
-    "resource",
-    "variant",
-    "uint32",
-    "uint16",
-    "int4",
-    "bfloat16",
-    "int2",
-    "uint4",
-    "float8_e4m3fn",
-    "float8_e5m2",
-)
+_TYPES = """
+    float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
+    uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
+"""
+TYPES = dict(enumerate(_TYPES.split()))  # by TensorType
 PACKED = ("LceBconv2d", "LceBMaxPool2d", "LceQuantize")
-CONSTANT = ("CAST", "DENSIFY", "DEQUANTIZE", "RESHAPE", "TRANSPOSE")  # ops that converters put behind constants
-KEPT = ("CAST", "DENSIFY", "DEQUANTIZE")
+CONSTANT_MAKING = ("CAST", "DENSIFY", "DEQUANTIZE", "RESHAPE", "TRANSPOSE")  # ops that converters put behind constants
+VALUE_KEEPING = ("CAST", "DENSIFY", "DEQUANTIZE")
 WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
     "CONV_2D": (1, 0, True),
     "CONV_3D": (1, 4, True),
@@ -56,7 +36,7 @@ PASSING = ("PAD", "PADV2", "SUB", "LceBMaxPool2d")  # these leave packed channel
 FAR = 2  # a smaller offset of a buffer stands for none
 
 
-def read(_: Path, data: bytes) -> Graph:
+def read_graph(_: Path, data: bytes) -> Graph:
     """The graph of a .tflite file.
 
     Raises:
@@ -68,9 +48,9 @@ def read(_: Path, data: bytes) -> Graph:
 class _File:
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
-        self.model = tflite.loads(data, runnable=False)
+        self.model = tflite.parse_model(data, runnable=False)
         self.buffers = [self.content(buffer) for buffer in self.model.get("buffers", ())]
-        self.codes = [_name(code) for code in self.model.get("operator_codes", ())]
+        self.codes = [plain(tflite.operator_name(code)) for code in self.model.get("operator_codes", ())]
         parts = self.model.get("subgraphs", [])
         if not parts:
             raise tflite.Damaged("it holds no graph")
@@ -117,7 +97,7 @@ class _File:
         kind = fields.get("type", 0)
         tensor = Tensor(
             name=plain(fields.get("name", "")) or f"tensor {number}",
-            dtype=TYPES[kind] if 0 <= kind < len(TYPES) else f"type {kind}",
+            dtype=TYPES.get(kind, f"type {kind}"),
             shape=_shape(fields),
         )
         if (place := fields.get("buffer", 0)) >= len(self.buffers):
@@ -145,8 +125,8 @@ class _File:
             inputs=tuple(_numbers(listed, first, count)),
             outputs=tuple(outputs),
             weights=self.weights(op, listed, first),
-            computes_constants=op in CONSTANT,
-            keeps_values=op in KEPT,
+            computes_constants=op in CONSTANT_MAKING,
+            keeps_values=op in VALUE_KEEPING,
         )
         self.count_channels(node, operator)
         return node
@@ -166,7 +146,7 @@ class _File:
         source = next((number for number in node.inputs if not self.tensors[number].values), None)
         node.channels_in = None if source is None else self.channels.get(source) or _last(self.tensors[source])
         if node.op in ("LceBconv2d", "LceBMaxPool2d"):
-            told = tflite.flexible(operator.get("custom_options", memoryview(b"")))
+            told = tflite.parse_flexbuffer(operator.get("custom_options", memoryview(b"")))
             node.channels_in = told.get("channels_in", node.channels_in)
         if node.weights:
             shape = self.tensors[node.weights.tensor].shape or ()
@@ -182,11 +162,6 @@ class _File:
                 self.channels[output] = node.channels_out
             elif node.channels_out is None:
                 node.channels_out = _last(tensor)
-
-
-def _name(code: dict[str, Any]) -> str:
-    number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
-    return plain(code.get("custom_code", "")) or tflite.OPERATORS.get(number, f"builtin {number}")
 
 
 def _shape(fields: dict[str, Any]) -> Shape:

@@ -37,8 +37,8 @@ def print_model(found: ModelFile, stream: TextIO) -> None:
         ops = [_row(op) for op in found.ops if op.part == part]
         print_table(f"ops of {part}, {len(ops)}", HEAD, ops, stream=stream)
     print_table("bytes", (), _totals(found), stream=stream)
-    for remark in found.remarks:
-        print(remark, file=stream)
+    for warning in found.warnings:
+        print(warning, file=stream)
 
 
 def _row(op: Op) -> tuple[object, ...]:

@@ -35,8 +35,8 @@ def show(path: Path, as_json: bool, stream: TextIO) -> None:
     Raises:
         DmsflowError: it is none of them, or it is damaged.
     """
-    if reader.is_model(path):
-        found_model = reader.read(path)
+    if reader.is_model_file(path):
+        found_model = reader.read_model_file(path)
         if as_json:
             print(models.as_json(found_model), file=stream)
         else:

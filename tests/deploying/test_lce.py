@@ -104,7 +104,7 @@ def test_vgg11_is_packed_all_through(tmp_path):
     counted = exporter.census(path)
     assert counted[exporter.PACKED_CONV] == 7 and counted[exporter.FLOAT_CONV] == 1
     assert counted["LceQuantize"] == 1 and counted["LceBMaxPool2d"] == 4 and counted["MAX_POOL_2D"] == 1
-    operators = reader.read(path).ops
+    operators = reader.read_model_file(path).ops
     assert [op.name for op in operators if op.weight_bits == 1] == [f"conv{index}" for index in range(1, 8)]
     assert [puts_out_bits(op) for op in operators if op.weight_bits == 1] == [True] * 6 + [False]
     assert [op.name for op in operators if op.weight_bits == 32] == ["conv0/sums", "dense"]
@@ -113,12 +113,12 @@ def test_vgg11_is_packed_all_through(tmp_path):
 def test_resnet18_is_packed_inside_its_blocks(tmp_path):
     network = resnet18.build(3, 32, 10)
     _, path = written(tmp_path, network, odd_widths(network, 0))
-    binary = [op for op in reader.read(path).ops if op.weight_bits == 1]
+    binary = [op for op in reader.read_model_file(path).ops if op.weight_bits == 1]
     assert len(binary) == 19 == exporter.census(path)[exporter.PACKED_CONV]
     assert sorted(op.name for op in binary if puts_out_bits(op)) == [
         f"stage{s}_block{b}_conv1" for s in range(4) for b in range(2)
     ]
-    assert [op.name for op in reader.read(path).ops if op.weight_bits == 32] == ["stem", "dense"]
+    assert [op.name for op in reader.read_model_file(path).ops if op.weight_bits == 32] == ["stem", "dense"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_constants_are_aligned_and_files_repeat(tmp_path):
     form, path = written(tmp_path, network, odd_widths(network, 3))
     content = path.read_bytes()
     start = np.frombuffer(content, np.uint8).ctypes.data
-    buffers = [buffer["data"] for buffer in tflite.loads(content)["buffers"] if buffer]
+    buffers = [buffer["data"] for buffer in tflite.parse_model(content)["buffers"] if buffer]
     assert len(buffers) > 40
     assert all((np.frombuffer(buffer, np.uint8).ctypes.data - start) % 16 == 0 for buffer in buffers)
     exporter.write(form, tmp_path / "again.tflite")
@@ -158,14 +158,14 @@ def test_every_cut_is_seen(tmp_path):
     network = small_network(1)
     _, path = written(tmp_path, network, network.widths)
     content = path.read_bytes()
-    tflite.loads(content)
+    tflite.parse_model(content)
     for length in range(0, len(content), 61):
         with pytest.raises(tflite.Damaged):
-            tflite.loads(content[:length])
+            tflite.parse_model(content[:length])
 
 
 def graph_of(content):
-    model = tflite.loads(content)
+    model = tflite.parse_model(content)
     return model, model["subgraphs"][0], [code.get("custom_code") for code in model["operator_codes"]]
 
 
@@ -173,8 +173,8 @@ def test_reading_and_writing_are_inverse(tmp_path):
     network = small_network(1)
     _, path = written(tmp_path, network, network.widths)
     content = path.read_bytes()
-    again = _flatbuffer.dumps(tflite.loads(content))
-    assert tflite.loads(again) == tflite.loads(content)
+    again = _flatbuffer.dumps(tflite.parse_model(content))
+    assert tflite.parse_model(again) == tflite.parse_model(content)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_what_would_crash_the_interpreter_is_refused(tmp_path, change, expected)
     operator = next(operator for operator in graph["operators"] if codes[operator["opcode_index"]] == "LceBconv2d")
     change(operator)
     with pytest.raises(tflite.Damaged, match=expected):
-        tflite.loads(_flatbuffer.dumps(model))
+        tflite.parse_model(_flatbuffer.dumps(model))
 
 
 def options(operator, **changed):
-    return {"custom_options": _flatbuffer.flexible(tflite.flexible(operator["custom_options"]) | changed)}
+    return {"custom_options": _flatbuffer.flexible(tflite.parse_flexbuffer(operator["custom_options"]) | changed)}
 
 
 def test_damaged_files_end_in_one_line_not_in_a_crash(tmp_path):

@@ -130,7 +130,7 @@ def run(path, images):
 
 def weights(path):
     """Of the binary convolutions, sorted: the two files have them in another order."""
-    model = tflite.load(path)
+    model = tflite.read_model(path)
     graph = model["subgraphs"][0]
     codes = [code.get("custom_code") for code in model["operator_codes"]]
     chosen = [one["inputs"][1] for one in graph["operators"] if codes[one.get("opcode_index", 0)] == "LceBconv2d"]
@@ -160,7 +160,7 @@ def test_every_binary_layer_is_packed_and_has_the_same_weights(files, name):
 def test_bits_stay_packed_where_no_pool_stands_between(files):
     packed = {}
     for name in ("vgg11", "resnet18"):
-        convs = [op for op in reader.read(files[name].official).ops if op.op == "LceBconv2d"]
+        convs = [op for op in reader.read_model_file(files[name].official).ops if op.op == "LceBconv2d"]
         packed[name] = [exporter._layer({"name": op.output.name}) for op in convs if op.output.dtype == BITS]
     assert packed["vgg11"] == ["conv2", "conv4", "conv6"]
     assert packed["resnet18"] == [f"stage{stage}_block{block}_conv1" for stage in range(4) for block in range(2)]

@@ -108,7 +108,7 @@ def tensors_of_the_file(path, form, names, images):
     for tensor in made:
         dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.type))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tensor.name, dtype, None))
-    options = runner.options(1)
+    options = runner.session_options(1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     runs = [session.run([tensor.name for tensor in made], {"input": image[None]}) for image in images]
     found = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
@@ -319,7 +319,7 @@ def test_weights_are_bits_in_the_file_and_no_unpacking_is_left_once_loaded(writt
 
 def optimised(path, folder):
     """Kinds of nodes that onnxruntime leaves of a file, before it puts in its own."""
-    options = runner.options(1)
+    options = runner.session_options(1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -328,7 +328,7 @@ def optimised(path, folder):
 
 def test_layers_between_bits_are_one_op_and_nothing_is_turned_between_them(tmp_path):
     exporter.write(deployed("vgg11"), tmp_path / "mixed.onnx")
-    options = runner.options(1)
+    options = runner.session_options(1)
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(tmp_path / "mixed.onnx", options, providers=["CPUExecutionProvider"])
     ops = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
@@ -425,5 +425,5 @@ def test_a_model_of_other_inputs_is_refused(tmp_path):
 
 
 def test_threads_are_set():
-    assert runner.options(3).intra_op_num_threads == 3
+    assert runner.session_options(3).intra_op_num_threads == 3
     assert runner.version().startswith("onnxruntime 1.")

@@ -117,7 +117,7 @@ def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:
     (timing,) = _benchmark.measure(job, Path(program[-1]), run)
     assert len(timing.runs_ms) == 2 and min(timing.runs_ms) > 0 and timing.load_ms > 0
     assert timing.peak_memory_bytes and timing.peak_memory_bytes > 2**20
-    assert [each.op for each in timing.operations] == [each.op for each in reader.read(model).ops]
+    assert [each.op for each in timing.operations] == [each.op for each in reader.read_model_file(model).ops]
     assert timing.operations[0].name.endswith("/centred")
     assert 0 < sum(each.ms for each in timing.operations) < 100 * max(timing.runs_ms)
 

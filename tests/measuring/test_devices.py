@@ -128,8 +128,8 @@ def test_operations_without_names_in_the_file_have_the_profilers():
         for index, op in enumerate(("Conv", "Add"))
     ]
     wrong = [("Add", "", "sum"), ("Conv", "", "conv")]
-    assert onnxruntime._medians(events, 4, wrong) == [("Conv", "Conv_0", 0.003), ("Add", "Add_1", 0.003)]
-    assert [name for _, name, _ in onnxruntime._medians(events, 4, wrong[::-1])] == ["conv", "sum"]
+    assert onnxruntime._median_times(events, 4, wrong) == [("Conv", "Conv_0", 0.003), ("Add", "Add_1", 0.003)]
+    assert [name for _, name, _ in onnxruntime._median_times(events, 4, wrong[::-1])] == ["conv", "sum"]
 
 
 def test_files_take_turns():

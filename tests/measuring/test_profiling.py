@@ -51,7 +51,7 @@ def operation_ms(op, inputs, outputs, options):
 
 
 def file_ms(path):
-    model = tflite.load(Path(path))
+    model = tflite.read_model(Path(path))
     graph = model["subgraphs"][0]
     names = [code.get("custom_code") or tflite.OPERATORS[max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))] for code in model["operator_codes"]]
     shapes = [tuple(tensor.get("shape", ())) for tensor in graph["tensors"]]

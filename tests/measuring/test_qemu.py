@@ -162,7 +162,7 @@ def test_the_first_measurement_compiles_no_python(networks, tmp_path, monkeypatc
 def test_operations_are_those_of_the_file(measured, networks):
     timing = measured[0].timings[0]
     kinds = [each.op for each in timing.operations]
-    model = tflite.load(networks / "vgg11.tflite")
+    model = tflite.read_model(networks / "vgg11.tflite")
     codes = [code.get("custom_code", "") for code in model["operator_codes"]]
     operators = [codes[each.get("opcode_index", 0)] for each in model["subgraphs"][0]["operators"]]
     assert [kind for kind in kinds if kind.startswith("Lce")] == [code for code in operators if code]

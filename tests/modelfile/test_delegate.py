@@ -59,7 +59,7 @@ def exact_part(model):
 
     What is cut off are sums of floats, whose last bits depend on the runtime.
     """
-    fields = tflite.loads(model)
+    fields = tflite.parse_model(model)
     graph = fields["subgraphs"][0]
     names = [
         code.get("custom_code") or tflite.OPERATORS[code.get("builtin_code", 0)] for code in fields["operator_codes"]

@@ -86,32 +86,33 @@ def test_the_kernels_asked_for_run_and_are_told(residual, monkeypatch):
 # --- times of single operations -----------------------------------------------------------------
 
 
-def test_every_operation_is_told_once_in_the_files_order(residual):
+def test_the_delegates_operations_are_timed_and_the_others_between_them(residual):
     session = litert.open(residual)
-    told = session.operations(np.zeros(session.input_shape, np.float32), 5)
-    operators = reader.read(residual).ops
-    assert [kind for kinds, _, _ in told for kind in kinds.split(" + ")] == [one.op for one in operators]
-    assert all(ms > 0 for _, _, ms in told) and sum(ms for _, _, ms in told) < 100
-    layers = [name for kind, name, _ in told if kind == "LceBconv2d"]
+    rows = session.operations(np.zeros(session.input_shape, np.float32), 5)
+    operators = [one.op for one in reader.read_model_file(residual).ops]
+    assert [kind for kind, _, _ in rows if kind != "other ops"] == [op for op in operators if op.startswith("Lce")]
+    assert all(ms > 0 for _, _, ms in rows) and sum(ms for _, _, ms in rows) < 100
+    layers = [name for kind, name, _ in rows if kind == "LceBconv2d"]
     assert layers[:2] == ["stage0_block0_conv1", "stage0_block0_conv2"] and len(layers) == 19
-    assert told[0][:2] == ("SUB + CONV_2D + MUL + ADD + SUB", told[0][1]) and " + stem + " in told[0][1]
-    assert not any("Lce" in kind and "+" in kind for kind, _, _ in told)
+    others = [name for kind, name, _ in rows if kind == "other ops"]
+    assert rows[0][:2] == ("other ops", f"before {rows[1][1]}") and rows[-1][:2] == ("other ops", f"after {layers[-1]}")
+    # A residual sum and a sign follow each second convolution, and a padding precedes each shortcut's.
+    assert len(others) == 12
 
 
-def test_what_the_delegate_does_not_run_stands_in_the_stretch_that_has_time():
-    """b ran first; a, which nothing but the end waits for, may have run at any time; d needs both."""
-    graph = litert._Graph(["x", "y", "y", "x", "x"], ["a", "b", "c", "d", "e"], [set(), set(), {1}, {0, 1, 2}, {1}])
-    assert graph.named([1, 2], [0.1, 2.0, 5.0, 3.0, 0.7]) == [
-        ("y", "b", 2.0),
-        ("x + x", "a + e", 5.0),
-        ("y", "c", 3.0),
-        ("x", "d", 0.7),
+def test_time_between_two_operations_is_of_other_ops_where_the_file_has_some_there():
+    operators = [("x", "a"), ("LceY", "b"), ("LceY", "c"), ("x", "d"), ("LceY", "e")]
+    assert litert._rows(operators, [1, 2, 4], [1.0, 2.0, 0.25, 3.0, 0.5, 4.0, 0.125]) == [
+        ("other ops", "before b", 1.0),
+        ("LceY", "b", 2.0),
+        ("LceY", "c", 3.0),
+        ("other ops", "before e", 0.75),  # what lies between b and c is too short for a row
+        ("LceY", "e", 4.0),
     ]
 
 
-def test_a_file_without_operations_of_the_delegate_has_one_stretch():
-    graph = litert._Graph(["CONV_2D", "RELU"], ["conv", "relu"], [set(), {0}])
-    assert graph.named([], [1.5]) == [("CONV_2D + RELU", "conv + relu", 1.5)]
+def test_a_file_without_operations_of_the_delegate_has_one_row():
+    assert litert._rows([("CONV_2D", "conv"), ("RELU", "relu")], [], [1.5]) == [("other ops", "all", 1.5)]
 
 
 # --- what it says, and to whom --------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dmsflow.deploying.exporters import _flatbuffer, lce
 from dmsflow.deploying.exporters import onnx as onnx_exporter
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
-from dmsflow.modelfile import _protobuf, onnx_reader, reader, tflite
+from dmsflow.modelfile import onnx_reader, reader, tflite
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.settings import Data
 
@@ -58,7 +58,7 @@ def layer_widths(form):
 
 def test_an_lce_file_tells_its_ops_widths_and_bytes(tmp_path):
     form = vgg_form()
-    found = reader.read(written(tmp_path, lce, ".tflite"))
+    found = reader.read_model_file(written(tmp_path, lce, ".tflite"))
     assert found.about["description"] == "vgg11, written by dmsflow"
     assert [(port.name, port.dtype, port.shape) for port in (*found.inputs, *found.outputs)] == [
         ("input", "float32", (1, 32, 32, 3)),
@@ -82,7 +82,7 @@ def test_an_lce_file_tells_its_ops_widths_and_bytes(tmp_path):
     assert totals.binary_weight_bytes == sum(ideal)
     assert totals.float_weight_bytes == sum(op.weight.size * 4 for op in (form.ops[0], form.ops[-1]))
     assert sums_up(found)
-    assert not found.remarks
+    assert not found.warnings
 
 
 def test_resnet_s_channels_go_through_packed_pads(tmp_path):
@@ -90,17 +90,17 @@ def test_resnet_s_channels_go_through_packed_pads(tmp_path):
     widths = odd_widths(network, 1)
     form = folding.fold(network, widths, trained(network, widths), MEAN, STD)
     lce.write(form, tmp_path / "model.tflite")
-    found = reader.read(tmp_path / "model.tflite")
+    found = reader.read_model_file(tmp_path / "model.tflite")
     assert list(found.widths) == layer_widths(form)
     pads = [op for op in found.ops if op.op == "PAD"]
     assert pads and all(op.channels_in == op.channels_out and op.channels_in in widths.values() for op in pads)
-    assert not found.remarks and sums_up(found)
+    assert not found.warnings and sums_up(found)
 
 
 @pytest.mark.parametrize("variant", onnx_exporter.VARIANTS)
 def test_an_onnx_file_tells_that_its_weights_are_unpacked(tmp_path, variant):
     form = vgg_form()
-    found = reader.read(written(tmp_path, onnx_exporter, ".onnx", variant=variant))
+    found = reader.read_model_file(written(tmp_path, onnx_exporter, ".onnx", variant=variant))
     assert found.about["producer"] == "dmsflow" and "ai.onnx 18" in found.about["format"]
     assert list(found.widths) == layer_widths(form)
     binary = [op for op in found.ops if op.binary]
@@ -111,8 +111,8 @@ def test_an_onnx_file_tells_that_its_weights_are_unpacked(tmp_path, variant):
     assert not {"BitShift", "BitwiseAnd"} & {op.op for op in found.ops}
     assert found.totals.constant_ops >= 7 * 5
     assert sums_up(found)
-    assert all("unpacked by standard ops when the file is loaded and run as" in line for line in found.remarks)
-    assert len(found.remarks) == len({op.weight_dtype for op in binary})
+    assert all("unpacked by standard ops when the file is loaded and run as" in line for line in found.warnings)
+    assert len(found.warnings) == len({op.weight_dtype for op in binary})
 
 
 @pytest.mark.parametrize("variant", onnx_exporter.VARIANTS)
@@ -130,7 +130,7 @@ def test_shapes_are_those_that_onnx_infers(tmp_path, seed, variant):
         )
         for info in (*inferred.value_info, *inferred.output)
     }
-    ops = reader.read(path).ops
+    ops = reader.read_model_file(path).ops
     assert len(ops) > 5
     for op in ops:
         assert (op.output.dtype, op.output.shape) == expected[op.output.name], op
@@ -143,7 +143,7 @@ def test_show_prints_a_model_and_gives_it_as_json(tmp_path, capsys):
     assert lines[0] == str(path)
     assert f"size {path.stat().st_size:,} bytes" in lines
     assert "input input float32 1×32×32×3" in lines and "output dense float32 1×10" in lines
-    found = reader.read(path)
+    found = reader.read_model_file(path)
     assert "widths " + " ".join(map(str, found.widths)) in lines
     assert "convolutions 8, 7 of them binary, 7 packed to 1 bit in the file" in lines
     conv7 = next(op for op in found.ops if op.name == "conv7")
@@ -263,7 +263,7 @@ def foreign_tflite():
 def read(folder, content, suffix):
     path = folder / f"model{suffix}"
     path.write_bytes(content)
-    return reader.read(path)
+    return reader.read_model_file(path)
 
 
 def test_a_tflite_file_of_others(tmp_path):
@@ -283,14 +283,14 @@ def test_a_tflite_file_of_others(tmp_path):
     assert (quantised.weight_bits, quantised.binary, quantised.weight_bytes) == (8, True, 288)
     assert (floats.weight_bits, floats.binary, floats.weight_bytes) == (32, True, 4 * 288)
     assert (half.weight_bits, half.binary, half.weight_bytes, half.channels_in) == (16, False, 2 * 576, 8)
-    assert found.remarks == (
+    assert found.warnings == (
         "q has binary weights kept as int8: 8 times larger than packed, and no faster than any other weights of that type",
         "c has binary weights kept as float32: 32 times larger than packed, and no faster than any other weights of that type",
     )
     assert found.totals.integer_weight_bytes == 288 and sums_up(found)
     with pytest.raises(tflite.Damaged):  # what only `show` may read: a cut before the buffer's end
         read_bytes = foreign_tflite()[:-1]
-        tflite.loads(read_bytes, runnable=False)
+        tflite.parse_model(read_bytes, runnable=False)
         reader.tflite_reader._File(read_bytes)
 
 
@@ -328,13 +328,13 @@ def test_floats_that_become_bits_again_are_told(tmp_path, tail, folds):
     found = read(tmp_path, _flatbuffer.dumps(bconv(tail)), ".tflite")
     assert found.ops[0].channels_in == 20
     told = "conv puts out floats that LceQuantize turns into bits again: a threshold in the convolution would save both"
-    assert found.remarks == ((told,) if folds else ())
+    assert found.warnings == ((told,) if folds else ())
 
 
 def test_floats_that_others_need_may_become_bits_too(tmp_path):
     model = bconv([(1, False)])
     model["subgraphs"][0]["outputs"].append(3)  # what the convolution puts out is an output of the file
-    assert not read(tmp_path, _flatbuffer.dumps(model), ".tflite").remarks
+    assert not read(tmp_path, _flatbuffer.dumps(model), ".tflite").warnings
 
 
 # --- files of others: ONNX --------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_an_onnx_file_of_others(tmp_path):
         ("main", "QuantizeLinear", ("batch", 8, 9, None)),
         ("main", "ConvInteger", ("batch", 8, 4, None)),
         ("main", "Cast", ("batch", 8, 4, None)),
-        ("main", "If", None),
+        ("main", "If", ("batch", 8, 4, None)),
         ("main/choice.else_branch", "Neg", ("batch", 8, 4, None)),
         ("main/choice.then_branch", "Relu", ("batch", 8, 4, None)),
         ("main", "own.Twice", None),
@@ -418,7 +418,7 @@ def test_an_onnx_file_of_others(tmp_path):
     binary, whole = (op for op in found.ops if op.convolves)
     assert (binary.weight_bits, binary.binary, binary.weight_bytes, binary.name) == (32, True, 4 * 288, "binary")
     assert (whole.weight_bits, whole.binary, whole.channels_in, whole.channels_out) == (8, False, 8, 8)
-    assert len(found.remarks) == 1 and found.remarks[0].startswith(
+    assert len(found.warnings) == 1 and found.warnings[0].startswith(
         "binary has binary weights kept as float32: 32 times"
     )
     assert sums_up(found)
@@ -440,21 +440,25 @@ def test_constants_are_read_from_every_field(kind, raw):
         else helper.make_tensor("c", getattr(TensorProto, kind), values.shape, values.reshape(-1))
     )
     model = helper.make_model(helper.make_graph([], "g", [], [], [proto]))
-    fields = _protobuf.loads(model.SerializeToString())["graph"]["initializer"][0]
-    dims = onnx_reader._dims(fields)
-    assert dims == (3, 5)
-    dtype_name = {"FLOAT": "float32", "DOUBLE": "float64"}.get(kind, kind.lower())
-    assert onnx_reader._stored_bytes(fields, dtype_name, dims, "c") >= values.size
-    np.testing.assert_array_equal(onnx_reader._values(fields, dtype_name, dims)(), values)
+    graph = onnx_reader.read_graph(Path("model.onnx"), model.SerializeToString())
+    (constant,) = graph.tensors
+    assert (constant.dtype, constant.shape) == (
+        {"FLOAT": "float32", "DOUBLE": "float64"}.get(kind, kind.lower()),
+        (3, 5),
+    )
+    np.testing.assert_array_equal(constant.values(), values)
+    # Without its numbers, the field that they lie in is 2 bytes: its tag and its length.
+    alone = TensorProto()
+    field = "raw_data" if raw else helper.tensor_dtype_to_field(proto.data_type)
+    setattr(alone, field, proto.raw_data) if raw else getattr(alone, field).extend(getattr(proto, field))
+    assert constant.stored_bytes == alone.ByteSize() - 2
 
 
-def test_whole_numbers_are_decoded_block_by_block(monkeypatch):
-    expected = [0, 1, -1, 127, 128, 2**63 - 1, -(2**63), 300] * 50
-    model = helper.make_model(helper.make_graph([helper.make_node("X", [], [], v=expected)], "g", [], []))
-    chunks = _protobuf.loads(model.SerializeToString())["graph"]["node"][0]["attribute"][0]["ints"]
-    monkeypatch.setattr(_protobuf, "BLOCK", 64)
-    assert _protobuf.integers(chunks).tolist() == expected
-    assert _protobuf.count_integers(chunks) == len(expected)
+def test_whole_numbers_take_the_bytes_that_protobuf_gives_them():
+    values = [0, 1, -1, 127, 128, 2**63 - 1, -(2**63), 300] * 50
+    proto = helper.make_tensor("c", TensorProto.INT64, (len(values),), values)
+    # Beside them: the shape, the type, the name, and the field's own tag and length.
+    assert proto.ByteSize() == onnx_reader._stored_bytes(proto, "int64", (len(values),), "c") + 3 + 2 + 3 + 3
 
 
 def test_weights_in_other_files_are_refused(tmp_path):
@@ -466,7 +470,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
     with pytest.raises(
         DmsflowError, match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put it all in one"
     ):
-        reader.read(path)
+        reader.read_model_file(path)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +498,7 @@ def test_what_counts_as_binary(tmp_path, values, binary):
     )
     found = read(tmp_path, helper.make_model(graph).SerializeToString(), ".onnx")
     assert found.ops[0].binary is binary
-    assert bool(found.remarks) is binary
+    assert bool(found.warnings) is binary
 
 
 @pytest.mark.parametrize(("scale", "binary"), [((8, 1, 1, 1), True), ((8, 4, 3, 3), False)])
@@ -517,4 +521,4 @@ def test_signs_that_are_taken_as_the_file_is_loaded_are_binary(tmp_path, scale, 
     )
     found = read(tmp_path, helper.make_model(graph).SerializeToString(), ".onnx")
     assert (found.ops[0].binary, found.ops[0].weight_bits, found.totals.constant_ops) == (binary, 32, 2)
-    assert bool(found.remarks) is binary
+    assert bool(found.warnings) is binary

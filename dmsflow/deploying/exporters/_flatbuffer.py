@@ -1,4 +1,4 @@
-"""Writes TFLite files: the dicts that `tflite.loads` gives back, as a FlatBuffer."""
+"""Writes TFLite files: the dicts that `tflite.parse_model` gives back, as a FlatBuffer."""
 
 from __future__ import annotations
 

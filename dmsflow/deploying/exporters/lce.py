@@ -333,8 +333,8 @@ def census(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.
     """
-    model = tflite.load(path)
-    names = [code.get("custom_code") or _name(code) for code in model["operator_codes"]]
+    model = tflite.read_model(path)
+    names = [tflite.operator_name(code) for code in model["operator_codes"]]
     return dict(
         Counter(names[operator.get("opcode_index", 0)] for operator in model["subgraphs"][0].get("operators", ()))
     )
@@ -349,7 +349,7 @@ def layer_bytes(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.
     """
-    model = tflite.load(path)
+    model = tflite.read_model(path)
     graph = model["subgraphs"][0]
     tensors = graph["tensors"]
     readers: dict[int, str] = {}
@@ -367,8 +367,3 @@ def _layer(tensor: dict[str, Any]) -> str:
     """Whose tensor it is. The official converter joins the names of what it fuses; a ReLU has no constants."""
     names: list[str] = tensor.get("name", "").split(";")
     return next((name for name in names if not name.endswith("/Relu")), names[0]).partition("/")[0]
-
-
-def _name(code: dict[str, Any]) -> str:
-    number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
-    return tflite.OPERATORS.get(number, f"builtin {number}")

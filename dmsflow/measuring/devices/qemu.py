@@ -195,7 +195,7 @@ def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
     """The delegate marks where each of its operations begins and ends; other runtimes mark nothing."""
     if file.runner != "litert":
         return ()
-    rows = litert.named(Path(file.path), spans_ms)
+    rows = litert.name_operations(Path(file.path), spans_ms)
     return tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows)
 
 

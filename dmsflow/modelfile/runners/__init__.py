@@ -2,8 +2,11 @@
 
 NumPy only, no torch.
 
-A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `native` and
-`tflite` (measuring/devices/_python.py ships these). A Session may have, where its runtime can tell,
+    REQUIRES: tuple[str, ...] = ("onnxruntime",)
+
+names the top-level modules of dmsflow's extras that a runner of this folder needs; a user's own may leave it out.
+A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `plugin`, `native` and
+`modelfile.tflite` (measuring/devices/_python.py ships these). A Session may have, where its runtime can tell,
 
     operations(images, runs) -> [(kind, name in the file, median ms), ...] in the order of execution
 """

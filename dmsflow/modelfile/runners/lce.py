@@ -12,7 +12,6 @@ import importlib.util
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _compiled
 
+REQUIRES: tuple[str, ...] = ("larq_compute_engine",)
 WHEEL = "larq_compute_engine"
 MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
 
@@ -51,7 +51,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
             model that it can run.
     """
     interpreter = _interpreter()
-    tflite.load(path)
+    tflite.read_model(path)
     with _compiled.written_to_stderr() as written:
         try:
             session = Session(interpreter(path.read_bytes(), threads, False, True, True))
@@ -76,7 +76,11 @@ def _interpreter() -> Any:
             f"numpy {np.__version__}", "the LCE interpreter reads its arrays wrongly", "pip install 'numpy<2'"
         )
     if MODULE not in sys.modules:
-        sys.modules[MODULE] = _load(_path())
+        spec = importlib.util.spec_from_file_location(MODULE, _path())
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[MODULE] = module
     return sys.modules[MODULE].LiteInterpreter
 
 
@@ -88,11 +92,3 @@ def _path() -> Path:
             if path.is_file():
                 return path
     raise DmsflowError("larq-compute-engine", "is not installed", "pip install 'dmsflow[lce]'")
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(MODULE, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

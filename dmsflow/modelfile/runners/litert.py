@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _compiled
 
+REQUIRES: tuple[str, ...] = ("ai_edge_litert", "tensorflow")  # one of them will do, see dmsflow.environment.INSTEAD
+OTHER_OPS = "other ops"  # the kind of what the runtime itself runs
 # The module with the interpreter, and how its runtime is called; the first that is installed is taken.
 RUNTIMES = {
     "ai_edge_litert.interpreter": "LiteRT",
@@ -57,13 +58,13 @@ class Session:
     def operations(self, images: NDArray[np.float32], runs: int) -> list[tuple[str, str, float]]:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
-        The delegate notes when each of its operations begins and ends. What the runtime does between
-        two of them has one time; all its operations of that stretch are named with it.
+        The delegate notes when each of its operations begins and ends. What the runtime does between two
+        of them has one time, that of the "other ops" there.
         """
-        graph = _Graph.load(self.path)
-        log = np.zeros(2 + 3 * len(graph.names), np.int64)  # records, room for so many, and three numbers of each
-        log[1] = len(graph.names)
-        watched = _opened(self.path, self.threads, times=str(log.ctypes.data))
+        operators = _operators(self.path)
+        log = np.zeros(2 + 3 * len(operators), np.int64)  # records, room for so many, and three numbers of each
+        log[1] = len(operators)
+        watched = _open_session(self.path, self.threads, times=str(log.ctypes.data))
         watched.run(images)
         stretches: list[list[float]] = []
         for _ in range(runs):
@@ -74,7 +75,7 @@ class Session:
             edges = [began, *log[2:].reshape(-1, 3)[: log[0], 1:].ravel().tolist(), time.monotonic_ns()]
             stretches.append([(end - begin) / 1e6 for begin, end in itertools.pairwise(edges)])
         order = log[2:].reshape(-1, 3)[: log[0], 0].tolist()
-        return graph.named(order, [statistics.median(times) for times in zip(*stretches, strict=True)])
+        return _rows(operators, order, [statistics.median(times) for times in zip(*stretches, strict=True)])
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
@@ -84,12 +85,12 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
         DmsflowError: the runtime or the delegate's library is missing, or the file is no model that
             they can run.
     """
-    return _opened(path, threads)
+    return _open_session(path, threads)
 
 
-def _opened(path: Path, threads: int, **options: str) -> Session:
+def _open_session(path: Path, threads: int, **options: str) -> Session:
     runtime, (library, _) = _runtime(), _library()
-    tflite.load(path)
+    tflite.read_model(path)
     with _compiled.written_to_stderr() as written:
         try:
             delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
@@ -101,7 +102,7 @@ def _opened(path: Path, threads: int, **options: str) -> Session:
             session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
         except (RuntimeError, ValueError, MemoryError) as error:
             why = _compiled.reason(written) or error
-            raise DmsflowError(path, f"{_called(runtime)} cannot run it ({why})", "export it again") from error
+            raise DmsflowError(path, f"{_runtime_name(runtime)} cannot run it ({why})", "export it again") from error
     return session
 
 
@@ -112,7 +113,7 @@ def version() -> str:
         DmsflowError: the runtime or the delegate's library is missing.
     """
     runtime, (library, built) = _runtime(), _library()
-    return f"{_called(runtime)} {_version(runtime)} + dmsflow {built} {native.kernels(library)}"
+    return f"{_runtime_name(runtime)} {_runtime_version(runtime)} + dmsflow {built} {native.kernels(library)}"
 
 
 # --- what it needs ------------------------------------------------------------------------------
@@ -131,14 +132,13 @@ def _runtime() -> Any:
     raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
 
 
-def _called(runtime: Any) -> str:
+def _runtime_name(runtime: Any) -> str:
     return RUNTIMES[runtime.__name__]
 
 
-def _version(runtime: Any) -> str:
+def _runtime_version(runtime: Any) -> str:
     package = runtime.__name__.partition(".")[0]
-    told = getattr(sys.modules[package], "__version__", None)
-    return str(told or metadata.version(package.replace("_", "-")))
+    return str(getattr(sys.modules[package], "__version__", None) or metadata.version(package.replace("_", "-")))
 
 
 def _library() -> tuple[Path, str]:
@@ -162,87 +162,50 @@ def _library() -> tuple[Path, str]:
 # --- times of single operations -----------------------------------------------------------------
 
 
-def named(path: Path, ms: Sequence[float]) -> list[tuple[str, str, float]]:
-    """Kind, name and milliseconds of each operation, from the times of a run's stretches.
+def name_operations(path: Path, ms: Sequence[float]) -> list[tuple[str, str, float]]:
+    """Kind, name and milliseconds of each operation of the delegate, and of the other operations between two of them.
 
     Args:
         path: the file that ran.
-        ms: of the runtime's stretch before the delegate's first operation, of that operation, and so
-            on to the stretch after its last.
+        ms: from the start to the delegate's first operation, of that operation, from its end to the second, and
+            so on, to the end of the run.
+
+    Raises:
+        DmsflowError: the delegate ran another number of operations than the file has for it.
     """
-    graph = _Graph.load(path)
-    order = [index for index, kind in enumerate(graph.kinds) if kind.startswith("Lce")]
+    operators = _operators(path)
+    order = [index for index, (kind, _) in enumerate(operators) if kind.startswith("Lce")]
     if len(ms) != 2 * len(order) + 1:
         what = f"ran {len(ms) // 2} operations by the delegate, and has {len(order)} of its kinds"
         raise DmsflowError(path, what, "leave the operations out")
-    return graph.named(order, list(ms))
+    return _rows(operators, order, ms)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """The operators of a file.
+def _operators(path: Path) -> list[tuple[str, str]]:
+    """Kind and name of each operator of a file; it is called as its first output."""
+    model = tflite.read_model(path)
+    graph, kinds = model["subgraphs"][0], [tflite.operator_name(code) for code in model["operator_codes"]]
+    names = [tensor.get("name", "") for tensor in graph["tensors"]]
+    return [
+        (kinds[operator.get("opcode_index", 0)], "".join(names[number] for number in operator.get("outputs", ())[:1]))
+        for operator in graph.get("operators", ())
+    ]
 
-    Attributes:
-        kinds, names: of each.
-        above: all that each waits for.
+
+def _rows(operators: list[tuple[str, str]], order: list[int], ms: Sequence[float]) -> list[tuple[str, str, float]]:
+    """Rows of a run; `order` are the delegate's operators as they ran, `ms` as in `name_operations`.
+
+    Of the operators ADD a, LceBconv2d b and c, ADD d there are the rows "other ops" before b, b, c and "other ops"
+    after c. Between two neighbours of the file there is no other: that time, below a microsecond, joins the next.
     """
-
-    kinds: list[str]
-    names: list[str]
-    above: list[set[int]]
-
-    @classmethod
-    def load(cls, path: Path) -> _Graph:
-        model = tflite.load(path)
-        (graph, *_) = model["subgraphs"]
-        codes = [_kind(code) for code in model["operator_codes"]]
-        writer: dict[int, int] = {}
-        made = cls([], [], [])
-        for index, operator in enumerate(graph.get("operators", ())):
-            made.kinds.append(codes[operator.get("opcode_index", 0)])
-            outputs = operator.get("outputs", [])
-            made.names.append(graph["tensors"][outputs[0]].get("name", "") if outputs else "")
-            read = {writer[tensor] for tensor in operator.get("inputs", ()) if tensor in writer}
-            made.above.append(read.union(*(made.above[each] for each in read)))
-            writer |= dict.fromkeys(outputs, index)
-        return made
-
-    def named(self, order: list[int], ms: list[float]) -> list[tuple[str, str, float]]:
-        """Rows of a run.
-
-        Args:
-            order: the delegate's operators as they ran.
-            ms: of the stretch before the first, of the first, of the stretch after it, and so on.
-        """
-        between = self._between(order, ms[::2])
-        rows = []
-        for position, stretch in enumerate(between):
-            if stretch:
-                kinds, names = ([of[index] for index in stretch] for of in (self.kinds, self.names))
-                rows.append((" + ".join(kinds), " + ".join(names), ms[2 * position]))
-            if position < len(order):
-                rows.append((self.kinds[order[position]], self.names[order[position]], ms[2 * position + 1]))
-        return rows
-
-    def _between(self, order: list[int], ms: list[float]) -> list[list[int]]:
-        """The runtime's own operators in each stretch.
-
-        What an operator waits for, and what waits for it, leaves it a stretch or few; of several it
-        is the longest, since one with nothing in it takes no time.
-        """
-        between: list[list[int]] = [[] for _ in ms]
-        first = 0
-        for index, above in enumerate(self.above):
-            if index in order:
-                continue
-            first = max((position + 1 for position, each in enumerate(order) if each in above), default=0)
-            last = min(
-                (position for position, each in enumerate(order) if index in self.above[each]), default=len(order)
-            )
-            between[max(range(first, last + 1), key=ms.__getitem__)].append(index)
-        return between
-
-
-def _kind(code: dict[str, Any]) -> str:
-    number = max(code.get("builtin_code", 0), code.get("deprecated_builtin_code", 0))
-    return str(code.get("custom_code") or tflite.OPERATORS.get(number, f"builtin {number}"))
+    rows, other_ms = [], 0.0
+    for position, (last, following) in enumerate(itertools.pairwise([-1, *order, len(operators)])):
+        other_ms += ms[2 * position]
+        if following != last + 1:
+            name = f"after {operators[last][1]}" if order else "all"
+            name = f"before {operators[following][1]}" if following < len(operators) else name
+            rows.append((OTHER_OPS, name, other_ms))
+            other_ms = 0.0
+        if following < len(operators):
+            rows.append((*operators[following], ms[2 * position + 1]))
+    return rows

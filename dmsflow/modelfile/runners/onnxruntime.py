@@ -6,7 +6,6 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
 
-ERRORS_ONLY = 3
+REQUIRES: tuple[str, ...] = ("onnxruntime",)
+ERRORS_ONLY = 3  # of onnxruntime's levels of severity
 
 
 class Session:
@@ -38,19 +38,20 @@ class Session:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
         The runtime's own profiler slows what it watches, so this is a session of its own. Operations
-        are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added.
+        are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added. They
+        are called as their layers where the package onnx is installed, and else as the profiler calls them.
         """
-        runtime = _import()
+        runtime = _import_onnxruntime()
         with tempfile.TemporaryDirectory() as folder:
-            chosen, rewritten = options(self.threads), Path(folder, "rewritten.onnx")
+            chosen, rewritten = session_options(self.threads), Path(folder, "rewritten.onnx")
             chosen.enable_profiling, chosen.profile_file_prefix = True, str(Path(folder, "profile"))
             chosen.optimized_model_filepath = str(rewritten)
             session = runtime.InferenceSession(self.path, chosen, providers=["CPUExecutionProvider"])
             for _ in range(runs + 1):
                 session.run(None, {self.input_name: images})
             events = json.loads(Path(session.end_profiling()).read_bytes())
-            nodes = list(_nodes(rewritten.read_bytes()))
-        return _medians([event for event in events if event["cat"] == "Node"], runs + 1, nodes)
+            nodes = _read_nodes(rewritten)
+        return _median_times([event for event in events if event["cat"] == "Node"], runs + 1, nodes)
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
@@ -59,7 +60,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     Raises:
         DmsflowError: onnxruntime is missing, or the file is no model that it can run.
     """
-    runtime = _import()
+    runtime = _import_onnxruntime()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     if not path.is_file():
@@ -73,7 +74,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
         state.RuntimeException,
     )
     try:
-        session = runtime.InferenceSession(path, options(threads), providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     except refusals as error:
         reason = str(error).rpartition("failed:")[2]
         raise DmsflowError(path, f"onnxruntime cannot load it ({reason})", "export it again") from error
@@ -88,9 +89,9 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     return Session(session, inputs[0].name, tuple(inputs[0].shape), path, threads)
 
 
-def options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
     """Session options: no parallel branches, and no thread that spins between two runs and slows what is measured next."""
-    runtime = _import()
+    runtime = _import_onnxruntime()
     chosen = runtime.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.inter_op_num_threads = 1
@@ -102,10 +103,10 @@ def options(threads: int) -> Any:
 
 def version() -> str:
     """The runtime's name and version."""
-    return f"onnxruntime {_import().__version__}"
+    return f"onnxruntime {_import_onnxruntime().__version__}"
 
 
-def _import() -> Any:
+def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -117,17 +118,31 @@ def _import() -> Any:
 # --- times of single operations -----------------------------------------------------------------
 
 
-def _medians(
+def _median_times(
     events: list[dict[str, Any]], runs: int, nodes: list[tuple[str, str, str]]
 ) -> list[tuple[str, str, float]]:
     """Of a profile's events of `runs` equal runs, the first of which only warms up."""
     count = len(events) // runs
     ops = [event["args"]["op_name"] for event in events[:count]]
     names = [event["name"].removesuffix("_kernel_time") for event in events[:count]]
-    if [op for op, _, _ in nodes] == ops:  # else it runs them in another order than it wrote them
+    if [op for op, _, _ in nodes] == ops:  # else they are not known, or run in another order than they stand
         names = [_layer(name, output) for _, name, output in nodes]
-    times = ([events[index]["dur"] / 1e3 for index in range(at + count, len(events), count)] for at in range(count))
+    times = (
+        [events[index]["dur"] / 1e3 for index in range(first + count, len(events), count)] for first in range(count)
+    )
     return [(op, name, statistics.median(ms)) for op, name, ms in zip(ops, names, times, strict=True)]
+
+
+def _read_nodes(path: Path) -> list[tuple[str, str, str]]:
+    """Kind, name and first output of each node of an ONNX file; none on a device without the package onnx."""
+    try:
+        import onnx
+    except ImportError:
+        return []
+    return [
+        (node.op_type, node.name, "".join(node.output[:1]))
+        for node in onnx.load(path, load_external_data=False).graph.node
+    ]
 
 
 def _layer(name: str, output: str) -> str:
@@ -135,38 +150,3 @@ def _layer(name: str, output: str) -> str:
     if output.startswith("reorder"):
         return name.removesuffix("_nchwc") or output
     return re.sub(r"_token_\d+(_out\d+)?$", "", output) or output
-
-
-def _nodes(model: bytes) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and first output of each node of an ONNX file, whose package is not needed to run one.
-
-    Source: onnx.proto; ModelProto.graph is field 7, GraphProto.node 1, NodeProto.output 2, .name 3, .op_type 4.
-    """
-    graph = next(content for number, content in _fields(model) if number == 7)
-    for number, node in _fields(graph):
-        if number == 1:
-            texts = {n: bytes(content).decode() for n, content in reversed(list(_fields(node))) if n in (2, 3, 4)}
-            yield texts[4], texts.get(3, ""), texts.get(2, "")
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field of a protocol buffer that is text, bytes or a message."""
-    view, at = memoryview(message), 0
-    while at < len(view):
-        key, at = _varint(view, at)
-        if key & 7 == 2:
-            size, at = _varint(view, at)
-            yield key >> 3, view[at : at + size]
-            at += size
-        elif key & 7 == 0:
-            _, at = _varint(view, at)
-        else:
-            at += {1: 8, 5: 4}[key & 7]
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, lowest first, and where the next field begins."""
-    value = shift = 0
-    while view[at] & 0x80:
-        value, shift, at = value | (view[at] & 0x7F) << shift, shift + 7, at + 1
-    return value | view[at] << shift, at + 1
