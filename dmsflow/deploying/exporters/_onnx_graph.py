@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.network.network import INPUT
@@ -28,7 +27,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        self.folded: set[str] = set()  # tensors that nodes make of constants, and that several read
+        self.shared: set[str] = set()  # tensors that nodes make of constants, and that several read
 
     def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
         """Add a node with one output; returns the output's name.
@@ -64,9 +63,6 @@ class Graph:
         scaled = self.node("Mul", x, self.per_channel(f"{name}.multiplier", multiplier), name=f"{name}.scaled")
         return self.node("Add", scaled, self.per_channel(f"{name}.bias", bias), name=name)
 
-    def clip(self, x: str, low: float, high: float, name: str) -> str:
-        return self.node("Clip", x, self.scalar(low), self.scalar(high), name=name)
-
     def planes(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
         if "input.mean" not in self.constants:
@@ -74,47 +70,34 @@ class Graph:
             self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
         return "input.centred"
 
-    def stem(self, op: integer_graph.Stem) -> str:
-        """[1, C, H, W], float32: the stem's sums, or its bits, which are then the tensor of that name."""
-        window = window_of(op, op.weight.shape[1])
-        inputs = [self.planes(op.mean), self.constant(f"{op.name}.weight", channels_first(op.weight))]
-        if op.thresholds is None:
-            # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
-            low, high = -integer_graph.EXACT, integer_graph.EXACT
-        else:
-            inputs.append(self.constant(f"{op.name}.bias", 1 - op.thresholds))
-            low, high = 0, 1
-        return self.clip(self.node("Conv", *inputs, name=f"{op.name}.sum", **window), low, high, op.name)
-
     def dense(self, x: str, name: str, weight: Any, bias: Any) -> str:
         flat = self.node("Flatten", x, name=f"{name}.flat")
         constants = self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)
         return self.node("Gemm", flat, *constants, name=name, transB=1)
 
-    def signs(self, name: str, signs: NDArray[np.int8], magnitude: int = 1, dtype: DTypeLike = np.float32) -> str:
-        """Weights ±magnitude of the shape of `signs` (±1), stored as bits (1: +)."""
+    def signs(self, name: str, signs: NDArray[np.int8]) -> str:
+        """Weights ±1 of the shape of `signs`, int8, stored as bits (1: +)."""
         packed = self.constant(f"{name}.bits", np.packbits(signs.reshape(-1) > 0), np.uint8)  # [bytes]
         rows = self.cast(packed, np.int32, f"{name}.rows")
-        weights = self.node("Gather", self._table(magnitude, np.dtype(dtype)), rows, name=f"{name}.signs")  # [bytes, 8]
+        weights = self.node("Gather", self.sign_table(), rows, name=f"{name}.signs")  # [bytes, 8]
         if signs.size % 8:
             flat = self.node("Reshape", weights, self.integers(-1), name=f"{name}.flat")
             weights = self.node("Slice", flat, self.integers(0), self.integers(signs.size), name=f"{name}.kept")
         return self.node("Reshape", weights, self.integers(*signs.shape), name=f"{name}.weight")
 
-    def _table(self, magnitude: int, dtype: np.dtype[Any]) -> str:
-        """[256, 8]: the eight weights that each byte stands for, made when the file is loaded."""
-        name = f"table.{dtype.name}.{magnitude}"
-        if name not in self.folded:
-            self.folded.add(name)
-            every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
-            shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
-            shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
-            bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}.bits")
-            doubled = self.node(
-                "Mul", self.cast(bits, np.float32, f"{name}.ones"), self.scalar(2 * magnitude), name=f"{name}.doubled"
-            )
-            self.cast(self.node("Sub", doubled, self.scalar(magnitude), name=f"{name}.floats"), dtype, name)
-        return name
+    def sign_table(self) -> str:
+        """[256, 8]: the eight signs that each byte stands for, made when the file is loaded."""
+        name = "table.int8.1"
+        if name in self.shared:
+            return name
+        self.shared.add(name)
+        every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
+        shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
+        shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
+        bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}.bits")
+        ones = self.cast(bits, np.float32, f"{name}.ones")
+        doubled = self.node("Mul", ones, self.scalar(2), name=f"{name}.doubled")
+        return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}.floats"), np.int8, name)
 
     def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
         onnx = onnx_package()
@@ -158,7 +141,7 @@ def load(path: Path) -> Any:
         raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
 
 
-def folded(graph: Any) -> tuple[set[str], set[str]]:
+def find_folded(graph: Any) -> tuple[set[str], set[str]]:
     """Tensors that nodes compute from constants alone, and those of them that were unpacked from bits."""
     constants = {constant.name for constant in graph.initializer}
     computed: set[str] = set()
