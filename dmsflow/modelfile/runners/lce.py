@@ -22,6 +22,8 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _compiled
 
+REQUIRES: tuple[str, ...] = ("larq_compute_engine",)
+
 WHEEL = "larq_compute_engine"
 MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
 

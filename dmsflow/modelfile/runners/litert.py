@@ -26,6 +26,8 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _compiled
 
+REQUIRES: tuple[str, ...] = ("ai_edge_litert", "tensorflow")
+
 # The module with the interpreter, and how its runtime is called; the first that is installed is taken.
 RUNTIMES = {
     "ai_edge_litert.interpreter": "LiteRT",

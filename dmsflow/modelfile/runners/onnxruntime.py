@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
 
+REQUIRES: tuple[str, ...] = ("onnxruntime",)
+
 ERRORS_ONLY = 3
 
 
