@@ -81,8 +81,8 @@ def _try_delegate() -> Row:
         native.library()
     except DmsflowError as error:
         return what, "absent", str(error).partition("; ")[2]
-    error, kernels = _run_program("from dmsflow import native; print(native.kernels())")
-    return (what, "broken", error) if error else (what, f"works, {kernels} kernels", "")
+    failure, kernels = _run_program("from dmsflow import native; print(native.kernels())")
+    return (what, "broken", failure) if failure else (what, f"works, {kernels} kernels", "")
 
 
 def _try_training() -> Row:
@@ -97,8 +97,8 @@ def _try_training() -> Row:
 
 
 def _try_program(what: str, program: str, right: str, works: str = "works") -> Row:
-    error, _ = _run_program(program)
-    return (what, "broken", f"{error}; {right}") if error else (what, works, "")
+    failure, _ = _run_program(program)
+    return (what, "broken", f"{failure}; {right}") if failure else (what, works, "")
 
 
 def _run_program(program: str) -> tuple[str, str]:

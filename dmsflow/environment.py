@@ -75,13 +75,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("matplotlib",),
 }
 
-DISTRIBUTIONS = {
-    "PIL": ("pillow",),
-    "sklearn": ("scikit-learn",),
-    "larq_compute_engine": ("larq-compute-engine",),
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
-    "ai_edge_litert": ("ai-edge-litert",),
-}
+# Where the distribution has another name than the module.
+DISTRIBUTIONS = {"PIL": ("pillow",), "sklearn": ("scikit-learn",), "tensorflow": ("tensorflow", "tensorflow-cpu")}
 
 # Modules that do as well in place of one.
 ALTERNATIVES = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}

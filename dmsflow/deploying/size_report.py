@@ -100,8 +100,8 @@ def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
         padded_reads, padded_writes = round_up(reads, steps.inputs), round_up(writes, steps.outputs)
         padded_bytes = round_up(size.binary_bytes * padded_reads, reads) // reads
         shape = "×".join(map(str, shapes[op.name]))
-        channels = {"reads": reads, "writes": writes, "padded_reads": padded_reads, "padded_writes": padded_writes}
-        sizes.append(OpSize(**vars(size), shape=shape, **channels, padded_bytes=padded_bytes))
+        channels = reads, writes, padded_reads, padded_writes
+        sizes.append(OpSize(size.layer, size.op, size.binary_bytes, size.float_bytes, shape, *channels, padded_bytes))
     return sizes
 
 
