@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ BUILTIN = {  # code, and which of tflite.OPTIONS it takes
 }
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 def write(graph: IntegerGraph, path: Path, converter: str = CONVERTERS[0]) -> None:
@@ -114,8 +116,8 @@ class LceWriter:
             "buffers": self.buffers,
         }
 
-    def tensor(self, name: str, shape: tuple[int, ...], type: int, buffer: int = 0) -> int:
-        self.tensors.append({"shape": shape, "type": type, "buffer": buffer, "name": name})
+    def tensor(self, name: str, shape: Shape, dtype: int, buffer: int = 0) -> int:
+        self.tensors.append({"shape": shape, "type": dtype, "buffer": buffer, "name": name})
         return len(self.tensors) - 1
 
     def constant(self, name: str, values: NDArray[Any]) -> int:
@@ -124,17 +126,15 @@ class LceWriter:
         key = (content, values.shape, values.dtype)
         if key not in self.constants:
             self.buffers.append({"data": content})
-            type = FLOATS if values.dtype == np.float32 else BITS
-            self.constants[key] = self.tensor(name, values.shape, type, len(self.buffers) - 1)
+            dtype = FLOATS if values.dtype == np.float32 else BITS
+            self.constants[key] = self.tensor(name, values.shape, dtype, len(self.buffers) - 1)
         return self.constants[key]
 
-    def shape(self, number: int) -> tuple[int, ...]:
+    def shape(self, number: int) -> Shape:
         return tuple(self.tensors[number]["shape"])
 
-    def operator(
-        self, op: str, inputs: list[int], name: str, shape: tuple[int, ...] = (), type: int = FLOATS, **options: int
-    ) -> int:
-        """Add an operator with one output, of the first input's shape unless one is given; the output's number."""
+    def operator(self, op: str, inputs: list[int], name: str, shape: Shape, dtype: int = FLOATS, **options: int) -> int:
+        """Add an operator with one output; the output's number."""
         if op not in self.codes:
             self.codes.append(op)
         fields: dict[str, Any] = {"opcode_index": self.codes.index(op), "inputs": inputs}
@@ -142,7 +142,7 @@ class LceWriter:
             fields["custom_options"] = _flatbuffer.flexible(options) if options else b""
         elif kind := BUILTIN[op][1]:
             fields |= {"builtin_options_type": kind, "builtin_options": options}
-        output = self.tensor(name, shape or self.shape(inputs[0]), type)
+        output = self.tensor(name, shape, dtype)
         self.operators.append(fields | {"outputs": [output]})
         return output
 
@@ -162,15 +162,15 @@ class LceWriter:
             case Scale():
                 multiplier = self.constant(f"{name}/multiplier", op.multiplier)
                 bias = self.constant(f"{name}/bias", op.bias)
-                scaled = self.operator("MUL", [x, multiplier], f"{name}/scaled")
-                return self.operator("ADD", [scaled, bias], name, **fused)
+                scaled = self.operator("MUL", [x, multiplier], f"{name}/scaled", shape)
+                return self.operator("ADD", [scaled, bias], name, shape, **fused)
             case Quantize():
                 half = self.constant(f"{name}/half_alpha", np.array([op.threshold], np.float32))
                 return self.sign_bits(self.operator("SUB", [half, x], f"{name}/below", shape), name)
             case Add():
-                return self.operator("ADD", [x, *others], name, **fused)
+                return self.operator("ADD", [x, *others], name, shape, **fused)
             case Relu():
-                return x if self.fuses_relu(op.inputs[0]) else self.operator("RELU", [x], name)
+                return x if self.fuses_relu(op.inputs[0]) else self.operator("RELU", [x], name, shape)
             case AveragePool():
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))
@@ -178,7 +178,7 @@ class LceWriter:
                 weight, bias = self.constant(f"{name}/weight", op.weight), self.constant(f"{name}/bias", op.bias)
                 return self.operator("FULLY_CONNECTED", [x, weight, bias], name, (1, shape[3]))
 
-    def stem(self, op: Stem, x: int, shape: tuple[int, ...]) -> int:
+    def stem(self, op: Stem, x: int, shape: Shape) -> int:
         """The bias is a whole number too: with thresholds the result is negative where the bit is 1."""
         name, weight, bias = op.name, op.weight, np.zeros(shape[3], np.float32)
         if op.thresholds is not None:
@@ -187,7 +187,7 @@ class LceWriter:
             bias = (-op.thresholds if pooled else op.thresholds - 1).astype(np.float32)
             name = f"{op.name}/sums"
         mean = self.constant(f"{op.name}/mean", op.mean)
-        centred = self.operator("SUB", [x, mean], f"{op.name}/centred")
+        centred = self.operator("SUB", [x, mean], f"{op.name}/centred", self.shape(x))
         x, padding = self.padded(op, centred)
         inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
         options = {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
@@ -199,7 +199,7 @@ class LceWriter:
         """Bit 1 where x is negative."""
         return self.operator("LceQuantize", [x], name, _packed_shape(self.shape(x)), BITS)
 
-    def binary_conv(self, op: BinaryConv, x: int, shape: tuple[int, ...]) -> int:
+    def binary_conv(self, op: BinaryConv, x: int, shape: Shape) -> int:
         signs, multiplier, bias, threshold = op.signs, ABSENT, ABSENT, ABSENT
         if op.thresholds is not None:
             least = op.thresholds + op.negatives - 1  # bit 1 where disagreements > least
@@ -231,11 +231,10 @@ class LceWriter:
         batch, height, width, channels = self.shape(x)
         inputs = [x, amounts] if fill is None else [x, amounts, fill]
         shape = (batch, height + 2 * padding, width + 2 * padding, channels)
-        return self.operator(
-            "PAD" if fill is None else "PADV2", inputs, f"{name}/padded", shape, self.tensors[x]["type"]
-        )
+        kind = "PAD" if fill is None else "PADV2"
+        return self.operator(kind, inputs, f"{name}/padded", shape, self.tensors[x]["type"])
 
-    def max_pool(self, op: MaxPool, x: int, shape: tuple[int, ...]) -> int:
+    def max_pool(self, op: MaxPool, x: int, shape: Shape) -> int:
         if op.padding:  # by what never wins: -1 is all ones, neutral in an AND
             lowest = np.array([-1], np.int32) if op.binary else np.array([np.finfo(np.float32).min], np.float32)
             x = self.pad(x, op.name, op.padding, self.constant(f"{op.name}/lowest", lowest))
@@ -266,7 +265,7 @@ def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:
     return words.astype(np.int32)
 
 
-def _packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _packed_shape(shape: Shape) -> Shape:
     return (*shape[:3], round_up(shape[3], WORD) // WORD)
 
 
@@ -316,6 +315,6 @@ def layer_bytes(path: Path) -> dict[str, int]:
 
 
 def layer_of_tensor(tensor: dict[str, Any]) -> str:
-    """The layer that a tensor belongs to. The official converter joins the names of what it fuses; a ReLU has no constants."""
+    """The layer of a tensor. The official converter joins the names of what it fuses; a ReLU has no constants."""
     names: list[str] = tensor.get("name", "").split(";")
     return next((name for name in names if not name.endswith("/Relu")), names[0]).partition("/")[0]
