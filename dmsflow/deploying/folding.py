@@ -14,22 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.deploying.integer_graph import (
-    LARGEST_SUM,
-    Add,
-    AveragePool,
-    BinaryConv,
-    Dense,
-    Float32,
-    GraphOp,
-    Int32,
-    IntegerGraph,
-    MaxPool,
-    Quantize,
-    Relu,
-    Scale,
-    Stem,
-)
+from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import tail
 from dmsflow.network.network import (
@@ -49,7 +34,9 @@ Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
 
 
-def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> IntegerGraph:
+def fold(
+    network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any
+) -> integer_graph.IntegerGraph:
     """Fold a trained network.
 
     Args:
@@ -65,7 +52,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
             max pool).
     """
     trained = TrainedWeights(network, widths, weights)
-    ops: list[GraphOp] = []
+    ops: list[integer_graph.GraphOp] = []
     names = {INPUT: INPUT}  # of each layer's tensor in the integer graph
     for layer in network.layers:
         if layer.name in names:
@@ -79,7 +66,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         else:
             ops.append(_convert_layer(trained, layer, inputs))
         names |= {folded.name: ops[-1].name for folded in (layer, *folds.values())}
-    return IntegerGraph(
+    return integer_graph.IntegerGraph(
         name=network.name,
         channels=network.channels,
         resolution=network.resolution,
@@ -173,7 +160,7 @@ def _find_folds(network: Network, layer: Layer) -> dict[str, Layer]:
 # --- the stem -----------------------------------------------------------------------------------
 
 
-def _fold_stem(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float64) -> list[GraphOp]:
+def _fold_stem(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float64) -> list[integer_graph.GraphOp]:
     folds = _find_folds(trained.network, layer)
     norm = folds["batch_norm"].name if "batch_norm" in folds else None
     weight, step = _round_stem_filters(trained, layer, mean, std)
@@ -183,7 +170,7 @@ def _fold_stem(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float6
         weight = _flip_signs(weight, gain)
         limit = (abs(weight) * _largest_inputs(mean)).sum((1, 2, 3)) + 1
         thresholds = _compute_thresholds(step * abs(gain), shift, trained.alpha(folds["quantize"].name) / 2, limit)
-    stem = Stem(
+    stem = integer_graph.Stem(
         name=layer.name,
         inputs=(INPUT,),
         weight=weight.astype(np.float32),
@@ -192,7 +179,7 @@ def _fold_stem(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float6
         padding=layer.padding,
         thresholds=thresholds,
     )
-    ops: list[GraphOp] = [stem, *_fold_max_pool(folds, gain, layer.name)]
+    ops: list[integer_graph.GraphOp] = [stem, *_fold_max_pool(folds, gain, layer.name)]
     if thresholds is None:
         ops.append(_scale(norm or f"{layer.name}_scale", (ops[-1].name,), step * gain, shift))
     return ops
@@ -229,7 +216,7 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
         threshold: what the sums of each output channel are compared with, if that is within them.
     """
     largest = (abs(weight) * largest_inputs).sum((1, 2, 3))
-    room = LARGEST_SUM - weight[0, ..., 0].size * largest_inputs.sum() / 2
+    room = integer_graph.LARGEST_SUM - weight[0, ..., 0].size * largest_inputs.sum() / 2
     steps = (largest + np.fmin(threshold, largest)) / room
     step = np.exp2(np.ceil(np.log2(np.maximum(steps, np.finfo(np.float64).tiny))))
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
@@ -238,12 +225,14 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
 # --- binary convolutions ------------------------------------------------------------------------
 
 
-def _fold_binary_conv(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> list[GraphOp]:
+def _fold_binary_conv(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> list[integer_graph.GraphOp]:
     folds = _find_folds(trained.network, layer)
     signs, magnitude = binarise(trained.filters(layer))
     gain, shift = trained.fold_batch_norm(folds["batch_norm"].name if "batch_norm" in folds else None, len(signs))
     scale = trained.alpha(layer.inputs[0]) * magnitude * gain  # of one count
-    conv = BinaryConv(name=layer.name, inputs=inputs, signs=signs, stride=layer.stride, padding=layer.padding)
+    conv = integer_graph.BinaryConv(
+        name=layer.name, inputs=inputs, signs=signs, stride=layer.stride, padding=layer.padding
+    )
     if "quantize" in folds:
         half = trained.alpha(folds["quantize"].name) / 2
         thresholds = _compute_thresholds(abs(scale), shift, half, conv.count + 1)
@@ -271,7 +260,7 @@ def _flip_signs(weight: Any, scale: Float64) -> Any:
     return np.where((scale < 0)[:, None, None, None], -weight, weight) + weight.dtype.type(0)
 
 
-def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> Int32:
+def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> integer_graph.Int32:
     """The least integer sum with `scale * sum + shift > half`, per channel; scale >= 0.
 
     `limit` stands for never, `-limit` for always. A scale of 0.5, a shift of 0 and half an alpha of 1 give
@@ -283,7 +272,7 @@ def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Floa
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _fold_max_pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[GraphOp]:
+def _fold_max_pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[integer_graph.GraphOp]:
     """The max pool behind a convolution; it may stand behind the batch norm as well if gain >= 0."""
     if "max_pool" not in folds:
         return []
@@ -296,32 +285,36 @@ def _fold_max_pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[Gr
 # --- other layers -------------------------------------------------------------------------------
 
 
-def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> GraphOp:
+def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> integer_graph.GraphOp:
     name = layer.name
     match layer.op:
         case "batch_norm":
             return _scale(name, inputs, *trained.fold_batch_norm(name, trained.channels(name)))
         case "quantize":
-            return Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
+            return integer_graph.Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
         case "max_pool":
             return _max_pool(layer, inputs, binary=False)
         case "dense":
             weight, bias = (_narrow(name, array) for array in trained.dense(layer))
-            return Dense(name=name, inputs=inputs, weight=weight, bias=bias)
-    plain: dict[str, type[Add | Relu | AveragePool]] = {"add": Add, "relu": Relu, "average_pool": AveragePool}
+            return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
+    plain: dict[str, type[integer_graph.Add | integer_graph.Relu | integer_graph.AveragePool]] = {
+        "add": integer_graph.Add,
+        "relu": integer_graph.Relu,
+        "average_pool": integer_graph.AveragePool,
+    }
     return plain[layer.op](name=name, inputs=inputs)
 
 
-def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> MaxPool:
+def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> integer_graph.MaxPool:
     window = {"kernel": layer.kernel, "stride": layer.stride, "padding": layer.padding}
-    return MaxPool(name=layer.name, inputs=inputs, **window, binary=binary)
+    return integer_graph.MaxPool(name=layer.name, inputs=inputs, **window, binary=binary)
 
 
-def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> Scale:
-    return Scale(name=name, inputs=inputs, multiplier=_narrow(name, gain), bias=_narrow(name, shift))
+def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> integer_graph.Scale:
+    return integer_graph.Scale(name=name, inputs=inputs, multiplier=_narrow(name, gain), bias=_narrow(name, shift))
 
 
-def _narrow(where: str, values: Float64) -> Float32:
+def _narrow(where: str, values: Float64) -> integer_graph.Float32:
     """In float32, if it can hold them."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)

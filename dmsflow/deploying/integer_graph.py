@@ -51,9 +51,13 @@ class Conv(Op):
         raise NotImplementedError
 
     @property
+    def kernel(self) -> int:
+        return int(self.filters.shape[1])
+
+    @property
     def pads_same(self) -> bool:
         """Whether TFLite's SAME pads as this does: at stride 2 it pads an even image on one side only."""
-        return self.stride == 1 and 2 * self.padding == self.filters.shape[1] - 1
+        return self.stride == 1 and 2 * self.padding == self.kernel - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,11 +195,9 @@ class IntegerGraph:
         for op in self.ops:
             size, _, channels = shapes[op.inputs[0]]
             match op:
-                case Conv():
-                    channels, kernel = op.filters.shape[:2]
-                    size = (size + 2 * op.padding - kernel) // op.stride + 1
-                case MaxPool():
+                case Conv() | MaxPool():
                     size = (size + 2 * op.padding - op.kernel) // op.stride + 1
+                    channels = len(op.filters) if isinstance(op, Conv) else channels
                 case AveragePool():
                     size = 1
                 case Dense():

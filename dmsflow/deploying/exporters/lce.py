@@ -20,22 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.official import convert
-from dmsflow.deploying.integer_graph import (
-    Add,
-    AveragePool,
-    BinaryConv,
-    Conv,
-    Dense,
-    GraphOp,
-    IntegerGraph,
-    MaxPool,
-    Quantize,
-    Relu,
-    Scale,
-    Stem,
-)
 from dmsflow.files import writing
 from dmsflow.modelfile import tflite
 from dmsflow.network.network import INPUT
@@ -67,7 +54,7 @@ ABSENT = -1  # an optional input
 Shape: TypeAlias = tuple[int, ...]
 
 
-def write(graph: IntegerGraph, path: Path, converter: str = CONVERTERS[0]) -> None:
+def write(graph: integer_graph.IntegerGraph, path: Path, converter: str = CONVERTERS[0]) -> None:
     """Write an integer graph as a .tflite file, whole or not at all: directly, or by LCE's official converter.
 
     Raises:
@@ -84,7 +71,7 @@ def write(graph: IntegerGraph, path: Path, converter: str = CONVERTERS[0]) -> No
 class LceWriter:
     """Adds each op of an integer graph to a TFLite model; tensors are called by number."""
 
-    def __init__(self, graph: IntegerGraph) -> None:
+    def __init__(self, graph: integer_graph.IntegerGraph) -> None:
         self.graph, self.shapes = graph, graph.shapes()
         self.tensors: list[dict[str, Any]] = []
         self.buffers: list[dict[str, Any]] = [{}]  # the first one is empty: of every tensor that is no constant
@@ -148,37 +135,37 @@ class LceWriter:
 
     # --- from ops of the integer graph to operators ---
 
-    def add(self, op: GraphOp, x: int, *others: int) -> int:
+    def add(self, op: integer_graph.GraphOp, x: int, *others: int) -> int:
         """Add what computes `op`; the number of its tensor."""
         name, shape = op.name, (1, *self.shapes[op.name])
         fused = {"fused_activation_function": RELU} if self.fuses_relu(name) else {}
         match op:
-            case Stem():
+            case integer_graph.Stem():
                 return self.stem(op, x, shape)
-            case BinaryConv():
+            case integer_graph.BinaryConv():
                 return self.binary_conv(op, x, shape)
-            case MaxPool():
+            case integer_graph.MaxPool():
                 return self.max_pool(op, x, shape)
-            case Scale():
+            case integer_graph.Scale():
                 multiplier = self.constant(f"{name}/multiplier", op.multiplier)
                 bias = self.constant(f"{name}/bias", op.bias)
                 scaled = self.operator("MUL", [x, multiplier], f"{name}/scaled", shape)
                 return self.operator("ADD", [scaled, bias], name, shape, **fused)
-            case Quantize():
+            case integer_graph.Quantize():
                 half = self.constant(f"{name}/half_alpha", np.array([op.threshold], np.float32))
                 return self.sign_bits(self.operator("SUB", [half, x], f"{name}/below", shape), name)
-            case Add():
+            case integer_graph.Add():
                 return self.operator("ADD", [x, *others], name, shape, **fused)
-            case Relu():
+            case integer_graph.Relu():
                 return x if self.fuses_relu(op.inputs[0]) else self.operator("RELU", [x], name, shape)
-            case AveragePool():
+            case integer_graph.AveragePool():
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))
-            case Dense():
+            case integer_graph.Dense():
                 weight, bias = self.constant(f"{name}/weight", op.weight), self.constant(f"{name}/bias", op.bias)
                 return self.operator("FULLY_CONNECTED", [x, weight, bias], name, (1, shape[3]))
 
-    def stem(self, op: Stem, x: int, shape: Shape) -> int:
+    def stem(self, op: integer_graph.Stem, x: int, shape: Shape) -> int:
         """The bias is a whole number too: with thresholds the result is negative where the bit is 1."""
         name, weight, bias = op.name, op.weight, np.zeros(shape[3], np.float32)
         if op.thresholds is not None:
@@ -199,7 +186,7 @@ class LceWriter:
         """Bit 1 where x is negative."""
         return self.operator("LceQuantize", [x], name, _packed_shape(self.shape(x)), BITS)
 
-    def binary_conv(self, op: BinaryConv, x: int, shape: Shape) -> int:
+    def binary_conv(self, op: integer_graph.BinaryConv, x: int, shape: Shape) -> int:
         signs, multiplier, bias, threshold = op.signs, ABSENT, ABSENT, ABSENT
         if op.thresholds is not None:
             least = op.thresholds + op.negatives - 1  # bit 1 where disagreements > least
@@ -219,7 +206,7 @@ class LceWriter:
             return self.operator("LceBconv2d", inputs, op.name, shape, **options)
         return self.operator("LceBconv2d", inputs, op.name, _packed_shape(shape), BITS, **options)
 
-    def padded(self, op: Conv, x: int) -> tuple[int, int]:
+    def padded(self, op: integer_graph.Conv, x: int) -> tuple[int, int]:
         """Pad with zeros; the tensor to convolve, and the padding that is left to the convolution."""
         if op.padding == 0:
             return x, VALID
@@ -234,7 +221,7 @@ class LceWriter:
         kind = "PAD" if fill is None else "PADV2"
         return self.operator(kind, inputs, f"{name}/padded", shape, self.tensors[x]["type"])
 
-    def max_pool(self, op: MaxPool, x: int, shape: Shape) -> int:
+    def max_pool(self, op: integer_graph.MaxPool, x: int, shape: Shape) -> int:
         if op.padding:  # by what never wins: -1 is all ones, neutral in an AND
             lowest = np.array([-1], np.int32) if op.binary else np.array([np.finfo(np.float32).min], np.float32)
             x = self.pad(x, op.name, op.padding, self.constant(f"{op.name}/lowest", lowest))
@@ -248,9 +235,11 @@ class LceWriter:
 
     def fuses_relu(self, name: str) -> bool:
         """Whether an addition's only reader is a ReLU, which it then does itself."""
-        adds = any(op.name == name and isinstance(op, (Add, Scale)) for op in self.graph.ops)
+        adds = any(
+            op.name == name and isinstance(op, (integer_graph.Add, integer_graph.Scale)) for op in self.graph.ops
+        )
         readers = self.graph.consumers(name)
-        return adds and len(readers) == 1 and isinstance(readers[0], Relu)
+        return adds and len(readers) == 1 and isinstance(readers[0], integer_graph.Relu)
 
 
 def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:

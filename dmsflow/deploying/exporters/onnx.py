@@ -26,24 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
-from dmsflow.deploying.integer_graph import (
-    LARGEST_SUM,
-    Add,
-    AveragePool,
-    BinaryConv,
-    Dense,
-    GraphOp,
-    Int32,
-    IntegerGraph,
-    MaxPool,
-    Quantize,
-    Relu,
-    Scale,
-    Stem,
-)
 from dmsflow.errors import DmsflowError
 
 REQUIRES: tuple[str, ...] = ("onnx",)
@@ -54,7 +40,7 @@ UINT8_MAX = 255
 MOST_WEIGHTS = 2**20
 
 
-def write(graph: IntegerGraph, path: Path) -> None:
+def write(graph: integer_graph.IntegerGraph, path: Path) -> None:
     """Write an integer graph as an .onnx file, whole or not at all.
 
     Raises:
@@ -82,39 +68,39 @@ class OnnxWriter:
         tensors: of each op, its tensor in every layout and type in which it was made, its own first.
     """
 
-    def __init__(self, graph: IntegerGraph) -> None:
+    def __init__(self, graph: integer_graph.IntegerGraph) -> None:
         self.graph = Graph()
         self.shapes = graph.shapes()
         self.tensors: dict[str, list[Tensor]] = {}
         for op in graph.ops:
             self.tensors[op.name] = [self.add(op)]
 
-    def add(self, op: GraphOp) -> Tensor:
+    def add(self, op: integer_graph.GraphOp) -> Tensor:
         """Add the nodes that compute `op`; its tensor."""
         graph, name = self.graph, op.name
         match op:
-            case Stem():
+            case integer_graph.Stem():
                 return self.stem(op)
-            case BinaryConv():
+            case integer_graph.BinaryConv():
                 return self.binary_conv(op)
-            case MaxPool():
+            case integer_graph.MaxPool():
                 dtype = self.tensors[op.inputs[0]][0].type
                 x = self.get(op.inputs[0], last=False)
                 return Tensor(graph.node("MaxPool", x, name=name, **window_of(op, op.kernel)), last=False, type=dtype)
-            case Scale():
+            case integer_graph.Scale():
                 multiplier = self.spread(op, "multiplier", op.multiplier)
                 return self.affine(op, self.get(op.inputs[0], last=True, dtype=np.float32), multiplier, "bias", op.bias)
         floats = [self.get(each, last=True, dtype=np.float32) for each in op.inputs]
         match op:
-            case Quantize():
+            case integer_graph.Quantize():
                 threshold = graph.constant(f"{name}.threshold", op.threshold)
                 on = graph.node("Greater", *floats, threshold, name=f"{name}.on")
                 return Tensor(graph.cast(on, np.uint8, name), last=True, type=np.uint8)
-            case AveragePool():
+            case integer_graph.AveragePool():
                 graph.node("ReduceMean", *floats, graph.integers(1, 2), name=name)
-            case Dense():
+            case integer_graph.Dense():
                 graph.dense(floats[0], name, op.weight, op.bias)
-            case Add() | Relu():
+            case integer_graph.Add() | integer_graph.Relu():
                 graph.node(type(op).__name__, *floats, name=name)
         return Tensor(name, last=True, type=np.float32)
 
@@ -136,13 +122,13 @@ class OnnxWriter:
         )
         return made[-1].name
 
-    def stem(self, op: Stem) -> Tensor:
+    def stem(self, op: integer_graph.Stem) -> Tensor:
         """The sums, or their bits, which stay floats until they are needed as bits: a max pool is quicker on floats."""
         graph, (low, high) = self.graph, (0, 1)
         inputs = [graph.planes(op.mean), graph.constant(f"{op.name}.weight", channels_first(op.weight))]
         if op.thresholds is None:
             # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
-            low, high = -LARGEST_SUM, LARGEST_SUM
+            low, high = -integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM
         else:
             inputs.append(graph.constant(f"{op.name}.bias", 1 - op.thresholds))
         sums = graph.node("Conv", *inputs, name=f"{op.name}.sum", **window_of(op, op.weight.shape[1]))
@@ -150,7 +136,7 @@ class OnnxWriter:
             graph.node("Clip", sums, graph.scalar(low), graph.scalar(high), name=op.name), last=False, type=np.float32
         )
 
-    def binary_conv(self, op: BinaryConv) -> Tensor:
+    def binary_conv(self, op: integer_graph.BinaryConv) -> Tensor:
         if op.count >= MOST_WEIGHTS:
             what = f"has {op.count} weights in each output channel"
             raise DmsflowError(op.name, what, f"fewer than {MOST_WEIGHTS} can be counted: search narrower widths")
@@ -170,7 +156,7 @@ class OnnxWriter:
         assert op.multiplier is not None
         return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
 
-    def threshold_bits(self, op: BinaryConv, thresholds: Int32) -> str:
+    def threshold_bits(self, op: integer_graph.BinaryConv, thresholds: integer_graph.Int32) -> str:
         """`sum >= threshold` as round((sum - threshold + middle) / (2 middle - 1)).
 
         The quotient lies between 0 and 1, and passes one half between the threshold and the sum below it, at
@@ -181,7 +167,7 @@ class OnnxWriter:
         bias = middle - np.clip(thresholds, -never, never)
         return self.quantised_conv(op, bias, 2 * middle - 1, op.name)
 
-    def quantised_conv(self, op: BinaryConv, bias: Any, step: int, name: str) -> str:
+    def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:
         """[1, C_out, H', W'], uint8: round((sum + bias) / step), saturated."""
         graph, one = self.graph, self.graph.scalar(1)
         zero, signed_zero = graph.scalar(0, np.uint8), graph.scalar(0, np.int8)
@@ -192,7 +178,7 @@ class OnnxWriter:
         inputs = (bits, one, zero, weight, one, signed_zero, steps, zero, offset)
         return graph.node("QLinearConv", *inputs, name=name, **window_of(op, op.signs.shape[1]))
 
-    def windows(self, op: BinaryConv) -> str:
+    def windows(self, op: integer_graph.BinaryConv) -> str:
         """[1, H', W', K]: what each window reads, bits in the order of the weights."""
         graph, x = self.graph, self.get(op.inputs[0], last=True, dtype=np.uint8)
         height, width, channels = self.shapes[op.inputs[0]]
@@ -209,7 +195,7 @@ class OnnxWriter:
         taps = graph.node("Gather", flat, self.taps(op), name=f"{op.name}.taps")
         return graph.node("Reshape", taps, graph.integers(1, rows, columns, op.count), name=f"{op.name}.windows")
 
-    def taps(self, op: BinaryConv) -> str:
+    def taps(self, op: integer_graph.BinaryConv) -> str:
         """[H', W', k, k], int32: the row of H W + 1 that each window reads at each tap; the last where there is padding.
 
         Made of two short constants when the file is loaded.
@@ -234,13 +220,13 @@ class OnnxWriter:
 
     # --- floats ---
 
-    def affine(self, op: GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
+    def affine(self, op: integer_graph.GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
         """`x * multiplier + values` for each channel, each of the two operations rounded; `addend` names the values."""
         scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}.scaled")
         self.graph.node("Add", scaled, self.spread(op, addend, values), name=op.name)
         return Tensor(op.name, last=True, type=np.float32)
 
-    def spread(self, op: GraphOp, name: str, values: Any) -> str:
+    def spread(self, op: integer_graph.GraphOp, name: str, values: Any) -> str:
         """[W, C]: a constant for each channel of an op's output, spread over a row of pixels when the file is loaded.
 
         onnxruntime does with each span of a constant at a time what it does; a span of few channels is slow.
