@@ -8,7 +8,7 @@ numbers, times a power of two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
-from dmsflow.network.blocks import tail
+from dmsflow.network import blocks
 from dmsflow.network.network import (
     BATCH_NORM_EPS,
     INPUT,
@@ -58,21 +58,16 @@ def fold(
         if layer.name in names:
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
-        folds = _find_folds(network, layer)
+        tail = _read_tail(trained, layer)
         if layer.op == "conv":
-            ops += _fold_stem(trained, layer, np.asarray(mean, np.float64), np.asarray(std, np.float64))
+            ops += _fold_stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
         elif layer.op == "binary_conv":
-            ops += _fold_binary_conv(trained, layer, inputs)
+            ops += _fold_binary_conv(trained, layer, tail, inputs)
         else:
             ops.append(_convert_layer(trained, layer, inputs))
-        names |= {folded.name: ops[-1].name for folded in (layer, *folds.values())}
-    return integer_graph.IntegerGraph(
-        name=network.name,
-        channels=network.channels,
-        resolution=network.resolution,
-        classes=network.classes,
-        ops=tuple(ops),
-    )
+        names |= dict.fromkeys((layer.name, *tail.names), ops[-1].name)
+    image = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
+    return integer_graph.IntegerGraph(name=network.name, **image, ops=tuple(ops))
 
 
 def round_stem(
@@ -84,10 +79,10 @@ def round_stem(
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.
     """
     mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    rounded = dict(weights)
+    trained, rounded = TrainedWeights(network, widths, weights), dict(weights)
     for layer in network.layers:
         if layer.op == "conv":
-            whole, step = _round_stem_filters(TrainedWeights(network, widths, weights), layer, mean, std)
+            whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
             weight = whole * step[:, None, None, None] * std
             rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
     return rounded
@@ -147,56 +142,75 @@ class TrainedWeights:
         return gain, bias - mean * gain
 
 
-def _find_folds(network: Network, layer: Layer) -> dict[str, Layer]:
-    """What folds into a convolution, by op; nothing into any other layer."""
+@dataclass(frozen=True)
+class Tail:
+    """What stands behind a convolution and folds into it; nothing behind any other layer.
+
+    Attributes:
+        names: of those layers.
+        gain, shift: of the batch norm, [C] each.
+        half: alpha / 2 of the quantiser, if there is one.
+        pool: the max pool, if there is one.
+    """
+
+    names: tuple[str, ...] = ()
+    gain: Float64 = field(default_factory=lambda: np.ones(1))
+    shift: Float64 = field(default_factory=lambda: np.zeros(1))
+    half: float | None = None
+    pool: tuple[integer_graph.MaxPool, ...] = ()
+
+
+def _read_tail(trained: TrainedWeights, layer: Layer) -> Tail:
     if layer.op not in ("conv", "binary_conv"):
-        return {}
-    folds: dict[str, Layer] = {each.op: each for each in tail(network, layer)}
-    if "quantize" not in folds:
-        folds.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
-    return folds
+        return Tail()
+    layers = {each.op: each for each in blocks.tail(trained.network, layer)}
+    if "quantize" not in layers:
+        layers.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
+    names = {op: each.name for op, each in layers.items()}
+    gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(layer.name))
+    half = trained.alpha(names["quantize"]) / 2 if "quantize" in names else None
+    if "max_pool" not in names:
+        return Tail(tuple(names.values()), gain, shift, half)
+    if (gain < 0).any():  # the maximum would become a minimum
+        what = "has a negative scale behind a max pool"
+        raise DmsflowError(names["batch_norm"], what, "train with that scale held positive")
+    pool = _max_pool(layers["max_pool"], (layer.name,), binary=half is not None)
+    return Tail(tuple(names.values()), gain, shift, half, (pool,))
 
 
 # --- the stem -----------------------------------------------------------------------------------
 
 
-def _fold_stem(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float64) -> list[integer_graph.GraphOp]:
-    folds = _find_folds(trained.network, layer)
-    norm = folds["batch_norm"].name if "batch_norm" in folds else None
-    weight, step = _round_stem_filters(trained, layer, mean, std)
-    gain, shift = trained.fold_batch_norm(norm, len(weight))
+def _fold_stem(
+    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
+) -> list[integer_graph.GraphOp]:
+    weight, step = _round_stem_filters(trained, layer, tail, mean, std)
     thresholds = None
-    if "quantize" in folds:
-        weight = _flip_signs(weight, gain)
+    if tail.half is not None:
+        weight = _flip_signs(weight, tail.gain)
         limit = (abs(weight) * _largest_inputs(mean)).sum((1, 2, 3)) + 1
-        thresholds = _compute_thresholds(step * abs(gain), shift, trained.alpha(folds["quantize"].name) / 2, limit)
-    stem = integer_graph.Stem(
-        name=layer.name,
-        inputs=(INPUT,),
-        weight=weight.astype(np.float32),
-        mean=mean.astype(np.float32),
-        stride=layer.stride,
-        padding=layer.padding,
-        thresholds=thresholds,
-    )
-    ops: list[integer_graph.GraphOp] = [stem, *_fold_max_pool(folds, gain, layer.name)]
+        thresholds = _compute_thresholds(step * abs(tail.gain), tail.shift, tail.half, limit)
+    arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": mean.astype(np.float32)}
+    stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays, thresholds=thresholds)
+    ops: list[integer_graph.GraphOp] = [stem, *tail.pool]
     if thresholds is None:
-        ops.append(_scale(norm or f"{layer.name}_scale", (ops[-1].name,), step * gain, shift))
+        norm = next((name for name in tail.names if trained.network.layer(name).op == "batch_norm"), None)
+        ops.append(_scale(norm or f"{layer.name}_scale", (ops[-1].name,), step * tail.gain, tail.shift))
     return ops
 
 
-def _round_stem_filters(trained: TrainedWeights, layer: Layer, mean: Float64, std: Float64) -> tuple[Float64, Float64]:
+def _round_stem_filters(
+    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
+) -> tuple[Float64, Float64]:
     """The stem's weights over std as whole numbers, and their step in each output channel."""
     if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
         numbers = f"are {mean.tolist()} and {std.tolist()}"
         raise DmsflowError("the data set's mean and std", numbers, "whole numbers and positive ones, one a channel")
-    weight, folds = trained.filters(layer) / std, _find_folds(trained.network, layer)
+    weight = trained.filters(layer) / std
     threshold = np.zeros(len(weight))
-    if "quantize" in folds:
-        norm = folds["batch_norm"].name if "batch_norm" in folds else None
-        gain, shift = trained.fold_batch_norm(norm, len(weight))
+    if tail.half is not None:
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            threshold = abs((trained.alpha(folds["quantize"].name) / 2 - shift) / gain)
+            threshold = abs((tail.half - tail.shift) / tail.gain)
     return round_filters(weight, _largest_inputs(mean), threshold)
 
 
@@ -225,23 +239,20 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
 # --- binary convolutions ------------------------------------------------------------------------
 
 
-def _fold_binary_conv(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> list[integer_graph.GraphOp]:
-    folds = _find_folds(trained.network, layer)
+def _fold_binary_conv(
+    trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]
+) -> list[integer_graph.GraphOp]:
     signs, magnitude = binarise(trained.filters(layer))
-    gain, shift = trained.fold_batch_norm(folds["batch_norm"].name if "batch_norm" in folds else None, len(signs))
-    scale = trained.alpha(layer.inputs[0]) * magnitude * gain  # of one count
-    conv = integer_graph.BinaryConv(
-        name=layer.name, inputs=inputs, signs=signs, stride=layer.stride, padding=layer.padding
-    )
-    if "quantize" in folds:
-        half = trained.alpha(folds["quantize"].name) / 2
-        thresholds = _compute_thresholds(abs(scale), shift, half, conv.count + 1)
+    scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
+    conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, signs=signs)
+    if tail.half is not None:
+        thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
         conv = replace(conv, signs=_flip_signs(signs, scale), thresholds=thresholds)
     else:
         multiplier = _narrow(layer.name, scale / 2)
-        bias = shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
+        bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
         conv = replace(conv, multiplier=multiplier, bias=_narrow(layer.name, bias))
-    return [conv, *_fold_max_pool(folds, gain, layer.name)]
+    return [conv, *tail.pool]
 
 
 def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
@@ -272,16 +283,6 @@ def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Floa
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _fold_max_pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[integer_graph.GraphOp]:
-    """The max pool behind a convolution; it may stand behind the batch norm as well if gain >= 0."""
-    if "max_pool" not in folds:
-        return []
-    if (gain < 0).any():
-        what = "has a negative scale behind a max pool"
-        raise DmsflowError(folds["batch_norm"].name, what, "train with that scale held positive")
-    return [_max_pool(folds["max_pool"], (conv,), binary="quantize" in folds)]
-
-
 # --- other layers -------------------------------------------------------------------------------
 
 
@@ -297,17 +298,18 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "dense":
             weight, bias = (_narrow(name, array) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
-    plain: dict[str, type[integer_graph.Add | integer_graph.Relu | integer_graph.AveragePool]] = {
-        "add": integer_graph.Add,
-        "relu": integer_graph.Relu,
-        "average_pool": integer_graph.AveragePool,
-    }
-    return plain[layer.op](name=name, inputs=inputs)
+    kinds = {"add": integer_graph.Add, "relu": integer_graph.Relu, "average_pool": integer_graph.AveragePool}
+    kind: type[Any] = kinds[layer.op]
+    op: integer_graph.GraphOp = kind(name=name, inputs=inputs)
+    return op
 
 
 def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> integer_graph.MaxPool:
-    window = {"kernel": layer.kernel, "stride": layer.stride, "padding": layer.padding}
-    return integer_graph.MaxPool(name=layer.name, inputs=inputs, **window, binary=binary)
+    return integer_graph.MaxPool(**_window(layer), inputs=inputs, kernel=layer.kernel, binary=binary)
+
+
+def _window(layer: Layer) -> dict[str, Any]:
+    return {"name": layer.name, "stride": layer.stride, "padding": layer.padding}
 
 
 def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> integer_graph.Scale:

@@ -48,7 +48,7 @@ def write_float(
                 gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
                 weight = channels_first(weight * gain[:, None, None, None])
                 constants = graph.constant(f"{name}.weight", weight), graph.constant(f"{name}.bias", shift)
-                graph.node("Conv", *inputs, *constants, name=name, **window_of(layer, layer.kernel))
+                graph.node("Conv", *inputs, *constants, name=name, **window_of(layer))
                 names |= {norm.name: norm.inputs[0]} if norm else {}
             case "batch_norm":
                 graph.affine(inputs[0], *trained.fold_batch_norm(name, trained.channels(name)), name)
@@ -57,7 +57,7 @@ def write_float(
             case "relu" | "quantize":
                 graph.node("Relu", *inputs, name=name)
             case "max_pool":
-                graph.node("MaxPool", *inputs, name=name, **window_of(layer, layer.kernel))
+                graph.node("MaxPool", *inputs, name=name, **window_of(layer))
             case "average_pool":
                 graph.node("GlobalAveragePool", *inputs, name=name)
             case "add":

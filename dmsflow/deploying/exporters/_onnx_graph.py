@@ -1,4 +1,4 @@
-"""Models of standard ONNX ops (opset 18) in the making, and what is in a file: its nodes, what is folded, what is packed.
+"""Models of standard ONNX ops (opset 18) in the making.
 
 Binary weights lie in the file as bits, eight a byte in a uint8 constant. Standard ops look each byte's
 eight signs up in a table; onnxruntime folds them, and whatever else comes from constants alone, when
@@ -27,16 +27,18 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        self.shared: set[str] = set()  # tensors that nodes make of constants, and that several read
+        self.names: set[str] = set()  # what the nodes put out
 
     def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name.
+        """Add a node with one output, unless it is there already; returns the output's name.
 
         Few nodes have a name of their own, which takes bytes: those that complete a layer and those that
         onnxruntime lays out anew, for it renames the tensors around them.
         """
-        called = name if op == "QLinearConv" or "." not in name else None
-        self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
+        if name not in self.names:
+            self.names.add(name)
+            called = name if op == "QLinearConv" or "." not in name else None
+            self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
         return name
 
     def constant(self, name: str, values: Any, dtype: DTypeLike = np.float32) -> str:
@@ -65,10 +67,8 @@ class Graph:
 
     def planes(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
-        if "input.mean" not in self.constants:
-            planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])
-            self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
-        return "input.centred"
+        planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])
+        return self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
 
     def dense(self, x: str, name: str, weight: Any, bias: Any) -> str:
         flat = self.node("Flatten", x, name=f"{name}.flat")
@@ -88,9 +88,6 @@ class Graph:
     def sign_table(self) -> str:
         """[256, 8]: the eight signs that each byte stands for, made when the file is loaded."""
         name = "table.int8.1"
-        if name in self.shared:
-            return name
-        self.shared.add(name)
         every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
         shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
         shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
@@ -114,45 +111,14 @@ class Graph:
         write_atomically(path, model.SerializeToString())
 
 
-def window_of(op: Any, kernel: int) -> dict[str, list[int]]:
-    return {"kernel_shape": [kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
+def window_of(op: Any) -> dict[str, list[int]]:
+    """Attributes of an ONNX op with the window of a layer or of an op of the integer graph."""
+    return {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
 
 
 def channels_first(weights: NDArray[Any]) -> NDArray[Any]:
     """[C_out, k, k, C_in] -> [C_out, C_in, k, k]."""
     return weights.transpose(0, 3, 1, 2)
-
-
-# --- what is in a file ------------------------------------------------------------------------
-
-
-def load(path: Path) -> Any:
-    """The graph of a file.
-
-    Raises:
-        DmsflowError: not an ONNX file, or onnx is missing.
-    """
-    onnx = onnx_package()
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path).graph
-    except (OSError, DecodeError) as error:
-        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
-
-
-def find_folded(graph: Any) -> tuple[set[str], set[str]]:
-    """Tensors that nodes compute from constants alone, and those of them that were unpacked from bits."""
-    constants = {constant.name for constant in graph.initializer}
-    computed: set[str] = set()
-    unpacked: set[str] = set()
-    for node in graph.node:
-        if all(name in constants for name in node.input):
-            constants.update(node.output)
-            computed.update(node.output)
-            if node.op_type == "BitShift" or any(name in unpacked for name in node.input):
-                unpacked.update(node.output)
-    return computed, unpacked
 
 
 def onnx_package() -> Any:

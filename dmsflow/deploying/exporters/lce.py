@@ -24,7 +24,7 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.files import writing
-from dmsflow.modelfile import tflite
+from dmsflow.modelfile import reader, tflite
 from dmsflow.network.network import INPUT
 from dmsflow.network.profile import Granularity, round_up
 
@@ -36,18 +36,9 @@ GRANULARITY = Granularity(inputs=WORD, outputs=8)  # of what its kernels read an
 SAME, VALID = 0, 1
 RELU = 1
 CUSTOM = 32
-BUILTIN = {  # code, and which of tflite.OPTIONS it takes
-    "ADD": (0, 11),
-    "AVERAGE_POOL_2D": (1, 5),
-    "CONV_2D": (3, 1),
-    "FULLY_CONNECTED": (9, 8),
-    "MAX_POOL_2D": (17, 5),
-    "MUL": (18, 21),
-    "RELU": (19, 0),
-    "PAD": (34, 22),
-    "SUB": (41, 28),
-    "PADV2": (60, 43),
-}
+CODES = {name: number for number, name in tflite.OPERATORS.items()}
+OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "RELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
+OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
 
@@ -93,7 +84,7 @@ class LceWriter:
         }
         codes = []
         for op in self.codes:
-            code, custom = (BUILTIN[op][0], {}) if op in BUILTIN else (CUSTOM, {"custom_code": op})
+            code, custom = (CODES[op], {}) if op in CODES else (CUSTOM, {"custom_code": op})
             codes.append({"deprecated_builtin_code": code, "version": 1, "builtin_code": code, **custom})
         return {
             "version": 3,
@@ -125,9 +116,9 @@ class LceWriter:
         if op not in self.codes:
             self.codes.append(op)
         fields: dict[str, Any] = {"opcode_index": self.codes.index(op), "inputs": inputs}
-        if op not in BUILTIN:
+        if op not in OPTIONS:
             fields["custom_options"] = _flatbuffer.flexible(options) if options else b""
-        elif kind := BUILTIN[op][1]:
+        elif kind := OPTIONS[op]:
             fields |= {"builtin_options_type": kind, "builtin_options": options}
         output = self.tensor(name, shape, dtype)
         self.operators.append(fields | {"outputs": [output]})
@@ -271,13 +262,7 @@ def count_ops(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.
     """
-    model = tflite.load(path)
-    names = []
-    for code in model["operator_codes"]:
-        number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
-        names.append(code.get("custom_code") or tflite.OPERATORS.get(number, f"builtin {number}"))
-    operators = model["subgraphs"][0].get("operators", ())
-    return dict(Counter(names[operator.get("opcode_index", 0)] for operator in operators))
+    return dict(Counter(op.op for op in reader.loads(path.with_suffix(".tflite"), path.read_bytes()).ops))
 
 
 def layer_bytes(path: Path) -> dict[str, int]:

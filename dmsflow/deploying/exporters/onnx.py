@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 
 from dmsflow.deploying import integer_graph
-from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile import graph as modelfile
+from dmsflow.modelfile import onnx_reader
+from dmsflow.modelfile._protobuf import Damaged
 
 REQUIRES: tuple[str, ...] = ("onnx",)
 FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names of `count_ops`
-WEIGHT_INPUTS = {"Conv": 1, "QLinearConv": 3, "MatMulInteger": 1}  # which input of a convolution holds the weights
 UINT8_MAX = 255
 # Weights of one output channel, beyond which float32, in which runtimes scale sums, does not tell all sums apart.
 MOST_WEIGHTS = 2**20
@@ -65,15 +66,15 @@ class OnnxWriter:
 
     Attributes:
         graph: the ONNX graph.
-        tensors: of each op, its tensor in every layout and type in which it was made, its own first.
+        tensors: of each op, as it is computed; `get` gives other layouts and types.
     """
 
     def __init__(self, graph: integer_graph.IntegerGraph) -> None:
         self.graph = Graph()
         self.shapes = graph.shapes()
-        self.tensors: dict[str, list[Tensor]] = {}
+        self.tensors: dict[str, Tensor] = {}
         for op in graph.ops:
-            self.tensors[op.name] = [self.add(op)]
+            self.tensors[op.name] = self.add(op)
 
     def add(self, op: integer_graph.GraphOp) -> Tensor:
         """Add the nodes that compute `op`; its tensor."""
@@ -84,9 +85,9 @@ class OnnxWriter:
             case integer_graph.BinaryConv():
                 return self.binary_conv(op)
             case integer_graph.MaxPool():
-                dtype = self.tensors[op.inputs[0]][0].type
+                dtype = self.tensors[op.inputs[0]].type
                 x = self.get(op.inputs[0], last=False)
-                return Tensor(graph.node("MaxPool", x, name=name, **window_of(op, op.kernel)), last=False, type=dtype)
+                return Tensor(graph.node("MaxPool", x, name=name, **window_of(op)), last=False, type=dtype)
             case integer_graph.Scale():
                 multiplier = self.spread(op, "multiplier", op.multiplier)
                 return self.affine(op, self.get(op.inputs[0], last=True, dtype=np.float32), multiplier, "bias", op.bias)
@@ -106,35 +107,25 @@ class OnnxWriter:
 
     def get(self, name: str, *, last: bool, dtype: type[np.generic] | None = None) -> str:
         """The tensor of an op in a wanted layout and type (None: its own), made if it is not there yet."""
-        made = self.tensors[name]
-        dtype = dtype or made[0].type
-        typed = next((tensor for tensor in made if tensor.type is dtype), None)
-        if typed is None:
-            typed = Tensor(self.graph.cast(made[0].name, dtype, f"{name}.{np.dtype(dtype).name}"), made[0].last, dtype)
-            made.append(typed)
-        for tensor in made:
-            if (tensor.type, tensor.last) == (dtype, last):
-                return tensor.name
-        order = [0, 2, 3, 1] if last else [0, 3, 1, 2]
-        layout = "last" if last else "first"
-        made.append(
-            Tensor(self.graph.node("Transpose", typed.name, name=f"{typed.name}.{layout}", perm=order), last, dtype)
-        )
-        return made[-1].name
+        tensor, x = self.tensors[name], name
+        if dtype not in (None, tensor.type):
+            x = self.graph.cast(x, dtype, f"{x}.{np.dtype(dtype).name}")
+        if last != tensor.last:
+            order = [0, 2, 3, 1] if last else [0, 3, 1, 2]
+            x = self.graph.node("Transpose", x, name=f"{x}.{'last' if last else 'first'}", perm=order)
+        return x
 
     def stem(self, op: integer_graph.Stem) -> Tensor:
         """The sums, or their bits, which stay floats until they are needed as bits: a max pool is quicker on floats."""
-        graph, (low, high) = self.graph, (0, 1)
-        inputs = [graph.planes(op.mean), graph.constant(f"{op.name}.weight", channels_first(op.weight))]
-        if op.thresholds is None:
-            # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
-            low, high = -integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM
-        else:
-            inputs.append(graph.constant(f"{op.name}.bias", 1 - op.thresholds))
-        sums = graph.node("Conv", *inputs, name=f"{op.name}.sum", **window_of(op, op.weight.shape[1]))
-        return Tensor(
-            graph.node("Clip", sums, graph.scalar(low), graph.scalar(high), name=op.name), last=False, type=np.float32
-        )
+        graph, name = self.graph, op.name
+        inputs = [graph.planes(op.mean), graph.constant(f"{name}.weight", channels_first(op.weight))]
+        # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
+        limits = [-integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM]
+        if op.thresholds is not None:
+            inputs.append(graph.constant(f"{name}.bias", 1 - op.thresholds))
+            limits = [0, 1]
+        sums = graph.node("Conv", *inputs, name=f"{name}.sum", **window_of(op))
+        return Tensor(graph.node("Clip", sums, *map(graph.scalar, limits), name=name), last=False, type=np.float32)
 
     def binary_conv(self, op: integer_graph.BinaryConv) -> Tensor:
         if op.count >= MOST_WEIGHTS:
@@ -176,14 +167,14 @@ class OnnxWriter:
         steps = graph.scalar(step)
         offset = graph.constant(f"{op.name}.bias", bias, np.int32)
         inputs = (bits, one, zero, weight, one, signed_zero, steps, zero, offset)
-        return graph.node("QLinearConv", *inputs, name=name, **window_of(op, op.signs.shape[1]))
+        return graph.node("QLinearConv", *inputs, name=name, **window_of(op))
 
     def windows(self, op: integer_graph.BinaryConv) -> str:
         """[1, H', W', K]: what each window reads, bits in the order of the weights."""
         graph, x = self.graph, self.get(op.inputs[0], last=True, dtype=np.uint8)
         height, width, channels = self.shapes[op.inputs[0]]
-        kernel, stride, (rows, columns, _) = op.signs.shape[1], op.stride, self.shapes[op.name]
-        if kernel == 1 and not op.padding:
+        stride, (rows, columns, _) = op.stride, self.shapes[op.name]
+        if op.kernel == 1 and not op.padding:
             if stride == 1:
                 return x
             ends = graph.integers(0, 0), graph.integers(height, width)
@@ -200,12 +191,9 @@ class OnnxWriter:
 
         Made of two short constants when the file is loaded.
         """
-        graph, kernel = self.graph, op.signs.shape[1]
+        graph, kernel = self.graph, op.kernel
         height, width, _ = self.shapes[op.inputs[0]]
         name = f"taps.{height}.{width}.{kernel}.{op.stride}.{op.padding}"
-        if name in graph.shared:
-            return name
-        graph.shared.add(name)
 
         def along(size: int, outputs: int, step: int) -> Any:
             """[outputs, kernel]: where each tap lies along one axis; H W for outside."""
@@ -247,14 +235,16 @@ def count_ops(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not an ONNX file.
     """
-    graph = _onnx_graph.load(path)
-    folded, unpacked = _onnx_graph.find_folded(graph)
-    counts: Counter[str] = Counter()
-    for node in graph.node:
-        if node.output[0] not in folded:
-            at = WEIGHT_INPUTS.get(node.op_type, len(node.input))
-            packed = at < len(node.input) and node.input[at] in unpacked
-            counts[PACKED_CONV if packed else node.op_type] += 1
+    graph, counts = _read(path), Counter[str]()
+    constants = {number for number, tensor in enumerate(graph.tensors) if tensor.values}
+    unpacked: set[int] = set()  # those computed from bits
+    for node in graph.nodes:
+        if constants.issuperset(node.inputs):
+            constants.update(node.outputs)
+            unpacked.update(node.outputs if node.unpacks or not unpacked.isdisjoint(node.inputs) else ())
+        else:
+            packed = node.weights is not None and node.weights.tensor in unpacked
+            counts[PACKED_CONV if packed else node.op] += 1
     return dict(counts)
 
 
@@ -265,6 +255,14 @@ def layer_bytes(path: Path) -> dict[str, int]:
         DmsflowError: not an ONNX file.
     """
     sizes: Counter[str] = Counter()
-    for constant in _onnx_graph.load(path).initializer:
-        sizes[constant.name.rpartition(".")[0]] += len(constant.raw_data)
+    for tensor in _read(path).tensors:
+        if tensor.values:
+            sizes[tensor.name.rpartition(".")[0]] += tensor.stored_bytes
     return dict(sizes)
+
+
+def _read(path: Path) -> modelfile.Graph:
+    try:
+        return onnx_reader.read(path, path.read_bytes())
+    except Damaged as error:
+        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
