@@ -45,8 +45,7 @@ NETWORKS = (
 # Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
 FILES = {
     "float32": ("onnx", None, "onnxruntime"),
-    "onnx_float": ("onnx", {"variant": "float"}, "onnxruntime"),
-    "onnx_mixed": ("onnx", {"variant": "mixed"}, "onnxruntime"),
+    "onnx_mixed": ("onnx", {}, "onnxruntime"),  # the name of its results since there were two forms
     "litert": ("lce", {}, "litert"),
     "lce": ("lce", {}, "lce"),
 }
@@ -122,7 +121,7 @@ def compared(
     runs = arguments.runs if pixels <= 64 else max(1, arguments.runs // 5)
     ms = timed(sessions, images[0], runs)
     medians = {label: statistics.median(times) for label, times in ms.items()}
-    expected = integer_graph.run(form, images[:, 0])
+    expected = integer_graph.compute_logits(form, images[:, 0])
     logits = [
         np.concatenate([session.run(image) for image in images]) for label, session in sessions.items() if label != BASE
     ]
@@ -148,12 +147,12 @@ def opened(
     folder: Path, network: Network, widths: dict[str, int], form: integer_graph.IntegerGraph, label: str, threads: int
 ) -> tuple[Any, float]:
     """A session of one network, and the milliseconds that it took to make from a file."""
-    exporter, variant, runner = FILES[label]
+    exporter, arguments, runner = FILES[label]
     path = folder / (f"{label}.onnx" if exporter == "onnx" else f"{label}.tflite")
-    if variant is None:
+    if arguments is None:
         plugin.load("exporters", exporter).write_float(network, widths, None, MEAN, STD, path)
     else:
-        plugin.load("exporters", exporter).write(form, path, **variant)
+        plugin.load("exporters", exporter).write(form, path, **arguments)
     began = time.perf_counter_ns()
     session = plugin.load("runners", runner).open(path, threads)
     return session, (time.perf_counter_ns() - began) / 1e6

@@ -195,8 +195,8 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
 
     aim = target.load(chosen["export"].target)
     environment.require("search and train", ["torch"])
-    environment.require(f"target {aim.name}", doctor.lacking(aim))
-    if "official" in export.variant_of(aim, chosen["export"]).values():
+    environment.require(f"target {aim.name}", doctor.find_missing_modules(aim))
+    if "official" in export.choose_converter(aim, chosen["export"]).values():
         environment.require("--converter official", ["larq_compute_engine", "tensorflow"])
     if bench.has_baseline(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,21 +75,21 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("matplotlib",),
 }
 
-DISTRIBUTIONS = {
-    "PIL": ("pillow",),
-    "sklearn": ("scikit-learn",),
-    "larq_compute_engine": ("larq-compute-engine",),
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
-    "ai_edge_litert": ("ai-edge-litert",),
-}
+# Where the distribution has another name than the module.
+DISTRIBUTIONS = {"PIL": ("pillow",), "sklearn": ("scikit-learn",), "tensorflow": ("tensorflow", "tensorflow-cpu")}
 
-# Packages that do as well in place of one.
-INSTEAD = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
+# Modules that do as well in place of one.
+ALTERNATIVES = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
 
 
 def extra_of(module: str) -> str | None:
     """The extra that brings a module; None if dmsflow installs it without one, or does not know it."""
     return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def install_command(modules: Sequence[str]) -> str:
+    """What installs some modules: "pip install 'dmsflow[lce,onnx]'"."""
+    return f"pip install 'dmsflow[{','.join(sorted({extra_of(module) or module for module in modules}))}]'"
 
 
 def is_installed(module: str) -> bool:
@@ -100,10 +100,8 @@ def is_installed(module: str) -> bool:
 def version(module: str) -> str | None:
     """Of the distribution that an installed module came from."""
     for name in DISTRIBUTIONS.get(module, (module,)):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return None
 
 
@@ -111,5 +109,4 @@ def require(where: str, modules: list[str]) -> None:
     """Raise unless every module is installed, so that hours of training do not end in that error."""
     absent = [module for module in modules if not is_installed(module)]
     if absent:
-        extras = ",".join(sorted({extra_of(module) or module for module in absent}))
-        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", f"pip install 'dmsflow[{extras}]'")
+        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", install_command(absent))

@@ -147,12 +147,6 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="Test images on which file, integer graph and trained network are compared; by default 256, and fewer of a network that takes billions of multiply-accumulates."
         ),
     ] = None
-    onnx_form: Annotated[
-        Literal["mixed", "float"],
-        Meta(
-            description="Of an .onnx file: mixed: integers up to every sum, the faster in onnxruntime; float: float32 operations throughout."
-        ),
-    ] = "mixed"
     converter: Annotated[
         Literal["direct", "official"],
         Meta(

@@ -34,7 +34,7 @@ print(refused, "refused")
 
 
 def check(path: Path, runner: str, seed: int) -> None:
-    """Change bytes of a file at random where it describes the graph, many times; a process of its own is the witness."""
+    """Change bytes of a file at random where it describes the graph, many times; a process of its own runs each."""
     content, chance = path.read_bytes(), random.Random(seed)
     folder = path.parent / "damaged"
     folder.mkdir()

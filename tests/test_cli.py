@@ -166,9 +166,9 @@ def test_doctor_knows_the_extras_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     for extra, modules in environment.EXTRAS.items():
         written = " ".join(project["optional-dependencies"][extra])
-        assert all(
-            any(name in written for name in environment.DISTRIBUTIONS.get(module, (module,))) for module in modules
-        )
+        for module in modules:
+            names = environment.DISTRIBUTIONS.get(module, (module.replace("_", "-"),))
+            assert any(name in written for name in names)
     assert set(environment.EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
     assert all(any(line.startswith(module) for line in project["dependencies"]) for module in doctor.BASE)
 
@@ -193,7 +193,7 @@ def test_one_runner_of_a_target_is_enough(
 ) -> None:
     runtimes = {"ai_edge_litert", "tflite_runtime", "tensorflow", "larq_compute_engine"} - set(present)
     monkeypatch.setattr(doctor, "is_installed", lambda module: module not in runtimes)
-    assert doctor.lacking(target.load("arm64")) == lacking
+    assert doctor.find_missing_modules(target.load("arm64")) == lacking
 
 
 def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,15 +204,15 @@ def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_doctor_tells_of_the_cpp_part_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._training() == ("C++ part of training", "works", "")
+    assert doctor._try_training() == ("C++ part of training", "works", "")
     monkeypatch.setattr(doctor.native, "__file__", str(tmp_path / "__init__.py"))
-    _, state, right = doctor._training() or ("", "", "")
+    _, state, right = doctor._try_training()
     assert (state, right.split(" from")[0]) == ("absent", "install dmsflow")
 
 
 def test_doctor_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._works("x", "import os; os.abort()", "mend it") == ("x", "broken", "exit status -6; mend it")
-    assert doctor._works("x", "raise ValueError('no')", "mend it") == ("x", "broken", "ValueError: no; mend it")
+    assert doctor._try_program("x", "import os; os.abort()", "mend it") == ("x", "broken", "exit status -6; mend it")
+    assert doctor._try_program("x", "raise ValueError('no')", "mend it") == ("x", "broken", "ValueError: no; mend it")
 
 
 # --- a whole chain ----------------------------------------------------------------------------

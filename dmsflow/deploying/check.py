@@ -2,90 +2,127 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import plugin, terminal
 from dmsflow.datasets import Split
+from dmsflow.deploying.integer_graph import BinaryConv, IntegerGraph, Stem
 from dmsflow.errors import DmsflowError
 
-MOVED = 1e-3  # largest difference of a logit between the file and the deploy form
-
-TURNED_PERCENT = 1.0  # of images may change class between a float32 file and the network as it was trained
-
-BATCH = 64  # images fetched from a split at once
+TOLERANCE = 1e-3  # of a logit: dense layers and averages add floats in an order of their own
+MOST_CHANGED_PERCENT = 1.0  # of images that a float32 file may put into another class than the trained network
+BATCH_SIZE = 64  # images fetched from a split at once
 
 Images = NDArray[np.uint8]  # [N, H, W, C]
-
 Logits = NDArray[np.float32]  # [N, classes]
+Reference = Callable[[Images], Logits]
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found on the first test images.
+    """How a file computes the first test images.
 
     Attributes:
         images: how many.
-        difference: the largest of any logit between the file and the deploy form; None for a float
-            file, which has no deploy form.
-        compared, agreeing, moved: images whose trained logits are known; those of them where the
-            file finds the same class; those where a logit differs by more than MOVED.
+        difference: the largest of any logit between the file and the integer graph; None for a float
+            file, which has no integer graph.
+        compared: images whose logits the trained network recorded.
+        same_class: those of them that the file puts into the class of the trained network.
+        moved: those of them with a logit that differs by more than TOLERANCE.
     """
 
     images: int
     difference: float | None
     compared: int
-    agreeing: int
+    same_class: int
     moved: int
 
+    def metrics(self) -> dict[str, Any]:
+        """As the manifest records it."""
+        difference = {} if self.difference is None else {"deploy_form_largest_logit_difference": self.difference}
+        return {
+            "check_images": self.images,
+            **difference,
+            "trained_compared_images": self.compared,
+            "trained_agreement_percent": 100 * self.same_class / self.compared,
+            "trained_moved_images": self.moved,
+        }
 
-Reference = Callable[[Images], Logits]
+    def show(self) -> None:
+        """Print it, a line for each comparison."""
+        if self.difference is not None:
+            moved = f"no logit differs by more than {self.difference:.1e}"
+            print(f"{self.images} test images: equal to the integer graph, {moved}", file=sys.stderr)
+        classes = f"{self.same_class} of {self.compared} in the same class"
+        moved = f"{self.moved} with a logit that differs by more than {TOLERANCE}"
+        print(f"compared with the trained network: {classes}, {moved}", file=sys.stderr)
 
 
-def _check(runner: str, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
-    """Run the file on the first `count` test images.
+def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
+    """Every binary convolution must be an op on packed bits, and only the stem a float one.
 
     Raises:
-        DmsflowError: its logits are not those it must give.
+        DmsflowError: the file has another number of either.
+    """
+    counts = exporter.count_ops(path)
+    for op, kind in ((exporter.PACKED_CONV, BinaryConv), (exporter.FLOAT_CONV, Stem)):
+        wanted, count = sum(isinstance(one, kind) for one in graph.ops), counts.get(op, 0)
+        if count != wanted:
+            what = f"has {count} ops {op} for {wanted} layers"
+            raise DmsflowError(path.name, what, "report this: the exporter is wrong")
+
+
+def check_file(runner: str, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
+    """Run a file on the first `count` test images.
+
+    Args:
+        runner: that runs the file.
+        path: of the file.
+        reference: what it must compute; None for a float32 network, which the trained one must resemble.
+        test: the images.
+        trained: logits of the first of them, as the trained network gave them.
+
+    Raises:
+        DmsflowError: the file does not take such images, or its logits are not those it must give.
     """
     count = min(count, len(test))
     session = plugin.load("runners", runner).open(path, 1)
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
         what = f"has images {list(shape[1:])}, and the network takes {list(session.input_shape[1:])}"
         raise DmsflowError("the data set", what, "use the one of the search")
-    found: list[Logits] = []
-    wanted: list[Logits] = []
+    parts: list[Logits] = []
+    expected: list[Logits] = []
     with terminal.track("export: check", total=count, unit="image") as track:
-        for begin in range(0, count, BATCH):
-            images = test.images(np.arange(begin, min(begin + BATCH, count)))
-            found += [session.run(image[None].astype(np.float32)) for image in images]
-            wanted += [reference(images)] if reference else []
+        for begin in range(0, count, BATCH_SIZE):
+            images = test.images(np.arange(begin, min(begin + BATCH_SIZE, count)))
+            parts += [session.run(image[None].astype(np.float32)) for image in images]
+            expected += [reference(images)] if reference else []
             track.advance(len(images))
-    logits = np.concatenate(found)
-    difference = _check_equal(path.name, logits, np.concatenate(wanted)) if wanted else None
+    logits, difference = np.concatenate(parts), None
+    if reference:
+        wanted = np.concatenate(expected)
+        same_class, moved = compare_logits(logits, wanted)
+        difference = float(abs(logits - wanted).max())
+        if moved or same_class < count:
+            what = f"gives other logits than the integer graph on {moved} of {count} images (up to {difference:.3g})"
+            what += f", and another class on {count - same_class}"
+            raise DmsflowError(path.name, what, "report this: the exporter or the runtime is wrong")
     compared = min(len(trained), count)
-    agreeing, moved = _compare(logits[:compared], trained[:compared])
-    if reference is None and 100 * (compared - agreeing) > TURNED_PERCENT * compared:
-        what = f"finds another class than the trained network on {compared - agreeing} of {compared} images"
+    same_class, moved = compare_logits(logits[:compared], trained[:compared])
+    if not reference and 100 * (compared - same_class) > MOST_CHANGED_PERCENT * compared:
+        what = f"finds another class than the trained network on {compared - same_class} of {compared} images"
         raise DmsflowError(path.name, what, "report this: the exporter is wrong")
-    return Check(images=count, difference=difference, compared=compared, agreeing=agreeing, moved=moved)
+    return Check(count, difference, compared, same_class, moved)
 
 
-def _check_equal(name: str, logits: Logits, wanted: Logits) -> float:
-    """The largest difference; an error if any image moved."""
-    agreeing, moved = _compare(logits, wanted)
-    difference = float(abs(logits - wanted).max())
-    if moved or agreeing < len(wanted):
-        what = f"gives other logits than the deploy form on {moved} of {len(wanted)} images (up to {difference:.3g}), and another class on {len(wanted) - agreeing}"
-        raise DmsflowError(name, what, "report this: the exporter or the runtime is wrong")
-    return difference
-
-
-def _compare(logits: Logits, wanted: Logits) -> tuple[int, int]:
-    """Images of the same class, and images with a logit that differs by more than MOVED or is no number."""
-    near = (abs(logits - wanted) <= MOVED).all(1)
+def compare_logits(logits: Logits, wanted: Logits) -> tuple[int, int]:
+    """Images of the same class, and images with a logit that differs by more than TOLERANCE or is no number."""
+    near = (abs(logits - wanted) <= TOLERANCE).all(1)
     return int((logits.argmax(1) == wanted.argmax(1)).sum()), int((~near).sum())

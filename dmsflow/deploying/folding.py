@@ -8,41 +8,35 @@ numbers, times a power of two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.deploying.integer_graph import (
-    EXACT,
-    Add,
-    AveragePool,
-    BinaryConv,
-    Dense,
-    Float32,
-    GraphOp,
-    Int32,
-    IntegerGraph,
-    MaxPool,
-    Quantize,
-    Relu,
-    Scale,
-    Stem,
-)
+from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
-from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, WEIGHTED, Layer, Network, out_widths, value
+from dmsflow.network import blocks
+from dmsflow.network.network import (
+    BATCH_NORM_EPS,
+    INPUT,
+    STANDARDISATION_EPS,
+    WEIGHTED,
+    Layer,
+    Network,
+    out_widths,
+    value,
+)
 
-BATCH_NORM_EPSILON = 1e-5
-STANDARDISE_EPSILON = 1e-10  # Eq. 1
-PIXEL = 255
+LARGEST_PIXEL = 255
 
 Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
 
 
-def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> IntegerGraph:
+def fold(
+    network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any
+) -> integer_graph.IntegerGraph:
     """Fold a trained network.
 
     Args:
@@ -57,28 +51,23 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
             network holds what cannot be folded exactly (a batch norm of negative scale behind a
             max pool).
     """
-    trained = _Trained(network, widths, weights)
-    ops: list[GraphOp] = []
+    trained = TrainedWeights(network, widths, weights)
+    ops: list[integer_graph.GraphOp] = []
     names = {INPUT: INPUT}  # of each layer's tensor in the integer graph
     for layer in network.layers:
         if layer.name in names:
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
-        folds = _tail(network, layer) if layer.op in ("conv", "binary_conv") else {}
+        tail = _read_tail(trained, layer)
         if layer.op == "conv":
-            ops += _stem(trained, layer, folds, np.asarray(mean, np.float64), np.asarray(std, np.float64))
+            ops += _fold_stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
         elif layer.op == "binary_conv":
-            ops += _binary_conv(trained, layer, inputs, folds)
+            ops += _fold_binary_conv(trained, layer, tail, inputs)
         else:
-            ops.append(_float_op(trained, layer, inputs))
-        names |= {folded.name: ops[-1].name for folded in (layer, *folds.values())}
-    return IntegerGraph(
-        name=network.name,
-        channels=network.channels,
-        resolution=network.resolution,
-        classes=network.classes,
-        ops=tuple(ops),
-    )
+            ops.append(_convert_layer(trained, layer, inputs))
+        names |= dict.fromkeys((layer.name, *tail.names), ops[-1].name)
+    image = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
+    return integer_graph.IntegerGraph(name=network.name, **image, ops=tuple(ops))
 
 
 def round_stem(
@@ -89,29 +78,30 @@ def round_stem(
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.
     """
-    trained = _Trained(network, widths, weights)
-    numbers = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    rounded = dict(weights)
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    trained, rounded = TrainedWeights(network, widths, weights), dict(weights)
     for layer in network.layers:
         if layer.op == "conv":
-            whole, step = _on_grid(trained, layer, _tail(network, layer), *numbers)
-            weight = whole * step[:, None, None, None] * numbers[1]
+            whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
+            weight = whole * step[:, None, None, None] * std
             rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
     return rounded
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """Trained weights, checked and in float64."""
+class TrainedWeights:
+    """Trained weights, checked and in float64; each method raises DmsflowError for what is missing or unusable."""
 
     network: Network
     widths: Mapping[str, int]
     weights: Weights
 
     def channels(self, name: str) -> int:
+        """Of the tensor that a layer puts out."""
         return int(value(self.widths, out_widths(self.network)[name]))
 
     def take(self, name: str, *shape: int) -> Float64:
+        """The array of that name, if it has that shape."""
         if name not in self.weights:
             raise DmsflowError(name, "is not among the trained weights", "export with the manifest that train wrote")
         array = np.asarray(self.weights[name], np.float64)
@@ -122,9 +112,14 @@ class _Trained:
         return array
 
     def filters(self, layer: Layer) -> Float64:
-        """[C_out, k, k, C_in]"""
+        """The weights of a convolution, [C_out, k, k, C_in]."""
         shape = self.channels(layer.name), self.channels(layer.inputs[0]), layer.kernel, layer.kernel
         return self.take(f"{layer.name}.weight", *shape).transpose(0, 2, 3, 1)
+
+    def dense(self, layer: Layer) -> tuple[Float64, Float64]:
+        """Weight [C_out, C_in] and bias [C_out]."""
+        outputs, inputs = self.channels(layer.name), self.channels(layer.inputs[0])
+        return self.take(f"{layer.name}.weight", outputs, inputs), self.take(f"{layer.name}.bias", outputs)
 
     def alpha(self, quantize: str) -> float:
         alpha = float(self.take(f"{quantize}.alpha"))
@@ -132,54 +127,80 @@ class _Trained:
             raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train with alpha held above 0")
         return alpha
 
-    def affine(self, norm: Layer | None, channels: int) -> tuple[Float64, Float64]:
-        """Gain and shift of a batch norm, [C] each: x -> gain x + shift."""
+    def fold_batch_norm(self, norm: str | None, channels: int) -> tuple[Float64, Float64]:
+        """Gain and shift, [C] each, of a batch norm (None: of none): x -> gain x + shift.
+
+        A weight of 2 on a variance of 4, a mean of 3 and a bias of 1 are a gain of 1 and a shift of -2.
+        """
         if norm is None:
             return np.ones(channels), np.zeros(channels)
-        take = {
-            part: self.take(f"{norm.name}.{part}", channels)
-            for part in ("weight", "bias", "running_mean", "running_var")
-        }
-        if (take["running_var"] < 0).any():
-            raise DmsflowError(f"{norm.name}.running_var", "is negative", "export with the weights that train wrote")
-        gain = take["weight"] / np.sqrt(take["running_var"] + BATCH_NORM_EPSILON)
-        return gain, take["bias"] - take["running_mean"] * gain
+        parts = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, variance = (self.take(f"{norm}.{part}", channels) for part in parts)
+        if (variance < 0).any():
+            raise DmsflowError(f"{norm}.running_var", "is negative", "export with the weights that train wrote")
+        gain = weight / np.sqrt(variance + BATCH_NORM_EPS)
+        return gain, bias - mean * gain
 
 
-def _tail(network: Network, layer: Layer) -> dict[str, Layer]:
-    """What folds into a convolution, by op."""
-    folds: dict[str, Layer] = {each.op: each for each in tail(network, layer)}
-    if "quantize" not in folds:
-        folds.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
-    return folds
+@dataclass(frozen=True)
+class Tail:
+    """What stands behind a convolution and folds into it; nothing behind any other layer.
+
+    Attributes:
+        names: of those layers.
+        gain, shift: of the batch norm, [C] each.
+        half: alpha / 2 of the quantiser, if there is one.
+        pool: the max pool, if there is one.
+    """
+
+    names: tuple[str, ...] = ()
+    gain: Float64 = field(default_factory=lambda: np.ones(1))
+    shift: Float64 = field(default_factory=lambda: np.zeros(1))
+    half: float | None = None
+    pool: tuple[integer_graph.MaxPool, ...] = ()
 
 
-def _stem(trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64) -> list[GraphOp]:
-    weight, step = _on_grid(trained, layer, folds, mean, std)
-    gain, shift = trained.affine(folds.get("batch_norm"), len(weight))
+def _read_tail(trained: TrainedWeights, layer: Layer) -> Tail:
+    if layer.op not in ("conv", "binary_conv"):
+        return Tail()
+    layers = {each.op: each for each in blocks.tail(trained.network, layer)}
+    if "quantize" not in layers:
+        layers.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
+    names = {op: each.name for op, each in layers.items()}
+    gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(layer.name))
+    half = trained.alpha(names["quantize"]) / 2 if "quantize" in names else None
+    if "max_pool" not in names:
+        return Tail(tuple(names.values()), gain, shift, half)
+    if (gain < 0).any():  # the maximum would become a minimum
+        what = "has a negative scale behind a max pool"
+        raise DmsflowError(names["batch_norm"], what, "train with that scale held positive")
+    pool = _max_pool(layers["max_pool"], (layer.name,), binary=half is not None)
+    return Tail(tuple(names.values()), gain, shift, half, (pool,))
+
+
+# --- the stem -----------------------------------------------------------------------------------
+
+
+def _fold_stem(
+    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
+) -> list[integer_graph.GraphOp]:
+    weight, step = _round_stem_filters(trained, layer, tail, mean, std)
     thresholds = None
-    if "quantize" in folds:
-        weight = _turned(weight, gain)
-        limit = (abs(weight) * _reach(mean)).sum((1, 2, 3)) + 1
-        thresholds = _thresholds(step * abs(gain), shift, trained.alpha(folds["quantize"].name) / 2, limit)
-    stem = Stem(
-        name=layer.name,
-        inputs=(INPUT,),
-        weight=weight.astype(np.float32),
-        mean=mean.astype(np.float32),
-        stride=layer.stride,
-        padding=layer.padding,
-        thresholds=thresholds,
-    )
-    ops: list[GraphOp] = [stem, *_pool(folds, gain, layer.name)]
+    if tail.half is not None:
+        weight = _flip_signs(weight, tail.gain)
+        limit = (abs(weight) * _largest_inputs(mean)).sum((1, 2, 3)) + 1
+        thresholds = _compute_thresholds(step * abs(tail.gain), tail.shift, tail.half, limit)
+    arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": mean.astype(np.float32)}
+    stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays, thresholds=thresholds)
+    ops: list[integer_graph.GraphOp] = [stem, *tail.pool]
     if thresholds is None:
-        name = folds["batch_norm"].name if "batch_norm" in folds else f"{layer.name}_scale"
-        ops.append(_scale(name, (ops[-1].name,), step * gain, shift))
+        norm = next((name for name in tail.names if trained.network.layer(name).op == "batch_norm"), None)
+        ops.append(_scale(norm or f"{layer.name}_scale", (ops[-1].name,), step * tail.gain, tail.shift))
     return ops
 
 
-def _on_grid(
-    trained: _Trained, layer: Layer, folds: dict[str, Layer], mean: Float64, std: Float64
+def _round_stem_filters(
+    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
 ) -> tuple[Float64, Float64]:
     """The stem's weights over std as whole numbers, and their step in each output channel."""
     if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
@@ -187,65 +208,74 @@ def _on_grid(
         raise DmsflowError("the data set's mean and std", numbers, "whole numbers and positive ones, one a channel")
     weight = trained.filters(layer) / std
     threshold = np.zeros(len(weight))
-    if "quantize" in folds:
-        gain, shift = trained.affine(folds.get("batch_norm"), len(weight))
+    if tail.half is not None:
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            threshold = abs((trained.alpha(folds["quantize"].name) / 2 - shift) / gain)
-    return _whole(weight, _reach(mean), threshold)
+            threshold = abs((tail.half - tail.shift) / tail.gain)
+    return round_filters(weight, _largest_inputs(mean), threshold)
 
 
-def _reach(mean: Float64) -> Float64:
+def _largest_inputs(mean: Float64) -> Float64:
     """Largest |pixel - mean| of each channel."""
-    return np.maximum(abs(mean), abs(PIXEL - mean))
+    return np.maximum(abs(mean), abs(LARGEST_PIXEL - mean))
 
 
-def _whole(weight: Float64, reach: Float64, threshold: Float64) -> tuple[Float64, Float64]:
+def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) -> tuple[Float64, Float64]:
     """Whole numbers, and their step in each output channel: the least power of two that keeps `Stem` exact.
 
-    `reach` is the largest |pixel - mean| of each input channel, `threshold` what the sums of each
-    output channel are compared with, if that is within them. Rounding adds at most half a step to
-    each weight and one to the threshold.
+    Rounding adds at most half a step to each weight and one to the threshold.
+
+    Args:
+        weight: [C_out, k, k, C_in].
+        largest_inputs: of each input channel, the largest |pixel - mean|.
+        threshold: what the sums of each output channel are compared with, if that is within them.
     """
-    largest = (abs(weight) * reach).sum((1, 2, 3))
-    room = EXACT - weight[0, ..., 0].size * reach.sum() / 2
+    largest = (abs(weight) * largest_inputs).sum((1, 2, 3))
+    room = integer_graph.LARGEST_SUM - weight[0, ..., 0].size * largest_inputs.sum() / 2
     steps = (largest + np.fmin(threshold, largest)) / room
     step = np.exp2(np.ceil(np.log2(np.maximum(steps, np.finfo(np.float64).tiny))))
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 
 
-def _binary_conv(trained: _Trained, layer: Layer, inputs: tuple[str, ...], folds: dict[str, Layer]) -> list[GraphOp]:
-    signs, magnitude = binarised(trained.filters(layer))
-    gain, shift = trained.affine(folds.get("batch_norm"), len(signs))
-    scale = trained.alpha(layer.inputs[0]) * magnitude * gain  # of one count
-    conv = BinaryConv(name=layer.name, inputs=inputs, signs=signs, stride=layer.stride, padding=layer.padding)
-    if "quantize" in folds:
-        half = trained.alpha(folds["quantize"].name) / 2
-        thresholds = _thresholds(abs(scale), shift, half, conv.count + 1)
-        conv = replace(conv, signs=_turned(signs, scale), thresholds=thresholds)
+# --- binary convolutions ------------------------------------------------------------------------
+
+
+def _fold_binary_conv(
+    trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]
+) -> list[integer_graph.GraphOp]:
+    signs, magnitude = binarise(trained.filters(layer))
+    scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
+    conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, signs=signs)
+    if tail.half is not None:
+        thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
+        conv = replace(conv, signs=_flip_signs(signs, scale), thresholds=thresholds)
     else:
-        multiplier = _float32(layer.name, scale / 2)
-        bias = shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
-        conv = replace(conv, multiplier=multiplier, bias=_float32(layer.name, bias))
-    return [conv, *_pool(folds, gain, layer.name)]
+        multiplier = _narrow(layer.name, scale / 2)
+        bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
+        conv = replace(conv, multiplier=multiplier, bias=_narrow(layer.name, bias))
+    return [conv, *tail.pool]
 
 
-def binarised(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
-    """Eq. 1 on [C_out, ...]: signs, with sign(0) = +1, and the mean magnitude of each filter."""
+def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
+    """Eq. 1 on [C_out, ...]: signs, with sign(0) = +1, and the mean magnitude of each filter.
+
+    The filter 1, 5, 1, 1 has the mean 2 and the signs - + - -.
+    """
     axes = tuple(range(1, latent.ndim))
     centred = latent - latent.mean(axes, keepdims=True)
-    standard = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + STANDARDISE_EPSILON)
+    standard = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + STANDARDISATION_EPS)
     return np.where(standard >= 0, 1, -1).astype(np.int8), abs(standard).mean(axes)
 
 
-def _turned(weight: Any, scale: Float64) -> Any:
+def _flip_signs(weight: Any, scale: Float64) -> Any:
     """Filters of negative scale change sign, so that every channel is on at large sums."""
     return np.where((scale < 0)[:, None, None, None], -weight, weight) + weight.dtype.type(0)
 
 
-def _thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> Int32:
+def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> integer_graph.Int32:
     """The least integer sum with `scale * sum + shift > half`, per channel; scale >= 0.
 
-    `limit` stands for never, `-limit` for always.
+    `limit` stands for never, `-limit` for always. A scale of 0.5, a shift of 0 and half an alpha of 1 give
+    3: the sum 2 reaches 1, and is not above it.
     """
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         least = np.floor((half - shift) / scale) + 1
@@ -253,49 +283,41 @@ def _thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | in
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _pool(folds: dict[str, Layer], gain: Float64, conv: str) -> list[GraphOp]:
-    """The max pool behind a convolution; it may stand behind the batch norm as well if gain >= 0."""
-    if "max_pool" not in folds:
-        return []
-    if (gain < 0).any():
-        raise DmsflowError(
-            folds["batch_norm"].name, "has a negative scale behind a max pool", "train with that scale held positive"
-        )
-    return [_max_pool(folds["max_pool"], (conv,), binary="quantize" in folds)]
+# --- other layers -------------------------------------------------------------------------------
 
 
-def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> MaxPool:
-    return MaxPool(
-        name=layer.name, inputs=inputs, kernel=layer.kernel, stride=layer.stride, padding=layer.padding, binary=binary
-    )
+def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> integer_graph.GraphOp:
+    name = layer.name
+    match layer.op:
+        case "batch_norm":
+            return _scale(name, inputs, *trained.fold_batch_norm(name, trained.channels(name)))
+        case "quantize":
+            return integer_graph.Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
+        case "max_pool":
+            return _max_pool(layer, inputs, binary=False)
+        case "dense":
+            weight, bias = (_narrow(name, array) for array in trained.dense(layer))
+            return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
+    kinds = {"add": integer_graph.Add, "relu": integer_graph.Relu, "average_pool": integer_graph.AveragePool}
+    kind: type[Any] = kinds[layer.op]
+    op: integer_graph.GraphOp = kind(name=name, inputs=inputs)
+    return op
 
 
-def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> Scale:
-    return Scale(name=name, inputs=inputs, multiplier=_float32(name, gain), bias=_float32(name, shift))
+def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> integer_graph.MaxPool:
+    return integer_graph.MaxPool(**_window(layer), inputs=inputs, kernel=layer.kernel, binary=binary)
 
 
-def _float_op(trained: _Trained, layer: Layer, inputs: tuple[str, ...]) -> GraphOp:
-    name, channels = layer.name, trained.channels(layer.inputs[0])
-    if layer.op == "batch_norm":
-        return _scale(name, inputs, *trained.affine(layer, channels))
-    if layer.op == "quantize":
-        return Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
-    if layer.op == "max_pool":
-        return _max_pool(layer, inputs, binary=False)
-    if layer.op == "dense":
-        return _dense(trained, layer, inputs, channels)
-    if layer.op == "add":
-        return Add(name=name, inputs=inputs)
-    return Relu(name=name, inputs=inputs) if layer.op == "relu" else AveragePool(name=name, inputs=inputs)
+def _window(layer: Layer) -> dict[str, Any]:
+    return {"name": layer.name, "stride": layer.stride, "padding": layer.padding}
 
 
-def _dense(trained: _Trained, layer: Layer, inputs: tuple[str, ...], channels: int) -> Dense:
-    outputs = trained.channels(layer.name)
-    weight, bias = trained.take(f"{layer.name}.weight", outputs, channels), trained.take(f"{layer.name}.bias", outputs)
-    return Dense(name=layer.name, inputs=inputs, weight=_float32(layer.name, weight), bias=_float32(layer.name, bias))
+def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> integer_graph.Scale:
+    return integer_graph.Scale(name=name, inputs=inputs, multiplier=_narrow(name, gain), bias=_narrow(name, shift))
 
 
-def _float32(where: str, values: Float64) -> Float32:
+def _narrow(where: str, values: Float64) -> integer_graph.Float32:
+    """In float32, if it can hold them."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     if not np.isfinite(narrow).all():

@@ -1,7 +1,7 @@
 """The integer graph: a trained network as signs, integer thresholds and a few float constants.
 
-`folding` makes it. Every exporter walks the same short tuple of ops, and `run` computes it in NumPy:
-what a written file must reproduce.
+`folding` makes it. Every exporter walks the same short tuple of ops, and `compute_logits` computes it in
+NumPy: what a written file must reproduce.
 
 Tensors are NHWC and of two kinds: bits (1: the activation is on, i.e. its x exceeds alpha / 2) and
 float32. A binary convolution counts in integers, `sum = Σ_on sign`, and puts out either bits
@@ -12,6 +12,7 @@ weights are whole numbers so small that its sums are exact in float32, whatever 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,9 +20,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dmsflow.network.cost import LayerSize
 from dmsflow.network.network import INPUT
 
-EXACT = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
+LARGEST_SUM = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -36,35 +38,66 @@ class Op:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stem(Op):
+class Conv(Op):
+    """What the two convolutions share: they put out bits, `sum >= threshold`, or, without thresholds, floats."""
+
+    stride: int
+    padding: int
+    thresholds: Int32 | None = None  # [C_out]
+
+    @property
+    def filters(self) -> NDArray[Any]:
+        """[C_out, k, k, C_in]: the weights, whole numbers."""
+        raise NotImplementedError
+
+    @property
+    def kernel(self) -> int:
+        return int(self.filters.shape[1])
+
+    @property
+    def pads_same(self) -> bool:
+        """Whether TFLite's SAME pads as this does: at stride 2 it pads an even image on one side only."""
+        return self.stride == 1 and 2 * self.padding == self.kernel - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stem(Conv):
     """Convolution of `pixel - mean` with zero padding, in float32 and yet exact.
 
-    The weights are whole numbers, and |sum|, as well as |threshold| + |sum|, is at most EXACT + 2
-    for any pixels and however far a sum has got. Puts out bits, `sum >= threshold`, or, without
-    thresholds, the sums themselves.
+    The weights are whole numbers, and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
+    for any pixels and however far a sum has got. Without thresholds it puts out the sums themselves.
     """
 
     weight: Float32  # [C_out, k, k, C_in], whole numbers
     mean: Float32  # [C_in]
-    stride: int
-    padding: int
-    thresholds: Int32 | None = None  # [C_out]
+
+    @property
+    def filters(self) -> NDArray[Any]:
+        return self.weight
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BinaryConv(Op):
+class BinaryConv(Conv):
     """Convolution of bits (padded with 0) with ±1, in integers: `sum = Σ_on sign`.
 
-    Puts out bits, `sum >= threshold`, or floats. With `disagreements = sum + negatives`, in 0..K for
-    K weights, these are `float32(2 disagreements) * multiplier + offset`, each operation rounded.
+    One filter + - + over three channels, with the threshold 1: the bits 1 0 1 sum to 2, and 1 1 0 to 0.
+
+    >>> signs, thresholds = np.array([[[[1, -1, 1]]]], np.int8), np.array([1], np.int32)
+    >>> conv = BinaryConv(name="conv", inputs=("bits",), signs=signs, stride=1, padding=0, thresholds=thresholds)
+    >>> [compute_op(conv, np.array([[[bits]]], np.bool_)).item() for bits in ((1, 0, 1), (1, 1, 0))]
+    [True, False]
+
+    Without thresholds it puts out floats. With `disagreements = sum + negatives`, in 0..K for K weights,
+    these are `float32(2 disagreements) * multiplier + offset`, each operation rounded.
     """
 
     signs: NDArray[np.int8]  # [C_out, k, k, C_in], ±1
-    stride: int
-    padding: int
-    thresholds: Int32 | None = None  # [C_out]
     multiplier: Float32 | None = None  # [C_out]
     bias: Float32 | None = None  # [C_out]: what is added at 2 disagreements = K
+
+    @property
+    def filters(self) -> NDArray[Any]:
+        return self.signs
 
     @property
     def count(self) -> int:
@@ -152,30 +185,25 @@ class IntegerGraph:
     def consumers(self, name: str) -> list[GraphOp]:
         return [op for op in self.ops if name in op.inputs]
 
+    def feeds_max_pool(self, op: Op) -> bool:
+        """Whether a max pool reads `op`, so that exporters write its bits as their opposites."""
+        return any(isinstance(reader, MaxPool) for reader in self.consumers(op.name))
+
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Height, width and channels of the image and of the tensor of each op."""
         shapes = {INPUT: (self.resolution, self.resolution, self.channels)}
         for op in self.ops:
-            shapes[op.name] = _shape(op, shapes[op.inputs[0]])
+            size, _, channels = shapes[op.inputs[0]]
+            match op:
+                case Conv() | MaxPool():
+                    size = (size + 2 * op.padding - op.kernel) // op.stride + 1
+                    channels = len(op.filters) if isinstance(op, Conv) else channels
+                case AveragePool():
+                    size = 1
+                case Dense():
+                    channels = len(op.weight)
+            shapes[op.name] = size, size, channels
         return shapes
-
-
-def _shape(op: GraphOp, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    size, _, channels = shape
-    kernel = 1
-    if isinstance(op, Stem):
-        channels, kernel = op.weight.shape[:2]
-    elif isinstance(op, BinaryConv):
-        channels, kernel = op.signs.shape[:2]
-    elif isinstance(op, MaxPool):
-        kernel = op.kernel
-    elif isinstance(op, AveragePool):
-        size = 1
-    elif isinstance(op, Dense):
-        channels = op.weight.shape[0]
-    if isinstance(op, (Stem, BinaryConv, MaxPool)):
-        size = (size + 2 * op.padding - kernel) // op.stride + 1
-    return size, size, channels
 
 
 # --- the reference ----------------------------------------------------------------------------
@@ -183,22 +211,20 @@ def _shape(op: GraphOp, shape: tuple[int, int, int]) -> tuple[int, int, int]:
 CHUNK = 2**23  # values of the largest tensor that are computed at a time
 
 
-def run(form: IntegerGraph, images: NDArray[Any]) -> Float32:
+def compute_logits(graph: IntegerGraph, images: NDArray[Any]) -> Float32:
     """Logits [N, classes] of images [N, H, W, C] with pixels 0..255: what a file must give."""
-    size = max(1, CHUNK // max(height * width * channels for height, width, channels in form.shapes().values()))
-    parts = [_run(form, images[start : start + size]) for start in range(0, len(images), size)]
-    return np.concatenate(parts) if parts else np.zeros((0, form.classes), np.float32)
+    size = max(1, CHUNK // max(map(math.prod, graph.shapes().values())))
+    logits = [np.zeros((0, graph.classes), np.float32)]
+    for start in range(0, len(images), size):
+        tensors: dict[str, Any] = {INPUT: images[start : start + size].astype(np.float32)}
+        for op in graph.ops:
+            tensors[op.name] = compute_op(op, *(tensors[name] for name in op.inputs))
+        logits.append(tensors[graph.ops[-1].name].reshape(-1, graph.classes))
+    return np.concatenate(logits)
 
 
-def _run(form: IntegerGraph, images: NDArray[Any]) -> Float32:
-    tensors = {INPUT: images.astype(np.float32)}
-    for op in form.ops:
-        tensors[op.name] = _compute(op, *(tensors[name] for name in op.inputs))
-    return tensors[form.ops[-1].name].reshape(len(images), form.classes)
-
-
-def _compute(op: GraphOp, x: Any, *others: Any) -> Any:
-    """Bits (bool) or float32, [N, H, W, C]."""
+def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
+    """What an op puts out, bits (bool) or float32, [N, H, W, C]."""
     match op:
         case Stem():
             sums = _convolve(x - op.mean, op.weight, op.stride, op.padding)
@@ -210,9 +236,8 @@ def _compute(op: GraphOp, x: Any, *others: Any) -> Any:
             disagreements = sums + op.negatives.astype(np.float32)
             return 2 * disagreements * op.multiplier + op.offset
         case MaxPool():
-            return np.maximum.reduce(
-                [part for _, part in _taps(x, op.kernel, op.stride, op.padding, False if op.binary else -np.inf)]
-            )
+            fill = False if op.binary else -np.inf
+            return np.maximum.reduce([pixels for *_, pixels in _taps(x, op.kernel, op.stride, op.padding, fill)])
         case Scale():
             return x * op.multiplier + op.bias
         case Quantize():
@@ -232,43 +257,34 @@ def _convolve(x: Float32, weight: Float32, stride: int, padding: int) -> Any:
     outputs, kernel = weight.shape[:2]
     weight = np.ascontiguousarray(weight)  # with other strides NumPy multiplies without BLAS, fifty times slower
     total: Any = 0
-    for (row, column), part in _taps(x, kernel, stride, padding, 0):
-        shape = (*part.shape[:3], outputs)
-        total = total + (part.reshape(-1, part.shape[3]) @ weight[:, row, column].T).reshape(shape)
+    for row, column, pixels in _taps(x, kernel, stride, padding, 0):
+        sums = pixels.reshape(-1, pixels.shape[3]) @ weight[:, row, column].T
+        total = total + sums.reshape(*pixels.shape[:3], outputs)
     return total
 
 
-def _taps(
-    x: NDArray[Any], kernel: int, stride: int, padding: int, fill: Any
-) -> Iterator[tuple[tuple[int, int], NDArray[Any]]]:
-    """For each position in the window, what it sees: [N, H', W', C]."""
+Tap: TypeAlias = tuple[int, int, NDArray[Any]]
+
+
+def _taps(x: NDArray[Any], kernel: int, stride: int, padding: int, fill: Any) -> Iterator[Tap]:
+    """For each row and column of the window, the pixels that it reads there: [N, H', W', C]."""
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
     height, width = ((size - kernel) // stride * stride + 1 for size in x.shape[1:3])
     for row in range(kernel):
         for column in range(kernel):
-            yield (row, column), x[:, row : row + height : stride, column : column + width : stride]
+            yield row, column, x[:, row : row + height : stride, column : column + width : stride]
 
 
-# --- what it weighs ---------------------------------------------------------------------------
+# --- sizes --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bytes:
-    """Parameters of one op: signs at 8 to the byte, and everything else (float32, int32)."""
-
-    name: str
-    op: str
-    binary_bytes: int
-    float_bytes: int
-
-
-def account(form: IntegerGraph) -> list[Bytes]:
-    """Bytes of each op that has parameters, in order."""
-    rows = []
-    for op in form.ops:
+def measure_sizes(graph: IntegerGraph) -> list[LayerSize]:
+    """The size of each op that has parameters, in order: signs at 8 to the byte, and everything else."""
+    sizes = []
+    for op in graph.ops:
         arrays = [array for array in vars(op).values() if isinstance(array, (np.ndarray, np.generic))]
-        binary = sum(-(-array.size // 8) for array in arrays if array.dtype == np.int8)
-        floats = sum(array.nbytes for array in arrays if array.dtype != np.int8)
+        binary_bytes = sum(-(-array.size // 8) for array in arrays if array.dtype == np.int8)
+        float_bytes = sum(array.nbytes for array in arrays if array.dtype != np.int8)
         if arrays:
-            rows.append(Bytes(name=op.name, op=type(op).__name__, binary_bytes=binary, float_bytes=floats))
-    return rows
+            sizes.append(LayerSize(op.name, type(op).__name__, binary_bytes, float_bytes))
+    return sizes

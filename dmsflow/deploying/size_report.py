@@ -1,154 +1,173 @@
-"""What each op of an exported network is and weighs, and what makes it larger or slower than it need be.
+"""Where the bytes of an exported file are, and what makes it larger or slower than it need be.
 
-Kernels of binary convolutions read channels in words and write them in blocks (`Granularity`): what a width
-leaves of its last word or block is stored or computed for nothing.
+Kernels of binary convolutions read channels in words and write them in blocks (`Granularity`). The rest of
+a layer's last word or block is padding: stored, or computed, for nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import BinaryConv, GraphOp, IntegerGraph
-from dmsflow.network.profile import Granularity
-from dmsflow.terminal import list_names
+from dmsflow.network.cost import LayerSize
+from dmsflow.network.profile import Granularity, round_up
+from dmsflow.terminal import list_names, print_table
 
-WASTE = 1 / 8  # of the channels that kernels handle may be padding without a remark
-DOMINATES = 1 / 2  # of all bytes
+MOST_PADDING = 1 / 8  # of the channels that kernels handle may be padding without a warning
+MOST_FLOATS = 1 / 2  # of all bytes may be one layer's floats without a warning
 
 
 @dataclass(frozen=True)
-class Row:
-    """One op that has parameters.
+class OpSize(LayerSize):
+    """One op of the integer graph that has parameters.
 
     Attributes:
-        layer, op: its name, and its kind in the integer graph.
         shape: of its tensor, "height×width×channels".
         reads, writes: channels.
         padded_reads, padded_writes: channels as its kernels pad them.
-        binary_bytes: of its signs, 8 to the byte.
-        float_bytes: of everything else.
         padded_bytes: of its signs, with the channels it reads as kernels pad them: what a file can hold at best.
     """
 
-    layer: str
-    op: str
     shape: str
     reads: int
     writes: int
     padded_reads: int
     padded_writes: int
-    binary_bytes: int
-    float_bytes: int
     padded_bytes: int
 
 
-def account(form: IntegerGraph, steps: Granularity) -> list[Row]:
-    """A row for each op with parameters, in order; `steps` are those of the kernels of binary convolutions."""
-    ops, shapes, rows = {op.name: op for op in form.ops}, form.shapes(), []
-    for size in integer_graph.account(form):
-        op = ops[size.name]
+@dataclass(frozen=True)
+class SizeReport:
+    """The sizes of a written file.
+
+    Attributes:
+        sizes: of each op that has parameters; of a float32 network, of each such layer.
+        in_file: bytes that each of them takes in the file.
+        file_bytes: of the whole file.
+        warnings: lines on what makes it larger or slower than it need be.
+    """
+
+    sizes: Sequence[LayerSize]
+    in_file: Mapping[str, int]
+    file_bytes: int
+    warnings: Sequence[str] = ()
+
+    def metrics(self) -> dict[str, Any]:
+        """As the manifest records it."""
+        return {
+            "binary_memory_bytes": sum(size.binary_bytes for size in self.sizes),
+            "float_memory_bytes": sum(size.float_bytes for size in self.sizes),
+            "file_bytes": self.file_bytes,
+            "layers": [{**asdict(size), "file_bytes": self.in_file.get(size.layer, 0)} for size in self.sizes],
+            "remarks": list(self.warnings),
+        }
+
+    def show(self, model: Path) -> None:
+        """Print a table of the bytes, and the warnings."""
+        metrics, rows, channels = self.metrics(), [], any(isinstance(size, OpSize) for size in self.sizes)
+        empty = ("", "", "") if channels else ()
+        for size in self.sizes:
+            cells: Sequence[str] = empty
+            if isinstance(size, OpSize):  # `55 (64)` where kernels pad 55 channels
+                pairs = (size.reads, size.padded_reads), (size.writes, size.padded_writes)
+                cells = [size.shape, *(f"{real}" if real == padded else f"{real} ({padded})" for real, padded in pairs)]
+            figures = size.binary_bytes, size.float_bytes, self.in_file.get(size.layer, 0)
+            rows.append((size.layer, size.op, *cells, *(f"{figure:,}" for figure in figures)))
+        rest = self.file_bytes - sum(layer["file_bytes"] for layer in metrics["layers"])
+        rows.append(("", "graph, names, alignment", *empty, "0", "0", f"{rest:,}"))
+        totals = metrics["binary_memory_bytes"], metrics["float_memory_bytes"], self.file_bytes
+        rows.append(("sum", "", *empty, *(f"{total:,}" for total in totals)))
+        head = ("layer", "op", *(("shape", "reads", "writes") if channels else ()))
+        print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), rows)
+        for line in self.warnings:
+            print(line, file=sys.stderr)
+
+
+def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
+    """The size of each op with parameters, in order; `granularity` is that of the kernels of binary convolutions."""
+    ops, shapes, sizes = {op.name: op for op in graph.ops}, graph.shapes(), []
+    for size in integer_graph.measure_sizes(graph):
+        op = ops[size.layer]
         reads, writes = shapes[op.inputs[0]][2], shapes[op.name][2]
-        padded = (reads, writes)
-        if isinstance(op, BinaryConv):
-            padded = (_up(reads, steps.inputs), _up(writes, steps.outputs))
-        rows.append(
-            Row(
-                layer=size.name,
-                op=size.op,
-                shape="×".join(map(str, shapes[op.name])),
-                reads=reads,
-                writes=writes,
-                padded_reads=padded[0],
-                padded_writes=padded[1],
-                binary_bytes=size.binary_bytes,
-                float_bytes=size.float_bytes,
-                padded_bytes=-(-size.binary_bytes * padded[0] // reads),
-            )
-        )
-    return rows
+        steps = granularity if isinstance(op, BinaryConv) else Granularity()
+        padded_reads, padded_writes = round_up(reads, steps.inputs), round_up(writes, steps.outputs)
+        padded_bytes = round_up(size.binary_bytes * padded_reads, reads) // reads
+        shape = "×".join(map(str, shapes[op.name]))
+        channels = reads, writes, padded_reads, padded_writes
+        sizes.append(OpSize(size.layer, size.op, size.binary_bytes, size.float_bytes, shape, *channels, padded_bytes))
+    return sizes
 
 
-def _up(width: int, step: int) -> int:
-    """The edge of its step."""
-    return -(-width // step) * step
-
-
-def remarks(form: IntegerGraph, rows: Sequence[Row], steps: Granularity) -> list[str]:
-    """A line for each thing that makes the network larger or slower than it need be, with what would mend it."""
-    return [*_padded(rows, steps), *_dominating(rows), *_unfused(form)]
-
-
-def _padded(rows: Sequence[Row], steps: Granularity) -> list[str]:
-    """Layers of the same width are told in one line."""
-    reading: dict[int, list[str]] = defaultdict(list)
-    writing: dict[int, list[str]] = defaultdict(list)
-    for row in rows:
-        if row.padded_reads - row.reads > WASTE * row.padded_reads:
-            reading[row.reads].append(row.layer)
-        if row.padded_writes - row.writes > WASTE * row.padded_writes:
-            writing[row.writes].append(row.layer)
-    lines = []
-    for width, layers in reading.items():
-        padded = _up(width, steps.inputs)
-        what = f"{width} channels read as {padded}, {1 - width / padded:.0%} of their weights in the file and of the work padding"
-        lines.append(f"{list_names(layers)}: {what}; {_edges(width, steps.inputs)}")
-    for width, layers in writing.items():
-        padded = _up(width, steps.outputs)
-        what = f"{width} channels written as {padded}, {1 - width / padded:.0%} of the work padding"
-        lines.append(f"{list_names(layers)}: {what}; {_edges(width, steps.outputs)}")
-    return lines
-
-
-def _edges(width: int, step: int) -> str:
-    below, above = width // step * step, _up(width, step)
-    return f"{f'{below} or ' if below else ''}{above} channels have none (search --align)"
-
-
-def _dominating(rows: Sequence[Row]) -> list[str]:
-    total = sum(row.padded_bytes + row.float_bytes for row in rows)
+def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Granularity) -> list[str]:
+    """A line for each thing that makes the network larger or slower than it need be, with what would avoid it."""
+    total = sum(size.padded_bytes + size.float_bytes for size in sizes)
+    dominating = [
+        f"{size.layer}: its float32 parameters are {size.float_bytes / total:.0%} of all bytes; {NARROWER[size.op]}"
+        for size in sizes
+        if size.float_bytes > MOST_FLOATS * total and size.op in NARROWER
+    ]
+    reads = [(size.layer, size.reads) for size in sizes if size.op == "BinaryConv"]
+    writes = [(size.layer, size.writes) for size in sizes if size.op == "BinaryConv"]
     return [
-        f"{row.layer}: its float32 parameters are {row.float_bytes / total:.0%} of all bytes; {_NARROWER[row.op]}"
-        for row in rows
-        if row.float_bytes > DOMINATES * total and row.op in _NARROWER
+        *_warn_of_padding(reads, granularity.inputs, "read", "of their weights in the file and of the work"),
+        *_warn_of_padding(writes, granularity.outputs, "written", "of the work"),
+        *dominating,
+        *_warn_of_floats(graph),
     ]
 
 
-_NARROWER = {
+NARROWER = {
     "Stem": "fewer channels of the first layer, or a smaller kernel, make it smaller",
     "Dense": "fewer channels of the last layer before it make it smaller",
 }
 
 
-def _unfused(form: IntegerGraph) -> list[str]:
-    """Binary convolutions whose results leave as floats, by who reads them; an average has to have them."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for op in form.ops:
+def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, what: str) -> list[str]:
+    """One line for all layers of the same width; `widths` are pairs of a layer and its channels."""
+    layers: dict[int, list[str]] = defaultdict(list)
+    for layer, width in widths:
+        if round_up(width, step) - width > MOST_PADDING * round_up(width, step):
+            layers[width].append(layer)
+    lines = []
+    for width, names in layers.items():
+        padded = round_up(width, step)
+        edges = f"{padded - step} or {padded}" if padded > step else f"{padded}"
+        share = f"{1 - width / padded:.0%} {what} padding"
+        lines.append(
+            f"{list_names(names)}: {width} channels {verb} as {padded}, {share}; {edges} channels have none (search --align)"
+        )
+    return lines
+
+
+def _warn_of_floats(graph: IntegerGraph) -> list[str]:
+    """Binary convolutions that put out floats, by what reads them; an average pool cannot do without."""
+    convs: dict[str, list[str]] = defaultdict(list)
+    for op in graph.ops:
         if isinstance(op, BinaryConv) and op.thresholds is None:
-            found[_reader(form, op)].append(op.name)
+            convs[_describe_readers(graph, op)].append(op.name)
+    convs.pop(KINDS[integer_graph.AveragePool], None)
     right = "a quantizer straight behind the batch norm, and no other reader, would fuse into thresholds"
     return [
         f"{list_names(names)}: float32 put out, 32 times the bits, for {reader}; {right}"
-        for reader, names in found.items()
-        if reader != _KINDS[integer_graph.AveragePool]
+        for reader, names in convs.items()
     ]
 
 
-def _reader(form: IntegerGraph, op: GraphOp) -> str:
+def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
     """The kind of op that needs the floats, looking through those that do one channel at a time."""
-    while True:
-        readers = form.consumers(op.name)
-        kinds = sorted({_KINDS.get(type(reader), type(reader).__name__) for reader in readers})
-        if len(readers) != 1 or not isinstance(
-            readers[0], (integer_graph.Scale, integer_graph.Relu, integer_graph.MaxPool)
-        ):
-            return " and ".join(kinds)
-        op = readers[0]
+    readers = graph.consumers(op.name)
+    if len(readers) == 1 and isinstance(readers[0], (integer_graph.Scale, integer_graph.Relu, integer_graph.MaxPool)):
+        return _describe_readers(graph, readers[0])
+    return " and ".join(sorted({KINDS.get(type(reader), type(reader).__name__) for reader in readers}))
 
 
-_KINDS: dict[type, str] = {
+KINDS: dict[type, str] = {
     integer_graph.Add: "an addition",
     integer_graph.AveragePool: "the average pool",
     integer_graph.Quantize: "a quantizer",

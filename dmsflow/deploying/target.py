@@ -14,13 +14,12 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import shipped_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-PACKAGE = Path(__file__).parents[1]
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,8 +30,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         description: one line for `dmsflow list targets`.
         exporter: a file of `exporters/` that writes the model.
         runner: a file of `runners/` that runs the model.
-        witness: another one, which checks a written file, and measures where the runner's runtime is
-            not installed; None: there is only the one.
+        reference_runner: another one, which checks a written file, and measures where the runner's
+            runtime is not installed; None: there is only the one. Earlier files call it `witness`.
         suffix: of the model file, ".tflite" or ".onnx".
     """
 
@@ -40,23 +39,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     description: str
     exporter: str
     runner: str
-    witness: str | None = None
+    reference_runner: str | None = None
     suffix: Annotated[str, Meta(pattern=r"^\.[a-z]+$")]
 
     @property
     def runners(self) -> tuple[str, ...]:
-        """The runner, then the witness."""
-        return (self.runner, self.witness) if self.witness else (self.runner,)
-
-
-def folder() -> Path:
-    """Where the targets that come with dmsflow are."""
-    packed = PACKAGE / "targets"
-    return packed if packed.is_dir() else PACKAGE.parent / "targets"
+        """The runner, then the reference runner."""
+        return (self.runner, self.reference_runner) if self.reference_runner else (self.runner,)
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in folder().glob("*.toml"))
+    return sorted(path.stem for path in shipped_folder("targets").glob("*.toml"))
 
 
 def load(name: str) -> Target:
@@ -65,25 +58,21 @@ def load(name: str) -> Target:
     Raises:
         DmsflowError: no such target, or its file is not one.
     """
-    if name.endswith(".toml"):
-        return _read(Path(name))
-    if name not in names():
-        raise DmsflowError(
-            f"target {name}", "is unknown", f"use one of {', '.join(names())}, or the path of a .toml file"
-        )
-    return _read(folder() / f"{name}.toml")
-
-
-def _read(path: Path) -> Target:
-    fields = ", ".join(field for field in Target.__struct_fields__ if field != "name")
+    path = Path(name) if name.endswith(".toml") else shipped_folder("targets") / f"{name}.toml"
+    if not name.endswith(".toml") and name not in names():
+        right = f"use one of {', '.join(names())}, or the path of a .toml file"
+        raise DmsflowError(f"target {name}", "is unknown", right)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         if "name" in table:
             raise DmsflowError(path, "has a name", "remove it: a target is called as its file is")
+        if "witness" in table:  # the key of earlier versions
+            table = {"reference_runner": table.pop("witness"), **table}
         return msgspec.convert({**table, "name": path.stem}, Target)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .toml file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DmsflowError(path, f"is not TOML ({error})", "mend the file") from error
+        raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
     except msgspec.ValidationError as error:
+        fields = ", ".join(field for field in Target.__struct_fields__ if field != "name")
         raise DmsflowError(path, f"is not a target ({error})", f"give exactly {fields}") from error

@@ -8,12 +8,30 @@ image.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dmsflow.network.network import WEIGHTED, Layer, Network, out_widths, resolutions, value
 
 MIB = 2**20
 FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Bytes of the parameters of one layer.
+
+    Attributes:
+        layer: its name.
+        op: its kind, in the network ("binary_conv") or in the integer graph ("BinaryConv").
+        binary_bytes: of weights of one bit, 8 to the byte.
+        float_bytes: of everything else, 4 bytes each.
+    """
+
+    layer: str
+    op: str
+    binary_bytes: Any
+    float_bytes: Any
 
 
 def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
@@ -34,20 +52,22 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
     same network in full precision.
     """
     total: Any = 0
-    for _, binary_bytes, float_bytes in layer_bytes(network, widths, binary=binary):
-        total = total + binary_bytes + float_bytes
+    for size in layer_bytes(network, widths, binary=binary):
+        total = total + size.binary_bytes + size.float_bytes
     return total
 
 
-def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[tuple[Layer, Any, Any]]:
-    """Every layer with weights, with the bytes of its binary and of its float parameters."""
-    found = []
+def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[LayerSize]:
+    """The size of every layer with weights, in order; a binary layer may hold parts of a byte."""
+    sizes = []
     for layer, count in weights(network, widths):
         if layer.op == "binary_conv" and binary:
-            found.append((layer, count / 8, FLOAT_BYTES * value(widths, layer.width)))  # type: ignore[arg-type]
+            scales = value(widths, layer.width)  # type: ignore[arg-type]
+            sizes.append(LayerSize(layer.name, layer.op, count / 8, FLOAT_BYTES * scales))
         else:
-            found.append((layer, 0, FLOAT_BYTES * (count + (network.classes if layer.op == "dense" else 0))))
-    return found
+            biases = network.classes if layer.op == "dense" else 0
+            sizes.append(LayerSize(layer.name, layer.op, 0, FLOAT_BYTES * (count + biases)))
+    return sizes
 
 
 def macs(network: Network, widths: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """An architecture as data: a tuple of layers, and named widths that layers share.
 
-The torch model, the cost model and the deploy form all interpret the same `Network`; nothing
+The torch model, the cost model and the integer graph all interpret the same `Network`; nothing
 traces modules. Two layers that must agree in channels (a residual stage) name the same width.
 """
 
@@ -27,6 +27,8 @@ Op = Literal[
 ]
 WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
 INPUT = "input"  # the name by which layers refer to the image
+BATCH_NORM_EPS = 1e-5
+STANDARDISATION_EPS = 1e-10
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

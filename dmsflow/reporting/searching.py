@@ -79,8 +79,8 @@ def sizes(view: View) -> Blocks | Absent:
     for index, group in enumerate(chosen[:PANELS]):
         run = group.runs[0]
         parts = [
-            Bar(layer.name, {"binary weights": binary, "float weights and scales": full})
-            for layer, binary, full in cost.layer_bytes(run.network, run.widths, binary=run.binary)
+            Bar(size.layer, {"binary weights": size.binary_bytes, "float weights and scales": size.float_bytes})
+            for size in cost.layer_bytes(run.network, run.widths, binary=run.binary)
         ]
         figure = figures.stacked(f"{group.label}: {run.memory_mib:.4f} MiB", "bytes", parts)
         panels.append(Panel(numbered("size", index), f"Bytes per layer: {run.label}", figure))

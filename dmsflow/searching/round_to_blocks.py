@@ -24,9 +24,9 @@ Widths = dict[str, int]
 def stored_bytes(network: Network, widths: Mapping[str, int], blocks: Granularity) -> float:
     """Bytes of all parameters as a file holds them: `cost.memory_bytes` with binary convs' inputs in whole words."""
     keys, total = out_widths(network), 0.0
-    for layer, binary, floats in cost.layer_bytes(network, widths):
-        reads = value(widths, keys[layer.inputs[0]])
-        total += floats + binary * round_up(reads, blocks.inputs) / reads
+    for size in cost.layer_bytes(network, widths):
+        reads = value(widths, keys[network.layer(size.layer).inputs[0]])
+        total += size.float_bytes + size.binary_bytes * round_up(reads, blocks.inputs) / reads
     return total
 
 

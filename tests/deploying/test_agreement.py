@@ -1,9 +1,9 @@
 """The property that users rely on: one network, however it is written, computes one thing.
 
-Random networks go through the integer graph into four files: LCE written directly and by the official
-converter, ONNX mixed and float. TensorFlow starts slowly, so one child process converts all of them.
+Random networks go through the integer graph into three files: LCE written directly and by the official
+converter, and ONNX. TensorFlow starts slowly, so one child process converts all of them.
 
-    python -m pytest tests/test_agreement.py --agreement 200
+    python -m pytest tests/deploying/test_agreement.py --agreement 200
 """
 
 from __future__ import annotations
@@ -108,31 +108,30 @@ def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         weights = trained(network, network.widths, seed, MAGNITUDES[seed % len(MAGNITUDES)], images)
         form = folding.fold(network, network.widths, weights, MEAN, STD)
         made.append(Case(form, images, folder / f"{seed}.tflite"))
-    contents = convert.convert([convert.program(case.form) for case in made])
+    contents = convert.convert([convert.Program(case.form) for case in made])
     for case, content in zip(made, contents, strict=True):
         case.official.write_bytes(content)
     return made
 
 
 def test_every_file_computes_the_deploy_form(cases: list[Case], tmp_path: Path) -> None:
-    """Both LCE files bit for bit; the others up to the float sums of averages and of the dense layer.
+    """Both LCE files bit for bit; ONNX up to the float sums of averages and of the dense layer.
 
     Those are of a few thousand terms at most: a bit that differed anywhere would move them further.
     """
     told_apart = 0
     for case in cases:
-        direct, mixed, floats = (tmp_path / name for name in ("direct.tflite", "mixed.onnx", "float.onnx"))
+        direct, standard = tmp_path / "direct.tflite", tmp_path / "standard.onnx"
         lce.write(case.form, direct, "direct")
-        onnx.write(case.form, mixed, "mixed")
-        onnx.write(case.form, floats, "float")
-        wanted = integer_graph.run(case.form, case.images)
+        onnx.write(case.form, standard)
+        wanted = integer_graph.compute_logits(case.form, case.images)
         found = {path.stem: logits(interpreter, path, case.images) for path in (direct, case.official)}
-        found |= {path.stem: logits(onnxruntime, path, case.images) for path in (mixed, floats)}
+        found["standard"] = logits(onnxruntime, standard, case.images)
         np.testing.assert_array_equal(found["direct"], found[case.official.stem], err_msg=case.form.name)
         for name, each in found.items():
             scale = max(1.0, float(abs(wanted).max()))
             np.testing.assert_allclose(each, wanted, atol=1e-5 * scale, err_msg=f"{case.form.name}, {name}")
-            assert check._compare(each, wanted)[0] == len(wanted)
+            assert check.compare_logits(each, wanted)[0] == len(wanted)
         told_apart += bool(wanted.std(0).min() > 0)
     assert told_apart > 0.7 * len(cases)  # networks of one channel may be dead
 

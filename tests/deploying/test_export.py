@@ -16,7 +16,7 @@ from dmsflow.deploying.exporters import lce, onnx
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
 from dmsflow.network.network import load_network
-from dmsflow.settings import Data, ExportSettings
+from dmsflow.settings import Data, ExportSettings, resolve
 
 COMMAND = ("dmsflow", "export", "train.json")
 
@@ -68,13 +68,13 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
         train.network, train.widths, load_file(trained.parent / "train.safetensors"), digits.mean, digits.std
     )
     binary = sum(layer.op == "binary_conv" for layer in train.network.layers)
-    assert exporter.census(model)[exporter.PACKED_CONV] == binary
+    assert exporter.count_ops(model)[exporter.PACKED_CONV] == binary
     images = digits.test.pixels[-10:].astype(np.float32)
     session = plugin.load("runners", {"lce": "lce", "onnx": "onnxruntime"}[exporter.__name__.rpartition(".")[2]]).open(
         model, 1
     )
     logits = np.concatenate([session.run(image[None]) for image in images])
-    np.testing.assert_allclose(logits, integer_graph.run(form, images), atol=1e-5)
+    np.testing.assert_allclose(logits, integer_graph.compute_logits(form, images), atol=1e-5)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["export.json", model.name]
 
 
@@ -104,7 +104,7 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
         "file bytes",
         "conv7",
         "sum",
-        "20 test images: equal to the deploy form",
+        "20 test images: equal to the integer graph",
     ):
         assert text in shown.err
 
@@ -125,8 +125,8 @@ def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
 def test_large_networks_are_checked_on_fewer_images(vgg, name, resolution, count):
     network = load_network(name, 3, resolution, 10)
     train = msgspec.structs.replace(manifest.load(vgg), network=network, widths=network.widths)
-    assert export._images(train, ExportSettings()) == count
-    assert export._images(train, ExportSettings(check_images=99)) == 99
+    assert export._count_images(train, ExportSettings()) == count
+    assert export._count_images(train, ExportSettings(check_images=99)) == 99
 
 
 def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_manifest):
@@ -139,7 +139,7 @@ def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_man
     assert written.metrics["float_memory_bytes"] == sum(
         one.nbytes for one in load_file(source.parent / "train.safetensors").values()
     )
-    assert onnx.PACKED_CONV not in onnx.census(tmp_path / "out" / "model.onnx")
+    assert onnx.PACKED_CONV not in onnx.count_ops(tmp_path / "out" / "model.onnx")
     with pytest.raises(DmsflowError, match=r"target arm64: takes binary networks only.*use --target onnx"):
         export.run(source, settings("arm64"), tmp_path / "other", command=COMMAND)
     with pytest.raises(DmsflowError, match="use --target onnx"):
@@ -160,37 +160,43 @@ def test_a_file_that_computes_something_else_is_not_kept(name, vgg, tmp_path, mo
     exporter = {"x86-64": lce, "onnx": onnx}[name]
     right = exporter.write
 
-    def wrong(form, path, variant):
+    def wrong(form, path, **converter):
         last = [op for op in form.ops if isinstance(op, integer_graph.BinaryConv)][-1]
         last.signs[:] = -last.signs
-        right(form, path, variant)
+        right(form, path, **converter)
         last.signs[:] = -last.signs
 
     monkeypatch.setattr(exporter, "write", wrong)
-    with pytest.raises(DmsflowError, match=r"gives other logits than the deploy form on \d+ of 20 images"):
+    with pytest.raises(DmsflowError, match=r"gives other logits than the integer graph on \d+ of 20 images"):
         export.run(vgg, settings(name), tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_binary_layer_that_is_not_packed_fails(vgg, tmp_path, monkeypatch):
-    census = onnx.census
-    monkeypatch.setattr(onnx, "census", lambda path: {**census(path), onnx.PACKED_CONV: 6, onnx.FLOAT_CONV: 2})
+    count_ops = onnx.count_ops
+    monkeypatch.setattr(onnx, "count_ops", lambda path: {**count_ops(path), onnx.PACKED_CONV: 6, onnx.FLOAT_CONV: 2})
     with pytest.raises(DmsflowError, match=r"model\.onnx: has 6 ops Conv with 1-bit weights for 7 layers"):
         export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("exporter", [lce, onnx])
-def test_a_variant_of_another_exporter_is_refused(exporter, vgg, tmp_path):
-    asked = msgspec.structs.replace(settings("x86-64" if exporter is onnx else "onnx"), **{exporter.OPTION: "another"})
-    with pytest.raises(DmsflowError, match=rf"--{exporter.OPTION.replace('_', '-')} another: is not for target"):
+def test_a_converter_of_another_exporter_is_refused(vgg, tmp_path):
+    asked = msgspec.structs.replace(settings("onnx"), converter="official")
+    with pytest.raises(
+        DmsflowError, match="--converter official: is not for target onnx; its files are written by exporter onnx"
+    ):
         export.run(vgg, asked, tmp_path / "out", command=COMMAND)
+
+
+def test_the_float_form_is_an_unknown_field():
+    with pytest.raises(DmsflowError, match="unknown field `onnx_form`"):
+        resolve(ExportSettings, onnx_form="float")
 
 
 def test_a_logit_that_is_no_number_counts_as_moved():
     wanted = np.array([[1, 0]] * 3, np.float32)
     found = np.array([[1, np.nan], [1, 9e-4], [1.002, 0]], np.float32)
-    assert check._compare(found, wanted) == (2, 2)
+    assert check.compare_logits(found, wanted) == (2, 2)
 
 
 def test_done_is_not_done_again_unless_forced(vgg, tmp_path):

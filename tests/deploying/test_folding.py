@@ -42,7 +42,7 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
     weights |= {"quantize1.alpha": np.array(alpha), "quantize2.alpha": np.array(following)}
     form = folding.fold(CHAIN, widths, weights, (0,), (1.0,))
     conv = next(op for op in form.ops if op.name == "conv")
-    before, magnitude = folding.binarised(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
+    before, magnitude = folding.binarise(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
     turned = -1 if (conv.signs != before).any() else 1
     for count in range(-conv.count, conv.count + 1):
         left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
@@ -61,11 +61,11 @@ def beyond(left, right, square):
 
 
 def test_a_value_at_half_alpha_is_off():
-    assert folding._thresholds(np.array([0.5, 0.25]), np.array([0.0, 0.5]), 1.0, 10).tolist() == [3, 3]
+    assert folding._compute_thresholds(np.array([0.5, 0.25]), np.array([0.0, 0.5]), 1.0, 10).tolist() == [3, 3]
 
 
 def test_scale_zero_is_always_on_or_never():
-    limits = folding._thresholds(np.array([0.0, 0.0, 1e-320]), np.array([2.0, 0.5, 0.5]), 1.0, 10)
+    limits = folding._compute_thresholds(np.array([0.0, 0.0, 1e-320]), np.array([2.0, 0.5, 0.5]), 1.0, 10)
     assert limits.tolist() == [-10, 10, 10]
 
 
@@ -92,7 +92,7 @@ def test_the_stem_is_exact_in_any_order(kernel, size, ratio):
     weight[0] = 0
     reach = np.array([130.0, 255.0, 141.0])
     largest = (abs(weight) * reach).sum((1, 2, 3))
-    whole, step = folding._whole(weight, reach, ratio * largest)
+    whole, step = folding.round_filters(weight, reach, ratio * largest)
     assert (whole == np.rint(whole)).all() and not np.signbit(whole[whole == 0]).any()
     assert (abs(whole * step[:, None, None, None] - weight) <= step[:, None, None, None] / 2).all()
     products = (np.sign(whole) * whole * reach).reshape(9, -1)  # of the image that drives each filter furthest
@@ -100,7 +100,7 @@ def test_the_stem_is_exact_in_any_order(kernel, size, ratio):
     furthest = products.sum(1) + threshold
     assert furthest.max() <= 2**24
     assert (
-        furthest[1:].min() > integer_graph.EXACT / 4
+        furthest[1:].min() > integer_graph.LARGEST_SUM / 4
     )  # to a factor of two and the rounding the finest grid that there is
     terms = np.concatenate([products, threshold[:, None]], 1)
     for _ in range(5):
@@ -124,7 +124,7 @@ def test_a_rounded_stem_is_exported_as_it_is(build, monkeypatch):
     first, again = (folding.fold(network, widths, given, MEAN, std).ops[0] for given in (weights, rounded))
     np.testing.assert_array_equal(again.weight, first.weight)
     form = folding.fold(network, widths, rounded, MEAN, std)
-    moved = abs(integer_graph.run(form, images) - plain(network, rounded, images)).max(1) > 1e-3
+    moved = abs(integer_graph.compute_logits(form, images) - plain(network, rounded, images)).max(1) > 1e-3
     assert moved.sum() <= (0 if build is vgg11.build else 1)
 
 

@@ -50,10 +50,10 @@ def test_vgg11_runs_as_the_deploy_form_bit_for_bit(tmp_path, seed, magnitude):
     network = vgg11.build(3, 32, 10)
     images = pixels(network, 50, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
-    expected = integer_graph.run(form, images)
+    expected = integer_graph.compute_logits(form, images)
     np.testing.assert_allclose(run(path, images), expected, rtol=1e-5, atol=1e-4)  # sums of the dense layer
     exporter.write(floats_shown(form), path)
-    shown = integer_graph.run(floats_shown(form), images)
+    shown = integer_graph.compute_logits(floats_shown(form), images)
     assert shown.std() > 0
     np.testing.assert_array_equal(run(path, images), shown)
 
@@ -63,7 +63,7 @@ def test_resnet18_runs_as_the_deploy_form(tmp_path, seed, magnitude):
     network = resnet18.build(3, 32, 10)
     images = pixels(network, 30, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
-    np.testing.assert_allclose(run(path, images), integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -71,7 +71,7 @@ def test_small_networks_run_as_their_deploy_form(tmp_path, seed):
     network = small_network(seed)
     images = pixels(network, 4)
     form, path = written(tmp_path, network, network.widths, seed, images=images)
-    np.testing.assert_allclose(run(path, images), integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
@@ -80,7 +80,7 @@ def test_images_of_224_pixels(tmp_path, build):
     widths = {name: 3 + 2 * index for index, name in enumerate(network.widths)}
     images = pixels(network, 2)
     form, path = written(tmp_path, network, widths, images=images)
-    np.testing.assert_allclose(run(path, images), integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
 
 
 def test_extreme_images_and_two_threads(tmp_path):
@@ -88,7 +88,9 @@ def test_extreme_images_and_two_threads(tmp_path):
     images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (0, 1, 128, 255)])
     form, path = written(tmp_path, network, odd_widths(network, 4), 4)
     exporter.write(floats_shown(form), path)
-    np.testing.assert_array_equal(run(path, images, threads=2), integer_graph.run(floats_shown(form), images))
+    np.testing.assert_array_equal(
+        run(path, images, threads=2), integer_graph.compute_logits(floats_shown(form), images)
+    )
 
 
 # --- what is in a file ------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def puts_out_bits(op):
 def test_vgg11_is_packed_all_through(tmp_path):
     network = vgg11.build(3, 32, 10)
     _, path = written(tmp_path, network, odd_widths(network, 0))
-    counted = exporter.census(path)
+    counted = exporter.count_ops(path)
     assert counted[exporter.PACKED_CONV] == 7 and counted[exporter.FLOAT_CONV] == 1
     assert counted["LceQuantize"] == 1 and counted["LceBMaxPool2d"] == 4 and counted["MAX_POOL_2D"] == 1
     operators = reader.read_model_file(path).ops
@@ -114,7 +116,7 @@ def test_resnet18_is_packed_inside_its_blocks(tmp_path):
     network = resnet18.build(3, 32, 10)
     _, path = written(tmp_path, network, odd_widths(network, 0))
     binary = [op for op in reader.read_model_file(path).ops if op.weight_bits == 1]
-    assert len(binary) == 19 == exporter.census(path)[exporter.PACKED_CONV]
+    assert len(binary) == 19 == exporter.count_ops(path)[exporter.PACKED_CONV]
     assert sorted(op.name for op in binary if puts_out_bits(op)) == [
         f"stage{s}_block{b}_conv1" for s in range(4) for b in range(2)
     ]
@@ -129,7 +131,7 @@ def test_a_file_is_about_as_large_as_its_bits(tmp_path, build, resolution, facto
     network = build(3, resolution, 10)
     widths = {name: base * factor for name, base in network.widths.items()}
     form, path = written(tmp_path, network, widths)
-    ideal = sum(row.binary_bytes + row.float_bytes for row in integer_graph.account(form))
+    ideal = sum(row.binary_bytes + row.float_bytes for row in integer_graph.measure_sizes(form))
     assert ideal < path.stat().st_size < most * ideal
 
 
@@ -221,7 +223,7 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
     with pytest.raises(
         DmsflowError, match=r"none.tflite: No such file or directory; give the path of an existing .tflite file"
     ):
-        exporter.census(tmp_path / "none.tflite")
+        runner.open(tmp_path / "none.tflite", 1)
 
 
 # --- what the runner needs --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The official converter as a witness: its files and those written directly agree bit for bit.
+"""The official converter as a second opinion: its files and those written directly agree bit for bit.
 
 TensorFlow starts slowly, so one child process converts everything that the tests look at.
 """
@@ -19,8 +19,8 @@ import pytest
 from made_up import MEAN, STD, odd_widths, pixels, trained
 from safetensors.numpy import load_file
 
-from dmsflow import cli, datasets, doctor, environment, manifest, plugin
-from dmsflow.deploying import export, folding, integer_graph
+from dmsflow import cli, datasets, environment, manifest, plugin
+from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.errors import DmsflowError
@@ -62,21 +62,14 @@ def halving(where):
     return Network(name=where, channels=3, resolution=12, classes=5, widths={"a": 13, "b": 21}, layers=layers)
 
 
-class Naive(convert._Lowering):
+class Naive(convert.Program):
     """Pads alike on all sides, as one would, and signs rather than what stands before them."""
 
-    def padded(self, op, x, kernel, fill=0.0):
-        return self.program.add("pad", op.name, x, amounts=[op.padding] * 2, fill=fill) if op.padding else x
+    def padded(self, op, x, fill=0.0):
+        return self.step("pad", op.name, x, amounts=[op.padding] * 2, fill=fill) if op.padding else x
 
     def padded_signs(self, op, x):
-        return self.padded(op, self.program.add("sign", x.layer, self.below(x)), 0, 1.0)
-
-
-def naive(form):
-    lowering = Naive(form)
-    for op in form.ops:
-        lowering.values[op.name] = lowering.lower(op, *(lowering.values[name] for name in op.inputs))
-    return lowering.program
+        return self.padded(op, self.step("sign", x.layer, self.below(x)), 1.0)
 
 
 def fold(network, seed=0, wide=False):
@@ -114,9 +107,9 @@ def files(tmp_path_factory, form_of_source):
         direct = folder / f"{name}-direct.tflite"
         exporter.write(form, direct)
         made[name] = Both(form, images, folder / f"{name}.tflite", direct)
-        programs[name] = convert.program(form)
+        programs[name] = convert.Program(form)
         if name in ("stem", "conv"):
-            programs[f"{name}-naive"] = naive(form)
+            programs[f"{name}-naive"] = Naive(form)
             made[f"{name}-naive"] = Both(form, images, folder / f"{name}-naive.tflite", direct)
     for name, content in zip(programs, convert.convert(list(programs.values())), strict=True):
         made[name].official.write_bytes(content)
@@ -145,7 +138,7 @@ def test_both_files_give_the_same_bits(files, name):
     both = files[name]
     logits = run(both.official, both.images)
     np.testing.assert_array_equal(logits, run(both.direct, both.images))
-    expected = integer_graph.run(both.form, both.images)
+    expected = integer_graph.compute_logits(both.form, both.images)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-4)
     assert expected.std(0).min() > 0, "no image is told from another, so that nothing was compared"
 
@@ -153,7 +146,7 @@ def test_both_files_give_the_same_bits(files, name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_binary_layer_is_packed_and_has_the_same_weights(files, name):
     both = files[name]
-    export._check_packed(exporter.census(both.official), exporter, both.form, both.official)
+    check.check_packed(exporter, both.form, both.official)
     assert weights(both.official) == weights(both.direct)
 
 
@@ -161,7 +154,7 @@ def test_bits_stay_packed_where_no_pool_stands_between(files):
     packed = {}
     for name in ("vgg11", "resnet18"):
         convs = [op for op in reader.read_model_file(files[name].official).ops if op.op == "LceBconv2d"]
-        packed[name] = [exporter._layer({"name": op.output.name}) for op in convs if op.output.dtype == BITS]
+        packed[name] = [exporter.layer_of_tensor({"name": op.output.name}) for op in convs if op.output.dtype == BITS]
     assert packed["vgg11"] == ["conv2", "conv4", "conv6"]
     assert packed["resnet18"] == [f"stage{stage}_block{block}_conv1" for stage in range(4) for block in range(2)]
 
@@ -171,7 +164,7 @@ def test_the_account_knows_the_layers_of_both_files(files, name):
     """In front of a pool the official file has a factor and an addend a channel, the direct one a threshold."""
     both = files[name]
     official, direct = exporter.layer_bytes(both.official), exporter.layer_bytes(both.direct)
-    shapes, rows = both.form.shapes(), [row.name for row in integer_graph.account(both.form)]
+    shapes, rows = both.form.shapes(), [row.layer for row in integer_graph.measure_sizes(both.form)]
     more = {layer: official[layer] - direct[layer] for layer in rows}
     pooled = ["conv1", "conv3", "conv5"] if name == "vgg11" else []
     assert {layer: more[layer] for layer in pooled} == {layer: 4 * shapes[layer][2] for layer in pooled}
@@ -186,14 +179,14 @@ def test_the_account_knows_the_layers_of_both_files(files, name):
 @pytest.mark.parametrize("where", ["stem", "conv"])
 def test_the_converter_miscompiles_even_padding_at_stride_2(files, where):
     wrong, right = files[f"{where}-naive"], files[where]
-    expected = integer_graph.run(right.form, right.images)
+    expected = integer_graph.compute_logits(right.form, right.images)
     difference = abs(run(wrong.official, right.images) - expected)
     assert difference.max() > 0.01 * expected.std(), (
-        f"{VERSION} has its bug repaired: `_Lowering.padded` may pad alike on all sides, and this test go"
+        f"{VERSION} has its bug repaired: `Program.padded` may pad alike on all sides, and this test go"
     )
-    assert not any(op.startswith("PAD") for op in exporter.census(wrong.official)), "it took the padding for SAME"
+    assert not any(op.startswith("PAD") for op in exporter.count_ops(wrong.official)), "it took the padding for SAME"
     np.testing.assert_allclose(run(right.official, right.images), expected, rtol=1e-5, atol=1e-4)
-    assert exporter.census(right.official)["PAD"] == 1
+    assert exporter.count_ops(right.official)["PAD"] == 1
 
 
 # --- as an export ---------------------------------------------------------------------------------
@@ -201,7 +194,7 @@ def test_the_converter_miscompiles_even_padding_at_stride_2(files, where):
 
 def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_path, monkeypatch):
     def converted(programs):
-        assert [one.dumps() for one in programs] == [convert.program(form_of_source).dumps()]
+        assert [one.dumps() for one in programs] == [convert.Program(form_of_source).dumps()]
         return [files["source"].official.read_bytes()]
 
     monkeypatch.setattr(convert, "convert", converted)
@@ -227,7 +220,7 @@ def test_a_file_that_lost_a_binary_layer_is_not_kept(files, source, tmp_path, mo
 
 
 def test_other_exports_need_no_tensorflow():
-    assert doctor.needed(Path(exporter.__file__)) == ["flatbuffers"]
+    assert exporter.REQUIRES == ("flatbuffers",)
     assert not [name for name in plugin.names("exporters") if "official" in name]
 
 
@@ -293,11 +286,11 @@ def test_a_child_that_fails_is_one_line(broken, tmp_path, text, told):
 def test_where_larq_compute_engine_has_no_package(monkeypatch):
     absent = b"Traceback:\nModuleNotFoundError: No module named 'larq_compute_engine'\n"
     done = subprocess.CompletedProcess([], 1, b"", absent)
-    assert str(convert._failure(done)).startswith("larq-compute-engine: is not installed; pip install")
+    assert str(convert.explain_failure(done)).startswith("larq-compute-engine: is not installed; pip install")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     told = "larq-compute-engine: has no package for Linux aarch64; leave out --converter official"
-    assert str(convert._failure(done)) == told
+    assert str(convert.explain_failure(done)) == told
 
 
 def test_numpy_2_is_refused(monkeypatch):

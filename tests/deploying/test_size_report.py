@@ -1,4 +1,4 @@
-"""The account of an export, and its remarks: there where something is wasted, and silent elsewhere."""
+"""The size report of an export, and its warnings: there where something is wasted, and silent elsewhere."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def form_of(network: Network, widths: dict[str, int]) -> integer_graph.IntegerGr
     return folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
 
 
-def remarks(name: str, widths: tuple[int, ...], steps: Granularity = GRANULARITY) -> list[str]:
+def find_warnings(name: str, widths: tuple[int, ...], steps: Granularity = GRANULARITY) -> list[str]:
     network = load_network(name, 3, 32, 10)
     form = form_of(network, dict(zip(network.widths, widths, strict=True)))
-    return size_report.remarks(form, size_report.account(form, steps), steps)
+    return size_report.find_warnings(form, size_report.measure_ops(form, steps), steps)
 
 
 def test_widths_on_edges_are_silent() -> None:
-    assert remarks("vgg11", (32, 64, 96, 64, 128, 128, 128, 128)) == []
+    assert find_warnings("vgg11", (32, 64, 96, 64, 128, 128, 128, 128)) == []
 
 
 def test_a_width_just_over_an_edge_is_told_with_the_edges_around_it() -> None:
-    (read,) = remarks("vgg11", (32, 97, 96, 64, 128, 128, 128, 128))
+    (read,) = find_warnings("vgg11", (32, 97, 96, 64, 128, 128, 128, 128))
     assert read == (
         "conv2: 97 channels read as 128, 24% of their weights in the file and of the work padding; "
         "96 or 128 channels have none (search --align)"
     )
-    narrow = remarks("vgg11", (32, 64, 96, 64, 17, 128, 128, 128))
+    narrow = find_warnings("vgg11", (32, 64, 96, 64, 17, 128, 128, 128))
     assert any(line.startswith("conv5: 17 channels read as 32, 47%") for line in narrow)
     assert (
         "conv4: 17 channels written as 24, 29% of the work padding; 16 or 24 channels have none (search --align)"
@@ -41,30 +41,30 @@ def test_a_width_just_over_an_edge_is_told_with_the_edges_around_it() -> None:
 
 
 def test_kernels_without_steps_waste_nothing() -> None:
-    assert remarks("vgg11", (33, 97, 95, 65, 129, 127, 17, 128), Granularity()) == []
+    assert find_warnings("vgg11", (33, 97, 95, 65, 129, 127, 17, 128), Granularity()) == []
 
 
 def test_a_float_layer_that_dominates_is_told() -> None:
-    lines = remarks("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Granularity())
+    lines = find_warnings("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Granularity())
     assert [line.partition(":")[0] for line in lines] == ["dense"]
     assert "fewer channels of the last layer before it make it smaller" in lines[0]
 
 
 def test_floats_between_binary_convolutions_are_told_in_one_line() -> None:
     network = load_network("resnet18", 3, 32, 10)
-    lines = remarks("resnet18", tuple(network.widths.values()), Granularity())
+    lines = find_warnings("resnet18", tuple(network.widths.values()), Granularity())
     assert len(lines) == 1
     assert lines[0].startswith("stage0_block0_conv2, stage0_block1_conv2, ")
-    assert " and 7 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
+    assert " and 8 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
 def test_the_account_adds_up(name: str) -> None:
     network = load_network(name, 3, 32, 10)
     form = form_of(network, {key: base + 1 for key, base in network.widths.items()})
-    rows = size_report.account(form, GRANULARITY)
+    rows = size_report.measure_ops(form, GRANULARITY)
     assert [(row.binary_bytes, row.float_bytes) for row in rows] == [
-        (each.binary_bytes, each.float_bytes) for each in integer_graph.account(form)
+        (each.binary_bytes, each.float_bytes) for each in integer_graph.measure_sizes(form)
     ]
     for row in rows:
         assert row.padded_bytes >= row.binary_bytes

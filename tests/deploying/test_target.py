@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from dmsflow import plugin
 from dmsflow.deploying import target
 from dmsflow.errors import DmsflowError
-from dmsflow.measuring.devices.emulated.parts import plugin
 
-PACKAGE = Path(target.__file__).parent
 OWN = 'description = "mine"\nexporter = "lce"\nrunner = "lce"\nsuffix = ".tflite"\n'
 
 
@@ -35,8 +32,15 @@ def test_a_users_own_file(tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["reference_runner", "witness"])
+def test_a_reference_runner_may_have_its_earlier_name(tmp_path, key):
+    path = tmp_path / "fridge.toml"
+    path.write_text(f'{OWN}{key} = "litert"\n')
+    assert target.load(str(path)).runners == ("lce", "litert")
+
+
 def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(target, "PACKAGE", tmp_path / "dmsflow")
+    monkeypatch.setattr(plugin, "PACKAGE", tmp_path / "dmsflow")
     (tmp_path / "dmsflow" / "targets").mkdir(parents=True)
     (tmp_path / "dmsflow" / "targets" / "fridge.toml").write_text(OWN)
     (tmp_path / "targets").mkdir()  # somebody else's folder in site-packages

@@ -43,9 +43,8 @@ def seeds(folder):
     yield ".tflite", (folder / "seed.tflite").read_bytes()
     yield ".tflite", foreign_tflite()
     yield ".tflite", _flatbuffer.dumps(bconv([(3, True), (1, False)]))
-    for variant in onnx_exporter.VARIANTS:
-        onnx_exporter.write(form, folder / "seed.onnx", variant=variant)
-        yield ".onnx", (folder / "seed.onnx").read_bytes()
+    onnx_exporter.write(form, folder / "seed.onnx")
+    yield ".onnx", (folder / "seed.onnx").read_bytes()
     yield ".onnx", foreign_onnx().SerializeToString()
 
 

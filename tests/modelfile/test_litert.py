@@ -49,7 +49,7 @@ def test_networks_run_as_the_deploy_form_and_as_in_the_official_interpreter(tmp_
     images = pixels(network, 12)
     form, path = written(tmp_path, network, odd_widths(network, 0), images=images)
     logits = run(path, images, threads)
-    np.testing.assert_allclose(logits, integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(logits, integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
     official = run(path, images, runner=lce)
     np.testing.assert_allclose(logits, official, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(logits.argmax(1), official.argmax(1))
@@ -60,7 +60,7 @@ def test_small_networks_run_as_their_deploy_form(tmp_path, seed):
     network = small_network(seed)
     images = pixels(network, 4)
     form, path = written(tmp_path, network, network.widths, seed, images=images)
-    np.testing.assert_allclose(run(path, images), integer_graph.run(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -29,20 +29,20 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     )
     images = pixels(network, 2)
     form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
-    wanted = integer_graph.run(form, images)
+    wanted = integer_graph.compute_logits(form, images)
     assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
-    ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.account(form, lce.GRANULARITY))
+    ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))
     for aim in map(target.load, TARGETS):
         path = tmp_path / f"model{aim.suffix}"
         exporter = plugin.load("exporters", aim.exporter)
         exporter.write(form, path)
         binary = sum(isinstance(op, integer_graph.BinaryConv) for op in form.ops)
-        assert exporter.census(path)[exporter.PACKED_CONV] == binary
+        assert exporter.count_ops(path)[exporter.PACKED_CONV] == binary
         if ideal > 2**19:  # below half a MiB names and the graph weigh
             assert path.stat().st_size <= LARGEST * ideal
         session = plugin.load("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
         logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
-        assert abs(logits - wanted).max() <= check.MOVED
+        assert abs(logits - wanted).max() <= check.TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["birealnet18", "quicknet"])

@@ -249,8 +249,12 @@ def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile
 def test_bytes_of_layers_are_those_of_the_network(binary: bool) -> None:
     widths = {name: 7 + 3 * index for index, name in enumerate(VGG11.widths)}
     parts = cost.layer_bytes(VGG11, widths, binary=binary)
-    assert sum(bits + floats for _, bits, floats in parts) == cost.memory_bytes(VGG11, widths, binary=binary)
-    assert [layer.name for layer, bits, _ in parts if bits] == ([f"conv{at}" for at in range(1, 8)] if binary else [])
+    assert sum(size.binary_bytes + size.float_bytes for size in parts) == cost.memory_bytes(
+        VGG11, widths, binary=binary
+    )
+    assert [size.layer for size in parts if size.binary_bytes] == (
+        [f"conv{at}" for at in range(1, 8)] if binary else []
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------

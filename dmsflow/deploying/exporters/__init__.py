@@ -1,11 +1,13 @@
-"""Writers of model files: `lce` for Larq Compute Engine (.tflite), `onnx` for ONNX.
+"""Exporters: each file turns an integer graph into a model file, and says what is in such a file.
 
-Each file has `write(form, path)`, `census(path)` and `layer_bytes(path)`, and names two of its ops.
+A file of this folder, or a user's own, offers what `Exporter` lists. It may also have
 
-`FLOAT_CONV` and `PACKED_CONV` are the names under which a census counts convolutions with float
-weights and with 1-bit weights. Where a file can be written in several ways, `VARIANTS` names them, the
-usual one first, `OPTION` the setting of the export that chooses, and `write` takes a `variant`. Where
-its kernels handle channels in words and blocks, `GRANULARITY` (`profile.Granularity`) says how many.
+- `REQUIRES`, the modules of extra packages that it needs: `("onnx",)`. `dmsflow doctor` tells which are
+  missing. It must itself be importable without them;
+- `CONVERTERS`, the values of `--converter` among which `write(graph, path, converter)` chooses, the usual
+  one first;
+- `GRANULARITY` (`profile.Granularity`), where its kernels handle channels in words and blocks;
+- `write_float(network, widths, weights, mean, std, path)`, if it writes float32 networks too.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from dmsflow.deploying.integer_graph import IntegerGraph
 
 
 class Exporter(Protocol):
-    """What a file of this folder offers."""
+    """What every exporter offers.
+
+    Attributes:
+        FLOAT_CONV, PACKED_CONV: what `count_ops` calls convolutions with float and with 1-bit weights.
+    """
 
     FLOAT_CONV: str
     PACKED_CONV: str
 
-    def write(self, form: IntegerGraph, path: Path) -> None:
+    def write(self, graph: IntegerGraph, path: Path) -> None:
         """Write a model file, whole or not at all: float32 pixels [1, H, W, C] in, logits [1, classes] out."""
         ...
 
-    def census(self, path: Path) -> dict[str, int]:
+    def count_ops(self, path: Path) -> dict[str, int]:
         """Ops of a written file, and how often each stands in it."""
         ...
 

@@ -10,16 +10,6 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.tflite import IDENTIFIER, OPTIONS, SCALARS, SCHEMA
 
 ALIGNMENT = 16  # of the constants, so that kernels may load them with SIMD instructions
-PREPEND = {
-    "bool": "Bool",
-    "i8": "Int8",
-    "u8": "Uint8",
-    "i32": "Int32",
-    "u32": "Uint32",
-    "i64": "Int64",
-    "u64": "Uint64",
-    "f32": "Float32",
-}
 
 
 def dumps(model: dict[str, Any]) -> bytes:
@@ -39,7 +29,8 @@ def _table(builder: Any, kind: str, fields: dict[str, Any]) -> int:
             builder.PrependUOffsetTRelativeSlot(slot, pointed[name], 0)
         elif name in fields:
             builder.ForceDefaults(True)  # a default that is left out is not the same one in every field
-            getattr(builder, f"Prepend{PREPEND[form]}Slot")(slot, fields[name], 0)
+            kind = np.dtype(SCALARS[form]).name.capitalize()  # "u8" is Uint8, "f32" Float32
+            getattr(builder, f"Prepend{kind}Slot")(slot, fields[name], 0)
             builder.ForceDefaults(False)
     return int(builder.EndObject())
 

@@ -1,4 +1,4 @@
-"""Models of standard ONNX ops (opset 18) in the making, and what is in a file: its nodes, what is folded, what is packed.
+"""Models of standard ONNX ops (opset 18) in the making.
 
 Binary weights lie in the file as bits, eight a byte in a uint8 constant. Standard ops look each byte's
 eight signs up in a table; onnxruntime folds them, and whatever else comes from constants alone, when
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.network.network import INPUT
@@ -28,16 +27,18 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        self.folded: set[str] = set()  # tensors that nodes make of constants, and that several read
+        self.names: set[str] = set()  # what the nodes put out
 
     def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name.
+        """Add a node with one output, unless it is there already; returns the output's name.
 
         Few nodes have a name of their own, which takes bytes: those that complete a layer and those that
         onnxruntime lays out anew, for it renames the tensors around them.
         """
-        called = name if op == "QLinearConv" or "." not in name else None
-        self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
+        if name not in self.names:
+            self.names.add(name)
+            called = name if op == "QLinearConv" or "." not in name else None
+            self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
         return name
 
     def constant(self, name: str, values: Any, dtype: DTypeLike = np.float32) -> str:
@@ -64,57 +65,36 @@ class Graph:
         scaled = self.node("Mul", x, self.per_channel(f"{name}.multiplier", multiplier), name=f"{name}.scaled")
         return self.node("Add", scaled, self.per_channel(f"{name}.bias", bias), name=name)
 
-    def clip(self, x: str, low: float, high: float, name: str) -> str:
-        return self.node("Clip", x, self.scalar(low), self.scalar(high), name=name)
-
     def planes(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
-        if "input.mean" not in self.constants:
-            planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])
-            self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
-        return "input.centred"
-
-    def stem(self, op: integer_graph.Stem) -> str:
-        """[1, C, H, W], float32: the stem's sums, or its bits, which are then the tensor of that name."""
-        window = window_of(op, op.weight.shape[1])
-        inputs = [self.planes(op.mean), self.constant(f"{op.name}.weight", channels_first(op.weight))]
-        if op.thresholds is None:
-            # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
-            low, high = -integer_graph.EXACT, integer_graph.EXACT
-        else:
-            inputs.append(self.constant(f"{op.name}.bias", 1 - op.thresholds))
-            low, high = 0, 1
-        return self.clip(self.node("Conv", *inputs, name=f"{op.name}.sum", **window), low, high, op.name)
+        planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])
+        return self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
 
     def dense(self, x: str, name: str, weight: Any, bias: Any) -> str:
         flat = self.node("Flatten", x, name=f"{name}.flat")
         constants = self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)
         return self.node("Gemm", flat, *constants, name=name, transB=1)
 
-    def signs(self, name: str, signs: NDArray[np.int8], magnitude: int = 1, dtype: DTypeLike = np.float32) -> str:
-        """Weights ±magnitude of the shape of `signs` (±1), stored as bits (1: +)."""
+    def signs(self, name: str, signs: NDArray[np.int8]) -> str:
+        """Weights ±1 of the shape of `signs`, int8, stored as bits (1: +)."""
         packed = self.constant(f"{name}.bits", np.packbits(signs.reshape(-1) > 0), np.uint8)  # [bytes]
         rows = self.cast(packed, np.int32, f"{name}.rows")
-        weights = self.node("Gather", self._table(magnitude, np.dtype(dtype)), rows, name=f"{name}.signs")  # [bytes, 8]
+        weights = self.node("Gather", self.sign_table(), rows, name=f"{name}.signs")  # [bytes, 8]
         if signs.size % 8:
             flat = self.node("Reshape", weights, self.integers(-1), name=f"{name}.flat")
             weights = self.node("Slice", flat, self.integers(0), self.integers(signs.size), name=f"{name}.kept")
         return self.node("Reshape", weights, self.integers(*signs.shape), name=f"{name}.weight")
 
-    def _table(self, magnitude: int, dtype: np.dtype[Any]) -> str:
-        """[256, 8]: the eight weights that each byte stands for, made when the file is loaded."""
-        name = f"table.{dtype.name}.{magnitude}"
-        if name not in self.folded:
-            self.folded.add(name)
-            every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
-            shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
-            shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
-            bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}.bits")
-            doubled = self.node(
-                "Mul", self.cast(bits, np.float32, f"{name}.ones"), self.scalar(2 * magnitude), name=f"{name}.doubled"
-            )
-            self.cast(self.node("Sub", doubled, self.scalar(magnitude), name=f"{name}.floats"), dtype, name)
-        return name
+    def sign_table(self) -> str:
+        """[256, 8]: the eight signs that each byte stands for, made when the file is loaded."""
+        name = "table.int8.1"
+        every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
+        shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
+        shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
+        bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}.bits")
+        ones = self.cast(bits, np.float32, f"{name}.ones")
+        doubled = self.node("Mul", ones, self.scalar(2), name=f"{name}.doubled")
+        return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}.floats"), np.int8, name)
 
     def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
         onnx = onnx_package()
@@ -131,45 +111,14 @@ class Graph:
         write_atomically(path, model.SerializeToString())
 
 
-def window_of(op: Any, kernel: int) -> dict[str, list[int]]:
-    return {"kernel_shape": [kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
+def window_of(op: Any) -> dict[str, list[int]]:
+    """Attributes of an ONNX op with the window of a layer or of an op of the integer graph."""
+    return {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
 
 
 def channels_first(weights: NDArray[Any]) -> NDArray[Any]:
     """[C_out, k, k, C_in] -> [C_out, C_in, k, k]."""
     return weights.transpose(0, 3, 1, 2)
-
-
-# --- what is in a file ------------------------------------------------------------------------
-
-
-def load(path: Path) -> Any:
-    """The graph of a file.
-
-    Raises:
-        DmsflowError: not an ONNX file, or onnx is missing.
-    """
-    onnx = onnx_package()
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path).graph
-    except (OSError, DecodeError) as error:
-        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
-
-
-def folded(graph: Any) -> tuple[set[str], set[str]]:
-    """Tensors that nodes compute from constants alone, and those of them that were unpacked from bits."""
-    constants = {constant.name for constant in graph.initializer}
-    computed: set[str] = set()
-    unpacked: set[str] = set()
-    for node in graph.node:
-        if all(name in constants for name in node.input):
-            constants.update(node.output)
-            computed.update(node.output)
-            if node.op_type == "BitShift" or any(name in unpacked for name in node.input):
-                unpacked.update(node.output)
-    return computed, unpacked
 
 
 def onnx_package() -> Any:

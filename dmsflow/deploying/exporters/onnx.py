@@ -1,90 +1,233 @@
-"""Writes .onnx files of standard ops (opset 18), built node by node.
+"""Writes .onnx files of standard ops (opset 18), node by node: integers as far as they go, float32 behind them.
 
-A binary network keeps its weights in the file as bits, which onnxruntime unpacks when it loads the
-file. What then runs is, in the mixed form, integer arithmetic (`_onnx_mixed`), and in the float form
-float32 convolution, yet exact: activations are 0 or 1, weights whole numbers, so every sum is a whole
-number below 2^24, and `sum >= threshold` is `Clip(sum - (threshold - 1), 0, 1)`.
+All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks when it loads the file.
 
-Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes].
+- Bits are uint8 0 and 1. A convolution that puts out bits is one QLinearConv on weights of ±1: its
+  bias puts the threshold at one half of an output step, and every sum lies so near to it that the
+  rounded output is 0 or 1 (`threshold_bits`). No product of uint8 0 or 1 and int8 ±1 saturates the 16
+  bits in which processors without VNNI add pairs.
+- A convolution that puts out floats counts in integers too. Up to 255 weights, the count is itself
+  the uint8 output of a QLinearConv; beyond that, Gather lays out what each window reads, and one
+  MatMulInteger counts: ConvInteger is several times slower in onnxruntime. What follows,
+  `float32(count) * 2 multiplier + offset`, is what the integer graph computes: to double a float is exact.
+- Only the stem is a float convolution: its sums are whole numbers that float32 holds.
+
+Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes]. Floats between are
+channels-last, [1, H, W, C], which is how MatMulInteger takes and leaves them. QLinearConv and MaxPool are
+channels-first in ONNX; onnxruntime runs them channels-last too and drops the Transpose nodes between.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dmsflow.deploying import integer_graph
-from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
-from dmsflow.deploying.exporters._onnx_mixed import Mixed
+from dmsflow.errors import DmsflowError
+from dmsflow.modelfile import graph as modelfile
+from dmsflow.modelfile import onnx_reader
+from dmsflow.modelfile.tflite import Damaged
 
-FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names in a census
-CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3, "MatMulInteger": 1}  # and which input holds the weights
-OPTION, VARIANTS = "onnx_form", ("mixed", "float")
+REQUIRES: tuple[str, ...] = ("onnx",)
+FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names of `count_ops`
+UINT8_MAX = 255
+# Weights of one output channel, beyond which float32, in which runtimes scale sums, does not tell all sums apart.
+MOST_WEIGHTS = 2**20
 
 
-def write(form: integer_graph.IntegerGraph, path: Path, variant: str = VARIANTS[0]) -> None:
-    """Write a integer graph.
+def write(graph: integer_graph.IntegerGraph, path: Path) -> None:
+    """Write an integer graph as an .onnx file, whole or not at all.
 
     Raises:
         DmsflowError: onnx is missing, a layer has more weights than can be counted, or the file
             cannot be written.
     """
-    graph = Mixed(form).graph if variant == "mixed" else _float_form(form)
-    graph.save(path, form.name, (1, form.resolution, form.resolution, form.channels), form.ops[-1].name, form.classes)
+    shape = (1, graph.resolution, graph.resolution, graph.channels)
+    OnnxWriter(graph).graph.save(path, graph.name, shape, graph.ops[-1].name, graph.classes)
 
 
-# --- the float form ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the integer graph as one of the graph."""
+
+    name: str
+    last: bool  # channels-last, or channels-first
+    type: type[np.generic]  # np.uint8 or np.float32
 
 
-def _float_form(form: integer_graph.IntegerGraph) -> Graph:
-    graph = Graph()
-    for op in form.ops:
-        _WRITE[type(op)](graph, op)
-    return graph
+class OnnxWriter:
+    """Adds each op of an integer graph to an ONNX graph.
 
+    Attributes:
+        graph: the ONNX graph.
+        tensors: of each op, as it is computed; `get` gives other layouts and types.
+    """
 
-def _binary_conv(graph: Graph, op: integer_graph.BinaryConv) -> None:
-    window = window_of(op, op.signs.shape[1])
-    signs = channels_first(op.signs)
-    if op.thresholds is not None:
-        weight, bias = graph.signs(op.name, signs), graph.constant(f"{op.name}.bias", 1 - op.thresholds)
-        graph.clip(graph.node("Conv", *op.inputs, weight, bias, name=f"{op.name}.sum", **window), 0, 1, op.name)
-    else:
-        weight, bias = graph.signs(op.name, signs, 2), graph.constant(f"{op.name}.negatives", 2 * op.negatives)
-        counted = graph.node("Conv", *op.inputs, weight, bias, name=f"{op.name}.sum", **window)
-        # Counts are never negative: this Relu only keeps onnxruntime from folding the Mul into the weights.
-        graph.affine(graph.node("Relu", counted, name=f"{op.name}.counted"), op.multiplier, op.offset, op.name)
+    def __init__(self, graph: integer_graph.IntegerGraph) -> None:
+        self.graph = Graph()
+        self.shapes = graph.shapes()
+        self.tensors: dict[str, Tensor] = {}
+        for op in graph.ops:
+            self.tensors[op.name] = self.add(op)
 
+    def add(self, op: integer_graph.GraphOp) -> Tensor:
+        """Add the nodes that compute `op`; its tensor."""
+        graph, name = self.graph, op.name
+        match op:
+            case integer_graph.Stem():
+                return self.stem(op)
+            case integer_graph.BinaryConv():
+                return self.binary_conv(op)
+            case integer_graph.MaxPool():
+                dtype = self.tensors[op.inputs[0]].type
+                x = self.get(op.inputs[0], last=False)
+                return Tensor(graph.node("MaxPool", x, name=name, **window_of(op)), last=False, type=dtype)
+            case integer_graph.Scale():
+                multiplier = self.spread(op, "multiplier", op.multiplier)
+                return self.affine(op, self.get(op.inputs[0], last=True, dtype=np.float32), multiplier, "bias", op.bias)
+        floats = [self.get(each, last=True, dtype=np.float32) for each in op.inputs]
+        match op:
+            case integer_graph.Quantize():
+                threshold = graph.constant(f"{name}.threshold", op.threshold)
+                on = graph.node("Greater", *floats, threshold, name=f"{name}.on")
+                return Tensor(graph.cast(on, np.uint8, name), last=True, type=np.uint8)
+            case integer_graph.AveragePool():
+                graph.node("ReduceMean", *floats, graph.integers(1, 2), name=name)
+            case integer_graph.Dense():
+                graph.dense(floats[0], name, op.weight, op.bias)
+            case integer_graph.Add() | integer_graph.Relu():
+                graph.node(type(op).__name__, *floats, name=name)
+        return Tensor(name, last=True, type=np.float32)
 
-def _max_pool(graph: Graph, op: integer_graph.MaxPool) -> None:
-    graph.node("MaxPool", *op.inputs, name=op.name, **window_of(op, op.kernel))
+    def get(self, name: str, *, last: bool, dtype: type[np.generic] | None = None) -> str:
+        """The tensor of an op in a wanted layout and type (None: its own), made if it is not there yet."""
+        tensor, x = self.tensors[name], name
+        if dtype not in (None, tensor.type):
+            x = self.graph.cast(x, dtype, f"{x}.{np.dtype(dtype).name}")
+        if last != tensor.last:
+            order = [0, 2, 3, 1] if last else [0, 3, 1, 2]
+            x = self.graph.node("Transpose", x, name=f"{x}.{'last' if last else 'first'}", perm=order)
+        return x
 
+    def stem(self, op: integer_graph.Stem) -> Tensor:
+        """The sums, or their bits, which stay floats until they are needed as bits: a max pool is quicker on floats."""
+        graph, name = self.graph, op.name
+        inputs = [graph.planes(op.mean), graph.constant(f"{name}.weight", channels_first(op.weight))]
+        # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
+        limits = [-integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM]
+        if op.thresholds is not None:
+            inputs.append(graph.constant(f"{name}.bias", 1 - op.thresholds))
+            limits = [0, 1]
+        sums = graph.node("Conv", *inputs, name=f"{name}.sum", **window_of(op))
+        return Tensor(graph.node("Clip", sums, *map(graph.scalar, limits), name=name), last=False, type=np.float32)
 
-def _quantize(graph: Graph, op: integer_graph.Quantize) -> None:
-    on = graph.node("Greater", *op.inputs, graph.constant(f"{op.name}.threshold", op.threshold), name=f"{op.name}.on")
-    graph.cast(on, "float32", op.name)
+    def binary_conv(self, op: integer_graph.BinaryConv) -> Tensor:
+        if op.count >= MOST_WEIGHTS:
+            what = f"has {op.count} weights in each output channel"
+            raise DmsflowError(op.name, what, f"fewer than {MOST_WEIGHTS} can be counted: search narrower widths")
+        if op.thresholds is not None:
+            return Tensor(self.threshold_bits(op, op.thresholds), last=False, type=np.uint8)
+        graph, name = self.graph, op.name
+        if op.count <= UINT8_MAX:
+            planes = self.quantised_conv(op, op.negatives, 1, f"{name}.planes")
+            count = graph.node("Transpose", planes, name=f"{name}.count", perm=[0, 2, 3, 1])
+            disagreements = graph.cast(count, np.float32, f"{name}.disagreements")
+        else:
+            weight = graph.signs(name, op.signs.transpose(1, 2, 3, 0).reshape(op.count, -1))
+            total = graph.node("MatMulInteger", self.windows(op), weight, name=f"{name}.sum")
+            sums = graph.cast(total, np.float32, f"{name}.float")
+            negatives = self.spread(op, "negatives", op.negatives)
+            disagreements = graph.node("Add", sums, negatives, name=f"{name}.disagreements")
+        assert op.multiplier is not None
+        return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
 
+    def threshold_bits(self, op: integer_graph.BinaryConv, thresholds: integer_graph.Int32) -> str:
+        """`sum >= threshold` as round((sum - threshold + middle) / (2 middle - 1)).
 
-_WRITE: dict[type, Any] = {
-    integer_graph.Stem: lambda graph, op: graph.stem(op),
-    integer_graph.BinaryConv: _binary_conv,
-    integer_graph.MaxPool: _max_pool,
-    integer_graph.Quantize: _quantize,
-    integer_graph.Scale: lambda graph, op: graph.affine(*op.inputs, op.multiplier, op.bias, op.name),
-    integer_graph.Add: lambda graph, op: graph.node("Add", *op.inputs, name=op.name),
-    integer_graph.Relu: lambda graph, op: graph.node("Relu", *op.inputs, name=op.name),
-    integer_graph.AveragePool: lambda graph, op: graph.node("GlobalAveragePool", *op.inputs, name=op.name),
-    integer_graph.Dense: lambda graph, op: graph.dense(*op.inputs, op.name, op.weight, op.bias),
-}
+        The quotient lies between 0 and 1, and passes one half between the threshold and the sum below it, at
+        least 1 in 2^23 away on either side: float32 and any rule of rounding put both where they belong.
+        """
+        middle = 2 * op.count + 4
+        never = op.count + 1
+        bias = middle - np.clip(thresholds, -never, never)
+        return self.quantised_conv(op, bias, 2 * middle - 1, op.name)
+
+    def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:
+        """[1, C_out, H', W'], uint8: round((sum + bias) / step), saturated."""
+        graph, one = self.graph, self.graph.scalar(1)
+        zero, signed_zero = graph.scalar(0, np.uint8), graph.scalar(0, np.int8)
+        bits = self.get(op.inputs[0], last=False, dtype=np.uint8)
+        weight = graph.signs(op.name, channels_first(op.signs))
+        steps = graph.scalar(step)
+        offset = graph.constant(f"{op.name}.bias", bias, np.int32)
+        inputs = (bits, one, zero, weight, one, signed_zero, steps, zero, offset)
+        return graph.node("QLinearConv", *inputs, name=name, **window_of(op))
+
+    def windows(self, op: integer_graph.BinaryConv) -> str:
+        """[1, H', W', K]: what each window reads, bits in the order of the weights."""
+        graph, x = self.graph, self.get(op.inputs[0], last=True, dtype=np.uint8)
+        height, width, channels = self.shapes[op.inputs[0]]
+        stride, (rows, columns, _) = op.stride, self.shapes[op.name]
+        if op.kernel == 1 and not op.padding:
+            if stride == 1:
+                return x
+            ends = graph.integers(0, 0), graph.integers(height, width)
+            steps = graph.integers(1, 2), graph.integers(stride, stride)
+            return graph.node("Slice", x, *ends, *steps, name=f"{op.name}.every")
+        flat = graph.node("Reshape", x, graph.integers(height * width, channels), name=f"{op.name}.pixels")
+        if op.padding:  # one more row, of zeros
+            flat = graph.node("Pad", flat, graph.integers(0, 0, 1, 0), name=f"{op.name}.padded")
+        taps = graph.node("Gather", flat, self.taps(op), name=f"{op.name}.taps")
+        return graph.node("Reshape", taps, graph.integers(1, rows, columns, op.count), name=f"{op.name}.windows")
+
+    def taps(self, op: integer_graph.BinaryConv) -> str:
+        """[H', W', k, k], int32: the row of H W + 1 that each window reads at each tap; the last where there is padding.
+
+        Made of two short constants when the file is loaded.
+        """
+        graph, kernel = self.graph, op.kernel
+        height, width, _ = self.shapes[op.inputs[0]]
+        name = f"taps.{height}.{width}.{kernel}.{op.stride}.{op.padding}"
+
+        def along(size: int, outputs: int, step: int) -> Any:
+            """[outputs, kernel]: where each tap lies along one axis; H W for outside."""
+            at = np.arange(outputs)[:, None] * op.stride + np.arange(kernel) - op.padding
+            return np.where((at >= 0) & (at < size), at * step, height * width)
+
+        rows, columns, _ = self.shapes[op.name]
+        starts = graph.constant(f"{name}.down", along(height, rows, width)[:, None, :, None], np.int32)
+        steps = graph.constant(f"{name}.across", along(width, columns, 1)[None, :, None, :], np.int32)
+        where = graph.node("Add", starts, steps, name=f"{name}.where")
+        return graph.node("Min", where, graph.scalar(height * width, np.int32), name=name)
+
+    # --- floats ---
+
+    def affine(self, op: integer_graph.GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
+        """`x * multiplier + values` for each channel, each of the two operations rounded; `addend` names the values."""
+        scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}.scaled")
+        self.graph.node("Add", scaled, self.spread(op, addend, values), name=op.name)
+        return Tensor(op.name, last=True, type=np.float32)
+
+    def spread(self, op: integer_graph.GraphOp, name: str, values: Any) -> str:
+        """[W, C]: a constant for each channel of an op's output, spread over a row of pixels when the file is loaded.
+
+        onnxruntime does with each span of a constant at a time what it does; a span of few channels is slow.
+        """
+        _, columns, channels = self.shapes[op.name]
+        constant = self.graph.constant(f"{op.name}.{name}", values)
+        return self.graph.node("Expand", constant, self.graph.integers(columns, channels), name=f"{constant}.row")
 
 
 # --- what is in a file ------------------------------------------------------------------------
 
 
-def census(path: Path) -> dict[str, int]:
+def count_ops(path: Path) -> dict[str, int]:
     """Ops of a file and how often each stands in it; those that onnxruntime folds on loading are not counted.
 
     A convolution, or a product that counts for one, whose weights are unpacked from bits counts as PACKED_CONV.
@@ -92,15 +235,17 @@ def census(path: Path) -> dict[str, int]:
     Raises:
         DmsflowError: not an ONNX file.
     """
-    graph = _onnx_graph.load(path)
-    folded, unpacked = _onnx_graph.folded(graph)
-    counted: Counter[str] = Counter()
-    for node in graph.node:
-        if node.output[0] not in folded:
-            at = CONVOLUTIONS.get(node.op_type, len(node.input))
-            packed = at < len(node.input) and node.input[at] in unpacked
-            counted[PACKED_CONV if packed else node.op_type] += 1
-    return dict(counted)
+    graph, counts = _read(path), Counter[str]()
+    constants = {number for number, tensor in enumerate(graph.tensors) if tensor.values}
+    unpacked: set[int] = set()  # those computed from bits
+    for node in graph.nodes:
+        if constants.issuperset(node.inputs):
+            constants.update(node.outputs)
+            unpacked.update(node.outputs if node.unpacks or not unpacked.isdisjoint(node.inputs) else ())
+        else:
+            packed = node.weights is not None and node.weights.tensor in unpacked
+            counts[PACKED_CONV if packed else node.op] += 1
+    return dict(counts)
 
 
 def layer_bytes(path: Path) -> dict[str, int]:
@@ -110,6 +255,14 @@ def layer_bytes(path: Path) -> dict[str, int]:
         DmsflowError: not an ONNX file.
     """
     sizes: Counter[str] = Counter()
-    for constant in _onnx_graph.load(path).initializer:
-        sizes[constant.name.rpartition(".")[0]] += len(constant.raw_data)
+    for tensor in _read(path).tensors:
+        if tensor.values:
+            sizes[tensor.name.rpartition(".")[0]] += tensor.stored_bytes
     return dict(sizes)
+
+
+def _read(path: Path) -> modelfile.Graph:
+    try:
+        return onnx_reader.read_graph(path, path.read_bytes())
+    except Damaged as error:
+        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error

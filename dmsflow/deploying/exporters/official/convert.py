@@ -1,4 +1,4 @@
-"""Writes .tflite files with larq-compute-engine's own converter, which needs TensorFlow: the witness.
+"""Writes .tflite files with larq-compute-engine's own converter, which needs TensorFlow: a second opinion.
 
 The integer graph becomes a program of TensorFlow operations that a child process
 (`child.py`) builds and converts; TensorFlow's memory and start-up stay in there.
@@ -14,6 +14,9 @@ A convolution in front of a max pool has the opposite sums, of which a maximum i
 The converter takes padding by as much on all sides for SAME, at stride 2 as well, where SAME pads an
 even image on one side only: such a file is wrong, and no error says so. So at stride 2 only those
 pixels are padded that are read.
+
+Two environment variables are read: PYTHONPATH, whose folders the child searches too, and TMPDIR, where
+programs and files lie meanwhile.
 """
 
 from __future__ import annotations
@@ -28,109 +31,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dmsflow.deploying.integer_graph import (
-    Add,
-    AveragePool,
-    BinaryConv,
-    Dense,
-    GraphOp,
-    IntegerGraph,
-    MaxPool,
-    Quantize,
-    Relu,
-    Scale,
-    Stem,
-)
+from dmsflow.deploying import integer_graph
+from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
 from dmsflow.network.network import INPUT
 
-CHILD = f"{__package__}.child"  # in two parts: doctor takes whole names for what every export needs
+CHILD = f"{__package__}.child"
 INSTEAD = "or leave out --converter official"
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def write(form: IntegerGraph, path: Path) -> None:
-    """Convert the integer graph to a .tflite file, whole or not at all.
+def write(graph: IntegerGraph, path: Path) -> None:
+    """Convert an integer graph to a .tflite file, whole or not at all.
 
     Raises:
         DmsflowError: larq-compute-engine or TensorFlow is missing or fails, or the file cannot be written.
     """
-    content = convert([program(form)])[0]
+    (content,) = convert([Program(graph)])
     with writing(path) as partial:
         partial.write_bytes(content)
 
 
-# --- the program ------------------------------------------------------------------------------
+# --- the program --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Step:
-    """One operation of the child's table.
-
-    Attributes:
-        op: its name there.
-        layer: whose it is; tensors of the file are named after it.
-        inputs: numbers of the values that it takes. 0 is the image, n what step n - 1 gives.
-        constants: what else it takes; float32 in the file.
-        options: whole numbers, lists of them, and floats.
-    """
-
-    op: str
-    layer: str
-    inputs: tuple[int, ...]
-    constants: tuple[NDArray[Any], ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Program:
-    """Granularity in the order of their computation; the last one gives the logits.
-
-    Attributes:
-        shape: of the image, [1, H, W, C].
-    """
-
-    shape: tuple[int, ...]
-    steps: list[Step] = field(default_factory=list)
-    numbers: dict[object, int] = field(default_factory=dict)
-
-    def add(self, op: str, layer: str, *inputs: int, constants: Sequence[Any] = (), **options: Any) -> int:
-        """The number of the new step's value; a step that is there already is not added again."""
-        step = Step(op, layer, inputs, tuple(map(np.asarray, constants)), options)
-        key = repr(step) if all(one.ndim == 0 for one in step.constants) else len(self.numbers)
-        if key not in self.numbers:
-            self.steps.append(step)
-            self.numbers[key] = len(self.steps)
-        return self.numbers[key]
-
-    def dumps(self) -> bytes:
-        """As the child reads it: an .npz without pickles."""
-        arrays = {f"{n}.{i}": one for n, step in enumerate(self.steps) for i, one in enumerate(step.constants)}
-        steps = [
-            {
-                "op": step.op,
-                "layer": step.layer,
-                "inputs": step.inputs,
-                "constants": len(step.constants),
-                "options": step.options,
-            }
-            for step in self.steps
-        ]
-        content = io.BytesIO()
-        np.savez(content, program=np.array(json.dumps({"shape": self.shape, "steps": steps})), **arrays)
-        return content.getvalue()
-
-
-@dataclass(frozen=True)
-class _Value:
+class Value(NamedTuple):
     """A tensor of the integer graph in a program.
 
     Attributes:
@@ -146,113 +77,124 @@ class _Value:
     odd: bool = False
 
 
-def program(form: IntegerGraph) -> Program:
-    """What the child is to build."""
-    lowering = _Lowering(form)
-    for op in form.ops:
-        lowering.values[op.name] = lowering.lower(op, *(lowering.values[name] for name in op.inputs))
-    return lowering.program
+class Program:
+    """What the child is to build: steps in the order of their computation; the last one gives the logits.
 
+    Values are called by number: 0 is the image, n what step n - 1 gives.
+    """
 
-class _Lowering:
-    """From deploy ops to steps."""
+    def __init__(self, graph: IntegerGraph) -> None:
+        self.graph, self.shapes = graph, graph.shapes()
+        self.steps: list[dict[str, Any]] = []
+        self.arrays: dict[str, Any] = {}  # constants of the steps; float32 in the file
+        self.numbers: dict[str, int] = {}  # of steps that may be shared
+        self.values = {INPUT: Value(0, INPUT)}
+        for op in graph.ops:
+            self.values[op.name] = self.lower(op, *(self.values[name] for name in op.inputs))
 
-    def __init__(self, form: IntegerGraph) -> None:
-        self.form = form
-        self.shapes = form.shapes()
-        self.program = Program((1, *self.shapes[INPUT]))
-        self.values = {INPUT: _Value(0, INPUT)}
+    def step(self, op: str, layer: str, *inputs: int, constants: Sequence[Any] = (), **options: Any) -> int:
+        """Add an operation of the child's table; the number of its value.
 
-    def lower(self, op: GraphOp, x: _Value, *others: _Value) -> _Value:
+        A step that is there already is not added again. Tensors of the file are named after the layer.
+        """
+        arrays = [np.asarray(one) for one in constants]
+        step = {"op": op, "layer": layer, "inputs": inputs, "constants": len(arrays), "options": options}
+        key = repr((step, arrays)) if all(one.ndim == 0 for one in arrays) else f"step {len(self.steps)}"
+        if key not in self.numbers:
+            self.arrays |= {f"{len(self.steps)}.{index}": one for index, one in enumerate(arrays)}
+            self.steps.append(step)
+            self.numbers[key] = len(self.steps)
+        return self.numbers[key]
+
+    def dumps(self) -> bytes:
+        """As the child reads it: an .npz without pickles."""
+        content = io.BytesIO()
+        program = json.dumps({"shape": (1, *self.shapes[INPUT]), "steps": self.steps})
+        np.savez(content, program=np.array(program), **self.arrays)
+        return content.getvalue()
+
+    def lower(self, op: integer_graph.GraphOp, x: Value, *others: Value) -> Value:
         """Add what computes `op`."""
-        add, name = self.program.add, op.name
+        step, name = self.step, op.name
         match op:
-            case Stem():
+            case integer_graph.Stem():
                 return self.stem(op, x)
-            case BinaryConv():
+            case integer_graph.BinaryConv():
                 return self.binary_conv(op, x)
-            case MaxPool():
-                fill = LOWEST if not op.binary else -1.0
-                padded = self.padded(op, x.number, op.kernel, fill)
-                number = add("max_pool", name, padded, kernel=op.kernel, stride=op.stride)
-                return _Value(number, name, x.on, x.odd)
-            case Scale():
-                scaled = add("multiply", name, x.number, constants=[op.multiplier])
-                return _Value(add("add", name, scaled, constants=[op.bias]), name)
-            case Quantize():  # the converter knows this form, and not threshold - x
-                minus = add("multiply", name, x.number, constants=[np.float32(-1)])
-                return _Value(add("add", name, minus, constants=[op.threshold]), name, "below")
-            case Add():
-                return _Value(add("add", name, x.number, others[0].number), name)
-            case Relu():
-                return _Value(add("relu", name, x.number), name)
-            case AveragePool():
+            case integer_graph.MaxPool():
+                padded = self.padded(op, x.number, -1.0 if op.binary else LOWEST)
+                number = step("max_pool", name, padded, kernel=op.kernel, stride=op.stride)
+                return Value(number, name, x.on, x.odd)
+            case integer_graph.Scale():
+                scaled = step("multiply", name, x.number, constants=[op.multiplier])
+                return Value(step("add", name, scaled, constants=[op.bias]), name)
+            case integer_graph.Quantize():  # the converter knows this form, and not threshold - x
+                minus = step("multiply", name, x.number, constants=[np.float32(-1)])
+                return Value(step("add", name, minus, constants=[op.threshold]), name, "below")
+            case integer_graph.Add():
+                return Value(step("add", name, x.number, others[0].number), name)
+            case integer_graph.Relu():
+                return Value(step("relu", name, x.number), name)
+            case integer_graph.AveragePool():
                 size = self.shapes[op.inputs[0]][0]
-                return x if size == 1 else _Value(add("average_pool", name, x.number, size=size), name)
-            case Dense():
-                return _Value(add("dense", name, x.number, constants=[op.weight, op.bias]), name)
+                return x if size == 1 else Value(step("average_pool", name, x.number, size=size), name)
+            case integer_graph.Dense():
+                return Value(step("dense", name, x.number, constants=[op.weight, op.bias]), name)
 
-    def stem(self, op: Stem, x: _Value) -> _Value:
-        add, name, weight = self.program.add, op.name, op.weight
-        pooled = self.pooled(op)
+    def stem(self, op: integer_graph.Stem, x: Value) -> Value:
+        step, name, weight = self.step, op.name, op.weight
+        pooled = self.graph.feeds_max_pool(op)
         if op.thresholds is not None and not pooled:
             weight = 0 - weight
-        centred = add("subtract", name, x.number, constants=[op.mean])
-        padded = self.padded(op, centred, weight.shape[1])
-        sums = add("conv", name, padded, constants=[weight.transpose(1, 2, 3, 0)], stride=op.stride)
+        padded = self.padded(op, step("subtract", name, x.number, constants=[op.mean]))
+        sums = step("conv", name, padded, constants=[weight.transpose(1, 2, 3, 0)], stride=op.stride)
         if op.thresholds is None:
-            scaled = any(isinstance(reader, Scale) for reader in self.form.consumers(name))
+            scaled = any(isinstance(reader, integer_graph.Scale) for reader in self.graph.consumers(name))
             # They are whole already; but without it the converter folds the factors into the weights.
-            return _Value(add("floor", name, sums) if scaled else sums, name)
+            return Value(step("floor", name, sums) if scaled else sums, name)
         bias = -op.thresholds if pooled else op.thresholds - 1
-        return _Value(add("add", name, sums, constants=[bias]), name, "from" if pooled else "below")
+        return Value(step("add", name, sums, constants=[bias]), name, "from" if pooled else "below")
 
-    def binary_conv(self, op: BinaryConv, x: _Value) -> _Value:
-        add, name, signs = self.program.add, op.name, op.signs
-        pooled = op.thresholds is not None and self.pooled(op)
-        if pooled:
-            signs = -signs
-        padded = self.padded_signs(op, x)
-        sums = add("conv", name, padded, constants=[signs.transpose(1, 2, 3, 0)], stride=op.stride)
+    def binary_conv(self, op: integer_graph.BinaryConv, x: Value) -> Value:
+        step, name = self.step, op.name
+        pooled = op.thresholds is not None and self.graph.feeds_max_pool(op)
+        filters = (-op.signs if pooled else op.signs).transpose(1, 2, 3, 0)
+        sums = step("conv", name, self.padded_signs(op, x), constants=[filters], stride=op.stride)
         if op.thresholds is not None:
             bias = 2 * op.thresholds - op.signs.sum((1, 2, 3), dtype=np.int32) - 1
-            number = add("add", name, sums, constants=[-bias if pooled else bias])
-            return _Value(number, name, "from" if pooled else "below", odd=True)
+            number = step("add", name, sums, constants=[-bias if pooled else bias])
+            return Value(number, name, "from" if pooled else "below", odd=True)
         assert op.multiplier is not None and op.bias is not None
-        scaled = add("multiply", name, sums, constants=[-op.multiplier])
-        return _Value(add("add", name, scaled, constants=[op.bias]), name)
+        scaled = step("multiply", name, sums, constants=[-op.multiplier])
+        return Value(step("add", name, scaled, constants=[op.bias]), name)
 
-    def pooled(self, op: GraphOp) -> bool:
-        return any(isinstance(reader, MaxPool) for reader in self.form.consumers(op.name))
-
-    def padded_signs(self, op: BinaryConv, x: _Value) -> int:
+    def padded_signs(self, op: integer_graph.BinaryConv, x: Value) -> int:
         """The signs that a convolution reads; padding is +1, off.
 
         At stride 1 the converter makes padding of the signs part of the convolution, if SAME pads
         so; any other is of the floats in front of the sign, for it packs none behind it.
         """
-        add, kernel = self.program.add, op.signs.shape[1]
         floats = self.below(x)
-        if op.stride == 1 and 2 * op.padding == kernel - 1:
-            return self.padded(op, add("sign", x.layer, floats), kernel, 1.0)
-        padded = self.padded(op, floats, kernel)
-        return add("sign", x.layer if padded == floats else op.name, padded)
+        if op.pads_same:
+            return self.padded(op, self.step("sign", x.layer, floats), 1.0)
+        padded = self.padded(op, floats)
+        return self.step("sign", x.layer if padded == floats else op.name, padded)
 
-    def below(self, x: _Value) -> int:
+    def below(self, x: Value) -> int:
         """Floats that are below 0 where the bits are 1."""
         if x.on == "below":
             return x.number
-        minus = self.program.add("multiply", x.layer, x.number, constants=[np.float32(-1)])
-        return minus if x.odd else self.program.add("add", x.layer, minus, constants=[np.float32(-0.5)])
+        minus = self.step("multiply", x.layer, x.number, constants=[np.float32(-1)])
+        return minus if x.odd else self.step("add", x.layer, minus, constants=[np.float32(-0.5)])
 
-    def padded(self, op: Stem | BinaryConv | MaxPool, x: int, kernel: int, fill: float = 0.0) -> int:
+    def padded(self, op: integer_graph.Conv | integer_graph.MaxPool, x: int, fill: float = 0.0) -> int:
         """An image with those pixels around it that are read."""
         before, inside = op.padding, self.shapes[op.inputs[0]][0]
-        after = max((self.shapes[op.name][0] - 1) * op.stride + kernel - inside - before, 0)
-        return self.program.add("pad", op.name, x, amounts=[before, after], fill=fill) if before or after else x
+        after = max((self.shapes[op.name][0] - 1) * op.stride + op.kernel - inside - before, 0)
+        return self.step("pad", op.name, x, amounts=[before, after], fill=fill) if before or after else x
 
 
-# --- the child --------------------------------------------------------------------------------
+# --- the child ----------------------------------------------------------------------------------
 
 
 def convert(programs: Sequence[Program]) -> list[bytes]:
@@ -267,55 +209,42 @@ def convert(programs: Sequence[Program]) -> list[bytes]:
     try:
         with tempfile.TemporaryDirectory(prefix="dmsflow-convert-") as folder:
             paths = [Path(folder, f"{index:05}.npz") for index in range(len(programs))]
-            for path, one in zip(paths, programs, strict=True):
-                path.write_bytes(one.dumps())
-            done = _in_child(folder)
+            for path, program in zip(paths, programs, strict=True):
+                path.write_bytes(program.dumps())
+            done = _run_child(folder)
             if done.returncode:
-                raise _failure(done)
+                raise explain_failure(done)
             return [path.with_suffix(".tflite").read_bytes() for path in paths]
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise DmsflowError(tempfile.gettempdir(), what, "free some space or set TMPDIR") from error
 
 
-def _in_child(folder: str) -> subprocess.CompletedProcess[bytes]:
+def _run_child(folder: str) -> subprocess.CompletedProcess[bytes]:
     """An interrupt ends the child: `subprocess.run` kills it, and its stdin ends when this process does."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [str(Path(__file__).parents[4]), *(os.path.abspath(path) for path in inherited if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", CHILD, folder]
     reading, writing = os.pipe()
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", CHILD, folder],
-            stdin=reading,
-            capture_output=True,
-            cwd=folder,  # where nothing lies that an import could take for a package
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            check=False,
-        )
+    try:  # in `folder` lies nothing that an import could take for a package
+        return subprocess.run(command, stdin=reading, capture_output=True, cwd=folder, env=environment, check=False)
     finally:
         os.close(reading)
         os.close(writing)
 
 
-def _failure(done: subprocess.CompletedProcess[bytes]) -> DmsflowError:
+def explain_failure(done: subprocess.CompletedProcess[bytes]) -> DmsflowError:
     """What the child's end means to the user."""
-    import os as _o
-
-    sys.stderr.write(done.stderr.decode()) if _o.environ.get("DBG") else None
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     last = lines[-1] if lines else "it said nothing"
     if missing := re.search(r"No module named '(\w+)", last):
-        package = missing[1].replace("_", "-")
-        if package.startswith("larq") and not _has_wheel():
-            system = f"{platform.system()} {platform.machine()}"
-            return DmsflowError(package, f"has no package for {system}", "leave out --converter official")
+        package, system, processor = missing[1].replace("_", "-"), platform.system(), platform.machine()
+        # Of larq-compute-engine there are wheels for other systems and for this processor, as in pyproject.toml.
+        if package.startswith("larq") and system == "Linux" and processor not in ("x86_64", "AMD64"):
+            return DmsflowError(package, f"has no package for {system} {processor}", "leave out --converter official")
         return DmsflowError(package, "is not installed", f"pip install 'dmsflow[lce,tensorflow]', {INSTEAD}")
     status = f"exit status {done.returncode}"
     if done.returncode < 0:
         status = signal.Signals(-done.returncode).name
     return DmsflowError("larq-compute-engine", f"its converter failed ({status}: {last})", f"report this, {INSTEAD}")
-
-
-def _has_wheel() -> bool:
-    """Whether larq-compute-engine has wheels for this system, as pyproject.toml has it."""
-    return platform.system() != "Linux" or platform.machine() in ("x86_64", "AMD64")
