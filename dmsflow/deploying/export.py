@@ -65,8 +65,8 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
         candidate.replace(model)
     report.show(model)
     check.show()
-    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
-    accuracy = train.metrics["top1_percent"]
+    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB
+    metrics = {"memory_mib": memory, "trained_top1_percent": train.metrics["top1_percent"]}
     return manifest.save(
         path,
         Manifest(
@@ -78,12 +78,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
             widths=train.widths,
             data=train.data,
             artifacts={"model": describe_artifact(model, out)},
-            metrics={
-                "memory_mib": memory / cost.MIB,
-                "trained_top1_percent": accuracy,
-                **report.metrics(),
-                **check.metrics(),
-            },
+            metrics={**metrics, **report.metrics(), **check.metrics()},
             environment=describe_environment(runtimes={model.name: plugin.load("runners", runner).version()}),
         ),
     )
@@ -162,9 +157,6 @@ def _load_exporter(aim: Target, train: Manifest) -> Any:
         what = "takes binary networks only, and this one was trained in float"
         raise DmsflowError(f"target {aim.name}", what, "use --target onnx, or train with --precision binary")
     return exporter
-
-
-# --- writing ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

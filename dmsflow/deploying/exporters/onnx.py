@@ -206,8 +206,6 @@ class OnnxWriter:
         where = graph.node("Add", starts, steps, name=f"{name}.where")
         return graph.node("Min", where, graph.scalar(height * width, np.int32), name=name)
 
-    # --- floats ---
-
     def affine(self, op: integer_graph.GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
         """`x * multiplier + values` for each channel, each of the two operations rounded; `addend` names the values."""
         scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}.scaled")
@@ -222,9 +220,6 @@ class OnnxWriter:
         _, columns, channels = self.shapes[op.name]
         constant = self.graph.constant(f"{op.name}.{name}", values)
         return self.graph.node("Expand", constant, self.graph.integers(columns, channels), name=f"{constant}.row")
-
-
-# --- what is in a file ------------------------------------------------------------------------
 
 
 def count_ops(path: Path) -> dict[str, int]:

@@ -39,26 +39,11 @@ import numpy as np
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.errors import DmsflowError
-from dmsflow.files import writing
 from dmsflow.network.network import INPUT
 
 CHILD = f"{__package__}.child"
 INSTEAD = "or leave out --converter official"
 LOWEST = float(np.finfo(np.float32).min)
-
-
-def write(graph: IntegerGraph, path: Path) -> None:
-    """Convert an integer graph to a .tflite file, whole or not at all.
-
-    Raises:
-        DmsflowError: larq-compute-engine or TensorFlow is missing or fails, or the file cannot be written.
-    """
-    (content,) = convert([Program(graph)])
-    with writing(path) as partial:
-        partial.write_bytes(content)
-
-
-# --- the program --------------------------------------------------------------------------------
 
 
 class Value(NamedTuple):
