@@ -146,20 +146,13 @@ class TrainedWeights:
 
 @dataclass(frozen=True)
 class Tail:
-    """What stands behind a convolution and folds into it.
+    """What stands behind a convolution and folds into it."""
 
-    Attributes:
-        names: of those layers, by op.
-        gain, shift: of the batch norm, [C] each.
-        half: alpha / 2 of the quantiser, if there is one.
-        pool: the max pool, if there is one.
-    """
-
-    names: Mapping[str, str]
-    gain: Float64
-    shift: Float64
-    half: float | None
-    pool: tuple[integer_graph.MaxPool, ...]
+    names: Mapping[str, str]  # of those layers, by op
+    gain: Float64  # [C], of the batch norm
+    shift: Float64  # [C]
+    half: float | None  # alpha / 2 of the quantiser, if there is one
+    pool: tuple[integer_graph.MaxPool, ...]  # the max pool, if there is one
 
 
 def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dmsflow.network.cost import LayerSize
 from dmsflow.network.network import INPUT
 
+CHUNK = 2**23  # values of the largest tensor that are computed at a time
 LARGEST_SUM = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
 
 Float32 = NDArray[np.float32]
@@ -144,12 +145,12 @@ class Quantize(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Add(Op):
-    pass
+    """Sum of two tensors of floats."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Relu(Op):
-    pass
+    """Of floats: max(x, 0)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,11 +205,6 @@ class IntegerGraph:
                     channels = len(op.weight)
             shapes[op.name] = size, size, channels
         return shapes
-
-
-# --- the reference ----------------------------------------------------------------------------
-
-CHUNK = 2**23  # values of the largest tensor that are computed at a time
 
 
 def compute_logits(graph: IntegerGraph, images: NDArray[Any]) -> Float32:

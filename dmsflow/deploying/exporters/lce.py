@@ -194,10 +194,9 @@ class LceWriter:
         """Grow an image on all sides, by zeros or by `fill`, a constant's number."""
         amounts = self.constant(f"{name}/padding", np.array([[0, 0], [padding] * 2, [padding] * 2, [0, 0]], np.int32))
         batch, height, width, channels = self.shape(x)
-        inputs = [x, amounts] if fill is None else [x, amounts, fill]
         shape = (batch, height + 2 * padding, width + 2 * padding, channels)
-        kind = "PAD" if fill is None else "PADV2"
-        return self.operator(kind, inputs, f"{name}/padded", shape, self.tensors[x]["type"])
+        kind, filling = ("PAD", []) if fill is None else ("PADV2", [fill])
+        return self.operator(kind, [x, amounts, *filling], f"{name}/padded", shape, self.tensors[x]["type"])
 
     def max_pool(self, op: integer_graph.MaxPool, x: int, shape: Shape) -> int:
         if op.padding:  # by what never wins: -1 is all ones, neutral in an AND

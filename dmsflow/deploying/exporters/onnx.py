@@ -30,7 +30,6 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.errors import DmsflowError
-from dmsflow.modelfile import graph as modelfile
 from dmsflow.modelfile import onnx_reader
 from dmsflow.modelfile._protobuf import Damaged
 
@@ -256,7 +255,7 @@ def layer_bytes(path: Path) -> dict[str, int]:
     return dict(sizes)
 
 
-def _read(path: Path) -> modelfile.Graph:
+def _read(path: Path) -> Any:
     try:
         return onnx_reader.read(path, path.read_bytes())
     except Damaged as error:

@@ -47,19 +47,12 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 class Value(NamedTuple):
-    """A tensor of the integer graph in a program.
+    """A tensor of the integer graph in a program."""
 
-    Attributes:
-        number: of the floats.
-        layer: that computes them.
-        on: for bits, which of the floats stand for 1: those "below" 0, or those "from" 0 on.
-        odd: the floats are odd whole numbers.
-    """
-
-    number: int
-    layer: str
-    on: str = ""
-    odd: bool = False
+    number: int  # of the floats
+    layer: str  # that computes them
+    on: str = ""  # for bits, which of the floats stand for 1: those "below" 0, or those "from" 0 on
+    odd: bool = False  # the floats are odd whole numbers
 
 
 class Program:
@@ -177,9 +170,6 @@ class Program:
         before, inside = op.padding, self.shapes[op.inputs[0]][0]
         after = max((self.shapes[op.name][0] - 1) * op.stride + op.kernel - inside - before, 0)
         return self.step("pad", op.name, x, amounts=[before, after], fill=fill) if before or after else x
-
-
-# --- the child ----------------------------------------------------------------------------------
 
 
 def convert(programs: Sequence[Program]) -> list[bytes]:
