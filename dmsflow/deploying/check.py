@@ -83,8 +83,6 @@ def check_file(runner: str, path: Path, reference: Reference | None, test: Split
     """Run a file on the first `count` test images.
 
     Args:
-        runner: that runs the file.
-        path: of the file.
         reference: what it must compute; None for a float32 network, which the trained one must resemble.
         test: the images.
         trained: logits of the first of them, as the trained network gave them.

@@ -7,17 +7,16 @@ convolution became an op on packed bits and its logits are those of the integer 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
 from dmsflow import datasets, manifest, plugin
 from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding, integer_graph, size_report, target
 from dmsflow.deploying.check import Reference, check_file, check_packed
+from dmsflow.deploying.folding import Weights
 from dmsflow.deploying.size_report import SizeReport
 from dmsflow.deploying.target import Target
 from dmsflow.environment import describe_environment
@@ -64,19 +63,18 @@ def run(
     if manifest.is_finished(path, settings, resume=resume, force=force):
         return path
     data = datasets.load(train.data)
-    trained = Trained(train, data, _load_tensors(source, train, "weights"))
-    logits = _load_tensors(source, train, "logits")["logits"]
+    weights, logits = (_load_tensors(source, train, role) for role in ("weights", "logits"))
     model = out / f"model{aim.suffix}"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
-        report, reference = write_model(trained, aim, candidate, **converter)
-        check = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
+        report, reference = write_model(train, weights, data, candidate, aim, **converter)
+        check = check_file(runner, candidate, reference, data.test, logits["logits"], _count_images(train, settings))
         candidate.replace(model)
     report.show(model)
     check.show()
-    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
-    accuracy = train.metrics["top1_percent"]
+    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB
+    metrics = {"memory_mib": memory, "trained_top1_percent": train.metrics["top1_percent"]}
     return manifest.save(
         path,
         Manifest(
@@ -88,12 +86,7 @@ def run(
             widths=train.widths,
             data=train.data,
             artifacts={"model": describe_artifact(model, out)},
-            metrics={
-                "memory_mib": memory / cost.MIB,
-                "trained_top1_percent": accuracy,
-                **report.metrics(),
-                **check.metrics(),
-            },
+            metrics={**metrics, **report.metrics(), **check.metrics()},
             environment=describe_environment(runtimes={model.name: plugin.load("runners", runner).version()}),
         ),
     )
@@ -152,7 +145,7 @@ def _is_float(train: Manifest) -> bool:
     return bool(train.settings.get("precision") == "float")
 
 
-def _load_tensors(source: Path, train: Manifest, role: str) -> dict[str, NDArray[Any]]:
+def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
     """A safetensors file that the manifest names."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -174,24 +167,13 @@ def _load_exporter(aim: Target, train: Manifest) -> Any:
     return exporter
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What there is to write."""
-
-    manifest: Manifest
-    data: Dataset
-    weights: dict[str, NDArray[Any]]
-
-
-def write_model(trained: Trained, aim: Target, path: Path, **converter: str) -> tuple[SizeReport, Reference | None]:
+def write_model(
+    train: Manifest, weights: Weights, data: Dataset, path: Path, aim: Target, **converter: str
+) -> tuple[SizeReport, Reference | None]:
     """Write a network; what the file weighs, and what it must compute.
 
     A float32 network is written one way, whatever the converter, and has no integer graph to be compared with.
     """
-    train, data, weights = trained.manifest, trained.data, trained.weights
     exporter = _load_exporter(aim, train)
     if _is_float(train):
         exporter.write_float(train.network, train.widths, weights, data.mean, data.std, path)

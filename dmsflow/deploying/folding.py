@@ -8,7 +8,7 @@ numbers, times a power of two.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,16 @@ def fold(
         if layer.name in names:
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
-        tail = _read_tail(trained, layer)
-        if layer.op == "conv":
-            ops += _fold_stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
-        elif layer.op == "binary_conv":
-            ops += _fold_binary_conv(trained, layer, tail, inputs)
+        if layer.op in ("conv", "binary_conv"):
+            tail = _read_tail(trained, layer)
+            if layer.op == "conv":
+                ops += _fold_stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
+            else:
+                ops += _fold_binary_conv(trained, layer, tail, inputs)
+            names |= dict.fromkeys(tail.names.values(), ops[-1].name)
         else:
             ops.append(_convert_layer(trained, layer, inputs))
-        names |= dict.fromkeys((layer.name, *tail.names), ops[-1].name)
+        names[layer.name] = ops[-1].name
     image = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
     return integer_graph.IntegerGraph(name=network.name, **image, ops=tuple(ops))
 
@@ -144,41 +146,29 @@ class TrainedWeights:
 
 @dataclass(frozen=True)
 class Tail:
-    """What stands behind a convolution and folds into it; nothing behind any other layer.
+    """What stands behind a convolution and folds into it."""
 
-    Attributes:
-        names: of those layers.
-        gain, shift: of the batch norm, [C] each.
-        half: alpha / 2 of the quantiser, if there is one.
-        pool: the max pool, if there is one.
-    """
-
-    names: tuple[str, ...] = ()
-    gain: Float64 = field(default_factory=lambda: np.ones(1))
-    shift: Float64 = field(default_factory=lambda: np.zeros(1))
-    half: float | None = None
-    pool: tuple[integer_graph.MaxPool, ...] = ()
+    names: Mapping[str, str]  # of those layers, by op
+    gain: Float64  # [C], of the batch norm
+    shift: Float64  # [C]
+    half: float | None  # alpha / 2 of the quantiser, if there is one
+    pool: tuple[integer_graph.MaxPool, ...]  # the max pool, if there is one
 
 
-def _read_tail(trained: TrainedWeights, layer: Layer) -> Tail:
-    if layer.op not in ("conv", "binary_conv"):
-        return Tail()
-    layers = {each.op: each for each in blocks.tail(trained.network, layer)}
+def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
+    layers = {layer.op: layer for layer in blocks.tail(trained.network, conv)}
     if "quantize" not in layers:
         layers.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
-    names = {op: each.name for op, each in layers.items()}
-    gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(layer.name))
+    names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
+    gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
     half = trained.alpha(names["quantize"]) / 2 if "quantize" in names else None
-    if "max_pool" not in names:
-        return Tail(tuple(names.values()), gain, shift, half)
-    if (gain < 0).any():  # the maximum would become a minimum
-        what = "has a negative scale behind a max pool"
-        raise DmsflowError(names["batch_norm"], what, "train with that scale held positive")
-    pool = _max_pool(layers["max_pool"], (layer.name,), binary=half is not None)
-    return Tail(tuple(names.values()), gain, shift, half, (pool,))
-
-
-# --- the stem -----------------------------------------------------------------------------------
+    pool: tuple[integer_graph.MaxPool, ...] = ()
+    if "max_pool" in layers:
+        if (gain < 0).any():  # the maximum would become a minimum
+            what = "has a negative scale behind a max pool"
+            raise DmsflowError(names["batch_norm"], what, "train with that scale held positive")
+        pool = (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),)
+    return Tail(names, gain, shift, half, pool)
 
 
 def _fold_stem(
@@ -194,8 +184,8 @@ def _fold_stem(
     stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays, thresholds=thresholds)
     ops: list[integer_graph.GraphOp] = [stem, *tail.pool]
     if thresholds is None:
-        norm = next((name for name in tail.names if trained.network.layer(name).op == "batch_norm"), None)
-        ops.append(_scale(norm or f"{layer.name}_scale", (ops[-1].name,), step * tail.gain, tail.shift))
+        name = tail.names.get("batch_norm", f"{layer.name}_scale")
+        ops.append(_scale(name, (ops[-1].name,), step * tail.gain, tail.shift))
     return ops
 
 
@@ -234,9 +224,6 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
     steps = (largest + np.fmin(threshold, largest)) / room
     step = np.exp2(np.ceil(np.log2(np.maximum(steps, np.finfo(np.float64).tiny))))
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
-
-
-# --- binary convolutions ------------------------------------------------------------------------
 
 
 def _fold_binary_conv(
@@ -281,9 +268,6 @@ def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Floa
         least = np.floor((half - shift) / scale) + 1
     least = np.where(scale > 0, least, np.where(shift > half, -np.inf, np.inf))
     return np.clip(least, -limit, limit).astype(np.int32)
-
-
-# --- other layers -------------------------------------------------------------------------------
 
 
 def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> integer_graph.GraphOp:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dmsflow.network.cost import LayerSize
 from dmsflow.network.network import INPUT
 
+CHUNK = 2**23  # values of the largest tensor that are computed at a time
 LARGEST_SUM = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
 
 Float32 = NDArray[np.float32]
@@ -144,12 +145,12 @@ class Quantize(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Add(Op):
-    pass
+    """Sum of two tensors of floats."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Relu(Op):
-    pass
+    """Of floats: max(x, 0)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -206,11 +207,6 @@ class IntegerGraph:
         return shapes
 
 
-# --- the reference ----------------------------------------------------------------------------
-
-CHUNK = 2**23  # values of the largest tensor that are computed at a time
-
-
 def compute_logits(graph: IntegerGraph, images: NDArray[Any]) -> Float32:
     """Logits [N, classes] of images [N, H, W, C] with pixels 0..255: what a file must give."""
     size = max(1, CHUNK // max(map(math.prod, graph.shapes().values())))
@@ -226,15 +222,13 @@ def compute_logits(graph: IntegerGraph, images: NDArray[Any]) -> Float32:
 def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
     """What an op puts out, bits (bool) or float32, [N, H, W, C]."""
     match op:
-        case Stem():
-            sums = _convolve(x - op.mean, op.weight, op.stride, op.padding)
-            return sums if op.thresholds is None else sums >= op.thresholds
-        case BinaryConv():
-            sums = _convolve(x.astype(np.float32), op.signs.astype(np.float32), op.stride, op.padding)
+        case Conv():
+            sums = _convolve(x - op.mean if isinstance(op, Stem) else x, op)
             if op.thresholds is not None:
                 return sums >= op.thresholds
-            disagreements = sums + op.negatives.astype(np.float32)
-            return 2 * disagreements * op.multiplier + op.offset
+            if isinstance(op, Stem):
+                return sums
+            return 2 * (sums + op.negatives.astype(np.float32)) * op.multiplier + op.offset
         case MaxPool():
             fill = False if op.binary else -np.inf
             return np.maximum.reduce([pixels for *_, pixels in _taps(x, op.kernel, op.stride, op.padding, fill)])
@@ -252,30 +246,23 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return (x.astype(np.float64) @ op.weight.T + op.bias).astype(np.float32)
 
 
-def _convolve(x: Float32, weight: Float32, stride: int, padding: int) -> Any:
-    """Sums of whole numbers below 2^24, so exact: [N, H, W, C_in] * [C_out, k, k, C_in] -> [N, H', W', C_out]."""
-    outputs, kernel = weight.shape[:2]
-    weight = np.ascontiguousarray(weight)  # with other strides NumPy multiplies without BLAS, fifty times slower
+def _convolve(x: NDArray[Any], conv: Conv) -> Any:
+    """Sums of whole numbers below 2^24, so exact: [N, H, W, C_in] -> [N, H', W', C_out]."""
+    weight = np.ascontiguousarray(conv.filters, np.float32)  # with other strides NumPy takes fifty times as long
     total: Any = 0
-    for row, column, pixels in _taps(x, kernel, stride, padding, 0):
+    for row, column, pixels in _taps(x.astype(np.float32), conv.kernel, conv.stride, conv.padding, 0):
         sums = pixels.reshape(-1, pixels.shape[3]) @ weight[:, row, column].T
-        total = total + sums.reshape(*pixels.shape[:3], outputs)
+        total = total + sums.reshape(*pixels.shape[:3], len(weight))
     return total
 
 
-Tap: TypeAlias = tuple[int, int, NDArray[Any]]
-
-
-def _taps(x: NDArray[Any], kernel: int, stride: int, padding: int, fill: Any) -> Iterator[Tap]:
+def _taps(x: Any, kernel: int, stride: int, padding: int, fill: Any) -> Iterator[tuple[int, int, NDArray[Any]]]:
     """For each row and column of the window, the pixels that it reads there: [N, H', W', C]."""
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
     height, width = ((size - kernel) // stride * stride + 1 for size in x.shape[1:3])
     for row in range(kernel):
         for column in range(kernel):
             yield row, column, x[:, row : row + height : stride, column : column + width : stride]
-
-
-# --- sizes --------------------------------------------------------------------------------------
 
 
 def measure_sizes(graph: IntegerGraph) -> list[LayerSize]:

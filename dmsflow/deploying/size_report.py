@@ -70,19 +70,21 @@ class SizeReport:
 
     def show(self, model: Path) -> None:
         """Print a table of the bytes, and the warnings."""
-        metrics, rows, channels = self.metrics(), [], any(isinstance(size, OpSize) for size in self.sizes)
-        empty = ("", "", "") if channels else ()
+        channels = any(isinstance(size, OpSize) for size in self.sizes)
+        rows, empty, rest = [], ("", "", "") if channels else (), self.file_bytes
         for size in self.sizes:
             cells: Sequence[str] = empty
             if isinstance(size, OpSize):  # `55 (64)` where kernels pad 55 channels
                 pairs = (size.reads, size.padded_reads), (size.writes, size.padded_writes)
                 cells = [size.shape, *(f"{real}" if real == padded else f"{real} ({padded})" for real, padded in pairs)]
-            figures = size.binary_bytes, size.float_bytes, self.in_file.get(size.layer, 0)
-            rows.append((size.layer, size.op, *cells, *(f"{figure:,}" for figure in figures)))
-        rest = self.file_bytes - sum(layer["file_bytes"] for layer in metrics["layers"])
+            in_file = self.in_file.get(size.layer, 0)
+            rest -= in_file
+            rows.append(
+                (size.layer, size.op, *cells, f"{size.binary_bytes:,}", f"{size.float_bytes:,}", f"{in_file:,}")
+            )
         rows.append(("", "graph, names, alignment", *empty, "0", "0", f"{rest:,}"))
-        totals = metrics["binary_memory_bytes"], metrics["float_memory_bytes"], self.file_bytes
-        rows.append(("sum", "", *empty, *(f"{total:,}" for total in totals)))
+        totals = [f"{self.metrics()[key]:,}" for key in ("binary_memory_bytes", "float_memory_bytes", "file_bytes")]
+        rows.append(("sum", "", *empty, *totals))
         head = ("layer", "op", *(("shape", "reads", "writes") if channels else ()))
         print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), rows)
         for line in self.warnings:
@@ -139,9 +141,8 @@ def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, wh
         padded = round_up(width, step)
         edges = f"{padded - step} or {padded}" if padded > step else f"{padded}"
         share = f"{1 - width / padded:.0%} {what} padding"
-        lines.append(
-            f"{list_names(names)}: {width} channels {verb} as {padded}, {share}; {edges} channels have none (search --align)"
-        )
+        right = f"{edges} channels have none (search --align)"
+        lines.append(f"{list_names(names)}: {width} channels {verb} as {padded}, {share}; {right}")
     return lines
 
 
@@ -151,7 +152,7 @@ def _warn_of_floats(graph: IntegerGraph) -> list[str]:
     for op in graph.ops:
         if isinstance(op, BinaryConv) and op.thresholds is None:
             convs[_describe_readers(graph, op)].append(op.name)
-    convs.pop(KINDS[integer_graph.AveragePool], None)
+    convs.pop(KINDS["AveragePool"], None)
     right = "a quantizer straight behind the batch norm, and no other reader, would fuse into thresholds"
     return [
         f"{list_names(names)}: float32 put out, 32 times the bits, for {reader}; {right}"
@@ -164,15 +165,8 @@ def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
     readers = graph.consumers(op.name)
     if len(readers) == 1 and isinstance(readers[0], (integer_graph.Scale, integer_graph.Relu, integer_graph.MaxPool)):
         return _describe_readers(graph, readers[0])
-    return " and ".join(sorted({KINDS.get(type(reader), type(reader).__name__) for reader in readers}))
+    return " and ".join(sorted({KINDS.get(type(reader).__name__, type(reader).__name__) for reader in readers}))
 
 
-KINDS: dict[type, str] = {
-    integer_graph.Add: "an addition",
-    integer_graph.AveragePool: "the average pool",
-    integer_graph.Quantize: "a quantizer",
-    integer_graph.MaxPool: "a max pool",
-    integer_graph.Scale: "a batch norm",
-    integer_graph.Relu: "a ReLU",
-    integer_graph.Dense: "the dense layer",
-}
+KINDS = {"Add": "an addition", "AveragePool": "the average pool", "Quantize": "a quantizer", "Relu": "a ReLU"}
+KINDS |= {"MaxPool": "a max pool", "Scale": "a batch norm", "Dense": "the dense layer"}

@@ -15,18 +15,18 @@ ALIGNMENT = 16  # of the constants, so that kernels may load them with SIMD inst
 def dumps(model: dict[str, Any]) -> bytes:
     """The bytes of a file; `model` holds the fields of a Model, nested, those that are set."""
     builder = _flatbuffers().Builder(1 << 20)
-    builder.Finish(_table(builder, "Model", model), file_identifier=IDENTIFIER)
+    builder.Finish(_write_table(builder, "Model", model), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
 
-def _table(builder: Any, kind: str, fields: dict[str, Any]) -> int:
+def _write_table(builder: Any, kind: str, fields: dict[str, Any]) -> int:
     """Write what a table points to, then the table; its offset."""
     schema = SCHEMA[kind]
-    pointed = {name: _pointed(builder, schema, fields, name) for name in fields if schema[name] not in SCALARS}
+    offsets = {name: _write_field(builder, schema, fields, name) for name in fields if schema[name] not in SCALARS}
     builder.StartObject(len(schema))
     for slot, (name, form) in enumerate(schema.items()):
-        if name in pointed:
-            builder.PrependUOffsetTRelativeSlot(slot, pointed[name], 0)
+        if name in offsets:
+            builder.PrependUOffsetTRelativeSlot(slot, offsets[name], 0)
         elif name in fields:
             builder.ForceDefaults(True)  # a default that is left out is not the same one in every field
             kind = np.dtype(SCALARS[form]).name.capitalize()  # "u8" is Uint8, "f32" Float32
@@ -35,29 +35,26 @@ def _table(builder: Any, kind: str, fields: dict[str, Any]) -> int:
     return int(builder.EndObject())
 
 
-def _pointed(builder: Any, schema: dict[str, str], fields: dict[str, Any], name: str) -> int:
+def _write_field(builder: Any, schema: dict[str, str], fields: dict[str, Any], name: str) -> int:
+    """Write a field that a table points to; its offset."""
     form, value = schema[name], fields[name]
     if form == "str":
         return int(builder.CreateString(value))
     if form == "union":
-        return _table(builder, OPTIONS[fields[f"{name}_type"]], value)
+        return _write_table(builder, OPTIONS[fields[f"{name}_type"]], value)
     if form == "[u8]":
-        return _bytes(builder, value)
+        builder.StartVector(1, len(value), ALIGNMENT)
+        builder.head -= len(value)
+        builder.Bytes[builder.head : builder.head + len(value)] = value
+        return int(builder.EndVector())
     if not form.startswith("["):
-        return _table(builder, form, value)
+        return _write_table(builder, form, value)
     if form.strip("[]") in SCALARS:
         return int(builder.CreateNumpyVector(np.asarray(value, f"<{SCALARS[form.strip('[]')]}")))
-    offsets = [_table(builder, form.strip("[]"), item) for item in value]
+    offsets = [_write_table(builder, form.strip("[]"), item) for item in value]
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
-    return int(builder.EndVector())
-
-
-def _bytes(builder: Any, value: bytes) -> int:
-    builder.StartVector(1, len(value), ALIGNMENT)
-    builder.head -= len(value)
-    builder.Bytes[builder.head : builder.head + len(value)] = value
     return int(builder.EndVector())
 
 

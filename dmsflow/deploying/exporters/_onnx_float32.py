@@ -43,15 +43,17 @@ def write_float(
         names[name] = name
         match layer.op:
             case "conv" | "binary_conv":
-                norm = _find_batch_norm(trained, layer)
-                weight = trained.filters(layer)
+                weight, norm = trained.filters(layer), _find_batch_norm(trained, layer)
                 gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
                 weight = channels_first(weight * gain[:, None, None, None])
                 constants = graph.constant(f"{name}.weight", weight), graph.constant(f"{name}.bias", shift)
                 graph.node("Conv", *inputs, *constants, name=name, **window_of(layer))
                 names |= {norm.name: norm.inputs[0]} if norm else {}
             case "batch_norm":
-                graph.affine(inputs[0], *trained.fold_batch_norm(name, trained.channels(name)), name)
+                gain, shift = trained.fold_batch_norm(name, trained.channels(name))
+                multiplier = graph.per_channel(f"{name}.multiplier", gain)
+                scaled = graph.node("Mul", *inputs, multiplier, name=f"{name}.scaled")
+                graph.node("Add", scaled, graph.per_channel(f"{name}.bias", shift), name=name)
             case "relu" | "quantize" if layer.inputs[0] in positive:
                 names[name] = inputs[0]
             case "relu" | "quantize":

@@ -60,11 +60,6 @@ class Graph:
     def cast(self, x: str, dtype: DTypeLike, name: str) -> str:
         return self.node("Cast", x, name=name, to=onnx_package().helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def affine(self, x: str, multiplier: Any, bias: Any, name: str) -> str:
-        """`x * multiplier + bias` for each channel of [1, C, H, W], each of the two operations rounded."""
-        scaled = self.node("Mul", x, self.per_channel(f"{name}.multiplier", multiplier), name=f"{name}.scaled")
-        return self.node("Add", scaled, self.per_channel(f"{name}.bias", bias), name=name)
-
     def planes(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
         planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.official import convert
-from dmsflow.files import writing
+from dmsflow.files import write_atomically
 from dmsflow.modelfile import tflite
 from dmsflow.network.network import INPUT
 from dmsflow.network.profile import PACKED_GRANULARITY, round_up
@@ -52,11 +52,10 @@ def write(graph: integer_graph.IntegerGraph, path: Path, converter: str = CONVER
         DmsflowError: a package that this needs is missing, or the file cannot be written.
     """
     if converter == "official":
-        convert.write(graph, path)
-        return
-    content = _flatbuffer.dumps(LceWriter(graph).model())
-    with writing(path) as partial:
-        partial.write_bytes(content)
+        (content,) = convert.convert([convert.Program(graph)])
+    else:
+        content = _flatbuffer.dumps(LceWriter(graph).model())
+    write_atomically(path, content)
 
 
 class LceWriter:
@@ -75,24 +74,14 @@ class LceWriter:
 
     def model(self) -> dict[str, Any]:
         """The fields of the file."""
-        subgraph = {
-            "tensors": self.tensors,
-            "inputs": [self.numbers[INPUT]],
-            "outputs": [self.numbers[self.graph.ops[-1].name]],
-            "operators": self.operators,
-            "name": "main",
-        }
+        ends = {"inputs": [self.numbers[INPUT]], "outputs": [self.numbers[self.graph.ops[-1].name]]}
+        subgraph = {"tensors": self.tensors, **ends, "operators": self.operators, "name": "main"}
         codes = []
         for op in self.codes:
             code, custom = (CODES[op], {}) if op in CODES else (CUSTOM, {"custom_code": op})
             codes.append({"deprecated_builtin_code": code, "version": 1, "builtin_code": code, **custom})
-        return {
-            "version": 3,
-            "operator_codes": codes,
-            "subgraphs": [subgraph],
-            "description": f"{self.graph.name}, written by dmsflow",
-            "buffers": self.buffers,
-        }
+        graph = {"version": 3, "operator_codes": codes, "subgraphs": [subgraph]}
+        return {**graph, "description": f"{self.graph.name}, written by dmsflow", "buffers": self.buffers}
 
     def tensor(self, name: str, shape: Shape, dtype: int, buffer: int = 0) -> int:
         self.tensors.append({"shape": shape, "type": dtype, "buffer": buffer, "name": name})
@@ -123,8 +112,6 @@ class LceWriter:
         output = self.tensor(name, shape, dtype)
         self.operators.append(fields | {"outputs": [output]})
         return output
-
-    # --- from ops of the integer graph to operators ---
 
     def add(self, op: integer_graph.GraphOp, x: int, *others: int) -> int:
         """Add what computes `op`; the number of its tensor."""
@@ -207,10 +194,9 @@ class LceWriter:
         """Grow an image on all sides, by zeros or by `fill`, a constant's number."""
         amounts = self.constant(f"{name}/padding", np.array([[0, 0], [padding] * 2, [padding] * 2, [0, 0]], np.int32))
         batch, height, width, channels = self.shape(x)
-        inputs = [x, amounts] if fill is None else [x, amounts, fill]
         shape = (batch, height + 2 * padding, width + 2 * padding, channels)
-        kind = "PAD" if fill is None else "PADV2"
-        return self.operator(kind, inputs, f"{name}/padded", shape, self.tensors[x]["type"])
+        kind, filling = ("PAD", []) if fill is None else ("PADV2", [fill])
+        return self.operator(kind, [x, amounts, *filling], f"{name}/padded", shape, self.tensors[x]["type"])
 
     def max_pool(self, op: integer_graph.MaxPool, x: int, shape: Shape) -> int:
         if op.padding:  # by what never wins: -1 is all ones, neutral in an AND
@@ -251,9 +237,6 @@ def _packed_shape(shape: Shape) -> Shape:
 
 def _window(kernel: int, stride: int) -> dict[str, int]:
     return {"padding": VALID, "stride_w": stride, "stride_h": stride, "filter_width": kernel, "filter_height": kernel}
-
-
-# --- what is in a file ------------------------------------------------------------------------
 
 
 def count_ops(path: Path) -> dict[str, int]:

@@ -30,7 +30,6 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.errors import DmsflowError
-from dmsflow.modelfile import graph as modelfile
 from dmsflow.modelfile import onnx_reader
 from dmsflow.modelfile.tflite import Damaged
 
@@ -206,8 +205,6 @@ class OnnxWriter:
         where = graph.node("Add", starts, steps, name=f"{name}.where")
         return graph.node("Min", where, graph.scalar(height * width, np.int32), name=name)
 
-    # --- floats ---
-
     def affine(self, op: integer_graph.GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
         """`x * multiplier + values` for each channel, each of the two operations rounded; `addend` names the values."""
         scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}.scaled")
@@ -222,9 +219,6 @@ class OnnxWriter:
         _, columns, channels = self.shapes[op.name]
         constant = self.graph.constant(f"{op.name}.{name}", values)
         return self.graph.node("Expand", constant, self.graph.integers(columns, channels), name=f"{constant}.row")
-
-
-# --- what is in a file ------------------------------------------------------------------------
 
 
 def count_ops(path: Path) -> dict[str, int]:
@@ -261,7 +255,7 @@ def layer_bytes(path: Path) -> dict[str, int]:
     return dict(sizes)
 
 
-def _read(path: Path) -> modelfile.Graph:
+def _read(path: Path) -> Any:
     try:
         return onnx_reader.read_graph(path, path.read_bytes())
     except Damaged as error:

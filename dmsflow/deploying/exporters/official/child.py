@@ -1,4 +1,4 @@
-"""Calls larq-compute-engine's own converter, in a process of its own: TensorFlow is at home here alone.
+"""Calls larq-compute-engine's own converter, in a process of its own: nothing else imports TensorFlow.
 
     python -m dmsflow.deploying.exporters.official.child FOLDER
 
@@ -51,7 +51,8 @@ def _module(tf: Any, program: dict[str, Any], arrays: dict[str, NDArray[Any]]) -
         values = [pixels]
         for number, step in enumerate(program["steps"]):
             constants = [arrays[f"{number}.{index}"].astype(np.float32) for index in range(step["constants"])]
-            with tf.name_scope(_scope(step["layer"])):
+            # The layer's name in the letters that TensorFlow knows; the slash lets a scope be entered again.
+            with tf.name_scope(re.sub(r"^(?=[_-])|[^A-Za-z0-9_.-]", ".", step["layer"]) + "/"):
                 inputs = [values[one] for one in step["inputs"]]
                 values.append(operations[step["op"]](*inputs, *constants, **step["options"]))
         return values[-1]
@@ -59,11 +60,6 @@ def _module(tf: Any, program: dict[str, Any], arrays: dict[str, NDArray[Any]]) -
     signature = [tf.TensorSpec(program["shape"], tf.float32, name="pixels")]
     module.call = tf.function(call, input_signature=signature, autograph=False)
     return module
-
-
-def _scope(layer: str) -> str:
-    """A layer's name in the letters that TensorFlow knows; the slash lets a scope be entered again."""
-    return re.sub(r"^(?=[_-])|[^A-Za-z0-9_.-]", ".", layer) + "/"
 
 
 def _operations(tf: Any) -> dict[str, Callable[..., Any]]:

@@ -39,7 +39,6 @@ import numpy as np
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.errors import DmsflowError
-from dmsflow.files import writing
 from dmsflow.network.network import INPUT
 
 CHILD = f"{__package__}.child"
@@ -47,34 +46,13 @@ INSTEAD = "or leave out --converter official"
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def write(graph: IntegerGraph, path: Path) -> None:
-    """Convert an integer graph to a .tflite file, whole or not at all.
-
-    Raises:
-        DmsflowError: larq-compute-engine or TensorFlow is missing or fails, or the file cannot be written.
-    """
-    (content,) = convert([Program(graph)])
-    with writing(path) as partial:
-        partial.write_bytes(content)
-
-
-# --- the program --------------------------------------------------------------------------------
-
-
 class Value(NamedTuple):
-    """A tensor of the integer graph in a program.
+    """A tensor of the integer graph in a program."""
 
-    Attributes:
-        number: of the floats.
-        layer: that computes them.
-        on: for bits, which of the floats stand for 1: those "below" 0, or those "from" 0 on.
-        odd: the floats are odd whole numbers.
-    """
-
-    number: int
-    layer: str
-    on: str = ""
-    odd: bool = False
+    number: int  # of the floats
+    layer: str  # that computes them
+    on: str = ""  # for bits, which of the floats stand for 1: those "below" 0, or those "from" 0 on
+    odd: bool = False  # the floats are odd whole numbers
 
 
 class Program:
@@ -192,9 +170,6 @@ class Program:
         before, inside = op.padding, self.shapes[op.inputs[0]][0]
         after = max((self.shapes[op.name][0] - 1) * op.stride + op.kernel - inside - before, 0)
         return self.step("pad", op.name, x, amounts=[before, after], fill=fill) if before or after else x
-
-
-# --- the child ----------------------------------------------------------------------------------
 
 
 def convert(programs: Sequence[Program]) -> list[bytes]:
