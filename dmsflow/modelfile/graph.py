@@ -119,6 +119,11 @@ def elements(shape: Shape | None) -> int | None:
     return None if shape is None or len(lengths) < len(shape) else math.prod(lengths)
 
 
+def whole(length: int | str | None) -> int | None:
+    """A length of a shape as a number; None where it is open."""
+    return length if isinstance(length, int) else None
+
+
 def bits_of(dtype: str) -> int | None:
     """Bits of one number of a type: the number in its name."""
     if dtype in ("bool", BITS):

@@ -7,6 +7,7 @@ lie in other files are refused: nothing could be said of them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections import ChainMap
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dmsflow.errors import DmsflowError
-from dmsflow.modelfile.graph import Graph, Node, Shape, Tensor, Weights, bits_of, numpy_type, plain, stored_size
+from dmsflow.modelfile.graph import Graph, Node, Shape, Tensor, Weights, bits_of, numpy_type, plain, stored_size, whole
 from dmsflow.modelfile.tflite import Damaged
 
 _TYPES = """
@@ -27,6 +28,8 @@ _TYPES = """
 """
 TYPES = dict(enumerate(_TYPES.split(), 1))  # by TensorProto.DataType
 MOST_AXES = 64  # as many as NumPy has
+MAX_LENGTH = 1 << 40  # of a constant: more than any memory holds
+MAX_GROUPS = 1 << 20  # of a convolution: more than any has channels
 INVENTED = "unk__"  # how the names begin that onnx gives to lengths it cannot infer
 WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
     "Conv": (1, 0, True),
@@ -94,10 +97,8 @@ def read_graph(path: Path, data: bytes) -> Graph:
     without_functions.CopyFrom(model)
     without_functions.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
     refusals = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, decode_error, ValueError)
-    try:
+    with contextlib.suppress(*refusals, RuntimeError, MemoryError):  # then only the shapes in the file are known
         model = onnx.shape_inference.infer_shapes(without_functions)
-    except (*refusals, RuntimeError, MemoryError):
-        pass  # no shape is known but those in the file
     return _File(path, model, functions).graph
 
 
@@ -105,22 +106,18 @@ class _File:
     def __init__(self, path: Path, model: Any, functions: Iterable[Any]) -> None:
         self.path = path
         self.graph = Graph("ONNX", _about(model))
+        self.tensors = self.graph.tensors
         scope = self.add_graph(model.graph, "main", ChainMap())
         inputs = [scope[info.name] for info in model.graph.input]
-        self.graph.inputs = [number for number in inputs if not self.tensor(number).values]
+        self.graph.inputs = [number for number in inputs if not self.tensors[number].values]
         self.graph.outputs = [scope[info.name] for info in model.graph.output]
         for function in functions:
             given = ChainMap({name: self.new(name) for name in function.input})
             self.add_nodes(function.node, plain(f"function {function.name}"), given, {})
 
-    # --- tensors ------------------------------------------------------------------------------
-
     def new(self, name: str, dtype: str = "", shape: Shape | None = None) -> int:
-        self.graph.tensors.append(Tensor(plain(name), dtype, shape))
-        return len(self.graph.tensors) - 1
-
-    def tensor(self, number: int) -> Tensor:
-        return self.graph.tensors[number]
+        self.tensors.append(Tensor(plain(name), dtype, shape))
+        return len(self.tensors) - 1
 
     def add_constant(self, proto: Any, name: str) -> int:
         """Add a constant whose bytes were checked to be those of its shape."""
@@ -134,20 +131,18 @@ class _File:
             raise Damaged(f"{plain(name)} is of type {proto.data_type}")
         dtype, dims = TYPES[proto.data_type], _dims(proto)
         number = self.new(name, dtype, dims)
-        self.tensor(number).stored_bytes = _stored_bytes(proto, dtype, dims, plain(name))
+        self.tensors[number].stored_bytes = _stored_bytes(proto, dtype, dims, plain(name))
         known = numpy_type(dtype) is not None
-        self.tensor(number).values = lambda: onnx.numpy_helper.to_array(proto) if known else None
+        self.tensors[number].values = lambda: onnx.numpy_helper.to_array(proto) if known else None
         return number
 
     def add_sparse(self, proto: Any, name: str) -> int:
         """Add a constant of which only some numbers are stored."""
-        stored = [self.tensor(self.add_constant(each, name)) for each in (proto.values, proto.indices)]
+        stored = [self.tensors[self.add_constant(each, name)] for each in (proto.values, proto.indices)]
         number = self.new(name, stored[0].dtype, _dims(proto))
-        self.tensor(number).stored_bytes = sum(each.stored_bytes for each in stored)
-        self.tensor(number).values = lambda: None
+        self.tensors[number].stored_bytes = sum(each.stored_bytes for each in stored)
+        self.tensors[number].values = lambda: None
         return number
-
-    # --- nodes --------------------------------------------------------------------------------
 
     def add_graph(self, graph: Any, part: str, around: Scope) -> Scope:
         """Add a graph that can read the tensors `around` it; all tensors that its nodes can read."""
@@ -183,7 +178,8 @@ class _File:
                 outputs = [constant]
             else:
                 outputs = [self.new(name, *types.get(name, ("", None))) for name in names]
-                graphs = [(one.name, graph) for one in proto.attribute for graph in _graphs(one)]
+                graphs = [(one.name, one.g) for one in proto.attribute if one.HasField("g")]
+                graphs += [(one.name, graph) for one in proto.attribute for graph in one.graphs]
                 node = self.node(proto, part, inputs, outputs, attributes)
                 node.computes_constants = node.op not in RANDOM and not graphs
                 self.graph.nodes.append(node)
@@ -237,18 +233,20 @@ class _File:
         if few_bits:
             node.channels_in, node.channels_out = numbers.get("K"), numbers.get("N")
         elif weights is not None:
-            shape = self.tensor(weights).shape or ()
+            shape = self.tensors[weights].shape or ()
             out = axis % len(shape) if shape else 0
             if len(shape) > 1 and out < len(shape):
-                groups = numbers.get("group", 1)
-                node.channels_in = _times(shape[1 - out if out < 2 else out - 1], 1)
-                node.channels_out = _times(shape[out], groups if op == "ConvTranspose" else 1)
-                if convolves and op != "ConvTranspose":
-                    node.channels_in = _times(shape[1], groups)
-        elif op in PLANAR:
+                lengths, groups = [whole(length) for length in shape], numbers.get("group", 1)
+                read, written = lengths[1 if out == 0 else out - 1], lengths[out]
+                transposed = op == "ConvTranspose"  # which has its groups among the output channels
+                if not 0 < groups <= MAX_GROUPS:
+                    raise Damaged(f"{node.name} has {groups} groups")
+                node.channels_in = read * groups if read and convolves and not transposed else read
+                node.channels_out = written * groups if written and transposed else written
+        elif op in PLANAR and node.inputs and outputs:
             node.channels_in, node.channels_out = (
-                _times(next(iter((self.tensor(number).shape or ())[1:2]), None), 1)
-                for number in (*node.inputs[:1], *outputs[:1])
+                whole(next(iter((self.tensors[number].shape or ())[1:2]), None))
+                for number in (node.inputs[0], outputs[0])
             )
         return node
 
@@ -271,10 +269,6 @@ def _number(scope: Scope, name: str) -> int:
     return scope[name]
 
 
-def _graphs(attribute: Any) -> list[Any]:
-    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-
-
 def _type(info: Any) -> tuple[str, Shape | None]:
     """Type and shape of a tensor: "" and None where the file does not say them."""
     kind = info.type.sparse_tensor_type if info.type.HasField("sparse_tensor_type") else info.type.tensor_type
@@ -285,17 +279,19 @@ def _type(info: Any) -> tuple[str, Shape | None]:
         raise Damaged("a shape of too many lengths")
     lengths: list[int | str | None] = []
     for dim in kind.shape.dim:
-        name = plain(dim.dim_param)
-        length = dim.dim_value if dim.HasField("dim_value") else None if name.startswith(INVENTED) else name or None
-        lengths.append(None if isinstance(length, int) and length < 0 else length)
+        if dim.HasField("dim_value"):
+            lengths.append(dim.dim_value if dim.dim_value >= 0 else None)
+        else:
+            name = plain(dim.dim_param)
+            lengths.append(None if name.startswith(INVENTED) else name or None)
     return dtype, tuple(lengths)
 
 
 def _dims(proto: Any) -> tuple[int, ...]:
     if len(proto.dims) > MOST_AXES:
         raise Damaged("a shape of too many lengths")
-    if min(proto.dims, default=0) < 0:
-        raise Damaged("a shape with a negative length")
+    if min(proto.dims, default=0) < 0 or max(proto.dims, default=0) > MAX_LENGTH:
+        raise Damaged("a shape with a negative or a huge length")
     return tuple(proto.dims)
 
 
@@ -324,7 +320,3 @@ def _stored_bytes(proto: Any, dtype: str, dims: tuple[int, ...], where: str) -> 
     if held != wanted:
         raise Damaged(f"{where} does not hold what its shape {list(dims)} says")
     return stored
-
-
-def _times(length: int | str | None, factor: int) -> int | None:
-    return length * factor if isinstance(length, int) else None

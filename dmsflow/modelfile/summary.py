@@ -239,17 +239,12 @@ def _is_binary(tensor: Tensor, axis: int) -> bool:
     if values.dtype.kind in "iub":
         low, high = values.min(), values.max()
         return bool(low < high and ((values == low) | (values == high)).all())
-    channels: NDArray[Any] = np.moveaxis(values, axis, 0)
-    if count // len(channels) < MIN_CHANNEL_WEIGHTS or not _is_even(channels[0]):
+    channels: NDArray[Any] = np.abs(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1))
+    if count // len(channels) < MIN_CHANNEL_WEIGHTS:
         return False
-    return all(map(_is_even, channels)) and bool(values.min() < 0 < values.max())
-
-
-def _is_even(channel: NDArray[Any]) -> bool:
-    """Whether all numbers have one magnitude, and not 0."""
-    magnitudes = np.abs(channel)
-    least, largest = float(magnitudes.min()), float(magnitudes.max())
-    return least > 0 and largest < np.inf and largest - least <= MAGNITUDE_TOLERANCE * largest
+    least, largest = channels.min(1).astype(np.float64), channels.max(1).astype(np.float64)
+    one_magnitude = (least > 0) & (largest < np.inf) & (largest - least <= MAGNITUDE_TOLERANCE * largest)
+    return bool(one_magnitude.all() and values.min() < 0 < values.max())
 
 
 def _port(tensor: Tensor) -> Port:
@@ -261,7 +256,8 @@ def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Tota
     products = [op for op in ops if op.weight_bits != 0 and not op.convolves]
     kinds: Counter[str] = Counter()
     for op in ops:
-        kinds[_kind(op)] += op.weight_bytes
+        kind = "binary" if op.weight_bits == 1 else "float" if "float" in op.weight_dtype else "integer"
+        kinds[kind] += op.weight_bytes
     constant_bytes = sum(tensor.stored_bytes for tensor in constants.tensors)
     return Totals(
         convolutions=len(convolutions),
@@ -277,12 +273,6 @@ def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Tota
         other_constant_bytes=constant_bytes - sum(kinds.values()),
         rest_bytes=size_bytes - constant_bytes,
     )
-
-
-def _kind(op: Op) -> str:
-    if op.weight_bits == 1:
-        return "binary"
-    return "float" if "float" in op.weight_dtype else "integer"
 
 
 # --- warnings ---------------------------------------------------------------------------------

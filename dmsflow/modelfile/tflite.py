@@ -69,18 +69,8 @@ for _word in _TABLES.split():
         _fields[_name] = _type
     else:
         _fields = SCHEMA[_name] = {}
-OPTIONS = {
-    1: "Conv2DOptions",
-    2: "DepthwiseConv2DOptions",
-    5: "Pool2DOptions",
-    8: "FullyConnectedOptions",
-    9: "SoftmaxOptions",
-    11: "AddOptions",
-    21: "MulOptions",
-    22: "PadOptions",
-    28: "SubOptions",
-    43: "PadV2Options",
-}
+_OPTIONS = "Conv2D:1 DepthwiseConv2D:2 Pool2D:5 FullyConnected:8 Softmax:9 Add:11 Mul:21 Pad:22 Sub:28 PadV2:43"
+OPTIONS = {int(code): f"{name}Options" for name, code in (word.split(":") for word in _OPTIONS.split())}
 
 # What the runtime calls its own operators, in the order of their codes.
 _NAMES = """

@@ -6,6 +6,7 @@ or the other.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.modelfile import tflite
-from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Values, Weights, numpy_type, plain, stored_size
+from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Weights, numpy_type, plain, stored_size, whole
 
-WORD = 32  # channels in an int32
 _TYPES = """
     float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
     uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
@@ -51,8 +51,7 @@ class _File:
         self.model = tflite.parse_model(data, runnable=False)
         self.buffers = [self.content(buffer) for buffer in self.model.get("buffers", ())]
         self.codes = [plain(tflite.operator_name(code)) for code in self.model.get("operator_codes", ())]
-        parts = self.model.get("subgraphs", [])
-        if not parts:
+        if not self.model.get("subgraphs"):
             raise tflite.Damaged("it holds no graph")
         self.tensors: list[Tensor] = []
         self.channels: dict[int, int] = {}  # of tensors whose shape counts words of 32 instead
@@ -83,23 +82,19 @@ class _File:
 
     def about(self) -> dict[str, str]:
         model = self.model
-        entries = [entry.get("name", "") for entry in model.get("metadata", ())]
-        signatures = [entry.get("signature_key", "") for entry in model.get("signature_defs", ())]
-        told = {
+        texts = {
             "format": f"TFLite, schema version {model.get('version', 0)}",
             "description": model.get("description", ""),
-            "signatures": ", ".join(signatures),
-            "metadata": ", ".join(entries),
+            "signatures": ", ".join(entry.get("signature_key", "") for entry in model.get("signature_defs", ())),
+            "metadata": ", ".join(entry.get("name", "") for entry in model.get("metadata", ())),
         }
-        return {label: plain(text) for label, text in told.items() if text}
+        return {label: plain(text) for label, text in texts.items() if text}
 
     def tensor(self, fields: dict[str, Any], number: int) -> Tensor:
         kind = fields.get("type", 0)
-        tensor = Tensor(
-            name=plain(fields.get("name", "")) or f"tensor {number}",
-            dtype=TYPES.get(kind, f"type {kind}"),
-            shape=_shape(fields),
-        )
+        shape = fields.get("shape_signature") or fields.get("shape", [])  # an open length is -1 in the signature
+        lengths = tuple(length if length >= 0 else None for length in shape)
+        tensor = Tensor(plain(fields.get("name", "")) or f"tensor {number}", TYPES.get(kind, f"type {kind}"), lengths)
         if (place := fields.get("buffer", 0)) >= len(self.buffers):
             raise tflite.Damaged("a tensor without its buffer")
         stored = self.buffers[place]
@@ -110,48 +105,46 @@ class _File:
             if expected not in (None, len(stored)) and not fields.get("sparsity"):
                 raise tflite.Damaged(f"{tensor.name} has {len(stored)} bytes, its shape says {expected}")
             tensor.stored_bytes = len(stored)
-            tensor.values = _values(stored, tensor) if not fields.get("sparsity") else _none
+            dtype = None if fields.get("sparsity") else numpy_type(tensor.dtype)
+            lengths = tensor.shape or ()
+            tensor.values = partial(_array, stored, dtype, lengths)
         return tensor
 
     def node(self, operator: dict[str, Any], part: str, first: int, count: int) -> Node:
         if (kind := operator.get("opcode_index", 0)) >= len(self.codes):
             raise tflite.Damaged("an operator of no kind")
-        op = self.codes[kind]
-        listed, outputs = operator.get("inputs", []), _numbers(operator.get("outputs", ()), first, count)
+        op, listed = self.codes[kind], operator.get("inputs", [])
+        inputs, outputs = (_numbers(operator.get(key, ()), first, count) for key in ("inputs", "outputs"))
+        position, axis, convolves = WEIGHTS.get(op, (len(listed), 0, False))
+        weights = None
+        if position < len(listed) and listed[position] >= 0:
+            tensor = self.tensors[first + listed[position]]
+            packed = op == "LceBconv2d" and tensor.dtype == "int32"
+            tensor.dtype = BITS if packed else tensor.dtype
+            weights = Weights(first + listed[position], axis, convolves, bits=1 if packed else None)
         node = Node(
             op=op,
             name=self.tensors[outputs[0]].name if outputs else op,
             part=part,
-            inputs=tuple(_numbers(listed, first, count)),
+            inputs=tuple(inputs),
             outputs=tuple(outputs),
-            weights=self.weights(op, listed, first),
+            weights=weights,
             computes_constants=op in CONSTANT_MAKING,
             keeps_values=op in VALUE_KEEPING,
         )
-        self.count_channels(node, operator)
+        self.set_channels(node, operator)
         return node
 
-    def weights(self, op: str, listed: list[int], first: int) -> Weights | None:
-        position, axis, convolves = WEIGHTS.get(op, (len(listed), 0, False))
-        if position >= len(listed) or listed[position] < 0:
-            return None
-        tensor = first + listed[position]
-        if op == "LceBconv2d" and self.tensors[tensor].dtype == "int32":
-            self.tensors[tensor].dtype = BITS
-            return Weights(tensor, axis, convolves, bits=1)
-        return Weights(tensor, axis, convolves)
-
-    def count_channels(self, node: Node, operator: dict[str, Any]) -> None:
-        """Set the channels that shapes do not tell: those of packed tensors, and those of weights."""
+    def set_channels(self, node: Node, operator: dict[str, Any]) -> None:
+        """Set the channels of a node, from weights and options where packed tensors hide them in words of 32."""
         source = next((number for number in node.inputs if not self.tensors[number].values), None)
         node.channels_in = None if source is None else self.channels.get(source) or _last(self.tensors[source])
         if node.op in ("LceBconv2d", "LceBMaxPool2d"):
-            told = tflite.parse_flexbuffer(operator.get("custom_options", memoryview(b"")))
-            node.channels_in = told.get("channels_in", node.channels_in)
+            options = tflite.parse_flexbuffer(operator.get("custom_options", memoryview(b"")))
+            node.channels_in = options.get("channels_in", node.channels_in)
         if node.weights:
             shape = self.tensors[node.weights.tensor].shape or ()
-            axis = node.weights.axis
-            node.channels_out = _whole(shape[axis]) if axis < len(shape) else None
+            node.channels_out = whole(next(iter(shape[node.weights.axis :]), None))
         elif node.op in ("LceQuantize", "LceDequantize", *PASSING):
             node.channels_out = node.channels_in
         for output in node.outputs:
@@ -164,12 +157,6 @@ class _File:
                 node.channels_out = _last(tensor)
 
 
-def _shape(fields: dict[str, Any]) -> Shape:
-    """Lengths that may vary stand as -1 in the signature."""
-    shape = fields.get("shape_signature") or fields.get("shape", [])
-    return tuple(length if length >= 0 else None for length in shape)
-
-
 def _numbers(listed: Any, first: int, count: int) -> list[int]:
     """Numbers in the whole file of tensors of one subgraph, without the absent ones."""
     if any(not tflite.ABSENT <= number < count for number in listed):
@@ -177,24 +164,11 @@ def _numbers(listed: Any, first: int, count: int) -> list[int]:
     return [first + number for number in listed if number >= 0]
 
 
-def _values(stored: memoryview, tensor: Tensor) -> Values:
-    def values() -> NDArray[Any] | None:
-        dtype = numpy_type(tensor.dtype)
-        if dtype is None:
-            return None
-        lengths = [length for length in tensor.shape or () if isinstance(length, int)]
-        return np.frombuffer(stored, dtype).reshape(lengths)
-
-    return values
-
-
-def _none() -> None:
-    return None
+def _array(stored: memoryview, dtype: np.dtype[Any] | None, shape: Shape) -> NDArray[Any] | None:
+    if dtype is None:
+        return None
+    return np.frombuffer(stored, dtype).reshape([length for length in shape if isinstance(length, int)])
 
 
 def _last(tensor: Tensor) -> int | None:
-    return _whole(tensor.shape[-1]) if tensor.shape and tensor.dtype != BITS else None
-
-
-def _whole(length: int | str | None) -> int | None:
-    return length if isinstance(length, int) else None
+    return whole(tensor.shape[-1]) if tensor.shape and tensor.dtype != BITS else None

@@ -213,6 +213,7 @@ UNDECODED = "is not a whole .onnx file (protobuf cannot decode it); export it ag
             "does not hold what its shape",
         ),
         (many(field(5, b"\x10\x63")), "is of type 99"),
+        (many(field(5, field(1, varint(1 << 41) + b"\x00") + b"\x10\x01")), "a shape with a negative or a huge length"),
         (many(field(1, field(1, b"lost"))), "lost is read before anything puts it out"),
         (many(field(1, field(1, b"\xff"))), "\ufffd is read before anything puts it out"),
         (many(field(1, field(2, b"y")) * 2), "y is put out twice"),
@@ -265,3 +266,29 @@ def test_without_onnx_one_line_says_what_to_install(tmp_path, capsys, monkeypatc
     assert cli.main(["show", str(path)]) == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "dmsflow: onnx: is not installed; pip install 'dmsflow[onnx]'\n")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "op", "attributes", "what"),
+    [
+        (["x"], [], "MaxPool", {}, None),
+        ([], ["y"], "MaxPool", {}, None),
+        (["", "x"], ["y"], "PRelu", {}, None),
+        (["x", "w"], ["y"], "Conv", {"group": 1 << 62}, "has 4611686018427387904 groups"),
+        (["x", "w"], ["y"], "Conv", {"group": 0}, "has 0 groups"),
+        (["x", "w"], ["y"], "Conv", {"strides": [0, 0]}, None),
+    ],
+)
+def test_onnx_nodes_that_make_no_sense(tmp_path, inputs, outputs, op, attributes, what):
+    """They are listed as they are, or refused; onnx's inference of shapes gives up on them."""
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    weights = helper.make_tensor("w", TensorProto.FLOAT, (2, 4, 1, 1), [1.0] * 8)
+    graph = helper.make_graph([helper.make_node(op, inputs, outputs, **attributes)], "g", [info], [], [weights])
+    content = helper.make_model(graph).SerializeToString()
+    if what is None:
+        (only,) = reader.parse_model_file(tmp_path / "model.onnx", content).ops
+        assert only.op == op and msgspec.json.encode(only)
+    else:
+        with pytest.raises(DmsflowError) as raised:
+            reader.parse_model_file(tmp_path / "model.onnx", content)
+        assert what in line_of(raised.value)

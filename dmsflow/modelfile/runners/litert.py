@@ -102,7 +102,9 @@ def _open_session(path: Path, threads: int, **options: str) -> Session:
             session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
         except (RuntimeError, ValueError, MemoryError) as error:
             why = _compiled.reason(written) or error
-            raise DmsflowError(path, f"{_runtime_name(runtime)} cannot run it ({why})", "export it again") from error
+            raise DmsflowError(
+                path, f"{RUNTIMES[runtime.__name__]} cannot run it ({why})", "export it again"
+            ) from error
     return session
 
 
@@ -113,7 +115,9 @@ def version() -> str:
         DmsflowError: the runtime or the delegate's library is missing.
     """
     runtime, (library, built) = _runtime(), _library()
-    return f"{_runtime_name(runtime)} {_runtime_version(runtime)} + dmsflow {built} {native.kernels(library)}"
+    package = runtime.__name__.partition(".")[0]
+    number = getattr(sys.modules[package], "__version__", None) or metadata.version(package.replace("_", "-"))
+    return f"{RUNTIMES[runtime.__name__]} {number} + dmsflow {built} {native.kernels(library)}"
 
 
 # --- what it needs ------------------------------------------------------------------------------
@@ -130,15 +134,6 @@ def _runtime() -> Any:
                 what = f"cannot be imported ({error})"
                 raise DmsflowError(package, what, "install it again, or pip install 'dmsflow[device]'") from error
     raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
-
-
-def _runtime_name(runtime: Any) -> str:
-    return RUNTIMES[runtime.__name__]
-
-
-def _runtime_version(runtime: Any) -> str:
-    package = runtime.__name__.partition(".")[0]
-    return str(getattr(sys.modules[package], "__version__", None) or metadata.version(package.replace("_", "-")))
 
 
 def _library() -> tuple[Path, str]:

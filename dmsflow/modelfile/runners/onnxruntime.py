@@ -65,25 +65,16 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
 
     if not path.is_file():
         raise DmsflowError(path, "no such file", "give the path of an .onnx file")
-    refusals = (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    refusals = tuple(getattr(state, name) for name in names)
     try:
         session = runtime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     except refusals as error:
         reason = str(error).rpartition("failed:")[2]
         raise DmsflowError(path, f"onnxruntime cannot load it ({reason})", "export it again") from error
     inputs = session.get_inputs()
-    if (
-        len(inputs) != 1
-        or inputs[0].type != "tensor(float)"
-        or not all(isinstance(size, int) for size in inputs[0].shape)
-    ):
+    kinds = [one.type for one in inputs]
+    if kinds != ["tensor(float)"] or not all(isinstance(size, int) for size in inputs[0].shape):
         given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise DmsflowError(path, f"has the inputs {given}", "give a model with one float32 input of a fixed shape")
     return Session(session, inputs[0].name, tuple(inputs[0].shape), path, threads)
@@ -127,10 +118,8 @@ def _median_times(
     names = [event["name"].removesuffix("_kernel_time") for event in events[:count]]
     if [op for op, _, _ in nodes] == ops:  # else they are not known, or run in another order than they stand
         names = [_layer(name, output) for _, name, output in nodes]
-    times = (
-        [events[index]["dur"] / 1e3 for index in range(first + count, len(events), count)] for first in range(count)
-    )
-    return [(op, name, statistics.median(ms)) for op, name, ms in zip(ops, names, times, strict=True)]
+    medians = [statistics.median(event["dur"] / 1e3 for event in events[at + count :: count]) for at in range(count)]
+    return list(zip(ops, names, medians, strict=True))
 
 
 def _read_nodes(path: Path) -> list[tuple[str, str, str]]:
