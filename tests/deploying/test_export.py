@@ -188,8 +188,8 @@ def test_a_converter_of_another_exporter_is_refused(vgg, tmp_path):
         export.run(vgg, asked, tmp_path / "out", command=COMMAND)
 
 
-def test_the_float_form_is_an_unknown_field():
-    with pytest.raises(DmsflowError, match="unknown field `onnx_form`"):
+def test_the_float_form_is_gone():
+    with pytest.raises(DmsflowError, match="setting onnx_form: is gone; leave it out"):
         resolve(ExportSettings, onnx_form="float")
 
 
