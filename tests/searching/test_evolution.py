@@ -1,4 +1,4 @@
-"""Evolution on a super-network, and the settings that ablations of the search vary."""
+"""Evolution on a super-network, the paper's rebuilt network, and what a search says of its result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dmsflow import datasets
 from dmsflow.network.network import load_network
-from dmsflow.searching import budget, descent, evolution, search, supernetwork
-from dmsflow.searching.compare import verdict
+from dmsflow.searching import descent, evolution, published, search, supernetwork
+from dmsflow.searching.budget import Budgets, Ratios, as_widths, memory_mib
+from dmsflow.searching.compare import describe_verdict
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward
@@ -29,7 +31,7 @@ SMALL: dict[str, Any] = {
     "width_batches": 2,
     "batch_size": 12,
     "threads": 1,
-    "mixed": "off",
+    "amp": "off",
 }
 
 
@@ -44,56 +46,53 @@ def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(**{**SMALL, **changes})
     dataset = datasets.load(DATA)
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
-    return supernetwork.begin(settings, network, limits, bounds, dataset, workers=0)
+    start = published if settings.method == "published" else supernetwork
+    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
 
 
-def hard_loss(state: SuperNetwork, ratios: torch.Tensor) -> float:
-    """Of hard widths, on the images that evolution compares on."""
-    widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
+def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
+    """Of integer widths, on the images that evolution compares on."""
+    widths, batches = net.given.budgets.round_within(ratios), net.given.width_batches
     with torch.no_grad():
         losses = [
-            loss_of(state.model, images, labels, state.where, widths)[0]
-            for images, labels in state.width_batches.run(0, min(evolution.BATCHES, state.width_batches.steps))
+            loss_of(net.model, images, labels, net.given.where, widths)[0]
+            for images, labels in batches.run(0, min(evolution.BATCHES, batches.steps))
         ]
     return float(torch.stack(losses).mean())
 
 
-@pytest.mark.parametrize("near", [False, True])
-def test_evolution_is_never_worse_than_what_it_was_given(near: bool) -> None:
-    state = begun()
-    first = [state.start, budget.uniform(state.network, state.limits, state.bounds)]
-    best = evolution.evolve(state, first, 40, near=near)
-    widths = {
-        name: base * ratio for (name, base), ratio in zip(state.network.widths.items(), best.tolist(), strict=True)
-    }
-    assert budget.met(state.network, state.limits, {name: round(width) for name, width in widths.items()})
-    assert hard_loss(state, best) <= min(hard_loss(state, each) for each in first) + 1e-6
-    assert torch.equal(best, evolution.evolve(state, first, 40, near=near))
+def test_evolution_is_never_worse_than_what_it_was_given() -> None:
+    net = begun()
+    budgets = net.given.budgets
+    first = [net.given.start, budgets.uniform()]
+    best = evolution.evolve(net, first, 40)
+    assert budgets.met(dict(zip(net.widths, np.round(best * budgets.base).tolist(), strict=True)))
+    assert loss_at(net, best) <= min(loss_at(net, each) for each in first) + 1e-6
+    assert np.array_equal(best, evolution.evolve(net, first, 40))
 
 
 def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generations after the first come from the best so far."""
-    state, tried = begun(), []
+    net, tried = begun(), []
 
-    def narrow_is_good(state: SuperNetwork, ratios: torch.Tensor, images: object) -> evolution.Tried:
+    def narrow_is_good(net: SuperNetwork, ratios: Ratios, images: object) -> evolution.Trial:
         tried.append(float(ratios[0]))
-        return evolution.Tried(tried[-1], ratios, {})
+        return evolution.Trial(tried[-1], ratios)
 
     monkeypatch.setattr(evolution, "_try", narrow_is_good)
-    best = evolution.evolve(state, [state.start], 75)
+    best = evolution.evolve(net, [net.given.start], 75)
     assert len(tried) == 75 and float(best[0]) == min(tried)
     assert sum(tried[32:]) / 43 < sum(tried[:32]) / 32
 
 
 def test_evolution_may_take_as_long_as_the_gradient() -> None:
-    state = begun(rounds=16, width_batches=40)
-    assert evolution.equal_count(state) * evolution.BATCHES == 16 * 40 * 3
+    net = begun(rounds=16, width_batches=40)
+    assert evolution.count_equal_effort(net) * evolution.BATCHES == 16 * 40 * 3
 
 
 def test_evolution_trains_the_same_super_network_and_moves_no_widths(tmp_path: Path) -> None:
     for method in ("gradient", "evolution"):
-        search.run(SearchSettings(**SMALL, method=method), DATA, tmp_path / method, command=("dmsflow",))
+        search.run(DATA, SearchSettings(**SMALL, method=method), tmp_path / method, command=("dmsflow",))
     logs = {method: _log(tmp_path / method) for method in ("gradient", "evolution")}
     assert logs["evolution"][0]["weight_loss"] == logs["gradient"][0]["weight_loss"]
     assert len({tuple(row["mu"]) for row in logs["evolution"]}) == 1
@@ -104,32 +103,16 @@ def _log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
 
 
-def test_the_first_widths_gradient_is_multiplied(tmp_path: Path) -> None:
-    gradients = []
-    for gain in (1.0, 3.0):
-        search.run(SearchSettings(**SMALL, first_gain=gain), DATA, tmp_path / str(gain), command=("dmsflow",))
-        gradients.append(_log(tmp_path / str(gain))[0]["gradient"])
-    factors = [after / before for before, after in zip(*gradients, strict=True) if before]
-    assert factors == pytest.approx([3, 3] + [1] * (len(factors) - 2))
-
-
-def test_the_band_around_the_start_holds_the_start_alone() -> None:
-    state = begun(band="start")
-    assert (state.band.low < state.start).all() and (state.start < state.band.high).all()
-    wide = begun().band
-    assert (wide.high / wide.low).mean() > (state.band.high / state.band.low).mean()
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_rebuilt_network_keeps_its_weights_only_with_best_effort(kept: bool, tmp_path: Path) -> None:
-    state = begun(reallocate=True, best_effort=kept)
-    descent._cluster(state)
-    before = state.model.tensors()["conv1.weight"].detach().clone()
-    state.round = 1
-    descent._cluster(state)
-    after = state.model.tensors()["conv1.weight"].detach()
+def test_a_rebuilt_network_keeps_the_weights_that_fit() -> None:
+    net = begun(method="published")
+    search = published.PublishedSearch(net)
+    search.begin_round()
+    before = net.model.tensors()["conv1.weight"].detach().clone()
+    net.at.round = 1
+    search.begin_round()
+    after = net.model.tensors()["conv1.weight"].detach()
     rows, columns = (min(a, b) for a, b in zip(before.shape[:2], after.shape[:2], strict=True))
-    assert torch.equal(before[:rows, :columns], after[:rows, :columns]) == kept
+    assert torch.equal(before[:rows, :columns], after[:rows, :columns])
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does what
@@ -137,19 +120,19 @@ def test_a_rebuilt_network_keeps_its_weights_only_with_best_effort(kept: bool, t
 def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round by round the same network, in the first channels of one wider model, which is compiled once."""
     monkeypatch.setattr(forward, "BACKEND", "aot_eager")
-    plain, compiled = (begun(reallocate=True, subnetworks=False, rounds=3, compile=kind) for kind in ("off", "on"))
+    plain, compiled = (begun(method="published", rounds=3, compile=kind) for kind in ("off", "on"))
     models = set()
     for number, factor in enumerate((1.0, 0.6, 1.5)):  # rows that went come back new
         seen = []
-        for state in (plain, compiled):
-            state.round = number
-            with torch.no_grad():
-                state.mu.mul_(factor)
-            descent._cluster(state)
-            images, labels = next(iter(state.weight_batches.run(number, number + 1)))
-            masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
-            for active in (masks, state.widths):
-                seen.append([each.item() for each in loss_of(state.model, images, labels, state.where, active)])
+        for net in (plain, compiled):
+            search = published.PublishedSearch(net)
+            net.at.round, net.at.mu = number, net.at.mu * factor
+            search.begin_round()
+            search.window = search.make_window()
+            images, labels = next(iter(net.given.weight_batches.run(number, number + 1)))
+            for active in (search.mask_active(), net.widths):
+                losses = loss_of(net.model, images, labels, net.given.where, active)
+                seen.append([each.item() for each in losses])
         assert plain.widths == compiled.widths == plain.model.widths
         assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]
         models.add(compiled.model)
@@ -157,53 +140,60 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
 
 
 def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
-    state = begun(reallocate=True, subnetworks=False)
-    state.where = dataclasses.replace(state.where, compiled=True)
-    descent._cluster(state)
-    first, before = state.model, dict(state.widths)
-    with torch.no_grad():
-        state.mu.mul_(1.8)
-    kept = state.model.tensors()["conv1.weight"].detach().clone()
-    state.round = 1
-    descent._cluster(state)
-    assert state.model is not first and state.model.widths["conv1"] > state.widths["conv1"] > before["conv1"]
+    net = begun(method="published")
+    net.given = dataclasses.replace(net.given, where=dataclasses.replace(net.given.where, compiled=True))
+    search = published.PublishedSearch(net)
+    search.begin_round()
+    first, before = net.model, dict(net.widths)
+    net.at.mu = net.at.mu * 1.8
+    kept = net.model.tensors()["conv1.weight"].detach().clone()
+    net.at.round = 1
+    search.begin_round()
+    assert net.model is not first and net.model.widths["conv1"] > net.widths["conv1"] > before["conv1"]
     rows, columns = before["conv1"], before["conv0"]
-    assert torch.equal(state.model.tensors()["conv1.weight"][:rows, :columns], kept[:rows, :columns])
-    assert not torch.equal(state.model.tensors()["conv1.weight"][rows], kept[rows])  # that row was not in use
+    assert torch.equal(net.model.tensors()["conv1.weight"][:rows, :columns], kept[:rows, :columns])
+    assert not torch.equal(net.model.tensors()["conv1.weight"][rows], kept[rows])  # that row was not in use
+
+
+def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
+    net = begun(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
+    search, budgets = published.PublishedSearch(net), net.given.budgets
+    net.at.mu = np.full_like(budgets.base, 0.5)
+    assert not search._hinge_gradient().any()
+    net.at.mu = np.full_like(budgets.base, 2.0)
+    step = 1e-6 * np.eye(len(budgets.base))
+    memory = [memory_mib(budgets.network, as_widths(budgets.network, net.at.mu + each)) for each in (*step, *-step)]
+    slopes = 0.01 * (np.array(memory[: len(step)]) - memory[len(step) :]) / 2e-6
+    assert search._hinge_gradient() == pytest.approx(slopes, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("lead", "words"),
     [
-        (0.3, "beat flat widths: its loss is 0.3000 ± 0.1000 lower"),
+        (0.3, "beat equal widths: its loss is 0.3000 ± 0.1000 lower"),
         (0.05, "did not beat"),
         (-0.2, "0.2000 ± 0.1000 higher"),
     ],
 )
-def test_the_search_says_whether_it_beat_flat(lead: float, words: str) -> None:
-    rows = [{"name": "searched"}, {"name": "flat", "loss_difference": lead, "standard_error": 0.1}]
-    assert words in verdict(rows)
+def test_the_search_says_whether_it_beat_equal_widths(lead: float, words: str) -> None:
+    rows = [{"name": "searched"}, {"name": "equal", "loss_difference": lead, "standard_error": 0.1}]
+    assert words in describe_verdict(rows)
 
 
-def test_rounds_that_contradict_each_other_make_the_gradient_unsure() -> None:
+def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small each round's own error is; agreeing ones make it surer."""
-    state = begun(gradient_decay=0.9)
-    tiny = torch.full((8,), 1e-3, dtype=torch.float64)
-    signs = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
-    state.rows = [{"gradient": (sign * signs).tolist()} for sign in (1, -1, 1, -1, 1)]
-    mean, error = descent.remembered(state, -signs, tiny)
-    assert bool((mean.abs() < error).all())
-    state.rows = [{"gradient": signs.tolist()}] * 5
-    mean, error = descent.remembered(state, signs, tiny)
-    assert torch.allclose(mean, signs) and float(error.max()) < float(tiny.min())
-    state.settings = SearchSettings(**SMALL, gradient_decay=0.0)
-    mean, error = descent.remembered(state, -signs, tiny)
-    assert torch.equal(mean, -signs) and torch.equal(error, tiny)
+    monkeypatch.setattr(descent, "GRADIENT_DECAY", 0.9)
+    tiny, signs = np.full(8, 1e-3), np.array([1.0, -1.0] * 4)
+    rows = [{"gradient": (sign * signs).tolist()} for sign in (1, -1, 1, -1, 1)]
+    mean, error = descent.remember(rows, -signs, tiny)
+    assert (np.abs(mean) < error).all()
+    mean, error = descent.remember([{"gradient": signs.tolist()}] * 5, signs, tiny)
+    assert mean == pytest.approx(signs) and error.max() < tiny.min()
 
 
-def test_weights_get_a_head_start(tmp_path: Path) -> None:
-    settings = SearchSettings(**{**SMALL, "rounds": 4, "head_start": 0.5})
-    search.run(settings, DATA, tmp_path, command=("dmsflow",))
+def test_widths_stay_during_the_warm_up(tmp_path: Path) -> None:
+    settings = SearchSettings(**{**SMALL, "rounds": 4, "width_warmup": 0.5})
+    search.run(DATA, settings, tmp_path, command=("dmsflow",))
     rows = _log(tmp_path)
     assert ["gradient" in row for row in rows] == [False, False, True, True]
     assert rows[0]["mu"] == rows[1]["mu"]
