@@ -55,7 +55,7 @@ def test_floats_between_binary_convolutions_are_told_in_one_line() -> None:
     lines = remarks("resnet18", tuple(network.widths.values()), Granularity())
     assert len(lines) == 1
     assert lines[0].startswith("stage0_block0_conv2, stage0_block1_conv2, ")
-    assert " and 7 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
+    assert " and 8 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
