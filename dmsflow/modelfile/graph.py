@@ -126,10 +126,8 @@ def whole(length: int | str | None) -> int | None:
 
 def bits_of(dtype: str) -> int | None:
     """Bits of one number of a type: the number in its name."""
-    if dtype in ("bool", BITS):
-        return 8 if dtype == "bool" else 1
-    digits = re.search(r"\d+", dtype)
-    return int(digits[0]) if digits else None
+    digits = re.findall(r"\d+", dtype)
+    return {"bool": 8, BITS: 1}.get(dtype) or (int(digits[0]) if digits else None)
 
 
 def stored_size(dtype: str, shape: Shape | None) -> int | None:

@@ -61,6 +61,7 @@ UNPACKING = ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", 
 VALUE_KEEPING = ("Cast", "DequantizeLinear", "Identity", "Constant")
 SCALING = (*VALUE_KEEPING, "Div", "Mul", "Neg", "Reshape", "Transpose")
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+Type = tuple[str, "Shape | None"]  # of a tensor: "" and None where it is not known
 Scope = ChainMap[str, int]  # numbers of tensors by their names in the file
 
 
@@ -93,12 +94,10 @@ def read_graph(path: Path, data: bytes) -> Graph:
     if not (model.HasField("ir_version") and model.opset_import and model.HasField("graph")):
         raise Damaged("it lacks the version of the format, the set of its ops, or the graph")
     functions = list(model.functions)
-    without_functions = onnx.ModelProto()
-    without_functions.CopyFrom(model)
-    without_functions.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
+    model.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
     refusals = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, decode_error, ValueError)
     with contextlib.suppress(*refusals, RuntimeError, MemoryError):  # then only the shapes in the file are known
-        model = onnx.shape_inference.infer_shapes(without_functions)
+        model = onnx.shape_inference.infer_shapes(model)
     return _File(path, model, functions).graph
 
 
@@ -132,8 +131,7 @@ class _File:
         dtype, dims = TYPES[proto.data_type], _dims(proto)
         number = self.new(name, dtype, dims)
         self.tensors[number].stored_bytes = _stored_bytes(proto, dtype, dims, plain(name))
-        known = numpy_type(dtype) is not None
-        self.tensors[number].values = lambda: onnx.numpy_helper.to_array(proto) if known else None
+        self.tensors[number].values = lambda: None if numpy_type(dtype) is None else onnx.numpy_helper.to_array(proto)
         return number
 
     def add_sparse(self, proto: Any, name: str) -> int:
@@ -161,26 +159,19 @@ class _File:
             _number(scope, info.name)
         return scope
 
-    def add_nodes(
-        self, nodes: Iterable[Any], part: str, scope: Scope, types: dict[str, tuple[str, Shape | None]]
-    ) -> None:
-        """Add nodes in their order, the nodes of its subgraphs behind each; their outputs join the scope.
-
-        Args:
-            types: of outputs, as far as they are known.
-        """
+    def add_nodes(self, nodes: Iterable[Any], part: str, scope: Scope, types: dict[str, Type]) -> None:
+        """Add nodes in their order, the nodes of its subgraphs behind each; their outputs join the scope."""
         for proto in nodes:
             inputs = [_number(scope, name) if name else None for name in proto.input]
-            attributes = {one.name: one for one in proto.attribute}
             names = [name for name in proto.output if name]
-            constant = self.add_value(attributes, "".join(names[:1])) if proto.op_type == "Constant" else None
+            constant = self.add_value(proto, "".join(names[:1])) if proto.op_type == "Constant" else None
             if constant is not None:
                 outputs = [constant]
             else:
                 outputs = [self.new(name, *types.get(name, ("", None))) for name in names]
                 graphs = [(one.name, one.g) for one in proto.attribute if one.HasField("g")]
                 graphs += [(one.name, graph) for one in proto.attribute for graph in one.graphs]
-                node = self.node(proto, part, inputs, outputs, attributes)
+                node = self.node(proto, part, inputs, outputs)
                 node.computes_constants = node.op not in RANDOM and not graphs
                 self.graph.nodes.append(node)
                 for name, graph in graphs:
@@ -190,33 +181,30 @@ class _File:
                     raise Damaged(f"{plain(name)} is put out twice")
                 scope[name] = number
 
-    def add_value(self, attributes: dict[str, Any], name: str) -> int | None:
+    def add_value(self, node: Any, name: str) -> int | None:
         """Add the constant that a Constant node is; None where it is of no kind that has numbers."""
-        for key, one in attributes.items():
-            if key == "value" and one.HasField("t"):
+        for one in node.attribute:
+            if one.name == "value" and one.HasField("t"):
                 return self.add_constant(one.t, name)
-            if key == "sparse_value" and one.HasField("sparse_tensor"):
+            if one.name == "sparse_value" and one.HasField("sparse_tensor"):
                 return self.add_sparse(one.sparse_tensor, name)
-            if key in LITERALS:
-                field, dtype = LITERALS[key]
+            if one.name in LITERALS:
+                field, dtype = LITERALS[one.name]
                 values = np.array(getattr(one, field), dtype)
                 return self.add_constant(import_onnx().numpy_helper.from_array(values), name)
         return None
 
-    def node(
-        self, proto: Any, part: str, inputs: list[int | None], outputs: list[int], attributes: dict[str, Any]
-    ) -> Node:
+    def node(self, proto: Any, part: str, inputs: list[int | None], outputs: list[int]) -> Node:
         """One node, with the channels that its weights, or else the shapes around it, say it has."""
         op = plain(proto.op_type) or "(no name)"
         if proto.domain not in ("", "ai.onnx"):
             op = f"{plain(proto.domain)}.{op}"
         position, axis, convolves = WEIGHTS.get(op, (len(inputs), 0, False))
         weights = inputs[position] if position < len(inputs) else None
-        numbers = {name: one.i for name, one in attributes.items() if one.HasField("i")}
+        numbers = {one.name: one.i for one in proto.attribute if one.HasField("i")}
         if op in ("Gemm", "com.microsoft.QGemm") and numbers.get("transB"):
             axis = 0
-        few_bits = op == "com.microsoft.MatMulNBits"
-        bits = numbers.get("bits", 4) if few_bits else None
+        bits = numbers.get("bits", 4) if op == "com.microsoft.MatMulNBits" else None
         node = Node(
             op=op,
             name=plain(proto.name or next(filter(None, proto.output), "")) or op,
@@ -230,7 +218,7 @@ class _File:
             signs=op == "Sign",
             scales=op in SCALING,
         )
-        if few_bits:
+        if bits is not None:
             node.channels_in, node.channels_out = numbers.get("K"), numbers.get("N")
         elif weights is not None:
             shape = self.tensors[weights].shape or ()
@@ -244,10 +232,8 @@ class _File:
                 node.channels_in = read * groups if read and convolves and not transposed else read
                 node.channels_out = written * groups if written and transposed else written
         elif op in PLANAR and node.inputs and outputs:
-            node.channels_in, node.channels_out = (
-                whole(next(iter((self.tensors[number].shape or ())[1:2]), None))
-                for number in (node.inputs[0], outputs[0])
-            )
+            shapes = [self.tensors[number].shape or () for number in (node.inputs[0], outputs[0])]
+            node.channels_in, node.channels_out = (whole(shape[1]) if len(shape) > 1 else None for shape in shapes)
         return node
 
 
@@ -269,8 +255,7 @@ def _number(scope: Scope, name: str) -> int:
     return scope[name]
 
 
-def _type(info: Any) -> tuple[str, Shape | None]:
-    """Type and shape of a tensor: "" and None where the file does not say them."""
+def _type(info: Any) -> Type:
     kind = info.type.sparse_tensor_type if info.type.HasField("sparse_tensor_type") else info.type.tensor_type
     dtype = TYPES.get(kind.elem_type, "")
     if not kind.HasField("shape"):

@@ -2,9 +2,8 @@
 
     path --tflite_reader, onnx_reader--> Graph --summary--> ModelFile
 
-A reader knows one format, and checks every length before it follows it; the summary asks the same of all
-graphs. Nothing here runs a model or needs a framework: `read_model_file(Path("model.tflite")).widths` is,
-for example, (64, 128, 10).
+A reader knows one format, and checks every length before it follows it; the summary asks the same of all graphs.
+Nothing here runs a model: `read_model_file(Path("model.tflite")).widths` is, for example, (64, 128, 10).
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ class _Constants:
         return number if self.tensors[number].values else self.sources.get(number)
 
     def _add(self, node: Node, sources: list[int]) -> None:
-        table = node.looks_up and self._is_table(node.inputs, sources[-1])
+        # A table has a row for every number that the constant which is looked up in it could hold.
+        rows, bits = (self.tensors[node.inputs[0]].shape or ())[:1], bits_of(self.tensors[sources[-1]].dtype)
+        table = node.looks_up and len(node.inputs) == 2 and bits in (1, 2, 4, 8, 16) and rows == (2**bits,)
         largest = sources[-1] if table else max(sources, key=lambda source: self.tensors[source].stored_bytes)
         for number in node.outputs:
             self.computed[number] = node
@@ -164,11 +166,6 @@ class _Constants:
         whole = elements(self.tensors[output].shape) or 0
         few = all(count is not None and count * MIN_CHANNEL_WEIGHTS <= whole for count in counts)
         return few and len(counts) < len(node.inputs)
-
-    def _is_table(self, inputs: tuple[int, ...], source: int) -> bool:
-        """Whether the first input has a row for every number that the constant behind the second could hold."""
-        shape, bits = self.tensors[inputs[0]].shape, bits_of(self.tensors[source].dtype)
-        return bool(shape and len(inputs) == 2 and bits is not None and bits <= 16 and shape[0] == 1 << bits)
 
     def op(self, node: Node) -> Op:
         constants = self._first_read(node)
@@ -273,9 +270,6 @@ def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Tota
         other_constant_bytes=constant_bytes - sum(kinds.values()),
         rest_bytes=size_bytes - constant_bytes,
     )
-
-
-# --- warnings ---------------------------------------------------------------------------------
 
 
 def _warnings(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:

@@ -287,7 +287,6 @@ def parse_flexbuffer(data: memoryview) -> dict[str, int]:
         kinds = kind, number(values + count * width + index, 1) // 4
         if kinds != (MAP, INTEGER) or name < 0:
             raise Damaged("options of an operator")
-        fields[bytes(data[name : name + LONGEST_OPTION]).partition(b"\0")[0].decode("utf-8", "replace")] = number(
-            values + index * width, width
-        )
+        key = bytes(data[name : name + LONGEST_OPTION]).partition(b"\0")[0].decode("utf-8", "replace")
+        fields[key] = number(values + index * width, width)
     return fields

@@ -27,11 +27,7 @@ MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
 
 
 class Session:
-    """A loaded model. It has no `operations`: the wheel's interpreter comes without a profiler.
-
-    Attributes:
-        input_shape: of its one float32 input, [1, H, W, C] for files that dmsflow wrote.
-    """
+    """A loaded model; it has no `operations`: the wheel's interpreter comes without a profiler."""
 
     def __init__(self, interpreter: Any) -> None:
         self.interpreter = interpreter
@@ -57,9 +53,8 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
             session = Session(interpreter(path.read_bytes(), threads, False, True, True))
             session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
         except (RuntimeError, MemoryError) as error:
-            raise DmsflowError(
-                path, f"LCE cannot run it ({_compiled.reason(written) or error})", "export it again"
-            ) from error
+            what = f"LCE cannot run it ({_compiled.reason(written) or error})"
+            raise DmsflowError(path, what, "export it again") from error
     return session
 
 
@@ -72,9 +67,8 @@ def version() -> str:
 def _interpreter() -> Any:
     """The wheel's interpreter; its arguments: model, threads, reference kernels, indirect kernels, XNNPACK."""
     if int(np.__version__.partition(".")[0]) >= 2:
-        raise DmsflowError(
-            f"numpy {np.__version__}", "the LCE interpreter reads its arrays wrongly", "pip install 'numpy<2'"
-        )
+        what = "the LCE interpreter reads its arrays wrongly"
+        raise DmsflowError(f"numpy {np.__version__}", what, "pip install 'numpy<2'")
     if MODULE not in sys.modules:
         spec = importlib.util.spec_from_file_location(MODULE, _path())
         assert spec and spec.loader

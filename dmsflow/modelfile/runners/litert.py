@@ -36,11 +36,7 @@ RUNTIMES = {
 
 
 class Session:
-    """A loaded model.
-
-    Attributes:
-        input_shape: of its one float32 input, [1, H, W, C] for files that dmsflow wrote.
-    """
+    """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote."""
 
     def __init__(self, path: Path, threads: int, interpreter: Any) -> None:
         self.path, self.threads, self.interpreter = path, threads, interpreter
@@ -120,9 +116,6 @@ def version() -> str:
     return f"{RUNTIMES[runtime.__name__]} {number} + dmsflow {built} {native.kernels(library)}"
 
 
-# --- what it needs ------------------------------------------------------------------------------
-
-
 def _runtime() -> Any:
     """The module that has Interpreter and load_delegate."""
     for name in RUNTIMES:
@@ -152,9 +145,6 @@ def _library() -> tuple[Path, str]:
         return path, __version__
     what = f"has no {native.LIBRARY} for {platform.machine()}"
     raise DmsflowError(sys.executable, what, f"run there: {sys.executable} -m pip install 'dmsflow[device]'")
-
-
-# --- times of single operations -----------------------------------------------------------------
 
 
 def name_operations(path: Path, ms: Sequence[float]) -> list[tuple[str, str, float]]:

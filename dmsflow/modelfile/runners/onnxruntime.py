@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from dmsflow.errors import DmsflowError
 
 REQUIRES: tuple[str, ...] = ("onnxruntime",)
+Node = tuple[str, str, str]  # kind, name and first output
 ERRORS_ONLY = 3  # of onnxruntime's levels of severity
 
 
 class Session:
-    """A loaded model.
-
-    Attributes:
-        input_shape: of its one float32 input, [1, H, W, C] for files that dmsflow wrote.
-    """
+    """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote."""
 
     def __init__(self, session: Any, input_name: str, input_shape: tuple[int, ...], path: Path, threads: int) -> None:
         self.session, self.input_name, self.input_shape = session, input_name, input_shape
@@ -106,13 +103,8 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-# --- times of single operations -----------------------------------------------------------------
-
-
-def _median_times(
-    events: list[dict[str, Any]], runs: int, nodes: list[tuple[str, str, str]]
-) -> list[tuple[str, str, float]]:
-    """Of a profile's events of `runs` equal runs, the first of which only warms up."""
+def _median_times(events: list[dict[str, Any]], runs: int, nodes: list[Node]) -> list[tuple[str, str, float]]:
+    """Kind, name and median of each operation in the events of `runs` equal runs, the first of which only warms up."""
     count = len(events) // runs
     ops = [event["args"]["op_name"] for event in events[:count]]
     names = [event["name"].removesuffix("_kernel_time") for event in events[:count]]
@@ -122,16 +114,14 @@ def _median_times(
     return list(zip(ops, names, medians, strict=True))
 
 
-def _read_nodes(path: Path) -> list[tuple[str, str, str]]:
-    """Kind, name and first output of each node of an ONNX file; none on a device without the package onnx."""
+def _read_nodes(path: Path) -> list[Node]:
+    """The nodes of an ONNX file; none on a device without the package onnx."""
     try:
         import onnx
     except ImportError:
         return []
-    return [
-        (node.op_type, node.name, "".join(node.output[:1]))
-        for node in onnx.load(path, load_external_data=False).graph.node
-    ]
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return [(node.op_type, node.name, "".join(node.output[:1])) for node in nodes]
 
 
 def _layer(name: str, output: str) -> str:
