@@ -72,7 +72,7 @@ def within_memory() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
             raise
         raise DmsflowError(
-            "memory", f"does not suffice ({why})", "lower --batch-size, or give another --device"
+            "memory", f"does not suffice ({why})", "set a smaller batch_size, or give another --device"
         ) from error
 
 

@@ -52,7 +52,7 @@ def loss_of(
 
 def check_finite(value: float, where: str) -> None:
     if not np.isfinite(value):
-        raise DmsflowError(where, f"the loss became {value}", "lower --learning-rate, or set amp to off")
+        raise DmsflowError(where, f"the loss became {value}", "set a lower learning_rate, or amp to off")
 
 
 @torch.no_grad()
