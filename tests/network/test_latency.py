@@ -19,6 +19,7 @@ from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
+from dmsflow.searching.budget import Budgets
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
@@ -225,18 +226,13 @@ def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject)
         latency_ms=latency(smallest) * data.draw(st.floats(1, 3)),
         profile="board",
     )
-    limits = budget.budgets(chosen, network, latency)
-    bounds = budget.whole_range(network, chosen, latency)
-    budget.feasibility(network, limits, bounds, latency)
-    spread = torch.tensor([data.draw(st.floats(-1, 1)) for _ in network.widths], dtype=torch.float64)
-    for ratios in (
-        budget.uniform(network, limits, bounds),
-        budget.between(network, limits, bounds),
-        bounds.clip(spread.exp()),
-    ):
-        held = budget.meet(network, limits, ratios, bounds)
-        assert budget.use(network, limits, held) <= 1
-        widths = budget.round_within(network, limits, held, bounds)
+    budgets = Budgets.from_settings(chosen, network, latency)
+    budgets.check_feasible()
+    spread = np.array([data.draw(st.floats(-1, 1)) for _ in network.widths])
+    for ratios in (budgets.uniform(), budgets.interpolated(), budgets.bounds.clip(np.exp(spread))):
+        held = budgets.project(ratios)
+        assert budgets.utilisation(held).max() <= 1
+        widths = budgets.round_within(held)
         assert budget.memory_mib(network, widths) <= chosen.memory_mib
         assert latency(widths) <= chosen.latency_ms
 
@@ -246,24 +242,23 @@ def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None
     network = NETWORKS["vgg11"]
     latency = build_latency(network, made(network))
     chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
-    limits, bounds = budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency)
-    held = budget.uniform(network, limits, bounds)
-    assert budget.use(network, limits, held) < 1 - budget.ACTIVE
-    assert len(budget.active(network, limits, held, bounds)) == 1
-    assert budget.slack(network, limits, held, bounds).tolist() == [0]
+    budgets = Budgets.from_settings(chosen, network, latency)
+    held = budgets.uniform()
+    assert budgets.utilisation(held).max() < 1 - budget.GROWTH_PROBE
+    assert budgets.log_slack(held).tolist() == [0]
 
 
 def test_the_range_ends_where_the_profile_does() -> None:
     network = NETWORKS["vgg11"]
     latency = build_latency(network, made(network, top=256))
-    bounds = budget.whole_range(network, SearchSettings(max_ratio=8, profile="board"), latency)
-    widest = (bounds.high * torch.tensor(list(network.widths.values()))).tolist()
+    budgets = Budgets.from_settings(SearchSettings(profile="board"), network, latency)
+    widest = (budgets.bounds.high * budgets.base).tolist()
     assert widest == [min(8 * base, 256) for base in network.widths.values()]
 
 
 def test_a_latency_budget_needs_a_profile() -> None:
     with pytest.raises(DmsflowError, match="--latency-ms: needs --profile"):
-        budget.budgets(SearchSettings(latency_ms=1.0), NETWORKS["vgg11"])
+        Budgets.from_settings(SearchSettings(latency_ms=1.0), NETWORKS["vgg11"])
 
 
 @pytest.mark.parametrize(("memory", "ms", "named"), [(0.08, 0.5, "latency"), (0.0001, 5.0, "memory")])
@@ -271,9 +266,8 @@ def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, 
     network = NETWORKS["vgg11"]
     latency = build_latency(network, made(network))
     chosen = SearchSettings(memory_mib=memory, latency_ms=ms, profile="board")
-    limits, bounds = budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency)
     with pytest.raises(DmsflowError) as caught:
-        budget.feasibility(network, limits, bounds, latency)
+        Budgets.from_settings(chosen, network, latency).check_feasible()
     line = str(caught.value)
     assert line.startswith(f"{named} budget of ") and "smallest" in line and " ms" in line and "allow at least" in line
 
@@ -282,11 +276,7 @@ def test_the_feasibility_table_has_every_cost_and_what_each_budget_leaves() -> N
     network = NETWORKS["vgg11"]
     latency = build_latency(network, made(network))
     chosen = SearchSettings(memory_mib=0.08, latency_ms=0.6, profile="board")
-    rows = dict(
-        budget.feasibility(
-            network, budget.budgets(chosen, network, latency), budget.whole_range(network, chosen, latency), latency
-        )
-    )
+    rows = dict(Budgets.from_settings(chosen, network, latency).check_feasible())
     assert list(rows) == ["smallest", "base", "largest", "memory budget", "latency budget"]
     for name in ("smallest", "base", "largest"):
         assert all(unit in rows[name] for unit in (" MiB", " M MACs", " ms"))

@@ -15,7 +15,10 @@ import torch
 
 from dmsflow import datasets
 from dmsflow.network.network import load_network
-from dmsflow.searching import budget, descent, supernetwork
+from dmsflow.searching import descent, published, supernetwork
+from dmsflow.searching.budget import Budgets
+from dmsflow.searching.descent import Descent
+from dmsflow.searching.published import PublishedSearch
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
@@ -37,42 +40,44 @@ def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(memory_mib=0.03, rounds=2, weight_steps=6, width_batches=2, batch_size=12, **changes)
     dataset = datasets.load(Data(name="digits", train_images=120))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
-    return supernetwork.begin(settings, network, limits, bounds, dataset, workers=0)
+    start = published if settings.method == "published" else supernetwork
+    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
 
 
-@pytest.mark.parametrize("estimator", ["exact", "clustered"])
-@pytest.mark.parametrize("changes", [{}, {"reallocate": True, "subnetworks": False}])
+@pytest.mark.parametrize(("method", "kind"), [("gradient", Descent), ("published", PublishedSearch)])
 def test_no_step_of_a_search_reads_from_its_device(
-    estimator: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    method: str, kind: type[Descent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = begun(estimator=estimator, **changes)
-    for state.round in range(2):
-        descent._cluster(state)
-        kinds = iter(("mask", "random", "near", "full"))
-        monkeypatch.setattr(descent, "_pick", lambda draw, kinds=kinds: next(kinds))
-        for step, (images, labels) in enumerate(state.weight_batches.run(0, 4)):
+    net = begun(method=method)
+    search = kind(net)
+    for net.at.round in range(2):
+        search.begin_round()
+        search.window = search.make_window()
+        kinds = iter(("mask", "sampled", "near", "full"))
+        monkeypatch.setattr(descent, "pick", lambda draw, kinds=kinds: next(kinds))
+        for step, (images, labels) in enumerate(net.given.weight_batches.run(0, 4)):
             assert images.is_meta and labels.is_meta
-            state.weight_step = step
-            active = descent._active(state)
-            state.seen.append(weight_step(state.model, state.optimiser, images, labels, state.where, active))
+            net.at.weight_step = step
+            active = search.choose_active()
+            net.at.seen.append(weight_step(net.model, net.optimiser, images, labels, net.given.where, active))
         passes = [
-            descent.width_pass(state, images, labels, step)
-            for step, (images, labels) in enumerate(state.width_batches.run(0, 2))
+            descent.width_pass(search, images, labels, step)
+            for step, (images, labels) in enumerate(net.given.width_batches.run(0, 2))
         ]
-    assert all(seen.is_meta for seen in state.seen) and all(each.is_meta for one in passes for each in one.of_masks)
+    gradients = [each for one in passes for each in one.mask_gradients]
+    assert all(each.is_meta for each in (*net.at.seen, *gradients))
     with pytest.raises((NotImplementedError, RuntimeError)):  # a phase reads at its end, and only there
         passes[-1].gradient()
 
 
 def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
-    state = begun()
-    images, labels = next(iter(state.weight_batches.run(0, 1)))
-    masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
-    for active in (None, dict.fromkeys(state.widths, 3), masks):
-        stack = None if active is None else state.model.stacked(active)
-        value, right = forward._stacked(state.model, images, labels, False, stack)
+    net = begun()
+    images, labels = next(iter(net.given.weight_batches.run(0, 1)))
+    masks = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
+    for active in (None, dict.fromkeys(net.widths, 3), masks):
+        stack = None if active is None else net.model.stacked(active)
+        value, right = forward._stacked(net.model, images, labels, False, stack)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta
 

@@ -12,24 +12,24 @@ from safetensors import SafetensorError
 from dmsflow import datasets, manifest
 from dmsflow.errors import DmsflowError
 from dmsflow.searching import search
-from dmsflow.settings import Data, SearchSettings, TrainSettings, preset, resolve
+from dmsflow.settings import Data, SearchSettings, TrainSettings, load_preset, resolve
 from dmsflow.training import checkpoint, train
 from dmsflow.training.batches import Batches
 from dmsflow.training.place import Place, choose_place
 
 DATA = Data(name="digits", train_images=60)
 COMMAND = ("dmsflow", "train")
-QUICK = TrainSettings(epochs=1, batch_size=60, threads=1, mixed="off")
+QUICK = TrainSettings(epochs=1, batch_size=60, threads=1, amp="off")
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return search.run(SearchSettings(method="flat", memory_mib=0.02), DATA, tmp_path, command=COMMAND)
+    return search.run(DATA, SearchSettings(method="equal", memory_mib=0.02), tmp_path, command=COMMAND)
 
 
 def test_the_step_schedule_is_the_papers() -> None:
     """0.1, times 0.1 at epochs 140, 220 and 260 of 300."""
-    paper = resolve(TrainSettings, **preset("train", "paper"))
+    paper = resolve(TrainSettings, **load_preset("train", "paper"))
     rates = [train.learning_rate(paper, epoch, paper.epochs) for epoch in (0, 139.9, 140, 219, 220, 260, 299)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.0001, 0.0001])
 
