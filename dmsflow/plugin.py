@@ -73,3 +73,9 @@ def _load_file(path: Path) -> ModuleType:
     except Exception as error:  # a user's file may raise anything; the line it names is the one to mend
         raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "mend the file") from error
     return module
+
+
+def shipped_folder(name: str) -> Path:
+    """Where the files of a kind that come with dmsflow are: in a wheel inside the package, in a checkout beside it."""
+    packed = PACKAGE / name
+    return packed if packed.is_dir() else PACKAGE.parent / name

@@ -60,7 +60,7 @@ def run(
     began = time.monotonic()
     artifacts = {}
     if latency:  # a copy, so that the chain goes on where the profile itself is not
-        artifacts["profile"] = describe_artifact(profile.save(out / "profile.json", latency.profile), out)
+        artifacts["profile"] = describe_artifact(profile.save_profile(out / "profile.json", latency.profile), out)
     if settings.method in SEARCHES:
         widths, metrics, environment = _search(settings, data, dataset, network, latency, limits, bounds, saved, out)
         artifacts["log"] = describe_artifact(out / "search.jsonl", out)
@@ -130,7 +130,7 @@ def _problem(settings: SearchSettings, dataset: Dataset) -> tuple[Network, Laten
 def _latency(settings: SearchSettings, network: Network) -> Latency | None:
     if settings.profile is None:
         return None
-    measured = profile.load(settings.profile)
+    measured = profile.load_profile(settings.profile)
     if measured.precision == "float":
         what = "is of float32 networks, and the search is for binary ones"
         raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")

@@ -232,7 +232,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
     folder = tmp_path_factory.mktemp("searched")
     source = write_train_manifest(folder)
     trained = manifest.load(source)
-    profile.save(folder / "profile.json", make_profile(trained.network))
+    profile.save_profile(folder / "profile.json", make_profile(trained.network))
     artifacts = {"profile": describe_artifact(folder / "profile.json", folder)}
     found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
     parent = describe_artifact(manifest.save(folder / "search.json", found), folder)
@@ -245,7 +245,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
 def saved(searched, make_profile, tmp_path):
     """`save(**fields)` writes a profile of the chain's network, and gives its path."""
     network = manifest.load(searched / "export.json").network
-    return lambda **fields: str(profile.save(tmp_path / "other.json", make_profile(network, **fields)))
+    return lambda **fields: str(profile.save_profile(tmp_path / "other.json", make_profile(network, **fields)))
 
 
 def fewer(**fields):
@@ -254,7 +254,7 @@ def fewer(**fields):
 
 def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
     written = manifest.load(bench.run(searched / "export.json", fewer(), tmp_path, command=COMMAND))
-    latency = build_latency(written.network, profile.load(str(searched / "profile.json")))
+    latency = build_latency(written.network, profile.load_profile(str(searched / "profile.json")))
     metrics = written.metrics
     predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
     assert predicted == latency(written.widths) > 0

@@ -7,13 +7,13 @@ that batch norm is positive (which training holds), and batch norm sees a quarte
 
 from __future__ import annotations
 
+from dmsflow.network.architectures._parts import base_width, make_classifier
 from dmsflow.network.network import INPUT, Layer, Network
 
 PLAN: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    divisor = 1 if resolution >= 64 else 4
     layers: list[Layer] = []
     widths: dict[str, int] = {}
     last = INPUT
@@ -27,7 +27,7 @@ def build(channels: int, resolution: int, classes: int) -> Network:
         if isinstance(step, str):
             continue
         index = len(widths)
-        widths[f"conv{index}"] = step // divisor
+        widths[f"conv{index}"] = base_width(step, resolution)
         if index:
             add(f"quantize{index}", "quantize")
         add(f"conv{index}", "binary_conv" if index else "conv", width=f"conv{index}", kernel=3, padding=1)
@@ -35,8 +35,4 @@ def build(channels: int, resolution: int, classes: int) -> Network:
             add(f"pool{index}", "max_pool", kernel=2, stride=2)
         add(f"norm{index}", "batch_norm")
     add("relu", "relu")
-    add("average", "average_pool")
-    add("dense", "dense", width=classes)
-    return Network(
-        name="vgg11", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
-    )
+    return make_classifier("vgg11", channels, resolution, classes, widths, layers)
