@@ -54,7 +54,7 @@ def run(source: Path, settings: ExportSettings, out: Path, *, command: tuple[str
     aim = target.load(settings.target)
     variant, runner = variant_of(aim, settings), _runner(aim)
     manifest.claim(path, resume=False, force=force)
-    dataset = datasets.load(train.data)
+    dataset = datasets.load_dataset(train.data)
     weights, logits = _tensors(source, train, "weights"), _tensors(source, train, "logits")["logits"]
     model = out / f"model{aim.suffix}"
     out.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def run(
     if manifest.claim(path, resume=resume, force=force):
         return path
     saved = checkpoint.claim(out / "search.checkpoint", resume=resume, force=force)
-    dataset = datasets.load(data, download)
+    dataset = datasets.load_dataset(data, download)
     network, latency, limits, bounds = _problem(settings, dataset)
     budget.feasibility(network, limits, bounds, latency)
     began = time.monotonic()
@@ -90,7 +90,7 @@ def run(
 
 def plan(settings: SearchSettings, data: Data, out: Path) -> list[tuple[str, str]]:
     """What `run` would do, and what the network can cost; raises where it cannot be done."""
-    dataset = datasets.load(data)
+    dataset = datasets.load_dataset(data)
     network, latency, limits, bounds = _problem(settings, dataset)
     rows = [
         (

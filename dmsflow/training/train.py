@@ -55,7 +55,7 @@ def run(
         precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)
         for precision in ("float", "binary")
     }
-    dataset = datasets.load(parent.data)
+    dataset = datasets.load_dataset(parent.data)
     check_fits(source, parent, dataset)
     where = choose_place(settings)
     began = time.monotonic()
@@ -99,7 +99,7 @@ def plan(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, st
     """What `run` would do."""
     parent = manifest.load(source, "search")
     _check(settings)
-    dataset = datasets.load(parent.data)
+    dataset = datasets.load_dataset(parent.data)
     check_fits(source, parent, dataset)
     epochs = f"{settings.float_epochs} epochs float, then " if settings.from_float else ""
     return [

@@ -77,7 +77,7 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
 def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
     path = bench.run(exported["x86-64"], FEW, tmp_path, command=COMMAND)
     chain = manifest.load(path)
-    digits = datasets.load(chain.data)
+    digits = datasets.load_dataset(chain.data)
     weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
     form = folding.fold(chain.network, chain.widths, weights, digits.mean, digits.std)
     right = integer_graph.run(form, digits.test.pixels).argmax(1) == digits.test.labels
@@ -171,8 +171,8 @@ def test_the_plan_measures_nothing(exported, tmp_path):
 
 
 def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkeypatch):
-    digits = datasets.load(Data(name="digits", resolution=16))
-    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    digits = datasets.load_dataset(Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load_dataset", lambda data: digits)
     with pytest.raises(
         DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
     ):
@@ -186,7 +186,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
 def pictures(tmp_path_factory):
     """The test split of digits as grey PNG files, a folder for each class."""
     folder = tmp_path_factory.mktemp("pictures")
-    test = datasets.load(Data(name="digits")).test
+    test = datasets.load_dataset(Data(name="digits")).test
     for index, (pixels, label) in enumerate(zip(test.pixels, test.labels, strict=True)):
         (folder / str(label)).mkdir(exist_ok=True)
         Image.fromarray(pixels[..., 0]).save(folder / str(label) / f"{index}.png")

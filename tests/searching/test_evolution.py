@@ -42,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 
 def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(**{**SMALL, **changes})
-    dataset = datasets.load(DATA)
+    dataset = datasets.load_dataset(DATA)
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
     return supernetwork.begin(settings, network, limits, bounds, dataset, workers=0)

@@ -35,7 +35,7 @@ def _unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(memory_mib=0.03, rounds=2, weight_steps=6, width_batches=2, batch_size=12, **changes)
-    dataset = datasets.load(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     limits, bounds = budget.budgets(settings, network), budget.whole_range(network, settings)
     return supernetwork.begin(settings, network, limits, bounds, dataset, workers=0)
@@ -78,7 +78,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
 
 
 def test_no_step_of_a_training_reads_from_its_device() -> None:
-    dataset = datasets.load(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)

@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_no_half_written_weights(
 
 
 def test_no_images_for_a_part_are_refused() -> None:
-    dataset = datasets.load(DATA)
+    dataset = datasets.load_dataset(DATA)
     place = Place(choose_place(QUICK).device, 1, False)
     with pytest.raises(DmsflowError, match="data set digits: has no images for widths; use more images"):
         Batches(

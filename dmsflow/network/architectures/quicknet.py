@@ -8,29 +8,29 @@ every runtime. Small images keep their size in the stem and get a quarter of the
 
 from __future__ import annotations
 
-from dmsflow.network.architectures._parts import make_binary_conv, make_classifier, make_stem, stage_widths
+from dmsflow.network.architectures import _parts
 from dmsflow.network.network import Layer, Network
 
 CONVS = 4  # in a stage
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    layers = make_stem(resolution, kernel=3)
-    widths = stage_widths(resolution)
+    layers = _parts.make_stem(resolution, kernel=3)
+    widths = _parts.stage_widths(resolution)
     for stage in widths:
         if stage != "stage0":
             layers += _transition(stage, layers[-1].name)
         for index in range(CONVS):
             layers += _residual_conv(f"{stage}_{index}", layers[-1].name, stage)
-    return make_classifier("quicknet", channels, resolution, classes, widths, layers)
+    return _parts.make_classifier("quicknet", channels, resolution, classes, widths, layers)
 
 
 def _residual_conv(name: str, entry: str, stage: str) -> list[Layer]:
-    layers = make_binary_conv(name, entry, stage)
+    layers = _parts.make_binary_conv(name, entry, stage)
     return [*layers, Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, entry))]
 
 
 def _transition(stage: str, entry: str) -> list[Layer]:
     """Half the side, and the channels of the next stage."""
     pool = Layer(name=f"{stage}_pool", op="max_pool", inputs=(entry,), kernel=2, stride=2)
-    return [pool, *make_binary_conv(stage, pool.name, stage, kernel=1)]
+    return [pool, *_parts.make_binary_conv(stage, pool.name, stage, kernel=1)]

@@ -7,36 +7,30 @@ each block, one for the output of each stage (a downsampling block sets it, iden
 
 from __future__ import annotations
 
-from dmsflow.network.architectures._parts import (
-    make_binary_conv,
-    make_classifier,
-    make_shrinking_skip,
-    make_stem,
-    stage_widths,
-)
+from dmsflow.network.architectures import _parts
 from dmsflow.network.network import Layer, Network
 
 BLOCKS = 2  # in a stage
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    bases = stage_widths(resolution)
-    layers = [*make_stem(resolution), Layer(name="stem_relu", op="relu", inputs=("stem_norm",))]
+    bases = _parts.stage_widths(resolution)
+    layers = [*_parts.make_stem(resolution), Layer(name="stem_relu", op="relu", inputs=("stem_norm",))]
     widths = {"stage0": bases["stage0"]}
     for stage, base in bases.items():
         for index in range(BLOCKS):
             inner = f"{stage}_block{index}"
             widths |= {inner: base, stage: base}
             layers += _basic_block(inner, stage, layers[-1].name, shrinks=stage != "stage0" and index == 0)
-    return make_classifier("resnet18", channels, resolution, classes, widths, layers)
+    return _parts.make_classifier("resnet18", channels, resolution, classes, widths, layers)
 
 
 def _basic_block(inner: str, outer: str, entry: str, *, shrinks: bool) -> list[Layer]:
     """Two convolutions of these widths and a shortcut; both convs that read `entry` share one quantiser."""
-    layers = make_binary_conv(inner, entry, inner, stride=2 if shrinks else 1, number=1)
-    layers += make_binary_conv(inner, layers[-1].name, outer, number=2)
+    layers = _parts.make_binary_conv(inner, entry, inner, stride=2 if shrinks else 1, number=1)
+    layers += _parts.make_binary_conv(inner, layers[-1].name, outer, number=2)
     if shrinks:
-        layers += make_shrinking_skip(inner, f"{inner}_quantize1", outer)
+        layers += _parts.make_shrinking_skip(inner, f"{inner}_quantize1", outer)
     skip = layers[-1].name if shrinks else entry
     return [
         *layers,
