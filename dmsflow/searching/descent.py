@@ -24,9 +24,10 @@ from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.supernetwork import SuperNetwork, random_ratios, within_capacity
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
+from dmsflow.training.forward import forward_loss
 from dmsflow.training.model import Active, Model, best_effort_initialise
 from dmsflow.training.place import generator
-from dmsflow.training.step import check_finite, loss_of, set_learning_rate, weight_step
+from dmsflow.training.step import check_finite, set_learning_rate, weight_step
 
 FIRST = 2  # widths whose gradient --first-gain multiplies
 ENOUGH = 2.0  # effective rounds, to tell from them how rounds differ
@@ -233,7 +234,7 @@ def width_pass(state: SuperNetwork, images: Tensor, labels: Tensor, step: int) -
     masks = state.masks(mu, "widths", step)
     placed = state.placed(masks)
     leaves = [mask.values.requires_grad_() for mask in placed.values()]
-    loss, right = loss_of(state.model, images, labels, state.where, placed)
+    loss, right = forward_loss(state.model, images, labels, state.where, placed)
     of_masks = torch.autograd.grad(loss, leaves)
     return WidthPass(mu, tuple(mask.values for mask in masks.values()), of_masks, torch.stack([loss.detach(), right]))
 

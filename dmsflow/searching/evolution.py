@@ -14,8 +14,8 @@ from torch import Tensor
 from dmsflow.searching import supernetwork
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
+from dmsflow.training.forward import forward_loss
 from dmsflow.training.place import generator
-from dmsflow.training.step import loss_of
 
 BATCHES = 10  # that a sub-network is tried on
 POPULATION = 32  # of the first generation
@@ -90,6 +90,6 @@ def _mutated(ratios: Tensor, spread: float, draw: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _try(state: SuperNetwork, ratios: Tensor, images: Images) -> Tried:
     widths = supernetwork.within_capacity(state, ratios)
-    losses = [loss_of(state.model, batch, labels, state.where, widths)[0] for batch, labels in images]
+    losses = [forward_loss(state.model, batch, labels, state.where, widths)[0] for batch, labels in images]
     held = [widths[name] / base for name, base in state.network.widths.items()]
     return Tried(float(torch.stack(losses).mean()), torch.tensor(held, dtype=torch.float64), widths)

@@ -25,11 +25,11 @@ from dmsflow.searching import budget
 from dmsflow.searching.budget import Budget, Range
 from dmsflow.settings import SearchSettings
 from dmsflow.training import batches, checkpoint
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
+from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks, exact_masks
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place, generator
 from dmsflow.training.step import sgd
-from dmsflow.training.width import CANDIDATES, Mask, Window, clustered_masks, exact_masks
 
 HEADROOM = 1.4  # of the capacity over the widest starting point
 BAND_TOP = 1.3  # sub-networks are drawn up to this far over the widest control
@@ -173,14 +173,9 @@ def _batches(
         Batches(
             dataset,
             dataset.train,
-            indices,
-            size=settings.batch_size,
-            seed=settings.seed,
-            purpose=purpose,
-            shuffle=True,
-            augment=augment,
-            where=where,
-            workers=workers,
+            Order(indices, settings.batch_size, settings.seed, purpose, augment=augment),
+            where,
+            workers,
         )
         for purpose, indices, augment in parts
     )
@@ -236,7 +231,7 @@ def save(state: SuperNetwork, path: Path) -> None:
         "widths": state.widths,
         "held": state.model.widths,
     }
-    checkpoint.save(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
+    checkpoint.save_checkpoint(path, [state.model], [state.optimiser, state.mu_optimiser], facts)
 
 
 def _source(state: SuperNetwork) -> str:
@@ -251,7 +246,7 @@ def restore(state: SuperNetwork, path: Path) -> None:
     Raises:
         DmsflowError: it is damaged, or was written under other settings.
     """
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.check_same(path, facts, state.settings, _source(state))
     if facts["held"] != state.model.widths:
         state.model = Model(state.network, facts["held"], running_statistics=False).to(state.where.device)

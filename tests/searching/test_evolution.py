@@ -18,7 +18,7 @@ from dmsflow.searching.compare import verdict
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward
-from dmsflow.training.step import loss_of
+from dmsflow.training.forward import forward_loss
 
 DATA = Data(name="digits", train_images=120)
 SMALL: dict[str, Any] = {
@@ -53,7 +53,7 @@ def hard_loss(state: SuperNetwork, ratios: torch.Tensor) -> float:
     widths = budget.round_within(state.network, state.limits, ratios, state.bounds)
     with torch.no_grad():
         losses = [
-            loss_of(state.model, images, labels, state.where, widths)[0]
+            forward_loss(state.model, images, labels, state.where, widths)[0]
             for images, labels in state.width_batches.run(0, min(evolution.BATCHES, state.width_batches.steps))
         ]
     return float(torch.stack(losses).mean())
@@ -149,7 +149,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
             images, labels = next(iter(state.weight_batches.run(number, number + 1)))
             masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
             for active in (masks, state.widths):
-                seen.append([each.item() for each in loss_of(state.model, images, labels, state.where, active)])
+                seen.append([each.item() for each in forward_loss(state.model, images, labels, state.where, active)])
         assert plain.widths == compiled.widths == plain.model.widths
         assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]
         models.add(compiled.model)

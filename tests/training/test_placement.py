@@ -19,11 +19,11 @@ from dmsflow.searching import budget, descent, supernetwork
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
 from dmsflow.training.place import Place
 from dmsflow.training.step import sgd, weight_step
 
-UNREADABLE = Place(torch.device("meta"), threads=1, mixed=False)
+UNREADABLE = Place(torch.device("meta"), threads=1, amp=False)
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +71,8 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     images, labels = next(iter(state.weight_batches.run(0, 1)))
     masks = state.placed(state.masks(state.mu.detach(), "weights", 0))
     for active in (None, dict.fromkeys(state.widths, 3), masks):
-        stack = None if active is None else state.model.stacked(active)
-        value, right = forward._stacked(state.model, images, labels, False, stack)
+        stack = None if active is None else state.model.stack_masks(active)
+        value, right = forward._forward_masks(state.model, images, labels, False, stack)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta
 
@@ -82,17 +82,7 @@ def test_no_step_of_a_training_reads_from_its_device() -> None:
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    batches = Batches(
-        dataset,
-        dataset.train,
-        np.arange(len(dataset.train)),
-        size=24,
-        seed=0,
-        purpose="train",
-        shuffle=True,
-        augment=True,
-        where=UNREADABLE,
-        workers=0,
-    )
+    order = Order(np.arange(len(dataset.train)), 24, seed=0, purpose="train")
+    batches = Batches(dataset, dataset.train, order, UNREADABLE, workers=0)
     for images, labels in batches.run(0, 2 * batches.steps):
         assert weight_step(trained, optimiser, images, labels, UNREADABLE).is_meta
