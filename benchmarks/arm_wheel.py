@@ -56,7 +56,7 @@ def install(wheel: Path, site: Path) -> None:
 
 def write_images(export: Path, count: int, folder: Path) -> None:
     """The first images of each class of the test split, in a folder for each class."""
-    data = datasets.load(manifest.load(export, "export").data)
+    data = datasets.load_dataset(manifest.load(export, "export").data)
     for label, name in enumerate(data.classes):
         place = folder / f"{label:04}"
         place.mkdir(parents=True)

@@ -83,7 +83,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> Profile:
     """A fresh profile of this machine."""
     for index, resolution in enumerate(RATIOS):
         path = profiling.run(settings(arguments, resolution), "host", folder, command=(), add=index > 0)
-    return profile.load(str(path))
+    return profile.load_profile(str(path))
 
 
 def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[Checked]:

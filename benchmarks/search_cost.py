@@ -97,7 +97,7 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
 def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> SuperNetwork:
     """A search whose every layer may become `widest`, in a window of three widths or of all."""
     settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
-    dataset = datasets.load(Data(name="digits"))
+    dataset = datasets.load_dataset(Data(name="digits"))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)

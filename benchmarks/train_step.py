@@ -32,7 +32,7 @@ from dmsflow.files import write_atomically
 from dmsflow.network.architectures import vgg11
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import print_table
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
 from dmsflow.training.binary import binarise
 from dmsflow.training.model import Convolution, Model
 from dmsflow.training.place import Place, choose_place
@@ -215,18 +215,7 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     split = ArraySplit(random.integers(0, 256, (count, 32, 32, 3), np.uint8), random.integers(0, 10, count))
     dataset = Dataset("random", tuple("0123456789"), split, split, (127,) * 3, (74.0,) * 3, crop_padding=4, flip=True)
     where = Place(CPU, threads, True)
-    batches = Batches(
-        dataset,
-        split,
-        np.arange(count),
-        size=batch,
-        seed=0,
-        purpose="train",
-        shuffle=True,
-        augment=True,
-        where=where,
-        workers=0,
-    )
+    batches = Batches(dataset, split, Order(np.arange(count), batch, seed=0, purpose="train"), where, workers=0)
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)

@@ -168,7 +168,7 @@ def _type(kind: inspect.Type) -> Any:
 def _profile_names() -> list[str]:
     from dmsflow.network import profile
 
-    return profile.names()
+    return profile.profile_names()
 
 
 def _target_names() -> list[str]:

@@ -199,7 +199,7 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
 
     folder.mkdir(parents=True, exist_ok=True)
     data = Data(name="digits")
-    digits = datasets.load(data)
+    digits = datasets.load_dataset(data)
     architecture = plugin.load("networks", network).build(1, 32, 10)
     widths = {name: 5 + 3 * index for index, name in enumerate(architecture.widths)}
     torch.manual_seed(0)

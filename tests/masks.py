@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmsflow.training.width import Mask, Window, clustered_masks, exact_masks
+from dmsflow.training.mask import Mask, Window, clustered_masks, exact_masks
 
 
 def window(base: int, low: int, high: int, sigma: float, centre: float) -> Window:

@@ -2,9 +2,9 @@
 
 NumPy only, no torch.
 
-`data` is the chain's `manifest.Data`; `argument` is what follows the colon in the name
+`data` is the chain's `settings.Data`; `argument` is what follows the colon in the name
 ("image-folder:PATH"), or None. A file may leave `data.train_images` alone, and for splits in memory
-`data.resolution` too: `load` below applies them.
+`data.resolution` too: `load_dataset` below applies them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Dataset:
         return int(self.test.images(np.array([0])).shape[1])
 
 
-def load(data: Data, download: bool = False) -> Dataset:
+def load_dataset(data: Data, download: bool = False) -> Dataset:
     """The data set of a chain, with `data.train_images` and `data.resolution` applied.
 
     Args:
@@ -124,8 +124,9 @@ def load(data: Data, download: bool = False) -> Dataset:
         DmsflowError: no such data set, files that are missing or damaged, or a count of training
             images that cannot be had.
     """
-    if data.resolution is not None and data.resolution < 1:
-        raise DmsflowError(f"--resolution {data.resolution}", "is below 1", "use e.g. 32")
+    resolution, count = data.resolution, data.train_images
+    if resolution is not None and resolution < 1:
+        raise DmsflowError(f"--resolution {resolution}", "is below 1", "use e.g. 32")
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
     module = plugin.load("datasets", name)
     if not hasattr(module, "load"):
@@ -134,10 +135,10 @@ def load(data: Data, download: bool = False) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise DmsflowError(name, f"load() returned a {type(dataset).__name__}", "return a dmsflow.datasets.Dataset")
     _check(dataset)
-    if data.resolution is not None and data.resolution != dataset.resolution:
-        dataset = _resized(dataset, data.resolution)
-    if data.train_images is not None:
-        dataset = replace(dataset, train=subset(dataset.train, first_of_each_class(dataset, data.train_images)))
+    if resolution is not None and resolution != dataset.resolution:
+        dataset = _resize_dataset(dataset, resolution)
+    if count is not None:
+        dataset = replace(dataset, train=_take(dataset.train, first_of_each_class(dataset, count)))
     return dataset
 
 
@@ -159,7 +160,7 @@ def data_folder(data: Data) -> Path:
     return Path(given).expanduser() if given else cache_folder()
 
 
-def subset(split: Split, indices: NDArray[np.int64]) -> Split:
+def _take(split: Split, indices: NDArray[np.int64]) -> Split:
     """The images at `indices` as a split of their own."""
     if isinstance(split, ArraySplit):
         return ArraySplit(split.pixels[indices], split.labels[indices])
@@ -172,18 +173,17 @@ def first_of_each_class(dataset: Dataset, count: int) -> NDArray[np.int64]:
     Raises:
         DmsflowError: `count` is not a multiple of the classes, or a class has too few images.
     """
-    classes = len(dataset.classes)
-    smallest = int(np.bincount(dataset.train.labels, minlength=classes).min())
+    classes, labels = len(dataset.classes), dataset.train.labels
     each, rest = divmod(count, classes)
     where = f"--train-images {count}"
     if rest or each < 1:
         nearest = max(round(count / classes), 1) * classes
         raise DmsflowError(where, f"is not a multiple of the {classes} classes of {dataset.name}", f"use {nearest}")
+    smallest = int(np.bincount(labels, minlength=classes).min())
     if each > smallest:
         what = f"needs {each} images of each class, and the smallest class of {dataset.name} has {smallest}"
         raise DmsflowError(where, what, f"use at most {smallest * classes}")
-    chosen = [np.flatnonzero(dataset.train.labels == label)[:each] for label in range(classes)]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(classes)]))
 
 
 def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -191,16 +191,12 @@ def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float,
 
     The mean is rounded to whole pixels, the deviation to three digits and never below one pixel.
     """
-    channels = pixels.shape[-1]
-    total = np.zeros(channels, np.int64)
-    squares = np.zeros(channels, np.int64)
+    total, squares = np.zeros((2, pixels.shape[-1]), np.int64)
     for start in range(0, len(pixels), CHUNK):
-        chunk = pixels[start : start + CHUNK].reshape(min(CHUNK, len(pixels) - start), -1)
-        total += chunk.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
-        squares += (
-            np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.int64)
-        )
-    count = pixels.size // channels
+        chunk = pixels[start : start + CHUNK]
+        total += chunk.sum(0, dtype=np.uint32).sum((0, 1), dtype=np.int64)
+        squares += np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).sum((0, 1), dtype=np.int64)
+    count = pixels.size // pixels.shape[-1]
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
     return tuple(round(m) for m in mean.tolist()), tuple(float(f"{s:.3g}") for s in std.tolist())
@@ -227,37 +223,37 @@ def _bilinear(size: int, resolution: int) -> NDArray[np.float32]:
     return np.asarray(weights, np.float32)
 
 
-def _resized(dataset: Dataset, resolution: int) -> Dataset:
-    if not (isinstance(dataset.train, ArraySplit) and isinstance(dataset.test, ArraySplit)):
+def _resize_dataset(dataset: Dataset, resolution: int) -> Dataset:
+    train, test = dataset.train, dataset.test
+    if not (isinstance(train, ArraySplit) and isinstance(test, ArraySplit)):
         what = f"its images have {dataset.resolution} pixels, not the {resolution} asked for"
         raise DmsflowError(f"data set {dataset.name}", what, "a streamed data set's load() must honour data.resolution")
     return replace(
         dataset,
-        train=replace(dataset.train, pixels=resize(dataset.train.pixels, resolution)),
-        test=replace(dataset.test, pixels=resize(dataset.test.pixels, resolution)),
+        train=replace(train, pixels=resize(train.pixels, resolution)),
+        test=replace(test, pixels=resize(test.pixels, resolution)),
         crop_padding=round(dataset.crop_padding * resolution / dataset.resolution),
     )
 
 
 def _check(dataset: Dataset) -> None:
-    """Hold a data set, most likely a user's own, to the contract."""
-    right = "mend its load()"
-    where = f"data set {dataset.name}"
-    if len(dataset.std) != dataset.channels or any(mean != int(mean) for mean in dataset.mean) or min(dataset.std) <= 0:
-        raise DmsflowError(where, "its mean must be whole numbers and its std above 0, one of each per channel", right)
+    """Raise DmsflowError where a data set, most likely a user's own, breaks the contract."""
+
+    def hold(kept: bool, what: str) -> None:
+        if not kept:
+            raise DmsflowError(f"data set {dataset.name}", what, "correct its load()")
+
+    mean, std, channels = dataset.mean, dataset.std, dataset.channels
+    sound = len(std) == channels and all(m == int(m) for m in mean) and min(std) > 0
+    hold(sound, "its mean must be whole numbers and its std above 0, one of each per channel")
+    last = len(dataset.classes) - 1
     for part, split in (("train", dataset.train), ("test", dataset.test)):
-        if not len(split) or split.labels.min() < 0 or split.labels.max() >= len(dataset.classes):
-            raise DmsflowError(
-                where, f"{part} must have images, with labels from 0 to {len(dataset.classes) - 1}", right
-            )
-        first = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
-        if (
-            first.dtype != np.uint8
-            or first.ndim != 4
-            or first.shape[1] != first.shape[2]
-            or first.shape[3] != dataset.channels
-        ):
-            what = f"{part} has {first.dtype} images {list(first.shape)}, and uint8 [N, H, H, {dataset.channels}] is needed"
-            raise DmsflowError(where, what, right)
-        if isinstance(split, ArraySplit) and len(split.pixels) != len(split.labels):
-            raise DmsflowError(where, f"{part} has {len(split.pixels)} images and {len(split.labels)} labels", right)
+        sound = len(split) > 0 and split.labels.min() >= 0 and split.labels.max() <= last
+        hold(sound, f"{part} must have images, with labels from 0 to {last}")
+        images = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
+        square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == channels
+        what = f"{part} has {images.dtype} images {list(images.shape)}, and uint8 [N, H, H, {channels}] is needed"
+        hold(square and images.dtype == np.uint8, what)
+        if isinstance(split, ArraySplit):
+            counts = len(images), len(split.labels)
+            hold(counts[0] == counts[1], f"{part} has {counts[0]} images and {counts[1]} labels")

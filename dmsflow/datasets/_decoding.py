@@ -28,8 +28,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image]:
-    """An open image; whatever Pillow has against it while it is in use becomes one line.
+def open_image(path: Path) -> Iterator[Image]:
+    """An open image; whatever Pillow raises while it is in use becomes one line.
 
     Raises:
         DmsflowError: the file is missing, damaged, or has more than 8 bits a channel.
@@ -47,20 +47,20 @@ def opened(path: Path) -> Iterator[Image]:
 
 def decode_exact(path: Path, resolution: int) -> NDArray[np.uint8]:
     """An image [resolution, resolution, 3] that has this size already; any other is refused."""
-    with opened(path) as image:
+    with open_image(path) as image:
         if image.size != (resolution, resolution):
             width, height = image.size
             what = f"is {width}x{height}, and others are {resolution}x{resolution}"
             raise DmsflowError(path, what, "--resolution N resizes all images to N pixels")
-        return _array(image)
+        return np.asarray(_to_rgb(image))
 
 
 def decode_centre(path: Path, resolution: int, shorter_side: int) -> NDArray[np.uint8]:
     """The centre [resolution, resolution, 3] of an image whose shorter side is brought to `shorter_side`."""
     from PIL.Image import Resampling
 
-    with opened(path) as image:
-        rgb = _rgb(image)
+    with open_image(path) as image:
+        rgb = _to_rgb(image)
         short = min(rgb.size)
         if short != shorter_side:
             width, height = (shorter_side * side // short for side in rgb.size)
@@ -73,15 +73,13 @@ def decode_random(path: Path, resolution: int, random: np.random.Generator) -> N
     """A random crop of an image, resized to [resolution, resolution, 3] and mirrored half of the time."""
     from PIL.Image import Resampling, Transpose
 
-    with opened(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         left, top, right, bottom = random_box(width, height, random)
         flip = random.random() < 0.5
-        # A JPEG decodes at a half, a quarter or an eighth for less; never below the size that the crop needs.
-        image.draft(
-            "RGB", (math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top)))
-        )
-        rgb = _rgb(image)
+        needed = math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top))
+        image.draft("RGB", needed)  # a JPEG decodes faster at a half, a quarter or an eighth, where that suffices
+        rgb = _to_rgb(image)
         across, down = rgb.width / width, rgb.height / height
         box = (left * across, top * down, right * across, bottom * down)
         rgb = rgb.resize((resolution, resolution), Resampling.BILINEAR, box=box)
@@ -102,12 +100,8 @@ def random_box(width: int, height: int, random: np.random.Generator) -> Box:
     return left, top, left + across, top + down
 
 
-def _rgb(image: Image) -> Image:
+def _to_rgb(image: Image) -> Image:
     """Three channels; transparency is dropped."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _array(image: Image) -> NDArray[np.uint8]:
-    return np.asarray(_rgb(image))

@@ -29,18 +29,16 @@ def import_torchvision() -> ModuleType:
     Raises:
         DmsflowError: it is not installed, or does not fit the installed torch.
     """
-    right = 'pip install "dmsflow[train]", or a torchvision made for the installed torch'
     try:
-        return importlib.import_module("torchvision")
-    except ImportError as error:
-        raise DmsflowError("torchvision", f"cannot be imported ({error})", right) from error
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise DmsflowError("torchvision", f"cannot be imported ({error})", right) from error
-    _declare_operators()
-    try:
-        return importlib.import_module("torchvision")
+        try:
+            return importlib.import_module("torchvision")
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+            _declare_operators()
+            return importlib.import_module("torchvision")
     except (ImportError, RuntimeError) as error:
+        right = 'pip install "dmsflow[train]", or a torchvision made for the installed torch'
         raise DmsflowError("torchvision", f"cannot be imported ({error})", right) from error
 
 
@@ -67,7 +65,7 @@ def load_cifar(kind: str, argument: str | None, data: Data, download: bool) -> D
     reader = import_torchvision().datasets.__dict__[kind]
     folder = data_folder(data)
     train, classes = _read(reader, folder, data.name, download, train=True)
-    test, _ = _read(reader, folder, data.name, download=False, train=False)
+    test, _ = _read(reader, folder, data.name, download=False, train=False)  # the same archive brings both
     mean, std = statistics(train.pixels)
     return Dataset(data.name, classes, train, test, mean, std, crop_padding=4, flip=True)
 

@@ -29,31 +29,23 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     takes_no_argument(data, argument)
     table = np.loadtxt(_file(), delimiter=",", dtype=np.uint8)  # [1797, 64 pixels and a label]
     labels = table[:, -1].astype(np.int64)
-    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / BRIGHTEST)).astype(np.uint8)
     resolution = data.resolution or RESOLUTION
+    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / BRIGHTEST)).astype(np.uint8)
     pixels = resize(pixels, resolution)
     held_out = np.zeros(len(labels), bool)
     held_out[np.argsort(labels, kind="stable")[::TEST_EVERY]] = True
-    mean, std = statistics(pixels[~held_out])
-    return Dataset(
-        name=data.name,
-        classes=tuple("0123456789"),
-        train=ArraySplit(pixels[~held_out], labels[~held_out]),
-        test=ArraySplit(pixels[held_out], labels[held_out]),
-        mean=mean,
-        std=std,
-        crop_padding=round(3 * resolution / RESOLUTION),
-        flip=False,
-    )
+    train, test = (ArraySplit(pixels[part], labels[part]) for part in (~held_out, held_out))
+    mean, std = statistics(train.pixels)
+    padding = round(3 * resolution / RESOLUTION)
+    return Dataset(data.name, tuple("0123456789"), train, test, mean, std, crop_padding=padding)
 
 
 def _file() -> Path:
     """The bundled table; found without importing scikit-learn, which takes a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise DmsflowError(
-            "--dataset digits", "scikit-learn, which carries it, is not installed", 'pip install "dmsflow[train]"'
-        )
+        what = "scikit-learn, which carries it, is not installed"
+        raise DmsflowError("--dataset digits", what, 'pip install "dmsflow[train]"')
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise DmsflowError(path, "is missing", "pip install --force-reinstall scikit-learn")

@@ -10,7 +10,6 @@ import os
 import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +18,14 @@ from numpy.typing import NDArray
 
 from dmsflow import terminal
 from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, statistics
-from dmsflow.datasets._decoding import opened
+from dmsflow.datasets._decoding import open_image
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
 from dmsflow.settings import Data
 
 FORMAT = 1  # of the cache; a new one makes old files unknown
-SMALL_FILE_BYTES = 16 << 10
+SMALL_FILE_BYTES = 16 << 10  # below, more threads do not decode faster
 
 
 class Pixels(NamedTuple):
@@ -45,21 +44,14 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     path = argument or data.data_dir
     if path is None:
         raise DmsflowError(f"--dataset {data.name}", "does not say which folder", "use --dataset image-folder:PATH")
-    train, test = list_splits(Path(path).expanduser(), "test", "val")
+    root = Path(path).expanduser()
+    train, test = list_splits(root, "test", "val")
     resolution = data.resolution or _own_resolution(train)
-    _check_memory(train.folder.parent, len(train.labels) + len(test.labels), resolution)
-    pixels = _cached(train, test, resolution, exact=data.resolution is None)
+    _check_memory(root, len(train.labels) + len(test.labels), resolution)
+    pixels = _load_pixels(*(FileSplit(listing, resolution, data.resolution) for listing in (train, test)))
     mean, std = statistics(pixels.train)
-    return Dataset(
-        name=data.name,
-        classes=train.classes,
-        train=ArraySplit(pixels.train, train.labels),
-        test=ArraySplit(pixels.test, test.labels),
-        mean=mean,
-        std=std,
-        crop_padding=resolution // 8,
-        flip=True,
-    )
+    splits = ArraySplit(pixels.train, train.labels), ArraySplit(pixels.test, test.labels)
+    return Dataset(data.name, train.classes, *splits, mean, std, crop_padding=resolution // 8, flip=True)
 
 
 def one_split(listing: Listing, resolution: int, channels: int) -> Split:
@@ -67,41 +59,12 @@ def one_split(listing: Listing, resolution: int, channels: int) -> Split:
 
     With one channel they must be grey, and refuse to be decoded otherwise.
     """
-    split = FileSplit(listing.folder, listing.files, listing.labels, resolution, resolution)
-    return GreySplit(split) if channels == 1 else split
-
-
-@dataclass(frozen=True)
-class GreySplit:
-    """The one channel [n, H, H, 1] of grey images."""
-
-    source: FileSplit
-    in_memory: bool = False
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.source.labels
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def images(self, indices: NDArray[np.int64], augment_seed: int | None = None) -> NDArray[np.uint8]:
-        """As FileSplit.
-
-        Raises:
-            DmsflowError: one is in colour, damaged or gone.
-        """
-        pixels = self.source.images(indices, augment_seed)
-        coloured = (pixels != pixels[..., :1]).any(axis=(1, 2, 3))
-        if coloured.any():
-            path = self.source.path(int(indices[coloured.argmax()]))
-            raise DmsflowError(path, "is in colour, and grey images are needed", "convert it as those of the training")
-        return pixels[..., :1]
+    return FileSplit(listing, resolution, resolution, channels)
 
 
 def _own_resolution(listing: Listing) -> int:
-    path = listing.folder / os.fsdecode(listing.files[0].item())
-    with opened(path) as image:
+    path = listing.path(0)
+    with open_image(path) as image:
         width, height = image.size
     if width != height:
         raise DmsflowError(path, f"is {width}x{height}, not square", "--resolution N resizes all images to N pixels")
@@ -113,20 +76,20 @@ def _check_memory(root: Path, count: int, resolution: int) -> None:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > installed // 2:
         what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
-        raise DmsflowError(
-            root, what, f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
-        )
+        right = f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
+        raise DmsflowError(root, what, right)
 
 
-def _cached(train: Listing, test: Listing, resolution: int, *, exact: bool) -> Pixels:
+# --- the cache --------------------------------------------------------------------------------------
+
+
+def _load_pixels(train: FileSplit, test: FileSplit) -> Pixels:
     """The decoded images, from the cache if it was made from these very files."""
-    fingerprint = _fingerprint(train, test, resolution, exact)
-    path = _cache_path(train.folder.parent, resolution)
+    fingerprint = _fingerprint(train, test)
+    path = _cache_path(train.listing.folder.parent, train.resolution)
     pixels = _read_cache(path, fingerprint)
     if pixels is None:
-        shorter_side = None if exact else resolution
-        splits = (FileSplit(part.folder, part.files, part.labels, resolution, shorter_side) for part in (train, test))
-        pixels = _decode(*splits)
+        pixels = _decode(train, test)
         with writing(path) as partial, partial.open("wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), train=pixels.train, test=pixels.test)
     return pixels
@@ -140,12 +103,13 @@ def _cache_path(root: Path, resolution: int) -> Path:
     return cache_folder() / "images" / f"{title}-{resolution}-{place}.npz"
 
 
-def _fingerprint(train: Listing, test: Listing, resolution: int, exact: bool) -> str:
+def _fingerprint(train: FileSplit, test: FileSplit) -> str:
     """Of all that decides the pixels: name, size and time of every file, the resolution, the decoder."""
     import PIL
 
-    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {resolution} {exact}".encode())
-    for listing in (train, test):
+    exact = train.shorter_side is None
+    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {train.resolution} {exact}".encode())
+    for listing in (train.listing, test.listing):
         folder = os.fsencode(listing.folder)
         for name in listing.files.tolist():
             status = os.stat(folder + b"/" + name)
@@ -170,24 +134,25 @@ def _decode(*splits: FileSplit) -> Pixels:
 
     With small ones most of the time is Python's own, and threads would only wait for each other.
     """
-    arrays = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
+    pixels = Pixels(*(np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits))
     chunks = [
         (split, array, start)
-        for split, array in zip(splits, arrays, strict=True)
+        for split, array in zip(splits, pixels, strict=True)
         for start in range(0, len(split), CHUNK)
     ]
 
-    def decode(split: FileSplit, array: NDArray[np.uint8], start: int) -> int:
+    def decode(chunk: tuple[FileSplit, NDArray[np.uint8], int]) -> int:
+        split, array, start = chunk
         indices = np.arange(start, min(start + CHUNK, len(split)))
         array[indices] = split.images(indices)
         return len(indices)
 
-    small = splits[0].path(0).stat().st_size < SMALL_FILE_BYTES
+    small = splits[0].listing.path(0).stat().st_size < SMALL_FILE_BYTES
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())
     try:
         with terminal.track("decode", sum(map(len, splits)), "image") as track:
-            for count in pool.map(lambda chunk: decode(*chunk), chunks):
+            for count in pool.map(decode, chunks):
                 track.advance(count)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error there is nothing left to wait for
-    return Pixels(*arrays)
+    return pixels

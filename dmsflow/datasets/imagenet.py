@@ -6,7 +6,7 @@ Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challeng
 from __future__ import annotations
 
 from dmsflow.datasets import Dataset, data_folder, takes_no_argument
-from dmsflow.datasets._folders import FileSplit, Listing, list_splits
+from dmsflow.datasets._folders import FileSplit, list_splits
 from dmsflow.settings import Data
 
 RESOLUTION = 224
@@ -25,10 +25,6 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     takes_no_argument(data, argument)
     root = data_folder(data) if data.data_dir else data_folder(data) / "imagenet"
     resolution = data.resolution or RESOLUTION
-    train, test = list_splits(root, "val")
-    return Dataset(data.name, train.classes, _split(train, resolution), _split(test, resolution), MEAN, STD)
-
-
-def _split(listing: Listing, resolution: int) -> FileSplit:
     shorter_side = round(resolution * SHORTER_SIDE / RESOLUTION)
-    return FileSplit(listing.folder, listing.files, listing.labels, resolution, shorter_side)
+    train, test = (FileSplit(listing, resolution, shorter_side) for listing in list_splits(root, "val"))
+    return Dataset(data.name, train.listing.classes, train, test, MEAN, STD)

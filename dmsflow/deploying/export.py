@@ -62,7 +62,7 @@ def run(
     converter, runner = choose_converter(aim, settings), choose_runner(aim)
     if manifest.is_finished(path, settings, resume=resume, force=force):
         return path
-    data = datasets.load(train.data)
+    data = datasets.load_dataset(train.data)
     weights, logits = (_load_tensors(source, train, role) for role in ("weights", "logits"))
     model = out / f"model{aim.suffix}"
     out.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def _test_of(subject: Subject, settings: BenchSettings, session: Any) -> Split:
     """The labelled images; their size and classes are those of the file."""
     shape = session.input_shape
     if subject.export:
-        test = datasets.load(subject.export.data).test
+        test = datasets.load_dataset(subject.export.data).test
         if (own := test.images(np.array([0])).shape) != shape:
             what = f"has images {list(own[1:])}, and the file takes {list(shape[1:])}"
             where = f"data set {subject.export.data.name}"

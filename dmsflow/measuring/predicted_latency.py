@@ -76,12 +76,12 @@ def of(source: Path, export: Manifest | None, settings: BenchSettings) -> Predic
             raise DmsflowError("--profile", what, "give the export.json of the file, or leave it out")
         return None
     chain = manifest.chain(source, whole=settings.profile is not None)
-    path = profile.find(settings.profile) if settings.profile else manifest.inherited(chain, "profile")
+    path = profile.find_profile(settings.profile) if settings.profile else manifest.inherited(chain, "profile")
     if path is None:
         if missing := chain[0][1].parent:
             _say(f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile")
         return None
-    found = profile.load(str(path))
+    found = profile.load_profile(str(path))
     if why := _why_not(found, chain, settings):
         if settings.profile:
             raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")

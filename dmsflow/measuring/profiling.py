@@ -106,7 +106,7 @@ def run(
     """
     path, saved = out / f"{name}.json", out / f"{name}.partial"
     if resume and not add and path.exists() and not saved.exists():
-        profile.load(str(path))
+        profile.load_profile(str(path))
         return path  # it was done
     before = _before(path, settings, free=force or (resume and saved.exists()), add=add)
     aim = _aim(settings)
@@ -127,7 +127,7 @@ def run(
         _measure_all(session, [microbenchmarks.overhead(), *sums], settings.runs)
         measured = _assembled(session, name, steps, [_table(session, plane) for plane in planes], before, command)
         measured = msgspec.structs.replace(measured, checked=(*measured.checked, *_check(session, measured)))
-    profile.save(path, measured)
+    profile.save_profile(path, measured)
     saved.unlink(missing_ok=True)
     _tell(measured)
     return path
@@ -179,7 +179,7 @@ def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) 
         DmsflowError: as `run`, for what is known before measuring.
     """
     path = out / f"{name}.json"
-    before = profile.load(str(path)) if add else None
+    before = profile.load_profile(str(path)) if add else None
     aim = _aim(settings)
     devices.find(settings.device)
     wanted = grid.wanted(settings, before)
@@ -207,7 +207,7 @@ def _before(path: Path, settings: ProfileSettings, *, free: bool, add: bool) -> 
             right = "--add measures what it lacks, --force measures it again, --name takes another"
             raise DmsflowError(path, "is already there", right)
         return None
-    before = profile.load(str(path))
+    before = profile.load_profile(str(path))
     for name in ("target", "precision", "device", "threads"):
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:

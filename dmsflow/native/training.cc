@@ -28,9 +28,9 @@
 namespace {
 
 constexpr int kLanes = 32;            // of a sum
-constexpr int kChunk = 512;           // values that loops of one kind each go over in turn; CHUNK of cpp.py
+constexpr int kChunk = 512;           // values that loops of one kind each go over in turn; CHUNK of training/fast_ops.py
 constexpr int64_t kGrain = 16384;     // values that a thread is worth starting for
-constexpr float kEpsilon = 1e-10f;    // STANDARDISATION_EPS of training/binary.py
+constexpr float kEpsilon = 1e-10f;    // STANDARDISATION_EPS of network/network.py
 
 // torch's own threads, found by name in what it has loaded; null: this thread does all.
 struct Threads {

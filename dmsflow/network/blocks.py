@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmsflow.network.network import Layer, Network, Op, _resolution, out_widths, resolutions
+from dmsflow.network.network import Layer, Network, Op, _out_resolution, out_widths, resolutions
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
     "conv": ("max_pool", "batch_norm", "relu", "quantize"),
@@ -16,14 +16,12 @@ FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is 
 
 def tail(network: Network, layer: Layer) -> tuple[Layer, ...]:
     """The layers that fold into `layer`: its only reader, that one's only reader, and so on."""
-    found: list[Layer] = []
-    last = layer
+    chain = [layer]
     for op in FOLDS.get(layer.op, ()):
-        readers = network.consumers(last.name)
+        readers = network.consumers(chain[-1].name)
         if len(readers) == 1 and readers[0].op == op:
-            last = readers[0]
-            found.append(last)
-    return tuple(found)
+            chain += readers
+    return tuple(chain[1:])
 
 
 @dataclass(frozen=True)
@@ -55,45 +53,47 @@ class FusedBlock:
     @property
     def name(self) -> str:
         """Equal for two fused blocks if and only if they do the same, up to their widths."""
-        words = [_spelled(self.layers[0], self.channels), *(_spelled(layer) for layer in self.layers[1:])]
-        return f"{' + '.join(words)} on {self.resolution}x{self.resolution}"
+        ops = [_format_op(layer, self.channels) for layer in self.layers]
+        return f"{' + '.join(ops)} on {self.resolution}x{self.resolution}"
 
     @property
     def size(self) -> int:
         """Pixels on a side of what it puts out."""
         size = self.resolution
         for layer in self.layers:
-            size = _resolution(layer, size)
+            size = _out_resolution(layer, size)
         return size
 
 
-def _spelled(layer: Layer, channels: int = 0) -> str:
-    """An op with its window; a stride of 1, a padding that keeps the size and a pool's own stride go without saying."""
+def _format_op(layer: Layer, channels: int) -> str:
+    """An op with its window; a stride of 1, a padding that keeps the size and a pool's own stride go without saying.
+
+    "binary_conv 3x3 stride 2", "max_pool 2x2", "conv 3x3 of 1 channel", "batch_norm", "dense to 10".
+    """
     if layer.op == "dense":
         return f"dense to {layer.width}"
     if layer.op not in ("conv", "binary_conv", "max_pool"):
         return layer.op
-    pool = layer.op == "max_pool"
-    words = [f"{layer.op} {layer.kernel}x{layer.kernel}"]
-    if layer.stride != (layer.kernel if pool else 1):
-        words.append(f"stride {layer.stride}")
-    if 2 * layer.padding != (0 if pool else layer.kernel - 1):
-        words.append(f"padding {layer.padding}")
+    usual_stride, usual_padding = (layer.kernel, 0) if layer.op == "max_pool" else (1, layer.kernel - 1)
+    text = f"{layer.op} {layer.kernel}x{layer.kernel}"
+    if layer.stride != usual_stride:
+        text += f" stride {layer.stride}"
+    if 2 * layer.padding != usual_padding:
+        text += f" padding {layer.padding}"
     if layer.op == "conv":
-        words.append(f"of {channels} channel{'s' * (channels != 1)}")
-    return " ".join(words)
+        text += f" of {channels} channel{'s' * (channels != 1)}"
+    return text
 
 
 def fused_blocks(network: Network) -> tuple[FusedBlock, ...]:
     """The whole network, in order, as the fused blocks that are measured."""
     keys, sizes = out_widths(network), resolutions(network)
     folded: set[str] = set()
-    found = []
+    blocks = []
     for layer in network.layers:
         if layer.name not in folded:
             layers = (layer, *tail(network, layer))
             folded.update(each.name for each in layers)
-            entry = layer.inputs[0]
-            writes = keys[layers[-1].name]
-            found.append(FusedBlock(layers, network.channels, sizes[entry], keys[entry], writes))
-    return tuple(found)
+            entry, end = layer.inputs[0], layers[-1].name
+            blocks.append(FusedBlock(layers, network.channels, sizes[entry], keys[entry], keys[end]))
+    return tuple(blocks)

@@ -1,8 +1,7 @@
-"""What a network costs at given widths: memory, multiply-accumulates, and time on a profile.
+"""What a network costs at given widths: memory and multiply-accumulates.
 
 Every function takes widths as ints, floats or torch tensors and gives back the same kind, so the
-search differentiates what the tables print. Units are bytes, operations and milliseconds for one
-image.
+search differentiates what the tables print. Units are bytes, and operations for one image.
 """
 
 from __future__ import annotations
@@ -74,6 +73,3 @@ def macs(network: Network, widths: Mapping[str, Any]) -> Any:
     """Multiply-accumulates for one image, binary and float alike, padding counted as data."""
     sizes = resolutions(network)
     return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths))
-
-
-# --- time, on a profile -------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,19 @@ from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Network, value
-from dmsflow.network.profile import Granularity, Profile, Table
+from dmsflow.network.profile import Granularity, Profile, Table, round_up
 
-EDGE = 1e-6  # channels: a real width so little below a whole one is that one
+EDGE = 1e-6  # channels: a continuous width so little below an integer counts as that integer
 
 
 @dataclass(frozen=True)
 class Grid:
     """The time of one block at any widths: its table, read as a staircase.
 
-    A width counts as the edge of its kernels' step (a real one as its whole channels), and between two measured edges the time is
-    bilinear. That is the value; the slope is the one between the edges, as if there were no steps,
-    since a staircase has no slope that a search could use. Never falls with a width.
+    A width costs what the edge of its kernels' step costs (33 channels in words of 32 cost what 64 do; a
+    continuous width counts its whole channels), and between two measured edges the time is bilinear. That
+    is the value; the slope is the one between the edges, as if there were no steps, since a staircase has
+    no slope that a search could use. Never falls with a width.
 
     Attributes:
         inputs, outputs: measured edges, rising; empty where the time depends on no such width.
@@ -38,51 +39,43 @@ class Grid:
 
     @classmethod
     def of(cls, table: Table, steps: Granularity) -> Grid:
-        edges = [
-            tuple(-(-width // step) * step for width in widths)
-            for widths, step in ((table.inputs, steps.inputs), (table.outputs, steps.outputs))
-        ]
-        return cls(edges[0], edges[1], table.ms, steps)
+        inputs = tuple(round_up(width, steps.inputs) for width in table.inputs)
+        outputs = tuple(round_up(width, steps.outputs) for width in table.outputs)
+        return cls(inputs, outputs, table.ms, steps)
 
     def __call__(self, reads: Any, writes: Any) -> Any:
         """Milliseconds when `reads` channels come in and `writes` go out; ints and tensors alike."""
-        row, down = _between(self.inputs, _edge(reads, self.steps.inputs))
-        column, along = _between(self.outputs, _edge(writes, self.steps.outputs))
-        near = _blend(self.ms[row], column, along)
-        return near if down is None else _mix(near, _blend(self.ms[row + 1], column, along), down)
+        reads, writes = _move_to_edge(reads, self.steps.inputs), _move_to_edge(writes, self.steps.outputs)
+
+        def along_row(row: int) -> Any:
+            return _interpolate(self.outputs, writes, self.ms[row].__getitem__)
+
+        return _interpolate(self.inputs, reads, along_row)
 
 
 def _number(width: Any) -> float:
-    """What a width is, without what it depends on."""
+    """A width without its gradient."""
     return float(width.detach() if hasattr(width, "detach") else width)
 
 
-def _edge(width: Any, step: int) -> Any:
+def _move_to_edge(width: Any, step: int) -> Any:
     """The width, moved up to the edge of the whole channels in it; its derivative stays 1."""
     if step == 1:
         return width
     number = _number(width)
-    return width + (math.ceil(math.floor(number + EDGE) / step) * step - number)
+    return width + (round_up(math.floor(number + EDGE), step) - number)
 
 
-def _between(edges: Sequence[int], width: Any) -> tuple[int, Any]:
-    """Index of the edge below a width, and how far it is to the next; None: there is nothing to go to."""
+def _interpolate(edges: Sequence[int], width: Any, value_at: Callable[[int], Any]) -> Any:
+    """`value_at(i)` at edge i, exactly, and linear between two edges; without two of them, the only value."""
     if len(edges) < 2:
-        return 0, None
+        return value_at(0)
     number = _number(width)
     if number < edges[0]:  # nothing narrower was measured: it costs as much, and keeps the first slope
         width, number = width + (edges[0] - number), edges[0]
     low = min(max(0, bisect_left(edges, number) - 1), len(edges) - 2)
-    return low, (width - edges[low]) / (edges[low + 1] - edges[low])
-
-
-def _blend(row: Sequence[float], column: int, along: Any) -> Any:
-    return row[column] if along is None else _mix(row[column], row[column + 1], along)
-
-
-def _mix(near: Any, far: Any, part: Any) -> Any:
-    """Exact at both ends."""
-    return near * (1 - part) + far * part
+    part = (width - edges[low]) / (edges[low + 1] - edges[low])
+    return value_at(low) * (1 - part) + value_at(low + 1) * part
 
 
 @dataclass(frozen=True)
@@ -117,17 +110,17 @@ class Latency:
 
     @property
     def unit(self) -> str:
-        """Of its numbers, with the word that must stand beside them if nothing was measured."""
+        """The unit, with the word that must stand beside it if nothing was measured."""
         return "ms (modelled)" if self.profile.method == "modelled" else "ms"
 
     def widest(self) -> dict[str, int]:
         """The largest value of each named width that was measured."""
-        found: dict[str, int] = {}
+        limits: dict[str, int] = {}
         for block, grid in self.parts:
             for edges, key in ((grid.inputs, block.reads), (grid.outputs, block.writes)):
                 if edges and isinstance(key, str):
-                    found[key] = min(found.get(key, edges[-1]), edges[-1])
-        return found
+                    limits[key] = min(limits.get(key, edges[-1]), edges[-1])
+        return limits
 
 
 def build_latency(network: Network, profile: Profile) -> Latency:
@@ -147,17 +140,9 @@ def build_latency(network: Network, profile: Profile) -> Latency:
 
 
 def _profile_command(network: Network, profile: Profile) -> str:
-    """Adds what a network needs to a profile."""
+    """The command that adds what a network needs to a profile."""
     known = network.name in plugin.names("networks")
-    words: dict[str, object] = {
-        "name": profile.name,
-        "target": profile.target,
-        "precision": profile.precision,
-        "device": profile.device,
-        "threads": profile.threads,
-        "networks": network.name if known else f"PATH/OF/{network.name}.py",
-        "resolutions": network.resolution,
-        "channels": network.channels,
-        "classes": network.classes,
-    }
-    return " ".join(["dmsflow profile --add", *(f"--{word} {value}" for word, value in words.items())])
+    options = {name: getattr(profile, name) for name in ("name", "target", "precision", "device", "threads")}
+    options["networks"] = network.name if known else f"PATH/OF/{network.name}.py"
+    options |= {"resolutions": network.resolution, "channels": network.channels, "classes": network.classes}
+    return " ".join(["dmsflow profile --add", *(f"--{name} {given}" for name, given in options.items())])

@@ -6,7 +6,7 @@ traces modules. Two layers that must agree in channels (a residual stage) name t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -28,7 +28,7 @@ Op = Literal[
 WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
 INPUT = "input"  # the name by which layers refer to the image
 BATCH_NORM_EPS = 1e-5
-STANDARDISATION_EPS = 1e-10
+STANDARDISATION_EPS = 1e-10  # Eq. 1
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -101,19 +101,23 @@ def out_widths(network: Network) -> dict[str, str | int]:
     """The width key (a name, or a fixed number) of the tensor that each layer puts out."""
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
-        keys[layer.name] = layer.width if layer.op in WEIGHTED else keys[layer.inputs[0]]  # type: ignore[assignment]
+        keys[layer.name] = _out_width(layer, keys)
     return keys
+
+
+def _out_width(layer: Layer, keys: Mapping[str, str | int]) -> str | int:
+    return keys[layer.inputs[0]] if layer.width is None else layer.width
 
 
 def resolutions(network: Network) -> dict[str, int]:
     """Height (= width in pixels) of the tensor that each layer puts out."""
     sizes = {INPUT: network.resolution}
     for layer in network.layers:
-        sizes[layer.name] = _resolution(layer, sizes[layer.inputs[0]])
+        sizes[layer.name] = _out_resolution(layer, sizes[layer.inputs[0]])
     return sizes
 
 
-def _resolution(layer: Layer, size: int) -> int:
+def _out_resolution(layer: Layer, size: int) -> int:
     """Pixels on a side of what a layer puts out, if it reads `size` of them."""
     if layer.op in ("conv", "binary_conv", "max_pool"):
         return (size + 2 * layer.padding - layer.kernel) // layer.stride + 1
@@ -125,98 +129,86 @@ def value(widths: Mapping[str, Any], key: str | int) -> Any:
     return key if isinstance(key, int) else widths[key]
 
 
+# --- what makes a network well-shaped ---------------------------------------------------------------
+
+Rule = tuple[bool, str, str]  # whether it is broken, what is wrong, what would be right
+
+
 def check(network: Network) -> None:
     """Raise DmsflowError unless the layers form one well-shaped network."""
     where = f"network {network.name}"
-    if not network.layers or network.layers[-1].op != "dense" or network.layers[-1].width != network.classes:
-        raise DmsflowError(
-            where, "does not end in the class scores", f"end it in a dense layer of width {network.classes}"
-        )
+    last = network.layers[-1] if network.layers else None
+    if last is None or last.op != "dense" or last.width != network.classes:
+        right = f"end it in a dense layer of width {network.classes}"
+        raise DmsflowError(where, "does not end in the class scores", right)
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
-        _check_layer(network, layer, ops, keys)
-        ops[layer.name] = layer.op
-        keys[layer.name] = layer.width if layer.op in WEIGHTED else keys[layer.inputs[0]]  # type: ignore[assignment]
-    if unused := set(network.widths) - set(keys.values()):
-        raise DmsflowError(where, f"no layer has the width {sorted(unused)[0]!r}", "remove it or name it in a layer")
-    if any(base < 1 for base in network.widths.values()):
-        raise DmsflowError(where, "a base width is below 1", "give every width at least one channel")
+        _hold(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
+        ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
+    _hold(where, _network_rules(network, keys))
+
+
+def _hold(where: str, rules: Iterator[Rule]) -> None:
+    """Raise the first broken rule; those behind it may not even make sense, and are not looked at."""
+    for broken, what, right in rules:
+        if broken:
+            raise DmsflowError(where, what, right)
+
+
+def _layer_rules(
+    network: Network, layer: Layer, ops: Mapping[str, str], keys: Mapping[str, str | int]
+) -> Iterator[Rule]:
+    """Of a layer, given the ops and width keys of all before it."""
+    op = layer.op
+    right = f"use one of {', '.join(get_args(Op))}"
+    if "dense" in op:
+        right = "a dense binary layer is a binary_conv whose kernel is as large as its image, without padding"
+    yield op not in get_args(Op), f"the op {op!r} is unknown", right
+    right = "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
+    yield layer.groups != 1, f"{op} has groups {layer.groups}", right
+    right = "leave dilation at 1, and take a larger kernel or a stride"
+    yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
+    yield layer.name in ops, "the name is taken", "give every layer a name of its own"
+
+    count = len(layer.inputs)
+    right = "an add reads two layers, any other op one"
+    yield count != (2 if op == "add" else 1), f"{op} has {count} inputs", right
+    missing = next((name for name in layer.inputs if name not in ops), None)
+    what = f"reads {missing!r}, which no earlier layer is called"
+    yield missing is not None, what, "layers stand in the order they are computed"
+
+    right = "conv, binary_conv and dense name a width, other ops none"
+    yield (op in WEIGHTED) != (layer.width is not None), f"{op} has width {layer.width!r}", right
+    unknown = isinstance(layer.width, str) and layer.width not in network.widths
+    yield unknown, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}"
+    first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]
+    yield first != last, f"adds widths {first!r} and {last!r}", "let both name the same width"
+
+    read = ops[layer.inputs[0]]
+    right = "a quantize layer feeds binary convs, and only them"
+    yield (op == "binary_conv") != (read == "quantize"), f"{op} reads a {read} layer", right
+    right = "a float conv reads the image, and no other op does"
+    yield (op == "conv") != (read == INPUT), f"{op} reads {layer.inputs[0]!r}", right
+    too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
+    yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
+
+
+def _network_rules(network: Network, keys: Mapping[str, str | int]) -> Iterator[Rule]:
+    """Of all layers together, each of which is sound."""
+    unused = min(set(network.widths) - set(keys.values()), default=None)
+    yield unused is not None, f"no layer has the width {unused!r}", "remove it or name it in a layer"
+    too_narrow = min(network.widths.values(), default=1) < 1
+    yield too_narrow, "a base width is below 1", "give every width at least one channel"
     read = {name for layer in network.layers for name in layer.inputs}
-    if unread := [layer.name for layer in network.layers[:-1] if layer.name not in read]:
-        raise DmsflowError(where, f"nothing reads layer {unread[0]!r}", "remove it, or let a later layer read it")
-    _check_resolutions(network, where)
-
-
-def _check_resolutions(network: Network, where: str) -> None:
+    unread = next((layer.name for layer in network.layers[:-1] if layer.name not in read), None)
+    yield unread is not None, f"nothing reads layer {unread!r}", "remove it, or let a later layer read it"
     sizes = resolutions(network)
     for layer in network.layers:
-        size, reads = sizes[layer.name], [sizes[name] for name in layer.inputs]
-        if size < 1:
-            right = f"use images larger than {network.resolution} pixels"
-            raise DmsflowError(where, f"layer {layer.name!r} is left with no pixels", right)
-        if len(set(reads)) > 1:
-            what = f"layer {layer.name!r} adds {reads[0]} and {reads[1]} pixels"
-            raise DmsflowError(where, what, "let both have the same stride")
-        if layer.op == "dense" and reads[0] > 1:
-            what = f"layer {layer.name!r} reads {reads[0]}×{reads[0]} pixels"
-            raise DmsflowError(where, what, "put an average_pool before it")
-
-
-def _check_kind(layer: Layer, where: str) -> None:
-    """Refuse what the field knows and this project does not."""
-    if layer.op not in get_args(Op):
-        right = f"use one of {', '.join(get_args(Op))}"
-        if "dense" in layer.op:
-            right = "a dense binary layer is a binary_conv whose kernel is as large as its image, without padding"
-        raise DmsflowError(where, f"the op {layer.op!r} is unknown", right)
-    if layer.groups != 1:
-        what = f"{layer.op} has groups {layer.groups}"
-        raise DmsflowError(
-            where, what, "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
-        )
-    if layer.dilation != 1:
-        right = "leave dilation at 1, and take a larger kernel or a stride"
-        raise DmsflowError(where, f"{layer.op} has dilation {layer.dilation}", right)
-
-
-def _check_layer(network: Network, layer: Layer, ops: dict[str, str], keys: dict[str, str | int]) -> None:
-    where = f"network {network.name}, layer {layer.name!r}"
-    _check_kind(layer, where)
-    if layer.name in ops:
-        raise DmsflowError(where, "the name is taken", "give every layer a name of its own")
-    if not layer.inputs or (layer.op == "add") != (len(layer.inputs) == 2):
-        raise DmsflowError(
-            where, f"{layer.op} has {len(layer.inputs)} inputs", "an add reads two layers, any other op one"
-        )
-    if missing := [name for name in layer.inputs if name not in ops]:
-        raise DmsflowError(
-            where,
-            f"reads {missing[0]!r}, which no earlier layer is called",
-            "layers stand in the order they are computed",
-        )
-    if (layer.op in WEIGHTED) != (layer.width is not None):
-        raise DmsflowError(
-            where, f"{layer.op} has width {layer.width!r}", "conv, binary_conv and dense name a width, other ops none"
-        )
-    if isinstance(layer.width, str) and layer.width not in network.widths:
-        raise DmsflowError(where, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}")
-    if layer.op == "add" and keys[layer.inputs[0]] != keys[layer.inputs[1]]:
-        raise DmsflowError(
-            where,
-            f"adds widths {keys[layer.inputs[0]]!r} and {keys[layer.inputs[1]]!r}",
-            "let both name the same width",
-        )
-    if (layer.op == "binary_conv") != (ops[layer.inputs[0]] == "quantize"):
-        raise DmsflowError(
-            where,
-            f"{layer.op} reads a {ops[layer.inputs[0]]} layer",
-            "a quantize layer feeds binary convs, and only them",
-        )
-    if (layer.op == "conv") != (ops[layer.inputs[0]] == INPUT):
-        what = f"{layer.op} reads {layer.inputs[0]!r}"
-        raise DmsflowError(where, what, "a float conv reads the image, and no other op does")
-    if min(layer.kernel, layer.stride) < 1 or layer.padding < 0:
-        raise DmsflowError(
-            where, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
-        )
+        title, reads = f"layer {layer.name!r}", [sizes[name] for name in layer.inputs]
+        right = f"use images larger than {network.resolution} pixels"
+        yield sizes[layer.name] < 1, f"{title} is left with no pixels", right
+        what = f"{title} adds {reads[0]} and {reads[-1]} pixels"
+        yield reads[0] != reads[-1], what, "let both have the same stride"
+        what = f"{title} reads {reads[0]}×{reads[0]} pixels"
+        yield layer.op == "dense" and reads[0] > 1, what, "put an average_pool before it"

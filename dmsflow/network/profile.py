@@ -1,14 +1,15 @@
 """What one device was measured at: the times of fused blocks of networks, as plain JSON.
 
-`dmsflow profile` writes them and `cost.latency` computes with them. A block is a layer with what
-folds into it (`network.fused blocks`), and is known by its name: a profile says nothing of networks, so
-what was measured for one serves every other that is made of the same fused blocks.
+`dmsflow profile` writes them and `latency.build_latency` computes with them. A block is a layer with
+what folds into it (`blocks.fused_blocks`), and is known by its name: a profile does not name networks,
+so what was measured for one serves every other that is made of the same fused blocks.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +18,10 @@ from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
+from dmsflow.plugin import shipped_folder
 
 SCHEMA = 1
-PACKAGE = Path(__file__).parents[1]
-SLOWEST_MS = 1e7  # no network that anyone runs takes three hours: such a number has another unit
+SLOWEST_MS = 1e7  # no network takes three hours: such a number has another unit
 
 Ms = Annotated[float, Meta(ge=0, le=SLOWEST_MS)]
 Percent = Annotated[float, Meta(ge=0)]
@@ -36,7 +37,7 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The times of one block over a grid of widths.
 
     Attributes:
-        block: its name, see `network.FusedBlock.name`.
+        block: its name, see `blocks.FusedBlock.name`.
         inputs: channels read, rising; empty where a block has no choice (the image).
         outputs: channels written, rising; empty where as many come out as go in.
         ms: a row for each of `inputs` (one if there are none), in it a time for each of `outputs`
@@ -88,7 +89,7 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         name: what `--profile` calls it.
-        method: "modelled" where no such device ran anything; said wherever the profile is used.
+        method: "modelled" where no such device ran anything; shown wherever the profile is used.
         target: what the files were built for, see `dmsflow list targets`.
         precision: "float" for the float32 networks of the same widths.
         device: the address that was measured.
@@ -129,43 +130,37 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.name} (modelled)" if self.method == "modelled" else self.name
 
 
-def folder() -> Path:
-    """Where the profiles that come with dmsflow are: in a wheel inside the package, in a checkout beside it."""
-    packed = PACKAGE / "profiles"
-    return packed if packed.is_dir() else PACKAGE.parent / "profiles"
+def profile_names() -> list[str]:
+    """The profiles that come with dmsflow and those in ./profiles."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.json")})
 
 
-def names() -> list[str]:
-    """Of the profiles that come with dmsflow and of those in ./profiles."""
-    return sorted({path.stem for place in (folder(), Path("profiles")) for path in place.glob("*.json")})
+def _folders() -> tuple[Path, Path]:
+    return Path("profiles"), shipped_folder("profiles")
 
 
-def find(name: str) -> Path:
+def find_profile(name: str) -> Path:
     """The file of a profile: by its path, in ./profiles, or among those that come with dmsflow.
 
     Raises:
         DmsflowError: there is none.
     """
-    places = [Path(name)] if name.endswith(".json") else [Path("profiles"), folder()]
-    candidates = places if name.endswith(".json") else [place / f"{name}.json" for place in places]
+    candidates = [Path(name)] if name.endswith(".json") else [folder / f"{name}.json" for folder in _folders()]
     for path in candidates:
         if path.is_file():
             return path
-    known = ", ".join(names()) or "none yet"
-    raise DmsflowError(
-        f"profile {name}",
-        "is unknown",
-        f"use one of {known}, the path of a .json file, or make it: dmsflow profile --name {Path(name).stem}",
-    )
+    make = f"make it: dmsflow profile --name {Path(name).stem}"
+    right = f"use one of {', '.join(profile_names()) or 'none yet'}, the path of a .json file, or {make}"
+    raise DmsflowError(f"profile {name}", "is unknown", right)
 
 
-def load(name: str) -> Profile:
+def load_profile(name: str) -> Profile:
     """Read a profile by name or path.
 
     Raises:
         DmsflowError: there is none, or its file is damaged.
     """
-    path = find(name)
+    path = find_profile(name)
     try:
         profile = msgspec.json.decode(path.read_bytes(), type=Profile)
     except OSError as error:
@@ -174,19 +169,19 @@ def load(name: str) -> Profile:
         raise DmsflowError(path, f"is not a profile ({error})", "measure it again: dmsflow profile") from error
     if profile.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {profile.schema}", f"this version reads schema {SCHEMA}")
-    if wrong := _wrong(profile):
-        raise DmsflowError(path, wrong, "measure it again: dmsflow profile")
+    if flaw := _find_flaw(profile):
+        raise DmsflowError(path, flaw, "measure it again: dmsflow profile")
     return profile
 
 
-def save(path: Path, profile: Profile) -> Path:
+def save_profile(path: Path, profile: Profile) -> Path:
     """Write a profile, whole or not at all."""
-    write_atomically(path, encode(profile))
+    write_atomically(path, encode_profile(profile))
     return path
 
 
-def encode(profile: Profile) -> bytes:
-    """As it stands in a file: a line for each field, and one for each table and each network checked."""
+def encode_profile(profile: Profile) -> bytes:
+    """As it stands in a file: a line for each field, and one for each table and each checked network."""
     lines = []
     for name in Profile.__struct_fields__:
         field = getattr(profile, name)
@@ -198,40 +193,32 @@ def encode(profile: Profile) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-# --- what may be wrong with one -----------------------------------------------------------------
-
-
-def _wrong(profile: Profile) -> str | None:
-    """What no measurement could have written, in words; None: sound."""
+def _find_flaw(profile: Profile) -> str | None:
+    """What no measurement could have written, in words; None: the profile is sound."""
     if not profile.tables:
         return "has no tables"
-    repeated = [name for name, count in _counts(table.block for table in profile.tables) if count > 1]
-    if repeated:
-        return f"has two tables of {repeated[0]!r}"
+    block, count = Counter(table.block for table in profile.tables).most_common(1)[0]
+    if count > 1:
+        return f"has two tables of {block!r}"
     if not math.isfinite(profile.drift_percent):
         return "has a drift that is no number"
     for table in profile.tables:
-        if what := _wrong_table(table, profile.steps.get(table.block.partition(" ")[0], Granularity())):
-            return f"table {table.block!r} {what}"
+        op = table.block.partition(" ")[0]
+        if flaw := _find_table_flaw(table, profile.steps.get(op, Granularity())):
+            return f"table {table.block!r} {flaw}"
     if any(row.measured_ms == 0 for row in profile.checked):
         return "was checked on a network that took no time"
     return None
 
 
-def _counts(names: Any) -> list[tuple[str, int]]:
-    return [(name, len(list(group))) for name, group in itertools.groupby(sorted(names))]
-
-
-def _wrong_table(table: Table, steps: Granularity) -> str | None:
+def _find_table_flaw(table: Table, steps: Granularity) -> str | None:
     rows, columns = max(1, len(table.inputs)), max(1, len(table.outputs))
     for name, grid in (("ms", table.ms), ("spread_percent", table.spread_percent)):
         if len(grid) != rows or any(len(row) != columns for row in grid):
             return f"has {name} of another shape than its {rows} inputs and {columns} outputs"
     for name, widths, step in (("inputs", table.inputs, steps.inputs), ("outputs", table.outputs, steps.outputs)):
-        cells = [-(-width // step) for width in widths]
-        if any(low >= high for low, high in itertools.pairwise(cells)):
+        if any(round_up(low, step) >= round_up(high, step) for low, high in pairwise(widths)):
             return f"has {name} that do not rise from step to step"
-    columns_of_ms = list(zip(*table.ms, strict=True))
-    if any(low > high for line in (*table.ms, *columns_of_ms) for low, high in itertools.pairwise(line)):
+    if any(low > high for line in (*table.ms, *zip(*table.ms, strict=True)) for low, high in pairwise(line)):
         return "has a time that falls with a width"
     return None

@@ -116,7 +116,7 @@ class Run:
         search = self.stages.get("search")
         if search is None or "profile" not in search.artifacts:
             return None
-        return profile.load(str(manifest.verify(self.paths["search"], search.artifacts["profile"])))
+        return profile.load_profile(str(manifest.verify(self.paths["search"], search.artifacts["profile"])))
 
     @property
     def predicts_modelled(self) -> bool:

@@ -43,7 +43,7 @@ def show(path: Path, as_json: bool, stream: TextIO) -> None:
             models.print_model(found_model, stream)
         return
     if _is_profile(path):
-        found = profile.load(str(path))
+        found = profile.load_profile(str(path))
         if as_json:
             stream.write(path.read_text(encoding="utf-8"))
         else:
@@ -81,7 +81,7 @@ def chain_json(manifests: Chain) -> str:
 def print_chain(manifests: Chain, stream: TextIO) -> None:
     """Print the widths once, then what each stage found, where and when."""
     copy = manifest.inherited(manifests, "profile")
-    used = profile.load(str(copy)) if copy else None
+    used = profile.load_profile(str(copy)) if copy else None
     _print_widths(manifests[-1][1], used, stream)
     for path, each in manifests:
         _print_stage(path, each, used if each.stage == "search" else None, stream)
@@ -187,14 +187,14 @@ def listing(kind: str) -> list[tuple[str, str]]:
     if kind == "presets":
         return [(path.stem, _comment(path)) for path in sorted(settings.PRESETS.glob("*.toml"))]
     if kind == "profiles":
-        return [(name, _profile_line(name)) for name in profile.names()]
+        return [(name, _profile_line(name)) for name in profile.profile_names()]
     return [(name, _docstring(kind, name)) for name in plugin.names(kind)]
 
 
 def _profile_line(name: str) -> str:
     """One damaged file does not hide the others."""
     try:
-        found = profile.load(name)
+        found = profile.load_profile(name)
     except DmsflowError as error:
         return str(error)
     words = [measured_machine(found.environment).get("processor"), found.runtime, spelled_threads(found.threads)]

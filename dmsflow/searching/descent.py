@@ -23,11 +23,12 @@ from dmsflow.searching.budget import Ratios, describe_figures
 from dmsflow.searching.projection import bounded_move, exhaust, normals
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
-from dmsflow.training import checkpoint, forward
+from dmsflow.training import checkpoint
+from dmsflow.training.forward import forward_loss
+from dmsflow.training.mask import Mask, Window
 from dmsflow.training.model import Active
 from dmsflow.training.place import generator
 from dmsflow.training.step import check_finite, set_learning_rate, weight_step
-from dmsflow.training.width import Mask, Window
 
 # What a weight step trains: a sub-network sampled from the whole range, one near mu, the mask, or everything.
 MIXTURE = (("sampled", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
@@ -260,9 +261,7 @@ def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> W
     masks = descent.make_masks(mu, "widths", step)
     placed = net.place_masks(masks)
     leaves = [mask.values.requires_grad_() for mask in placed.values()]
-    loss, right = forward.of(
-        net.model, images, labels, mixed=net.given.where.mixed, compiled=net.given.where.compiled, active=placed
-    )
+    loss, right = forward_loss(net.model, images, labels, net.given.where, placed)
     gradients = torch.autograd.grad(loss, leaves)
     return WidthPass(mu, tuple(mask.values for mask in masks.values()), gradients, torch.stack([loss.detach(), right]))
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from dmsflow.searching.budget import Ratios
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
+from dmsflow.training.forward import forward_loss
 from dmsflow.training.place import generator
-from dmsflow.training.step import loss_of
 
 BATCHES = 10  # that a sub-network is tried on: its error is then below the differences between good ones
 POPULATION = 32  # of the first generation
@@ -77,6 +77,6 @@ def _breed(trials: list[Trial], draw: torch.Generator) -> list[Ratios]:
 @torch.no_grad()
 def _try(net: SuperNetwork, ratios: Ratios, images: list[tuple[Tensor, Tensor]]) -> Trial:
     widths = net.widths_near(ratios)
-    losses = [loss_of(net.model, batch, labels, net.given.where, widths)[0] for batch, labels in images]
+    losses = [forward_loss(net.model, batch, labels, net.given.where, widths)[0] for batch, labels in images]
     held = np.array(list(widths.values())) / net.given.budgets.base
     return Trial(float(torch.stack(losses).mean()), held)

@@ -20,9 +20,9 @@ from dmsflow.searching.budget import Budgets, Ratios, as_widths
 from dmsflow.searching.descent import Descent, WidthPass
 from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_factor
 from dmsflow.settings import SearchSettings
+from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks
 from dmsflow.training.model import Active, Model, best_effort_initialise
 from dmsflow.training.place import generator
-from dmsflow.training.width import CANDIDATES, Mask, Window, clustered_masks
 
 ROOM = 1.25  # of a compiled model over the first network that it holds, so that most rounds find room in it
 NO_PROBABILITY = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite

@@ -53,13 +53,13 @@ def run(
     if manifest.is_finished(path, settings, resume=resume, force=force, data=source):
         return path
     saved = checkpoint.claim(out / "search.checkpoint", resume=resume, force=force)
-    dataset = datasets.load(source, download)
+    dataset = datasets.load_dataset(source, download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
     began = time.monotonic()
     artifacts, metrics, environment = dict[str, Path](), dict[str, Any](), dict[str, Any]()
     if budgets.latency:  # a copy, so that the chain can be read where the profile itself is not
-        artifacts["profile"] = profile.save(out / "profile.json", budgets.latency.profile)
+        artifacts["profile"] = profile.save_profile(out / "profile.json", budgets.latency.profile)
     if settings.method in BASELINES:
         widths = _fill_budgets(settings, budgets)
     else:
@@ -77,7 +77,7 @@ def run(
 
 def plan(source: Data, settings: SearchSettings, out: Path) -> list[tuple[str, str]]:
     """What `run` would do, and what the network can cost; raises where it cannot be done."""
-    dataset = datasets.load(source)
+    dataset = datasets.load_dataset(source)
     budgets = _make_budgets(settings, dataset)
     side = dataset.resolution
     images = f"{dataset.channels}×{side}×{side} pixels, {len(dataset.classes)} classes"
@@ -110,7 +110,7 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
 def _load_latency(settings: SearchSettings, network: Network) -> Latency | None:
     if settings.profile is None:
         return None
-    measured = profile.load(settings.profile)
+    measured = profile.load_profile(settings.profile)
     if measured.precision == "float":
         what = "is of float32 networks, and the search is for binary ones"
         raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")

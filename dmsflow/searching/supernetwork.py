@@ -22,11 +22,11 @@ from dmsflow.datasets import Dataset
 from dmsflow.searching.budget import Budgets, Range, Ratios
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
-from dmsflow.training.batches import Batches, halves
+from dmsflow.training.batches import Batches, Order, halves
+from dmsflow.training.mask import Mask, Window, exact_masks
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place
 from dmsflow.training.step import sgd
-from dmsflow.training.width import Mask, Window, exact_masks
 
 HEADROOM = 1.4  # of the capacity over the widest starting point
 SAMPLING_TOP = 1.3  # sub-networks are sampled up to this far over the widest baseline
@@ -171,18 +171,8 @@ def _batches(
     cut = max(1, round(HELD_OUT * len(shuffled)))
 
     def batches(purpose: str, indices: Any, augment: bool = False) -> Batches:
-        return Batches(
-            dataset,
-            dataset.train,
-            indices,
-            size=settings.batch_size,
-            seed=settings.seed,
-            purpose=purpose,
-            shuffle=True,
-            augment=augment,
-            where=where,
-            workers=workers,
-        )
+        order = Order(indices, settings.batch_size, settings.seed, purpose, augment=augment)
+        return Batches(dataset, dataset.train, order, where, workers)
 
     return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), batches("held out", shuffled[:cut])
 
@@ -199,7 +189,7 @@ def save(net: SuperNetwork, path: Path) -> None:
     facts: dict[str, Any] = {"settings": net.given.settings, "source": _fingerprint(net.given), "rows": at.rows}
     facts |= {"widths": net.widths, "held": net.model.widths, "round": at.round, "weight_step": at.weight_step}
     facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "seen": [seen.tolist() for seen in at.seen]}
-    checkpoint.save(path, [net.model], [net.optimiser, *net.others], facts)
+    checkpoint.save_checkpoint(path, [net.model], [net.optimiser, *net.others], facts)
 
 
 def _fingerprint(given: Given) -> str:
@@ -214,7 +204,7 @@ def restore(net: SuperNetwork, path: Path) -> None:
     Raises:
         DmsflowError: it is damaged, or was written under other settings.
     """
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.check_same(path, facts, net.given.settings, _fingerprint(net.given))
     if facts["held"] != net.model.widths:
         net.model = Model(net.model.network, facts["held"], running_statistics=False).to(net.given.where.device)

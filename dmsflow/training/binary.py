@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmsflow.training import fast_ops
+from dmsflow.network.network import STANDARDISATION_EPS
+from dmsflow.training.fast_ops import CHUNK, HALF, call_library, runs_natively
 
-STANDARDISATION_EPS = 1e-10
-TINY = 1e-30
+TINY = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
 
 
 def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dt
         dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
     dtype = dtype or weight.dtype
-    if weight.dtype == torch.float32 and fast_ops.suits(weight, dtype):
+    if weight.dtype == torch.float32 and runs_natively(weight, dtype):
         out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if active is None else int(active), dtype)  # type: ignore[no-untyped-call]
     else:
         out = _Binarise.apply(weight, _inside(weight, active), dtype)  # type: ignore[no-untyped-call]
@@ -45,7 +45,7 @@ def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
         alpha: positive scalar; its gradient is scaled by 1/√(C·H·W), as in LSQ.
         count: C·H·W, where not all of x counts.
     """
-    function = _QuantiseInCpp if fast_ops.suits(x) else _Quantise
+    function = _QuantiseInCpp if runs_natively(x) else _Quantise
     out: Tensor = function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-untyped-call]
     return out
 
@@ -68,16 +68,14 @@ def _filters(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
 
-def _total(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Sum of each row ÷ its count of active weights, [rows, 1]."""
-    if inside is None:
-        return values.mean(1, keepdim=True)
-    return values.sum(1, keepdim=True) / inside.sum()
+def _kept(values: Tensor, inside: Tensor | None) -> Tensor:
+    """`values`, and 0 for the weights of inactive channels."""
+    return values if inside is None else values * inside
 
 
 def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
-    """Mean of each row over its active weights, [rows, 1]."""
-    return _total(values if inside is None else values * inside, inside)
+    """Sum of each row ÷ its count of active weights, [rows, 1]."""
+    return values.mean(1, keepdim=True) if inside is None else values.sum(1, keepdim=True) / inside.sum()
 
 
 class _Binarise(torch.autograd.Function):
@@ -96,9 +94,9 @@ class _Binarise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, inside: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows = _rows(weight)
-        centred = rows - _mean(rows, inside)
-        r = (_mean(centred.square(), inside) + STANDARDISATION_EPS).rsqrt()
-        a = _mean(centred.abs(), inside) * r
+        centred = rows - _mean(_kept(rows, inside), inside)
+        r = (_mean(_kept(centred.square(), inside), inside) + STANDARDISATION_EPS).rsqrt()
+        a = _mean(_kept(centred.abs(), inside), inside) * r
         signed = torch.where(centred >= 0, a, -a)
         ctx.save_for_backward(centred, r, signed, a, inside)
         return _filters(signed.to(dtype), weight.shape)
@@ -107,12 +105,10 @@ class _Binarise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         centred, r, signed, a, inside = ctx.saved_tensors
         g, s = _rows(grads[0]).to(centred.dtype), centred * r
-        through = _total(g * signed, inside)  # t·a
-        y = signed if inside is None else signed * inside
-        grad_s = a * g + y * (through / (a * a).clamp(min=TINY))  # a constant filter has no sign to keep
-        along = s if inside is None else s * inside
-        u = (grad_s - along * _total(grad_s * s, inside)) * r
-        grad = u - (_total(u, inside) if inside is None else _total(u, inside) * inside)
+        through = _mean(g * signed, inside)  # t·a
+        grad_s = a * g + _kept(signed, inside) * (through / (a * a).clamp(min=TINY))
+        u = (grad_s - _kept(s, inside) * _mean(grad_s * s, inside)) * r
+        grad = u - _kept(_mean(u, inside), inside)
         return _filters(grad, grads[0].shape), None, None
 
 
@@ -126,7 +122,7 @@ class _BinariseInCpp(torch.autograd.Function):
         statistics, out = weight.new_empty(3, c_out), torch.empty_like(weight, dtype=dtype)
         ctx.save_for_backward(weight, statistics)
         ctx.layer, ctx.dtype = (c_out, height * width, c_in, active), dtype
-        fast_ops.run("dmsflow_binarise", *ctx.layer, weight, statistics, fast_ops.is_half(out), out)
+        call_library("dmsflow_binarise", *ctx.layer, weight, statistics, out.dtype == HALF, out)
         return out
 
     @staticmethod
@@ -134,7 +130,7 @@ class _BinariseInCpp(torch.autograd.Function):
         weight, statistics = ctx.saved_tensors
         g = grads[0].to(ctx.dtype).contiguous(memory_format=torch.channels_last)
         grad = torch.empty_like(weight)
-        fast_ops.run("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, fast_ops.is_half(g), g, grad)
+        call_library("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, g.dtype == HALF, g, grad)
         return grad, None, None
 
 
@@ -165,26 +161,20 @@ class _QuantiseInCpp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
-        x = _dense(x)
+        if not x.is_contiguous():  # in one stretch of memory
+            x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         ctx.save_for_backward(x)
         ctx.level = float(alpha.to(x.dtype))
         ctx.scale, ctx.dtype = float(alpha) * count**0.5, alpha.dtype
-        fast_ops.run("dmsflow_quantise", x.numel(), fast_ops.is_half(x), x, ctx.level, out)
+        call_library("dmsflow_quantise", x.numel(), x.dtype == HALF, x, ctx.level, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
-        grad_x, slopes = torch.empty_like(x), torch.empty(fast_ops.chunks(x.numel()), dtype=torch.float32)
+        grad_x, slopes = torch.empty_like(x), torch.empty(-(-x.numel() // CHUNK), dtype=torch.float32)
         alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
         g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
-        fast_ops.run("dmsflow_quantise_gradient", x.numel(), fast_ops.is_half(x), x, g, ctx.level, grad_x, slopes)
+        call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF, x, g, ctx.level, grad_x, slopes)
         return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None
-
-
-def _dense(x: Tensor) -> Tensor:
-    """In one stretch of memory, channels last unless it is so otherwise."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous(memory_format=torch.channels_last)

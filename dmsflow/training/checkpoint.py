@@ -1,7 +1,7 @@
-"""The state that an interrupted search or training goes on from: one safetensors file, whole or not at all.
+"""The state that an interrupted search or training resumes from: one safetensors file, whole or not at all.
 
 The generators of random numbers are no part of it: what a run draws follows from its position (see
-`training`).
+`training.batches`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from dmsflow.training.model import Model
 SECONDS = 60.0  # of work that an interruption may cost
 
 
-def save(
+def save_checkpoint(
     path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
 ) -> None:
-    """Everything a stage needs to go on: tensors in safetensors, the rest as JSON in its header."""
+    """Everything a stage needs to resume: tensors in safetensors, the rest as JSON in its header."""
     tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
@@ -45,7 +45,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
             raise OSError(str(error)) from error
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a checkpoint.
 
     Raises:
@@ -61,7 +61,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore(
     tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]
 ) -> None:
-    """Put a checkpoint's tensors back where `save` took them from."""
+    """Put a checkpoint's tensors back where `save_checkpoint` took them from."""
     for i, model in enumerate(models):
         model.load(_under(tensors, f"model{i}."))
     for i, optimiser in enumerate(optimisers):

@@ -1,4 +1,4 @@
-"""What torch is slow at on a CPU, done quicker: the C++ part of training, convolution, max pooling."""
+"""Operations that torch does slowly on a CPU: native/training.cc called on tensors, convolution, max pooling."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from dmsflow import native
 from dmsflow.errors import DmsflowError
 
-# --- native/training.cc, called on tensors ---------------------------------------------------------
+# --- the library: native/training.cc ----------------------------------------------------------------
 
 CHUNK = 512  # kChunk of native/training.cc
-
+HALF = torch.bfloat16
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
 _FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
 _IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
@@ -50,50 +50,39 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def suits(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether the C++ part can do it, where what goes from op to op is of `dtype`: x's, unless given."""
-    known = x.is_cpu and (dtype or x.dtype) in (torch.float32, torch.bfloat16)
-    return known and not torch.compiler.is_compiling() and library() is not None
+def runs_natively(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the library can do an operation on x, whose result is of `dtype` (that of x, unless given)."""
+    fits = x.is_cpu and (dtype or x.dtype) in (torch.float32, HALF)
+    return fits and not torch.compiler.is_compiling() and library() is not None
 
 
-def run(function: str, *arguments: Tensor | float) -> None:
-    """Call a function of the library, where `suits` has said yes, on torch's threads; of a tensor it gets the address."""
+def call_library(function: str, *arguments: Tensor | float) -> None:
+    """Run a function of the library on torch's threads; for a tensor it gets the address.
+
+    Only for tensors that `runs_natively` accepts.
+    """
     plain = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
     getattr(library(), function)(torch.get_num_threads(), *plain)
 
 
-def chunks(count: int) -> int:
-    """Of a quantiser's values, each of which has a sum of its own."""
-    return -(-count // CHUNK)
+# --- convolution ------------------------------------------------------------------------------------
 
-
-def is_half(x: Tensor) -> bool:
-    return x.dtype == torch.bfloat16
-
-
-# --- convolution -----------------------------------------------------------------------------------
-
-SMALL = 16  # positions of an output; up to there one product of matrices beats oneDNN's bfloat16 weight gradient
+SMALL_OUTPUT = 16  # positions; up to there one matrix product beats oneDNN's bfloat16 weight gradient
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """torch's conv2d without a bias; the weight gradient of small outputs is one product of matrices.
+    """torch's conv2d without a bias; the weight gradient of a small output is one matrix product.
 
     Args:
         x: [N, C_in, H, W].
         weight: [C_out, C_in, k, k].
     """
-    quick = x.is_cpu and x.dtype == weight.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-    if quick and _positions(x, weight.shape[2], stride, padding) <= SMALL:
-        out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
-        return out
+    if x.is_cpu and x.dtype == weight.dtype == HALF and not torch.compiler.is_compiling():
+        rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
+        if rows * columns <= SMALL_OUTPUT:
+            out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+            return out
     return F.conv2d(x, weight, stride=stride, padding=padding)
-
-
-def _positions(x: Tensor, kernel: int, stride: int, padding: int) -> int:
-    """H_out·W_out."""
-    rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
-    return rows * columns
 
 
 class _Convolve(torch.autograd.Function):
@@ -107,13 +96,12 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        stride, padding = [ctx.stride] * 2, [ctx.padding] * 2
+        stride, padding, wanted = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
         grad_x, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, [True, False, False]
+            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
         )
         c_out, c_in, kernel, _ = weight.shape
-        windows = _windows(x, kernel, ctx.stride, ctx.padding)
-        product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ windows
+        product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ _windows(x, kernel, ctx.stride, ctx.padding)
         return grad_x, product.view(c_out, kernel, kernel, c_in).permute(0, 3, 1, 2), None, None
 
 
@@ -126,16 +114,16 @@ def _windows(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * c)
 
 
-# --- max pooling -----------------------------------------------------------------------------------
+# --- max pooling ------------------------------------------------------------------------------------
 
 
 def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """torch's max_pool2d, with its gradient: the first of equals has it, row by row.
+    """torch's max_pool2d; of equal values in a window the first one, row by row, has the gradient.
 
     Args:
         x: [N, C, H, W].
     """
-    if (kernel, stride, padding) == (2, 2, 0) and suits(x):
+    if (kernel, stride, padding) == (2, 2, 0) and runs_natively(x):
         out: Tensor = _MaxPool.apply(x)  # type: ignore[no-untyped-call]
         return out
     return F.max_pool2d(x, kernel, stride, padding)
@@ -148,7 +136,7 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = x.shape
         out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, memory_format=torch.channels_last)
         places = torch.empty_like(out)  # of the largest in its window, 0 to 3, in as many bytes as a value
-        run("dmsflow_max_pool", n, h, w, c, is_half(x), x, out, places)
+        call_library("dmsflow_max_pool", n, h, w, c, x.dtype == HALF, x, out, places)
         ctx.save_for_backward(places)
         ctx.shape = x.shape
         return out
@@ -159,5 +147,5 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = ctx.shape
         g = grads[0].to(places.dtype).contiguous(memory_format=torch.channels_last)
         out = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last)
-        run("dmsflow_max_pool_gradient", n, h, w, c, is_half(g), g, places, out)
+        call_library("dmsflow_max_pool_gradient", n, h, w, c, g.dtype == HALF, g, places, out)
         return out

@@ -3,7 +3,7 @@
 Compiled, forward and backward are one graph each: on a GPU two launches instead of hundreds, on a
 CPU fewer passes over memory. A graph has fixed shapes, so there the widths of a sub-network do not
 slice the network: every width gets a mask over all its channels, 1 and then 0, which is the same
-function (`Model.stacked`). So one graph serves every sub-network and every mask of a search, and
+function (`Model.stack_masks`). So one graph serves every sub-network and every mask of a search, and
 another the plain network.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dmsflow.errors import DmsflowError
 from dmsflow.training.model import Active, Model
+from dmsflow.training.place import Place
 
 Losses = tuple[Tensor, Tensor]
 
@@ -27,49 +27,44 @@ BACKEND = "inductor"  # of torch.compile
 _compiled: weakref.WeakKeyDictionary[Model, Callable[..., Losses]] = weakref.WeakKeyDictionary()
 
 
-def of(
-    model: Model, images: Tensor, labels: Tensor, *, mixed: bool, compiled: bool, active: Active | None = None
-) -> Losses:
+def forward_loss(model: Model, images: Tensor, labels: Tensor, where: Place, active: Active | None = None) -> Losses:
     """Cross-entropy of a batch, and the fraction classified right.
+
+    The first compiled call for a model takes up to minutes; its batches must be of one size.
 
     Args:
         images: normalised, [N, C, H, W].
-        mixed: compute in bfloat16 where that is safe.
-        compiled: by torch.compile. The first call for a model compiles, which takes up to minutes;
-            batches must be of one size.
+        active: widths or masks of a sub-network; None: the network as it is.
 
     Raises:
-        DmsflowError: torch cannot compile here, for want of a C++ compiler or of Triton most often.
+        DmsflowError: torch cannot compile here, most often because there is no C++ compiler or no Triton.
     """
-    if not compiled:
-        return _plain(model, images, labels, mixed, active)
+    if not where.compiled:
+        return _forward(model, images, labels, where.amp, active)
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
-    run = _compiled.get(model)
-    if run is None:
+    compiled = _compiled.get(model)
+    if compiled is None:
         torch.compiler.reset()  # or the graphs of former models would count towards torch's limit
         mode = "reduce-overhead" if images.is_cuda else None  # CUDA graphs
-        run = _compiled[model] = torch.compile(_stacked, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
+        compiled = torch.compile(_forward_masks, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
+        _compiled[model] = compiled
     if images.is_cuda:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-    stack = None if active is None else model.stacked(active)
+    masks = None if active is None else model.stack_masks(active)
     try:
-        return run(model, images, labels, mixed, stack)
+        return compiled(model, images, labels, where.amp, masks)
     except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
-        raise DmsflowError(
-            "--compile",
-            f"torch cannot compile here ({why})",
-            "install a C++ compiler (for a GPU Triton too), or --compile off",
-        ) from error
+        right = "install a C++ compiler (for a GPU Triton too), or --compile off"
+        raise DmsflowError("--compile", f"torch cannot compile here ({why})", right) from error
 
 
-def _plain(model: Model, images: Tensor, labels: Tensor, mixed: bool, active: Active | None) -> Losses:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+def _forward(model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | None) -> Losses:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = model(images, active).float()
     return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
 
 
-def _stacked(model: Model, images: Tensor, labels: Tensor, mixed: bool, stack: tuple[Tensor, Tensor] | None) -> Losses:
-    active: Any = None if stack is None else model.unstacked(*stack)
-    return _plain(model, images, labels, mixed, active)
+def _forward_masks(model: Model, images: Tensor, labels: Tensor, amp: bool, masks: Losses | None) -> Losses:
+    return _forward(model, images, labels, amp, None if masks is None else model.unstack_masks(*masks))

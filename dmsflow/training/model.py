@@ -1,8 +1,8 @@
 """A `Network` as a torch module: the same one for the search, at its largest widths, and for training.
 
-Weights are held at the model's widths. A forward pass may narrow any width: an int slices it, a
-`Mask` slices it to its own length and weighs the channels where the next layer reads them. Without
-either it is the plain network.
+Weights have the model's widths. A forward pass may narrow any width: an int slices it, a `Mask`
+slices it to its own length and weighs the channels where the next layer reads them. Without either
+it is the plain network.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmsflow.network.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, out_widths, value
 from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
-from dmsflow.training.width import Mask
+from dmsflow.training.mask import Mask
 
 Active = Mapping[str, "int | Mask"]
+Channels = int | Mask | None  # of a width in one forward pass; None: all
 Precision = Literal["binary", "float"]
 
 ALPHA_START = 1.0
-SMALLEST = 1e-3  # that alpha, and a batch norm's scale behind a max pool, may become
-BATCH_NORM_EPS = 1e-5
+SMALLEST = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
 
 
 class Model(nn.Module):
@@ -32,7 +32,7 @@ class Model(nn.Module):
 
     Args:
         network: the architecture.
-        widths: channels held for each named width.
+        widths: channels of each named width.
         precision: "float" makes every binary conv a plain one and every quantiser a ReLU.
         running_statistics: keep them for evaluation (training); the search always normalises with
             the batch, because one set of statistics cannot serve many widths.
@@ -51,47 +51,42 @@ class Model(nn.Module):
         self.widths = dict(widths)
         self.precision = precision
         self.keys = out_widths(network)
-        self.ops = nn.ModuleList(self._op(layer, running_statistics) for layer in network.layers)
-        uses = {name: index for index, layer in enumerate(network.layers) for name in layer.inputs}
-        self._dead_after = [[name for name in uses if uses[name] == i] for i in range(len(network.layers))]
+        self.ops = nn.ModuleList(self._make_op(layer, running_statistics) for layer in network.layers)
+        last_use = {name: layer.name for layer in network.layers for name in layer.inputs}
+        self._dead_after = {layer.name: [n for n in last_use if last_use[n] == layer.name] for layer in network.layers}
 
-    def _op(self, layer: Layer, running_statistics: bool) -> nn.Module:
-        c_in = value(self.widths, self.keys[layer.inputs[0]])
-        c_out = value(self.widths, self.keys[layer.name])
+    def _make_op(self, layer: Layer, running_statistics: bool) -> nn.Module:
+        c_in, c_out = (value(self.widths, self.keys[name]) for name in (layer.inputs[0], layer.name))
         binary = self.precision == "binary"
         if layer.op in ("conv", "binary_conv"):
             return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
         if layer.op == "batch_norm":
-            positive = self.network_op(layer.inputs[0]) == "max_pool"
+            positive = self.network.layer(layer.inputs[0]).op == "max_pool"
             return BatchNorm(c_out, running_statistics, positive)
         if layer.op == "quantize":
             return Quantise() if binary else Plain("relu", layer)
         return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
 
-    def network_op(self, name: str) -> str:
-        return INPUT if name == INPUT else self.network.layer(name).op
-
     def forward(self, images: Tensor, active: Active | None = None) -> Tensor:
         """Logits [N, classes] of normalised images [N, C, H, W], at the widths of `active` if given."""
         active = active or {}
         tensors = {INPUT: images.contiguous(memory_format=torch.channels_last)}
-        for layer, op, dead in zip(self.network.layers, self.ops, self._dead_after, strict=True):
-            inputs = [tensors[name] for name in layer.inputs]
-            active_in = active.get(self.keys[layer.inputs[0]])  # type: ignore[arg-type]
-            active_out = active.get(self.keys[layer.name])  # type: ignore[arg-type]
+        for layer, op in zip(self.network.layers, self.ops, strict=True):
+            active_in, active_out = (active.get(self.keys[name]) for name in (layer.inputs[0], layer.name))  # type: ignore[arg-type]
+            inputs = (tensors[name] for name in layer.inputs)
             tensors[layer.name] = op(*inputs, active_in=active_in, active_out=active_out)
-            for name in dead:
+            for name in self._dead_after[layer.name]:
                 del tensors[name]
         return tensors[self.network.layers[-1].name]
 
-    def stacked(self, active: Active) -> tuple[Tensor, Tensor]:
-        """`active` as masks over all channels held: two tensors whose shapes do not depend on it.
+    def stack_masks(self, active: Active) -> tuple[Tensor, Tensor]:
+        """`active` as masks over all channels there are: two tensors whose shapes do not depend on it.
 
         Returns:
             Values [widths, largest width], 0 beyond a width's end; active channels and reach [widths, 2].
         """
         device = next(self.parameters()).device
-        chosen = [active.get(name, held) for name, held in self.widths.items()]
+        chosen = [active.get(name, width) for name, width in self.widths.items()]
         counts = torch.tensor([(e.active, len(e.values)) if isinstance(e, Mask) else (e, e) for e in chosen]).to(device)
         largest = max(self.widths.values())
         values = (torch.arange(largest, device=device) < counts[:, 1:]).to(torch.float32)
@@ -101,21 +96,18 @@ class Model(nn.Module):
             values = torch.stack(padded)
         return values, counts
 
-    def unstacked(self, values: Tensor, counts: Tensor) -> dict[str, Mask]:
-        """The inverse of `stacked`."""
-        return {
-            name: Mask(values[index, :width], counts[index, 0], counts[index, 1])
-            for index, (name, width) in enumerate(self.widths.items())
-        }
+    def unstack_masks(self, values: Tensor, counts: Tensor) -> dict[str, Mask]:
+        """The inverse of `stack_masks`."""
+        widths = enumerate(self.widths.items())
+        return {name: Mask(values[i, :width], counts[i, 0], counts[i, 1]) for i, (name, width) in widths}
 
     @torch.no_grad()
     def constrain(self) -> None:
         """After an optimiser's step: alphas, and scales behind a max pool, stay positive."""
-        quantisers = [op.alpha for op in self.ops if isinstance(op, Quantise)]
-        scales = [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
-        held: list[Tensor] = [*quantisers, *scales]
-        if held:  # a float network may have neither, and torch takes no empty list
-            torch._foreach_clamp_min_(held, SMALLEST)
+        positive: list[Tensor] = [op.alpha for op in self.ops if isinstance(op, Quantise)]
+        positive += [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
+        if positive:  # a float network may have neither, and torch takes no empty list
+            torch._foreach_clamp_min_(positive, SMALLEST)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by layer: "conv1.weight", "norm1.running_mean", "quantize1.alpha"."""
@@ -144,7 +136,7 @@ def best_effort_initialise(new: Model, old: Model) -> None:
             tensor[kept] = source[name][kept]
 
 
-def _narrow(tensor: Tensor, *active: int | Mask | None) -> Tensor:
+def _narrow(tensor: Tensor, *active: Channels) -> Tensor:
     """The first channels of a tensor, in each of its first dimensions."""
     for dimension, kept in enumerate(active):
         if kept is not None:
@@ -152,7 +144,7 @@ def _narrow(tensor: Tensor, *active: int | Mask | None) -> Tensor:
     return tensor
 
 
-def _masked(weight: Tensor, active_in: int | Mask | None) -> Tensor:
+def _masked(weight: Tensor, active_in: Channels) -> Tensor:
     """The mask on the next layer's input channels: the same as on the activations, and far cheaper."""
     if not isinstance(active_in, Mask):
         return weight
@@ -169,7 +161,7 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
         self.stride, self.padding, self.binary = layer.stride, layer.padding, binary
 
-    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight = _narrow(self.weight, active_out, active_in)
         if self.binary and isinstance(active_in, Mask):
             weight = binarise(weight, active_in.active)
@@ -187,12 +179,11 @@ class BatchNorm(nn.BatchNorm2d):
         if running_statistics:
             self.num_batches_tracked = None  # the momentum is fixed: nothing to count
 
-    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:  # type: ignore[override]
         weight, bias = _narrow(self.weight, active_out), _narrow(self.bias, active_out)
         use_batch = self.training or self.running_mean is None
-        mean, variance = (
-            None if tensor is None else _narrow(tensor, active_out) for tensor in (self.running_mean, self.running_var)
-        )
+        running = (self.running_mean, self.running_var)
+        mean, variance = (None if tensor is None else _narrow(tensor, active_out) for tensor in running)
         return F.batch_norm(x, mean, variance, weight, bias, use_batch, self.momentum or 0.0, self.eps)
 
 
@@ -203,7 +194,7 @@ class Quantise(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(ALPHA_START))
 
-    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         if isinstance(active_in, Mask) and active_in.reach is not None:
             return quantise(x, self.alpha, active_in.reach * x[0, 0].numel())
         return quantise(x, self.alpha)
@@ -218,7 +209,7 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
-    def forward(self, x: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight = _masked(_narrow(self.weight, None, active_in), active_in)
         return F.linear(x.flatten(1), weight, self.bias)
 
@@ -230,7 +221,7 @@ class Plain(nn.Module):
         super().__init__()
         self.op, self.layer = op, layer
 
-    def forward(self, *inputs: Tensor, active_in: int | Mask | None, active_out: int | Mask | None) -> Tensor:
+    def forward(self, *inputs: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         if self.op == "relu":
             return F.relu(inputs[0])
         if self.op == "max_pool":

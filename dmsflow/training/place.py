@@ -25,16 +25,22 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how torch computes."""
+    """Where and how torch computes.
+
+    Attributes:
+        amp: train in bfloat16 where that is safe.
+        compiled: the step is compiled by torch.compile.
+    """
 
     device: torch.device
     threads: int
-    mixed: bool
+    amp: bool
     compiled: bool = False
 
     def facts(self) -> dict[str, Any]:
+        """What the manifest records of it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"torch_device": name, "threads": self.threads, "mixed": self.mixed, "compiled": self.compiled}
+        return {"torch_device": name, "threads": self.threads, "mixed": self.amp, "compiled": self.compiled}
 
 
 def choose_place(settings: Record) -> Place:
@@ -50,16 +56,15 @@ def choose_place(settings: Record) -> Place:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DmsflowError(
-            f"--device {name}", "is not here", "use auto, cpu, or a device that torch can use"
-        ) from error
+        right = "use auto, cpu, or a device that torch can use"
+        raise DmsflowError(f"--device {name}", "is not here", right) from error
     threads = settings.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    mixed = settings.amp == "on" or (settings.amp == "auto" and _has_bfloat16(device))
+    amp = settings.amp == "on" or (settings.amp == "auto" and _has_bfloat16(device))
     compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
-    return Place(device, threads, mixed, compiled)
+    return Place(device, threads, amp, compiled)
 
 
 @contextmanager
@@ -71,9 +76,8 @@ def within_memory() -> Iterator[None]:
         why = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
             raise
-        raise DmsflowError(
-            "memory", f"does not suffice ({why})", "set a smaller batch_size, or give another --device"
-        ) from error
+        right = "set a smaller batch_size, or give another --device"
+        raise DmsflowError("memory", f"does not suffice ({why})", right) from error
 
 
 def _keep_freed_memory() -> None:
@@ -104,11 +108,8 @@ def quick_bfloat16(cpuinfo: str) -> bool:
 
 def _compiles(device: torch.device) -> bool:
     """Whether it is a GPU that torch compiles for: Triton knows none before Volta."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= (7, 0)
-        and importlib.util.find_spec("triton") is not None
-    )
+    known = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return known and importlib.util.find_spec("triton") is not None
 
 
 def generator(seed: int, purpose: str, *position: int) -> torch.Generator:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
-from dmsflow.training import forward
 from dmsflow.training.batches import Batches
+from dmsflow.training.forward import forward_loss
 from dmsflow.training.model import Active, Model
 from dmsflow.training.place import Place
 
@@ -36,23 +37,16 @@ def weight_step(
 ) -> Tensor:
     """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
     optimiser.zero_grad(set_to_none=True)
-    value, right = loss_of(model, images, labels, where, active)
-    value.backward()  # type: ignore[no-untyped-call]
+    loss, right = forward_loss(model, images, labels, where, active)
+    loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
-    return torch.stack([value.detach(), right])
+    return torch.stack([loss.detach(), right])
 
 
-def loss_of(
-    model: Model, images: Tensor, labels: Tensor, where: Place, active: Active | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a batch, and the fraction classified right."""
-    return forward.of(model, images, labels, mixed=where.mixed, compiled=where.compiled, active=active)
-
-
-def check_finite(value: float, where: str) -> None:
-    if not np.isfinite(value):
-        raise DmsflowError(where, f"the loss became {value}", "set a lower learning_rate, or amp to off")
+def check_finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
+        raise DmsflowError(where, f"the loss became {loss}", "set a lower learning_rate, or amp to off")
 
 
 @torch.no_grad()
@@ -62,7 +56,8 @@ def evaluate(model: Model, batches: Batches, active: Active | None = None) -> tu
     model.eval()
     parts = [(model(images, active).float().cpu(), labels.cpu()) for images, labels in batches]
     model.train(was_training)
-    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+    logits, labels = map(torch.cat, zip(*parts, strict=True))
+    return logits, labels
 
 
 def top1_percent(logits: Tensor, labels: Tensor) -> float:

@@ -20,12 +20,12 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
 from dmsflow.manifest import Manifest
 from dmsflow.network import cost
-from dmsflow.settings import Data, TrainSettings
+from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import batches, checkpoint
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
 from dmsflow.training.model import Model, Precision, best_effort_initialise
-from dmsflow.training.place import Place, choose_place, within_memory
+from dmsflow.training.place import choose_place, within_memory
 from dmsflow.training.step import check_finite, evaluate, set_learning_rate, sgd, top1_percent, weight_step
 
 LOGITS = 1024  # test images whose logits are kept, for export to compare with
@@ -55,26 +55,23 @@ def run(
         precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)
         for precision in ("float", "binary")
     }
-    dataset = datasets.load(parent.data)
-    check_fits(source, parent, dataset)
+    dataset = _load_dataset(source, parent)
     where = choose_place(settings)
     began = time.monotonic()
-    batches = Batches(
-        dataset,
-        dataset.train,
-        np.arange(len(dataset.train)),
-        size=settings.batch_size,
-        seed=settings.seed,
-        purpose="train",
-        shuffle=True,
-        augment=True,
-        where=where,
-        workers=parent.data.workers,
+    order = Order(np.arange(len(dataset.train)), settings.batch_size, settings.seed, purpose="train")
+    course = Course(
+        settings,
+        Batches(dataset, dataset.train, order, where, parent.data.workers),
+        parent=hash_file(source),
+        checkpoints=checkpoints,
     )
-    model = _train(parent, Course(settings, where, batches, hash_file(source), checkpoints))
-    weights, logits, metrics = _results(model, dataset, where, parent.data, out)
+
+    model = _train(parent, course)
+    logits, labels = evaluate(model, batches.whole(dataset, dataset.test, where, parent.data.workers))
+    written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
+    checkpoint.save_tensors(written["weights"], model.tensors())
+    checkpoint.save_tensors(written["logits"], {"logits": logits[:LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
-    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
     manifest.save(
         path,
         Manifest(
@@ -85,8 +82,14 @@ def run(
             network=parent.network,
             widths=parent.widths,
             data=parent.data,
-            artifacts={"weights": describe_artifact(weights, out), "logits": describe_artifact(logits, out)},
-            metrics={**metrics, "seconds": round(time.monotonic() - began, 1)},
+            artifacts={name: describe_artifact(file, out) for name, file in written.items()},
+            metrics={
+                "top1_percent": top1_percent(logits, labels),
+                "test_images": len(labels),
+                "memory_mib": memory_bytes / cost.MIB,
+                "macs_m": parent.metrics["macs_m"],
+                "seconds": round(time.monotonic() - began, 1),
+            },
             environment=describe_environment(**where.facts()),
         ),
     )
@@ -99,17 +102,14 @@ def plan(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, st
     """What `run` would do."""
     parent = manifest.load(source, "search")
     _check(settings)
-    dataset = datasets.load(parent.data)
-    check_fits(source, parent, dataset)
+    dataset = _load_dataset(source, parent)
     epochs = f"{settings.float_epochs} epochs float, then " if settings.from_float else ""
+    epochs += f"{settings.epochs} epochs {settings.precision}"
     return [
         ("network", f"{parent.network.name}, widths {' '.join(map(str, parent.widths.values()))}"),
         ("cost", f"{parent.metrics['memory_mib']:.4f} MiB, {parent.metrics['macs_m']:.2f} M MACs"),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        (
-            "schedule",
-            f"{epochs}{settings.epochs} epochs {settings.precision}, batch {settings.batch_size}, {settings.schedule}",
-        ),
+        ("schedule", f"{epochs}, batch {settings.batch_size}, {settings.schedule}"),
         ("writes", str(out / "train.json")),
     ]
 
@@ -119,17 +119,15 @@ def _check(settings: TrainSettings) -> None:
         raise DmsflowError("--from-float", "starts a binary network, and --precision is float", "leave one of them out")
 
 
-def check_fits(source: Path, parent: Manifest, dataset: Dataset) -> None:
-    """Raise DmsflowError unless the data set still has the shape that the network was searched for."""
-    network = parent.network
+def _load_dataset(source: Path, parent: Manifest) -> Dataset:
+    """The data set of a search, refused unless it still has the shape that the network was searched for."""
+    dataset, network = datasets.load_dataset(parent.data), parent.network
     have = (dataset.channels, dataset.resolution, len(dataset.classes))
     want = (network.channels, network.resolution, network.classes)
     if have != want:
-        raise DmsflowError(
-            f"data set {dataset.name}",
-            f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}",
-            "use the data set of the search",
-        )
+        what = f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}"
+        raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -137,45 +135,40 @@ class Course:
     """What a training is made of, in full precision or binary.
 
     Attributes:
-        source: fingerprint of the search manifest.
+        parent: fingerprint of the search manifest.
         checkpoints: by precision.
     """
 
     settings: TrainSettings
-    where: Place
     batches: Batches
-    source: str
+    parent: str
     checkpoints: dict[str, Path]
 
 
 def _train(parent: Manifest, course: Course) -> Model:
-    settings = course.settings
-    model = _model(parent, settings.precision, course)
+    """The trained network, its stem rounded as export will round it: the file is compared with what was trained."""
+    settings, dataset, device = course.settings, course.batches.dataset, course.batches.where.device
+
+    def new_model(precision: Precision) -> Model:
+        torch.manual_seed(settings.seed)
+        return Model(parent.network, parent.widths, precision=precision).to(device)
+
+    model = new_model(settings.precision)
     if settings.from_float:
-        first = _model(parent, "float", course)
-        _fit(first, course, settings.float_epochs)
-        best_effort_initialise(model, first)
+        full = new_model("float")
+        _fit(full, course, settings.float_epochs)
+        best_effort_initialise(model, full)
         model.constrain()
     _fit(model, course, settings.epochs)
     if settings.precision == "binary":
-        _round_stem(model, course.batches.dataset)
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
+        rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
+        model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
     return model
 
 
-def _round_stem(model: Model, dataset: Dataset) -> None:
-    """Round the stem as export will, so that the file is measured against exactly what was trained."""
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
-    rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
-    model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
-
-
-def _model(parent: Manifest, precision: Precision, course: Course) -> Model:
-    torch.manual_seed(course.settings.seed)
-    return Model(parent.network, parent.widths, precision=precision).to(course.where.device)
-
-
 def _fit(model: Model, course: Course, epochs: int) -> None:
-    """Train for some epochs, or go on from the checkpoint; it is left behind at the end."""
+    """Train for some epochs, or resume from the checkpoint; it is left behind at the end."""
     settings, batches, saved = course.settings, course.batches, course.checkpoints[model.precision]
     title = "train" if model.precision == "binary" else "train float"
     optimiser = sgd(
@@ -183,16 +176,16 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
     )
     step, seen = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
     if saved.exists():
-        tensors, facts = checkpoint.load(saved)
-        checkpoint.check_same(saved, facts, settings, course.source)
+        tensors, facts = checkpoint.load_checkpoint(saved)
+        checkpoint.check_same(saved, facts, settings, course.parent)
         checkpoint.restore(tensors, [model], [optimiser])
-        step, seen = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(course.where.device))
+        step, seen = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
     last_saved = time.monotonic()
     model.train()
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            seen.append(weight_step(model, optimiser, images, labels, course.where))
+            seen.append(weight_step(model, optimiser, images, labels, batches.where))
             step += 1
             ended = step % batches.steps == 0
             if ended:
@@ -202,8 +195,8 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
                 seen = []
             if ended or time.monotonic() - last_saved > checkpoint.SECONDS:
                 rows = [row.tolist() for row in seen]
-                facts = {"settings": settings, "source": course.source, "step": step, "seen": rows}
-                checkpoint.save(saved, [model], [optimiser], facts)
+                facts = {"settings": settings, "source": course.parent, "step": step, "seen": rows}
+                checkpoint.save_checkpoint(saved, [model], [optimiser], facts)
                 last_saved = time.monotonic()
 
 
@@ -213,14 +206,3 @@ def learning_rate(settings: TrainSettings, epoch: float, epochs: int) -> float:
         return settings.learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     passed = sum(epoch >= milestone for milestone in settings.milestones)
     return settings.learning_rate * settings.milestone_factor**passed
-
-
-def _results(
-    model: Model, dataset: Dataset, where: Place, data: Data, out: Path
-) -> tuple[Path, Path, dict[str, float]]:
-    """Write the weights and the first test images' logits; top-1 on the whole test split."""
-    logits, labels = evaluate(model, batches.whole(dataset, dataset.test, where, data.workers))
-    weights, kept = out / "train.safetensors", out / "train-logits.safetensors"
-    checkpoint.save_tensors(weights, model.tensors())
-    checkpoint.save_tensors(kept, {"logits": logits[:LOGITS]})
-    return weights, kept, {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}

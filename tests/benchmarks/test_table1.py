@@ -33,7 +33,7 @@ import os, signal, sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import jobs, table1
 from dmsflow.training import checkpoint
-saved = checkpoint.save
+saved = checkpoint.save_checkpoint
 
 def save_and_die(*arguments):
     saved(*arguments)
@@ -45,7 +45,7 @@ def ended(*environments):
         made.append(os.fork())
         if not made[-1]:
             os.environ.update(each)
-            checkpoint.save = save_and_die if "DIE" in each else saved
+            checkpoint.save_checkpoint = save_and_die if "DIE" in each else saved
             table1.main()
             os._exit(0)  # tidying up takes seconds
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in made]

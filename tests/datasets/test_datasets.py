@@ -56,12 +56,12 @@ def write_folder(
 
 
 def load(name: object, **options: Any) -> Dataset:
-    return datasets.load(Data(name=str(name), **options))
+    return datasets.load_dataset(Data(name=str(name), **options))
 
 
 def refused(name: object, download: bool = False, **options: Any) -> str:
     with pytest.raises(DmsflowError) as caught:
-        datasets.load(Data(name=str(name), **options), download)
+        datasets.load_dataset(Data(name=str(name), **options), download)
     message = str(caught.value)
     assert "\n" not in message and "; " in message
     return message
@@ -101,7 +101,7 @@ def test_digits_never_change() -> None:
 
 
 def test_digits_need_no_heavy_import() -> None:
-    code = "import sys; from dmsflow import datasets, settings; datasets.load(settings.Data()); print(sorted({'sklearn', 'torch', 'PIL'} & set(sys.modules)))"
+    code = "import sys; from dmsflow import datasets, settings; datasets.load_dataset(settings.Data()); print(sorted({'sklearn', 'torch', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -266,7 +266,9 @@ def test_folder_file_cut_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", each=(1, 1))
     path = root / "train" / "Cat" / "0.png"
     content = path.read_bytes()
-    split = folders.FileSplit(root / "train", np.array([b"Cat/0.png"]), np.array([0]), 8, None)
+    split = folders.FileSplit(
+        folders.Listing(root / "train", ("Cat",), np.array([b"Cat/0.png"]), np.array([0])), 8, None
+    )
     refusals = 0
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -384,7 +386,7 @@ def test_cache_notices_a_change(tmp_path: Path, own_cache: Path, decoded: list[i
     assert len(decoded) == 2
     assert len(list((own_cache / "images").iterdir())) == 1  # the old one is replaced
     fresh = folders.list_images(root / "train")
-    expected = folders.FileSplit(fresh.folder, fresh.files, fresh.labels, 8, None).images(np.arange(len(fresh.labels)))
+    expected = folders.FileSplit(fresh, 8, None).images(np.arange(len(fresh.labels)))
     np.testing.assert_array_equal(again.train.images(np.arange(len(again.train))), expected)
 
 
@@ -458,7 +460,7 @@ def test_streamed_equals_eager(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", size=(16, 16))
     eager = load(f"image-folder:{root}", resolution=8)
     found = folders.list_images(root / "train")
-    streamed = folders.FileSplit(found.folder, found.files, found.labels, 8, shorter_side=8)
+    streamed = folders.FileSplit(found, 8, shorter_side=8)
     np.testing.assert_array_equal(eager.train.images(np.arange(12)), streamed.images(np.arange(12)))
 
 
@@ -621,7 +623,7 @@ def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         write_cifar(tmp_path, monkeypatch, "CIFAR10")
 
     monkeypatch.setattr(reader, "download", fetch)
-    data = datasets.load(Data(name="cifar10", data_dir=str(tmp_path)), download=True)
+    data = datasets.load_dataset(Data(name="cifar10", data_dir=str(tmp_path)), download=True)
     assert len(data.train) == 50
     assert capsys.readouterr().out == ""  # stdout is for the manifest's path
 

@@ -63,7 +63,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
     assert written.command == COMMAND
     assert written.settings == msgspec.to_builtins(settings(name))
 
-    digits = datasets.load(train.data)
+    digits = datasets.load_dataset(train.data)
     form = folding.fold(
         train.network, train.widths, load_file(trained.parent / "train.safetensors"), digits.mean, digits.std
     )
@@ -265,8 +265,8 @@ def test_the_chain_can_be_moved(vgg, tmp_path):
 
 
 def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch):
-    digits = datasets.load(Data(name="digits", resolution=16))
-    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    digits = datasets.load_dataset(Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load_dataset", lambda data: digits)
     with pytest.raises(DmsflowError, match=r"has images \[16, 16, 1\], and the network takes \[32, 32, 1\]"):
         export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
     assert list((tmp_path / "out").iterdir()) == []

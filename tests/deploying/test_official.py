@@ -89,7 +89,7 @@ def source(tmp_path_factory, write_train_manifest):
 @pytest.fixture(scope="module")
 def form_of_source(source):
     train = manifest.load(source)
-    data = datasets.load(train.data)
+    data = datasets.load_dataset(train.data)
     return folding.fold(
         train.network, train.widths, load_file(source.parent / "train.safetensors"), data.mean, data.std
     )

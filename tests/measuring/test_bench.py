@@ -77,7 +77,7 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
 def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
     path = bench.run(exported["x86-64"], FEW, tmp_path, command=COMMAND)
     chain = manifest.load(path)
-    digits = datasets.load(chain.data)
+    digits = datasets.load_dataset(chain.data)
     weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
     form = folding.fold(chain.network, chain.widths, weights, digits.mean, digits.std)
     right = integer_graph.compute_logits(form, digits.test.pixels).argmax(1) == digits.test.labels
@@ -171,8 +171,8 @@ def test_the_plan_measures_nothing(exported, tmp_path):
 
 
 def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkeypatch):
-    digits = datasets.load(Data(name="digits", resolution=16))
-    monkeypatch.setattr(datasets, "load", lambda data: digits)
+    digits = datasets.load_dataset(Data(name="digits", resolution=16))
+    monkeypatch.setattr(datasets, "load_dataset", lambda data: digits)
     with pytest.raises(
         DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
     ):
@@ -186,7 +186,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
 def pictures(tmp_path_factory):
     """The test split of digits as grey PNG files, a folder for each class."""
     folder = tmp_path_factory.mktemp("pictures")
-    test = datasets.load(Data(name="digits")).test
+    test = datasets.load_dataset(Data(name="digits")).test
     for index, (pixels, label) in enumerate(zip(test.pixels, test.labels, strict=True)):
         (folder / str(label)).mkdir(exist_ok=True)
         Image.fromarray(pixels[..., 0]).save(folder / str(label) / f"{index}.png")
@@ -232,7 +232,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
     folder = tmp_path_factory.mktemp("searched")
     source = write_train_manifest(folder)
     trained = manifest.load(source)
-    profile.save(folder / "profile.json", make_profile(trained.network))
+    profile.save_profile(folder / "profile.json", make_profile(trained.network))
     artifacts = {"profile": describe_artifact(folder / "profile.json", folder)}
     found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
     parent = describe_artifact(manifest.save(folder / "search.json", found), folder)
@@ -245,7 +245,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
 def saved(searched, make_profile, tmp_path):
     """`save(**fields)` writes a profile of the chain's network, and gives its path."""
     network = manifest.load(searched / "export.json").network
-    return lambda **fields: str(profile.save(tmp_path / "other.json", make_profile(network, **fields)))
+    return lambda **fields: str(profile.save_profile(tmp_path / "other.json", make_profile(network, **fields)))
 
 
 def fewer(**fields):
@@ -254,7 +254,7 @@ def fewer(**fields):
 
 def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
     written = manifest.load(bench.run(searched / "export.json", fewer(), tmp_path, command=COMMAND))
-    latency = build_latency(written.network, profile.load(str(searched / "profile.json")))
+    latency = build_latency(written.network, profile.load_profile(str(searched / "profile.json")))
     metrics = written.metrics
     predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
     assert predicted == latency(written.widths) > 0

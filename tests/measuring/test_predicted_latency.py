@@ -32,7 +32,7 @@ Save = Callable[..., str]
 @pytest.fixture
 def folder(tmp_path: Path, make_profile: Callable[..., Profile]) -> Path:
     """search.json, train.json and export.json of a binary network for x86-64, and the search's profile."""
-    profile.save(tmp_path / "profile.json", make_profile(NETWORK))
+    profile.save_profile(tmp_path / "profile.json", make_profile(NETWORK))
     copied = {"profile": describe_artifact(tmp_path / "profile.json", tmp_path)}
     stages: dict[Stage, tuple[dict[str, Any], dict[str, Any]]] = {
         "search": ({}, {"artifacts": copied}),
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, make_profile: Callable[..., Profile]) -> Path:
 @pytest.fixture
 def saved(tmp_path: Path, make_profile: Callable[..., Profile]) -> Save:
     """`saved(**fields)` writes a profile of the chain's network, and gives its path."""
-    return lambda **fields: str(profile.save(tmp_path / "other.json", make_profile(NETWORK, **fields)))
+    return lambda **fields: str(profile.save_profile(tmp_path / "other.json", make_profile(NETWORK, **fields)))
 
 
 def of(folder: Path, **options: Any) -> Prediction | None:
@@ -69,7 +69,7 @@ def of(folder: Path, **options: Any) -> Prediction | None:
 def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:
     found = of(folder)
     assert found
-    latency = build_latency(NETWORK, profile.load(str(folder / "profile.json")))
+    latency = build_latency(NETWORK, profile.load_profile(str(folder / "profile.json")))
     assert found.ms == latency(WIDTHS) > 0
     *blocks, overhead = found.blocks
     assert [row["predicted_ms"] for row in blocks] == [ms for _, ms in latency.by_block(WIDTHS)]

@@ -117,7 +117,7 @@ def measured(device: Path, out: Path, name: str = "paper", **changes: Any) -> Pr
     chosen = ProfileSettings(device=str(device), **{**SMALL, **changes})
     path = profiling.run(chosen, name, out, command=("dmsflow", "profile", "--name", name), **flags)
     assert path == out / f"{name}.json"
-    return profile.load(str(path))
+    return profile.load_profile(str(path))
 
 
 @pytest.mark.parametrize("network", ["vgg11", "resnet18"])
@@ -186,7 +186,7 @@ def test_an_overwriting_profile_goes_on_too(device: Path, tmp_path: Path) -> Non
     tell(device, interrupt=10)
     with pytest.raises(KeyboardInterrupt):
         measured(device, tmp_path, force=True, points=4)
-    assert profile.load(str(tmp_path / "paper.json")) == before
+    assert profile.load_profile(str(tmp_path / "paper.json")) == before
     tell(device)
     assert len(measured(device, tmp_path, resume=True, points=4).tables[1].inputs) >= len(before.tables[1].inputs)
 
@@ -226,7 +226,7 @@ def test_times_of_two_devices_are_never_mixed(device: Path, tmp_path: Path, chan
         DmsflowError, match=r"paper\.json: is of paper with LCE 0, and this is .*another.*; take another --name"
     ):
         measured(device, tmp_path, add=True, networks=("resnet18",))
-    assert profile.load(str(tmp_path / "paper.json")) == before
+    assert profile.load_profile(str(tmp_path / "paper.json")) == before
 
 
 def test_a_profile_is_not_overwritten_nor_mixed_with_another(device: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_real_thing_through_the_command_line(tmp_path: Path, capsys: pytest.
     words = ["--networks", "vgg11", "--max-ratio", "0.5", "--points", "2", "--runs", "3", "--check", "1"]
     assert cli.main(["profile", "--name", "here", "--out", str(tmp_path), *words]) == 0
     path = Path(capsys.readouterr().out.strip())
-    made = profile.load(str(path))
+    made = profile.load_profile(str(path))
     assert made.runtime.startswith("LiteRT ") and made.device == "local"
     assert (
         build_latency(load_network("vgg11", 3, 32, 10), made)(dict.fromkeys(load_network("vgg11", 3, 32, 10).widths, 8))

@@ -219,7 +219,7 @@ def test_a_profile_of_it_is_modelled(tmp_path, monkeypatch):
         target="arm64", device="qemu", networks=("vgg11",), resolutions=(32,), points=2, max_ratio=1, check=1, runs=2
     )
     path = profiling.run(settings, "core", tmp_path, command=("x",))
-    made = profile.load(str(path))
+    made = profile.load_profile(str(path))
     assert made.method == "modelled" and made.title == "core (modelled)"
     assert sum(len(job.files) == 1 for job in calls) == 1  # nothing disturbs it: it settles at once
     assert all(percent == 0 for table in made.tables for row in table.spread_percent for percent in row)

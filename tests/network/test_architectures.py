@@ -71,9 +71,12 @@ def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
                 Image.fromarray(random.integers(0, 256, (230, 260, 3), np.uint8)).save(folder / f"{index}.JPEG")
     text = (
         f"--network resnet18 --dataset imagenet --data-dir {tmp_path / 'imagenet'} --memory-mib 3 --macs-m 1000 "
-        "--rounds 1 --weight-steps 1 --width-batches 1 --search-batch-size 4 --train-batch-size 4 --epochs 1 "
-        f"--threads 1 --runs 2 --warm-up 0 --no-baseline --out {tmp_path / 'run'}"
+        f"--out {tmp_path / 'run'}"
     )
+    settings = ("search.rounds=1", "search.weight_steps=1", "search.width_batches=1", "search.batch_size=4")
+    settings += ("search.threads=1", "train.batch_size=4", "train.epochs=1", "train.threads=1")
+    settings += ("bench.runs=2", "bench.warm_up=0", "bench.baseline=false")
+    text += "".join(f" --set {setting}" for setting in settings)
     assert cli.main(["run", *text.split()]) == 0
     exported = manifest.load(tmp_path / "run" / "export.json", "export")
     assert exported.network.resolution == 224 and exported.metrics["check_images"] == 4

@@ -41,22 +41,22 @@ def make(**changes: Any) -> Profile:
 
 def written(folder: Path, **changes: Any) -> dict[str, Any]:
     """The JSON of a sound profile, with fields replaced."""
-    return {**json.loads(profile.encode(make())), **changes}
+    return {**json.loads(profile.encode_profile(make())), **changes}
 
 
 def refusal(folder: Path, content: Any) -> str:
     path = folder / "board.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DmsflowError) as caught:
-        profile.load(str(path))
+        profile.load_profile(str(path))
     line = str(caught.value)
     assert line.startswith(str(path)) and "; " in line and "\n" not in line
     return line
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    path = profile.save(tmp_path / "board.json", make())
-    assert profile.load(str(path)) == make()
+    path = profile.save_profile(tmp_path / "board.json", make())
+    assert profile.load_profile(str(path)) == make()
     assert len(path.read_text().splitlines()) < 25  # a table is a line
 
 
@@ -86,7 +86,7 @@ def test_a_missing_key_of_a_table_is_refused(tmp_path: Path, field: Any) -> None
 
 
 def table(**changes: Any) -> dict[str, Any]:
-    return {**json.loads(profile.encode(make()))["tables"][0], **changes}
+    return {**json.loads(profile.encode_profile(make()))["tables"][0], **changes}
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_damage_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "null"])
 def test_what_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
-    text = profile.encode(make()).decode()
+    text = profile.encode_profile(make()).decode()
     assert "is not a profile" in refusal(tmp_path, text.replace('"overhead_ms": 0.002', f'"overhead_ms": {number}'))
     assert "is not a profile" in refusal(tmp_path, text.replace("0.15", number, 1))
 
 
 def test_truncated_files_are_refused(tmp_path: Path) -> None:
-    text = profile.encode(make()).decode()
+    text = profile.encode_profile(make()).decode()
     for end in range(0, len(text) - 2, 7):
         refusal(tmp_path, text[:end])
 
@@ -139,9 +139,9 @@ def test_a_profile_is_found_by_path_here_or_among_those_that_ship(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    profile.save(tmp_path / "profiles" / "mine.json", make(name="mine"))
-    assert profile.load("mine").name == "mine"
-    assert profile.load("profiles/mine.json").name == "mine"
-    assert "mine" in profile.names()
+    profile.save_profile(tmp_path / "profiles" / "mine.json", make(name="mine"))
+    assert profile.load_profile("mine").name == "mine"
+    assert profile.load_profile("profiles/mine.json").name == "mine"
+    assert "mine" in profile.profile_names()
     with pytest.raises(DmsflowError, match="profile theirs: is unknown; use one of .*mine"):
-        profile.load("theirs")
+        profile.load_profile("theirs")

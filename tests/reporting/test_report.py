@@ -237,7 +237,7 @@ def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile
     made = make_profile(VGG11)
     limit = build_latency(VGG11, made)(dict.fromkeys(VGG11.widths, 40))
     path = write(tmp_path / "x", "flat", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
-    profile.save(path.parent / "profile.json", made)
+    profile.save_profile(path.parent / "profile.json", made)
     artifact = describe_artifact(path.parent / "profile.json", path.parent)
     manifest.save(path, msgspec.structs.replace(manifest.load(path), artifacts={"profile": artifact}))
     (run,) = runs.collect([path])
@@ -431,7 +431,7 @@ def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> N
 def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path, make_profile: Any) -> None:
     log = [{**row, "predicted_latency_ms": 0.2} for row in rounds(0)]
     bench = write(tmp_path / "run", log=log, bench=True, profile="board", latency_ms=0.3)
-    profile.save(bench.parent / "profile.json", make_profile(SMALL, method=method))
+    profile.save_profile(bench.parent / "profile.json", make_profile(SMALL, method=method))
     record = manifest.load(bench)
     manifest.save(
         bench, msgspec.structs.replace(record, environment={**record.environment, "profile": {"method": method}})

@@ -126,7 +126,7 @@ def test_a_piece_that_takes_no_time_is_shown(network, make_profile):
 
 
 def test_show_takes_a_profile(network, make_profile, tmp_path, capsys):
-    path = profile.save(tmp_path / "board.json", make_profile(network))
+    path = profile.save_profile(tmp_path / "board.json", make_profile(network))
     assert cli.main(["show", str(path)]) == 0
     assert capsys.readouterr().out == printed(make_profile(network))
     assert cli.main(["show", "--json", str(path)]) == 0
@@ -165,13 +165,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
-    monkeypatch.setattr(profile, "folder", lambda: tmp_path / "none")
+    monkeypatch.setattr(profile, "shipped_folder", lambda kind: tmp_path / "none")
     for name, fields in (
         ("board", {}),
         ("dream", {"method": "modelled", "threads": 4, "checked": ()}),
         ("floats", {"precision": "float"}),
     ):
-        profile.save(tmp_path / "profiles" / f"{name}.json", make_profile(network, name=name, **fields))
+        profile.save_profile(tmp_path / "profiles" / f"{name}.json", make_profile(network, name=name, **fields))
     (tmp_path / "profiles" / "broken.json").write_text("{}")
     assert show.listing("profiles") == [
         ("board", "Cortex-A72, LCE 9.9, 1 thread, median error 4.0 %"),
@@ -193,7 +193,7 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
     source = write_train_manifest(tmp_path)
     trained = manifest.load(source)
     made = make_profile(trained.network, method=request.param)
-    profile.save(tmp_path / "profile.json", made)
+    profile.save_profile(tmp_path / "profile.json", made)
     figures = {"predicted_latency_ms": build_latency(trained.network, made)(trained.widths)}
     found = msgspec.structs.replace(
         trained,
@@ -211,7 +211,7 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
 
 def test_a_chain_shows_what_was_predicted(chain, capsys):
     written = manifest.load(chain)
-    used = profile.load(str(chain.parent / "profile.json"))
+    used = profile.load_profile(str(chain.parent / "profile.json"))
     assert cli.main(["show", str(chain)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert f"widths memory MiB million MACs ms, predicted by {used.title}" in lines
@@ -236,7 +236,7 @@ def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
     show.print_result(chain, stream)
     lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
     metrics = manifest.load(chain).metrics
-    title = profile.load(str(chain.parent / "profile.json")).title
+    title = profile.load_profile(str(chain.parent / "profile.json")).title
     at = lines.index("latency, 1-bit file 2.000 ms (median)")
     error = f"{100 * (metrics['predicted_latency_ms'] / 2 - 1):+.1f} %"
     assert lines[at + 1] == f"latency, predicted {metrics['predicted_latency_ms']:.3f} ms by profile {title}, {error}"

@@ -20,7 +20,7 @@ from dmsflow.searching.compare import describe_verdict
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward
-from dmsflow.training.step import loss_of
+from dmsflow.training.forward import forward_loss
 
 DATA = Data(name="digits", train_images=120)
 SMALL: dict[str, Any] = {
@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(**{**SMALL, **changes})
-    dataset = datasets.load(DATA)
+    dataset = datasets.load_dataset(DATA)
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     start = published if settings.method == "published" else supernetwork
     return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
@@ -55,7 +55,7 @@ def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
     widths, batches = net.given.budgets.round_within(ratios), net.given.width_batches
     with torch.no_grad():
         losses = [
-            loss_of(net.model, images, labels, net.given.where, widths)[0]
+            forward_loss(net.model, images, labels, net.given.where, widths)[0]
             for images, labels in batches.run(0, min(evolution.BATCHES, batches.steps))
         ]
     return float(torch.stack(losses).mean())
@@ -131,7 +131,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
             search.window = search.make_window()
             images, labels = next(iter(net.given.weight_batches.run(number, number + 1)))
             for active in (search.mask_active(), net.widths):
-                losses = loss_of(net.model, images, labels, net.given.where, active)
+                losses = forward_loss(net.model, images, labels, net.given.where, active)
                 seen.append([each.item() for each in losses])
         assert plain.widths == compiled.widths == plain.model.widths
         assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]

@@ -395,8 +395,8 @@ SHIPPED = "epyc-lce"
 @pytest.mark.parametrize("method", ["gradient", "published"])
 def test_memory_and_latency_are_held_together(tmp_path: Path, method: str) -> None:
     done = searched(tmp_path, method=method, step_size=0.1, profile=SHIPPED, latency_ms=0.11, rounds=2)
-    copied = profile.load(str(manifest.verify(tmp_path / "search.json", done.artifacts["profile"])))
-    assert copied == profile.load(SHIPPED)
+    copied = profile.load_profile(str(manifest.verify(tmp_path / "search.json", done.artifacts["profile"])))
+    assert copied == profile.load_profile(SHIPPED)
     latency = build_latency(done.network, copied)
     assert budget.memory_mib(done.network, done.widths) <= 0.03 and latency(done.widths) <= 0.11
     assert done.metrics["predicted_latency_ms"] == latency(done.widths)
@@ -434,8 +434,8 @@ def test_the_plan_has_the_profile_and_what_each_budget_leaves(tmp_path: Path) ->
 
 
 def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    modelled = msgspec.structs.replace(profile.load(SHIPPED), name="model", method="modelled")
-    path = profile.save(tmp_path / "model.json", modelled)
+    modelled = msgspec.structs.replace(profile.load_profile(SHIPPED), name="model", method="modelled")
+    path = profile.save_profile(tmp_path / "model.json", modelled)
     chosen: dict[str, Any] = {"profile": str(path), "latency_ms": 0.11}
     rows = dict(search.plan(DATA, SearchSettings(**SMALL, **chosen), tmp_path))
     assert rows["profile"].startswith("model (modelled): ")
@@ -448,8 +448,8 @@ def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: 
 
 
 def test_profiles_of_float32_networks_are_refused(tmp_path: Path) -> None:
-    other = msgspec.structs.replace(profile.load(SHIPPED), precision="float")
-    path = profile.save(tmp_path / "float.json", other)
+    other = msgspec.structs.replace(profile.load_profile(SHIPPED), precision="float")
+    path = profile.save_profile(tmp_path / "float.json", other)
     with pytest.raises(DmsflowError, match="is of float32 networks, and the search is for binary ones"):
         searched(tmp_path / "run", profile=str(path), latency_ms=0.11)
 

@@ -13,7 +13,7 @@ from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import TrainSettings
 from dmsflow.training import place
-from dmsflow.training.batches import Batches, halves, whole
+from dmsflow.training.batches import Batches, Order, halves, whole
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place, quick_bfloat16
 from dmsflow.training.step import check_finite, sgd, weight_step
@@ -59,18 +59,8 @@ def test_a_gpu_compiles_by_itself_where_torch_can(
 
 
 def batches(data: Dataset, *, shuffle: bool = True, augment: bool = True, seed: int = 0, size: int = 5) -> Batches:
-    return Batches(
-        data,
-        data.train,
-        np.arange(COUNT),
-        size=size,
-        seed=seed,
-        purpose="test",
-        shuffle=shuffle,
-        augment=augment,
-        where=CPU,
-        workers=0,
-    )
+    order = Order(np.arange(COUNT), size, seed, "test", shuffle, augment)
+    return Batches(data, data.train, order, CPU, workers=0)
 
 
 def test_crop_and_flip_move_pixels_and_pad_with_zero_after_normalisation() -> None:
@@ -128,7 +118,7 @@ def test_halves_are_disjoint_whole_and_alike_in_every_class() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_stage() -> None:
-    with pytest.raises(DmsflowError, match="train: the loss became nan; lower --learning-rate"):
+    with pytest.raises(DmsflowError, match="train: the loss became nan; set a lower learning_rate"):
         check_finite(float("nan"), "train")
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmsflow.training.binary import STANDARDISATION_EPS, binarise, quantise
+from dmsflow.network.network import STANDARDISATION_EPS
+from dmsflow.training.binary import binarise, quantise
 
 
 def standardise(weight: Tensor, active: int | None = None) -> Tensor:

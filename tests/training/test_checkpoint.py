@@ -32,12 +32,12 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
     step(model, optimiser)
     path = tmp_path / "state"
-    checkpoint.save(path, [model], [optimiser], {"step": 1})
+    checkpoint.save_checkpoint(path, [model], [optimiser], {"step": 1})
     step(model, optimiser)
 
     other = Model(network, widths)
     fresh = sgd(other, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.restore(tensors, [other], [fresh])
     step(other, fresh)
     assert facts == {"step": 1}
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
     checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
     with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> No
 def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:
     facts = msgspec.json.decode(msgspec.json.encode({"settings": TrainSettings(), "source": "a"}))
     checkpoint.check_same(Path("x"), facts, TrainSettings(), "a")
-    with pytest.raises(DmsflowError, match="written with --batch-size 64, not 32; resume with the same settings"):
+    with pytest.raises(DmsflowError, match="written with batch_size 64, not 32; resume with the same settings"):
         checkpoint.check_same(Path("x"), facts, TrainSettings(batch_size=32), "a")
     with pytest.raises(DmsflowError, match="written for other images or another network; --force starts again"):
         checkpoint.check_same(Path("x"), facts, TrainSettings(), "b")

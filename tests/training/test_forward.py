@@ -10,8 +10,10 @@ from torch import Tensor
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.training import forward
+from dmsflow.training.forward import forward_loss
+from dmsflow.training.mask import Mask
 from dmsflow.training.model import Active, Model
-from dmsflow.training.width import Mask
+from dmsflow.training.place import Place
 
 # No pool behind a binary convolution: its outputs tie, and rounding would decide which pixel gets the gradient.
 LAYERS = (
@@ -55,7 +57,7 @@ def results(network: Model, active: Active | None, compiled: bool = False) -> di
     draw = torch.Generator().manual_seed(1)
     images, labels = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=draw), torch.arange(6) % 3
     network.zero_grad()
-    value, right = forward.of(network, images, labels, mixed=False, compiled=compiled, active=active)
+    value, right = forward_loss(network, images, labels, Place(images.device, 1, amp=False, compiled=compiled), active)
     value.backward()  # type: ignore[no-untyped-call]
     gradients = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in network.tensors().items()}
     return {"loss": value.detach(), "right": right, **gradients}
@@ -70,9 +72,9 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 def test_masks_over_all_channels_are_slices_and_so_are_their_gradients(active: Active) -> None:
     network = model()
     sliced = results(network, active)
-    stack = network.stacked(active)
+    stack = network.stack_masks(active)
     assert [tuple(each.shape) for each in stack] == [(2, 7), (2, 2)]  # whatever `active` is
-    assert_same(sliced, results(network, network.unstacked(*stack)))
+    assert_same(sliced, results(network, network.unstack_masks(*stack)))
     assert float(sliced["quantize2.alpha"].abs()) > 1e-6  # its scale counts the channels that are there
 
 
@@ -93,7 +95,7 @@ def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         bases = zip(mu, NETWORK.widths.items(), strict=True)
         masks = {name: exact_mask(ratio, 0.2, base, 2, base) for ratio, (name, base) in bases}
         images, labels = torch.ones(6, 2, 8, 8, dtype=torch.float64).cumsum(0).cos(), torch.arange(6) % 3
-        value, _ = forward.of(network, images, labels, mixed=False, compiled=compiled, active=masks)
+        value, _ = forward_loss(network, images, labels, Place(images.device, 1, amp=False, compiled=compiled), masks)
         gradients += torch.autograd.grad(value, mu)
     assert torch.allclose(*gradients) and float(gradients[0].abs().min()) > 1e-9
     plain = model(running_statistics=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from dmsflow import plugin
 from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.training import model as model_module
+from dmsflow.training.mask import Mask
 from dmsflow.training.model import BatchNorm, Model, Quantise, best_effort_initialise
-from dmsflow.training.width import Mask
 
 BUILDERS = {name: plugin.load("networks", name).build for name in plugin.names("networks")}
 

@@ -22,11 +22,11 @@ from dmsflow.searching.published import PublishedSearch
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
 from dmsflow.training.place import Place
 from dmsflow.training.step import sgd, weight_step
 
-UNREADABLE = Place(torch.device("meta"), threads=1, mixed=False)
+UNREADABLE = Place(torch.device("meta"), threads=1, amp=False)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(memory_mib=0.03, rounds=2, weight_steps=6, width_batches=2, batch_size=12, **changes)
-    dataset = datasets.load(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     start = published if settings.method == "published" else supernetwork
     return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
@@ -76,28 +76,18 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     images, labels = next(iter(net.given.weight_batches.run(0, 1)))
     masks = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
-        stack = None if active is None else net.model.stacked(active)
-        value, right = forward._stacked(net.model, images, labels, False, stack)
+        stack = None if active is None else net.model.stack_masks(active)
+        value, right = forward._forward_masks(net.model, images, labels, False, stack)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta
 
 
 def test_no_step_of_a_training_reads_from_its_device() -> None:
-    dataset = datasets.load(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    batches = Batches(
-        dataset,
-        dataset.train,
-        np.arange(len(dataset.train)),
-        size=24,
-        seed=0,
-        purpose="train",
-        shuffle=True,
-        augment=True,
-        where=UNREADABLE,
-        workers=0,
-    )
+    order = Order(np.arange(len(dataset.train)), 24, seed=0, purpose="train")
+    batches = Batches(dataset, dataset.train, order, UNREADABLE, workers=0)
     for images, labels in batches.run(0, 2 * batches.steps):
         assert weight_step(trained, optimiser, images, labels, UNREADABLE).is_meta

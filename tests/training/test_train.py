@@ -14,7 +14,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings, load_preset, resolve
 from dmsflow.training import checkpoint, train
-from dmsflow.training.batches import Batches
+from dmsflow.training.batches import Batches, Order
 from dmsflow.training.place import Place, choose_place
 
 DATA = Data(name="digits", train_images=60)
@@ -67,18 +67,7 @@ def test_a_full_disk_leaves_no_half_written_weights(
 
 
 def test_no_images_for_a_part_are_refused() -> None:
-    dataset = datasets.load(DATA)
+    dataset = datasets.load_dataset(DATA)
     place = Place(choose_place(QUICK).device, 1, False)
     with pytest.raises(DmsflowError, match="data set digits: has no images for widths; use more images"):
-        Batches(
-            dataset,
-            dataset.train,
-            np.arange(0),
-            size=1,
-            seed=0,
-            purpose="widths",
-            shuffle=True,
-            augment=False,
-            where=place,
-            workers=0,
-        )
+        Batches(dataset, dataset.train, Order(np.arange(0), 1, seed=0, purpose="widths"), place, workers=0)

@@ -8,55 +8,29 @@ every runtime. Small images keep their size in the stem and get a quarter of the
 
 from __future__ import annotations
 
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.architectures import _parts
+from dmsflow.network.network import Layer, Network
 
-STAGES = (64, 128, 256, 512)
 CONVS = 4  # in a stage
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    large = resolution >= 64
-    layers = _stem(large)
-    for stage in range(len(STAGES)):
-        if stage:
-            layers += _transition(f"stage{stage}", layers[-1].name)
+    layers = _parts.make_stem(resolution, kernel=3)
+    widths = _parts.stage_widths(resolution)
+    for stage in widths:
+        if stage != "stage0":
+            layers += _transition(stage, layers[-1].name)
         for index in range(CONVS):
-            layers += _residual_conv(f"stage{stage}", index, layers[-1].name)
-    layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
-    layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
-    return Network(
-        name="quicknet",
-        channels=channels,
-        resolution=resolution,
-        classes=classes,
-        widths={f"stage{stage}": base // (1 if large else 4) for stage, base in enumerate(STAGES)},
-        layers=tuple(layers),
-    )
+            layers += _residual_conv(f"{stage}_{index}", layers[-1].name, stage)
+    return _parts.make_classifier("quicknet", channels, resolution, classes, widths, layers)
 
 
-def _stem(large: bool) -> list[Layer]:
-    """A quarter of the side for large images, as QuickNet's."""
-    stem = [Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", kernel=3, stride=1 + large, padding=1)]
-    if large:
-        stem.append(Layer(name="stem_pool", op="max_pool", inputs=("stem",), kernel=3, stride=2, padding=1))
-    return [*stem, Layer(name="stem_norm", op="batch_norm", inputs=(stem[-1].name,))]
-
-
-def _residual_conv(stage: str, index: int, entry: str) -> list[Layer]:
-    name = f"{stage}_{index}"
-    return [
-        Layer(name=f"{name}_quantize", op="quantize", inputs=(entry,)),
-        Layer(name=f"{name}_conv", op="binary_conv", inputs=(f"{name}_quantize",), width=stage, kernel=3, padding=1),
-        Layer(name=f"{name}_norm", op="batch_norm", inputs=(f"{name}_conv",)),
-        Layer(name=f"{name}_add", op="add", inputs=(f"{name}_norm", entry)),
-    ]
+def _residual_conv(name: str, entry: str, stage: str) -> list[Layer]:
+    layers = _parts.make_binary_conv(name, entry, stage)
+    return [*layers, Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, entry))]
 
 
 def _transition(stage: str, entry: str) -> list[Layer]:
     """Half the side, and the channels of the next stage."""
-    return [
-        Layer(name=f"{stage}_pool", op="max_pool", inputs=(entry,), kernel=2, stride=2),
-        Layer(name=f"{stage}_quantize", op="quantize", inputs=(f"{stage}_pool",)),
-        Layer(name=f"{stage}_conv", op="binary_conv", inputs=(f"{stage}_quantize",), width=stage),
-        Layer(name=f"{stage}_norm", op="batch_norm", inputs=(f"{stage}_conv",)),
-    ]
+    pool = Layer(name=f"{stage}_pool", op="max_pool", inputs=(entry,), kernel=2, stride=2)
+    return [pool, *_parts.make_binary_conv(stage, pool.name, stage, kernel=1)]

@@ -7,13 +7,14 @@ that batch norm is positive (which training holds), and batch norm sees a quarte
 
 from __future__ import annotations
 
+from dmsflow.network.architectures import _parts
 from dmsflow.network.network import INPUT, Layer, Network
 
-PLAN: tuple[int | str, ...] = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)  # of each convolution, on ImageNet
+POOLED = (0, 1, 3, 5, 7)  # the convolutions that a 2×2 max pool follows
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    divisor = 1 if resolution >= 64 else 4
     layers: list[Layer] = []
     widths: dict[str, int] = {}
     last = INPUT
@@ -23,20 +24,13 @@ def build(channels: int, resolution: int, classes: int) -> Network:
         layers.append(Layer(name=name, op=op, inputs=(last,), **fields))  # type: ignore[arg-type]
         last = name
 
-    for step, following in zip(PLAN, (*PLAN[1:], "end"), strict=True):
-        if isinstance(step, str):
-            continue
-        index = len(widths)
-        widths[f"conv{index}"] = step // divisor
+    for index, base in enumerate(CHANNELS):
+        widths[f"conv{index}"] = _parts.base_width(base, resolution)
         if index:
             add(f"quantize{index}", "quantize")
         add(f"conv{index}", "binary_conv" if index else "conv", width=f"conv{index}", kernel=3, padding=1)
-        if following == "pool":
+        if index in POOLED:
             add(f"pool{index}", "max_pool", kernel=2, stride=2)
         add(f"norm{index}", "batch_norm")
     add("relu", "relu")
-    add("average", "average_pool")
-    add("dense", "dense", width=classes)
-    return Network(
-        name="vgg11", channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
-    )
+    return _parts.make_classifier("vgg11", channels, resolution, classes, widths, layers)

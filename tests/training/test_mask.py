@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from masks import clustered_mask, exact_mask, window
 
-from dmsflow.training.width import CANDIDATES, HALF_INTERVAL, Mask, Window, clustered_masks, exact_masks
+from dmsflow.training import mask as mask_module
+from dmsflow.training.mask import CANDIDATES, HALF_INTERVAL, Mask, Window, clustered_masks, exact_masks
 
 RATIOS = st.floats(0.2, 6)
 SIGMAS = st.floats(0.02, 1.5)
@@ -22,6 +25,10 @@ def scalar(value: float) -> torch.Tensor:
 
 def clustered(mu: torch.Tensor, sigma: float, centre: float, base: int = 32, noise: torch.Tensor = NO_NOISE) -> Mask:
     return clustered_mask(mu, sigma, centre, base, 1, 8 * base, 1.0, noise)
+
+
+def test_the_example_of_five_channels_is_true() -> None:
+    assert doctest.testmod(mask_module) == (0, 4)
 
 
 @given(RATIOS, SIGMAS, BASES, st.data())

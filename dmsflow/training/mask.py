@@ -3,6 +3,16 @@
 A width of base channels c has the expansion ratio r ~ Logistic(mu, sigma), truncated to the range
 of the search. Rows are shared and ordered, so the mixture of all widths is one vector: channel k
 is present with probability P(r·c > k). There is no other mask in dmsflow.
+
+A width of 4 base channels, at least 1 and at most 5, with mu = 0.75, which is 3 channels. They may
+turn out one more or one fewer, so the third is more likely present than not, and the fourth is not:
+
+>>> base, low, high, sigma, mu = torch.tensor([[4.0], [1.0], [5.0], [0.1], [0.75]])
+>>> (mask,) = exact_masks(mu, Window(base, low, high, sigma, centre=mu))
+>>> [round(present, 2) for present in mask.values.tolist()]
+[1.0, 0.98, 0.78, 0.22, 0.02]
+>>> mask.active
+3
 """
 
 from __future__ import annotations
@@ -26,7 +36,7 @@ class Mask:
             of every layer that reads this width, behind the quantiser.
         active: the whole number of channels it stands for; weight statistics are taken over these. A
             tensor [] where a compiled graph must not depend on it.
-        reach: channels that it would have without the zeros at its end, where it has any.
+        reach: channels without the zeros at the end, where the mask is padded with them.
     """
 
     values: Tensor
@@ -38,7 +48,7 @@ class Mask:
 class Window:
     """Which widths the masks of a round mix; [n] each, an entry a named width, float64.
 
-    What follows from it is reckoned once, for a round has thousands of steps.
+    What follows from it is computed once a round, not at each of its steps.
 
     Attributes:
         base: channels at ratio 1.
@@ -86,7 +96,7 @@ class Window:
 
 
 def _probability_below(ratio: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-    """CDF of the logistic distribution (Eq. 4 with its sign mended)."""
+    """CDF of the logistic distribution (Eq. 4, whose sign is wrong in the paper)."""
     return torch.sigmoid((ratio - mu) / sigma)
 
 

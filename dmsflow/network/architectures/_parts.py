@@ -1,0 +1,66 @@
+"""What several architectures share: the stem, a binary convolution with its batch norm, and the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dmsflow.network.network import INPUT, Layer, Network
+
+LARGE = 64  # pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths
+STAGES = {"stage0": 64, "stage1": 128, "stage2": 256, "stage3": 512}  # ImageNet channels of a ResNet-18
+
+
+def base_width(channels: int, resolution: int) -> int:
+    """ImageNet channels, or a quarter of them for small images."""
+    return channels if resolution >= LARGE else channels // 4
+
+
+def stage_widths(resolution: int) -> dict[str, int]:
+    """Base channels of a ResNet's four stages."""
+    return {stage: base_width(channels, resolution) for stage, channels in STAGES.items()}
+
+
+def make_stem(resolution: int, kernel: int = 7) -> list[Layer]:
+    """A float convolution into the width "stage0", and batch norm. Large images leave it at a quarter of their side."""
+    if resolution < LARGE:
+        layers = [Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", kernel=3, padding=1)]
+    else:
+        half = {"kernel": kernel, "stride": 2, "padding": kernel // 2}
+        layers = [
+            Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", **half),
+            Layer(name="stem_pool", op="max_pool", inputs=("stem",), kernel=3, stride=2, padding=1),
+        ]
+    return [*layers, Layer(name="stem_norm", op="batch_norm", inputs=(layers[-1].name,))]
+
+
+def make_binary_conv(
+    name: str, entry: str, width: str, *, kernel: int = 3, stride: int = 1, number: int | str = ""
+) -> list[Layer]:
+    """`name`_quantize, _conv and _norm, with `number` behind each: a convolution that keeps the size at stride 1."""
+    quantize, conv, norm = (f"{name}_{word}{number}" for word in ("quantize", "conv", "norm"))
+    window = {"kernel": kernel, "stride": stride, "padding": kernel // 2}
+    return [
+        Layer(name=quantize, op="quantize", inputs=(entry,)),
+        Layer(name=conv, op="binary_conv", inputs=(quantize,), width=width, **window),
+        Layer(name=norm, op="batch_norm", inputs=(conv,)),
+    ]
+
+
+def make_shrinking_skip(name: str, quantize: str, width: str) -> list[Layer]:
+    """`name`_skip and `name`_skip_norm: a binary 1×1 convolution of stride 2 that reads an existing quantiser."""
+    return [
+        Layer(name=f"{name}_skip", op="binary_conv", inputs=(quantize,), width=width, stride=2),
+        Layer(name=f"{name}_skip_norm", op="batch_norm", inputs=(f"{name}_skip",)),
+    ]
+
+
+def make_classifier(
+    name: str, channels: int, resolution: int, classes: int, widths: dict[str, int], layers: Iterable[Layer]
+) -> Network:
+    """The network that `layers` become with average pooling and one dense layer behind them."""
+    layers = list(layers)
+    layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
+    layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
+    return Network(
+        name=name, channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
+    )
