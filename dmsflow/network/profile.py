@@ -52,6 +52,11 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spread_percent: tuple[tuple[Percent, ...], ...]
 
 
+def round_up(width: int, step: int) -> int:
+    """The next multiple of `step`: 33 channels in words of 32 are 64."""
+    return -(-width // step) * step
+
+
 class Granularity(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edges of an op's kernels: all widths up to the next multiple of a step take the same time."""
 

@@ -229,7 +229,7 @@ def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
     """Through the command line; every point in a few runs."""
     monkeypatch.setattr("dmsflow.measuring.timing.PAUSE_S", 0.0)
     words = ["--channels", "1", "--networks", "vgg11", "--max-ratio", "0.5", "--points", "2", "--runs", "3"]
-    given = ["--name", "there", "--device", server.address, "--check", "1", "--patience-minutes", "0", "--out"]
+    given = ["--name", "there", "--device", server.address, "--check", "1", "--timeout-minutes", "0", "--out"]
     assert cli.main(["profile", *given, str(tmp_path), *words]) == 0
     made = profile.load(capsys.readouterr().out.strip())
     assert made.device == server.address and made.runtime.startswith("LiteRT ") and made.environment["processor"]
