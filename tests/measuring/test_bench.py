@@ -118,7 +118,7 @@ from dmsflow.settings import BenchSettings
 source = Path({str(exported["x86-64"])!r})
 bench.run(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), command=("x",))
 file = {{"path": str(source.parent / "model.tflite"), "runner": "lce"}}
-_program.watch({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
+_program.run_job({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
 print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "checked")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

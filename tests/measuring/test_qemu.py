@@ -299,15 +299,15 @@ def test_a_part_is_made_once_and_again_where_it_is_damaged(cache, capsys):
         (place / "a").mkdir()
         (place / "a" / "b").write_text("whole")
 
-    first = parts.made("part", "recipe", make)
-    assert parts.made("part", "recipe", make) == first and len(made) == 1
+    first = parts.make_part("part", "recipe", make)
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 1
     (first / "a" / "__pycache__").mkdir()
     (first / "a" / "__pycache__" / "b.pyc").write_text("compiled")
-    assert parts.made("part", "recipe", make) == first and len(made) == 1
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 1
     (first / "a" / "b").write_text("wh")
-    assert parts.made("part", "recipe", make) == first and len(made) == 2
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 2
     assert (first / "a" / "b").read_text() == "whole" and "is damaged: it is made again" in capsys.readouterr().err
-    assert parts.made("part", "another recipe", make) != first
+    assert parts.make_part("part", "another recipe", make) != first
     assert sorted(path.name for path in cache.iterdir() if path.name.startswith(".")) == []
 
 
@@ -317,7 +317,7 @@ def test_a_part_that_cannot_be_made_leaves_nothing(cache):
         raise DmsflowError("network", "is gone", "try again")
 
     with pytest.raises(DmsflowError, match="network: is gone"):
-        parts.made("part", "recipe", make)
+        parts.make_part("part", "recipe", make)
     assert list(cache.iterdir()) == []
 
 

@@ -563,7 +563,10 @@ def test_no_ssh_on_this_machine(server, monkeypatch, tmp_path):
 def test_arguments_reach_a_shell_quoted():
     odd = ["", "a b", "it's", '"', "$(id)", "`id`", "*", "\n", "\\", "!", "-n", "ä"]
     done = subprocess.run(
-        _shell.line('for one in "$@"; do printf "<%s>" "$one"; done', *odd), shell=True, capture_output=True, check=True
+        _shell.quote_script('for one in "$@"; do printf "<%s>" "$one"; done', *odd),
+        shell=True,
+        capture_output=True,
+        check=True,
     )
     assert done.stdout.decode() == "".join(f"<{one}>" for one in odd)
 
