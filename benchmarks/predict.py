@@ -28,7 +28,7 @@ import script
 from dmsflow.deploying import target
 from dmsflow.files import write_atomically
 from dmsflow.measuring import devices, profiling
-from dmsflow.measuring.devices import Access, File
+from dmsflow.measuring.devices import Access
 from dmsflow.measuring.timing import History
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
@@ -101,9 +101,8 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
                 latency = build_latency(network, made)
                 for _ in range(EACH):
                     widths = profiling.draw_widths(network, latency.widest(), draw)
-                    path = folder / f"network{aim.suffix}"
-                    profiling.write_random(chosen, aim, network, widths, path)
-                    (seen,) = watch.time_files([File(path=str(path), runner=aim.runner)], arguments.runs)
+                    file = profiling.write_random(chosen, aim, network, widths, folder / "network")
+                    (seen,) = watch.time_files([file], arguments.runs)
                     rows.append(row(network, widths, latency(widths), seen.ms))
     return rows
 

@@ -141,12 +141,8 @@ def check_required(path: Path, settings: BenchSettings) -> None:
 
 def has_baseline(settings: BenchSettings) -> bool:
     """Whether a file of a chain is measured beside its float32 network."""
-    return settings.baseline and not _without_onnxruntime(settings)
-
-
-def _without_onnxruntime(settings: BenchSettings) -> str | None:
-    """What measures, if it cannot run the baseline: a benchmark program, or a phone, which needs one."""
-    return settings.runner_file or (settings.device if settings.device.startswith("adb") else None)
+    # A benchmark program, and a phone needs one, does not run the baseline's file.
+    return settings.baseline and not settings.runner_file and not settings.device.startswith("adb")
 
 
 def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
@@ -161,17 +157,11 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machin
             plugin.load("exporters", "onnx").write_float(network, benched.export.widths, None, mean, std, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
         elif benched.export and settings.baseline:
-            print_line(f"no float32 baseline: {_without_onnxruntime(settings)} does not run onnxruntime")
-        job = devices.Job(
-            files=tuple(files.values()),
-            threads=settings.threads,
-            warm_up=settings.warm_up,
-            runs=settings.runs,
-            operations=settings.operations,
-        )
+            print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")
+        how = {name: getattr(settings, name) for name in ("threads", "warm_up", "runs", "operations")}
         access = devices.Access(python=settings.python, runner_file=settings.runner_file)
         with devices.connect(settings.device, access) as measure:
-            measurement = measure(job)
+            measurement = measure(devices.Job(files=tuple(files.values()), **how))
     return dict(zip(files, measurement.timings, strict=True)), measurement.machine
 
 

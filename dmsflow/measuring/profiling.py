@@ -8,8 +8,8 @@ point.
 
 from __future__ import annotations
 
-import datetime
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -41,6 +41,7 @@ from dmsflow.settings import ProfileSettings, with_present_names
 from dmsflow.terminal import print_line, spelled_threads
 
 BATCH = 24  # micro-benchmarks timed in one process
+KEPT = ("target", "precision", "device", "threads")  # settings that a profile has as well
 NOT_COMPARED = ("timeout_minutes", "check", "seed", "python")  # settings that measured times do not depend on
 PASSES = 3  # over all times that are noisy
 THROTTLED_PERCENT = 5.0  # slower at the end than at the start: worth a line
@@ -60,8 +61,12 @@ class State(History, kw_only=True):
     settings: dict[str, Any]
     times: dict[str, Time] = msgspec.field(default_factory=dict)
 
-    def sum_ms(self, terms: Sum) -> float:
-        return sum(times * self.times[benchmark.key].ms for benchmark, times in terms.items())
+    def sum_up(self, terms: Sum) -> tuple[float, float, float]:
+        """The time of a sum in ms, how far off it may be (ms, up to a factor), and the largest spread in it (%)."""
+        times = [(count, self.times[benchmark.key]) for benchmark, count in terms.items()]
+        parts_ms = [count * time.ms for count, time in times]
+        noise_ms = math.sqrt(sum(ms**2 for ms in parts_ms))  # each time is off by a part of itself
+        return sum(parts_ms), noise_ms, max(time.spread_percent for count, time in times if count)
 
 
 @dataclass
@@ -111,7 +116,7 @@ def run(
     missing = grid.find_missing(settings, before)
     if not missing:
         return path
-    state = _load_state(saved, settings) if resume and saved.exists() else State(settings=_as_json(settings))
+    state = _load_state(saved, settings) if resume and saved.exists() else State(settings=msgspec.to_builtins(settings))
     built_for = msgspec.structs.replace(built_for, runner=devices.runner_of(built_for, settings))
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
@@ -127,12 +132,9 @@ def run(
         measured = Profile(
             name=name,
             method=watch.machine.method,
-            target=settings.target,
-            precision=settings.precision,
-            device=settings.device,
-            threads=settings.threads,
+            **{name: getattr(settings, name) for name in KEPT},
             runtime=watch.runtime,
-            overhead_ms=max(0.0, state.sum_ms(isolate_overhead())),
+            overhead_ms=max(0.0, state.sum_up(isolate_overhead())[0]),
             steps=steps,
             tables=tables,
             drift_percent=watch.drift_percent(),
@@ -187,7 +189,7 @@ def _load_before(path: Path, settings: ProfileSettings, *, free: bool, add: bool
             raise DmsflowError(path, "is already there", right)
         return None
     before = profile.load(str(path))
-    for name in ("target", "precision", "device", "threads"):
+    for name in KEPT:
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:
             raise DmsflowError(path, f"has {name} {old}, not {new}", f"give --{name} {old}, or take another --name")
@@ -228,18 +230,14 @@ def _load_state(saved: Path, settings: ProfileSettings) -> State:
         state = msgspec.json.decode(saved.read_bytes(), type=State)
     except msgspec.MsgspecError as error:
         raise DmsflowError(saved, f"is damaged ({error})", "begin again, without --resume") from error
-    if _differs(with_present_names(state.settings), _as_json(settings)):
+    if _differs(with_present_names(state.settings), settings):
         raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
     return state
 
 
-def _differs(recorded: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _differs(recorded: dict[str, Any], settings: ProfileSettings) -> bool:
+    wanted = msgspec.json.decode(msgspec.json.encode(settings))
     return any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED)
-
-
-def _as_json(settings: ProfileSettings) -> dict[str, Any]:
-    decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
-    return decoded
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -251,10 +249,8 @@ def start_stopwatch(
     """A stopwatch that knows its device's baseline; its reference, a network of middling size, is written to `folder`."""
     layer = Layer(name="reference", op="binary_conv", inputs=("bits",), width=64, kernel=3, padding=1)
     (reference, *_) = isolate_block(FusedBlock((layer,), microbenchmarks.CHANNELS, 16, 64, 64), 64, 64)
-    path = folder / f"reference{built_for.suffix}"
-    write_random(settings, built_for, reference.network, {}, path)
+    file = write_random(settings, built_for, reference.network, {}, folder / "reference")
     until = time.monotonic() + 60 * settings.timeout_minutes
-    file = File(path=str(path), runner=built_for.runner)
     watch = Stopwatch(measure, file, settings.threads, history, until)
     watch.calibrate()
     return watch
@@ -283,10 +279,10 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
     """Time some micro-benchmarks and save; of two times of one the surer is kept."""
     state, watch, files = session.state, session.watch, []
     for key in keys:
-        path = session.folder / f"{key}{session.target.suffix}"
-        write_random(session.settings, session.target, session.asked[key].network, {}, path)
+        network, path = session.asked[key].network, session.folder / key
+        file = write_random(session.settings, session.target, network, {}, path)
         # Primed, or what ran before it would displace more of one file's memory than of another's.
-        files.append(File(path=str(path), runner=session.target.runner, primers=1))
+        files.append(msgspec.structs.replace(file, primers=1))
     for key, measured in zip(keys, watch.time_files(files, runs), strict=True):
         before = state.times.get(key)
         worse = before and watch.is_noisy(measured) and measured.baseline_ms > before.baseline_ms
@@ -298,9 +294,10 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
 
 
 def write_random(
-    settings: ProfileSettings, built_for: Target, network: Network, widths: dict[str, int], path: Path
-) -> None:
-    """Write a network with random weights, as export would."""
+    settings: ProfileSettings, built_for: Target, network: Network, widths: dict[str, int], stem: Path
+) -> File:
+    """Write a network with random weights, as export would; `stem` is its path without the target's suffix."""
+    path = Path(f"{stem}{built_for.suffix}")
     exporter = plugin.load("exporters", built_for.exporter)
     weights = folding.random_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
@@ -308,6 +305,7 @@ def write_random(
         exporter.write_float(network, widths, weights, mean, std, path)
     else:
         exporter.write(folding.fold(network, widths, weights, mean, std), path)
+    return File(path=str(path), runner=built_for.runner)
 
 
 def _find_steps(session: Session) -> dict[str, Granularity]:
@@ -316,29 +314,21 @@ def _find_steps(session: Session) -> dict[str, Granularity]:
     _measure_all(session, itertools.chain.from_iterable(lines.values()), STEP_RUNS * session.settings.runs)
     steps: dict[str, dict[str, int]] = {}
     for (op, side), line in lines.items():
-        steps.setdefault(op, {})[side] = grid.find_step([session.state.sum_ms(terms) for terms in line])
+        steps.setdefault(op, {})[side] = grid.find_step([session.state.sum_up(terms)[0] for terms in line])
     return {op: Granularity(**sides) for op, sides in steps.items()}
 
 
 def _fit_table(state: State, plane: Plane) -> Table:
     """A block's times, evened out where noise would let them fall with a width."""
-    rows = list(plane.rows())
-    ms = np.array([[state.sum_ms(terms) for terms in row] for row in rows])
-    # How far off a sum may be, up to a factor: each time is off by a part of itself.
-    terms_ms = [[[times * state.times[one.key].ms for one, times in terms.items()] for terms in row] for row in rows]
-    noise_ms = np.array([[np.sqrt(sum(each**2 for each in cell)) for cell in row] for row in terms_ms])
+    cells = np.array([[state.sum_up(terms) for terms in row] for row in plane.rows()])
+    ms, noise_ms, spread = np.moveaxis(cells, -1, 0)
+    fitted = fit_rising_table(ms, 1 / noise_ms**2)
     return Table(
         block=plane.block.name,
         inputs=plane.inputs,
         outputs=plane.outputs,
-        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in fit_rising_table(ms, 1 / noise_ms**2)),
-        spread_percent=tuple(
-            tuple(
-                round(max(state.times[one.key].spread_percent for one, times in terms.items() if times), 2)
-                for terms in row
-            )
-            for row in rows
-        ),
+        ms=tuple(tuple(round(cell, 6) for cell in row) for row in fitted.tolist()),
+        spread_percent=tuple(tuple(round(cell, 2) for cell in row) for row in spread.tolist()),
     )
 
 
@@ -346,15 +336,11 @@ def _describe_device(state: State) -> dict[str, Any]:
     """The device, and what measured it."""
     first, last = state.machine[0], state.machine[-1]
     machine = msgspec.to_builtins(last)
-    machine.pop("method")  # the profile has it itself
+    del machine["method"]  # the profile has it itself
     here = describe_environment()
-    return {
-        **machine,
-        "temperature_before_c": first.temperature_c,
-        "versions": {"dmsflow": here["versions"]["dmsflow"]},
-        "commit": here["commit"],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    versions = {"dmsflow": here["versions"]["dmsflow"]}
+    facts = {"temperature_before_c": first.temperature_c, "versions": versions}
+    return {**machine, **facts, "commit": here["commit"], "date": here["date"]}
 
 
 # --- the profile's own error --------------------------------------------------------------------
@@ -364,7 +350,6 @@ def _check(session: Session, measured: Profile) -> list[Checked]:
     """Networks of random widths, predicted and then measured."""
     settings, built_for = session.settings, session.target
     draw = np.random.default_rng(settings.seed)
-    path = session.folder / f"check{built_for.suffix}"
     rows: list[Checked] = []
     networks = grid.load_networks(settings)
     with terminal.track("profile: check", total=settings.check * len(networks), unit="network") as track:
@@ -372,15 +357,14 @@ def _check(session: Session, measured: Profile) -> list[Checked]:
             latency = build_latency(network, measured)
             for _ in range(settings.check):
                 widths = draw_widths(network, latency.widest(), draw)
-                write_random(settings, built_for, network, widths, path)
-                file = File(path=str(path), runner=built_for.runner)
-                (seen,) = session.watch.time_files([file], settings.runs)
+                file = write_random(settings, built_for, network, widths, session.folder / "check")
+                (measured_time,) = session.watch.time_files([file], settings.runs)
                 row = Checked(
                     network=network.name,
                     resolution=network.resolution,
                     widths=tuple(widths.values()),
                     predicted_ms=round(latency(widths), 6),
-                    measured_ms=round(seen.ms, 6),
+                    measured_ms=round(measured_time.ms, 6),
                 )
                 rows.append(row)
                 track.advance(note=f"{network.name}, {row.error_percent:+.1f} %")

@@ -63,7 +63,7 @@ def networks(tmp_path_factory):
 
 def run_there(address: str, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
     with qemu.set_up(address) as device:
-        done = qemu.emulate(device, arguments)
+        done = qemu.emulate(device, *arguments)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return done
 
@@ -337,10 +337,10 @@ def test_the_plugin_is_compiled_for_the_emulators_interface(version, api):
 
 def test_a_cached_device_needs_no_network(networks, monkeypatch):
     with qemu.set_up("qemu") as device:
-        qemu.emulate(device, ["-c", ""])
+        qemu.emulate(device, "-c", "")
     monkeypatch.setattr(parts, "_run", lambda command, *_: _only_local(command))
     with qemu.set_up("qemu") as device:
-        done = qemu.emulate(device, ["-c", "import platform; print(platform.machine())"], counted=None)
+        done = qemu.emulate(device, "-c", "import platform; print(platform.machine())")
     assert io.BytesIO(done.stdout).read() == b"aarch64\n"
 
 

@@ -87,10 +87,9 @@ class Output:
     @property
     def reason(self) -> str:
         """The line that says why: the first that calls itself an error, else the last."""
-        lines = (self.error or self.out.decode(errors="replace")).splitlines()
-        return next((row for row in lines if row.startswith("ERROR:")), last_line("\n".join(lines))) or (
-            f"exit status {self.status}"
-        )
+        text = (self.error or self.out.decode(errors="replace")).strip()
+        lines = text.splitlines() or [f"exit status {self.status}"]
+        return next((line for line in lines if line.startswith("ERROR:")), lines[-1].strip())
 
 
 class TooSlow(DmsflowError):
@@ -115,11 +114,7 @@ def call_script(shell: Shell, script: str, *arguments: str, given: bytes = b"", 
 
 
 def run_client(shell: Shell, command: Sequence[str], given: bytes, limit_s: float) -> CompletedProcess[bytes]:
-    """Run ssh or adb itself, on this machine.
-
-    Raises:
-        DmsflowError: it is not installed, or the device takes too long (TooSlow).
-    """
+    """Run ssh or adb itself, on this machine; where the device takes too long, the error is a TooSlow."""
     check_installed(command[0])
     try:  # in a session of its own, so that Ctrl-C reaches only this process, which cleans up
         return subprocess.run(
@@ -255,14 +250,7 @@ def bring_files(folder: Folder, job: Job) -> Iterator[tuple[str, ...]]:
 
 
 def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: float, given: bytes = b"") -> Output:
-    """Run a program there, to a good end.
-
-    Args:
-        folder: for its temporary files.
-        command: the program and its arguments.
-        files: what it runs, for errors.
-        limit_s: seconds that it may take.
-        given: its input.
+    """Run a program there, to a good end; errors call what it runs `files`.
 
     Raises:
         DmsflowError: it is not there, does not end in time, or ends badly.
@@ -275,17 +263,16 @@ def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: f
             call_script(shell, STOP, path)
         what = f"is too slow: {files} took more than {limit_s:.0f} s"
         raise DmsflowError(shell.device, what, "ask for fewer runs") from error
+    if output.status == 0:
+        return output
+    what, right = f"the program that runs {files} failed there ({output.reason})", "see what it needs"
     if output.status in (126, 127):
         what = f"cannot run {command[0].replace(path, 'the program sent')} ({output.reason})"
         right = "name one that it has with --python, or one that is built for it with --runner-file"
-        raise DmsflowError(shell.device, what, right)
-    if output.status > 128:
+    elif output.status > 128:
         what = f"the program that runs {files} was killed there (signal {output.status - 128})"
-        raise DmsflowError(shell.device, what, "see whether it ran out of memory")
-    if output.status:
-        what = f"the program that runs {files} failed there ({output.reason})"
-        raise DmsflowError(shell.device, what, "see what it needs")
-    return output
+        right = "see whether it ran out of memory"
+    raise DmsflowError(shell.device, what, right)
 
 
 def describe_machine(shell: Shell) -> Machine:

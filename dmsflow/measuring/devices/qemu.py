@@ -17,7 +17,7 @@ import os
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,7 @@ def set_up(address: str) -> Iterator[Emulated]:
             packed.extractall(place)
             (place / "dmsflow" / "native" / library.name).symlink_to(library)
             # Python keeps what it compiles now: the first run that is counted is like any other.
-            done = emulate(Emulated(address, name, place, place), ("-c", WARM_UP))
+            done = emulate(Emulated(address, name, place, place), "-c", WARM_UP)
             if done.returncode:
                 what = f"does not start ({_python.last_line(done)})"
                 raise DmsflowError(f"device {address}", what, f"see that {parts.EMULATOR} works, and try again")
@@ -172,12 +172,7 @@ def measure(device: Emulated, job: Job) -> Measurement:
 
 
 def emulate(
-    device: Emulated,
-    arguments: Sequence[str],
-    given: bytes = b"",
-    *,
-    sites: Sequence[str] = ("litert",),
-    counted: Path | None = None,
+    device: Emulated, *arguments: str, given: bytes = b"", runners: Iterable[str] = (), counted: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the emulated Python, with dmsflow's runners and the delegate to import.
 
@@ -185,12 +180,13 @@ def emulate(
         device: set up.
         arguments: of Python.
         given: on stdin.
-        sites: whose wheels it has, see `parts.WHEELS`.
+        runners: whose wheels it has (`parts.WHEELS`) beside LiteRT's, with which NumPy comes.
         counted: where to write what was counted; None: nothing is.
     """
     root = parts.root(CORES[device.name].cpuinfo)
+    sites = [parts.site(name) for name in ("litert", *sorted(set(runners) & parts.WHEELS.keys() - {"litert"}))]
     environment = {
-        "PYTHONPATH": os.pathsep.join(map(str, (device.program, *map(parts.site, sites)))),
+        "PYTHONPATH": os.pathsep.join(map(str, (device.program, *sites))),
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -208,9 +204,8 @@ def emulate(
 def _run_program(device: Emulated, counted: Path, job: Job) -> bytes:
     """The program that measures; what it wrote."""
     program = str(device.program / "__main__.py")
-    # NumPy comes with LiteRT's wheels.
-    sites = ["litert", *sorted({file.runner for file in job.files} & parts.WHEELS.keys() - {"litert"})]
-    done = emulate(device, (program,), msgspec.json.encode(job), sites=sites, counted=counted)
+    runners = [file.runner for file in job.files]
+    done = emulate(device, program, given=msgspec.json.encode(job), runners=runners, counted=counted)
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
         what = f"the emulated process that runs it died ({_python.last_line(done)})"

@@ -74,12 +74,14 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
         shell = Shell(f"device {address}", ("ssh", *command), partial(_explain, destination, "went away"))
         # The one that makes the folder opens the connection; the others go through it.
         first = Shell(shell.device, ("ssh", "-M", *command), partial(_explain, destination, "cannot be reached"))
-        with _shell.make_folder(shell, first, partial(_copy, shell)) as folder:
+        with _shell.make_folder(shell, first, partial(_put, shell)) as folder:
             if program:
                 yield benchmark_program.install(folder, program, address)
                 return
-            _write(shell, _python.pack_program(), f"{folder.path}/program.zip")
-            _write_library(shell, folder.path)
+            packed = Path(private, "program.zip")
+            packed.write_bytes(_python.pack_program())
+            folder.put(str(packed), f"{folder.path}/program.zip")
+            _bring_library(folder)
             yield partial(_measure_python, folder, access.python)
 
 
@@ -93,32 +95,26 @@ def _explain(destination: tuple[str, ...], otherwise: str, text: str) -> tuple[s
     return f"{otherwise} ({reason or 'the connection ended'})", f"see that it is on, and that ssh {host} works"
 
 
-def _copy(shell: Shell, here: str, there: str) -> None:
-    _write(shell, Path(here).read_bytes(), there)
-
-
-def _write(shell: Shell, content: bytes, path: str) -> None:
-    """No scp or sftp: a small device may have neither.
+def _put(shell: Shell, here: str, there: str) -> None:
+    """Copy a file without scp or sftp: a small device may have neither.
 
     Raises:
         DmsflowError: the device is full, or goes away.
     """
+    content = Path(here).read_bytes()
     limit_s = _shell.ANSWER_S + len(content) / UPLOAD_BYTES_S
-    output = call_script(shell, _shell.WRITE, path, given=content, limit_s=limit_s)
+    output = call_script(shell, _shell.WRITE, there, given=content, limit_s=limit_s)
     if output.status:
         what = f"cannot be written to ({output.reason})"
         raise DmsflowError(shell.device, what, "see that its folder is still there")
 
 
-def _write_library(shell: Shell, folder: str) -> None:
-    """dmsflow's kernels, where they are built and the machine is of this one's kind; others bring their own."""
-    kind = [platform.system().encode(), platform.machine().encode()]
-    try:
+def _bring_library(folder: Folder) -> None:
+    """dmsflow's kernels, where they are built and the machine is of this one's kind; others have their own."""
+    with contextlib.suppress(DmsflowError):
         library = native.library()
-    except DmsflowError:
-        return
-    if call_script(shell, "uname -sm").out.split() == kind:
-        _write(shell, library.read_bytes(), f"{folder}/{library.name}")
+        if call_script(folder.shell, "uname -sm").out.decode().split() == [platform.system(), platform.machine()]:
+            folder.put(str(library), f"{folder.path}/{library.name}")
 
 
 def _measure_python(folder: Folder, python: str, job: Job) -> Measurement:

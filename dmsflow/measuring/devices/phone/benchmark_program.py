@@ -9,6 +9,7 @@ Source: tensorflow/lite/tools/benchmark/README.md, and what its versions print.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import statistics
@@ -28,13 +29,14 @@ OPERATION_RUNS = 20
 MB = 2**20  # the program divides KiB by 1024
 
 NUMBER = r"([0-9.]+(?:e[+-]?[0-9]+)?)"
-AVERAGE_US = (  # newest first: "Inference (avg): 14290.9", "Inference: 79760.9", "no stats: 4200"
-    rf"Inference \(avg\): {NUMBER}",
-    rf"verage inference timings in us:.*\b(?:Inference|no stats): {NUMBER}",
-)
-COUNT = re.compile(rf"count=\d+ (?:.*\bavg={NUMBER}|curr={NUMBER}(?!.*\bavg=))")  # no avg where all are equal
-INIT_US = re.compile(rf"timings in us:.*\bInit: {NUMBER}")
-INIT_MS = re.compile(rf"nitialized session in {NUMBER}ms")
+# What the versions print, newest first, and how many of its units a millisecond has.
+AVERAGE = {
+    rf"Inference \(avg\): {NUMBER}": 1e3,  # 14290.9
+    rf"verage inference timings in us:.*\b(?:Inference|no stats): {NUMBER}": 1e3,
+    # Of the warm-up, then of the runs; there is no avg where all are equal.
+    rf"count=\d+ (?:.*\bavg={NUMBER}|curr={NUMBER}(?!.*\bavg=))": 1e3,
+}
+LOAD = {rf"timings in us:.*\bInit: {NUMBER}": 1e3, rf"nitialized session in {NUMBER}ms": 1.0}
 PEAK_MB = re.compile(rf"[Pp]eak memory footprint \(MB\)[^:]*: {NUMBER}")
 
 # Runs the program on the file of that index, with options, within so many seconds; what it printed.
@@ -112,8 +114,8 @@ def time_files(job: Job, program: Path, run: RunProgram) -> tuple[Timing, ...]:
             raise DmsflowError(file.path, what, "leave the operations out") from error
         timing = Timing(
             runtime=f"{program.name} sha256:{hash_file(program)[:12]}",
-            load_ms=statistics.median(_parse_load_ms(file.path, text) for text in texts),
-            runs_ms=tuple(_parse_average_ms(file.path, text) for text in texts),
+            load_ms=statistics.median(_parse_ms(file.path, text, LOAD, 0) for text in texts),
+            runs_ms=tuple(_parse_ms(file.path, text, AVERAGE, -1) for text in texts),
             peak_memory_bytes=round(float(peak[1]) * MB) if peak else None,
             operations=rows,
         )
@@ -133,26 +135,14 @@ def limit_s(runs: int) -> float:
     return 60.0 + 5.0 * runs
 
 
-def _parse_average_ms(path: str, text: str) -> float:
-    for pattern in AVERAGE_US:
-        if averages := re.findall(pattern, text):
-            return _parse_positive(path, text, averages[-1]) / 1e3
-    counts = COUNT.findall(text)  # of the warm-up, then of the runs
-    return _parse_positive(path, text, "".join(counts[-1]) if counts else "0") / 1e3
-
-
-def _parse_load_ms(path: str, text: str) -> float:
-    if match := INIT_US.search(text):
-        return _parse_positive(path, text, match[1]) / 1e3
-    match = INIT_MS.search(text)
-    return _parse_positive(path, text, match[1] if match else "0")
-
-
-def _parse_positive(path: str, text: str, number: str) -> float:
-    try:
-        value = float(number)
-    except ValueError:
-        value = 0.0
+def _parse_ms(path: str, text: str, patterns: dict[str, float], which: int) -> float:
+    """The first or last number of the first pattern that was printed."""
+    value = 0.0
+    for pattern, per_ms in patterns.items():
+        if numbers := re.findall(pattern, text):
+            with contextlib.suppress(ValueError):
+                value = float("".join(numbers[which])) / per_ms
+            break
     if not 0 < value < math.inf:
         shown = " ".join(text.split())[-80:] or "nothing"
         raise DmsflowError(path, f"the benchmark program printed no timings, but {shown!r}", "see what it needs")
