@@ -93,7 +93,9 @@ def main() -> None:
         content = {
             "command": "python benchmarks/kernels.py" + (f" --kernels {kernels}" if arguments.kernels else ""),
             "environment": describe_environment(
-                machine=_program.machine(), threads=1, runtimes={"dmsflow": litert.version(), "lce": lce.version()}
+                machine=_program.describe_machine(),
+                threads=1,
+                runtimes={"dmsflow": litert.version(), "lce": lce.version()},
             ),
             "kernels": kernels,
             "runs": arguments.runs,

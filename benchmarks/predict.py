@@ -28,7 +28,8 @@ import script
 from dmsflow.deploying import target
 from dmsflow.files import write_atomically
 from dmsflow.measuring import devices, profiling
-from dmsflow.measuring.devices import Access, File
+from dmsflow.measuring.devices import Access
+from dmsflow.measuring.timing import History
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network, load_network
@@ -94,15 +95,14 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
     aim = msgspec.structs.replace(aim, runner=devices.runner_of(aim, chosen))
     rows = []
     with devices.connect("local", Access()) as measure:
-        watch = profiling.stopwatch(chosen, aim, measure, folder, profiling.State(settings=chosen))
+        watch = profiling.start_stopwatch(chosen, aim, measure, folder, History())
         for resolution in RATIOS:
             for network in (load_network(name, 3, resolution, 10) for name in NETWORKS):
                 latency = build_latency(network, made)
                 for _ in range(EACH):
-                    widths = profiling.random_widths(network, latency.widest(), draw)
-                    path = folder / f"network{aim.suffix}"
-                    profiling.write(chosen, aim, network, widths, path)
-                    (seen,) = watch.times([File(path=str(path), runner=aim.runner)], arguments.runs)
+                    widths = profiling.draw_widths(network, latency.widest(), draw)
+                    file = profiling.write_random(chosen, aim, network, widths, folder / "network")
+                    (seen,) = watch.time_files([file], arguments.runs)
                     rows.append(row(network, widths, latency(widths), seen.ms))
     return rows
 

@@ -78,7 +78,7 @@ def main() -> None:
     versions = ", ".join(dict.fromkeys(runtimes.values()))
     print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
-        told = describe_environment(machine=_program.machine(), threads=arguments.threads, runtimes=runtimes)
+        told = describe_environment(machine=_program.describe_machine(), threads=arguments.threads, runtimes=runtimes)
         content = {
             "command": shlex.join(["python", *sys.argv]),
             "environment": told,

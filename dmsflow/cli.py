@@ -204,7 +204,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
-        if why := predicted_latency.other_files(profile.load_profile(name), aim.name, precision, threads):
+        if why := predicted_latency.why_not_comparable(profile.load_profile(name), aim.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 

@@ -29,7 +29,7 @@ def describe_environment(**extra: Any) -> dict[str, Any]:
     return {
         "versions": versions,
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": read_processor_name(),
         "cores": os.cpu_count(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -42,11 +42,15 @@ def measured_machine(environment: Mapping[str, Any]) -> Mapping[str, Any]:
     return environment.get("machine") or environment
 
 
-def _processor() -> str:
+def read_processor_name() -> str:
+    """The processor's model, or on ARM that of the board; where Linux names neither, its architecture."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "Model")):
                 return line.split(":", 1)[1].strip()
+    with contextlib.suppress(OSError):
+        if board := Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n "):
+            return board
     return platform.processor() or platform.machine()
 
 

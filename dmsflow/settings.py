@@ -168,7 +168,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runner_file: Annotated[
         str | None,
         Meta(
-            description="A benchmark program for the device, for want of Python there: dmsflow's own, TFLite's benchmark_model or LCE's lce_benchmark_model."
+            description="Benchmark binary to run on the device instead of Python: dmsflow's own, TFLite's benchmark_model or LCE's lce_benchmark_model."
         ),
     ] = None
     runner: Annotated[
@@ -195,7 +195,7 @@ class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = None
     operations: Annotated[bool, Meta(description="Time each operation too, where the runtime can.")] = False
     profile: Annotated[
-        str | None, Meta(description="Predict with this profile and tell the error; the search's own unless given.")
+        str | None, Meta(description="Predict with this profile and show its error; the search's own unless given.")
     ] = None
     require_ms: Annotated[
         Positive | None, Meta(description="Exit with 3 if the median is above so many milliseconds.")
@@ -218,9 +218,8 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio to measure.")] = 8.0
     points: Annotated[int, Meta(ge=2, description="Widths to measure in each direction.")] = 6
     runs: Annotated[Count, Meta(description="Runs of each point.")] = 80
-    patience_minutes: Annotated[
-        float,
-        Meta(ge=0, description="While other programs disturb the machine, measure again; after so long, no more."),
+    timeout_minutes: Annotated[
+        float, Meta(ge=0, description="Stop re-measuring disturbed runs after this many minutes.")
     ] = 5.0
     check: Annotated[
         Natural, Meta(description="Networks to check the predictions on, for each of --networks and --resolutions.")

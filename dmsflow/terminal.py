@@ -105,6 +105,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def print_line(line: str) -> None:
+    """Print a line to stderr, since a stage's stdout carries only its manifest's path."""
+    print(line, file=sys.stderr)
+
+
 # --- tables and numbers -------------------------------------------------------------------------
 
 

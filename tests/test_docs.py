@@ -35,7 +35,7 @@ def test_every_example_of_adding_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DMSFLOW_PROFILE_PATIENCE_MINUTES", "0")  # how sure the times are is not the matter here
+    monkeypatch.setenv("DMSFLOW_PROFILE_TIMEOUT_MINUTES", "0")  # how sure the times are is not the matter here
     monkeypatch.setattr("dmsflow.measuring.timing.PAUSE_S", 0.0)
     commands = 0
     for name, kind, text in blocks("adding.md"):

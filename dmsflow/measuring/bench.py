@@ -1,19 +1,17 @@
 """The fourth stage: how fast, how large and how right a model file is on a device.
 
-The file and the float32 network of the same widths take turns in one process, so that whatever
-disturbs the machine disturbs both. `prediction` says beforehand how fast it should be. A bare .tflite
-or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network, widths
-or data and nothing goes on from it.
+The file and the float32 network of the same widths run by turns in one process, so that whatever slows
+the machine down slows both. `predicted_latency` says beforehand how fast the file should be. A bare
+.tflite or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network,
+widths or data, and no later stage reads it.
 
-A device gets the file, and none of the images: `top1` is found on this machine.
+A device gets the file, and none of the images: `accuracy` computes top-1 on this machine.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +24,19 @@ from dmsflow.errors import BudgetMissed
 from dmsflow.files import describe_artifact, write_atomically
 from dmsflow.manifest import Manifest
 from dmsflow.measuring import accuracy, devices, predicted_latency
+from dmsflow.measuring.benched import Benched, find_benched
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
-from dmsflow.measuring.subject import Subject, subject_of
 from dmsflow.network.cost import MIB
 from dmsflow.settings import BenchSettings
-from dmsflow.terminal import milliseconds, print_table, share_percent, spelled_method, spelled_threads
+from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
 
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
 TIME = "latency_ms_median"
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Timings by label, the file's name first, then "float32" if there is a baseline; and the device."""
-
-    timings: dict[str, Timing]
-    machine: Machine
-
-    @property
-    def file(self) -> Timing:
-        return next(iter(self.timings.values()))
+Timings = dict[str, Timing]  # by the file's name first, then "float32" if there is a baseline
 
 
 def run(
@@ -72,28 +60,51 @@ def run(
 
     Raises:
         DmsflowError: not such a file, or one that its runtime cannot run; a runtime is missing; a
-            profile that says nothing of this file.
+            profile that does not predict this file.
         BudgetMissed: it takes longer than required; bench.json is written all the same.
     """
     path = out / "bench.json"
-    subject = subject_of(source)
+    benched = find_benched(source)
     if manifest.is_finished(path, settings, resume=resume, force=force):
         check_required(path, settings)
         return path
-    judge = accuracy.judge(subject, settings)
-    predicted = predicted_latency.of(source, subject.export, settings)
-    measured = _measure(subject, settings)
-    metrics = {**_metrics(subject, measured, predicted), **_operations(measured)}
-    if judge:
-        metrics |= accuracy.found(subject, settings, judge)
-    _print(subject, settings, measured, metrics)
-    if predicted:
-        predicted_latency.print_beside(predicted, measured.file, metrics[TIME], measured.machine)
+    runner = accuracy.runner_for(benched, settings)
+    prediction = predicted_latency.predict(source, benched.export, settings)
+    timings, machine = _measure(benched, settings)
+    metrics = _metrics(benched, timings, prediction)
+    if runner:
+        metrics |= accuracy.measure_top1(benched, settings, runner)
+    _print(settings, timings, machine, metrics)
+    measured = timings[benched.path.name]
+    if prediction:
+        predicted_latency.print_beside(prediction, measured, metrics[TIME], machine)
     if settings.operations:
-        _print_operations(measured, metrics)
-    raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in measured.timings.items()}
+        _print_operations(measured.runtime, metrics)
+    raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in timings.items()}
     write_atomically(out / "bench-timings.json", msgspec.json.encode(raw) + b"\n")
-    _save(path, subject, source, settings, command, metrics, _environment(settings, measured, predicted))
+    fields: dict[str, Any] = {
+        "stage": "bench",
+        "command": command,
+        "settings": msgspec.to_builtins(settings),
+        "artifacts": {
+            "model": describe_artifact(benched.path, out),
+            "timings": describe_artifact(out / "bench-timings.json", out),
+        },
+        "metrics": metrics,
+        "environment": describe_environment(
+            device=settings.device,
+            machine={name: fact for name, fact in msgspec.to_builtins(machine).items() if fact is not None},
+            threads=settings.threads,
+            runtimes={label: timing.runtime for label, timing in timings.items()},
+            **({"profile": prediction.facts()} if prediction else {}),
+        ),
+    }
+    if export := benched.export:
+        fields |= {"network": export.network, "widths": export.widths, "data": export.data}
+        manifest.save(path, Manifest(parent=describe_artifact(source, out), **fields))
+    else:
+        encoded = msgspec.json.encode({"schema": manifest.SCHEMA, **fields})
+        write_atomically(path, msgspec.json.format(encoded, indent=1) + b"\n")
     check_required(path, settings)
     return path
 
@@ -104,27 +115,29 @@ def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, st
     Raises:
         DmsflowError: as `run`, for what is known before measuring.
     """
-    subject = subject_of(source)
+    benched = find_benched(source)
     devices.find(settings.device)
-    judge = accuracy.judge(subject, settings)
-    predicted = predicted_latency.of(source, subject.export, settings)
+    runner = accuracy.runner_for(benched, settings)
+    prediction = predicted_latency.predict(source, benched.export, settings)
+    images = f"the test split of {benched.export.data.name}" if benched.export else f"the images in {settings.images}"
+    with_baseline = benched.export and has_baseline(settings)
     rows = [
-        ("file", f"{subject.path} ({subject.path.stat().st_size / 1024:.1f} KiB)"),
-        ("runner", settings.runner_file or settings.runner or " or ".join(subject.aim.runners)),
+        ("file", f"{benched.path} ({benched.path.stat().st_size / 1024:.1f} KiB)"),
+        ("runner", settings.runner_file or settings.runner or " or ".join(benched.target.runners)),
         ("device", settings.device),
-        ("baseline", f"{BASELINE}, in onnxruntime" if _has_baseline(subject, settings) else "none"),
+        ("baseline", f"{BASELINE}, in onnxruntime" if with_baseline else "none"),
         ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
-        ("top-1", f"on {accuracy.images_of(subject, settings)}, by {judge}" if judge else "not measured"),
+        ("top-1", f"on {images}, by {runner}" if runner else "not measured"),
     ]
-    if predicted:
-        rows.append(("predicted", f"{milliseconds(predicted.ms)} ms with profile {predicted.profile.title}"))
+    if prediction:
+        rows.append(("predicted", f"{milliseconds(prediction.ms)} ms with profile {prediction.profile.title}"))
     if settings.require_ms:
         rows.append(("required", f"at most {settings.require_ms:g} ms"))
     return [*rows, ("writes", str(out / "bench.json"))]
 
 
 def check_required(path: Path, settings: BenchSettings) -> None:
-    """Hold a finished bench.json, measured now or earlier, against what is required of it.
+    """Compare a finished bench.json, written now or earlier, with the milliseconds required.
 
     Raises:
         BudgetMissed: the median is above `settings.require_ms`.
@@ -137,201 +150,97 @@ def check_required(path: Path, settings: BenchSettings) -> None:
         raise BudgetMissed(file, what, f"search with a smaller --latency-ms; what was measured is in {path}")
 
 
-# --- measuring --------------------------------------------------------------------------------
-
-
-def _measure(subject: Subject, settings: BenchSettings) -> Measured:
-    files = {subject.path.name: devices.File(path=str(subject.path), runner=devices.runner_of(subject.aim, settings))}
-    with tempfile.TemporaryDirectory() as folder:
-        if _has_baseline(subject, settings):
-            environment.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
-            path = Path(folder) / "float32.onnx"
-            assert subject.export
-            _write_float32(subject.export, path)
-            files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
-        elif subject.export and settings.baseline:
-            _say(f"no float32 baseline: {_without_onnxruntime(settings)} does not run onnxruntime")
-        job = devices.Job(
-            files=tuple(files.values()),
-            threads=settings.threads,
-            warm_up=settings.warm_up,
-            runs=settings.runs,
-            operations=settings.operations,
-        )
-        access = devices.Access(python=settings.python, runner_file=settings.runner_file)
-        with devices.connect(settings.device, access) as measure:
-            found = measure(job)
-    return Measured(dict(zip(files, found.timings, strict=True)), found.machine)
-
-
 def has_baseline(settings: BenchSettings) -> bool:
     """Whether a file of a chain is measured beside its float32 network."""
-    return settings.baseline and not _without_onnxruntime(settings)
+    # A benchmark program, and a phone needs one, does not run the baseline's file.
+    return settings.baseline and not settings.runner_file and not settings.device.startswith("adb")
 
 
-def _has_baseline(subject: Subject, settings: BenchSettings) -> bool:
-    return subject.export is not None and has_baseline(settings)
+def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
+    runner = devices.runner_of(benched.target, settings)
+    files = {benched.path.name: devices.File(path=str(benched.path), runner=runner)}
+    with tempfile.TemporaryDirectory() as folder:
+        if benched.export and has_baseline(settings):
+            environment.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
+            path, network = Path(folder, "float32.onnx"), benched.export.network
+            # Random weights: they change no time, and few chains have trained the float network.
+            mean, std = (128,) * network.channels, (64.0,) * network.channels
+            plugin.load("exporters", "onnx").write_float(network, benched.export.widths, None, mean, std, path)
+            files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
+        elif benched.export and settings.baseline:
+            print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")
+        how = {name: getattr(settings, name) for name in ("threads", "warm_up", "runs", "operations")}
+        access = devices.Access(python=settings.python, runner_file=settings.runner_file)
+        with devices.connect(settings.device, access) as measure:
+            measurement = measure(devices.Job(files=tuple(files.values()), **how))
+    return dict(zip(files, measurement.timings, strict=True)), measurement.machine
 
 
-def _without_onnxruntime(settings: BenchSettings) -> str | None:
-    """What measures, if it can only run files of another runtime than the baseline's."""
-    if settings.runner_file:
-        return settings.runner_file
-    return settings.device if settings.device.startswith("adb") else None
-
-
-def _write_float32(export: Manifest, path: Path) -> None:
-    """Its weights are random: they change no time, and any chain has widths but few a float network."""
-    channels = export.network.channels
-    exporter = plugin.load("exporters", "onnx")
-    exporter.write_float(export.network, export.widths, None, (128,) * channels, (64.0,) * channels, path)
-
-
-# --- telling ----------------------------------------------------------------------------------
-
-
-def _numbers(timing: Timing) -> dict[str, float]:
-    median, p90 = np.percentile(timing.runs_ms, (50, 90))
-    numbers = {TIME: float(median), "latency_ms_p90": float(p90), "latency_ms_minimum": min(timing.runs_ms)}
-    numbers["load_ms"] = timing.load_ms
-    if timing.peak_memory_bytes is not None:
-        numbers["peak_memory_mib"] = timing.peak_memory_bytes / MIB
-    return numbers
-
-
-def _metrics(subject: Subject, measured: Measured, predicted: Prediction | None) -> dict[str, Any]:
-    """The file's numbers, predicted ones beside measured ones; the baseline's have a prefix."""
-    numbers = _numbers(measured.file)
-    metrics: dict[str, Any] = {"file_bytes": subject.path.stat().st_size, TIME: numbers[TIME]}
-    if predicted:
-        metrics |= predicted.metrics(numbers[TIME])
+def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) -> dict[str, Any]:
+    """What a manifest keeps: the prediction beside the file's numbers; the baseline's have a prefix."""
+    numbers: dict[str, float] = {}
+    for label, timing in timings.items():
+        prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
+        median, p90 = np.percentile(timing.runs_ms, (50, 90))
+        numbers[f"{prefix}{TIME}"] = float(median)
+        numbers[f"{prefix}latency_ms_p90"] = float(p90)
+        numbers[f"{prefix}latency_ms_minimum"] = min(timing.runs_ms)
+        numbers[f"{prefix}load_ms"] = timing.load_ms
+        if timing.peak_memory_bytes is not None:
+            numbers[f"{prefix}peak_memory_mib"] = timing.peak_memory_bytes / MIB
+    median = numbers[TIME]
+    metrics: dict[str, Any] = {"file_bytes": benched.path.stat().st_size, TIME: median}
+    metrics |= prediction.metrics(median) if prediction else {}
     metrics |= numbers
-    if FLOAT32 in measured.timings:
-        baseline = _numbers(measured.timings[FLOAT32])
-        metrics |= {f"{FLOAT32}_{name}": number for name, number in baseline.items()}
-        metrics["latency_ratio_to_float32"] = metrics[TIME] / baseline[TIME]
+    if FLOAT32 in timings:
+        metrics["latency_ratio_to_float32"] = median / numbers[f"{FLOAT32}_{TIME}"]
+    if operations := timings[benched.path.name].operations:
+        total = sum(each.ms for each in operations)
+        metrics["operations"] = [
+            {**msgspec.to_builtins(each), "share_percent": share_percent(each.ms, total)} for each in operations
+        ]
     return metrics
 
 
-def _operations(measured: Measured) -> dict[str, list[dict[str, Any]]]:
-    """A row for each operation that the runtime tells the time of; share is of their sum."""
-    told = measured.file.operations
-    total = sum(one.ms for one in told)
-    rows = [
-        {"op": one.op, "name": one.name, "ms": one.ms, "share_percent": share_percent(one.ms, total)} for one in told
-    ]
-    return {"operations": rows} if rows else {}
+# --- what is printed --------------------------------------------------------------------------
 
 
-def _environment(settings: BenchSettings, measured: Measured, predicted: Prediction | None) -> dict[str, Any]:
-    told = msgspec.to_builtins(measured.machine)
-    environment = describe_environment(
-        device=settings.device,
-        machine={name: word for name, word in told.items() if word is not None},
-        threads=settings.threads,
-        runtimes={label: timing.runtime for label, timing in measured.timings.items()},
-    )
-    if predicted:
-        environment["profile"] = predicted.facts()
-    return environment
-
-
-def _print(subject: Subject, settings: BenchSettings, measured: Measured, metrics: dict[str, Any]) -> None:
+def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics: dict[str, Any]) -> None:
     rows = []
-    for label, timing in measured.timings.items():
-        numbers, mine = _numbers(timing), label != FLOAT32
-        ratio = None
-        if FLOAT32 in measured.timings:
-            ratio = numbers[TIME] / _numbers(measured.timings[FLOAT32])[TIME]
-        rows.append(
-            (
-                label,
-                timing.runtime,
-                *(milliseconds(numbers[f"latency_ms_{name}"]) for name in ("median", "p90", "minimum")),
-                None if ratio is None else f"{ratio:.2f}×",
-                milliseconds(timing.load_ms),
-                f"{numbers['peak_memory_mib']:.1f}" if "peak_memory_mib" in numbers else None,
-                f"{subject.path.stat().st_size / 1024:.1f}" if mine else None,
-                f"{metrics['top1_percent']:.2f}" if mine and "top1_percent" in metrics else None,
-            )
+    for label, timing in timings.items():
+        prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
+        ms = [metrics[f"{prefix}{name}"] for name in (TIME, "latency_ms_p90", "latency_ms_minimum", "load_ms")]
+        median, p90, minimum, load = map(milliseconds, ms)
+        ratio = f"{ms[0] / metrics[f'{FLOAT32}_{TIME}']:.2f}×" if FLOAT32 in timings else None
+        peak, top1 = metrics.get(f"{prefix}peak_memory_mib"), metrics.get("top1_percent")
+        memory = f"{peak:.1f}" if peak else None
+        size, correct = (
+            (None, None) if prefix else (f"{metrics['file_bytes'] / 1024:.1f}", None if top1 is None else f"{top1:.2f}")
         )
-    head = (
-        "file",
-        "runtime",
-        "median ms",
-        "p90 ms",
-        "min ms",
-        "÷ float32",
-        "load ms",
-        "peak MiB",
-        "file KiB",
-        "top-1 %",
-    )
-    print_table(f"{settings.device}, {spelled_threads(settings.threads)}, {_runs(settings, measured)}", head, rows)
-    _say(f"{spelled_method(measured.machine.method)}: {_machine(measured.machine)}")
-    if FLOAT32 in measured.timings:
-        _say(f"float32: the {BASELINE.removeprefix('float32 ')}")
-    if measured.file.peak_memory_bytes is not None:
-        _say(PEAK)
+        rows.append((label, timing.runtime, median, p90, minimum, ratio, load, memory, size, correct))
+    times = ("median ms", "p90 ms", "min ms", "÷ float32", "load ms")
+    modelled = machine.method == "modelled"
+    runs = "modelled: one run of each was counted" if modelled else f"{settings.runs} runs of each in turn"
+    title = f"{settings.device}, {spelled_threads(settings.threads)}, {runs}"
+    print_table(title, ("file", "runtime", *times, "peak MiB", "file KiB", "top-1 %"), rows)
+    governor = machine.governor and f"governor {machine.governor}"
+    degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
+    known = ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
+    print_line(f"{spelled_method(machine.method)}: {known}")
+    if FLOAT32 in timings:
+        print_line(f"float32: the {BASELINE.removeprefix('float32 ')}")
+    if "peak_memory_mib" in metrics:
+        print_line(PEAK)
     if settings.device != "local" and "top1_percent" in metrics:
-        _say("top-1: found on this machine, by the same file")
+        print_line("top-1: computed on this machine, with the same file")
 
 
-def _runs(settings: BenchSettings, measured: Measured) -> str:
-    if measured.machine.method == "modelled":
-        return "modelled: one run of each was counted"
-    return f"{settings.runs} runs of each in turn"
-
-
-def _print_operations(measured: Measured, metrics: dict[str, Any]) -> None:
-    runtime = measured.file.runtime
+def _print_operations(runtime: str, metrics: dict[str, Any]) -> None:
     if "operations" not in metrics:
-        _say(f"{runtime} does not tell the time of its operations")
+        print_line(f"{runtime} does not tell the time of its operations")
         return
     cells = [
         (row["op"], row["name"], milliseconds(row["ms"]), f"{row['share_percent']:.1f}")
         for row in metrics["operations"]
     ]
-    print_table(f"Operations as {runtime} tells them, which slows it", ("op", "name", "ms", "share %"), cells)
-
-
-def _machine(machine: Machine) -> str:
-    governor = machine.governor and f"governor {machine.governor}"
-    degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
-    return ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _save(
-    path: Path,
-    subject: Subject,
-    source: Path,
-    settings: BenchSettings,
-    command: tuple[str, ...],
-    metrics: dict[str, Any],
-    environment: dict[str, Any],
-) -> Path:
-    out = path.parent
-    fields: dict[str, Any] = {
-        "stage": "bench",
-        "command": command,
-        "settings": msgspec.to_builtins(settings),
-        "artifacts": {
-            "model": describe_artifact(subject.path, out),
-            "timings": describe_artifact(out / "bench-timings.json", out),
-        },
-        "metrics": metrics,
-        "environment": environment,
-    }
-    if subject.export is None:
-        content = msgspec.json.format(msgspec.json.encode({"schema": manifest.SCHEMA, **fields}), indent=1)
-        write_atomically(path, content + b"\n")
-        return path
-    chain = subject.export
-    parent = describe_artifact(source, out)
-    return manifest.save(
-        path, Manifest(parent=parent, network=chain.network, widths=chain.widths, data=chain.data, **fields)
-    )
+    print_table(f"Operations as timed by {runtime}, which slows it", ("op", "name", "ms", "share %"), cells)

@@ -1,7 +1,7 @@
-"""The tables of a profile: at which widths a block is measured, and what fits the times that were found.
+"""The points of a profile: at which widths its blocks are timed, and in which steps of widths its kernels work.
 
-Each width stands in the middle of a step of its kernels, since widths on an edge itself can take
-faster paths than all others do. Nothing here measures; `profiling` does.
+Each width lies in the middle of a step, since widths on its edge can take faster paths than all others
+do. In steps of 32 up to 128 channels these are 15, 47, 79 and 111. Nothing here measures; `profiling` does.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dmsflow.measuring import microbenchmarks
-from dmsflow.measuring.microbenchmarks import Sum
+from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Layer, Network, load_network
-from dmsflow.network.profile import Granularity, Profile, Table
+from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 
-EVENINGS = 50  # of rows and columns each
-GRANULARITY = (4, 8, 16, 32, 64)  # that kernels may have
+STEPS = (4, 8, 16, 32, 64)  # that kernels may work in
 STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
-STEP_RISE = 0.35  # of what the slope lets expect, up to which two widths count as one step
+STEP_RISE = 0.35  # two widths lie in one step if the time rises by less than this part of what the slope predicts
+FIRST_WIDTH = 3  # the narrowest point where kernels have no steps
 
 # --- which widths -------------------------------------------------------------------------------
 
 Bases = tuple[int, int]  # widest base channels that a block reads and writes in the networks asked for
 
 
-def networks(settings: ProfileSettings) -> list[Network]:
+def load_networks(settings: ProfileSettings) -> list[Network]:
     """Every network to cover, at every resolution."""
     return [
         load_network(name, settings.channels, resolution, settings.classes)
@@ -40,31 +39,25 @@ def networks(settings: ProfileSettings) -> list[Network]:
     ]
 
 
-def wanted(settings: ProfileSettings, before: Profile | None) -> list[tuple[FusedBlock, Bases]]:
-    """Every block once, less those that are measured as wide as is asked for."""
-    found: dict[str, tuple[FusedBlock, Bases]] = {}
-    for network in networks(settings):
+def find_missing(settings: ProfileSettings, before: Profile | None) -> list[tuple[FusedBlock, Bases]]:
+    """Every block of the networks once, without those that a profile covers as widely as is asked for."""
+    asked: dict[str, tuple[FusedBlock, Bases]] = {}
+    for network in load_networks(settings):
         for block in fused_blocks(network):
-            bases = _base(network, block.reads), _base(network, block.writes)
-            _, known = found.get(block.name, (block, (0, 0)))
-            found[block.name] = block, (max(bases[0], known[0]), max(bases[1], known[1]))
+            bases = [key if isinstance(key, int) else network.widths[key] for key in (block.reads, block.writes)]
+            _, known = asked.get(block.name, (block, (0, 0)))
+            asked[block.name] = block, (max(bases[0], known[0]), max(bases[1], known[1]))
     return [
         (block, bases)
-        for name, (block, bases) in found.items()
-        if before is None or not _covers(before.table(name), block, bases, settings.max_ratio, before.steps)
+        for block, bases in asked.values()
+        if before is None or not _covers(before, block, bases, settings.max_ratio)
     ]
 
 
-def _base(network: Network, key: str | int) -> int:
-    return key if isinstance(key, int) else network.widths[key]
-
-
-def _covers(table: Table | None, block: FusedBlock, bases: Bases, ratio: float, steps: dict[str, Granularity]) -> bool:
-    if table is None:
-        return False
-    step = steps.get(block.op, Granularity())
-    return all(
-        not widths or _up(widths[-1], each) >= base * ratio
+def _covers(before: Profile, block: FusedBlock, bases: Bases, ratio: float) -> bool:
+    table, step = before.table(block.name), before.steps.get(block.op, Granularity())
+    return table is not None and all(
+        not widths or round_up(widths[-1], each) >= base * ratio
         for widths, base, each in ((table.inputs, bases[0], step.inputs), (table.outputs, bases[1], step.outputs))
     )
 
@@ -78,62 +71,44 @@ class Plane:
     outputs: tuple[int, ...]
 
     def rows(self) -> Iterator[list[Sum]]:
-        """A row for each of `inputs`, in it a sum of probes for each of `outputs`."""
+        """A row for each of `inputs`, in it a sum of micro-benchmarks for each of `outputs`."""
         for reads in self.inputs or (0,):
-            yield [microbenchmarks.of_piece(self.block, reads, writes or reads) for writes in self.outputs or (0,)]
-
-    def sums(self) -> Iterator[Sum]:
-        for row in self.rows():
-            yield from row
+            yield [isolate_block(self.block, reads, writes or reads) for writes in self.outputs or (0,)]
 
 
-def planes(
-    asked: Sequence[tuple[FusedBlock, Bases]],
+def lay_out(
+    missing: Sequence[tuple[FusedBlock, Bases]],
     settings: ProfileSettings,
     steps: dict[str, Granularity],
     before: Profile | None,
 ) -> list[Plane]:
-    """The points of every block that is `wanted`.
+    """The points of every block that is missing.
 
     Args:
-        asked: the fused blocks.
+        missing: by `find_missing`.
         settings: how wide, and how many points.
         steps: of the kernels.
-        before: the profile that these are added to.
+        before: the profile that these are added to; points of a table that is too narrow are timed again.
     """
-    return [
-        _plane(block, bases, settings, steps, before.table(block.name) if before else None) for block, bases in asked
-    ]
+    planes = []
+    for block, bases in missing:
+        step, table = steps.get(block.op, Granularity()), before.table(block.name) if before else None
+        inputs = _choose_widths(bases[0], step.inputs, settings, table.inputs if table else ())
+        outputs = _choose_widths(bases[1], step.outputs, settings, table.outputs if table else ())
+        planes.append(Plane(block, () if block.op == "conv" else inputs, outputs if block.grows else ()))
+    return planes
 
 
-def _plane(
-    block: FusedBlock,
-    bases: Bases,
-    settings: ProfileSettings,
-    steps: dict[str, Granularity],
-    known: Table | None = None,
-) -> Plane:
-    """The points to measure; those of a table that is known, but not wide enough, are measured again."""
-    step = steps.get(block.op, Granularity())
-    inputs, outputs = (known.inputs, known.outputs) if known else ((), ())
-    reads = () if block.op == "conv" else _widths(bases[0], step.inputs, settings, inputs)
-    return Plane(block, reads, _widths(bases[1], step.outputs, settings, outputs) if block.grows else ())
+def _choose_widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int]) -> tuple[int, ...]:
+    """Widths in the middle of steps, as in geometric progression from the first step to the last, and the base's."""
+    last = round_up(math.ceil(base * settings.max_ratio), step)
+    first = min(step if step > 1 else FIRST_WIDTH, last)
+    edges = {round_up(round(width), step) for width in (*np.geomspace(first, last, settings.points), *known)}
+    return tuple(sorted({_middle_of_step(edge, step) for edge in edges | {round_up(base, step), last}}))
 
 
-def _widths(base: int, step: int, settings: ProfileSettings, known: Sequence[int]) -> tuple[int, ...]:
-    """Widths in the middle of steps: from the first, as if in geometric progression, to the last; of the base's, and those known."""
-    last = _up(math.ceil(base * settings.max_ratio), step)
-    first = min(step if step > 1 else 3, last)
-    edges = {_up(round(width), step) for width in (*np.geomspace(first, last, settings.points), *known)}
-    return tuple(sorted({_middle(edge, step) for edge in edges | {_up(base, step), last}}))
-
-
-def _up(width: int, step: int) -> int:
-    return -(-width // step) * step
-
-
-def _middle(edge: int, step: int) -> int:
-    """An odd width in the middle of the step that ends at an edge: no kernel has it easier than with others.
+def _middle_of_step(edge: int, step: int) -> int:
+    """An odd width in the middle of the step that ends at an edge: no kernel is faster for it than for others.
 
     Without steps it is the next odd one, so that a table reaches to its last edge.
     """
@@ -141,86 +116,31 @@ def _middle(edge: int, step: int) -> int:
     return width + 1 - width % 2 if step == 1 else max(1, width - 1 + width % 2)
 
 
-# --- what fits their times ----------------------------------------------------------------------
+# --- steps of kernels ---------------------------------------------------------------------------
 
 
-def table_of(
-    plane: Plane, ms: NDArray[np.float64], noise_ms: NDArray[np.float64], spread_percent: Sequence[Sequence[float]]
-) -> Table:
-    """A block's times, evened out where noise would let them fall with a width.
-
-    Args:
-        plane: its points.
-        ms: their times, [rows, columns] as in `plane.rows`.
-        noise_ms: how far off these may be, up to a factor.
-        spread_percent: of the runs behind them.
-    """
-    even = rising(ms, 1 / noise_ms**2)
-    return Table(
-        block=plane.block.name,
-        inputs=plane.inputs,
-        outputs=plane.outputs,
-        ms=tuple(tuple(round(float(cell), 6) for cell in row) for row in even),
-        spread_percent=tuple(tuple(round(percent, 2) for percent in row) for row in spread_percent),
-    )
-
-
-def rising(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest table, in weighted squares, that falls with no width; and none of it below zero.
-
-    Rows and columns take turns (Dykstra's projections). To raise whatever falls would be simpler, and
-    biased: of noisy times the largest would stay.
-    """
-    table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
-    for turn in range(2 * EVENINGS):
-        axis = turn % 2
-        offered = table + corrections[axis]
-        lines = zip(np.moveaxis(offered, axis, -1), np.moveaxis(weights, axis, -1), strict=True)
-        table = np.moveaxis(np.array([nearest_rising(*line) for line in lines]), -1, axis)
-        corrections[axis] = offered - table
-    # What is left to the last turns is less than a rounding.
-    return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)
-
-
-def nearest_rising(line: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Isotonic regression by its formula: of the means from j to k around i, the largest over j of the least over k."""
-    sums, weight = (np.concatenate([[0.0], values.cumsum()]) for values in (line * weights, weights))
-    first, last = np.indices((len(line), len(line)))
-    inside = first <= last
-    means = np.full(inside.shape, np.inf)
-    begin, end = first[inside], last[inside] + 1
-    means[inside] = (sums[end] - sums[begin]) / (weight[end] - weight[begin])
-    least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]  # over k from i on
-    found: NDArray[np.float64] = np.maximum.accumulate(np.where(inside, least, -np.inf), 0).diagonal()
-    return found
-
-
-def step_probes(channels: int) -> dict[tuple[str, str], list[Sum]]:
-    """The probes that tell the steps of kernels, by op and side: a sum for each width, as `step_of` takes their times.
+def isolate_steps(channels: int) -> dict[tuple[str, str], list[Sum]]:
+    """Micro-benchmarks that show the steps of kernels: by op and side a sum for each width that `find_step` takes.
 
     Args:
         channels: of the image.
     """
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
-    norm, quantize = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
-    binary = FusedBlock(
-        (Layer(name="c", op="binary_conv", **window), norm, quantize), microbenchmarks.CHANNELS, 32, 64, 64
-    )
-    stem = FusedBlock((Layer(name="c", op="conv", **window), norm, quantize), channels, 64, 3, 64)
+    rest = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
+    binary = FusedBlock((Layer(name="c", op="binary_conv", **window), *rest), microbenchmarks.CHANNELS, 32, 64, 64)
+    stem = FusedBlock((Layer(name="c", op="conv", **window), *rest), channels, 64, 3, 64)
     first, last = STEP_WIDTHS
-    widths = (first, *(first + step - 2 for step in GRANULARITY), last)
+    widths = (first, *(first + step - 2 for step in STEPS), last)
     return {
-        ("binary_conv", "inputs"): [microbenchmarks.of_piece(binary, width, 64) for width in widths],
-        ("binary_conv", "outputs"): [microbenchmarks.of_piece(binary, 64, width) for width in widths],
-        ("conv", "outputs"): [microbenchmarks.of_piece(stem, 0, width) for width in widths],
+        ("binary_conv", "inputs"): [isolate_block(binary, width, 64) for width in widths],
+        ("binary_conv", "outputs"): [isolate_block(binary, 64, width) for width in widths],
+        ("conv", "outputs"): [isolate_block(stem, 0, width) for width in widths],
     }
 
 
-def step_of(ms: Sequence[float]) -> int:
-    """The largest of GRANULARITY within which the time hardly rises; 1: there are none."""
+def find_step(ms: Sequence[float]) -> int:
+    """The largest of STEPS within which the time hardly rises; 1: there are none."""
     first, *inside, last = ms
     slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
-    level = [
-        step for step, time in zip(GRANULARITY, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)
-    ]
+    level = [step for step, time in zip(STEPS, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)]
     return max(level, default=1)

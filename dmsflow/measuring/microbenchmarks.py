@@ -1,18 +1,23 @@
-"""Small networks that are measured so that the time of one block can be told from them.
+"""Small networks that are timed so that the time of one fused block can be computed from them.
 
-A runtime has no clock for a block alone, and what it does at the borders of a block depends on what
-stands beside it. So each probe is a whole network, written by the same exporter as any other: an
-entry that makes the tensor a block reads, the block, and an exit that looks at one pixel of what it
-puts out. The time of the block is a sum of times of probes, most simply that with it less that
-without it; what entry and exit cost cancels along any chain of fused blocks.
+A runtime does not time a block alone, and what it does at the borders of a block depends on its
+neighbours. So each micro-benchmark is a whole network, written by the same exporter as any other: an entry
+that makes the tensor a block reads, the block, and an exit that reads one pixel of its output. The time of
+a block is the time with it less the time without it:
 
-A tensor is of one of two kinds, `bits` (behind a quantiser) or `floats`. Floats leave a probe
-through two quantisers, since one alone would become part of what it reads; the time of a quantiser
-is that of a probe with three, less that with two.
+    image -> entry -> binary_conv + batch_norm + quantize -> exit    0.31 ms
+    image -> entry -----------------------------------------> exit    0.12 ms
+                      binary_conv + batch_norm + quantize             0.19 ms
+
+A tensor is `bits` (behind a quantiser) or `floats`. Floats leave through two quantisers, since a single
+one would be fused with what it reads. The time of a quantiser is that of a network with three of them less
+that with two, and less one exit; where a block turns one kind of tensor into the other, such differences
+are added or taken away as well (`Sum`), so that entries and exits cancel along a chain of blocks.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Literal
 
@@ -23,14 +28,15 @@ from dmsflow.network.network import INPUT, Layer, Network, Op
 
 Kind = Literal["image", "bits", "floats"]
 
-CHANNELS = 3  # of a probe's image, unless the block reads the image itself
+CHANNELS = 3  # of the image, unless the block reads the image itself
 EXIT_WIDTH = 8
-SMALLEST = 8, 2  # channels and pixels of the probe that stands for a network of nothing
+SMALLEST = 8, 2  # channels and pixels of the network that stands for an empty one
 EXITS: dict[Kind, int] = {"bits": 1, "floats": 2}
+ENTRIES: dict[Op, Kind] = {"conv": "image", "binary_conv": "bits"}  # what else reads, reads floats
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """A network at the widths it is measured at; its layers have these numbers as widths."""
+class MicroBenchmark(msgspec.Struct, frozen=True, kw_only=True):
+    """A network at the widths it is timed at; its layers have these numbers as widths."""
 
     channels: int
     resolution: int
@@ -39,152 +45,110 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def network(self) -> Network:
-        return Network(
-            name="probe",
-            channels=self.channels,
-            resolution=self.resolution,
-            classes=self.classes,
-            widths={},
-            layers=self.layers,
-        )
+        size = {"channels": self.channels, "resolution": self.resolution, "classes": self.classes}
+        return Network(name="probe", **size, widths={}, layers=self.layers)
+
+    @property
+    def key(self) -> str:
+        """By which a profile that is interrupted finds its time again."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
 
 
-Sum = Counter[Probe]  # how often each probe's time is added, below zero: taken away
+Size = tuple[int, int]  # channels and pixels of a tensor
+Sum = Counter[MicroBenchmark]  # how often the time of each is added; below zero: taken away
 
 
-def overhead() -> Sum:
-    """What any network costs, whatever its layers: the smallest one's time, less its exit."""
-    total: Sum = Counter({_probe("bits", *SMALLEST): 1})
-    _add(total, _exits(1), -1)
-    return total
+def isolate_overhead() -> Sum:
+    """What any network takes, whatever its layers: the time of the smallest one, less its exit."""
+    return _combine((1, _build("bits", SMALLEST)), (-1, _isolate_exit()))
 
 
-def of_piece(block: FusedBlock, reads: int, writes: int) -> Sum:
+def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     """The time of a block that reads and writes so many channels."""
+    size = reads, block.resolution
     if block.op == "quantize":
-        return _quantiser(block.resolution, reads)
-    entry, leaves = _entry(block), _leaves(block)
-    second = block.op == "add"
-    total: Sum = Counter({_probe(entry, reads, block.resolution, block, writes, second=second): 1})
-    if leaves:
-        _add(total, _exits(EXITS[leaves]), -1)
-    if leaves == "floats":
-        _add(total, _quantiser(block.size, writes), -EXITS["floats"])
+        return _isolate_quantizer(size)
+    entry, last, second = ENTRIES.get(block.op, "floats"), block.layers[-1].op, block.op == "add"
+    terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, second=second))]
+    if last == "quantize":
+        terms.append((-EXITS["bits"], _isolate_exit()))
+    elif last != "dense":
+        terms.append((-EXITS["floats"], _isolate_exit()))
+        terms.append((-EXITS["floats"], _isolate_quantizer((writes, block.size))))
     if entry == "image":
-        _add(total, overhead(), -1)
-        return total
-    total[_probe(entry, reads, block.resolution, second=second)] -= 1
+        return _combine(*terms, (-1, isolate_overhead()))
     exits = EXITS[entry] + second
-    _add(total, _exits(exits), 1)
+    terms += [(-1, _build(entry, size, second=second)), (exits, _isolate_exit())]
     if entry == "floats":
-        _add(total, _quantiser(block.resolution, reads), exits)
-    return total
+        terms.append((exits, _isolate_quantizer(size)))
+    return _combine(*terms)
 
 
-def _quantiser(resolution: int, width: int) -> Sum:
+def _isolate_quantizer(size: Size) -> Sum:
     """The time of a quantiser: of one more that reads the same floats, less its exit."""
-    total: Sum = Counter({_probe("floats", width, resolution, exits=EXITS["floats"] + 1): 1})
-    total[_probe("floats", width, resolution)] -= 1
-    _add(total, _exits(1), -1)
+    more = _build("floats", size, exits=EXITS["floats"] + 1)
+    return _combine((1, more), (-1, _build("floats", size)), (-1, _isolate_exit()))
+
+
+def _isolate_exit() -> Sum:
+    """The time of an exit, which is the same wherever it is: it reads one pixel."""
+    return _combine((1, _build("bits", SMALLEST, exits=EXITS["bits"] + 1)), (-1, _build("bits", SMALLEST)))
+
+
+def _combine(*terms: tuple[int, Sum | MicroBenchmark]) -> Sum:
+    total: Sum = Counter()
+    for times, term in terms:
+        for benchmark, count in (term if isinstance(term, Counter) else Counter([term])).items():
+            total[benchmark] += times * count
     return total
 
 
-def _exits(count: int) -> Sum:
-    """The time of exits, which is the same wherever they are: they look at one pixel."""
-    total: Sum = Counter({_probe("bits", *SMALLEST, exits=EXITS["bits"] + 1): count})
-    total[_probe("bits", *SMALLEST)] -= count
-    return total
-
-
-def _add(total: Sum, other: Sum, times: int) -> None:
-    for probe, count in other.items():
-        total[probe] += times * count
-
-
-def _entry(block: FusedBlock) -> Kind:
-    kinds: dict[Op, Kind] = {"conv": "image", "binary_conv": "bits"}
-    return kinds.get(block.op, "floats")
-
-
-def _leaves(block: FusedBlock) -> Kind | None:
-    """What comes out; None: the class scores."""
-    kinds: dict[Op, Kind | None] = {"quantize": "bits", "dense": None}
-    return kinds.get(block.layers[-1].op, "floats")
-
-
-def _probe(
-    entry: Kind,
-    reads: int,
-    resolution: int,
-    block: FusedBlock | None = None,
-    writes: int = 0,
-    *,
-    second: bool = False,
-    exits: int = 0,
-) -> Probe:
-    """A probe around a block, or around nothing.
+def _build(
+    entry: Kind, size: Size, block: FusedBlock | None = None, writes: int = 0, *, second: bool = False, exits: int = 0
+) -> MicroBenchmark:
+    """A network around a block, or around nothing.
 
     Args:
         entry: what the block reads.
-        reads, resolution: channels and pixels of it.
-        writes: channels that the block puts out, if they are its own choice.
-        second: other floats of the same shape, by a binary convolution of these, are read as well (an add does).
+        size: of what it reads.
+        writes: channels that the block writes, if they are its own choice.
+        second: other floats of the same size, by a binary convolution of these, are read as well (an add does).
         exits: how many, if not those of EXITS.
     """
-    layers = _enter(entry, reads)
-    before = [layers[-1].name if layers else INPUT]
+    layers: list[Layer] = []
+
+    def append(name: str, op: Op, *inputs: str, **options: int) -> str:
+        layers.append(Layer(name=name, op=op, inputs=inputs, **options))
+        return name
+
+    (reads, pixels), tensors = size, [INPUT]
+    if entry != "image":  # a cheap convolution of the image, made bits or floats
+        append("enter", "conv", INPUT, width=reads)
+        append("enter_norm", "batch_norm", "enter")
+        tensors = [append(f"enter_{entry}", "quantize" if entry == "bits" else "relu", "enter_norm")]
     if second:
-        layers += _second(before[0], reads)
-        before = [layers[-1].name, before[0]]
-    size, classes = resolution, 2
-    if block:
-        for layer in block.layers:
-            width = writes if layer.op in ("conv", "binary_conv") else layer.width
-            inputs = tuple(before) if layer.op == "add" else (before[0],)
-            layers.append(msgspec.structs.replace(layer, name=f"piece_{len(layers)}", inputs=inputs, width=width))
-            before = [layers[-1].name]
-        size = block.size
+        append("second_bits", "quantize", tensors[0])
+        append("second", "binary_conv", "second_bits", width=reads)
+        tensors.insert(0, append("second_norm", "batch_norm", "second"))
+    for layer in block.layers if block else ():
+        width = writes if layer.op in ("conv", "binary_conv") else layer.width
+        inputs = tuple(tensors if layer.op == "add" else tensors[:1])
+        tensors = [f"piece_{len(layers)}"]
+        layers.append(msgspec.structs.replace(layer, name=tensors[0], inputs=inputs, width=width))
+    classes = 2
     if layers[-1].op == "dense":
         classes = int(layers[-1].width or 0)
     else:
         kind: Kind = "bits" if layers[-1].op == "quantize" else "floats"
-        # What an add would have read must be read still, or its quantiser becomes part of the entry.
-        sources = [layers[-1].name] * (exits or EXITS[kind]) + before[1:]
-        layers += _leave(sources, kind, size)
+        total = ""
+        # What an add would have read must still be read, or its quantiser becomes part of the entry.
+        for index, source in enumerate([tensors[0]] * (exits or EXITS[kind]) + tensors[1:]):
+            bits = append(f"leave_bits_{index}", "quantize", source) if kind == "floats" else source
+            # Its stride is the whole image, so that it reads one pixel.
+            leave = append(
+                f"leave_{index}", "binary_conv", bits, width=EXIT_WIDTH, stride=block.size if block else pixels
+            )
+            total = append(f"sum_{index}", "add", total, leave) if total else leave
+        append("dense", "dense", total, width=classes)
     channels = block.channels if block and entry == "image" else CHANNELS
-    return Probe(channels=channels, resolution=resolution, classes=classes, layers=tuple(layers))
-
-
-def _enter(kind: Kind, width: int) -> list[Layer]:
-    """A cheap convolution of the image, as a batch norm and what follows make it bits or floats."""
-    if kind == "image":
-        return []
-    return [
-        Layer(name="enter", op="conv", inputs=(INPUT,), width=width),
-        Layer(name="enter_norm", op="batch_norm", inputs=("enter",)),
-        Layer(name=f"enter_{kind}", op="quantize" if kind == "bits" else "relu", inputs=("enter_norm",)),
-    ]
-
-
-def _second(source: str, width: int) -> list[Layer]:
-    return [
-        Layer(name="second_bits", op="quantize", inputs=(source,)),
-        Layer(name="second", op="binary_conv", inputs=("second_bits",), width=width),
-        Layer(name="second_norm", op="batch_norm", inputs=("second",)),
-    ]
-
-
-def _leave(sources: list[str], kind: Kind, size: int) -> list[Layer]:
-    """Binary convolutions whose stride is the whole image, what they find added up, and the class scores."""
-    layers: list[Layer] = []
-    end = ""
-    for index, source in enumerate(sources):
-        bits, leave = source, f"leave_{index}"
-        if kind == "floats":
-            bits = f"leave_bits_{index}"
-            layers.append(Layer(name=bits, op="quantize", inputs=(source,)))
-        layers.append(Layer(name=leave, op="binary_conv", inputs=(bits,), width=EXIT_WIDTH, stride=size))
-        if end:
-            layers.append(Layer(name=f"sum_{index}", op="add", inputs=(end, leave)))
-        end = layers[-1].name
-    return [*layers, Layer(name="dense", op="dense", inputs=(end,), width=2)]
+    return MicroBenchmark(channels=channels, resolution=pixels, classes=classes, layers=tuple(layers))

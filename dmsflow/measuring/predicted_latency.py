@@ -1,12 +1,11 @@
 """How long a file should take, by a profile: the one asked for, or the one that its search used.
 
-A profile predicts for the files that it was measured with: of another target's kind, another precision
-or another number of threads it says nothing.
+A profile predicts only for files like those it was measured with: the same exporter, precision and
+number of threads.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,24 @@ from dmsflow.deploying import target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
-from dmsflow.manifest import Chain, Manifest
+from dmsflow.manifest import Manifest
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import value
 from dmsflow.network.profile import Profile
 from dmsflow.settings import BenchSettings
-from dmsflow.terminal import milliseconds, print_table, share_percent, spelled_method, spelled_threads
+from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a profile says of a file.
+    """A profile's prediction for one file.
 
     Attributes:
         sha256: of the profile's file.
         ms: for one image.
-        blocks: a row for each part of the network: what it is, widths in and out, time and share of it.
+        blocks: a row for each fused block: its name, widths in and out, ms and share of the total.
     """
 
     profile: Profile
@@ -41,124 +40,102 @@ class Prediction:
     ms: float
     blocks: list[dict[str, Any]]
 
-    def error_percent(self, measured_ms: float) -> float:
-        """Below zero where the file took longer."""
-        return 100 * (self.ms / measured_ms - 1)
-
     def metrics(self, measured_ms: float) -> dict[str, Any]:
-        """What a manifest says of it, beside what was measured."""
-        return {
-            "predicted_latency_ms": self.ms,
-            "prediction_error_percent": self.error_percent(measured_ms),
-            "pieces": self.blocks,
-        }
+        """The prediction as a manifest keeps it; its error is below zero where the file took longer."""
+        error = 100 * (self.ms / measured_ms - 1)
+        return {"predicted_latency_ms": self.ms, "prediction_error_percent": error, "pieces": self.blocks}
 
     def facts(self) -> dict[str, Any]:
         """The profile, as a manifest names it."""
         return {"name": self.profile.name, "method": self.profile.method, "sha256": self.sha256}
 
 
-def of(source: Path, export: Manifest | None, settings: BenchSettings) -> Prediction | None:
-    """With the profile asked for, else the search's; None: there is none, or it is of other files (a line says so).
+def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> Prediction | None:
+    """Predict with the profile asked for, else with the search's.
+
+    None: there is no profile, or it is of files that cannot be compared (a line on stderr says so).
 
     Args:
-        source: an export.json, or a file of its own.
-        export: its manifest; None: it has none.
+        source: an export.json, or a bare model file.
+        export: its manifest; None for a bare file.
         settings: of the bench.
 
     Raises:
-        DmsflowError: the profile lacks a part of the network, is damaged, or is the one asked for
-            and says nothing of this file.
+        DmsflowError: the profile lacks a block of the network, is damaged, or is the one asked for
+            and is of files that cannot be compared.
     """
     if export is None:
         if settings.profile:
-            what = f"cannot tell the time of {source}, whose widths no manifest tells"
+            what = f"cannot predict the time of {source}: no manifest has its widths"
             raise DmsflowError("--profile", what, "give the export.json of the file, or leave it out")
         return None
     chain = manifest.chain(source, whole=settings.profile is not None)
     path = profile.find_profile(settings.profile) if settings.profile else manifest.inherited(chain, "profile")
     if path is None:
         if missing := chain[0][1].parent:
-            _say(f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile")
+            print_line(
+                f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile"
+            )
         return None
-    found = profile.load_profile(str(path))
-    if why := _why_not(found, chain, settings):
+    used = profile.load_profile(str(path))
+    of_stage = {each.stage: each.settings for _, each in chain}
+    target_name, precision = of_stage["export"]["target"], of_stage["train"]["precision"]
+    if why := why_not_comparable(used, target_name, precision, settings.threads):
         if settings.profile:
             raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")
-        _say(f"no prediction: the search's profile {found.title} {why}")
+        print_line(f"no prediction: the search's profile {used.title} {why}")
         return None
-    return _predicted(found, hash_file(path), export)
+    latency, widths = build_latency(export.network, used), export.widths
+    total = latency(widths)
+    parts: list[tuple[str, int | None, int | None, float]] = [
+        (block.name, value(widths, block.reads), value(widths, block.writes), ms)
+        for block, ms in latency.by_block(widths)
+    ]
+    parts.append(("overhead of a run", None, None, used.overhead_ms))
+    head = ("piece", "input_width", "output_width", "predicted_ms", "share_percent")
+    blocks = [dict(zip(head, (*part, share_percent(part[-1], total)), strict=True)) for part in parts]
+    return Prediction(used, hash_file(path), total, blocks)
 
 
-def _why_not(found: Profile, chain: Chain, settings: BenchSettings) -> str | None:
-    by_stage = {each.stage: each for _, each in chain}
-    aim, precision = by_stage["export"].settings["target"], by_stage["train"].settings["precision"]
-    return other_files(found, aim, precision, settings.threads)
-
-
-def other_files(found: Profile, aim: str, precision: str, threads: int) -> str | None:
-    """Why the times of a profile are not those of a network that is trained, exported and run so; None: they are.
+def why_not_comparable(used: Profile, target_name: str, precision: str, threads: int) -> str | None:
+    """Why a profile does not predict a network trained, exported and run in this way; None: it does.
 
     Args:
-        found: the profile.
-        aim: the target's name.
+        used: the profile.
+        target_name: what the file is for.
         precision: "binary" or "float".
         threads: of the runtime.
     """
-    if found.precision != precision:
-        return f"is of {found.precision} networks, and this one is {precision}"
-    if found.target != aim and target.load(found.target).exporter != target.load(aim).exporter:
-        return f"is of files for {found.target}, and this one is for {aim}"
-    if found.threads != threads:
-        return f"is of {spelled_threads(found.threads)}, and this bench of {spelled_threads(threads)}"
+    if used.precision != precision:
+        return f"is of {used.precision} networks, and this one is {precision}"
+    if used.target != target_name and target.load(used.target).exporter != target.load(target_name).exporter:
+        return f"is of files for {used.target}, and this one is for {target_name}"
+    if used.threads != threads:
+        return f"is of {spelled_threads(used.threads)}, and this bench of {spelled_threads(threads)}"
     return None
 
 
-def _predicted(found: Profile, sha256: str, export: Manifest) -> Prediction:
-    latency = build_latency(export.network, found)
-    total = latency(export.widths)
-    parts = [
-        (block.name, value(export.widths, block.reads), value(export.widths, block.writes), ms)
-        for block, ms in latency.by_block(export.widths)
-    ]
-    head = ("piece", "input_width", "output_width", "predicted_ms")
-    rows = [dict(zip(head, row, strict=True)) for row in (*parts, ("overhead of a run", None, None, found.overhead_ms))]
-    return Prediction(
-        found, sha256, total, [{**row, "share_percent": share_percent(row["predicted_ms"], total)} for row in rows]
-    )
-
-
 def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, machine: Machine) -> None:
-    """Print it beside what was measured, where it comes from, and what each part of the network takes of it.
+    """Print it beside what was measured, where it comes from, and what each block takes of it.
 
     Args:
         prediction: of the file.
         measured: the file's own timing.
-        measured_ms: what of that is compared.
+        measured_ms: the number of that timing to compare with.
         machine: that measured it.
     """
     used, title = prediction.profile, prediction.profile.title
-    error = f"{prediction.error_percent(measured_ms):+.1f}"
+    error = f"{prediction.metrics(measured_ms)['prediction_error_percent']:+.1f}"
     row = title, milliseconds(prediction.ms), milliseconds(measured_ms), error
     print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
-    origin = measured_machine(used.environment).get("processor")
-    date = used.environment.get("date")
-    how, threads = spelled_method(used.method), spelled_threads(used.threads)
-    _say(f"{title}: {how} {used.device} ({origin}), {used.runtime}, {threads}, {date}")
-    if origin != machine.processor:
-        _say(f"{title} is of another processor: {origin}, and this is {machine.processor}")
-    if used.runtime != measured.runtime:
-        _say(f"{title} is of another runtime: {used.runtime}, and this is {measured.runtime}")
-    cells = [
-        (
-            *(part[key] for key in ("piece", "input_width", "output_width")),
-            milliseconds(part["predicted_ms"]),
-            f"{part['share_percent']:.1f}",
-        )
-        for part in prediction.blocks
-    ]
-    print_table(f"Predicted by block, profile {title}", ("piece", "width in", "width out", "ms", "share %"), cells)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    origin, date = measured_machine(used.environment).get("processor"), used.environment.get("date")
+    where = f"{spelled_method(used.method)} {used.device} ({origin})"
+    print_line(f"{title}: {where}, {used.runtime}, {spelled_threads(used.threads)}, {date}")
+    for what, theirs, ours in (("processor", origin, machine.processor), ("runtime", used.runtime, measured.runtime)):
+        if theirs != ours:
+            print_line(f"{title} is of another {what}: {theirs}, and this is {ours}")
+    cells = []
+    for block in prediction.blocks:
+        name, reads, writes, ms, share = block.values()
+        cells.append((name, reads, writes, milliseconds(ms), f"{share:.1f}"))
+    print_table(f"Predicted by block, profile {title}", ("block", "width in", "width out", "ms", "share %"), cells)

@@ -22,7 +22,8 @@ import pytest
 from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
-from dmsflow.measuring.devices import Access, File, Job, Operation, _benchmark, _shell
+from dmsflow.measuring.devices import Access, File, Job, Operation, _shell
+from dmsflow.measuring.devices.phone import benchmark_program
 
 SERIAL = "192.168.1.7:5555"
 
@@ -238,7 +239,7 @@ def test_files_take_turns_in_short_processes(model):
         ran.append((index, options[2], limit_s))
         return NEW
 
-    timings = _benchmark.measure(job(model, model, runs=25), Path(__file__), run)
+    timings = benchmark_program.time_files(job(model, model, runs=25), Path(__file__), run)
     assert [len(timing.runs_ms) for timing in timings] == [10, 10]
     assert ran == [(0, "--num_runs=3", 60 + 5 * 5), (1, "--num_runs=3", 60 + 5 * 5)] * 10
 
@@ -257,14 +258,16 @@ def test_files_take_turns_in_short_processes(model):
     ],
 )
 def test_the_average_as_each_version_prints_it(printed, ms, model):
-    timing = _benchmark.measure(job(model, runs=1), Path(__file__), lambda index, options, limit_s: printed)[0]
+    timing = benchmark_program.time_files(job(model, runs=1), Path(__file__), lambda index, options, limit_s: printed)[
+        0
+    ]
     assert timing.runs_ms == (pytest.approx(ms),) and timing.load_ms > 0
     assert timing.peak_memory_bytes is None and timing.operations == ()
 
 
 def test_a_version_that_cannot_tell_memory_or_operations(model):
     asked = job(model, runs=1, memory=True, operations=True)
-    timing = _benchmark.measure(asked, Path(__file__), lambda index, options, limit_s: NEW)[0]
+    timing = benchmark_program.time_files(asked, Path(__file__), lambda index, options, limit_s: NEW)[0]
     assert timing.peak_memory_bytes is None and timing.operations == ()
 
 
@@ -275,11 +278,11 @@ def test_a_table_of_something_else_is_refused(good, bad, model):
     table = TABLE.replace(good, bad)
     assert table != TABLE
     with pytest.raises(DmsflowError, match="the benchmark program printed no table of operations"):
-        _benchmark.measure(job(model, runs=1, operations=True), Path(__file__), lambda *_: NEW + table)
+        benchmark_program.time_files(job(model, runs=1, operations=True), Path(__file__), lambda *_: NEW + table)
 
 
 def test_the_table_of_older_versions():
-    assert _benchmark.parse_operations(OLD_TABLE) == (
+    assert benchmark_program.parse_operations(OLD_TABLE) == (
         Operation(op="CONV_2D", name="Net/Conv2d_0/Relu6", ms=4.269),
         Operation(op="DEPTHWISE_CONV_2D", name="Net/Conv2d_1", ms=2.15),
     )
@@ -379,7 +382,7 @@ def test_a_program_that_fails_says_why(phone, model):
 
 
 def test_a_phone_that_is_too_slow(phone, model, monkeypatch, tmp_path):
-    monkeypatch.setattr(_benchmark, "limit_s", lambda runs: 1.0)
+    monkeypatch.setattr(benchmark_program, "limit_s", lambda runs: 1.0)
     said = refused(phone, phone.benchmark(f"#!/bin/sh\necho $$ >{tmp_path}/pid; exec sleep 60\n"), job(model))
     assert said == "is too slow: -a b.tflite took more than 1 s; ask for fewer runs"
     assert subprocess.run(["kill", "-0", (tmp_path / "pid").read_text()], capture_output=True, check=False).returncode

@@ -118,7 +118,7 @@ from dmsflow.settings import BenchSettings
 source = Path({str(exported["x86-64"])!r})
 bench.run(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), command=("x",))
 file = {{"path": str(source.parent / "model.tflite"), "runner": "lce"}}
-_program.watch({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
+_program.run_job({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
 print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "checked")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -318,7 +318,7 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
     assert {"Conv"} < {row["op"] for row in rows}
     assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
     assert all(row["ms"] >= 0 and row["name"] for row in rows)
-    assert "Operations as onnxruntime 1." in capsys.readouterr().err
+    assert "Operations as timed by onnxruntime 1." in capsys.readouterr().err
     written = manifest.load(bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "litert", command=COMMAND))
     assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
     lce = fewer(operations=True, runner="lce")
@@ -347,7 +347,7 @@ def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsy
     assert "peak_memory_mib" not in written.metrics
     shown = capsys.readouterr().err
     assert "measured on: Kirin 990, Linux aarch64, governor schedutil, 42 °C" in shown
-    assert "top-1: found on this machine, by the same file" in shown
+    assert "top-1: computed on this machine, with the same file" in shown
     assert bench.PEAK not in shown
 
 

@@ -21,7 +21,8 @@ from dmsflow import native
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.measuring import devices
-from dmsflow.measuring.devices import File, Job, _benchmark
+from dmsflow.measuring.devices import File, Job
+from dmsflow.measuring.devices.phone import benchmark_program
 from dmsflow.modelfile import reader
 from dmsflow.modelfile.runners import lce
 from dmsflow.network.architectures import resnet18, vgg11
@@ -114,7 +115,7 @@ def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:
     job = Job(
         files=(File(path=str(model), runner="litert"),), threads=2, warm_up=1, runs=2, memory=True, operations=True
     )
-    (timing,) = _benchmark.measure(job, Path(program[-1]), run)
+    (timing,) = benchmark_program.time_files(job, Path(program[-1]), run)
     assert len(timing.runs_ms) == 2 and min(timing.runs_ms) > 0 and timing.load_ms > 0
     assert timing.peak_memory_bytes and timing.peak_memory_bytes > 2**20
     assert [each.op for each in timing.operations] == [each.op for each in reader.read_model_file(model).ops]

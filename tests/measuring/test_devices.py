@@ -152,19 +152,19 @@ def test_files_take_turns():
 
     asked = {"files": [{"path": name, "runner": "turns"} for name in "ab"]}
     asked |= {"threads": 1, "warm_up": 2, "runs": 3, "operations": True}
-    seen = _program.watch(asked, lambda name: Runner)
+    seen = _program.run_job(asked, lambda name: Runner)
     assert order == ["a", "b"] * 5
-    assert [len(times) for times in seen["runs_ms"]] == [3, 3]
-    assert seen["runtimes"] == ["turns 1.0", "turns 1.0"]
-    assert seen["operations"] == [[], []]
+    assert [len(timing["runs_ms"]) for timing in seen["timings"]] == [3, 3]
+    assert [timing["runtime"] for timing in seen["timings"]] == ["turns 1.0", "turns 1.0"]
+    assert [timing["operations"] for timing in seen["timings"]] == [[], []]
 
 
 def test_peak_memory_is_that_of_the_process_alone(model_files):
     """A parent of 600 MiB does not count; 300 MiB of the process itself do."""
     ballast = np.ones(600 * 2**20, np.uint8)
-    seen = _python._seen(job(model_files[0]), local._in_child(job(model_files[0])))
-    assert seen.peak_memory_bytes < 300 * 2**20 < ballast.nbytes
-    script = "import numpy as np; from dmsflow.measuring.devices import _program as p; x = np.ones(300 << 20, np.uint8); del x; print(p.peak_memory_bytes())"
+    seen = _python.read_answer(job(model_files[0]), local._in_child(job(model_files[0])))
+    assert seen.timings[0].peak_memory_bytes < 300 * 2**20 < ballast.nbytes
+    script = "import numpy as np; from dmsflow.measuring.devices import _program as p; x = np.ones(300 << 20, np.uint8); del x; print(p.read_peak_memory())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 300 * 2**20 < int(done.stdout) < 500 * 2**20
 
@@ -180,7 +180,7 @@ def test_a_child_that_dies_is_told(monkeypatch):
 
 @pytest.mark.parametrize(
     "written",
-    [b"", b"hello", b"dmsflow-result", b"dmsflow-result {}", b'dmsflow-result {"seen": 1}', b"dmsflow-result \xff"],
+    [b"", b"hello", b"dmsflow-result", b"dmsflow-result {}", b'dmsflow-result {"measured": 1}', b"dmsflow-result \xff"],
 )
 def test_garbage_from_a_child_is_told_in_one_line(written, monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout=written, stderr=b"")
@@ -192,23 +192,28 @@ def test_garbage_from_a_child_is_told_in_one_line(written, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "value"),
     [
-        ("runs_ms", [[1.0]]),
-        ("runs_ms", [[1.0, float("nan")]]),
-        ("runs_ms", [[1.0, 0.0]]),
-        ("runs_ms", [["1.0", "2.0"]]),
+        ("runs_ms", [1.0]),
+        ("runs_ms", [1.0, float("nan")]),
+        ("runs_ms", [1.0, 0.0]),
+        ("runs_ms", ["1.0", "2.0"]),
         ("load_ms", [1.0, 2.0]),
-        ("runtimes", []),
-        ("operations", [[["Conv", 1, 0.1]]]),
+        ("runtime", None),
+        ("operations", [["Conv", "x", 0.1]]),
     ],
 )
 def test_timings_of_another_job_are_refused(changed, value):
     machine = {"processor": "p", "system": "s", "cores": 1, "governor": None, "temperature_c": None}
-    seen = {"machine": machine, "runtimes": ["r"], "load_ms": [1.0], "runs_ms": [[1.0, 2.0]]}
-    seen |= {"operations": [[]], "peak_memory_bytes": 1}
-    asked, answer = job(devices.File(path="x.onnx", runner="onnxruntime")), f"{_program.RESULT}%s".__mod__
-    assert _python._seen(asked, answer(json.dumps({"seen": seen})).encode()).runs_ms == ((1.0, 2.0),)
-    with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings"):
-        _python._seen(asked, answer(json.dumps({"seen": {**seen, changed: value}})).encode())
+    timing = {"runtime": "r", "load_ms": 1.0, "runs_ms": [1.0, 2.0], "operations": [], "peak_memory_bytes": 1}
+    asked = job(devices.File(path="x.onnx", runner="onnxruntime"))
+
+    def answer(*timings):
+        measured = {"machine": machine, "timings": timings}
+        return f"{_program.RESULT}{json.dumps({'measured': measured})}".encode()
+
+    assert _python.read_answer(asked, answer(timing)).timings[0].runs_ms == (1.0, 2.0)
+    for timings in ([{**timing, changed: value}], [timing, timing], []):
+        with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings"):
+            _python.read_answer(asked, answer(*timings))
 
 
 def test_an_interrupt_ends_the_child(tmp_path):
@@ -248,7 +253,7 @@ def test_what_local_cannot_do_is_refused():
     [(["41000", "55500", None, "-40000", "200000000", "not it"], 55.5), ([], None), ([None, "0", "255000"], None)],
 )
 def test_the_hottest_sensor_that_is_connected(readings, hottest):
-    assert _program.hottest_c(readings) == hottest
+    assert _program.find_hottest_c(readings) == hottest
 
 
 # --- the program that is sent -------------------------------------------------------------------
@@ -272,7 +277,7 @@ def in_the_bare(bare, line, given=b"", cwd=None):
 
 def test_what_is_sent_is_complete(bare, model_files, tmp_path):
     """Alone with NumPy and the runtimes: nothing of dmsflow but what is in it, and no msgspec."""
-    (tmp_path / "program.zip").write_bytes(_python.program())
+    (tmp_path / "program.zip").write_bytes(_python.pack_program())
     missing = in_the_bare(bare, "import dmsflow")
     assert b"No module named 'dmsflow'" in missing.stderr
     assert b"No module named 'msgspec'" in in_the_bare(bare, "import msgspec").stderr
@@ -282,23 +287,23 @@ def test_what_is_sent_is_complete(bare, model_files, tmp_path):
     line = f"runpy.run_path({str(tmp_path / 'program.zip')!r}, run_name='__main__')"
     done = in_the_bare(bare, line, msgspec.json.encode(asked))
     assert done.returncode == 0, done.stderr
-    seen = _python._seen(asked, done.stdout)
-    assert [len(times) for times in seen.runs_ms] == [2, 2]
-    assert seen.operations[0] and not seen.operations[1]
+    seen = _python.read_answer(asked, done.stdout)
+    assert [len(timing.runs_ms) for timing in seen.timings] == [2, 2]
+    assert seen.timings[0].operations and not seen.timings[1].operations
     assert not {"torch", "msgspec", "click", "rich"} & set(re.findall(rb"\w+", _python.LAUNCHER.encode()))
 
 
 def test_what_is_sent_is_small():
-    assert len(_python.program()) < 40_000
+    assert len(_python.pack_program()) < 40_000
 
 
 def test_a_python_that_lacks_numpy_says_so(tmp_path):
-    (tmp_path / "program.zip").write_bytes(_python.program())
+    (tmp_path / "program.zip").write_bytes(_python.pack_program())
     done = subprocess.run(
         [sys.executable, "-I", "-S", tmp_path / "program.zip"], input=b"{}", capture_output=True, check=True
     )
     with pytest.raises(DmsflowError, match=r"python\S*: has no NumPy; run there: .*python\S* -m pip install 'numpy<2'"):
-        _python._seen(job(devices.File(path="x", runner="lce")), done.stdout)
+        _python.read_answer(job(devices.File(path="x", runner="lce")), done.stdout)
 
 
 def test_every_python_reads_the_launcher():
@@ -306,5 +311,5 @@ def test_every_python_reads_the_launcher():
     lines = _python.LAUNCHER.replace("(3, 10)", "(99, 0)")
     done = subprocess.run([sys.executable, "-c", lines], input=b"", capture_output=True, check=True)
     with pytest.raises(DmsflowError, match=r"is Python 3\.\d+; 3\.10 or newer is needed there"):
-        _python._seen(job(devices.File(path="x", runner="lce")), done.stdout)
+        _python.read_answer(job(devices.File(path="x", runner="lce")), done.stdout)
     assert not re.search(r"f\"|:=|print [^(]", _python.LAUNCHER)

@@ -1,4 +1,4 @@
-"""On a device whose times add up, the probes give back exactly the times that they were added from."""
+"""On a device whose times add up, the micro-benchmarks give back exactly the times that they were added from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsflow.measuring import microbenchmarks
-from dmsflow.measuring.microbenchmarks import Probe, Sum
+from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Network, load_network, value
 
@@ -35,43 +35,43 @@ def additive_ms(network: Network, widths: Mapping[str, int]) -> float:
 
 
 @functools.cache
-def told_of(probe: Probe) -> float:
-    return additive_ms(probe.network, {})
+def time_of(benchmark: MicroBenchmark) -> float:
+    return additive_ms(benchmark.network, {})
 
 
-def told(total: Sum) -> float:
-    return sum(times * told_of(probe) for probe, times in total.items())
+def time(total: Sum) -> float:
+    return sum(times * time_of(benchmark) for benchmark, times in total.items())
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @settings(max_examples=5)
 @given(data=st.data())
-def test_the_pieces_of_a_network_add_up_to_it(network: Network, data: st.DataObject) -> None:
+def test_the_blocks_of_a_network_add_up_to_it(network: Network, data: st.DataObject) -> None:
     widths = {name: data.draw(st.integers(1, 300)) for name in network.widths}
-    predicted = told(microbenchmarks.overhead()) + sum(
-        told(microbenchmarks.of_piece(block, value(widths, block.reads), value(widths, block.writes)))
+    predicted = time(microbenchmarks.isolate_overhead()) + sum(
+        time(microbenchmarks.isolate_block(block, value(widths, block.reads), value(widths, block.writes)))
         for block in fused_blocks(network)
     )
     assert predicted == pytest.approx(additive_ms(network, widths), rel=1e-9)
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_every_probe_is_a_network_that_deploys(network: Network) -> None:
+def test_every_micro_benchmark_is_a_network_that_deploys(network: Network) -> None:
     from dmsflow.deploying import folding
 
     for block in fused_blocks(network):
-        for probe in microbenchmarks.of_piece(block, 5, 9):
+        for benchmark in microbenchmarks.isolate_block(block, 5, 9):
             form = folding.fold(
-                probe.network,
+                benchmark.network,
                 {},
-                folding.random_weights(probe.network, {}),
-                (128,) * probe.channels,
-                (64.0,) * probe.channels,
+                folding.random_weights(benchmark.network, {}),
+                (128,) * benchmark.channels,
+                (64.0,) * benchmark.channels,
             )
-            assert form.ops[-1].name == probe.layers[-1].name
+            assert form.ops[-1].name == benchmark.layers[-1].name
 
 
-def test_a_probe_is_known_by_what_it_holds() -> None:
+def test_a_micro_benchmark_is_known_by_what_it_holds() -> None:
     (block, *_) = fused_blocks(NETWORKS["vgg11-32"])
-    assert microbenchmarks.of_piece(block, 3, 9) == microbenchmarks.of_piece(block, 3, 9)
-    assert microbenchmarks.of_piece(block, 3, 9) != microbenchmarks.of_piece(block, 3, 10)
+    assert microbenchmarks.isolate_block(block, 3, 9) == microbenchmarks.isolate_block(block, 3, 9)
+    assert microbenchmarks.isolate_block(block, 3, 9) != microbenchmarks.isolate_block(block, 3, 10)

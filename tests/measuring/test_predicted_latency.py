@@ -63,7 +63,7 @@ def saved(tmp_path: Path, make_profile: Callable[..., Profile]) -> Save:
 
 def of(folder: Path, **options: Any) -> Prediction | None:
     source = folder / "export.json"
-    return predicted_latency.of(source, manifest.load(source), BenchSettings(**options))
+    return predicted_latency.predict(source, manifest.load(source), BenchSettings(**options))
 
 
 def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:
@@ -84,8 +84,8 @@ def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:
 def test_its_error_is_held_against_what_was_measured(folder: Path) -> None:
     found = of(folder)
     assert found
-    assert found.error_percent(found.ms) == 0
-    assert found.error_percent(2 * found.ms) == pytest.approx(-50)
+    assert found.metrics(found.ms)["prediction_error_percent"] == 0
+    assert found.metrics(2 * found.ms)["prediction_error_percent"] == pytest.approx(-50)
     assert found.metrics(found.ms / 2) == {
         "predicted_latency_ms": found.ms,
         "prediction_error_percent": pytest.approx(100),
@@ -150,9 +150,9 @@ def test_an_export_alone_is_predicted_by_nothing(folder: Path, saved: Save, caps
 
 def test_a_bare_file_has_no_widths_to_predict_from(saved: Save) -> None:
     bare = Path("model.tflite")
-    assert predicted_latency.of(bare, None, BenchSettings()) is None
-    with pytest.raises(DmsflowError, match=r"--profile: .*model.tflite, whose widths no manifest tells; give the"):
-        predicted_latency.of(bare, None, BenchSettings(profile=saved()))
+    assert predicted_latency.predict(bare, None, BenchSettings()) is None
+    with pytest.raises(DmsflowError, match=r"--profile: .*model.tflite: no manifest has its widths; give the"):
+        predicted_latency.predict(bare, None, BenchSettings(profile=saved()))
 
 
 @pytest.mark.parametrize(

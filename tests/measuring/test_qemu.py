@@ -63,7 +63,7 @@ def networks(tmp_path_factory):
 
 def run_there(address: str, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
     with qemu.set_up(address) as device:
-        done = qemu.emulate(device, arguments)
+        done = qemu.emulate(device, *arguments)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return done
 
@@ -299,15 +299,15 @@ def test_a_part_is_made_once_and_again_where_it_is_damaged(cache, capsys):
         (place / "a").mkdir()
         (place / "a" / "b").write_text("whole")
 
-    first = parts.made("part", "recipe", make)
-    assert parts.made("part", "recipe", make) == first and len(made) == 1
+    first = parts.make_part("part", "recipe", make)
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 1
     (first / "a" / "__pycache__").mkdir()
     (first / "a" / "__pycache__" / "b.pyc").write_text("compiled")
-    assert parts.made("part", "recipe", make) == first and len(made) == 1
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 1
     (first / "a" / "b").write_text("wh")
-    assert parts.made("part", "recipe", make) == first and len(made) == 2
+    assert parts.make_part("part", "recipe", make) == first and len(made) == 2
     assert (first / "a" / "b").read_text() == "whole" and "is damaged: it is made again" in capsys.readouterr().err
-    assert parts.made("part", "another recipe", make) != first
+    assert parts.make_part("part", "another recipe", make) != first
     assert sorted(path.name for path in cache.iterdir() if path.name.startswith(".")) == []
 
 
@@ -317,7 +317,7 @@ def test_a_part_that_cannot_be_made_leaves_nothing(cache):
         raise DmsflowError("network", "is gone", "try again")
 
     with pytest.raises(DmsflowError, match="network: is gone"):
-        parts.made("part", "recipe", make)
+        parts.make_part("part", "recipe", make)
     assert list(cache.iterdir()) == []
 
 
@@ -337,10 +337,10 @@ def test_the_plugin_is_compiled_for_the_emulators_interface(version, api):
 
 def test_a_cached_device_needs_no_network(networks, monkeypatch):
     with qemu.set_up("qemu") as device:
-        qemu.emulate(device, ["-c", ""])
+        qemu.emulate(device, "-c", "")
     monkeypatch.setattr(parts, "_run", lambda command, *_: _only_local(command))
     with qemu.set_up("qemu") as device:
-        done = qemu.emulate(device, ["-c", "import platform; print(platform.machine())"], counted=None)
+        done = qemu.emulate(device, "-c", "import platform; print(platform.machine())")
     assert io.BytesIO(done.stdout).read() == b"aarch64\n"
 
 

@@ -229,7 +229,7 @@ def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
     """Through the command line; every point in a few runs."""
     monkeypatch.setattr("dmsflow.measuring.timing.PAUSE_S", 0.0)
     words = ["--channels", "1", "--networks", "vgg11", "--max-ratio", "0.5", "--points", "2", "--runs", "3"]
-    given = ["--name", "there", "--device", server.address, "--check", "1", "--patience-minutes", "0", "--out"]
+    given = ["--name", "there", "--device", server.address, "--check", "1", "--timeout-minutes", "0", "--out"]
     assert cli.main(["profile", *given, str(tmp_path), *words]) == 0
     made = profile.load_profile(capsys.readouterr().out.strip())
     assert made.device == server.address and made.runtime.startswith("LiteRT ") and made.environment["processor"]
@@ -563,7 +563,10 @@ def test_no_ssh_on_this_machine(server, monkeypatch, tmp_path):
 def test_arguments_reach_a_shell_quoted():
     odd = ["", "a b", "it's", '"', "$(id)", "`id`", "*", "\n", "\\", "!", "-n", "ä"]
     done = subprocess.run(
-        _shell.line('for one in "$@"; do printf "<%s>" "$one"; done', *odd), shell=True, capture_output=True, check=True
+        _shell.quote_script('for one in "$@"; do printf "<%s>" "$one"; done', *odd),
+        shell=True,
+        capture_output=True,
+        check=True,
     )
     assert done.stdout.decode() == "".join(f"<{one}>" for one in odd)
 

@@ -1,8 +1,8 @@
 """The program that measures with Python, wherever the files are.
 
-It reads a job from stdin and writes what it saw as the last line of stdout, both as JSON. A device
-needs only Python, NumPy and the runtime for it: of dmsflow it imports `errors`, `plugin`, the
-runners and what these import, and nothing that is not in Python or NumPy (`_python.py` ships it).
+It reads a job from stdin and writes what it measured as the last line of stdout, both as JSON. A device
+needs only Python, NumPy and the runtime for it: of dmsflow it imports `environment`, `errors`, `plugin`,
+the runners and what these import, and nothing that is not in Python or NumPy (`_python.py` ships it).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from dmsflow import plugin
+from dmsflow.environment import read_processor_name
 from dmsflow.errors import DmsflowError
 
 RESULT = "dmsflow-result "  # what a login prints by itself may stand before it
@@ -31,8 +32,8 @@ HOTTEST_C = 150.0  # sensors that read more, or nothing above zero, are not conn
 COUNTED = "DMSFLOW_MARK"  # the variable that an emulated device sets, which counts (native/count.c)
 
 
-def watch(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) -> dict[str, Any]:
-    """Run a job in this process; the lists are in the order of its files.
+def run_job(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) -> dict[str, Any]:
+    """Run a job in this process and give a devices.Measurement, whose memory is that of the whole process.
 
     Args:
         job: a devices.Job as JSON gives it back.
@@ -42,7 +43,7 @@ def watch(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) 
         DmsflowError: a file cannot be loaded.
     """
     files, threads = job["files"], job["threads"]
-    runners = [(load or runner)(file["runner"]) for file in files]
+    runners = [(load or load_runner)(file["runner"]) for file in files]
     runtimes = [one.version() for one in runners]  # imports them, which is no part of loading a file
     sessions, load_ms = [], []
     for one, file in zip(runners, files, strict=True):
@@ -55,11 +56,11 @@ def watch(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) 
     images = [random.integers(0, 256, session.input_shape).astype(np.float32) for session in sessions]
     runs_ms: list[list[float]] = [[] for _ in sessions]
     gc.disable()
-    for turn in range(job["warm_up"] + job["runs"]):
+    for index in range(job["warm_up"] + job["runs"]):
         for file, session, image, times in zip(files, sessions, images, runs_ms, strict=True):
             for _ in range(file.get("primers", 0)):
                 session.run(image)
-            counts = turn >= job["warm_up"]
+            counts = index >= job["warm_up"]
             if counts:
                 mark()
             start = time.perf_counter_ns()
@@ -69,17 +70,14 @@ def watch(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) 
                 mark()
                 times.append(elapsed / 1e6)
     gc.enable()
-    return {
-        "peak_memory_bytes": peak_memory_bytes(),
-        "machine": machine(),
-        "runtimes": runtimes,
-        "load_ms": load_ms,
-        "runs_ms": runs_ms,
-        "operations": [
-            session.operations(image, OPERATION_RUNS) if job["operations"] and hasattr(session, "operations") else []
-            for session, image in zip(sessions, images, strict=True)
-        ],
-    }
+    peak, machine, timings = read_peak_memory(), describe_machine(), []
+    for session, image, *measured in zip(sessions, images, runtimes, load_ms, runs_ms, strict=True):
+        timed = job["operations"] and hasattr(session, "operations")
+        rows = session.operations(image, OPERATION_RUNS) if timed else []
+        operations = [dict(zip(("op", "name", "ms"), row, strict=True)) for row in rows]
+        timing = dict(zip(("runtime", "load_ms", "runs_ms"), measured, strict=True))
+        timings.append({**timing, "operations": operations, "peak_memory_bytes": peak})
+    return {"machine": machine, "timings": timings}
 
 
 def mark() -> None:
@@ -88,7 +86,7 @@ def mark() -> None:
         time.clock_gettime(time.CLOCK_TAI)
 
 
-def runner(name: str) -> ModuleType:
+def load_runner(name: str) -> ModuleType:
     """A file of runners/; whether there is one of this name is known before the job is sent."""
     if name.endswith(".py"):
         return plugin.load("runners", name)
@@ -98,8 +96,8 @@ def runner(name: str) -> ModuleType:
 # --- the machine --------------------------------------------------------------------------------
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident set of this process so far.
+def read_peak_memory() -> int:
+    """Bytes of the largest resident set of this process so far.
 
     Linux counts the parent's pages at the moment of the fork in `ru_maxrss`, so a large parent
     would be measured instead; VmHWM begins anew with the program.
@@ -114,32 +112,25 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """A devices.Machine: this one, now."""
     return {
-        "processor": _processor(),
+        "processor": read_processor_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "temperature_c": hottest_c(_text(str(path)) for path in Path("/sys/class/thermal").glob("*/temp")),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "temperature_c": find_hottest_c(_read(path) for path in Path("/sys/class/thermal").glob("*/temp")),
     }
 
 
-def _processor() -> str:
-    for line in (_text("/proc/cpuinfo") or "").splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.split(":", 1)[1].strip()
-    return _text("/proc/device-tree/model") or platform.processor() or platform.machine()
-
-
-def hottest_c(readings: Iterable[str | None]) -> float | None:
+def find_hottest_c(readings: Iterable[str | None]) -> float | None:
     """The hottest of Linux's thermal zones, which read in thousandths of a degree."""
     degrees = [int(text) / 1000 for text in readings if text and text.lstrip("-").isdigit()]
     return max((one for one in degrees if 0 < one < HOTTEST_C), default=None)
 
 
-def _text(path: str) -> str | None:
-    """Of a file of the system; None: it is not there, not for us to read, or empty."""
+def _read(path: str | Path) -> str | None:
+    """The text of a file of the system; None: it is not there, not for us to read, or empty."""
     with contextlib.suppress(OSError):
         return Path(path).read_text(errors="replace").strip("\0\n ") or None
     return None
@@ -153,7 +144,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what a runtime prints is none of the result
         try:
-            answer: dict[str, Any] = {"seen": watch(job)}
+            answer: dict[str, Any] = {"measured": run_job(job)}
         except DmsflowError as error:
             where, _, rest = str(error).partition(": ")
             what, _, right = rest.rpartition("; ")

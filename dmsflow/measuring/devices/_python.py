@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import msgspec
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
-from dmsflow.measuring.devices import Job, Machine, Measurement, Operation, Timing
+from dmsflow.measuring.devices import Job, Measurement
 from dmsflow.measuring.devices._program import OPERATION_RUNS, RESULT
 
 MEMORY_RUNS = 3
 PACKAGE = Path(__file__).parents[2]
 SHIPPED = (
     "__init__.py",
+    "environment.py",
     "errors.py",
     "plugin.py",
     "native/__init__.py",
@@ -41,21 +43,10 @@ program.main()
 """
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process saw; the lists are in the order of the job's files."""
-
-    machine: Machine
-    runtimes: tuple[str, ...]
-    load_ms: tuple[float, ...]
-    runs_ms: tuple[tuple[float, ...], ...]
-    operations: tuple[tuple[tuple[str, str, float], ...], ...]
-    peak_memory_bytes: int
-
-
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Or, instead, where something is wrong, what, and what would be right."""
+    """What one process measured; or where something is wrong, what, and what would be right."""
 
-    seen: Seen | None = None
+    measured: Measurement | None = None
     error: tuple[str, str, str] | None = None
 
 
@@ -73,23 +64,17 @@ def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurem
     """
     for name in {file.runner for file in job.files}:
         plugin.load("runners", name)
-    timed = _seen(job, run(job), device)
+    timed = read_answer(job, run(job), device)
     alone: list[int | None] = [None] * len(job.files)
     if job.memory:
         few = msgspec.structs.replace(job, warm_up=0, runs=MEMORY_RUNS, operations=False)
         single = [msgspec.structs.replace(few, files=(file,)) for file in job.files]
-        alone = [_seen(one, run(one), device).peak_memory_bytes for one in single]
+        alone = [read_answer(one, run(one), device).timings[0].peak_memory_bytes for one in single]
     timings = tuple(
-        Timing(
-            runtime=timed.runtimes[index],
-            load_ms=timed.load_ms[index],
-            runs_ms=timed.runs_ms[index],
-            peak_memory_bytes=alone[index],
-            operations=tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in timed.operations[index]),
-        )
-        for index in range(len(job.files))
+        msgspec.structs.replace(timing, peak_memory_bytes=peak)
+        for timing, peak in zip(timed.timings, alone, strict=True)
     )
-    return Measurement(timings=timings, machine=timed.machine)
+    return msgspec.structs.replace(timed, timings=timings)
 
 
 def limit_s(job: Job) -> float:
@@ -98,13 +83,18 @@ def limit_s(job: Job) -> float:
     return 60.0 + len(job.files) * (30.0 + 2.0 * runs)
 
 
-def _seen(job: Job, written: bytes, device: str = "") -> Seen:
+def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
+    """What the program measured, from its stdout.
+
+    Raises:
+        DmsflowError: the program's own error, or no answer to this job.
+    """
     files = ", ".join(file.path for file in job.files)
-    _, marker, line = written.rpartition(RESULT.encode())
+    _, marker, line = output.rpartition(RESULT.encode())
     try:
         answer = msgspec.json.decode(line.partition(b"\n")[0] if marker else b"", type=Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        shown = written.decode(errors="replace").strip()[-80:] or "nothing"
+        shown = output.decode(errors="replace").strip()[-80:] or "nothing"
         raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
     if answer.error:
         where, what, right = answer.error
@@ -118,26 +108,26 @@ def _seen(job: Job, written: bytes, device: str = "") -> Seen:
                     right = "pip install 'dmsflow[device]' there, or give --runner-file, or take --target onnx"
             where = f"{device}, {where}"
         raise DmsflowError(where, what, right)
-    if answer.seen is None or not _fits(job, answer.seen):
+    timings = answer.measured.timings if answer.measured else ()
+    # Each file has its timing, with the runs asked for; none took no time at all.
+    if len(timings) != len(job.files) or any(len(t.runs_ms) != job.runs or min(t.runs_ms) <= 0 for t in timings):
         raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
-    return answer.seen
+    assert answer.measured
+    return answer.measured
 
 
-def _fits(job: Job, seen: Seen) -> bool:
-    """Each file has its part, and the runs asked for; none took no time at all."""
-    parts = (seen.runtimes, seen.load_ms, seen.runs_ms, seen.operations)
-    return all(len(part) == len(job.files) for part in parts) and all(
-        len(times) == job.runs and min(times) > 0 for times in seen.runs_ms
-    )
+def last_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Of what a process wrote to stderr; or else its exit status."""
+    return (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
-def program() -> bytes:
+def pack_program() -> bytes:
     """The program and all that it needs of dmsflow, as a zip file that Python can run."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
         for pattern in SHIPPED:
             for path in sorted(PACKAGE.glob(pattern)):
                 packed.writestr(f"dmsflow/{path.relative_to(PACKAGE).as_posix()}", path.read_bytes())
-        packed.writestr("dmsflow/program.py", (PACKAGE / "measuring" / "devices" / "_program.py").read_bytes())
+        packed.writestr("dmsflow/program.py", Path(__file__).with_name("_program.py").read_bytes())
         packed.writestr("__main__.py", LAUNCHER)
     return written.getvalue()

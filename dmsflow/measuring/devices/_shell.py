@@ -1,8 +1,8 @@
-"""A shell on another machine: ssh and adb say the same words to it.
+"""A shell on another machine: ssh and adb give it the same scripts.
 
-What it is told is the fixed text below; whatever varies is an argument, quoted. All that is brought
-there lies in one folder, and that folder lives as long as one connection: the shell that made it waits
-for the end of its input, and then removes it. So nothing is left behind when this side ends in any way.
+A script is the fixed text below; whatever varies is an argument, quoted. All that is brought there lies
+in one folder, and that folder exists as long as one connection: the shell that made it waits for the end
+of its input, and then removes it. So nothing is left behind, however this side ends.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import os
 import re
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, CompletedProcess, Popen
 from typing import IO
 
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices import Job, Machine
-from dmsflow.measuring.devices._program import hottest_c
+from dmsflow.measuring.devices._program import find_hottest_c
 
 FOLDER, STATUS = b"dmsflow-folder ", b"dmsflow-status "  # what a login prints by itself may stand before them
+FULL = "No space left on device"  # as every system's tools write it
 ANSWER_S = 40.0  # for what takes a device no time
 LEAVE_S = 15.0
 
@@ -55,7 +58,7 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Shell:
-    """How to have a device's shell run something.
+    """How to run something in a device's shell.
 
     Attributes:
         device: as errors call it.
@@ -68,13 +71,13 @@ class Shell:
     explain: Callable[[str], tuple[str, str]]
 
 
-def line(script: str, *arguments: str) -> str:
+def quote_script(script: str, *arguments: str) -> str:
     """One of the scripts above, with its arguments, for any shell to read."""
     return f"sh -c {shlex.quote(script)} dmsflow {shlex.join(arguments)}".rstrip()
 
 
 @dataclass(frozen=True)
-class Said:
+class Output:
     """What a script wrote, and its exit status."""
 
     out: bytes
@@ -84,56 +87,52 @@ class Said:
     @property
     def reason(self) -> str:
         """The line that says why: the first that calls itself an error, else the last."""
-        lines = (self.error or self.out.decode(errors="replace")).splitlines()
-        return next((row for row in lines if row.startswith("ERROR:")), last_line("\n".join(lines))) or (
-            f"exit status {self.status}"
-        )
+        text = (self.error or self.out.decode(errors="replace")).strip()
+        lines = text.splitlines() or [f"exit status {self.status}"]
+        return next((line for line in lines if line.startswith("ERROR:")), lines[-1].strip())
 
 
 class TooSlow(DmsflowError):
     """A device took longer than it may."""
 
 
-def call(shell: Shell, script: str, *arguments: str, given: bytes = b"", limit_s: float = ANSWER_S) -> Said:
-    """Have a script run there, to its end.
+def call_script(shell: Shell, script: str, *arguments: str, given: bytes = b"", limit_s: float = ANSWER_S) -> Output:
+    """Run a script there, to its end.
 
     Raises:
         DmsflowError: the device cannot be reached or goes away, is full, or takes too long (TooSlow).
     """
-    last = line(f"({script}); echo {STATUS.decode()}$?", *arguments)
-    try:
-        with told_if_missing(shell.start[0]):
-            done = subprocess.run(
-                [*shell.start, last],
-                input=given,
-                capture_output=True,
-                check=False,
-                timeout=limit_s,
-                start_new_session=True,  # so that Ctrl-C reaches only who is to clean up
-            )
-    except subprocess.TimeoutExpired as late:
-        what = f"did not answer within {limit_s:.0f} s"
-        raise TooSlow(shell.device, what, "see that it is on and reachable") from late
+    line = quote_script(f"({script}); echo {STATUS.decode()}$?", *arguments)
+    done = run_client(shell, (*shell.start, line), given, limit_s)
     error = done.stderr.decode(errors="replace")
     *_, ended = [None, *re.finditer(STATUS + rb"(\d+)", done.stdout)]
     if not ended:
         raise DmsflowError(shell.device, *shell.explain(error))
-    if "No space left on device" in error:
+    if FULL in error:
         raise full(shell)
-    return Said(done.stdout[: ended.start()], error, int(ended[1]))
+    return Output(done.stdout[: ended.start()], error, int(ended[1]))
 
 
-@contextlib.contextmanager
-def told_if_missing(program: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
+def run_client(shell: Shell, command: Sequence[str], given: bytes, limit_s: float) -> CompletedProcess[bytes]:
+    """Run ssh or adb itself, on this machine; where the device takes too long, the error is a TooSlow."""
+    check_installed(command[0])
+    try:  # in a session of its own, so that Ctrl-C reaches only this process, which cleans up
+        return subprocess.run(
+            command, input=given, capture_output=True, check=False, timeout=limit_s, start_new_session=True
+        )
+    except subprocess.TimeoutExpired as late:
+        what = f"did not answer within {limit_s:.0f} s"
+        raise TooSlow(shell.device, what, "see that it is on and reachable") from late
+
+
+def check_installed(program: str) -> None:
+    if not shutil.which(program):
         packages = {"ssh": "openssh-client", "adb": "adb"}
-        raise DmsflowError(program, "is not installed", f"Debian: apt install {packages[program]}") from error
+        raise DmsflowError(program, "is not installed", f"Debian: apt install {packages[program]}")
 
 
 def full(shell: Shell) -> DmsflowError:
-    return DmsflowError(shell.device, "is full (No space left on device)", "free some space there")
+    return DmsflowError(shell.device, f"is full ({FULL})", "free some space there")
 
 
 def last_line(text: str) -> str:
@@ -143,47 +142,56 @@ def last_line(text: str) -> str:
 # --- the folder ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A private folder on a device.
+
+    Attributes:
+        shell: of the device.
+        path: of the folder.
+        put: copies a file of this machine (its path) to a path there.
+    """
+
+    shell: Shell
+    path: str
+    put: Callable[[str, str], None]
+
+
 @contextlib.contextmanager
-def folder(shell: Shell, first: Shell, parent: str = "") -> Iterator[str]:
+def make_folder(shell: Shell, first: Shell, put: Callable[[str, str], None], parent: str = "") -> Iterator[Folder]:
     """A private folder on the device, for as long as the block lasts.
 
     Args:
-        shell: for what is said meanwhile.
-        first: makes the connection that the folder lives with.
+        shell: for what is run meanwhile.
+        first: makes the connection that the folder exists with.
+        put: copies a file of this machine to a path there.
         parent: where to make it; by default where the device has its temporary files.
 
     Raises:
         DmsflowError: the device cannot be reached, or has no room; or it went away, and the folder
             is still there.
     """
+    check_installed(first.start[0])
     path = ""
     with tempfile.TemporaryFile() as errors:
-        with told_if_missing(first.start[0]):
-            keeper = subprocess.Popen(
-                [*first.start, line(KEEP, parent)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
+        command = [*first.start, quote_script(KEEP, parent)]
+        keeper = Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, start_new_session=True)
         try:
-            path = _made(first, keeper, errors)
-            yield path
+            path = _read_path(first, keeper, errors)
+            yield Folder(shell, path, put)
         finally:
-            left = _leave(shell, keeper, path)
-            if left:
+            if _is_left(shell, keeper, path):
                 known = sys.exc_info()[1]
                 story = str(known).removeprefix(f"{shell.device}: ") if isinstance(known, DmsflowError) else "went away"
-                raise DmsflowError(
-                    shell.device, f"{story}; and its folder {left} may still be there", "remove it there"
-                )
+                what = f"{story}; and its folder {path} may still be there"
+                raise DmsflowError(shell.device, what, "remove it there")
 
 
-def _made(shell: Shell, keeper: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+def _read_path(shell: Shell, keeper: Popen[bytes], errors: IO[bytes]) -> str:
     """The folder's path, from the shell that keeps it."""
     assert keeper.stdout
     written, deadline = b"", time.monotonic() + ANSWER_S
-    while not (found := re.search(rb"(?:^|\n)" + FOLDER + rb"([^\r\n]+)\r?\n", written)):
+    while not (match := re.search(rb"(?:^|\n)" + FOLDER + rb"([^\r\n]+)\r?\n", written)):
         ready, _, _ = select.select([keeper.stdout], [], [], max(0, deadline - time.monotonic()))
         chunk = os.read(keeper.stdout.fileno(), 4096) if ready else b""
         if not chunk:
@@ -192,16 +200,16 @@ def _made(shell: Shell, keeper: subprocess.Popen[bytes], errors: IO[bytes]) -> s
             keeper.wait(LEAVE_S)
             errors.seek(0)
             error = errors.read().decode(errors="replace")
-            raise full(shell) if "No space left" in error else DmsflowError(shell.device, *shell.explain(error))
+            raise full(shell) if FULL in error else DmsflowError(shell.device, *shell.explain(error))
         written += chunk
-    path = found[1].decode(errors="replace")
+    path = match[1].decode(errors="replace")
     if not re.fullmatch(r"/[\w./+-]+/dmsflow\.\w+", path, re.ASCII):
         raise DmsflowError(shell.device, f"keeps temporary files in {path!r}", "set a TMPDIR of plain letters there")
     return path
 
 
-def _leave(shell: Shell, keeper: subprocess.Popen[bytes], path: str) -> str:
-    """End the connection, and with it the folder; the path that is still there, if any."""
+def _is_left(shell: Shell, keeper: Popen[bytes], path: str) -> bool:
+    """End the connection, and with it the folder; whether it may still be there."""
     assert keeper.stdin and keeper.stdout
     with contextlib.suppress(BrokenPipeError):
         keeper.stdin.close()
@@ -214,90 +222,73 @@ def _leave(shell: Shell, keeper: subprocess.Popen[bytes], path: str) -> str:
         keeper.wait()
         keeper.stdout.close()
     if not path or status == 0:
-        return ""
+        return False
     try:
-        return path if call(shell, REMOVE, path).status else ""
+        return call_script(shell, REMOVE, path).status != 0
     except DmsflowError:
-        return path
+        return True
 
 
 # --- files and programs -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def brought(shell: Shell, folder: str, job: Job, put: Callable[[str, str], None]) -> Iterator[tuple[str, ...]]:
+def bring_files(folder: Folder, job: Job) -> Iterator[tuple[str, ...]]:
     """Paths on the device of a job's files, for as long as the block lasts; names of our own, not the user's."""
-    paths = tuple(f"{folder}/{index}{suffix(file.path)}" for index, file in enumerate(job.files))
+    suffixes = [Path(file.path).suffix for file in job.files]
+    plain = [suffix if re.fullmatch(r"\.[a-z0-9]+", suffix) else "" for suffix in suffixes]
+    paths = tuple(f"{folder.path}/{index}{suffix}" for index, suffix in enumerate(plain))
     try:
         for file, path in zip(job.files, paths, strict=True):
             if not Path(file.path).is_file():
                 raise DmsflowError(file.path, "no such file", "give the path of an existing file")
-            put(file.path, path)
+            folder.put(file.path, path)
         yield paths
     finally:
         with contextlib.suppress(DmsflowError):  # the folder takes them with it
-            call(shell, FORGET, *paths)
+            call_script(folder.shell, FORGET, *paths)
 
 
-def suffix(path: str) -> str:
-    """Of a file's name, where it is a plain one."""
-    found = Path(path).suffix
-    return found if re.fullmatch(r"\.[a-z0-9]+", found) else ""
-
-
-def run(shell: Shell, folder: str, command: tuple[str, ...], given: bytes, limit_s: float, files: str) -> Said:
-    """Run a program there, to a good end.
-
-    Args:
-        shell: of the device.
-        folder: for its temporary files.
-        command: the program and its arguments.
-        given: its input.
-        limit_s: seconds that it may take.
-        files: what it runs, for errors.
+def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: float, given: bytes = b"") -> Output:
+    """Run a program there, to a good end; errors call what it runs `files`.
 
     Raises:
         DmsflowError: it is not there, does not end in time, or ends badly.
     """
+    shell, path = folder.shell, folder.path
     try:
-        said = call(shell, RUN, folder, PROGRAM, folder, *command, given=given, limit_s=limit_s)
+        output = call_script(shell, RUN, path, PROGRAM, path, *command, given=given, limit_s=limit_s)
     except TooSlow as error:
         with contextlib.suppress(DmsflowError):
-            call(shell, STOP, folder)
+            call_script(shell, STOP, path)
         what = f"is too slow: {files} took more than {limit_s:.0f} s"
         raise DmsflowError(shell.device, what, "ask for fewer runs") from error
-    if said.status in (126, 127):
-        what = f"cannot run {command[0].replace(folder, 'the program sent')} ({said.reason})"
-        raise DmsflowError(
-            shell.device, what, "name one that it has with --python, or one that is built for it with --runner-file"
-        )
-    if said.status > 128:
-        what = f"the program that runs {files} was killed there (signal {said.status - 128})"
-        raise DmsflowError(shell.device, what, "see whether it ran out of memory")
-    if said.status:
-        raise DmsflowError(
-            shell.device, f"the program that runs {files} failed there ({said.reason})", "see what it needs"
-        )
-    return said
+    if output.status == 0:
+        return output
+    what, right = f"the program that runs {files} failed there ({output.reason})", "see what it needs"
+    if output.status in (126, 127):
+        what = f"cannot run {command[0].replace(path, 'the program sent')} ({output.reason})"
+        right = "name one that it has with --python, or one that is built for it with --runner-file"
+    elif output.status > 128:
+        what = f"the program that runs {files} was killed there (signal {output.status - 128})"
+        right = "see whether it ran out of memory"
+    raise DmsflowError(shell.device, what, right)
 
 
-# --- the machine --------------------------------------------------------------------------------
-
-
-def machine(shell: Shell) -> Machine:
-    """What the device's system tells of itself."""
-    seen: dict[str, list[str]] = {}
-    for row in call(shell, FACTS).out.decode(errors="replace").splitlines():
+def describe_machine(shell: Shell) -> Machine:
+    """What the device's system says of itself."""
+    facts: dict[str, list[str]] = {}
+    for row in call_script(shell, FACTS).out.decode(errors="replace").splitlines():
         key, _, text = (part.strip("\0\r\t ") for part in re.match(r"([^=:]*)([=:]?)(.*)", row).groups())  # type: ignore[union-attr]
         if text:
-            seen.setdefault(key, []).append(text)
-    names = [seen[key][0] for key in ("phone", "chip", "model name", "Model", "board") if key in seen]
-    phone = "phone" in seen or "chip" in seen
-    cores = seen.get("cores", [""])[0]
+            facts.setdefault(key, []).append(text)
+    names = [facts[key][0] for key in ("phone", "chip", "model name", "Model", "board") if key in facts]
+    is_phone = "phone" in facts or "chip" in facts
+    cores = facts.get("cores", [""])[0]
     return Machine(
-        processor=", ".join(names[:2] if phone else names[:1]) or "unknown",
-        system=seen.get("system", ["unknown"])[0],
+        processor=", ".join(names[: 1 + is_phone]) or "unknown",
+        system=facts.get("system", ["unknown"])[0],
         cores=int(cores) if cores.isdigit() and int(cores) else None,
-        governor=seen.get("governor", [None])[0],
-        temperature_c=hottest_c(seen.get("temperature", ())),
+        governor=facts.get("governor", [None])[0],
+        temperature_c=find_hottest_c(facts.get("temperature", ())),
     )

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from dmsflow import native
 from dmsflow.errors import DmsflowError
-from dmsflow.measuring.devices import Access, Measure, _benchmark, _shell
-from dmsflow.measuring.devices._shell import Shell, call
+from dmsflow.measuring.devices import Access, Measure, _shell
+from dmsflow.measuring.devices._shell import Shell
+from dmsflow.measuring.devices.phone import benchmark_program
 
 # As `adb devices` prints them: emulator-5554, 192.168.1.7:5555, adb-R5C-x1 (2)._adb-tls-connect._tcp
 SERIAL = re.compile(r"[A-Za-z0-9][\w.:() -]*", re.ASCII)
 PARENT = "/data/local/tmp"  # the one place of a phone where adb may both write and run
 UPLOAD_BYTES_S = 200_000
-KNOWN = (
-    ("unauthorized", "has not allowed this computer", "unlock it, and allow USB debugging when it asks"),
-    ("still authorizing", "has not allowed this computer", "unlock it, and allow USB debugging when it asks"),
-    ("offline", "is offline", "plug it in again, or adb reconnect"),
-    ("more than one device", "could be any of several", "name one that adb devices lists: adb://SERIAL"),
-    ("no devices", "is not attached", "plug it in, and see adb devices"),
-    ("not found", "is not attached", "plug it in, and see adb devices"),
-)
+NOT_ALLOWED = "has not allowed this computer", "unlock it, and allow USB debugging when it asks"
+NOT_ATTACHED = "is not attached", "plug it in, and see adb devices"
+ERRORS = {
+    "unauthorized": NOT_ALLOWED,
+    "still authorizing": NOT_ALLOWED,
+    "offline": ("is offline", "plug it in again, or adb reconnect"),
+    "more than one device": ("could be any of several", "name one that adb devices lists: adb://SERIAL"),
+    "no devices": NOT_ATTACHED,
+    "not found": NOT_ATTACHED,
+}
 
 
 @contextlib.contextmanager
@@ -48,41 +50,27 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     if not access.runner_file:
         right = "name a benchmark program built for it with --runner-file (lce_benchmark_model, benchmark_model)"
         raise DmsflowError(f"device {address}", "has no Python", right)
-    program = _benchmark.check(address, access)
+    program = benchmark_program.find_program(access)
     adb = ("adb", "-s", serial) if serial else ("adb",)
     shell = Shell(f"device {address}", (*adb, "shell"), _explain)
-    with _shell.folder(shell, shell, PARENT) as folder:
-        put = partial(_push, shell, adb)
-        put(str(program), f"{folder}/benchmark")
-        call(shell, _shell.ALLOW, f"{folder}/benchmark")
-        yield partial(_benchmark.measure_there, shell, folder, put, address, access)
+    with _shell.make_folder(shell, shell, partial(_push, shell, adb), PARENT) as folder:
+        yield benchmark_program.install(folder, program, address)
 
 
 def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
-    """adb takes the paths as they are: no shell reads this one's.
+    """Copy a file to the phone. adb takes the paths as they are: no shell of this machine reads them.
 
     Raises:
         DmsflowError: the phone is full, or goes away.
     """
     path = Path(here).absolute()
     limit_s = _shell.ANSWER_S + path.stat().st_size / UPLOAD_BYTES_S
-    command = [*adb, "push", str(path), there]
-    with _shell.told_if_missing("adb"):
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=limit_s,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DmsflowError(
-                shell.device, f"did not take {path.name} within {limit_s:.0f} s", "plug it in again"
-            ) from error
-    said = (done.stderr + done.stdout).decode(errors="replace")
-    if "No space left on device" in said:
+    try:
+        done = _shell.run_client(shell, (*adb, "push", str(path), there), b"", limit_s)
+    except _shell.TooSlow as error:
+        what = f"did not take {path.name} within {limit_s:.0f} s"
+        raise DmsflowError(shell.device, what, "plug it in again") from error
+    if _shell.FULL in (done.stderr + done.stdout).decode(errors="replace"):
         raise _shell.full(shell)
     if done.returncode:
         raise DmsflowError(shell.device, *_explain(done.stderr.decode(errors="replace")))
@@ -90,8 +78,8 @@ def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
 
 def _explain(text: str) -> tuple[str, str]:
     """What is wrong and what would be right, from what adb wrote."""
-    for sign, what, right in KNOWN:
+    for sign, explained in ERRORS.items():
         if sign in text:
-            return what, right
+            return explained
     reason = _shell.last_line(text).removeprefix("adb: ").removeprefix("error: ")
     return f"went away ({reason or 'the connection ended'})", "see that it stays plugged in and awake"

@@ -39,7 +39,7 @@ def measure(job: Job) -> Measurement:
 
 
 def _in_child(job: Job) -> bytes:
-    """An interrupt ends the child: `subprocess.run` kills it before it goes on."""
+    """Run the program in a child; an interrupt ends it too: `subprocess.run` kills it first."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-m", "dmsflow.measuring.devices._program"],
@@ -50,6 +50,5 @@ def _in_child(job: Job) -> bytes:
     )
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise DmsflowError(files, f"the process that runs it died ({last})", "export it again")
+        raise DmsflowError(files, f"the process that runs it died ({_python.last_line(done)})", "export it again")
     return done.stdout

@@ -1,11 +1,11 @@
 """A 64-bit ARM core, emulated on this machine: qemu, or qemu://cortex-a53, -a72, -a76; times are modelled.
 
 The files run on the stock wheels for aarch64, in QEMU's user mode. A plugin counts each block of
-instructions and LLVM's model of a core says how many cycles it takes (see `cycles`), so the times are
-modelled: no such device ran anything. They know of no caches and no other programs, and are the same
-at each run, so one is counted, however many are asked for.
+instructions and LLVM's model of a core computes how many cycles it takes (see `emulated/llvm_mca`), so the
+times are modelled: no such device ran anything. They include no caches and no other programs, and are the
+same at each run, so one is counted, however many are asked for.
 
-All that is needed is set up once (see `_emulated`), in about a minute, and kept in the user's cache.
+All that is needed is set up once (see `emulated/parts`), in about a minute, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from dmsflow.errors import DmsflowError
-from dmsflow.measuring.devices import Access, File, Job, Machine, Measure, Measurement, Operation, Timing, _python
+from dmsflow.measuring.devices import Access, Job, Machine, Measure, Measurement, Operation, _python
 from dmsflow.measuring.devices._program import COUNTED
 from dmsflow.measuring.devices.emulated import llvm_mca, parts
 from dmsflow.modelfile.runners import litert
@@ -35,9 +35,9 @@ V8_0 = "fp asimd evtstrm crc32 cpuid"
 V8_2 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 PASSED_ON = ("DMSFLOW_KERNELS", "HOME")
 # A whole measurement but for the files, since NumPy and Python import some of their parts late.
-FIRST = """from dmsflow import program
-program.runner("litert").version()
-program.watch({"files": [], "threads": 1, "warm_up": 0, "runs": 0, "operations": False})
+WARM_UP = """from dmsflow import program
+program.load_runner("litert").version()
+program.run_job({"files": [], "threads": 1, "warm_up": 0, "runs": 0, "operations": False})
 """
 
 
@@ -61,16 +61,10 @@ class Core:
 
     @property
     def cpuinfo(self) -> str:
-        lines = (
-            "BogoMIPS\t: 100.00",
-            f"Features\t: {self.features}",
-            "CPU implementer\t: 0x41",
-            "CPU architecture: 8",
-            "CPU variant\t: 0x0",
-            f"CPU part\t: {self.part}",
-            "CPU revision\t: 3",
+        return (
+            f"BogoMIPS\t: 100.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+            f"CPU variant\t: 0x0\nCPU part\t: {self.part}\nCPU revision\t: 3\n"
         )
-        return "\n".join((*lines, ""))
 
 
 CORES = {
@@ -96,16 +90,6 @@ class Emulated:
     program: Path
     folder: Path
 
-    @property
-    def core(self) -> Core:
-        return CORES[self.name]
-
-    @property
-    def machine(self) -> Machine:
-        core = self.core
-        processor = f"{self.name} class at {core.ghz:g} GHz ({core.board}), cycles of LLVM 19's {core.model} model"
-        return Machine(processor=processor, system="Linux aarch64, emulated", method="modelled")
-
 
 @contextlib.contextmanager
 def connect(address: str, access: Access) -> Iterator[Measure]:
@@ -128,84 +112,67 @@ def set_up(address: str) -> Iterator[Emulated]:
     Raises:
         DmsflowError: as `connect`.
     """
-    name = _core(address)
-    parts.check_tools()
-    packed, library = _python.program(), parts.library()
-
-    def make(place: Path) -> None:
-        with zipfile.ZipFile(io.BytesIO(packed)) as program:
-            program.extractall(place)
-        (place / "dmsflow" / "native" / library.name).symlink_to(library)
-        # Python keeps what it compiles now: the first run that is counted is like any other.
-        done = emulate(Emulated(address, name, place, place), ("-c", FIRST))
-        if done.returncode:
-            what = f"does not start ({_last(done)})"
-            raise DmsflowError(f"device {address}", what, f"see that {parts.EMULATOR} works, and try again")
-
-    program = parts.made("program", f"{_hash(packed)} {library}", make)
-    with tempfile.TemporaryDirectory() as private:
-        yield Emulated(address, name, program, Path(private))
-
-
-def _hash(packed: bytes) -> str:
-    """Of what is in a zip file, and not of when it was packed."""
-    with zipfile.ZipFile(io.BytesIO(packed)) as program:
-        whole = b"".join(each.filename.encode() + b"\0" + program.read(each) for each in program.infolist())
-    return hashlib.sha256(whole).hexdigest()
-
-
-def _core(address: str) -> str:
     scheme, slashes, name = address.partition("://")
     name = name if slashes else DEFAULT
     if scheme != "qemu" or name not in CORES:
         right = f"write qemu://CLASS, with one of {', '.join(CORES)}; qemu alone is {DEFAULT}"
         raise DmsflowError(f"device {address}", "is unusable", right)
-    return name
+    parts.check_tools()
+    library = parts.library()
+    with zipfile.ZipFile(io.BytesIO(_python.pack_program())) as packed:
+        # What is in the file, and not when it was packed.
+        whole = b"".join(each.filename.encode() + b"\0" + packed.read(each) for each in packed.infolist())
+
+        def make(place: Path) -> None:
+            packed.extractall(place)
+            (place / "dmsflow" / "native" / library.name).symlink_to(library)
+            # Python keeps what it compiles now: the first run that is counted is like any other.
+            done = emulate(Emulated(address, name, place, place), "-c", WARM_UP)
+            if done.returncode:
+                what = f"does not start ({_python.last_line(done)})"
+                raise DmsflowError(f"device {address}", what, f"see that {parts.EMULATOR} works, and try again")
+
+        program = parts.make_part("program", f"{hashlib.sha256(whole).hexdigest()} {library}", make)
+    with tempfile.TemporaryDirectory() as private:
+        yield Emulated(address, name, program, Path(private))
 
 
 def measure(device: Emulated, job: Job) -> Measurement:
-    """As the contract of the folder says; the memory of an emulated process is not told."""
+    """As the contract of the folder says; the memory of an emulated process is left out."""
     if job.threads != 1:
         what = f"is modelled for one thread, and not for {job.threads}"
         raise DmsflowError(f"device {device.address}", what, "give --threads 1")
     files = tuple(msgspec.structs.replace(file, primers=0) for file in job.files)
     once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
     counted = device.folder / "counts"
-    seen = _python.measure(once, partial(_run, device, counted), f"device {device.address}")
-    counts = llvm_mca.read(counted)
+    measured = _python.measure(once, partial(_run_program, device, counted), f"device {device.address}")
+    counts = llvm_mca.read_counts(counted)
     counted.unlink()
-    model = llvm_mca.Model(device.core.model, parts.folder() / "cycles-19")
-    per_ms = device.core.ghz * 1e6
+    core = CORES[device.name]
+    per_ms = core.ghz * 1e6  # cycles
+    model = llvm_mca.Model(core.model, parts.folder() / "cycles-19")
+    timings = []
     # First each file was loaded, which is much code that runs once; then each ran.
-    loads = [model.cycles(counts.run(index), llvm_mca.ROUGHLY) for index in range(len(files))]
-    runs = [model.cycles(counts.run(index)) for index in range(len(files), 2 * len(files))]
-    timings = tuple(
-        Timing(
-            runtime=told.runtime,
+    for index, (file, timing) in enumerate(zip(files, measured.timings, strict=True)):
+        load = model.cycles(counts.run(index), llvm_mca.LOAD_COVERAGE)
+        spans = model.cycles(counts.run(len(files) + index))
+        # The delegate marks where each of its operations begins and ends; other runtimes mark nothing.
+        marked = job.operations and file.runner == "litert"
+        rows = litert.name_operations(Path(file.path), [span / per_ms for span in spans]) if marked else []
+        modelled = msgspec.structs.replace(
+            timing,
             load_ms=sum(load) / per_ms,
-            runs_ms=(sum(run) / per_ms,) * job.runs,
-            operations=_operations(file, [span / per_ms for span in run]) if job.operations else (),
+            runs_ms=(sum(spans) / per_ms,) * job.runs,
+            operations=tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows),
         )
-        for file, told, load, run in zip(files, seen.timings, loads, runs, strict=True)
-    )
-    return Measurement(timings=timings, machine=device.machine)
-
-
-def _operations(file: File, spans_ms: Sequence[float]) -> tuple[Operation, ...]:
-    """The delegate marks where each of its operations begins and ends; other runtimes mark nothing."""
-    if file.runner != "litert":
-        return ()
-    rows = litert.name_operations(Path(file.path), spans_ms)
-    return tuple(Operation(op=op, name=name, ms=ms) for op, name, ms in rows)
+        timings.append(modelled)
+    processor = f"{device.name} class at {core.ghz:g} GHz ({core.board}), cycles of LLVM 19's {core.model} model"
+    machine = Machine(processor=processor, system="Linux aarch64, emulated", method="modelled")
+    return Measurement(timings=tuple(timings), machine=machine)
 
 
 def emulate(
-    device: Emulated,
-    arguments: Sequence[str],
-    given: bytes = b"",
-    *,
-    sites: Sequence[str] = ("litert",),
-    counted: Path | None = None,
+    device: Emulated, *arguments: str, given: bytes = b"", runners: Iterable[str] = (), counted: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the emulated Python, with dmsflow's runners and the delegate to import.
 
@@ -213,13 +180,13 @@ def emulate(
         device: set up.
         arguments: of Python.
         given: on stdin.
-        sites: whose wheels it has, see `_emulated.WHEELS`.
+        runners: whose wheels it has (`parts.WHEELS`) beside LiteRT's, with which NumPy comes.
         counted: where to write what was counted; None: nothing is.
     """
-    root = parts.root(device.core.cpuinfo)
-    places = (device.program, *map(parts.site, sites))
+    root = parts.root(CORES[device.name].cpuinfo)
+    sites = [parts.site(name) for name in ("litert", *sorted(set(runners) & parts.WHEELS.keys() - {"litert"}))]
     environment = {
-        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "PYTHONPATH": os.pathsep.join(map(str, (device.program, *sites))),
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -230,23 +197,17 @@ def emulate(
     if counted:
         command += ["-plugin", f"{parts.plugin()},out={counted}"]
         environment[COUNTED] = "1"
-    command += [str(root / parts.PYTHON), "-P", *arguments]  # where it is called from lies nothing for it
+    command += [str(root / parts.PYTHON), "-P", *arguments]  # -P: nothing is imported from the working folder
     return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
 
 
-def _run(device: Emulated, counted: Path, job: Job) -> bytes:
+def _run_program(device: Emulated, counted: Path, job: Job) -> bytes:
     """The program that measures; what it wrote."""
     program = str(device.program / "__main__.py")
-    # NumPy comes with LiteRT's wheels.
-    sites = ["litert", *sorted({file.runner for file in job.files} & parts.WHEELS.keys() - {"litert"})]
-    done = emulate(device, (program,), msgspec.json.encode(job), sites=sites, counted=counted)
+    runners = [file.runner for file in job.files]
+    done = emulate(device, program, given=msgspec.json.encode(job), runners=runners, counted=counted)
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
-        what = f"the emulated process that runs it died ({_last(done)})"
+        what = f"the emulated process that runs it died ({_python.last_line(done)})"
         raise DmsflowError(files, what, f"export it again, or remove {parts.folder()}")
     return done.stdout
-
-
-def _last(done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit status {done.returncode}"

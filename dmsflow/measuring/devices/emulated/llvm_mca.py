@@ -1,11 +1,15 @@
 """Cycles of AArch64 code, modelled: LLVM's machine code analyser (llvm-mca) on blocks and how often they ran.
 
 The analyser runs each block in a loop on its model of a core, which knows the pipelines and the
-latencies of instructions, but no caches and no branches that were guessed wrong. So what comes out
-ranks code and is near the time of code that keeps its data in the first-level cache; it is modelled,
-and must always be called so.
+latencies of instructions, but no caches and no branches that were guessed wrong. So the result ranks code
+and is near the time of code that keeps its data in the first-level cache; it is modelled, and must always
+be called so. An example on a core that starts four integer operations a cycle:
 
-One call of the analyser takes many blocks, and what it says of a block is kept on disk.
+    block                      cycles    ran         of a run
+    8 independent additions    2         1,000,000   2,000,000
+    8 additions in a chain     8         1,000       8,000
+
+One call of the analyser takes many blocks, and its result for a block is kept on disk.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import itertools
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +34,11 @@ ANALYSER, DISASSEMBLER = "llvm-mca-19", "llvm-mc-19"  # one version: another one
 # Cores that LLVM 19 has a model of its own for. It takes other names too, and silently uses one of these.
 CORES = ("cortex-a53", "cortex-a55", "cortex-a57", "neoverse-n1", "neoverse-v1")
 FEATURES = "--mattr=+all"
-BYTES = 4  # of an instruction
+INSTRUCTION_BYTES = 4
 ITERATIONS = 100
-COVERED = 0.998  # of all instructions lie in blocks that are analysed; the others run as fast as these do
-ROUGHLY = 0.9  # the same, where many blocks run a few times each
-AT_ONCE = 400  # blocks in one call
+RUN_COVERAGE = 0.998  # of all instructions lie in blocks that are analysed; the others run as fast as these do
+LOAD_COVERAGE = 0.9  # the same, where many blocks run a few times each
+BLOCKS_A_CALL = 400
 # No instruction of a runtime; it ends a block in the disassembler's output.
 END, END_CODE = "hint\t#127", bytes.fromhex("ff2f03d5")
 # The analyser lets a call take 100 cycles, for all that is called: those blocks are counted by themselves.
@@ -47,29 +52,24 @@ class Counts:
 
     Attributes:
         codes: of each block, its instructions' bytes.
-        addresses: of each block.
         spans: from one mark to the next, how often which block ran.
         runs: of each run that was counted, its first span and the one after its last.
     """
 
     codes: tuple[bytes, ...]
-    addresses: tuple[int, ...]
     spans: tuple[Mapping[int, int], ...]
     runs: tuple[slice, ...]
 
-    def instructions(self) -> tuple[int, ...]:
-        """Of each span."""
-        return tuple(sum(times * self.length(block) for block, times in span.items()) for span in self.spans)
-
     def run(self, index: int) -> Counts:
         """One run alone."""
-        return Counts(self.codes, self.addresses, self.spans[self.runs[index]], (slice(None),))
+        return Counts(self.codes, self.spans[self.runs[index]], (slice(None),))
 
     def length(self, block: int) -> int:
-        return len(self.codes[block]) // BYTES
+        """Instructions of a block."""
+        return len(self.codes[block]) // INSTRUCTION_BYTES
 
 
-def read(path: Path) -> Counts:
+def read_counts(path: Path) -> Counts:
     """The file that the emulator's plugin wrote.
 
     Raises:
@@ -78,15 +78,14 @@ def read(path: Path) -> Counts:
     text = path.read_text(encoding="ascii") if path.is_file() else ""
     if not text.endswith("end\n"):
         raise DmsflowError(path, "the emulator did not finish counting", "try again")
-    codes, addresses = [], []
+    codes: list[bytes] = []
     spans: list[dict[int, int]] = []
     begins: list[int] = []
     for line in text.splitlines()[:-1]:
         word, *words = line.split()
         if word == "run":
             begins.append(len(spans))
-        elif word == "block":
-            addresses.append(int(words[1], 16))
+        elif word == "block":  # its number, which rises by one, address and bytes
             codes.append(bytes.fromhex(words[2]))
         elif word == "span":
             spans.append({})
@@ -95,7 +94,7 @@ def read(path: Path) -> Counts:
         else:
             spans[-1][int(word)] = int(words[0])
     runs = itertools.pairwise((*begins, len(spans)))
-    return Counts(tuple(codes), tuple(addresses), tuple(spans), tuple(slice(*run) for run in runs))
+    return Counts(tuple(codes), tuple(spans), tuple(slice(*run) for run in runs))
 
 
 class Model:
@@ -117,87 +116,69 @@ class Model:
                 raise DmsflowError(tool, "is not installed", INSTALL)
         self.core = core
         self.path = folder and folder / f"{core}.json"
-        self.known: dict[str, float] = _kept(self.path)
+        self.known: dict[str, float] = _read_known(self.path)
 
     def per_block(self, codes: Sequence[bytes]) -> list[float]:
         """Cycles that each block takes when it runs over and over."""
-        missing = [code for code in dict.fromkeys(codes) if _key(code) not in self.known]
-        for begin in range(0, len(missing), AT_ONCE):
-            part = missing[begin : begin + AT_ONCE]
-            self.known |= zip(map(_key, part), _analysed(disassembled(part), self.core), strict=True)
+        keys = [hashlib.sha256(code).hexdigest()[:20] for code in codes]
+        missing = {key: code for key, code in zip(keys, codes, strict=True) if key not in self.known}
+        for begin in range(0, len(missing), BLOCKS_A_CALL):
+            part = list(missing)[begin : begin + BLOCKS_A_CALL]
+            blocks = disassemble([missing[key] for key in part])
+            self.known |= zip(part, _analyse(blocks, self.core), strict=True)
         if missing and self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Another process may have added to it meanwhile.
-            write_atomically(self.path, msgspec.json.encode(_kept(self.path) | self.known))
-        return [self.known[_key(code)] for code in codes]
+            write_atomically(self.path, msgspec.json.encode(_read_known(self.path) | self.known))
+        return [self.known[key] for key in keys]
 
-    def cycles(self, counts: Counts, covered: float = COVERED) -> tuple[float, ...]:
-        """Of each span."""
-        hot = _hot(counts, covered)
+    def cycles(self, counts: Counts, coverage: float = RUN_COVERAGE) -> tuple[float, ...]:
+        """Cycles of each span; the hottest blocks are analysed, until they run this part of all instructions."""
+        total: Counter[int] = Counter()
+        for span in counts.spans:
+            total.update(span)
+        work = {block: times * counts.length(block) for block, times in total.items()}
+        limit, covered, hot = coverage * sum(work.values()), 0, []
+        for block in sorted(work, key=lambda block: (-work[block], block)):
+            if covered >= limit:
+                break
+            hot.append(block)
+            covered += work[block]
         cost = dict(zip(hot, self.per_block([counts.codes[block] for block in hot]), strict=True))
-        total = _total(counts)
-        analysed = sum(total[block] * counts.length(block) for block in hot)
-        average = sum(total[block] * cost[block] for block in hot) / max(1, analysed)  # cycles per instruction
+        average = sum(total[block] * cost[block] for block in hot) / max(1, covered)  # cycles per instruction
         return tuple(
             sum(times * cost.get(block, average * counts.length(block)) for block, times in span.items())
             for span in counts.spans
         )
 
 
-def _total(counts: Counts) -> dict[int, int]:
-    total: dict[int, int] = {}
-    for block, times in itertools.chain.from_iterable(span.items() for span in counts.spans):
-        total[block] = total.get(block, 0) + times
-    return total
-
-
-def _hot(counts: Counts, part: float) -> list[int]:
-    """The blocks that run this part of all instructions, the hottest first."""
-    work = {block: times * counts.length(block) for block, times in _total(counts).items()}
-    limit, covered, hot = part * sum(work.values()), 0, []
-    for block in sorted(work, key=lambda block: (-work[block], block)):
-        if covered >= limit:
-            break
-        hot.append(block)
-        covered += work[block]
-    return hot
-
-
-def disassembled(codes: Sequence[bytes]) -> list[str]:
+def disassemble(codes: Sequence[bytes]) -> list[str]:
     """Each block as assembler text, a line for each instruction; data that is none is left out."""
     written = "\n".join(" ".join(f"0x{byte:02x}" for byte in code + END_CODE) for code in codes)
-    said = _run([DISASSEMBLER, "--disassemble", "--triple=aarch64", FEATURES], written)
-    lines = [line.partition("//")[0].rstrip() for line in said.splitlines() if line.startswith("\t")]
+    output = _run([DISASSEMBLER, "--disassemble", "--triple=aarch64", FEATURES], written)
+    lines = [line.partition("//")[0].rstrip() for line in output.splitlines() if line.startswith("\t")]
     blocks = "\n".join(lines).split(f"\t{END}")[:-1]
     assert len(blocks) == len(codes)
     return [re.sub(r"\A\s*\.text\n", "", block).strip("\n") for block in blocks]
 
 
-def _analysed(blocks: Sequence[str], core: str) -> list[float]:
+def _analyse(blocks: Sequence[str], core: str) -> list[float]:
     """Cycles of each block, in the steady state of a loop around it."""
-    regions = (
-        f"# LLVM-MCA-BEGIN {index}\n{CALLS.sub(lambda found: f'{chr(9)}{JUMPS[found[1]]}{chr(9)}', block)}\n# LLVM-MCA-END"
-        for index, block in enumerate(blocks)
-    )
-    options = (
-        "--mtriple=aarch64",
-        f"--mcpu={core}",
-        FEATURES,
-        f"--iterations={ITERATIONS}",
-        "--skip-unsupported-instructions=any",
-        "--instruction-info=false",
-        "--resource-pressure=false",
-    )
-    said = _run([ANALYSER, *options], "\n".join(regions) + "\n")
-    found: dict[int, float] = {}
+    regions = []
+    for index, block in enumerate(blocks):
+        code = CALLS.sub(lambda match: f"\t{JUMPS[match[1]]}\t", block)
+        regions.append(f"# LLVM-MCA-BEGIN {index}\n{code}\n# LLVM-MCA-END\n")
+    options = f"--mtriple=aarch64 --mcpu={core} {FEATURES} --iterations={ITERATIONS}"
+    quiet = "--skip-unsupported-instructions=any --instruction-info=false --resource-pressure=false"
+    cycles: dict[int, float] = {}
     region = -1
-    for line in said.splitlines():
+    for line in _run([ANALYSER, *options.split(), *quiet.split()], "".join(regions)).splitlines():
         if match := re.match(r"\[\d+\] Code Region - (\d+)", line):
             region = int(match[1])
         elif match := re.match(r"Total Cycles:\s+(\d+)", line):
-            found[region] = int(match[1]) / ITERATIONS
+            cycles[region] = int(match[1]) / ITERATIONS
     # A block of nothing that the analyser knows (a system call alone) takes as many cycles as instructions.
-    return [found.get(index, float(block.count("\n") + 1)) for index, block in enumerate(blocks)]
+    return [cycles.get(index, float(block.count("\n") + 1)) for index, block in enumerate(blocks)]
 
 
 def _run(command: Sequence[str], given: str) -> str:
@@ -208,11 +189,7 @@ def _run(command: Sequence[str], given: str) -> str:
     return done.stdout
 
 
-def _key(code: bytes) -> str:
-    return hashlib.sha256(code).hexdigest()[:20]
-
-
-def _kept(path: Path | None) -> dict[str, float]:
+def _read_known(path: Path | None) -> dict[str, float]:
     """What an earlier process wrote; nothing if it was damaged: it can be computed again."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, float]) if path else {}

@@ -24,14 +24,32 @@ from pathlib import Path
 from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices.emulated import llvm_mca
+from dmsflow.terminal import print_line
 
 EMULATOR, CROSS = "qemu-aarch64", "aarch64-linux-gnu-g++"
 INSTALL = "apt install qemu-user llvm-19 g++-aarch64-linux-gnu cmake gcc"
-# What stands in the way of the set-up only; once it is done, none of it is needed.
-SETS_UP = ("apt-get", "dpkg", "cmake", "cc", CROSS)
+# What only the set-up needs; once it is done, none of it is.
+SET_UP_TOOLS = ("apt-get", "dpkg", "cmake", "cc", CROSS)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SOURCE = f"deb [arch=arm64 signed-by={KEYRING}] http://deb.debian.org/debian bookworm main\n"
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
+# A state of its own, {0}, and nothing of this machine's: no root is needed, and nothing here is changed.
+APT_CONFIGURATION = """\
+APT::Architectures {{ "arm64"; }};
+APT::Architecture "arm64";
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Debug::NoLocking "true";
+Dir::State "{0}";
+Dir::State::lists "{0}/lists";
+Dir::State::status "{0}/status";
+Dir::Cache "{0}/cache";
+Dir::Etc "{0}/etc";
+Dir::Etc::sourcelist "{0}/sources.list";
+Dir::Etc::sourceparts "none";
+"""
 PYTHON, PYTHON_VERSION = "usr/bin/python3.11", "3.11"  # bookworm's
 WHEELS = {
     "litert": ("numpy==2.4.6", "ai-edge-litert==2.3.0"),
@@ -40,8 +58,9 @@ WHEELS = {
 PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in (34, 31, 28, 27, 26, 24, 17))
 NATIVE = Path(native.__file__).parent
 CONTENTS = ".contents"  # written last: how many files a part has, and their bytes
-STALE_S = 3600.0  # a temporary folder of that age belongs to nobody who is still at work
+STALE_S = 3600.0  # a temporary folder of that age belongs to no process that still runs
 CLOCK_CORES = 4
+NETWORK = "see that the network works, and try again"
 
 
 def folder() -> Path:
@@ -54,22 +73,23 @@ def check_tools() -> None:
     """Refuse at once what would fail later.
 
     Raises:
-        DmsflowError: what has to be on this machine is not there; all of it in one line.
+        DmsflowError: tools are missing on this machine; all of them in one line.
     """
-    lacking = [
-        tool for tool in (EMULATOR, llvm_mca.ANALYSER, llvm_mca.DISASSEMBLER, *SETS_UP) if not shutil.which(tool)
-    ]
-    if lacking:
+    tools = (EMULATOR, llvm_mca.ANALYSER, llvm_mca.DISASSEMBLER, *SET_UP_TOOLS)
+    if lacking := [tool for tool in tools if not shutil.which(tool)]:
         raise DmsflowError("device qemu", f"needs {', '.join(lacking)} on this machine", INSTALL)
 
 
+# --- the parts ----------------------------------------------------------------------------------
+
+
 def root(cpuinfo: str) -> Path:
-    """The file system that the emulator shows a program: Debian's Python, and what the kernel tells of the cores.
+    """The file system that the emulator shows a program: Debian's Python, and the kernel's files about the cores.
 
     Args:
         cpuinfo: of one core, as in /proc/cpuinfo without the line of its number.
     """
-    base = made("debian", SOURCE + " ".join(PACKAGES), _make_debian)
+    base = make_part("debian", SOURCE + " ".join(PACKAGES), _make_debian)
 
     def make(place: Path) -> None:
         for path in base.iterdir():
@@ -81,60 +101,57 @@ def root(cpuinfo: str) -> Path:
         for name in ("possible", "present", "online"):
             _write(place / "sys" / "devices" / "system" / "cpu" / name, f"0-{CLOCK_CORES - 1}\n")
 
-    return made("root", f"{base} {cpuinfo}", make)
+    return make_part("root", f"{base} {cpuinfo}", make)
+
+
+def _make_debian(place: Path) -> None:
+    if not Path(KEYRING).is_file():
+        right = "apt install debian-archive-keyring"
+        raise DmsflowError(KEYRING, "is not there to check Debian's packages with", right)
+    _print_step("Debian's Python for arm64: downloading 15 MB")
+    with tempfile.TemporaryDirectory() as private:
+        state = Path(private)
+        for name in ("lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/none"):
+            (state / name).mkdir(parents=True)
+        _write(state / "sources.list", SOURCE)
+        _write(state / "status", "")  # nothing is installed, so all that is needed is taken
+        _write(state / "apt.conf", APT_CONFIGURATION.format(state))
+        settings = {"APT_CONFIG": str(state / "apt.conf"), "LC_ALL": "C"}
+        _run(("apt-get", "--quiet=2", "update"), NETWORK, settings)
+        _run(("apt-get", "--quiet=2", "--yes", "--download-only", "install", *PACKAGES), NETWORK, settings)
+        for package in sorted((state / "cache" / "archives").glob("*.deb")):
+            _run(("dpkg", "-x", str(package), str(place)), "see that the disk is not full")
+    if not (place / PYTHON).is_file():
+        raise DmsflowError("Debian's packages", f"have no {PYTHON}", "update dmsflow")
 
 
 def site(runner: str) -> Path:
     """The folder with a runner's wheels for aarch64."""
+    wheels = WHEELS[runner]
 
     def make(place: Path) -> None:
-        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        command = (
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--no-compile",
-            "--no-warn-script-location",
-            "--disable-pip-version-check",
-            "--root-user-action=ignore",
-            "--implementation=cp",
-            f"--python-version={PYTHON_VERSION}",
-            *platforms,
-            "--target",
-            str(place),
-            *WHEELS[runner],
+        _print_step(f"wheels for aarch64: {', '.join(wheels)}")
+        options = (
+            "-m pip install --quiet --no-deps --only-binary=:all: --no-compile --no-warn-script-location "
+            f"--disable-pip-version-check --root-user-action=ignore --implementation=cp --python-version={PYTHON_VERSION}"
         )
-        _say(f"wheels for aarch64: {', '.join(WHEELS[runner])}")
-        _run(command, "see that the network works, and try again")
+        platforms = [f"--platform={platform}" for platform in PLATFORMS]
+        _run((sys.executable, *options.split(), *platforms, "--target", str(place), *wheels), NETWORK)
 
-    return made(runner, " ".join(WHEELS[runner]), make)
+    return make_part(runner, " ".join(wheels), make)
 
 
 def plugin() -> Path:
     """The emulator's plugin that counts (native/count.c), compiled for this emulator."""
-    version = emulator_version()
+    version = find_emulator_version()
     source = NATIVE / "count.c"
 
     def make(place: Path) -> None:
-        command = (
-            "cc",
-            "-std=gnu11",
-            "-O2",
-            "-fPIC",
-            "-shared",
-            "-fvisibility=hidden",
-            f"-DDMSFLOW_PLUGIN_API={_plugin_api(version)}",
-            "-o",
-            str(place / "count.so"),
-            str(source),
-        )
+        flags = f"-std=gnu11 -O2 -fPIC -shared -fvisibility=hidden -DDMSFLOW_PLUGIN_API={_plugin_api(version)}"
+        command = ("cc", *flags.split(), "-o", str(place / "count.so"), str(source))
         _run(command, "install a C compiler: apt install gcc libc6-dev")
 
-    return made("plugin", f"{version} {_hash([source])}", make) / "count.so"
+    return make_part("plugin", f"{version} {_hash([source])}", make) / "count.so"
 
 
 def library() -> Path:
@@ -144,7 +161,7 @@ def library() -> Path:
         raise DmsflowError(NATIVE, "has no C++ sources", "install dmsflow again: its wheel and its source have them")
 
     def make(place: Path) -> None:
-        _say("compiling the delegate for aarch64")
+        _print_step("compiling the delegate for aarch64")
         with tempfile.TemporaryDirectory() as build:
             toolchain = f"-DCMAKE_TOOLCHAIN_FILE={NATIVE / 'aarch64-linux-gnu.cmake'}"
             right = f"see that {CROSS} works"
@@ -152,79 +169,32 @@ def library() -> Path:
             _run(("cmake", "--build", build, "--target", "dmsflow_lce"), right)
             shutil.copy2(Path(build, native.LIBRARY), place / native.LIBRARY)
 
-    return made("delegate", _hash(sources), make) / native.LIBRARY
+    return make_part("delegate", _hash(sources), make) / native.LIBRARY
 
 
-def emulator_version() -> str:
+def find_emulator_version() -> str:
     """As "7.2.22".
 
     Raises:
-        DmsflowError: it does not tell.
+        DmsflowError: it does not print one.
     """
-    said = _run((EMULATOR, "--version"), INSTALL)
-    found = re.search(r"version (\d+\.\d+\.\d+)", said)
-    if not found:
-        raise DmsflowError(EMULATOR, f"does not tell its version, but {said.strip()[:60]!r}", INSTALL)
-    return found[1]
+    output = _run((EMULATOR, "--version"), INSTALL)
+    match = re.search(r"version (\d+\.\d+\.\d+)", output)
+    if not match:
+        raise DmsflowError(EMULATOR, f"does not tell its version, but {output.strip()[:60]!r}", INSTALL)
+    return match[1]
 
 
 def _plugin_api(version: str) -> int:
     """Of QEMU's interface for plugins: what native/count.c uses changed in 9.1."""
     major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) >= (9, 1):
-        return 3
-    return 2 if major == 9 else 1
+    return 3 if (major, minor) >= (9, 1) else 2 if major == 9 else 1
 
 
-def _make_debian(place: Path) -> None:
-    if not Path(KEYRING).is_file():
-        raise DmsflowError(
-            KEYRING, "is not there to check Debian's packages with", "apt install debian-archive-keyring"
-        )
-    _say("Debian's Python for arm64: downloading 15 MB")
-    with tempfile.TemporaryDirectory() as private:
-        state = Path(private)
-        for name in ("lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/none"):
-            (state / name).mkdir(parents=True)
-        _write(state / "sources.list", SOURCE)
-        _write(state / "status", "")  # nothing is installed, so all that is needed is taken
-        _write(state / "apt.conf", _apt_configuration(state))
-        settings = {"APT_CONFIG": str(state / "apt.conf"), "LC_ALL": "C"}
-        right = "see that the network works, and try again"
-        _run(("apt-get", "--quiet=2", "update"), right, settings)
-        _run(("apt-get", "--quiet=2", "--yes", "--download-only", "install", *PACKAGES), right, settings)
-        packages = sorted((state / "cache" / "archives").glob("*.deb"))
-        for package in packages:
-            _run(("dpkg", "-x", str(package), str(place)), "see that the disk is not full")
-    if not (place / PYTHON).is_file():
-        raise DmsflowError("Debian's packages", f"have no {PYTHON}", "update dmsflow")
+# --- how a part is made -------------------------------------------------------------------------
 
 
-def _apt_configuration(state: Path) -> str:
-    """A state of its own, and nothing of this machine's: no root is needed, and nothing here is changed."""
-    settings = {
-        "APT::Architecture": "arm64",
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "2",
-        "Debug::NoLocking": "true",
-        "Dir::State": str(state),
-        "Dir::State::lists": str(state / "lists"),
-        "Dir::State::status": str(state / "status"),
-        "Dir::Cache": str(state / "cache"),
-        "Dir::Etc": str(state / "etc"),
-        "Dir::Etc::sourcelist": str(state / "sources.list"),
-        "Dir::Etc::sourceparts": "none",
-    }
-    lines = [f'{name} "{value}";' for name, value in settings.items()]
-    return "\n".join(['APT::Architectures { "arm64"; };', *lines, ""])
-
-
-# --- parts --------------------------------------------------------------------------------------
-
-
-def made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
+def make_part(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
     """The folder of a part: as it is, or made now.
 
     Args:
@@ -233,50 +203,41 @@ def made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
         make: fills an empty folder.
     """
     path = folder() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if _whole(path):
+    if _is_whole(path):
         return path
     folder().mkdir(parents=True, exist_ok=True)
-    _sweep()
+    for abandoned in folder().glob(".making-*"):  # by processes that were killed
+        if time.time() - abandoned.stat().st_mtime > STALE_S:
+            shutil.rmtree(abandoned, ignore_errors=True)
     if path.is_dir():
-        _say(f"{path} is damaged: it is made again")
+        _print_step(f"{path} is damaged: it is made again")
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder()) as private:
         place = Path(private, "part")
         place.mkdir()
         make(place)
-        _write(place / CONTENTS, _contents(place))
-        if path.is_dir() and not _whole(path):
+        _write(place / CONTENTS, _describe_contents(place))
+        if path.is_dir() and not _is_whole(path):
             path.rename(Path(private, "damaged"))
         try:
             place.rename(path)
         except OSError:
-            if not _whole(path):  # else another process was faster
+            if not _is_whole(path):  # else another process was faster
                 raise
     return path
 
 
-def _whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     contents = path / CONTENTS
-    return contents.is_file() and contents.read_text(encoding="utf-8") == _contents(path)
+    return contents.is_file() and contents.read_text(encoding="utf-8") == _describe_contents(path)
 
 
-def _contents(path: Path) -> str:
+def _describe_contents(path: Path) -> str:
     """How many files there are and their bytes, but for what Python compiles by itself."""
-    count = size = 0
+    sizes = []
     for place, folders, files in os.walk(path):
-        if "__pycache__" in folders:
-            folders.remove("__pycache__")
-        for file in files:
-            if file != CONTENTS:
-                count += 1
-                size += os.lstat(os.path.join(place, file)).st_size
-    return f"{count} files, {size} bytes\n"
-
-
-def _sweep() -> None:
-    """What processes left that were killed."""
-    for path in folder().glob(".making-*"):
-        if time.time() - path.stat().st_mtime > STALE_S:
-            shutil.rmtree(path, ignore_errors=True)
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        sizes += [os.lstat(os.path.join(place, file)).st_size for file in files if file != CONTENTS]
+    return f"{len(sizes)} files, {sum(sizes)} bytes\n"
 
 
 def _hash(paths: Sequence[Path]) -> str:
@@ -291,22 +252,16 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _say(line: str) -> None:
-    print(f"device qemu, set up once: {line}", file=sys.stderr)
+def _print_step(line: str) -> None:
+    print_line(f"device qemu, set up once: {line}")
 
 
 def _run(command: Sequence[str], right: str, settings: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env={**os.environ, **(settings or {})},
-    )
+    environment = {**os.environ, **(settings or {})}
+    done = subprocess.run(command, input=b"", capture_output=True, check=False, env=environment)
+    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        errors = [line for line in lines if re.match(r"(E:|ERROR|.*\berror\b)", line)] or lines[-1:]
-        raise DmsflowError(command[0], f"failed ({' '.join(errors[:1]) or f'exit status {done.returncode}'})", right)
-    return done.stdout
+        lines = (errors.strip() or output.strip()).splitlines()
+        reasons = [line for line in lines if re.match(r"(E:|ERROR|.*\berror\b)", line)] or lines[-1:]
+        raise DmsflowError(command[0], f"failed ({' '.join(reasons[:1]) or f'exit status {done.returncode}'})", right)
+    return output

@@ -1,0 +1,41 @@
+"""The file that `dmsflow bench` measures: the one of a chain, or a bare one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmsflow import manifest
+from dmsflow.deploying import target
+from dmsflow.deploying.target import Target
+from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Benched:
+    """A model file, the target it is for, and the export that wrote it (None: a bare file)."""
+
+    path: Path
+    target: Target
+    export: Manifest | None
+
+
+def find_benched(source: Path) -> Benched:
+    """The file of an export.json, or the model file itself.
+
+    Raises:
+        DmsflowError: neither an export.json nor a model file, or a damaged one.
+    """
+    if source.suffix == ".json":
+        export = manifest.load(source, "export")
+        return Benched(
+            manifest.verify(source, export.artifacts["model"]), target.load(export.settings["target"]), export
+        )
+    targets = {each.suffix: each for each in map(target.load, target.names())}
+    if source.suffix not in targets:
+        right = f"give an export.json, or a {' or '.join(sorted(targets))} file"
+        raise DmsflowError(source, "is neither a manifest nor a model file", right)
+    if not source.is_file():
+        raise DmsflowError(source, "no such file", "give the path of an existing file")
+    return Benched(source, targets[source.suffix], None)

@@ -1,0 +1,1 @@
+"""A program for phones, which have no Python: it measures there, and prints what it measured."""
