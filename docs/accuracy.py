@@ -9,18 +9,21 @@ from typing import Any
 import figures
 from figures import NETWORKS, NONE, Lead, Row
 
+from dmsflow import settings
+
 COMMAND = "torchrun --nproc-per-node 2 benchmarks/{} --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
-METHODS = {
+METHODS = {  # by their keys in the results files
     "gradient": "**searched**",
     "uniform": "uniform",
-    "flat": "flat",
-    "between": "between",
-    "random": "random, mean of {draws} draws",
-    "best random": "random, best of {draws} draws",
+    "flat": "equal",
+    "between": "interpolated",
+    "random": "random (mean of {draws})",
+    "best random": "random (best of {draws})",
     "evolution": "evolution",
-    "paper": "the paper's search",
+    "paper": "DMS as published",
 }
-CONTROLS = tuple(method for method in METHODS if method not in ("gradient", "paper"))
+PAST_COMMIT = "c6a9be6"  # the last one with settings that settings.REMOVED_FIELDS lists
+BASELINES = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
 
 
@@ -31,8 +34,8 @@ def environments(rows: Sequence[Row]) -> list[Row]:
 # --- two budgets ---------------------------------------------------------------------------------
 
 
-def leads(cell: Row, methods: Sequence[str] = CONTROLS) -> dict[str, Lead]:
-    """Of the searched widths over every control that both are finished of."""
+def leads(cell: Row, methods: Sequence[str] = BASELINES) -> dict[str, Lead]:
+    """Of the searched widths over every baseline of which all runs are finished."""
     made, seeds = cell["methods"], len(cell["seeds"])
     if len(made["gradient"]) < seeds:
         return {}
@@ -46,7 +49,7 @@ def leads(cell: Row, methods: Sequence[str] = CONTROLS) -> dict[str, Lead]:
 def together(cells: Sequence[Row]) -> str:
     """`+2.12 ± 0.54 over uniform (15 pairs), …`: the mean difference of all cells, paired by seed, ± standard error."""
     told = []
-    for method in CONTROLS:
+    for method in BASELINES:
         found = [cell["methods"] for cell in cells if method != "random" and method in leads(cell)]
         gaps = [gap for methods in found for gap in figures.differences(methods["gradient"], methods[method])]
         if len(gaps) > 1:
@@ -65,7 +68,7 @@ def limits(cell: Row) -> str:
 def budgets(content: Any) -> str:
     """Of benchmarks/budgets.py."""
     jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made] if content else []
-    title = "## Searched widths beside every control that meets the same budgets"
+    title = "## Searched widths beside every baseline that meets the same budgets"
     return figures.part(title, COMMAND.format("budgets.py"), _budgets(content, jobs) if jobs else None)
 
 
@@ -78,11 +81,12 @@ def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
 SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search sees training images only.
-**uniform** widens every layer of the base network alike, **flat** makes all layers equally wide, **between** is
-the point between those two that uses every budget up, **random** draws around flat ({draws} draws, trained with seed
+**uniform** widens every layer of the base network alike, **equal** makes all layers equally wide, **interpolated** is
+the point between those two that exhausts every budget, **random** draws around equal widths ({draws} draws, trained with seed
 {seeds[0]}; the best of them then with every seed), **evolution** tries as many sub-networks of the same super-network as take
-the time of the gradient's width phases. All are shrunk to fit every budget. **The paper's search** is no control but what dmsflow
-departs from: DMS with its settings as printed (`--preset paper`, its phases shortened to minutes), under the same budgets.
+the time of the gradient's width phases. All are shrunk to fit every budget. **DMS as published** is not a baseline but what
+dmsflow starts from: the paper's search with its settings as printed (`--preset paper`, its phases shortened to minutes), under
+the same budgets.
 
 *Gain*: top-1 of the searched widths less that row's, ± the deviation of the difference over the seeds, paired.
 *Verdict*: the difference of the means against the larger of the two deviations.
@@ -116,13 +120,13 @@ def _summary(cells: Sequence[Row]) -> str:
         found, titles = leads(cell), {m: title.format(draws=cell["draws"]) for m, title in METHODS.items()}
         gains = [method for method, one in found.items() if one.gains]
         others = [f"{titles[method]} ({one})" for method, one in found.items() if not one.gains]
-        claim = f"beyond one deviation over {len(gains)} of {len(found)} controls"
-        without = [titles[method] for method in CONTROLS if method not in found]
+        claim = f"beyond one deviation over {len(gains)} of {len(found)} baselines"
+        without = [titles[method] for method in BASELINES if method not in found]
         parts = (
             claim,
             "not over " + ", ".join(others) if others else "",
             "not run: " + ", ".join(without) if without else "",
-            *(f"over the paper's search {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
+            *(f"over DMS as published {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
         )
         lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
     told = f"""All cells together, paired by seed, ± the standard error: {together(judged)}. This sum was made after the
@@ -197,8 +201,8 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
         over = figures.lead(runs, default) if runs is not default else None
         rows.append(
             (
-                row["variant"],
-                row["what"],
+                row["variant"] + (f" (at {PAST_COMMIT})" if settings.REMOVED_FIELDS.keys() & row["settings"] else ""),
+                figures.present_words(row["what"]),
                 str(len(runs)),
                 f"{figures.mean(runs, 'memory_mib'):.4f}",
                 f"{figures.mean(runs, 'macs_m'):.1f}",
@@ -213,8 +217,9 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
     before = f"""\
 VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
 a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired; the verdict's rule is the
-one above, so that "no gain" also says "no loss". The default stands where no variant gains. One deviation of three seeds is a low bar, which
-some of {len(content) - 1} rows pass by chance.
+one above, so that "no gain" also says "no loss". We keep the default unless a variant is better by more than one standard deviation. One
+deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance. Variants marked "at {PAST_COMMIT}"
+need settings that are gone since; check out that commit to run them.
 
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
@@ -225,11 +230,11 @@ some of {len(content) - 1} rows pass by chance.
 
 
 def table1(contents: dict[str, Any]) -> str:
-    intro = """## The paper's Table 1, and controls
+    intro = """## The paper's Table 1, and baselines
 
 CIFAR-10. *full precision* to *4×* widen the base network alike, *DMS-A* and *DMS-B* are searched under the memory that
-the paper prints; below each stand the paper's own search with its settings as printed (`--preset paper`, as long as the
-protocol lets it) and the controls, all at the same memory and trained alike. Memory counts as in the paper; of ResNet-18's
+the paper prints; below each stand DMS as published, with its settings as printed (`--preset paper`, as long as the
+protocol lets it), and the baselines, all at the same memory and trained alike. Memory counts as in the paper; of ResNet-18's
 2× to 4× its figures fit no uniformly widened network.
 """
     return "\n".join((intro, *(_protocol(name, content) for name, content in contents.items())))
@@ -279,13 +284,13 @@ def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
 
 
 def _not_run(rows: Sequence[Row]) -> list[str]:
-    """`VGG-11 2×` where nothing of a row was run, `VGG-11 DMS-A (flat, uniform)` where some lines of it were not."""
+    """`VGG-11 2×` where nothing of a row was run, `VGG-11 DMS-A (equal, uniform)` where some lines of it were not."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(f"{NETWORKS[row['network']]} {row['row']}", []).append(row)
     told = []
     for title, group in lines.items():
-        without = [row["widths"] for row in group if not row["jobs"] and not row["left_out"]]
+        without = [figures.present_words(row["widths"]) for row in group if not row["jobs"] and not row["left_out"]]
         told += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
     return told
 
@@ -298,7 +303,17 @@ def _table1_row(row: Row) -> tuple[str, ...]:
     seconds = [figures.mean(done, key) for key in ("search_seconds", "train_seconds")]
     took = [f"{one:.0f}" if one >= 1 else NONE for one in seconds]
     top1, epochs = figures.spread(done), str(row["epochs"])
-    return NETWORKS[row["network"]], row["row"], row["widths"], *printed, *costs, top1, count, epochs, *took
+    return (
+        NETWORKS[row["network"]],
+        row["row"],
+        figures.present_words(row["widths"]),
+        *printed,
+        *costs,
+        top1,
+        count,
+        epochs,
+        *took,
+    )
 
 
 # --- exported files ------------------------------------------------------------------------------
@@ -318,8 +333,8 @@ def papers_search(cells: Sequence[Row]) -> str:
         if lead.gains
     ]
     fewer = "; in each of these it used fewer MACs" if won and all(theirs < ours for theirs, ours in won) else ""
-    return f"""Over the paper's own search, with its settings as printed, its phases shortened to minutes and the same budgets,
-they gain beyond one deviation in {len(won)} of {len(found)} cells{fewer}."""
+    return f"""It beats DMS as published, with its phases shortened to minutes and under the same budgets, by more than one standard
+deviation in {len(won)} of {len(found)} cells{fewer}."""
 
 
 def files(rows: Any) -> str:
@@ -356,19 +371,19 @@ multiply-accumulates beside it, and with at most 0.3 ms beside it, as the profil
 - Pixels: CIFAR-10 as JPEG folders, so compare these numbers with each other and not with papers.
 
 **Memory alone**: searched widths lie {figures.lead(groups["memory", "gradient"], groups["memory", "uniform"]).sentence("uniform ones")}, and
-{figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("flat ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than flat.
+{figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("equal ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than equal ones.
 
-**Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("flat")}; MACs are not
-milliseconds, and the searched files take {figures.more(longer)} time than flat ones.
+**Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("equal")}; MACs are not
+milliseconds, and the searched files take {figures.more(longer)} time than equal ones.
 
-**Memory and latency**: {over_uniform.sentence("uniform")}, and {over_flat.sentence("flat")} (paired by seed {over_flat}
-over flat, {over_uniform} over uniform). All {len(errors)} files were predicted within {100 * max(errors):.1f} % of what was measured
+**Memory and latency**: {over_uniform.sentence("uniform")}, and {over_flat.sentence("equal")} (paired by seed {over_flat}
+over equal, {over_uniform} over uniform). All {len(errors)} files were predicted within {100 * max(errors):.1f} % of what was measured
 afterwards. The search's own comparison, on training images that it held out, put its starting point behind it by more
 than a standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} seeds are few.
 
     python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS
 
-measures memory+latency again; the other two budgets, with more controls, are those of benchmarks/budgets.py above.
+measures memory+latency again; the other two budgets, with more baselines, are those of benchmarks/budgets.py above.
 
 {figures.machine(environments(rows), *TRAINED, "larq-compute-engine", "onnxruntime")};
 seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Every run:
@@ -391,7 +406,7 @@ def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
     told = [row for row in group if row["predicted_latency_ms"]]
     return (
         case,
-        f"{'searched' if method == 'gradient' else method}: {figures.widths(group)}",
+        f"{'searched' if method == 'gradient' else METHODS[method]}: {figures.widths(group)}",
         f"{figures.mean(group, 'memory_mib'):.4f}",
         f"{figures.mean(group, 'macs_m'):.1f}",
         figures.each(group),

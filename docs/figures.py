@@ -48,6 +48,25 @@ def part(title: str, command: str, told: tuple[str, str] | None) -> str:
     return "\n\n".join((title, before, f"    {command}", behind)).rstrip("\n") + "\n"
 
 
+def present_words(text: str) -> str:
+    """Words of a results file as the page says them now; the files keep those that they began with.
+
+    >>> present_words("random, 8 draws around flat")
+    'random, 8 draws around equal widths'
+    """
+    words = {
+        "around flat": "around equal widths",
+        "flat": "equal",
+        "controls": "baselines",
+        "control": "baseline",
+        "head start": "width warm-up",
+    }
+    words |= {"the paper's search, literally": "DMS as published"}
+    for before, now in words.items():
+        text = re.sub(rf"\b{before}\b", now, text)
+    return text
+
+
 def widths(rows: Iterable[Row]) -> str:
     """Every set of widths once: `16 32 64; 17 31 66`."""
     return "; ".join(dict.fromkeys(" ".join(map(str, row["widths"])) for row in rows))

@@ -83,20 +83,20 @@ def _under_budgets(content: Row, cells: list[Row], papers: str) -> str:
     over = [len(accuracy.leads(cell)) for cell in cells]
     return f"""{figures.table(head, rows)}
 
-Widths found by the search beside controls that meet the same budgets, with the million multiply-accumulates of each:
-{content["train_images"]:,} images, mean ± deviation of {seeds} seeds. Searched widths are beyond one deviation above
-{sum(won)} of {sum(over)} controls{_never(cells)}.
+Widths found by the search beside baselines that meet the same budgets, with the million multiply-accumulates of each:
+{content["train_images"]:,} images, mean ± deviation of {seeds} seeds. The search beats {sum(won)} of {sum(over)} baselines by more
+than one standard deviation.{_describe_unbeaten(cells)}
 {papers} Measured on {figures.machine([job["environment"] for job in jobs], "torch")}. Command, seeds and every width: [docs/results.md](docs/results.md).
 """
 
 
-def _never(cells: list[Row]) -> str:
-    """`; in no cell with two budgets above these: evolution`: the controls that no such cell gains over."""
+def _describe_unbeaten(cells: list[Row]) -> str:
+    """` Under two budgets it does not beat evolution.`: the baselines that no such cell gains over; empty: none."""
     found = [accuracy.leads(cell) for cell in cells if "macs_m" in cell]
-    ran = [method for method in accuracy.CONTROLS if any(method in leads for leads in found)]
+    ran = [method for method in accuracy.BASELINES if any(method in leads for leads in found)]
     never = [method for method in ran if not any(leads[method].gains for leads in found if method in leads)]
     titles = [accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in never]
-    return f"; in no cell with two budgets above these: {'; '.join(titles)}" if titles else ""
+    return f" Under two budgets it never beats {', '.join(titles)}." if titles else ""
 
 
 SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution", "paper")
@@ -111,7 +111,7 @@ def _files(rows: Any) -> str:
     titles = {"memory": "memory budget", "memory+MACs": "memory, and at most 16 M MACs"}
     lines = [
         (
-            f"{titles[case]}: {'**searched**' if method == 'gradient' else method}",
+            f"{titles[case]}: {accuracy.METHODS[method]}",
             f"{figures.mean(group, 'macs_m'):.1f}",
             f"**{figures.spread(group)}**" if method == "gradient" else figures.spread(group),
             f"{figures.mean(group, 'latency_ms_median'):.3f} ms",
@@ -131,7 +131,7 @@ def _files(rows: Any) -> str:
     first = rows[0]
     return f"""{figures.table(head, lines)}
 
-Widths found by the search beside its controls at equal budgets and schedule: {first["train_images"]:,} images, {first["epochs"]} epochs,
+Widths found by the search beside baselines at equal budgets and schedule: {first["train_images"]:,} images, {first["epochs"]} epochs,
 top-1 and latency of the exported file ({first["environment"]["threads"]} thread, {figures.listed(first["runtimes"].values())}; {figures.machine([row["environment"] for row in rows])}).
 Command, seeds and every width: [docs/results.md](docs/results.md).
 """
