@@ -272,7 +272,7 @@ def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
         figures.table(head, [_table1_row(row) for row in content["rows"] if row["jobs"]]),
         *([f"Not run yet: {'; '.join(missing)}."] if missing else []),
         *(
-            f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}."
+            f"{NETWORKS[row['network']]} {row['row']} is left out: {figures.present_words(row['left_out'])}."
             for row in content["rows"]
             if row["left_out"]
         ),

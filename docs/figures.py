@@ -14,6 +14,13 @@ from typing import Any
 FOLDER = Path(__file__).with_name("results")
 NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18"}
 NONE = "–"
+WORDS = {  # of results files, and what they are called now
+    "around flat": "around equal widths",
+    "flat": "equal",
+    "controls": "baselines",
+    "control": "baseline",
+    "the paper's search, literally": "DMS as published",
+}
 Row = Mapping[str, Any]
 
 
@@ -54,15 +61,7 @@ def present_words(text: str) -> str:
     >>> present_words("random, 8 draws around flat")
     'random, 8 draws around equal widths'
     """
-    words = {
-        "around flat": "around equal widths",
-        "flat": "equal",
-        "controls": "baselines",
-        "control": "baseline",
-        "head start": "width warm-up",
-    }
-    words |= {"the paper's search, literally": "DMS as published"}
-    for before, now in words.items():
+    for before, now in WORDS.items():
         text = re.sub(rf"\b{before}\b", now, text)
     return text
 

@@ -104,11 +104,13 @@ def test_a_cell_has_means_deviations_paired_gains_and_verdicts() -> None:
     text = accuracy.budgets(WHOLE)
     assert row(text, "**searched**")[4:] == ["54.00, 55.00, 56.00", "55.00 ± 1.00", "–", "–"]
     assert row(text, "| uniform")[-3:] == ["49.00 ± 1.00", "+6.00 ± 0.00", "gain, beyond one deviation"]
-    assert row(text, "| flat")[-2:] == ["+0.50 ± 1.00", "no gain"]
-    assert row(text, "| between")[-2:] == ["-3.50 ± 0.50", "loss, beyond one deviation"]
+    assert row(text, "| equal")[-2:] == ["+0.50 ± 1.00", "no gain"]
+    assert row(text, "| interpolated")[-2:] == ["-3.50 ± 0.50", "loss, beyond one deviation"]
     assert row(text, "| evolution")[-2:] == ["+0.00 ± 0.00", "no gain"]
-    assert row(text, "mean of 3 draws")[-2:] == ["+8.00", "gain, beyond one deviation"]
-    assert "beyond one deviation over 3 of 6 controls; not over flat (+0.50 ± 1.00), between (-3.50 ± 0.50)" in text
+    assert row(text, "mean of 3")[-2:] == ["+8.00", "gain, beyond one deviation"]
+    assert (
+        "beyond one deviation over 3 of 6 baselines; not over equal (+0.50 ± 1.00), interpolated (-3.50 ± 0.50)" in text
+    )
     assert "not run" not in text
     assert "2026-01-02, Z80, 1 core, dmsflow 1.2 at abc1234, Python 3.11.7, torch 2.13.0; seeds 0, 1, 2" in text
 
@@ -125,12 +127,12 @@ def test_a_cell_that_is_not_finished_claims_nothing() -> None:
     assert "No cell is finished yet." in text
     assert row(text, "**searched**")[-3:] == ["60.50 ± 0.71 (2 of 3)", "–", "–"]
     assert row(text, "| uniform")[-2:] == ["–", "–"]
-    assert row(text, "| flat")[-4:] == ["–", "not run", "–", "–"]
+    assert row(text, "| equal")[-4:] == ["–", "not run", "–", "–"]
 
 
-def test_a_cell_without_some_controls_names_them() -> None:
+def test_a_cell_without_some_baselines_names_them() -> None:
     text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(50.0)))
-    claim = "beyond one deviation over 1 of 1 controls; not run: flat, between, random, mean of 3 draws"
+    claim = "beyond one deviation over 1 of 1 baselines; not run: equal, interpolated, random (mean of 3)"
     assert claim in " ".join(text.split())
 
 
@@ -141,11 +143,14 @@ def test_all_cells_together_are_paired_by_seed() -> None:
     assert accuracy.together([first, second]) == "+2.00 ± 0.37 over uniform (6 pairs)"
 
 
-def test_the_readme_names_the_controls_that_no_cell_gains_over() -> None:
+def test_the_readme_names_the_baselines_that_no_cell_gains_over() -> None:
     cell = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(50.0, 51.0, 52.0), evolution=jobs(54.0, 55.0, 57.0))[
         "cells"
     ][0]
-    assert results._never([cell]) == "; in no cell with two budgets above these: evolution"
+    assert results._describe_unbeaten([cell]) == " Under two budgets it does not beat evolution."
+    for job in cell["methods"]["evolution"]:
+        job["top1_percent"] -= 9
+    assert results._describe_unbeaten([cell]) == ""
 
 
 def test_an_ablation_is_compared_with_the_default() -> None:
@@ -184,19 +189,19 @@ def test_the_table_sets_ours_beside_the_papers() -> None:
     text = accuracy.table1({"quick": {"train_images": 20_000, "rows": rows}, "paper": None})
     ours = ["0.0779", "16.0", "55.00 ± 1.41", "2 of 3", "6", "–", "99"]
     assert row(text, "DMS-A", "searched") == ["VGG-11", "DMS-A", "searched", "0.08", "84.10", *ours]
-    assert row(text, "DMS-A", "flat")[3:5] == ["", ""]
+    assert row(text, "DMS-A", "equal")[3:5] == ["", ""]
     assert "Not run yet: VGG-11 DMS-A (uniform); VGG-11 DMS-B." in text
     assert "VGG-11 4× is left out: it is late." in text
     assert "Not run yet" in text.split("### Protocol `paper`")[1]
 
 
-def test_the_papers_search_stands_beside_ours_and_is_no_control() -> None:
+def test_the_papers_search_stands_beside_ours_and_is_no_baseline() -> None:
     both = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), paper=jobs(49.0, 50.0, 51.0))
     text = " ".join(accuracy.budgets(both).split())
-    assert "over 1 of 1 controls" in text
-    assert "; over the paper's search +5.00 ± 0.00, gain, beyond one deviation." in text
-    assert row(accuracy.budgets(both), "| the paper's search")[-2:] == ["+5.00 ± 0.00", "gain, beyond one deviation"]
-    assert "they gain beyond one deviation in 1 of 1 cells." in accuracy.papers_search(both["cells"])
+    assert "over 1 of 1 baselines" in text
+    assert "; over DMS as published +5.00 ± 0.00, gain, beyond one deviation." in text
+    assert row(accuracy.budgets(both), "| DMS as published")[-2:] == ["+5.00 ± 0.00", "gain, beyond one deviation"]
+    assert accuracy.papers_search(both["cells"]).endswith("deviation in 1 of 1 cells.")
     for job in both["cells"][0]["methods"]["paper"]:
         job["macs_m"] = 9.0
     assert accuracy.papers_search(both["cells"]).endswith("1 of 1 cells; in each of these it used fewer MACs.")
@@ -234,7 +239,7 @@ def test_the_readme_shows_the_cells_as_soon_as_one_can_be_judged() -> None:
     shown = results.readme(text, load)
     assert shown.startswith("before\n") and shown.endswith("\nafter\n") and "old" not in shown
     assert row(shown, "0.078 MiB and 16 million MACs")[1:3] == ["55.00 ± 1.00 (16.0 M)", "49.00 ± 1.00 (16.0 M)"]
-    assert "3 of 6 controls" in shown.replace("\n", " ")
+    assert "3 of 6 baselines" in shown.replace("\n", " ")
     assert results.readme(shown, load) == shown
 
 
