@@ -1,7 +1,7 @@
 """What each choice of the search is worth: one setting changed at a time, under two budgets.
 
-Every variant searches and trains VGG-11 under 0.078 MiB and 16 million MACs, as budgets.py does, with
-whom it shares searches; its trainings are shorter. It goes on where it was stopped:
+Every variant searches and trains VGG-11 under 0.078 MiB and 16 million MACs, as budgets.py does, which
+shares its searches; the trainings are shorter. It continues where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/ablations.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
 """
@@ -17,11 +17,21 @@ import script
 from budgets import CELLS, SEEDS, TRAIN_IMAGES, searched
 from jobs import Job, Runs
 
+from dmsflow import settings
+
 CELL = CELLS[0]
 EPOCHS = 6
-# What each changes, and the settings that do it; everything else is as by default.
+# What each changes, and the settings that do it, named as in docs/results/ablations.json; all others are the defaults.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("what dmsflow does", {}),
+    "no-head-start": ("widths move from the first round on", {"head_start": 0.0}),
+    "long": ("twice as many rounds", {"rounds": 32}),
+    "weights": ("three times as many weight steps in a round", {"weight_steps": 120}),
+    "evolution": ("evolution on the same super-network, as many evaluations", {"method": "evolution"}),
+}
+# Variants whose settings are gone since: PAST_COMMIT is the last one that runs them. Their rows stay in the results.
+PAST_COMMIT = "c6a9be6"
+PAST_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clustered": (
         "three candidates and Gumbel noise (Eq. 4-6) instead of the exact mixture",
         {"estimator": "clustered"},
@@ -47,27 +57,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "first-gain": ("the first two widths' gradient times 3", {"first_gain": 3.0}),
     "refine": ("96 sub-networks near the result tried at the end", {"refine": 96}),
-    "no-head-start": ("widths move from the first round on", {"head_start": 0.0}),
-    "long": ("twice as many rounds", {"rounds": 32}),
-    "weights": ("three times as many weight steps in a round", {"weight_steps": 120}),
-    "evolution": ("evolution on the same super-network, as many evaluations", {"method": "evolution"}),
 }
+# In the order of the results file.
+ALL_VARIANTS = {"default": VARIANTS["default"], **PAST_VARIANTS, **VARIANTS}
 
 
 def job(variant: str, seed: int) -> Job:
-    """The searches of default and evolution are those of budgets.py."""
-    changes = VARIANTS[variant][1]
+    """The searches of default and evolution are those of budgets.py; a past variant can only be tabulated."""
+    changes = settings.with_present_names(ALL_VARIANTS[variant][1])
     training = {"epochs": EPOCHS, "seed": seed}
     if variant in ("default", "evolution"):
         return replace(searched(CELL, changes.get("method", "gradient"), seed), train=training)
-    settings = {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
-    return Job(f"{CELL.name}/ablations/{variant}-{seed}", settings, training)
+    search = {} if variant in PAST_VARIANTS else {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
+    return Job(f"{CELL.name}/ablations/{variant}-{seed}", search, training)
 
 
 def tabulate(where: Runs) -> list[dict[str, Any]]:
     """A row a variant, of the seeds that are done."""
     rows = []
-    for name, (what, changes) in VARIANTS.items():
+    for name, (what, changes) in ALL_VARIANTS.items():
         if done := jobs.finished([job(name, seed) for seed in SEEDS], where):
             rows.append({"variant": name, "what": what, "settings": changes, "runs": done})
     return rows

@@ -1,9 +1,8 @@
-"""Searched widths against every control that meets the same budgets, cell by cell.
+"""Searched widths against every baseline that meets the same budgets, cell by cell.
 
-A cell is a network and its budgets. In each one the widths of the search are trained beside those
-of uniform, flat, the point between them, the best of eight random draws around flat, evolution with
-as many evaluations, and the paper's own search; the same schedule and images for all. It goes on where it
-was stopped:
+A cell is a network and its budgets. In each one the widths of the search are trained beside uniform, equal
+and interpolated ones, the best of eight random draws around equal widths, evolution with as many evaluations,
+and the search as published; the same schedule and images for all. It continues where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/budgets.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
 """
@@ -22,8 +21,11 @@ from jobs import Job, Runs
 from dmsflow import settings
 from dmsflow.network.network import load_network
 from dmsflow.searching import budget
+from dmsflow.searching.budget import Budgets
 from dmsflow.settings import SearchSettings
 
+# Fixed choices, by the word for each in folders and results files, which keep the names that they began with.
+KEYS = {"uniform": "uniform", "equal": "flat", "interpolated": "between"}
 TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 SEEDS = (0, 1, 2)
 DRAWS = 8
@@ -76,16 +78,16 @@ CELLS = (
 def _uniform_macs_m(name: str, memory_mib: float) -> float:
     network = load_network(name, 3, 32, 10)
     chosen = settings.resolve(SearchSettings, network=name, memory_mib=memory_mib)
-    limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
-    widths = budget.round_within(network, limits, budget.uniform(network, limits, bounds), bounds)
+    budgets = Budgets.from_settings(chosen, network)
+    widths = budgets.round_within(budgets.uniform())
     return float(budget.macs_m(network, widths))
 
 
-def control(cell: Cell, method: str, seed: int) -> Job:
-    """A fixed choice, trained with a seed; under one budget the point between flat and uniform is flat."""
-    if method == "between" and cell.macs_m is None:
-        method = "flat"
-    return Job(f"{cell.name}/{method}", {**cell.budgets(), "method": method}, cell.training(seed))
+def baseline(cell: Cell, method: str, seed: int) -> Job:
+    """A fixed choice, trained with a seed; under one budget interpolated widths are equal ones."""
+    if method == "interpolated" and cell.macs_m is None:
+        method = "equal"
+    return Job(f"{cell.name}/{KEYS[method]}", {**cell.budgets(), "method": method}, cell.training(seed))
 
 
 def draw(cell: Cell, number: int, seed: int) -> Job:
@@ -102,7 +104,7 @@ def searched(cell: Cell, method: str, seed: int) -> Job:
 def papers(cell: Cell, seed: int, **others: Any) -> Job:
     """Searched as the paper says, literally, with other settings where they differ from its preset; and trained."""
     search = {
-        **settings.preset("search", "paper"),
+        **settings.load_preset("search", "paper"),
         "step_size": PAPER_STEP_SIZE[cell.network],
         **others,
         **cell.budgets(),
@@ -121,9 +123,7 @@ def waves(cells: Sequence[Cell], methods: Sequence[str], where: Runs) -> Iterato
 
 def first_wave(cell: Cell, methods: Sequence[str]) -> list[Job]:
     """Everything but the best draw's other seeds."""
-    found = [
-        control(cell, method, seed) for seed in SEEDS for method in ("uniform", "flat", "between") if method in methods
-    ]
+    found = [baseline(cell, method, seed) for seed in SEEDS for method in KEYS if method in methods]
     found += [draw(cell, number, SEEDS[0]) for number in range(DRAWS) if "random" in methods]
     found += [searched(cell, m, seed) for seed in SEEDS for m in ("gradient", "evolution") if m in methods]
     return found + [papers(cell, seed, **PAPER_PHASES[cell.network]) for seed in SEEDS if "paper" in methods]
@@ -140,7 +140,7 @@ def best_draw(cell: Cell, where: Runs) -> list[Job]:
 
 def one_cell(cell: Cell, where: Runs) -> dict[str, Any]:
     """What docs/results.py reads: the jobs of each method that are done, in the order of the seeds or draws."""
-    methods = {method: [control(cell, method, seed) for seed in SEEDS] for method in ("uniform", "flat", "between")}
+    methods = {key: [baseline(cell, method, seed) for seed in SEEDS] for method, key in KEYS.items()}
     methods["random"] = [draw(cell, number, SEEDS[0]) for number in range(DRAWS)]
     methods["best random"] = best_draw(cell, where)
     methods |= {method: [searched(cell, method, seed) for seed in SEEDS] for method in ("evolution", "gradient")}
@@ -160,7 +160,7 @@ def tabulate(where: Runs) -> dict[str, Any]:
     return {"command": "python benchmarks/budgets.py", "train_images": TRAIN_IMAGES, "cells": cells}
 
 
-METHODS = ("uniform", "flat", "between", "random", "evolution", "gradient", "paper")
+METHODS = (*KEYS, "random", "evolution", "gradient", "paper")
 
 
 def main() -> None:

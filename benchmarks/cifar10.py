@@ -1,4 +1,4 @@
-"""Searched widths against uniform and flat ones under memory and milliseconds, up to the exported file.
+"""Searched widths against uniform and equal ones under memory and milliseconds, up to the exported file.
 
 Runs `dmsflow search | train | export | bench` on CIFAR-10 for every method and seed, `--jobs` at a time and one
 thread each, goes on where it was stopped, and puts the rows into docs/results/cifar10.json:
@@ -7,7 +7,7 @@ thread each, goes on where it was stopped, and puts the rows into docs/results/c
 
 Latency is predicted with the profile of another machine, unless yours is named: `dmsflow profile --name mine`, then
 `--profile mine`. That file also keeps rows of "memory" and "memory+MACs", of an earlier commit; those budgets, with
-more controls, are now benchmarks/budgets.py's.
+more baselines, are now benchmarks/budgets.py's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dmsflow import manifest
 CASE = "memory+latency"
 BUDGETS = ("--memory-mib", "0.08", "--latency-ms", "0.3")
 STAGES = ("search", "train", "export", "bench")
-METHODS = ("uniform", "flat", "gradient")
+METHODS = {"uniform": "uniform", "flat": "equal", "gradient": "gradient"}  # by their keys in the results
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cifar10.json"
 KEPT = ("versions", "processor", "cores", "threads", "mixed", "commit", "date")
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--train-images", default="20000")
     parser.add_argument("--epochs", default="8")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--profile", default="epyc-lce", help="that predicts the milliseconds")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
@@ -58,10 +58,12 @@ def run(arguments: argparse.Namespace, seed: int, method: str) -> Path:
     """One chain up to its export, or what is left of it."""
     out = arguments.out / f"{CASE}-{method}-{seed}"
     data = ["--dataset", f"image-folder:{arguments.data}", "--train-images", arguments.train_images]
-    computing = ["--seed", str(seed), "--threads", "1"]
+    seeded = ["--seed", str(seed)]
     budgets = [*BUDGETS, "--profile", arguments.profile]
-    search = stage("search", *data, *budgets, "--method", method, *computing, "--out", out)
-    train = stage("train", search, "--epochs", arguments.epochs, *computing, "--out", out)
+    search = stage(
+        "search", *data, *budgets, "--method", METHODS[method], *seeded, "--set", "search.threads=1", "--out", out
+    )
+    train = stage("train", search, "--epochs", arguments.epochs, *seeded, "--set", "train.threads=1", "--out", out)
     return stage("export", train, "--target", "x86-64", "--out", out)
 
 

@@ -80,7 +80,7 @@ class Runs:
         """Path of the train manifest of a job whose widths are chosen; ends the program if they were chosen otherwise."""
         found = manifest.load(self.chosen(job), "search")
         asked = {**job.search, "train_images": self.data.train_images}
-        had = {**found.settings, "train_images": found.data.train_images}
+        had = {**_present_settings(found.settings), "train_images": found.data.train_images}
         for name in (name for name, value in asked.items() if had.get(name) != value):
             sys.exit(
                 f"{self.chosen(job)}: has {name} {had.get(name)}, not {asked[name]}; remove its folder, or give another --out"
@@ -89,6 +89,14 @@ class Runs:
         schedule = hashlib.sha256(course).hexdigest()[:8]
         widths = "-".join(map(str, found.widths.values()))
         return self.out / "trainings" / f"{found.network.name}-{widths}" / schedule / "train.json"
+
+
+def _present_settings(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Search settings as they are named now; the search as published had settings of its own before it had a name."""
+    found = settings.with_present_names(recorded)
+    if (found.get("estimator"), found.get("hold")) == ("clustered", "penalty"):
+        found["method"] = "published"
+    return found
 
 
 def done(job: Job, where: Runs) -> bool:
@@ -187,7 +195,7 @@ def _try(job: Job, where: Runs) -> bool:
                 return False
             with _told(path):
                 chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
-                search.run(chosen, where.data, path.parent, command=tuple(sys.argv), resume=True)
+                search.run(where.data, chosen, path.parent, command=tuple(sys.argv), resume=True)
     if not (path := where.trained(job)).exists():
         with _lock(path.parent) as free:
             if not free:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import script
 import torch
 
@@ -24,8 +25,8 @@ from dmsflow.environment import describe_environment
 from dmsflow.files import write_atomically
 from dmsflow.network.network import load_network
 from dmsflow.searching import budget, supernetwork
-from dmsflow.searching.budget import Range
-from dmsflow.searching.supernetwork import SuperNetwork
+from dmsflow.searching.budget import Budgets, Range
+from dmsflow.searching.supernetwork import Schedule, SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.terminal import print_table
 from dmsflow.training.model import Model
@@ -71,20 +72,21 @@ def main() -> None:
 
 
 def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
-    state = prepared(largest, batch, narrow, threads)
-    plain = Model(state.network, state.model.widths).to(state.where.device)
+    net = prepared(largest, batch, narrow, threads)
+    where = net.given.where
+    plain = Model(net.model.network, net.model.widths).to(where.device)
     optimiser = sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
-    images, labels = next(state.weight_batches.run(0, 1))
+    images, labels = next(net.given.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        active = state.placed(state.masks(state.mu.detach(), "weights", 0))
-        weight_step(state.model, state.optimiser, images, labels, state.where, active)
+        active = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
+        weight_step(net.model, net.optimiser, images, labels, where, active)
 
     def plain_step() -> None:
-        weight_step(plain, optimiser, images, labels, state.where)
+        weight_step(plain, optimiser, images, labels, where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
-    window = state.window()
+    window = net.window()
     return {
         "largest_widths": largest,
         "window": int(window.high[-1] - window.low[-1]) + 1,
@@ -95,20 +97,19 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
 
 
 def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> SuperNetwork:
-    """A search whose every layer may become `widest`, in a window of three widths or of all."""
-    settings = SearchSettings(batch_size=batch, threads=threads, subnetworks=False, sigma_relative=False, mixed="off")
+    """A search whose every layer may become as wide as `largest`, in a window of three widths or of all."""
+    settings = SearchSettings(batch_size=batch, threads=threads, amp="off")
     dataset = datasets.load_dataset(Data(name="digits"))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    bases, widest = (torch.tensor(values, dtype=torch.float64) for values in (list(network.widths.values()), largest))
+    bases, most = (np.array(values, np.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
-    state = supernetwork.begin(settings, network, limits, Range(1 / bases, widest / bases), dataset, 0)
+    net = supernetwork.begin(settings, Budgets(network, limits, Range(1 / bases, most / bases)), dataset, 0)
     # Around the widest but one: a channel on each side, or everything down to one channel.
-    state.mu = (widest - 1) / bases
-    reach = torch.ones(len(largest)) if narrow else widest
-    state.centre = state.mu.tolist()
-    sigma = reach / bases / supernetwork.WINDOW
-    state.sigma = lambda: sigma  # type: ignore[method-assign]
-    return state
+    net.at = Schedule((most - 1) / bases, (most - 1) / bases)
+    reach = np.ones_like(most) if narrow else most
+    sigma = reach / bases / supernetwork.WINDOW_SIGMAS
+    net.sigma = lambda: sigma  # type: ignore[method-assign]
+    return net
 
 
 def interleaved(first: Callable[[], None], second: Callable[[], None], steps: int) -> tuple[list[float], list[float]]:

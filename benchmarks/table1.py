@@ -1,8 +1,8 @@
-"""Every CIFAR-10 row of the DMS paper's Table 1, and controls at the memory of its searched networks.
+"""Every CIFAR-10 row of the DMS paper's Table 1, and baselines at the memory of its searched networks.
 
 Protocols: `paper`, with the paper's schedules, for a GPU; `quick`, for two CPU cores: the first 2,000 training
 images of each class, and so few epochs that no job takes ten minutes on one core; and `long`, for two cores too:
-one network, VGG-11's DMS-A, and its uniform control, on all images. What is compared (all rows of one memory
+one network, VGG-11's DMS-A, and its uniform baseline, on all images. What is compared (all rows of one memory
 size) is trained alike. Done jobs are kept, and it goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/table1.py --protocol quick --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
@@ -59,7 +59,7 @@ TITLES = {"full": "full precision", "1x": "1×", "2x": "2×", "3x": "3×", "4x":
 # Rows of one memory size are compared with each other, and trained alike.
 SIZES = {"full": "A", "1x": "A", "2x": "2x", "3x": "B", "4x": "4x", "dms-a": "A", "dms-b": "B"}
 START_RATIO = {"dms-a": 1.5, "dms-b": 2.5}
-CONTROLS = ("uniform", "flat")
+BASELINES = ("uniform", "equal")
 DRAWS = budgets.DRAWS
 EXACTLY = 1 + 1e-9  # a budget that whole widths meet exactly, in spite of rounding
 
@@ -72,7 +72,7 @@ class Protocol:
         train_images: None for all of them.
         memory_mib: budgets that differ from what Table 1 prints, by network and row.
         train: settings of trainings, by network and memory size.
-        ranges: search settings of everything chosen at a row's memory, controls too, by network and row.
+        ranges: search settings of everything chosen at a row's memory, baselines too, by network and row.
         search: of dmsflow's own search beside the defaults, by network and row.
         literal: of the paper's search beside its preset, by network and row.
         left_out: why a network's row is not in the protocol.
@@ -95,16 +95,16 @@ def _phases(weight_steps: int, width_batches: int, **others: Any) -> dict[str, A
     return {"weight_steps": weight_steps, "width_batches": width_batches, **others}
 
 
-_SCHEDULE = settings.preset("train", "paper")
+_SCHEDULE = settings.load_preset("train", "paper")
 _FROM_FLOAT = {"from_float": True, "float_epochs": 200}
 _LARGE = {"weight_decay": 2e-4}  # what the paper says of DMS-B; here of all as large, and of 4×
-_VGG_SMALL = {"epochs": budgets.CELLS[3].epochs}  # memory alone, whose controls it shares
+_VGG_SMALL = {"epochs": budgets.CELLS[3].epochs}  # memory alone, whose baselines it shares
 PROTOCOLS = {
     # One epoch of 20,000 images takes about 0.9 s per million MACs on one core: the largest network of a memory size
-    # (flat, or 4×) sets its epochs. The paper's 50 rounds remain, their phases become shorter.
+    # (equal widths, or 4×) sets its epochs. The paper's 50 rounds remain, their phases become shorter.
     "quick": Protocol(
         train_images=budgets.TRAIN_IMAGES,
-        # 1× is as large as "0.08", and budgets.py has the controls at that memory.
+        # 1× is as large as "0.08", and budgets.py has the baselines at that memory.
         memory_mib={("vgg11", "dms-a"): 0.078},
         train={
             ("vgg11", "A"): _VGG_SMALL,
@@ -134,7 +134,7 @@ PROTOCOLS = {
         ranges={
             ("vgg11", "dms-b"): {"max_ratio": 32.0},
             ("resnet18", "dms-b"): {"max_ratio": 32.0},
-        },  # flat is 18× there
+        },  # equal widths are 18× there
     ),
     "long": Protocol(
         train_images=None,
@@ -150,8 +150,8 @@ class Line:
     """A line of the table: networks that are chosen alike, one a seed or draw.
 
     Attributes:
-        row: of the paper's table, or the one it is a control of.
-        widths: how they are chosen.
+        row: of the paper's table, or the one it is a baseline of.
+        widths: how they are chosen, as in the results file.
         paper: whether it is a row of the paper's table.
     """
 
@@ -195,7 +195,7 @@ class Asked:
         return Line(network, row, f"base widths × {factor}", True, made)
 
     def _searched(self, network: str, row: str) -> list[Line]:
-        """The searched row, the paper's own search, and the controls at the same memory."""
+        """The searched row, the search as published, and the baselines at the same memory."""
         key, protocol = (network, row), self.protocol
         memory = protocol.memory_mib.get(key, PAPER[network][row][0])
         cell = Cell(network, protocol.train[network, SIZES[row]]["epochs"], memory)
@@ -215,9 +215,9 @@ class Asked:
             for seed in self.seeds
         ]
         found.append(Line(network, row, "the paper's search, literally", False, tuple(literal)))
-        for method in CONTROLS:
-            made = [fitted(budgets.control(cell, method, seed), seed, **span) for seed in self.seeds]
-            found.append(Line(network, row, method, False, tuple(made)))
+        for method in BASELINES:
+            made = [fitted(budgets.baseline(cell, method, seed), seed, **span) for seed in self.seeds]
+            found.append(Line(network, row, budgets.KEYS[method], False, tuple(made)))
         first = self.seeds[0]
         drawn = [fitted(budgets.draw(cell, number, first), first, **span) for number in range(self.draws)]
         return [*found, Line(network, row, f"random, {self.draws} draws around flat", False, tuple(drawn))]
@@ -287,7 +287,7 @@ def main() -> None:
     jobs.add_options(parser, "runs")
     parser.set_defaults(out=None)
     parser.add_argument("--networks", nargs="+", choices=PAPER, default=list(PAPER))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="dms-a and dms-b with their controls")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="dms-a and dms-b with their baselines")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the protocol")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of random widths, each trained with the first seed")
     arguments = parser.parse_args()

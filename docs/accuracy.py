@@ -9,8 +9,10 @@ from typing import Any
 import figures
 from figures import NETWORKS, NONE, Lead, Row
 
+from dmsflow import settings
+
 COMMAND = "torchrun --nproc-per-node 2 benchmarks/{} --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
-METHODS = {
+METHODS = {  # by their keys in the results files
     "gradient": "**searched**",
     "uniform": "uniform",
     "flat": "equal",
@@ -20,6 +22,7 @@ METHODS = {
     "evolution": "evolution",
     "paper": "DMS as published",
 }
+PAST_COMMIT = "c6a9be6"  # the last one with settings that settings.REMOVED_FIELDS lists
 BASELINES = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
 # Rows of Table 1 have the words of the version that made them.
@@ -204,8 +207,8 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
         over = figures.lead(runs, default) if runs is not default else None
         rows.append(
             (
-                row["variant"],
-                row["what"],
+                row["variant"] + (f" (at {PAST_COMMIT})" if settings.REMOVED_FIELDS.keys() & row["settings"] else ""),
+                figures.present_words(row["what"]),
                 str(len(runs)),
                 f"{figures.mean(runs, 'memory_mib'):.4f}",
                 f"{figures.mean(runs, 'macs_m'):.1f}",
@@ -221,7 +224,8 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
 VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
 a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired. The verdict has the rule
 above, so "no gain" also means "no loss". We keep the default unless a variant is better by more than one standard deviation. One
-deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance.
+deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance. Variants marked "at {PAST_COMMIT}"
+need settings that are gone since; check out that commit to run them.
 
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
@@ -274,7 +278,7 @@ def _table1(name: str, content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
         figures.table(head, [_table1_row(row) for row in content["rows"] if row["jobs"]]),
         *([f"Not run yet: {'; '.join(missing)}."] if missing else []),
         *(
-            f"{NETWORKS[row['network']]} {row['row']} is left out: {row['left_out']}."
+            f"{NETWORKS[row['network']]} {row['row']} is left out: {figures.present_words(row['left_out'])}."
             for row in content["rows"]
             if row["left_out"]
         ),

@@ -14,6 +14,13 @@ from typing import Any
 FOLDER = Path(__file__).with_name("results")
 NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18"}
 NONE = "–"
+WORDS = {  # of results files, and what they are called now
+    "around flat": "around equal widths",
+    "flat": "equal",
+    "controls": "baselines",
+    "control": "baseline",
+    "the paper's search, literally": "DMS as published",
+}
 Row = Mapping[str, Any]
 
 
@@ -46,6 +53,17 @@ def part(title: str, command: str, told: tuple[str, str] | None) -> str:
     """A part of the page: what is told before and behind the command that measures it; None: it was not run."""
     before, behind = told or ("Not run yet:", "")
     return "\n\n".join((title, before, f"    {command}", behind)).rstrip("\n") + "\n"
+
+
+def present_words(text: str) -> str:
+    """Words of a results file as the page says them now; the files keep those that they began with.
+
+    >>> present_words("random, 8 draws around flat")
+    'random, 8 draws around equal widths'
+    """
+    for before, now in WORDS.items():
+        text = re.sub(rf"\b{before}\b", now, text)
+    return text
 
 
 def widths(rows: Iterable[Row]) -> str:

@@ -256,7 +256,7 @@ Where the rest of a mixed step goes, each part alone:
 
 {figures.table(("batch", "threads", *PARTS.values()), parts)}"""
     behind = f"""\
-{figures.machine([content["environment"]], "torch")}. bfloat16 (`--mixed auto`) is used where that is quicker. The convolutions alone are torch's own; a step has a quicker weight gradient for small outputs. Binarising, quantising
+{figures.machine([content["environment"]], "torch")}. bfloat16 (`amp`: `auto`) is used where that is quicker. The convolutions alone are torch's own; a step has a quicker weight gradient for small outputs. Binarising, quantising
 and max pooling are dmsflow's own (`native/training.cc`) in every column."""
     return before, behind
 

@@ -14,7 +14,7 @@ from studies import ablations, budgets, jobs, table1
 from dmsflow import manifest, settings
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import load_network
-from dmsflow.searching import budget
+from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
 
 
@@ -53,7 +53,7 @@ def options(where: jobs.Runs, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("variant", ablations.VARIANTS)
 def test_a_variant_differs_from_the_default_as_it_says_and_in_nothing_else(variant: str) -> None:
-    changes = ablations.VARIANTS[variant][1]
+    changes = settings.with_present_names(ablations.VARIANTS[variant][1])
     for seed in ablations.SEEDS:
         job, default = ablations.job(variant, seed), ablations.job("default", seed)
         one, other = (
@@ -63,6 +63,23 @@ def test_a_variant_differs_from_the_default_as_it_says_and_in_nothing_else(varia
         assert job.train == default.train
         settings.resolve(settings.TrainSettings, **job.train)
     assert bool(changes) == (variant != "default")
+
+
+def test_past_variants_need_settings_that_are_gone_and_others_do_not() -> None:
+    for variant, (_, changes) in ablations.ALL_VARIANTS.items():
+        assert bool(changes.keys() & settings.REMOVED_FIELDS.keys()) == (variant in ablations.PAST_VARIANTS)
+    page = (jobs.RESULTS.with_suffix(".md")).read_text("utf-8")
+    for variant in ablations.PAST_VARIANTS:
+        assert f"| {variant} (at {ablations.PAST_COMMIT}) |" in page
+    for variant in ablations.VARIANTS:
+        assert f"| {variant} |" in page
+
+
+def test_a_past_variant_cannot_be_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--dataset", "digits", "--variants", "adam"])
+    with pytest.raises(SystemExit):
+        ablations.main()
+    assert "invalid choice: 'adam'" in capsys.readouterr().err
 
 
 def test_the_default_searches_as_dmsflow_does_under_the_first_cells_budgets() -> None:
@@ -86,9 +103,10 @@ def test_finished_variants_have_a_row_and_others_none(where: jobs.Runs, monkeypa
     first, second, third = ablations.SEEDS
     for seed in ablations.SEEDS:
         finish(ablations.job("default", seed), where)
-    finish(ablations.job("adam", first), where)
-    finish(ablations.job("adam", second), where, trained=False)
-    finish(ablations.job("shift", third), where, trained=False)
+    finish(ablations.job("long", first), where)
+    finish(ablations.job("long", second), where, trained=False)
+    finish(ablations.job("weights", third), where, trained=False)
+    finish(ablations.job("adam", second), where)  # of an earlier version
     monkeypatch.setattr(ablations, "TRAIN_IMAGES", 20)
     monkeypatch.setattr(sys, "argv", options(where, "--tabulate"))
     monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("a job was run"))
@@ -96,11 +114,13 @@ def test_finished_variants_have_a_row_and_others_none(where: jobs.Runs, monkeypa
     rows = json.loads((where.out / "ablations.json").read_text("utf-8"))
     assert [(row["variant"], [run["seed"] for run in row["runs"]]) for row in rows] == [
         ("default", list(ablations.SEEDS)),
-        ("adam", [first]),
+        ("adam", [second]),
+        ("long", [first]),
     ]
     assert rows[1]["settings"] == {"step": "adam", "step_size": 2e-3}
-    assert rows[1]["what"] == ablations.VARIANTS["adam"][0]
-    run = rows[1]["runs"][0]
+    assert rows[1]["what"] == ablations.PAST_VARIANTS["adam"][0]
+    assert rows[2]["settings"] == {"rounds": 32}
+    run = rows[2]["runs"][0]
     assert (run["top1_percent"], run["macs_m"], run["search_seconds"], run["train_seconds"]) == (50.0, 15.5, 2.0, 3.0)
 
 
@@ -111,9 +131,9 @@ def test_the_variants_asked_for_run_and_one_process_writes(
     asked: list[jobs.Job] = []
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(jobs, "run", lambda wave, _: asked.extend(wave))
-    monkeypatch.setattr(sys, "argv", options(where, "--variants", "adam", "shift"))
+    monkeypatch.setattr(sys, "argv", options(where, "--variants", "long", "weights"))
     ablations.main()
-    assert asked == [ablations.job(variant, seed) for seed in ablations.SEEDS for variant in ("adam", "shift")]
+    assert asked == [ablations.job(variant, seed) for seed in ablations.SEEDS for variant in ("long", "weights")]
     assert (where.out / "ablations.json").exists() == writes
 
 
@@ -123,7 +143,7 @@ def test_a_wave_is_asked_for_when_those_before_it_are_done(where: jobs.Runs, mon
     monkeypatch.setattr(jobs, "run", lambda wave, _: told.append(len(wave)))
     monkeypatch.setattr(budgets, "best_draw", lambda cell, _: told.append(cell.name) or [])
     monkeypatch.setattr(budgets, "tabulate", lambda _: {})
-    monkeypatch.setattr(sys, "argv", options(where, "--cells", budgets.CELLS[3].name, "--methods", "flat", "random"))
+    monkeypatch.setattr(sys, "argv", options(where, "--cells", budgets.CELLS[3].name, "--methods", "equal", "random"))
     budgets.main()
     assert told == [len(budgets.SEEDS) + budgets.DRAWS, "vgg11/0.078MiB", 0]
 
@@ -180,12 +200,34 @@ def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.Mo
     assert (where.out / "ablations.json").read_text() == '[{"variant":'
 
 
+@pytest.mark.parametrize(
+    ("made", "recorded"),
+    [
+        (budgets.baseline(budgets.CELLS[0], "equal", 0), {"method": "flat", "mixed": "off"}),
+        (budgets.baseline(budgets.CELLS[0], "interpolated", 0), {"method": "between"}),
+        (budgets.searched(budgets.CELLS[0], "gradient", 0), {"method": "gradient", "estimator": "exact"}),
+        (
+            budgets.papers(budgets.CELLS[0], 0, **budgets.PAPER_PHASES["vgg11"]),
+            {"method": "gradient", "estimator": "clustered", "hold": "penalty", "width_warmup": 0.0, "head_start": 0.0},
+        ),
+    ],
+)
+def test_a_choice_of_an_earlier_version_counts(made: jobs.Job, recorded: dict[str, Any], where: jobs.Runs) -> None:
+    """Its manifest has settings by the names that they had."""
+    finish(made, where)
+    found = manifest.load(where.chosen(made))
+    before = {key: value for key, value in found.settings.items() if key != "width_warmup"} | recorded
+    before.pop("width_warmup", None)
+    manifest.save(where.chosen(made), msgspec.structs.replace(found, settings=before))
+    assert jobs.done(made, where)
+
+
 @pytest.mark.parametrize("cell", budgets.CELLS)
-def test_between_is_flat_under_one_budget(cell: Any) -> None:
+def test_interpolated_is_equal_under_one_budget(cell: Any) -> None:
     """Which is why budgets.py makes one job of the two there."""
     network = load_network(cell.network, 3, 32, 10)
     chosen = settings.resolve(settings.SearchSettings, **cell.budgets())
-    limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
-    same = bool((budget.between(network, limits, bounds) == budget.flat(network, limits, bounds)).all())
-    jobs_of = [budgets.control(cell, method, 0) for method in ("between", "flat")]
+    limits = Budgets.from_settings(chosen, network)
+    same = bool((limits.interpolated() == limits.equal()).all())
+    jobs_of = [budgets.baseline(cell, method, 0) for method in ("interpolated", "equal")]
     assert same == (jobs_of[0] == jobs_of[1]) == (cell.macs_m is None)

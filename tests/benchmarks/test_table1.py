@@ -21,7 +21,7 @@ from studies import BENCHMARKS, jobs, table1
 
 from dmsflow import manifest, settings
 from dmsflow.network.network import load_network
-from dmsflow.searching import budget
+from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
 
 CHOSEN = ("full", "1x", "dms-a")
@@ -163,10 +163,10 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
     ]
     assert weights[0] == weights[1]
     made = {(tuple(job["widths"]), job["precision"]) for row in first.values() for job in row["jobs"]}
-    assert len(weights[0]) == len(made) >= 6  # on so few images both searches may end at a control's widths
+    assert len(weights[0]) == len(made) >= 6  # on so few images both searches may end at a baseline's widths
 
 
-def test_the_table_has_the_papers_rows_and_controls_that_meet_their_memory(folder: Path, whole: str) -> None:
+def test_the_table_has_the_papers_rows_and_baselines_that_meet_their_memory(folder: Path, whole: str) -> None:
     table = rows(folder / whole / "table1-quick.json")
     full, base = table["vgg11", "full precision", "base widths × 1"], table["vgg11", "1×", "base widths × 1"]
     assert [round(row["jobs"][0]["memory_mib"], 2) for row in (full, base)] == [2.20, 0.08]
@@ -184,8 +184,8 @@ def test_a_choice_that_was_made_otherwise_is_not_taken(folder: Path, whole: str)
     where = jobs.Runs(folder / whole, Data(name=f"image-folder:{folder / 'images'}", train_images=20), 1)
     made = jobs.Job("vgg11/1x", {"network": "vgg11", "method": "uniform"}, {})
     assert where.trained(made).parent.parent.name == "vgg11-16-32-64-64-128-128-128-128"
-    with pytest.raises(SystemExit, match="has method uniform, not flat; remove its folder, or give another --out"):
-        where.trained(dataclasses.replace(made, search={"method": "flat"}))
+    with pytest.raises(SystemExit, match="has method uniform, not equal; remove its folder, or give another --out"):
+        where.trained(dataclasses.replace(made, search={"method": "equal"}))
     with pytest.raises(SystemExit, match="has train_images 20, not 20000"):
         dataclasses.replace(where, data=Data(train_images=20_000)).trained(made)
 
@@ -195,9 +195,10 @@ def test_widened_networks_are_exactly_so_many_times_the_base() -> None:
         network = load_network(name, 3, 32, 10)
         for factor in (1, 2, 3, 4):
             chosen = settings.SearchSettings(network=name, memory_mib=table1.memory_mib(name, factor))
-            limits, bounds = budget.budgets(chosen, network), budget.whole_range(network, chosen)
-            widths = budget.round_within(network, limits, budget.uniform(network, limits, bounds), bounds)
-            assert widths == {key: factor * width for key, width in network.widths.items()}
+            budgets = Budgets.from_settings(chosen, network)
+            assert budgets.round_within(budgets.uniform()) == {
+                key: factor * width for key, width in network.widths.items()
+            }
 
 
 @pytest.mark.parametrize("name", ["quick", "paper"])
@@ -221,7 +222,7 @@ def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
                 assert counts == ([3, 3, 3, 3, 8] if row.startswith("dms") else [3])
 
 
-def test_the_long_protocol_is_one_network_and_its_control() -> None:
+def test_the_long_protocol_is_one_network_and_its_baseline() -> None:
     asked = table1.Asked(table1.PROTOCOLS["long"], table1.PROTOCOLS["long"].seeds, table1.DRAWS)
     lines = [line for network in table1.PAPER for row in table1.ROWS for line in asked.lines(network, row)]
     assert [(line.network, line.row, line.widths, len(line.jobs)) for line in lines] == [
