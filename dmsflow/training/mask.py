@@ -10,7 +10,7 @@ turn out one more or one fewer, so the third is more likely present than not, an
 >>> base, low, high, sigma, mu = torch.tensor([[4.0], [1.0], [5.0], [0.1], [0.75]])
 >>> (mask,) = exact_masks(mu, Window(base, low, high, sigma, centre=mu))
 >>> [round(present, 2) for present in mask.values.tolist()]
-[1.0, 0.98, 0.78, 0.21, 0.02]
+[1.0, 0.98, 0.78, 0.22, 0.02]
 >>> mask.active
 3
 """

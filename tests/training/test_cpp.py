@@ -159,9 +159,9 @@ from dmsflow.training import fast_ops as cpp
 x = torch.randn(1 << 18)
 several, alone = torch.empty_like(x), torch.empty_like(x)
 torch.set_num_threads(2)
-cpp.run("dmsflow_quantise", x.numel(), False, x, 0.5, several)
+cpp.call_library("dmsflow_quantise", x.numel(), False, x, 0.5, several)
 cpp.library().dmsflow_use_threads(None, None, None)
-cpp.run("dmsflow_quantise", x.numel(), False, x, 0.5, alone)
+cpp.call_library("dmsflow_quantise", x.numel(), False, x, 0.5, alone)
 assert torch.equal(several, alone) and torch.equal(alone, (x > 0.25) * 0.5)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
