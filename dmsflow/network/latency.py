@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,9 @@ class Grid:
 
     def __call__(self, reads: Any, writes: Any) -> Any:
         """Milliseconds when `reads` channels come in and `writes` go out; ints and tensors alike."""
-        reads, writes = _move_to_edge(reads, self.steps.inputs), _move_to_edge(writes, self.steps.outputs)
-
-        def along_row(row: int) -> Any:
-            return _interpolate(self.outputs, writes, self.ms[row].__getitem__)
-
-        return _interpolate(self.inputs, reads, along_row)
+        row, down = _locate(self.inputs, _move_to_edge(reads, self.steps.inputs))
+        column, along = _locate(self.outputs, _move_to_edge(writes, self.steps.outputs))
+        return _interpolate([_interpolate(line, column, along) for line in self.ms[row : row + 2]], 0, down)
 
 
 def _number(width: Any) -> float:
@@ -66,16 +63,20 @@ def _move_to_edge(width: Any, step: int) -> Any:
     return width + (round_up(math.floor(number + EDGE), step) - number)
 
 
-def _interpolate(edges: Sequence[int], width: Any, value_at: Callable[[int], Any]) -> Any:
-    """`value_at(i)` at edge i, exactly, and linear between two edges; without two of them, the only value."""
+def _locate(edges: Sequence[int], width: Any) -> tuple[int, Any]:
+    """Index of the edge below a width, and which part of the way to the next it is; None: there is only one."""
     if len(edges) < 2:
-        return value_at(0)
+        return 0, None
     number = _number(width)
     if number < edges[0]:  # nothing narrower was measured: it costs as much, and keeps the first slope
         width, number = width + (edges[0] - number), edges[0]
     low = min(max(0, bisect_left(edges, number) - 1), len(edges) - 2)
-    part = (width - edges[low]) / (edges[low + 1] - edges[low])
-    return value_at(low) * (1 - part) + value_at(low + 1) * part
+    return low, (width - edges[low]) / (edges[low + 1] - edges[low])
+
+
+def _interpolate(values: Sequence[Any], index: int, part: Any) -> Any:
+    """Between a value and the next; exact at both ends."""
+    return values[index] if part is None else values[index] * (1 - part) + values[index + 1] * part
 
 
 @dataclass(frozen=True)

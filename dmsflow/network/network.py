@@ -6,7 +6,7 @@ traces modules. Two layers that must agree in channels (a residual stage) name t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -137,10 +137,9 @@ Rule = tuple[bool, str, str]  # whether it is broken, what is wrong, what would 
 def check(network: Network) -> None:
     """Raise DmsflowError unless the layers form one well-shaped network."""
     where = f"network {network.name}"
-    last = network.layers[-1] if network.layers else None
-    if last is None or last.op != "dense" or last.width != network.classes:
-        right = f"end it in a dense layer of width {network.classes}"
-        raise DmsflowError(where, "does not end in the class scores", right)
+    ends = bool(network.layers) and (network.layers[-1].op, network.layers[-1].width) == ("dense", network.classes)
+    right = f"end it in a dense layer of width {network.classes}"
+    _hold(where, [(not ends, "does not end in the class scores", right)])
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
@@ -149,7 +148,7 @@ def check(network: Network) -> None:
     _hold(where, _network_rules(network, keys))
 
 
-def _hold(where: str, rules: Iterator[Rule]) -> None:
+def _hold(where: str, rules: Iterable[Rule]) -> None:
     """Raise the first broken rule; those behind it may not even make sense, and are not looked at."""
     for broken, what, right in rules:
         if broken:

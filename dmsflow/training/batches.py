@@ -70,8 +70,8 @@ def _permute(count: int, seed: int, purpose: str, epoch: int) -> Indices:
 class Batches:
     """Normalised batches of a part of a split, on the device that computes.
 
-    A split in memory lives there whole, as uint8; others are decoded by `workers` processes. What is
-    drawn for an epoch is moved there once, so that no step waits for it.
+    A split in memory lives there whole, as uint8; others are decoded by `workers` processes. The
+    orders and crops of an epoch are moved there once, so that no step waits for them.
     """
 
     def __init__(self, dataset: Dataset, split: Split, order: Order, where: Place, workers: int) -> None:
@@ -125,7 +125,7 @@ class Batches:
         canvas, (n, size, _, channels) = self._canvas, pixels.shape
         inside = slice(self.dataset.crop_padding, self.dataset.crop_padding + size)
         canvas[0, :n, inside, inside] = pixels
-        # torch flips images that are held channels last quickly, and only those.
+        # torch flips images that are stored channels last quickly, and only those.
         canvas[1, :n, inside, inside] = pixels.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
         rows = self._corners[part, None] + self._starts[:n]
         runs = canvas.view(-1).unfold(0, size * channels, channels)  # what a row would be from any pixel on

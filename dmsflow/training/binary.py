@@ -59,7 +59,7 @@ def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """[C_out, C_in, k, k] as [C_out, k·k·C_in]: a view where the weights are held channels last."""
+    """[C_out, C_in, k, k] as [C_out, k·k·C_in]: a view where the weights are stored channels last."""
     return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
 
 

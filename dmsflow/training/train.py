@@ -22,8 +22,8 @@ from dmsflow.manifest import Manifest
 from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
-from dmsflow.training import batches, checkpoint
-from dmsflow.training.batches import Batches, Order
+from dmsflow.training import checkpoint
+from dmsflow.training.batches import Batches, Order, whole
 from dmsflow.training.model import Model, Precision, best_effort_initialise
 from dmsflow.training.place import choose_place, within_memory
 from dmsflow.training.step import check_finite, evaluate, set_learning_rate, sgd, top1_percent, weight_step
@@ -59,15 +59,9 @@ def run(
     where = choose_place(settings)
     began = time.monotonic()
     order = Order(np.arange(len(dataset.train)), settings.batch_size, settings.seed, purpose="train")
-    course = Course(
-        settings,
-        Batches(dataset, dataset.train, order, where, parent.data.workers),
-        parent=hash_file(source),
-        checkpoints=checkpoints,
-    )
-
-    model = _train(parent, course)
-    logits, labels = evaluate(model, batches.whole(dataset, dataset.test, where, parent.data.workers))
+    batches = Batches(dataset, dataset.train, order, where, parent.data.workers)
+    model = _train(parent, Course(settings, batches, hash_file(source), checkpoints))
+    logits, labels = evaluate(model, whole(dataset, dataset.test, where, parent.data.workers))
     written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:LOGITS]})
