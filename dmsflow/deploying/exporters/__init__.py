@@ -1,4 +1,6 @@
-"""Exporters: each file turns an integer graph into a model file, and says what is in such a file.
+"""Writers of model files: `lce` for Larq Compute Engine (.tflite), `onnx` for ONNX.
+
+Each file turns an integer graph into a model file, and says what is in such a file.
 
 A file of this folder, or a user's own, offers what `Exporter` lists. It may also have
 
