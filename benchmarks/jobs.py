@@ -31,7 +31,7 @@ import torch
 from dmsflow import manifest, settings
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
-from dmsflow.manifest import Manifest
+from dmsflow.manifest import Flow, Manifest
 from dmsflow.searching import search
 from dmsflow.settings import Data
 from dmsflow.training import train
@@ -195,14 +195,14 @@ def _try(job: Job, where: Runs) -> bool:
                 return False
             with _told(path):
                 chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
-                search.run(where.data, chosen, path.parent, command=tuple(sys.argv), resume=True)
+                search.run_stage(where.data, chosen, path.parent, Flow(tuple(sys.argv), resume=True))
     if not (path := where.trained(job)).exists():
         with _lock(path.parent) as free:
             if not free:
                 return False
             with _told(path):
                 schedule = settings.resolve(settings.TrainSettings, **job.train, **common)
-                train.run(_source(job, where, path), schedule, path.parent, command=tuple(sys.argv), resume=True)
+                train.run_stage(_source(job, where, path), schedule, path.parent, Flow(tuple(sys.argv), resume=True))
     return True
 
 

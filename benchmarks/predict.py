@@ -83,7 +83,7 @@ def settings(arguments: argparse.Namespace, resolution: int) -> ProfileSettings:
 def measured(arguments: argparse.Namespace, folder: Path) -> Profile:
     """A fresh profile of this machine."""
     for index, resolution in enumerate(RATIOS):
-        path = profiling.run(settings(arguments, resolution), "host", folder, command=(), add=index > 0)
+        path = profiling.measure_profile(settings(arguments, resolution), "host", folder, command=(), add=index > 0)
     return profile.load_profile(str(path))
 
 

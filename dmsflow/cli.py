@@ -67,7 +67,7 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
     """
     settings = resolved(ctx, "search")
     data = resolved(ctx, "data")
-    _start_stage(ctx, "search", data, settings, _default_out(data, settings), download=ctx.params["download"])
+    _start_stage(ctx, "search", data, settings, _default_out(data, settings))
 
 
 @cli.command("train", cls=StageCommand)
@@ -110,17 +110,21 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     _start_stage(ctx, "bench", source, resolved(ctx, "bench"), source.parent)
 
 
-def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path, **others: Any) -> None:
+def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path) -> None:
     """Print the plan of a stage, or do it and print the path of its manifest."""
     given = ctx.params
     out = given["out"] or out
     _check_one_of(given["resume"], given["force"])
     module = _import_stage(stage)
     if given["dry_run"]:
-        _print_plan(stage, module.plan(source, settings, out))
+        _print_plan(stage, module.plan_stage(source, settings, out))
     else:
-        flow = {"command": ctx.obj, "resume": given["resume"], "force": given["force"]}
-        click.echo(module.run(source, settings, out, **flow, **others))
+        click.echo(module.run_stage(source, settings, out, _flow(ctx)))
+
+
+def _flow(ctx: click.Context) -> manifest.Flow:
+    given = ctx.params
+    return manifest.Flow(ctx.obj, given["resume"], given["force"], given.get("download", False))
 
 
 def _import_stage(stage: str) -> manifest.StageModule:
@@ -146,9 +150,9 @@ def profile_command(
         raise click.UsageError("--force measures everything again: give it without --resume and --add.")
     chosen, out = resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
     if dry_run:
-        _print_plan("profile", profiling.plan(chosen, name, out, add=add))
+        _print_plan("profile", profiling.plan_profile(chosen, name, out, add=add))
         return
-    click.echo(profiling.run(chosen, name, out, command=ctx.obj, resume=resume, force=force, add=add))
+    click.echo(profiling.measure_profile(chosen, name, out, command=ctx.obj, resume=resume, force=force, add=add))
 
 
 @cli.command("run", cls=StageCommand)
@@ -157,7 +161,7 @@ def profile_command(
 @flow_options("runs/NETWORK-DATASET")
 @download_option
 @click.pass_context
-def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, download: bool, **_: Any) -> None:
+def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, **_: Any) -> None:
     """All four stages, in one folder: search, train, export, bench.
 
     Every other setting of a stage is set by a preset, or by --set STAGE.NAME=VALUE.
@@ -172,7 +176,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     from dmsflow.reporting import show
 
     if dry_run:
-        _print_plan("search", _import_stage("search").plan(source, chosen["search"], out))
+        _print_plan("search", _import_stage("search").plan_stage(source, chosen["search"], out))
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
@@ -180,9 +184,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
     for stage in STAGES:
-        flow: dict[str, Any] = {"command": ctx.obj, "resume": resume, "force": force}
-        flow |= {"download": download} if stage == "search" else {}
-        source = _import_stage(stage).run(source, chosen[stage], out, **flow)
+        source = _import_stage(stage).run_stage(source, chosen[stage], out, _flow(ctx))
     show.print_result(source, sys.stderr)
     click.echo(source)
 

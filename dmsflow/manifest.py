@@ -133,8 +133,10 @@ def verify(manifest_path: Path, artifact: Artifact) -> Path:
 
 
 def save(path: Path, manifest: Manifest) -> Path:
-    """Write a manifest, whole or not at all."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    """Write a manifest, whole or not at all; that of a bare model file has no network, widths and data."""
+    absent = () if manifest.network else ("network", "widths", "data")
+    content = {name: value for name, value in msgspec.to_builtins(manifest).items() if name not in absent}
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return path
 
 
@@ -156,7 +158,7 @@ class Done:
 def finish_stage(
     path: Path,
     settings: msgspec.Struct,
-    command: tuple[str, ...],
+    flow: Flow,
     done: Done,
     source: tuple[Path, Manifest] | None = None,
     **made: Any,
@@ -173,11 +175,34 @@ def finish_stage(
         made = {"network": above.network, "widths": above.widths, "data": above.data}
     artifacts = {role: describe_artifact(file, path.parent) for role, file in done.artifacts.items()}
     facts = {"settings": msgspec.to_builtins(settings), "environment": describe_environment(**done.environment)}
-    made |= {"stage": path.stem, "parent": parent, "command": command, "artifacts": artifacts, "metrics": done.metrics}
+    made |= {
+        "stage": path.stem,
+        "parent": parent,
+        "command": flow.command,
+        "artifacts": artifacts,
+        "metrics": done.metrics,
+    }
     return save(path, Manifest(**facts, **made))
 
 
-def is_finished(path: Path, settings: msgspec.Struct, *, resume: bool, force: bool, data: Data | None = None) -> bool:
+@dataclass(frozen=True)
+class Flow:
+    """How a stage is called.
+
+    Attributes:
+        command: writes its manifest again.
+        resume: leave the stage if it is finished, and otherwise start where an interrupted one stopped.
+        force: do it again, and overwrite.
+        download: fetch the data set if its files are missing (search).
+    """
+
+    command: tuple[str, ...]
+    resume: bool = False
+    force: bool = False
+    download: bool = False
+
+
+def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | None = None) -> bool:
     """Whether the stage that writes `path` is done with these very settings and may be left as it is.
 
     Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
@@ -185,9 +210,9 @@ def is_finished(path: Path, settings: msgspec.Struct, *, resume: bool, force: bo
     Raises:
         DmsflowError: it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
     """
-    if not path.exists() or force:
+    if not path.exists() or flow.force:
         return False
-    if not resume:
+    if not flow.resume:
         raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
     done = load(path, bare=True)
     if data and anchored(data) != done.data:
@@ -208,18 +233,10 @@ class StageModule(Protocol):
     `source` is what the stage starts from: the data of a search, the path of a manifest (or of a bare model file).
     """
 
-    def run(
-        self, source: Any, settings: Any, out: Path, *, command: tuple[str, ...], resume: bool, force: bool
-    ) -> Path:
-        """Do the stage and write its manifest into `out`.
-
-        Args:
-            command: writes the manifest again.
-            resume: leave the stage if it is finished, and otherwise start where an interrupted one stopped.
-            force: do it again, and overwrite.
-        """
+    def run_stage(self, source: Any, settings: Any, out: Path, flow: Flow) -> Path:
+        """Do the stage, and return the path of its manifest in `out`."""
         ...
 
-    def plan(self, source: Any, settings: Any, out: Path) -> list[tuple[str, str]]:
-        """What `run` would do, as rows of a table; raises where it cannot be done. Writes nothing."""
+    def plan_stage(self, source: Any, settings: Any, out: Path) -> list[tuple[str, str]]:
+        """What `run_stage` would do, as rows of a table; raises where it cannot be done. Writes nothing."""
         ...

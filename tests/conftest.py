@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dmsflow.manifest import Flow
 from dmsflow.measuring.devices import File
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Network
@@ -172,7 +173,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory, write_train_manifest: 
     folder = tmp_path_factory.mktemp("files")
     source = write_train_manifest(folder)
     for name in ("x86-64", "onnx"):
-        export.run(source, ExportSettings(target=name, check_images=1), folder / name, command=("x",))
+        export.run_stage(source, ExportSettings(target=name, check_images=1), folder / name, Flow(("x",)))
     return (
         File(path=str(folder / "onnx" / "model.onnx"), runner="onnxruntime"),
         File(path=str(folder / "x86-64" / "model.tflite"), runner="lce"),

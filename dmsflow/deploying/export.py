@@ -10,8 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from dmsflow import datasets, manifest, plugin
 from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding, integer_graph, size_report, target
@@ -19,10 +17,8 @@ from dmsflow.deploying.check import Reference, check_file, check_packed
 from dmsflow.deploying.folding import Weights
 from dmsflow.deploying.size_report import SizeReport
 from dmsflow.deploying.target import Target
-from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import describe_artifact
-from dmsflow.manifest import Manifest
+from dmsflow.manifest import Flow, Manifest
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
 from dmsflow.network.cost import LayerSize
@@ -33,24 +29,8 @@ MOST_IMAGES, FEWEST_IMAGES = 256, 16  # of the check, unless the user says how m
 CHECK_MACS = 5e10  # and no more than take that many multiply-accumulates: seconds of NumPy
 
 
-def run(
-    source: Path,
-    settings: ExportSettings,
-    out: Path,
-    *,
-    command: tuple[str, ...],
-    resume: bool = False,
-    force: bool = False,
-) -> Path:
+def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> Path:
     """Write a model file and export.json.
-
-    Args:
-        source: a train.json.
-        settings: of the stage.
-        out: folder to write to.
-        command: that runs this again.
-        resume: leave a finished export as it is.
-        force: overwrite an earlier export.
 
     Raises:
         DmsflowError: the target cannot have this network, what it needs is missing, or the file
@@ -60,7 +40,7 @@ def run(
     train = manifest.load(source, "train")
     aim = target.load(settings.target)
     converter, runner = choose_converter(aim, settings), choose_runner(aim)
-    if manifest.is_finished(path, settings, resume=resume, force=force):
+    if manifest.is_finished(path, settings, flow):
         return path
     data = datasets.load_dataset(train.data)
     weights, logits = (_load_tensors(source, train, role) for role in ("weights", "logits"))
@@ -75,28 +55,17 @@ def run(
     check.show()
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB
     metrics = {"memory_mib": memory, "trained_top1_percent": train.metrics["top1_percent"]}
-    return manifest.save(
-        path,
-        Manifest(
-            stage="export",
-            parent=describe_artifact(source, out),
-            command=command,
-            settings=msgspec.to_builtins(settings),
-            network=train.network,
-            widths=train.widths,
-            data=train.data,
-            artifacts={"model": describe_artifact(model, out)},
-            metrics={**metrics, **report.metrics(), **check.metrics()},
-            environment=describe_environment(runtimes={model.name: plugin.load("runners", runner).version()}),
-        ),
-    )
+    metrics |= report.metrics() | check.metrics()
+    environment = {"runtimes": {model.name: plugin.load("runners", runner).version()}}
+    done = manifest.Done({"model": model}, metrics, environment)
+    return manifest.finish_stage(path, settings, flow, done, (source, train))
 
 
-def plan(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, str]]:
-    """What `run` would do, as rows of a label and a value.
+def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run_stage` would do, as rows of a label and a value.
 
     Raises:
-        DmsflowError: as `run`, for what is known before writing.
+        DmsflowError: as `run_stage`, for what is known before writing.
     """
     train = manifest.load(source, "train")
     aim = target.load(settings.target)

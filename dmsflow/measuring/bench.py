@@ -19,10 +19,9 @@ import msgspec
 import numpy as np
 
 from dmsflow import environment, manifest, plugin
-from dmsflow.environment import describe_environment
 from dmsflow.errors import BudgetMissed
-from dmsflow.files import describe_artifact, write_atomically
-from dmsflow.manifest import Manifest
+from dmsflow.files import write_atomically
+from dmsflow.manifest import Flow
 from dmsflow.measuring import accuracy, devices, predicted_latency
 from dmsflow.measuring.benched import Benched, find_benched
 from dmsflow.measuring.devices import Machine, Timing
@@ -39,24 +38,8 @@ TIME = "latency_ms_median"
 Timings = dict[str, Timing]  # by the file's name first, then "float32" if there is a baseline
 
 
-def run(
-    source: Path,
-    settings: BenchSettings,
-    out: Path,
-    *,
-    command: tuple[str, ...],
-    resume: bool = False,
-    force: bool = False,
-) -> Path:
+def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> Path:
     """Measure a file and write bench.json.
-
-    Args:
-        source: an export.json, or a .tflite or .onnx file.
-        settings: of the stage.
-        out: folder to write to.
-        command: that runs this again.
-        resume: leave a finished bench.json as it is.
-        force: overwrite an earlier bench.json.
 
     Raises:
         DmsflowError: not such a file, or one that its runtime cannot run; a runtime is missing; a
@@ -65,7 +48,7 @@ def run(
     """
     path = out / "bench.json"
     benched = find_benched(source)
-    if manifest.is_finished(path, settings, resume=resume, force=force):
+    if manifest.is_finished(path, settings, flow):
         check_required(path, settings)
         return path
     runner = accuracy.runner_for(benched, settings)
@@ -82,38 +65,21 @@ def run(
         _print_operations(measured.runtime, metrics)
     raw = {label: [round(ms, 5) for ms in timing.runs_ms] for label, timing in timings.items()}
     write_atomically(out / "bench-timings.json", msgspec.json.encode(raw) + b"\n")
-    fields: dict[str, Any] = {
-        "stage": "bench",
-        "command": command,
-        "settings": msgspec.to_builtins(settings),
-        "artifacts": {
-            "model": describe_artifact(benched.path, out),
-            "timings": describe_artifact(out / "bench-timings.json", out),
-        },
-        "metrics": metrics,
-        "environment": describe_environment(
-            device=settings.device,
-            machine={name: fact for name, fact in msgspec.to_builtins(machine).items() if fact is not None},
-            threads=settings.threads,
-            runtimes={label: timing.runtime for label, timing in timings.items()},
-            **({"profile": prediction.facts()} if prediction else {}),
-        ),
-    }
-    if export := benched.export:
-        fields |= {"network": export.network, "widths": export.widths, "data": export.data}
-        manifest.save(path, Manifest(parent=describe_artifact(source, out), **fields))
-    else:
-        encoded = msgspec.json.encode({"schema": manifest.SCHEMA, **fields})
-        write_atomically(path, msgspec.json.format(encoded, indent=1) + b"\n")
+    environment: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
+    environment["machine"] = {name: fact for name, fact in msgspec.to_builtins(machine).items() if fact is not None}
+    environment["runtimes"] = {label: timing.runtime for label, timing in timings.items()}
+    environment |= {"profile": prediction.facts()} if prediction else {}
+    done = manifest.Done({"model": benched.path, "timings": out / "bench-timings.json"}, metrics, environment)
+    manifest.finish_stage(path, settings, flow, done, (source, benched.export) if benched.export else None)
     check_required(path, settings)
     return path
 
 
-def plan(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, str]]:
-    """What `run` would do, as rows of a label and a value.
+def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run_stage` would do, as rows of a label and a value.
 
     Raises:
-        DmsflowError: as `run`, for what is known before measuring.
+        DmsflowError: as `run_stage`, for what is known before measuring.
     """
     benched = find_benched(source)
     devices.find(settings.device)

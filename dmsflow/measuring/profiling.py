@@ -82,7 +82,7 @@ class Session:
     asked: dict[str, MicroBenchmark] = field(default_factory=dict)  # by key
 
 
-def run(
+def measure_profile(
     settings: ProfileSettings,
     name: str,
     out: Path,
@@ -151,11 +151,11 @@ def run(
     return path
 
 
-def plan(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
-    """What `run` would do, as rows of a label and a value.
+def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
+    """What `measure_profile` would do, as rows of a label and a value.
 
     Raises:
-        DmsflowError: as `run`, for what is known before measuring.
+        DmsflowError: as `measure_profile`, for what is known before measuring.
     """
     path = out / f"{name}.json"
     before = profile.load_profile(str(path)) if add else None

@@ -13,6 +13,7 @@ import torch
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.network import profile
 from dmsflow.network.latency import Latency, build_latency
 from dmsflow.network.network import Network, load_network
@@ -34,26 +35,17 @@ RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths arou
 
 
 @within_memory()
-def run(
-    source: Data,
-    settings: SearchSettings,
-    out: Path,
-    *,
-    command: tuple[str, ...],
-    resume: bool = False,
-    force: bool = False,
-    download: bool = False,
-) -> Path:
+def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> Path:
     """Choose widths and write `out/search.json`.
 
     Raises:
         DmsflowError: an infeasible budget (before any training), bad data, a NaN loss, …
     """
     path = out / "search.json"
-    if manifest.is_finished(path, settings, resume=resume, force=force, data=source):
+    if manifest.is_finished(path, settings, flow, source):
         return path
-    saved = checkpoint.claim(out / "search.checkpoint", resume=resume, force=force)
-    dataset = datasets.load_dataset(source, download)
+    saved = checkpoint.claim(out / "search.checkpoint", flow)
+    dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
     began = time.monotonic()
@@ -70,13 +62,13 @@ def run(
         raise BudgetMissed(out, what, "search again with more rounds")
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
     made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": anchored(source)}
-    manifest.finish_stage(path, settings, command, manifest.Done(artifacts, metrics, environment), **made)
+    manifest.finish_stage(path, settings, flow, manifest.Done(artifacts, metrics, environment), **made)
     saved.unlink(missing_ok=True)
     return path
 
 
-def plan(source: Data, settings: SearchSettings, out: Path) -> list[tuple[str, str]]:
-    """What `run` would do, and what the network can cost; raises where it cannot be done."""
+def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run_stage` would do, and what the network can cost; raises where it cannot be done."""
     dataset = datasets.load_dataset(source)
     budgets = _make_budgets(settings, dataset)
     side = dataset.resolution

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
+from dmsflow.manifest import Flow
 from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training.model import Model
 
@@ -99,16 +100,15 @@ def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str
         raise DmsflowError(path, what, "resume with the same settings, or --force a new start")
 
 
-def claim(path: Path, *, resume: bool, force: bool) -> Path:
-    """The checkpoint to go on from, if one is there and wanted.
+def claim(path: Path, flow: Flow) -> Path:
+    """The checkpoint to resume from, if one is there and wanted.
 
     Raises:
         DmsflowError: one is there and the user neither resumes nor overwrites it.
     """
-    if force:
+    if flow.force:
         path.unlink(missing_ok=True)
-    elif path.exists() and not resume:
-        raise DmsflowError(
-            path, "an interrupted run left its state here", "--resume goes on with it, --force starts again"
-        )
+    elif path.exists() and not flow.resume:
+        right = "--resume starts from it, --force starts again"
+        raise DmsflowError(path, "an interrupted run left its state here", right)
     return path

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +14,9 @@ from torch import Tensor
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding
-from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import describe_artifact, hash_file
-from dmsflow.manifest import Manifest
+from dmsflow.files import hash_file
+from dmsflow.manifest import Flow, Manifest
 from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
@@ -32,15 +30,7 @@ LOGITS = 1024  # test images whose logits are kept, for export to compare with
 
 
 @within_memory()
-def run(
-    source: Path,
-    settings: TrainSettings,
-    out: Path,
-    *,
-    command: tuple[str, ...],
-    resume: bool = False,
-    force: bool = False,
-) -> Path:
+def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> Path:
     """Train the network of a search manifest and write `out/train.json` and its weights.
 
     Raises:
@@ -49,12 +39,9 @@ def run(
     path = out / "train.json"
     parent = manifest.load(source, "search")
     _check(settings)
-    if manifest.is_finished(path, settings, resume=resume, force=force):
+    if manifest.is_finished(path, settings, flow):
         return path
-    checkpoints = {
-        precision: checkpoint.claim(out / f"train-{precision}.checkpoint", resume=resume, force=force)
-        for precision in ("float", "binary")
-    }
+    checkpoints = {kind: checkpoint.claim(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
     dataset = _load_dataset(source, parent)
     where = choose_place(settings)
     began = time.monotonic()
@@ -66,34 +53,18 @@ def run(
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
-    manifest.save(
-        path,
-        Manifest(
-            stage="train",
-            parent=describe_artifact(source, out),
-            command=command,
-            settings=msgspec.to_builtins(settings),
-            network=parent.network,
-            widths=parent.widths,
-            data=parent.data,
-            artifacts={name: describe_artifact(file, out) for name, file in written.items()},
-            metrics={
-                "top1_percent": top1_percent(logits, labels),
-                "test_images": len(labels),
-                "memory_mib": memory_bytes / cost.MIB,
-                "macs_m": parent.metrics["macs_m"],
-                "seconds": round(time.monotonic() - began, 1),
-            },
-            environment=describe_environment(**where.facts()),
-        ),
-    )
+    metrics = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
+    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
+    metrics["seconds"] = round(time.monotonic() - began, 1)
+    done = manifest.Done(written, metrics, where.facts())
+    manifest.finish_stage(path, settings, flow, done, (source, parent))
     for saved in checkpoints.values():
         saved.unlink(missing_ok=True)
     return path
 
 
-def plan(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, str]]:
-    """What `run` would do."""
+def plan_stage(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, str]]:
+    """What `run_stage` would do."""
     parent = manifest.load(source, "search")
     _check(settings)
     dataset = _load_dataset(source, parent)

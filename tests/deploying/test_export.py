@@ -15,6 +15,7 @@ from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce, onnx
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
+from dmsflow.manifest import Flow
 from dmsflow.network.network import load_network
 from dmsflow.settings import Data, ExportSettings, resolve
 
@@ -54,7 +55,7 @@ def rewrite(source, role, change):
 
 @pytest.mark.parametrize(("name", "exporter"), [("x86-64", lce), ("arm64", lce), ("onnx", onnx)])
 def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name, exporter, tmp_path):
-    path = export.run(trained, settings(name), tmp_path, command=COMMAND)
+    path = export.run_stage(trained, settings(name), tmp_path, Flow(COMMAND))
     assert path == tmp_path / "export.json"
     written, train = manifest.load(path, "export"), manifest.load(trained)
     model = manifest.verify(path, written.artifacts["model"])
@@ -79,7 +80,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
 
 
 def test_the_account_adds_up(trained, tmp_path):
-    path = export.run(trained, settings("onnx"), tmp_path, command=COMMAND)
+    path = export.run_stage(trained, settings("onnx"), tmp_path, Flow(COMMAND))
     metrics = manifest.load(path).metrics
     layers = metrics["layers"]
     for total, part in (("binary_memory_bytes", "binary_bytes"), ("float_memory_bytes", "float_bytes")):
@@ -95,7 +96,7 @@ def test_the_account_adds_up(trained, tmp_path):
 
 
 def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
-    export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+    export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     shown = capsys.readouterr()
     assert shown.out == ""
     for text in (
@@ -110,7 +111,7 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
 
 
 def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
-    path = export.run(vgg, settings("x86-64"), tmp_path, command=COMMAND)
+    path = export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND))
     metrics = manifest.load(path).metrics
     shown = " ".join(capsys.readouterr().err.split())
     assert metrics["remarks"] and all(" ".join(line.split()) in shown for line in metrics["remarks"])
@@ -131,7 +132,7 @@ def test_large_networks_are_checked_on_fewer_images(vgg, name, resolution, count
 
 def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_manifest):
     source = write_train_manifest(tmp_path / "float", precision="float")
-    path = export.run(source, settings("onnx", 50), tmp_path / "out", command=COMMAND)
+    path = export.run_stage(source, settings("onnx", 50), tmp_path / "out", Flow(COMMAND))
     written = manifest.load(path)
     assert written.metrics["trained_agreement_percent"] == 100
     assert written.metrics["trained_moved_images"] == 0
@@ -141,16 +142,16 @@ def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_man
     )
     assert onnx.PACKED_CONV not in onnx.count_ops(tmp_path / "out" / "model.onnx")
     with pytest.raises(DmsflowError, match=r"target arm64: takes binary networks only.*use --target onnx"):
-        export.run(source, settings("arm64"), tmp_path / "other", command=COMMAND)
+        export.run_stage(source, settings("arm64"), tmp_path / "other", Flow(COMMAND))
     with pytest.raises(DmsflowError, match="use --target onnx"):
-        export.plan(source, settings("arm64"), tmp_path / "other")
+        export.plan_stage(source, settings("arm64"), tmp_path / "other")
 
 
 def test_a_float_file_of_other_weights_is_refused(tmp_path, write_train_manifest):
     source = write_train_manifest(tmp_path / "float", precision="float")
     rewrite(source, "logits", lambda tensors: tensors.update(logits=-tensors["logits"]))
     with pytest.raises(DmsflowError, match="another class than the trained network on 20 of 20 images"):
-        export.run(source, settings("onnx"), tmp_path / "out", command=COMMAND)
+        export.run_stage(source, settings("onnx"), tmp_path / "out", Flow(COMMAND))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -168,7 +169,7 @@ def test_a_file_that_computes_something_else_is_not_kept(name, vgg, tmp_path, mo
 
     monkeypatch.setattr(exporter, "write", wrong)
     with pytest.raises(DmsflowError, match=r"gives other logits than the integer graph on \d+ of 20 images"):
-        export.run(vgg, settings(name), tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, settings(name), tmp_path / "out", Flow(COMMAND))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -176,7 +177,7 @@ def test_a_binary_layer_that_is_not_packed_fails(vgg, tmp_path, monkeypatch):
     count_ops = onnx.count_ops
     monkeypatch.setattr(onnx, "count_ops", lambda path: {**count_ops(path), onnx.PACKED_CONV: 6, onnx.FLOAT_CONV: 2})
     with pytest.raises(DmsflowError, match=r"model\.onnx: has 6 ops Conv with 1-bit weights for 7 layers"):
-        export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path / "out", Flow(COMMAND))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -185,7 +186,7 @@ def test_a_converter_of_another_exporter_is_refused(vgg, tmp_path):
     with pytest.raises(
         DmsflowError, match="--converter official: is not for target onnx; its files are written by exporter onnx"
     ):
-        export.run(vgg, asked, tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, asked, tmp_path / "out", Flow(COMMAND))
 
 
 def test_the_float_form_is_gone():
@@ -200,13 +201,13 @@ def test_a_logit_that_is_no_number_counts_as_moved():
 
 
 def test_done_is_not_done_again_unless_forced(vgg, tmp_path):
-    path = export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+    path = export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     before = path.stat().st_mtime_ns
     with pytest.raises(DmsflowError, match="is already there; --force"):
-        export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     assert path.stat().st_mtime_ns == before
     assert (
-        manifest.load(export.run(vgg, settings("x86-64"), tmp_path, command=COMMAND, force=True)).settings["target"]
+        manifest.load(export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND, force=True))).settings["target"]
         == "x86-64"
     )
 
@@ -222,13 +223,13 @@ def test_done_is_not_done_again_unless_forced(vgg, tmp_path):
 def test_wrong_weights_are_named(vgg, tmp_path, change, message):
     rewrite(vgg, "weights", change)
     with pytest.raises(DmsflowError, match=message):
-        export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path / "out", Flow(COMMAND))
 
 
 def test_a_changed_artifact_is_refused(vgg, tmp_path):
     (vgg.parent / "train.safetensors").write_bytes(b"x")
     with pytest.raises(DmsflowError, match=r"changed after train\.json was written"):
-        export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
 
 
 def test_weights_that_are_no_safetensors_file_are_refused(vgg, tmp_path):
@@ -240,26 +241,26 @@ def test_weights_that_are_no_safetensors_file_are_refused(vgg, tmp_path):
         msgspec.structs.replace(train, artifacts={**train.artifacts, "weights": describe_artifact(path, vgg.parent)}),
     )
     with pytest.raises(DmsflowError, match=r"train\.safetensors: is not a safetensors file \(.+\); train again"):
-        export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
 
 
 def test_the_wrong_stage_and_an_unknown_target_are_refused(vgg, tmp_path):
-    path = export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+    path = export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     with pytest.raises(DmsflowError, match="is the manifest of export; give one of train"):
-        export.run(path, settings("onnx"), tmp_path / "out", command=COMMAND)
+        export.run_stage(path, settings("onnx"), tmp_path / "out", Flow(COMMAND))
     with pytest.raises(DmsflowError, match="target toaster: is unknown"):
-        export.run(vgg, settings("toaster"), tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, settings("toaster"), tmp_path / "out", Flow(COMMAND))
 
 
 def test_the_plan_writes_nothing(vgg, tmp_path):
-    rows = dict(export.plan(vgg, settings("x86-64"), tmp_path / "out"))
+    rows = dict(export.plan_stage(vgg, settings("x86-64"), tmp_path / "out"))
     assert rows["target"].startswith("x86-64: ")
     assert "1-bit" in rows["network"]
     assert not (tmp_path / "out").exists()
 
 
 def test_the_chain_can_be_moved(vgg, tmp_path):
-    path = export.run(vgg, settings("onnx"), vgg.parent, command=COMMAND)
+    path = export.run_stage(vgg, settings("onnx"), vgg.parent, Flow(COMMAND))
     shutil.move(vgg.parent, tmp_path / "elsewhere")
     assert manifest.load(tmp_path / "elsewhere" / path.name).stage == "export"
 
@@ -268,7 +269,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch
     digits = datasets.load_dataset(Data(name="digits", resolution=16))
     monkeypatch.setattr(datasets, "load_dataset", lambda data: digits)
     with pytest.raises(DmsflowError, match=r"has images \[16, 16, 1\], and the network takes \[32, 32, 1\]"):
-        export.run(vgg, settings("onnx"), tmp_path / "out", command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path / "out", Flow(COMMAND))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -277,4 +278,4 @@ def test_a_manifest_without_logits_is_refused(vgg, tmp_path):
     artifacts = {role: file for role, file in stored.artifacts.items() if role != "logits"}
     manifest.save(vgg, msgspec.structs.replace(stored, artifacts=artifacts))
     with pytest.raises(DmsflowError, match="names no logits; train again"):
-        export.run(vgg, settings("onnx"), tmp_path, command=COMMAND)
+        export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))

@@ -24,6 +24,7 @@ from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.modelfile import reader, tflite
 from dmsflow.modelfile.graph import BITS
 from dmsflow.modelfile.runners import lce as runner
@@ -199,8 +200,8 @@ def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_
 
     monkeypatch.setattr(convert, "convert", converted)
     settings = ExportSettings(target="x86-64", check_images=20, converter="official")
-    assert ("exporter", "lce, official") in export.plan(source, settings, tmp_path)
-    path = export.run(source, settings, tmp_path, command=("dmsflow", "export"))
+    assert ("exporter", "lce, official") in export.plan_stage(source, settings, tmp_path)
+    path = export.run_stage(source, settings, tmp_path, Flow(("dmsflow", "export")))
     written = manifest.load(path)
     assert written.settings["converter"] == "official"
     assert (tmp_path / "model.tflite").read_bytes() == files["source"].official.read_bytes()
@@ -208,14 +209,14 @@ def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_
     layers = written.metrics["layers"]
     assert all(layer["file_bytes"] >= layer["binary_bytes"] for layer in layers)
     with pytest.raises(DmsflowError, match=r"--converter official: is not for target onnx"):
-        export.plan(source, ExportSettings(target="onnx", converter="official"), tmp_path)
+        export.plan_stage(source, ExportSettings(target="onnx", converter="official"), tmp_path)
 
 
 def test_a_file_that_lost_a_binary_layer_is_not_kept(files, source, tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "convert", lambda _: [files["vgg11"].official.read_bytes()])
     settings = ExportSettings(target="x86-64", check_images=20, converter="official")
     with pytest.raises(DmsflowError, match=r"model.tflite: has 7 ops LceBconv2d for 19 layers"):
-        export.run(source, settings, tmp_path, command=("dmsflow", "export"))
+        export.run_stage(source, settings, tmp_path, Flow(("dmsflow", "export")))
     assert not list(tmp_path.iterdir())
 
 

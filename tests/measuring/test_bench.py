@@ -19,6 +19,7 @@ from dmsflow.deploying import export, folding, integer_graph
 from dmsflow.environment import describe_environment, measured_machine
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.files import describe_artifact, hash_file
+from dmsflow.manifest import Flow
 from dmsflow.measuring import bench, devices
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
@@ -34,12 +35,12 @@ def exported(tmp_path_factory, write_train_manifest):
     folder = tmp_path_factory.mktemp("chain")
     source = write_train_manifest(folder)
     chosen = {name: ExportSettings(target=name, check_images=5) for name in ("x86-64", "onnx")}
-    return {name: export.run(source, one, folder / name, command=("x",)) for name, one in chosen.items()}
+    return {name: export.run_stage(source, one, folder / name, Flow(("x",))) for name, one in chosen.items()}
 
 
 @pytest.mark.parametrize(("name", "runtime"), [("x86-64", "LiteRT "), ("onnx", "onnxruntime 1.")])
 def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
-    path = bench.run(exported[name], FEW, tmp_path, command=COMMAND)
+    path = bench.run_stage(exported[name], FEW, tmp_path, Flow(COMMAND))
     assert path == tmp_path / "bench.json"
     written, above = manifest.load(path, "bench"), manifest.load(exported[name])
     metrics = written.metrics
@@ -75,7 +76,7 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
 
 
 def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
-    path = bench.run(exported["x86-64"], FEW, tmp_path, command=COMMAND)
+    path = bench.run_stage(exported["x86-64"], FEW, tmp_path, Flow(COMMAND))
     chain = manifest.load(path)
     digits = datasets.load_dataset(chain.data)
     weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
@@ -86,7 +87,7 @@ def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_p
 
 def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
     lean = BenchSettings(runs=3, warm_up=0, baseline=False, accuracy=False, threads=2)
-    written = manifest.load(bench.run(exported["x86-64"], lean, tmp_path, command=COMMAND))
+    written = manifest.load(bench.run_stage(exported["x86-64"], lean, tmp_path, Flow(COMMAND)))
     assert not [name for name in written.metrics if name.startswith("float32") or "top1" in name or "ratio" in name]
     assert list(written.environment["runtimes"]) == ["model.tflite"]
     assert written.environment["threads"] == 2
@@ -94,7 +95,7 @@ def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
 
 @pytest.mark.parametrize(("name", "file"), [("x86-64", "model.tflite"), ("onnx", "model.onnx")])
 def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, tmp_path):
-    path = bench.run(exported[name].parent / file, FEW, tmp_path, command=COMMAND)
+    path = bench.run_stage(exported[name].parent / file, FEW, tmp_path, Flow(COMMAND))
     written = json.loads(path.read_bytes())
     assert written["stage"] == "bench"
     assert written["metrics"]["latency_ms_median"] > 0
@@ -112,11 +113,12 @@ def test_no_training_framework_is_in_the_process(exported, tmp_path):
     script = f"""
 import sys
 from pathlib import Path
+from dmsflow.manifest import Flow
 from dmsflow.measuring import bench, devices
 from dmsflow.measuring.devices import _program
 from dmsflow.settings import BenchSettings
 source = Path({str(exported["x86-64"])!r})
-bench.run(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), command=("x",))
+bench.run_stage(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), Flow(("x",)))
 file = {{"path": str(source.parent / "model.tflite"), "runner": "lce"}}
 _program.run_job({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
 print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "checked")
@@ -130,7 +132,7 @@ def test_a_damaged_file_is_refused(suffix, tmp_path):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(b"\x20\x00\x00\x00TFL3" + bytes(range(200)))
     with pytest.raises(DmsflowError, match=rf"bad\{suffix}: .+; export it again"):
-        bench.run(path, FEW, tmp_path, command=COMMAND)
+        bench.run_stage(path, FEW, tmp_path, Flow(COMMAND))
     assert not (tmp_path / "bench.json").exists()
 
 
@@ -144,29 +146,29 @@ def test_what_is_no_model_is_refused(exported, tmp_path):
         (exported["onnx"].parent.parent / "train.json", "is the manifest of train; give one of export"),
     ):
         with pytest.raises(DmsflowError, match=message):
-            bench.run(path, FEW, tmp_path, command=COMMAND)
+            bench.run_stage(path, FEW, tmp_path, Flow(COMMAND))
 
 
 def test_an_unknown_device_lists_the_known_ones(exported, tmp_path):
     with pytest.raises(DmsflowError, match="device toaster: is unknown; use one of .*local"):
-        bench.run(exported["onnx"], BenchSettings(device="toaster"), tmp_path, command=COMMAND)
+        bench.run_stage(exported["onnx"], BenchSettings(device="toaster"), tmp_path, Flow(COMMAND))
     with pytest.raises(DmsflowError, match="device toaster: is unknown"):
-        bench.plan(exported["onnx"], BenchSettings(device="toaster"), tmp_path)
+        bench.plan_stage(exported["onnx"], BenchSettings(device="toaster"), tmp_path)
 
 
 def test_done_is_not_done_again(exported, tmp_path):
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(DmsflowError, match="is already there; --force"):
-        bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+        bench.run_stage(exported["onnx"], FEW, tmp_path, Flow(COMMAND))
 
 
 def test_the_plan_measures_nothing(exported, tmp_path):
-    rows = dict(bench.plan(exported["onnx"], FEW, tmp_path / "out"))
+    rows = dict(bench.plan_stage(exported["onnx"], FEW, tmp_path / "out"))
     assert rows["runner"] == "onnxruntime"
     assert rows["runs"] == "5 of each, after 2 to warm up, 1 thread"
     assert rows["top-1"] == "on the test split of digits, by onnxruntime"
     assert not (tmp_path / "out").exists()
-    bare = dict(bench.plan(exported["onnx"].parent / "model.onnx", FEW, tmp_path / "out"))
+    bare = dict(bench.plan_stage(exported["onnx"].parent / "model.onnx", FEW, tmp_path / "out"))
     assert (bare["baseline"], bare["top-1"]) == ("none", "not measured")
 
 
@@ -176,7 +178,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
     with pytest.raises(
         DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
     ):
-        bench.run(exported["onnx"], FEW, tmp_path, command=COMMAND)
+        bench.run_stage(exported["onnx"], FEW, tmp_path, Flow(COMMAND))
 
 
 # --- images beside a bare file ------------------------------------------------------------------
@@ -196,10 +198,10 @@ def pictures(tmp_path_factory):
 def test_top1_of_a_bare_file_is_that_of_its_chain(exported, pictures, tmp_path):
     file = exported["x86-64"].parent / "model.tflite"
     settings = BenchSettings(runs=1, warm_up=0, images=str(pictures))
-    assert dict(bench.plan(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
-    bare = json.loads(bench.run(file, settings, tmp_path / "bare", command=COMMAND).read_bytes())["metrics"]
+    assert dict(bench.plan_stage(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
+    bare = json.loads(bench.run_stage(file, settings, tmp_path / "bare", Flow(COMMAND)).read_bytes())["metrics"]
     lean = BenchSettings(runs=1, warm_up=0, baseline=False)
-    chain = manifest.load(bench.run(exported["x86-64"], lean, tmp_path / "chain", command=COMMAND)).metrics
+    chain = manifest.load(bench.run_stage(exported["x86-64"], lean, tmp_path / "chain", Flow(COMMAND))).metrics
     assert (bare["top1_percent"], bare["top1_images"]) == (chain["top1_percent"], 360)
 
 
@@ -208,7 +210,7 @@ def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path)
 
     def refused(folder, source=file):
         with pytest.raises(DmsflowError) as raised:
-            bench.run(source, fewer(accuracy=True, images=str(folder)), tmp_path / "out", command=COMMAND)
+            bench.run_stage(source, fewer(accuracy=True, images=str(folder)), tmp_path / "out", Flow(COMMAND))
         assert not (tmp_path / "out" / "bench.json").exists()
         return str(raised.value)
 
@@ -237,7 +239,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
     found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
     parent = describe_artifact(manifest.save(folder / "search.json", found), folder)
     manifest.save(source, msgspec.structs.replace(trained, parent=parent))
-    export.run(source, ExportSettings(target="x86-64", check_images=2), folder, command=("x",))
+    export.run_stage(source, ExportSettings(target="x86-64", check_images=2), folder, Flow(("x",)))
     return folder
 
 
@@ -253,7 +255,7 @@ def fewer(**fields):
 
 
 def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
-    written = manifest.load(bench.run(searched / "export.json", fewer(), tmp_path, command=COMMAND))
+    written = manifest.load(bench.run_stage(searched / "export.json", fewer(), tmp_path, Flow(COMMAND)))
     latency = build_latency(written.network, profile.load_profile(str(searched / "profile.json")))
     metrics = written.metrics
     predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
@@ -285,8 +287,10 @@ def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
 def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searched, saved, tmp_path, capsys):
     other = saved(name="dream", method="modelled", overhead_ms=100.0)
     settings = fewer(profile=other)
-    assert dict(bench.plan(searched / "export.json", settings, tmp_path))["predicted"].endswith("dream (modelled)")
-    written = manifest.load(bench.run(searched / "export.json", settings, tmp_path, command=COMMAND))
+    assert dict(bench.plan_stage(searched / "export.json", settings, tmp_path))["predicted"].endswith(
+        "dream (modelled)"
+    )
+    written = manifest.load(bench.run_stage(searched / "export.json", settings, tmp_path, Flow(COMMAND)))
     assert written.metrics["predicted_latency_ms"] > 100
     assert written.environment["profile"]["method"] == "modelled"
     shown = capsys.readouterr().err
@@ -309,20 +313,22 @@ def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     bench.check_required(path, fewer())
     with pytest.raises(BudgetMissed):
         bench.check_required(path, fewer(require_ms=median * 0.999))
-    assert dict(bench.plan(searched / "export.json", fewer(require_ms=2), tmp_path))["required"] == "at most 2 ms"
+    assert dict(bench.plan_stage(searched / "export.json", fewer(require_ms=2), tmp_path))["required"] == "at most 2 ms"
 
 
 def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, capsys):
-    written = manifest.load(bench.run(exported["onnx"], fewer(operations=True), tmp_path, command=COMMAND))
+    written = manifest.load(bench.run_stage(exported["onnx"], fewer(operations=True), tmp_path, Flow(COMMAND)))
     rows = written.metrics["operations"]
     assert {"Conv"} < {row["op"] for row in rows}
     assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
     assert all(row["ms"] >= 0 and row["name"] for row in rows)
     assert "Operations as timed by onnxruntime 1." in capsys.readouterr().err
-    written = manifest.load(bench.run(exported["x86-64"], fewer(operations=True), tmp_path / "litert", command=COMMAND))
+    written = manifest.load(
+        bench.run_stage(exported["x86-64"], fewer(operations=True), tmp_path / "litert", Flow(COMMAND))
+    )
     assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
     lce = fewer(operations=True, runner="lce")
-    path = bench.run(exported["x86-64"], lce, tmp_path / "lce", command=COMMAND)
+    path = bench.run_stage(exported["x86-64"], lce, tmp_path / "lce", Flow(COMMAND))
     assert manifest.load(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
     assert "operations" not in manifest.load(path).metrics
     assert "does not tell the time of its operations\n" in capsys.readouterr().err
@@ -333,7 +339,7 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
 
 def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsys):
     settings = BenchSettings(device=phone, runs=3)
-    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    written = manifest.load(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
     machine = written.environment["machine"]
     assert machine == {
         "processor": "Kirin 990",
@@ -365,8 +371,8 @@ def test_where_only_the_file_can_run_there_is_no_baseline(reach, told, exported,
     original = devices.connect
     monkeypatch.setattr(devices, "connect", connect)
     settings = BenchSettings(runs=3, accuracy=False, **reach)
-    assert dict(bench.plan(exported["x86-64"], settings, tmp_path))["baseline"] == "none"
-    written = manifest.load(bench.run(exported["x86-64"], settings, tmp_path, command=COMMAND))
+    assert dict(bench.plan_stage(exported["x86-64"], settings, tmp_path))["baseline"] == "none"
+    written = manifest.load(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
     assert asked == [(reach["device"], reach.get("runner_file"))]
     assert list(written.environment["runtimes"]) == ["model.tflite"]
     assert not [name for name in written.metrics if name.startswith("float32")]
@@ -379,11 +385,11 @@ def test_top1_needs_a_runtime_here(exported, phone, tmp_path, monkeypatch):
         raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
 
     monkeypatch.setattr("dmsflow.modelfile.runners.litert.version", absent)
-    witnessed = dict(bench.plan(exported["x86-64"], BenchSettings(device=phone), tmp_path))
+    witnessed = dict(bench.plan_stage(exported["x86-64"], BenchSettings(device=phone), tmp_path))
     assert witnessed["top-1"] == "on the test split of digits, by lce"
     monkeypatch.setattr("dmsflow.modelfile.runners.lce.version", absent)
     with pytest.raises(DmsflowError, match=r"top-1: .*cannot run the file \(ai-edge.*device\]'\); .*--no-accuracy"):
-        bench.run(exported["x86-64"], BenchSettings(device=phone), tmp_path / "out", command=COMMAND)
+        bench.run_stage(exported["x86-64"], BenchSettings(device=phone), tmp_path / "out", Flow(COMMAND))
     assert not (tmp_path / "out").exists()
     settings = BenchSettings(device=phone, accuracy=False)
-    assert bench.run(exported["x86-64"], settings, tmp_path / "out", command=COMMAND).exists()
+    assert bench.run_stage(exported["x86-64"], settings, tmp_path / "out", Flow(COMMAND)).exists()

@@ -115,7 +115,7 @@ def heard(device: Path) -> dict[str, int]:
 def measured(device: Path, out: Path, name: str = "paper", **changes: Any) -> Profile:
     flags = {flag: changes.pop(flag) for flag in ("resume", "force", "add") if flag in changes}
     chosen = ProfileSettings(device=str(device), **{**SMALL, **changes})
-    path = profiling.run(chosen, name, out, command=("dmsflow", "profile", "--name", name), **flags)
+    path = profiling.measure_profile(chosen, name, out, command=("dmsflow", "profile", "--name", name), **flags)
     assert path == out / f"{name}.json"
     return profile.load_profile(str(path))
 
@@ -250,7 +250,7 @@ def test_float32_networks_need_a_target_that_has_them(device: Path, tmp_path: Pa
 
 
 def test_the_plan_measures_and_writes_nothing(device: Path, tmp_path: Path) -> None:
-    rows = dict(profiling.plan(ProfileSettings(device=str(device), **SMALL), "paper", tmp_path))
+    rows = dict(profiling.plan_profile(ProfileSettings(device=str(device), **SMALL), "paper", tmp_path))
     assert rows["writes"] == str(tmp_path / "paper.json")
     assert rows["fused blocks"].startswith("9 of vgg11 at 32 pixels")
     assert heard(device)["jobs"] == 0

@@ -19,6 +19,7 @@ from dmsflow.deploying import export, folding
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters import onnx as float_exporter
 from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.measuring import bench, devices, profiling
 from dmsflow.measuring.devices import Access, File, Job, Machine, Measurement, Timing, qemu
 from dmsflow.measuring.devices.emulated import parts
@@ -106,7 +107,7 @@ def test_the_wheel_gives_the_top1_of_x86_64(tmp_path, write_train_manifest):
     for name in ("vgg11", "resnet18"):
         source = write_train_manifest(tmp_path / name, name)
         settings = ExportSettings(target="arm64", check_images=1)
-        exports.append(str(export.run(source, settings, tmp_path / name, command=("x",))))
+        exports.append(str(export.run_stage(source, settings, tmp_path / name, Flow(("x",)))))
     made = wheel(ROOT, tmp_path, CMAKE_TOOLCHAIN_FILE=str(CROSS))
     script = [sys.executable, str(ROOT / "benchmarks" / "arm_wheel.py"), str(made), *exports, "--images", "50"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
@@ -194,7 +195,7 @@ def test_other_runtimes_are_modelled_beside_it(tmp_path):
 
 def test_bench_says_modelled(networks, tmp_path, capsys):
     settings = BenchSettings(device="qemu", runs=3, accuracy=False)
-    path = bench.run(networks / "vgg11.tflite", settings, tmp_path, command=("x",))
+    path = bench.run_stage(networks / "vgg11.tflite", settings, tmp_path, Flow(("x",)))
     written = json.loads(path.read_bytes())
     assert written["environment"]["machine"]["method"] == "modelled"
     said = capsys.readouterr().err
@@ -218,7 +219,7 @@ def test_a_profile_of_it_is_modelled(tmp_path, monkeypatch):
     settings = ProfileSettings(
         target="arm64", device="qemu", networks=("vgg11",), resolutions=(32,), points=2, max_ratio=1, check=1, runs=2
     )
-    path = profiling.run(settings, "core", tmp_path, command=("x",))
+    path = profiling.measure_profile(settings, "core", tmp_path, command=("x",))
     made = profile.load_profile(str(path))
     assert made.method == "modelled" and made.title == "core (modelled)"
     assert sum(len(job.files) == 1 for job in calls) == 1  # nothing disturbs it: it settles at once

@@ -13,6 +13,7 @@ from dmsflow import cli, manifest, plugin
 from dmsflow.deploying import export
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
+from dmsflow.manifest import Flow
 from dmsflow.measuring import bench
 from dmsflow.network import profile
 from dmsflow.network.blocks import fused_blocks
@@ -204,9 +205,9 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
     )
     parent = describe_artifact(manifest.save(tmp_path / "search.json", found), tmp_path)
     manifest.save(source, msgspec.structs.replace(trained, parent=parent))
-    exported = export.run(source, ExportSettings(target="x86-64", check_images=2), tmp_path, command=("x",))
+    exported = export.run_stage(source, ExportSettings(target="x86-64", check_images=2), tmp_path, Flow(("x",)))
     lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline=False)
-    return bench.run(exported, lean, tmp_path, command=("x",))
+    return bench.run_stage(exported, lean, tmp_path, Flow(("x",)))
 
 
 def test_a_chain_shows_what_was_predicted(chain, capsys):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dmsflow import datasets
+from dmsflow.manifest import Flow
 from dmsflow.network.network import load_network
 from dmsflow.searching import descent, evolution, published, search, supernetwork
 from dmsflow.searching.budget import Budgets, Ratios, as_widths, memory_mib
@@ -92,7 +93,7 @@ def test_evolution_may_take_as_long_as_the_gradient() -> None:
 
 def test_evolution_trains_the_same_super_network_and_moves_no_widths(tmp_path: Path) -> None:
     for method in ("gradient", "evolution"):
-        search.run(DATA, SearchSettings(**SMALL, method=method), tmp_path / method, command=("dmsflow",))
+        search.run_stage(DATA, SearchSettings(**SMALL, method=method), tmp_path / method, Flow(("dmsflow",)))
     logs = {method: _log(tmp_path / method) for method in ("gradient", "evolution")}
     assert logs["evolution"][0]["weight_loss"] == logs["gradient"][0]["weight_loss"]
     assert len({tuple(row["mu"]) for row in logs["evolution"]}) == 1
@@ -193,7 +194,7 @@ def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch:
 
 def test_widths_stay_during_the_warm_up(tmp_path: Path) -> None:
     settings = SearchSettings(**{**SMALL, "rounds": 4, "width_warmup": 0.5})
-    search.run(DATA, settings, tmp_path, command=("dmsflow",))
+    search.run_stage(DATA, settings, tmp_path, Flow(("dmsflow",)))
     rows = _log(tmp_path)
     assert ["gradient" in row for row in rows] == [False, False, True, True]
     assert rows[0]["mu"] == rows[1]["mu"]

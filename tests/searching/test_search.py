@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from dmsflow import cli, manifest
 from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
@@ -50,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def searched(out: Path, **changes: Any) -> manifest.Manifest:
-    return manifest.load(search.run(DATA, SearchSettings(**{**SMALL, **changes}), out, command=COMMAND), "search")
+    return manifest.load(search.run_stage(DATA, SearchSettings(**{**SMALL, **changes}), out, Flow(COMMAND)), "search")
 
 
 @pytest.mark.parametrize("method", ["gradient", "published", "evolution"])
@@ -102,7 +103,7 @@ LITERAL = {"step_size": 0.05, "sigma_start": 1.0, "width_warmup": 0.0, "weight_e
 def test_widths_are_those_of_earlier_versions(tmp_path: Path, changes: dict[str, Any], widths: tuple[int, int]) -> None:
     """As commit c6a9be6 chose them; the options had other names there."""
     data = Data(name="digits", resolution=8, train_images=400)
-    path = search.run(data, SearchSettings(**{**TINY, **changes}), tmp_path, command=COMMAND)
+    path = search.run_stage(data, SearchSettings(**{**TINY, **changes}), tmp_path, Flow(COMMAND))
     assert tuple(manifest.load(path).widths.values()) == widths
 
 
@@ -121,7 +122,7 @@ def test_the_paper_preset_searches(tmp_path: Path) -> None:
     chosen = resolve(
         SearchSettings, **{**load_preset("search", "paper"), "rounds": 2, "weight_epochs": 0.1, "threads": 1}
     )
-    done = manifest.load(search.run(DATA, chosen, tmp_path, command=COMMAND))
+    done = manifest.load(search.run_stage(DATA, chosen, tmp_path, Flow(COMMAND)))
     assert budget.memory_mib(done.network, done.widths) <= 0.12
     row = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
     assert row["sigma"] == [1.0] * 8
@@ -189,7 +190,7 @@ def test_too_little_memory_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, place: str
 ) -> None:
     """What had been done before it is kept."""
-    source = search.run(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, command=COMMAND)
+    source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
 
     def fails(*_: object) -> None:
         if place == "machine":
@@ -231,9 +232,9 @@ def test_a_done_search_is_kept(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="search.json: is already there; --force"):
         searched(tmp_path, method="equal")
     again = SearchSettings(**SMALL, method="equal", device="cpu")  # where it runs changes nothing
-    assert manifest.load(search.run(DATA, again, tmp_path, command=COMMAND, resume=True)) == done
+    assert manifest.load(search.run_stage(DATA, again, tmp_path, Flow(COMMAND, resume=True))) == done
     with pytest.raises(DmsflowError, match="search.json: was made with method equal, not uniform; --resume with"):
-        search.run(DATA, SearchSettings(**SMALL, method="uniform"), tmp_path, command=COMMAND, resume=True)
+        search.run_stage(DATA, SearchSettings(**SMALL, method="uniform"), tmp_path, Flow(COMMAND, resume=True))
 
 
 def test_a_search_of_an_earlier_version_counts_by_the_present_names(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_a_search_of_an_earlier_version_counts_by_the_present_names(tmp_path: Pa
     recorded |= {"method": "flat", "hold": "projection"}
     manifest.save(tmp_path / "search.json", msgspec.structs.replace(done, settings=recorded))
     settings = SearchSettings(**SMALL, method="equal")
-    assert search.run(DATA, settings, tmp_path, command=COMMAND, resume=True) == tmp_path / "search.json"
+    assert search.run_stage(DATA, settings, tmp_path, Flow(COMMAND, resume=True)) == tmp_path / "search.json"
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     """Widths, every μ and every gradient to the last bit; a checkpoint after each weight step."""
     changes: dict[str, Any] = {"method": "published", "step_size": 0.05, "width_warmup": 0.0}
     settings = SearchSettings(**{**SMALL, **(changes if variant == "published" else {})})
-    search.run(DATA, settings, tmp_path / "straight", command=COMMAND)
+    search.run_stage(DATA, settings, tmp_path / "straight", Flow(COMMAND))
     monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
     deaths = [
         (descent, "weight_step", 1),
@@ -301,8 +302,8 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     for owner, name, calls in deaths:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, owner, name, calls)
-            search.run(DATA, settings, tmp_path / "killed", command=COMMAND, resume=True)
-    search.run(DATA, settings, tmp_path / "killed", command=COMMAND, resume=True)
+            search.run_stage(DATA, settings, tmp_path / "killed", Flow(COMMAND, resume=True))
+    search.run_stage(DATA, settings, tmp_path / "killed", Flow(COMMAND, resume=True))
     assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
 
 
@@ -310,15 +311,15 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
 def test_a_killed_training_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_float: bool
 ) -> None:
-    source = search.run(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, command=COMMAND)
+    source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
     settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, amp="off")
-    train.run(source, settings, tmp_path / "straight", command=COMMAND)
+    train.run_stage(source, settings, tmp_path / "straight", Flow(COMMAND))
     monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
     for calls in (2, 1, 2):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, train, "weight_step", calls)
-            train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
-    train.run(source, settings, tmp_path / "killed", command=COMMAND, resume=True)
+            train.run_stage(source, settings, tmp_path / "killed", Flow(COMMAND, resume=True))
+    train.run_stage(source, settings, tmp_path / "killed", Flow(COMMAND, resume=True))
     weights = [(tmp_path / name / "train.safetensors").read_bytes() for name in ("straight", "killed")]
     assert weights[0] == weights[1]
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
@@ -356,15 +357,15 @@ def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
 
 
 def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
-    rows = dict(search.plan(DATA, SearchSettings(**SMALL), tmp_path))
+    rows = dict(search.plan_stage(DATA, SearchSettings(**SMALL), tmp_path))
     assert {"smallest", "base", "largest", "memory budget", "uniform", "equal"} <= rows.keys()
     assert "0.0767 MiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
 
 
 def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:
-    source = search.run(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, command=COMMAND)
+    source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
     settings = TrainSettings(precision="float", epochs=1, threads=1, amp="off")
-    done = manifest.load(train.run(source, settings, tmp_path / "float", command=COMMAND))
+    done = manifest.load(train.run_stage(source, settings, tmp_path / "float", Flow(COMMAND)))
     assert done.metrics["memory_mib"] > 10 * manifest.load(source).metrics["memory_mib"]
     assert not any(name.endswith(".alpha") for name in load_file(tmp_path / "float" / "train.safetensors"))
 
@@ -427,7 +428,7 @@ def test_an_infeasible_pair_is_refused_before_training(tmp_path: Path) -> None:
 
 def test_the_plan_has_the_profile_and_what_each_budget_leaves(tmp_path: Path) -> None:
     chosen = SearchSettings(**SMALL, profile=SHIPPED, latency_ms=0.11)
-    rows = dict(search.plan(DATA, chosen, tmp_path))
+    rows = dict(search.plan_stage(DATA, chosen, tmp_path))
     assert rows["profile"].startswith("epyc-lce: ") and "LCE" in rows["profile"] and "1 thread" in rows["profile"]
     assert all(rows[name].endswith(" ms") for name in ("smallest", "base", "largest"))
     assert rows["latency budget"].startswith("0.11 ms, ") and " ms: " in rows["equal"]
@@ -437,7 +438,7 @@ def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: 
     modelled = msgspec.structs.replace(profile.load_profile(SHIPPED), name="model", method="modelled")
     path = profile.save_profile(tmp_path / "model.json", modelled)
     chosen: dict[str, Any] = {"profile": str(path), "latency_ms": 0.11}
-    rows = dict(search.plan(DATA, SearchSettings(**SMALL, **chosen), tmp_path))
+    rows = dict(search.plan_stage(DATA, SearchSettings(**SMALL, **chosen), tmp_path))
     assert rows["profile"].startswith("model (modelled): ")
     assert all("ms (modelled)" in rows[name] for name in ("smallest", "latency budget", "uniform"))
     searched(tmp_path / "run", **chosen)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.network.architectures import vgg11
 from dmsflow.settings import TrainSettings
 from dmsflow.training import checkpoint
@@ -57,9 +58,9 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> No
     path = tmp_path / "search.checkpoint"
     path.write_bytes(b"state")
     with pytest.raises(DmsflowError, match="--resume goes on with it, --force starts again"):
-        checkpoint.claim(path, resume=False, force=False)
-    assert checkpoint.claim(path, resume=True, force=False).exists()
-    assert not checkpoint.claim(path, resume=False, force=True).exists()
+        checkpoint.claim(path, Flow(()))
+    assert checkpoint.claim(path, Flow((), resume=True)).exists()
+    assert not checkpoint.claim(path, Flow((), force=True)).exists()
 
 
 def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from dmsflow import datasets, manifest
 from dmsflow.errors import DmsflowError
+from dmsflow.manifest import Flow
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings, load_preset, resolve
 from dmsflow.training import checkpoint, train
@@ -24,7 +25,7 @@ QUICK = TrainSettings(epochs=1, batch_size=60, threads=1, amp="off")
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return search.run(DATA, SearchSettings(method="equal", memory_mib=0.02), tmp_path, command=COMMAND)
+    return search.run_stage(DATA, SearchSettings(method="equal", memory_mib=0.02), tmp_path, Flow(COMMAND))
 
 
 def test_the_step_schedule_is_the_papers() -> None:
@@ -42,7 +43,7 @@ def test_the_cosine_falls_from_the_rate_to_zero() -> None:
 def test_settings_that_contradict_each_other(source: Path, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(QUICK, precision="float", from_float=True)
     with pytest.raises(DmsflowError, match="--from-float: starts a binary network, and --precision is float"):
-        train.run(source, settings, tmp_path, command=COMMAND)
+        train.run_stage(source, settings, tmp_path, Flow(COMMAND))
 
 
 def test_a_data_set_of_another_shape(source: Path, tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_data_set_of_another_shape(source: Path, tmp_path: Path) -> None:
     changed = msgspec.structs.replace(stored, data=msgspec.structs.replace(stored.data, resolution=40))
     manifest.save(source, changed)
     with pytest.raises(DmsflowError, match=r"has \(channels, pixels, classes\) \(1, 40, 10\), and search.json was"):
-        train.run(source, QUICK, tmp_path, command=COMMAND)
+        train.run_stage(source, QUICK, tmp_path, Flow(COMMAND))
 
 
 def test_a_full_disk_leaves_no_half_written_weights(
@@ -62,7 +63,7 @@ def test_a_full_disk_leaves_no_half_written_weights(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(DmsflowError, match=r"cannot be written \(No space left on device\); free some space"):
-        train.run(source, QUICK, tmp_path / "out", command=COMMAND)
+        train.run_stage(source, QUICK, tmp_path / "out", Flow(COMMAND))
     assert list((tmp_path / "out").iterdir()) == []
 
 
