@@ -135,10 +135,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     network = Path(__file__).with_name("tiny.py")
-    text = (
-        "--resolution 8 --train-images 200 --memory-mib 0.003 --macs-m 0.05 --rounds 3 --weight-steps 2 --width-batches 2 "
-        "--search-batch-size 32 --epochs 1 --threads 1 --target onnx --check-images 16 --runs 3 --warm-up 1"
+    text = "--resolution 8 --train-images 200 --memory-mib 0.003 --macs-m 0.05 --target onnx"
+    settings = (
+        "search.rounds=3 search.weight_steps=2 search.width_batches=2 search.batch_size=32 search.threads=1 "
+        "train.epochs=1 train.threads=1 export.check_images=16 bench.runs=3 bench.warm_up=1"
     )
+    text += "".join(f" --set {setting}" for setting in settings.split())
     options = ["--network", str(network), *text.split(), "--out", str(out)]
     assert cli.main(["run", *options]) == 0
     return options

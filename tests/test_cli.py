@@ -264,9 +264,8 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
     done = json.loads((bench.parent / f"{stage}.json").read_text())
     assert cli.main([stage, str(source)]) == 1
     assert "is already there; --force writes it again, --out takes another folder" in capsys.readouterr().err
-    options = ["--threads", "1"] if stage != "export" else []
     other = {"train": ["--epochs", "2"], "export": ["--check-images", "17"], "bench": ["--runs", "4"]}[stage]
-    assert cli.main([stage, str(source), "--resume", *options, *other]) == 1
+    assert cli.main([stage, str(source), "--resume", *other]) == 1
     assert "was made with" in capsys.readouterr().err
     assert json.loads((bench.parent / f"{stage}.json").read_text()) == done
 
@@ -317,11 +316,11 @@ def test_an_interrupted_run_goes_on(
 
     given = ["run", *tiny_run[:-1], str(tmp_path / "again")]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "run", interrupt)
+        patch.setattr(train, "run_stage", interrupt)
         assert cli.main(given) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[-1].startswith("dmsflow: interrupted; go on with: dmsflow run --network ")
+    assert captured.err.splitlines()[-1].startswith("dmsflow: interrupted; resume with: dmsflow run --network ")
     assert captured.err.splitlines()[-1].endswith(f"{tmp_path / 'again'} --resume")
     assert cli.main([*given, "--resume"]) == 0
     weights = [(folder / "train.safetensors").read_bytes() for folder in (bench.parent, tmp_path / "again")]
@@ -338,6 +337,6 @@ def test_force_does_all_again(
 
     copy = tmp_path / "copy"
     shutil.copytree(bench.parent, copy)
-    monkeypatch.setattr(train, "run", interrupt)
+    monkeypatch.setattr(train, "run_stage", interrupt)
     assert cli.main(["run", *tiny_run[:-1], str(copy), "--force"]) == 1
     assert sorted(path.stem for path in copy.glob("*.json") if path.stem in cli.STAGES) == ["search"]

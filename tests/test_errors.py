@@ -24,14 +24,14 @@ def test_an_error_is_one_line() -> None:
         (
             OSError(28, "No space left on device", "runs/a"),
             1,
-            "dmsflow: runs/a: No space left on device; mend that, and go on with --resume",
+            "dmsflow: runs/a: No space left on device; correct that, and resume with --resume",
         ),
         (
             PermissionError(13, "Permission denied", "/runs"),
             1,
-            "dmsflow: /runs: Permission denied; mend that, and go on with --resume",
+            "dmsflow: /runs: Permission denied; correct that, and resume with --resume",
         ),
-        (KeyboardInterrupt(), 1, "dmsflow: interrupted; go on with: dmsflow list networks --resume"),
+        (KeyboardInterrupt(), 1, "dmsflow: interrupted; resume with: dmsflow list networks --resume"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch._C"),
             1,

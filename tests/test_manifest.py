@@ -16,9 +16,9 @@ from dmsflow import manifest
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
-from dmsflow.manifest import Manifest
+from dmsflow.manifest import Flow, Manifest
 from dmsflow.network.architectures import vgg11
-from dmsflow.settings import Data
+from dmsflow.settings import Data, SearchSettings
 
 NETWORK = vgg11.build(1, 32, 10)
 
@@ -134,14 +134,17 @@ def test_a_folder_can_be_moved(tmp_path: Path) -> None:
     assert manifest.load(tmp_path / "b" / "search.json").stage == "search"
 
 
-def test_claim(tmp_path: Path) -> None:
-    path = tmp_path / "search.json"
-    assert not manifest.claim(path, resume=False, force=False)
+def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path: Path) -> None:
+    path, settings = tmp_path / "search.json", SearchSettings()
+    assert not manifest.is_finished(path, settings, Flow(()))
     make(tmp_path)
-    assert manifest.claim(path, resume=True, force=False)
-    assert not manifest.claim(path, resume=False, force=True)
+    manifest.save(path, msgspec.structs.replace(manifest.load(path), settings=msgspec.to_builtins(settings)))
+    assert manifest.is_finished(path, settings, Flow((), resume=True))
+    assert not manifest.is_finished(path, settings, Flow((), force=True))
     with pytest.raises(DmsflowError, match="is already there; --force writes it again, --out takes another folder"):
-        manifest.claim(path, resume=False, force=False)
+        manifest.is_finished(path, settings, Flow(()))
+    with pytest.raises(DmsflowError, match=r"search\.json: was made with seed 0, not 1; --resume with the options"):
+        manifest.is_finished(path, SearchSettings(seed=1), Flow((), resume=True))
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

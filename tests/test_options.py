@@ -5,10 +5,14 @@ from __future__ import annotations
 import click
 import msgspec
 import pytest
+from click.shell_completion import ShellComplete
 
 from dmsflow import cli, options, settings
+from dmsflow.errors import DmsflowError
 from dmsflow.options import SettingOption
-from dmsflow.settings import SearchSettings, TrainSettings
+from dmsflow.settings import BenchSettings, SearchSettings, TrainSettings
+
+SOURCES = {"train": ["x.json"], "export": ["x.json"], "bench": ["x.json"], "profile": ["--name", "x"]}
 
 
 def context(command: str, *arguments: str) -> click.Context:
@@ -17,50 +21,131 @@ def context(command: str, *arguments: str) -> click.Context:
 
 
 @pytest.mark.parametrize("record", options.RECORDS)
-def test_every_field_has_one_option_and_its_default(record: str) -> None:
-    for command in {"data": ("run", "search"), "profile": ("profile",)}.get(record, ("run", record)):
-        made = [param for param in cli.cli.commands[command].params if isinstance(param, SettingOption)]
-        fields = [option.field for option in made if record in option.records]
-        assert sorted(fields) == sorted(options.RECORDS[record].__struct_fields__)
-        names = [name for option in cli.cli.commands[command].params for name in (*option.opts, *option.secondary_opts)]
-        assert len(names) == len(set(names))
-        needed = {"train": ["x.json"], "export": ["x.json"], "bench": ["x.json"], "profile": ["--name", "x"]}
-        ctx = context(command, *needed.get(command, []))
-        assert options.resolved(ctx, record) == options.RECORDS[record]()
+def test_every_field_has_one_option_or_is_set_by_set(record: str) -> None:
+    command = "search" if record == "data" else record
+    made = [param for param in cli.cli.commands[command].params if isinstance(param, SettingOption)]
+    fields = [option.field for option in made if record in option.records]
+    assert len(fields) == len(set(fields)) and set(fields) <= set(options.RECORDS[record].__struct_fields__)
+    names = [name for option in cli.cli.commands[command].params for name in (*option.opts, *option.secondary_opts)]
+    assert len(names) == len(set(names))
+    ctx = context(command, *SOURCES.get(command, []))
+    assert options.resolved(ctx, record) == options.RECORDS[record]()
+    if set(fields) != set(options.RECORDS[record].__struct_fields__):
+        assert "--set" in names
+
+
+def test_search_and_run_fit_one_screen() -> None:
+    for command, most in (("search", 23), ("run", 20)):
+        shown = [param for param in cli.cli.commands[command].params if isinstance(param, click.Option)]
+        assert len(shown) <= most
+        text = cli.cli.commands[command].get_help(context(command))
+        assert len(text.splitlines()) <= 62  # at 80 columns; 40 at 110
 
 
 def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    def momentum(*arguments: str) -> tuple[float, float | None]:
+    def resolve(*arguments: str) -> tuple[int, float | None]:
         found = options.resolved(context("search", *arguments), "search")
-        return found.learning_rate_end, found.memory_mib
+        return found.rounds, found.memory_mib
 
-    monkeypatch.setattr(settings, "preset", lambda stage, name: {"memory_mib": 0.12} if name == "paper" else {})
-    assert momentum() == (0.01, None)
-    assert momentum("--preset", "paper") == (0.01, 0.12)
+    assert resolve() == (16, None)
+    assert resolve("--preset", "paper") == (50, 0.12)
     monkeypatch.setenv("DMSFLOW_SEARCH_MEMORY_MIB", "0.2")
-    assert momentum("--preset", "paper") == (0.01, 0.2)
-    assert momentum("--preset", "paper", "--memory-mib", "0.3") == (0.01, 0.3)
-    monkeypatch.setenv("DMSFLOW_SEARCH_LEARNING_RATE_END", "0.01")
-    assert momentum() == (0.01, 0.2)
+    assert resolve("--preset", "paper") == (50, 0.2)
+    assert resolve("--preset", "paper", "--memory-mib", "0.3") == (50, 0.3)
+    assert resolve("--preset", "paper", "--set", "search.rounds=16") == (16, 0.2)
 
 
-def test_an_option_wins_over_a_preset_even_with_the_default_value() -> None:
-    assert options.resolved(context("search", "--preset", "paper"), "search").rounds == 50
-    assert options.resolved(context("search", "--preset", "paper", "--rounds", "16"), "search").rounds == 16
+def test_effort_scales_what_is_not_set_otherwise() -> None:
+    def resolve(*arguments: str) -> tuple[int, int, int]:
+        ctx = context("run", *arguments)
+        search, train = options.resolved(ctx, "search"), options.resolved(ctx, "train")
+        return search.rounds, search.weight_steps, train.epochs
+
+    assert resolve("--effort", "normal") == resolve() == (16, 40, 8)
+    assert resolve("--effort", "quick") == (8, 20, 2)
+    assert resolve("--effort", "long") == (32, 160, 64)
+    assert resolve("--effort", "quick", "--preset", "digits") == (4, 10, 10)
+    assert resolve("--effort", "long", "--set", "train.epochs=3") == (32, 160, 3)
 
 
-def test_run_says_shared_settings_once_and_prefixes_clashes() -> None:
-    ctx = context("run", "--seed", "7", "--search-batch-size", "32", "--train-batch-size", "16", "--bench-threads", "2")
+def test_run_takes_every_setting_of_its_stages() -> None:
+    given = ["search.batch_size=32", "train.batch_size=16", "bench.threads=2", "train.milestones=[3, 5]"]
+    ctx = context("run", "--seed", "7", *(word for text in given for word in ("--set", text)))
     search, training, bench = (options.resolved(ctx, stage) for stage in ("search", "train", "bench"))
-    assert (search.seed, training.seed) == (7, 7)
-    assert (search.batch_size, training.batch_size) == (32, 16)
-    assert (search.threads, training.threads, bench.threads) == (0, 0, 2)
     assert search == msgspec.structs.replace(SearchSettings(), seed=7, batch_size=32)
-    assert training == msgspec.structs.replace(TrainSettings(), seed=7, batch_size=16)
+    assert training == msgspec.structs.replace(TrainSettings(), seed=7, batch_size=16, milestones=(3, 5))
+    assert bench == msgspec.structs.replace(BenchSettings(), threads=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("search.mood=3", r"--set search.mood=3: is no setting; write STAGE.NAME=VALUE with one of seed, .*rounds"),
+        ("serch.rounds=3", r"--set serch.rounds=3: is no setting; .* with one of data.NAME, search.NAME"),
+        ("search.rounds", "--set search.rounds: is no setting; write STAGE.NAME=VALUE"),
+        ("search.rounds=many", "setting rounds: 'many' is not valid; expected `int`, got `str`"),
+        ("search.amp=maybe", "setting amp: 'maybe' is not valid; use one of auto, off, on"),
+        ("search.method=flat", "method flat: has another name; equal"),
+    ],
+)
+def test_a_wrong_assignment_is_named(text: str, line: str) -> None:
+    with pytest.raises(DmsflowError, match=line):
+        options.resolved(context("search", "--set", text), "search")
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "line"),
+    [
+        ("search", ("--mixed", "off"), "--mixed: is a setting; --set search.amp=VALUE, or in a preset"),
+        ("search", ("--head-start", "0.1"), "--head-start: is a setting; --set search.width_warmup=VALUE"),
+        ("search", ("--rounds", "3"), "--rounds: is a setting; --set search.rounds=VALUE"),
+        ("run", ("--train-batch-size", "3"), "--train-batch-size: is a setting; --set train.batch_size=VALUE"),
+        ("run", ("--no-baseline",), "--no-baseline: is a setting; --set bench.baseline=VALUE"),
+        ("profile", ("--patience-minutes", "3"), "--patience-minutes: has another name; --timeout-minutes"),
+        ("search", ("--method", "flat"), "--method flat: has another name; equal"),
+        ("search", ("--method", "between"), "--method between: has another name; interpolated"),
+    ],
+)
+def test_an_option_of_an_earlier_version_names_the_new_one(command: str, words: tuple[str, ...], line: str) -> None:
+    with pytest.raises(DmsflowError, match=line):
+        context(command, *words)
+
+
+@pytest.mark.parametrize("name", settings.REMOVED_FIELDS)
+def test_a_setting_that_is_gone_says_what_to_do(name: str) -> None:
+    command = "export" if name == "onnx_form" else "search"
+    option = f"--{name.replace('_', '-')}"
+    with pytest.raises(DmsflowError, match=rf"{option}: is gone; leave it out"):
+        context(command, option, "x", *SOURCES.get(command, []))
+    with pytest.raises(DmsflowError, match=rf"setting {name}: is gone; leave it out"):
+        settings.resolve(SearchSettings, **{name: "x"})
+
+
+def test_an_option_that_never_was_is_a_usage_error() -> None:
+    with pytest.raises(click.NoSuchOption):
+        context("search", "--mood", "good")
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "value"),
+    [
+        ("--network", "vgg", "vgg11"),
+        ("--dataset", "cifar1", "cifar100"),
+        ("--target", "arm", "arm64"),
+        ("--profile", "epyc-l", "epyc-lce"),
+        ("--preset", "pa", "paper"),
+    ],
+)
+def test_the_shell_completes_values(option: str, typed: str, value: str) -> None:
+    complete = ShellComplete(cli.cli, {}, "dmsflow", "_DMSFLOW_COMPLETE")
+    assert value in [item.value for item in complete.get_completions(["run", option], typed)]
+    assert [item.type for item in complete.get_completions(["run", option], "./mine")] == ["file"]
 
 
 def test_lists_and_flags() -> None:
-    found = options.resolved(context("train", "x.json", "--milestones", "3, 5", "--from-float"), "train")
-    assert found.milestones == (3, 5)
-    assert found.from_float
+    ctx = context("train", "x.json", "--set", "train.milestones=[3, 5]", "--from-float")
+    found = options.resolved(ctx, "train")
+    assert found.milestones == (3, 5) and found.from_float
     assert not options.resolved(context("train", "x.json", "--no-from-float"), "train").from_float
+    networks = options.resolved(context("profile", "--name", "x", "--networks", "vgg11, mine.py"), "profile").networks
+    assert networks == ("vgg11", "mine.py")

@@ -18,52 +18,52 @@ PRESETS = sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_presets_resolve(name: str, stage: str) -> None:
-    values = settings.preset(stage, name)
+    values = settings.load_preset(stage, name)
     resolved = settings.resolve(STAGES[stage], **values)
     for field, value in values.items():
         assert getattr(resolved, field) == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_quick_is_the_defaults() -> None:
-    assert settings.preset("search", "quick") == {}
-    assert settings.preset("train", "quick") == {}
+    assert settings.load_preset("search", "quick") == {}
+    assert settings.load_preset("train", "quick") == {}
 
 
 def test_paper_is_the_paper() -> None:
-    search = settings.resolve(SearchSettings, **settings.preset("search", "paper"))
-    assert (search.estimator, search.hold, search.penalty, search.start_ratio) == ("clustered", "penalty", 0.01, 1.5)
+    search = settings.resolve(SearchSettings, **settings.load_preset("search", "paper"))
+    assert (search.method, search.penalty, search.start_ratio) == ("published", 0.01, 1.5)
     assert (search.sigma_start, search.sigma_end, search.min_ratio, search.batch_size) == (1.0, 0.3, 0.3, 64)
     assert search.rounds * search.weight_epochs == 250  # type: ignore[operator]
-    train = settings.resolve(TrainSettings, **settings.preset("train", "paper"))
+    train = settings.resolve(TrainSettings, **settings.load_preset("train", "paper"))
     assert (train.epochs, train.learning_rate, train.milestones) == (300, 0.1, (140, 220, 260))
 
 
 def test_an_unknown_preset() -> None:
     with pytest.raises(DmsflowError, match=r"^--preset slow: is unknown; use one of .*paper.*quick"):
-        settings.preset("search", "slow")
+        settings.load_preset("search", "slow")
 
 
 def test_a_broken_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text("[search\n")
     monkeypatch.setattr(settings, "PRESETS", tmp_path)
-    with pytest.raises(DmsflowError, match=r"mine\.toml: is not TOML .*; mend the file"):
-        settings.preset("search", "mine")
+    with pytest.raises(DmsflowError, match=r"mine\.toml: is not TOML .*; correct the file"):
+        settings.load_preset("search", "mine")
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "where"),
     [
-        (SearchSettings, {"memory_mib": 0.0}, "--memory-mib"),
-        (SearchSettings, {"hold": "hope"}, "--hold"),
-        (SearchSettings, {"rounds": 0}, "--rounds"),
-        (SearchSettings, {"rounds": 1.5}, "--rounds"),
-        (TrainSettings, {"momentum": 1.0}, "--momentum"),
-        (TrainSettings, {"epochs": "8"}, "--epochs"),
-        (ExportSettings, {"check_images": 0}, "--check-images"),
-        (BenchSettings, {"threads": 0}, "--threads"),
+        (SearchSettings, {"memory_mib": 0.0}, "setting memory_mib"),
+        (SearchSettings, {"method": "hope"}, "setting method"),
+        (SearchSettings, {"rounds": 0}, "setting rounds"),
+        (SearchSettings, {"rounds": 1.5}, "setting rounds"),
+        (TrainSettings, {"momentum": 1.0}, "setting momentum"),
+        (TrainSettings, {"epochs": "8"}, "setting epochs"),
+        (ExportSettings, {"check_images": 0}, "setting check_images"),
+        (BenchSettings, {"threads": 0}, "setting threads"),
     ],
 )
-def test_a_wrong_value_names_its_option(kind: type[msgspec.Struct], values: dict[str, object], where: str) -> None:
+def test_a_wrong_value_names_its_setting(kind: type[msgspec.Struct], values: dict[str, object], where: str) -> None:
     with pytest.raises(DmsflowError, match=rf"^{where}: .* is not valid; (expected|use one of) "):
         settings.resolve(kind, **values)
 
@@ -83,5 +83,7 @@ def test_every_field_has_help(kind: type[msgspec.Struct]) -> None:
 def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[serch]\nrounds = 3\n")
-    with pytest.raises(DmsflowError, match=r"mine.toml: has 'serch'; give the tables \[search\] and \[train\]"):
-        settings.preset("search", str(path))
+    with pytest.raises(
+        DmsflowError, match=r"mine.toml: has 'serch'; give tables among \[search\] \[train\] \[export\] \[bench\]"
+    ):
+        settings.load_preset("search", str(path))
