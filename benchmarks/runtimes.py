@@ -31,6 +31,7 @@ from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.measuring.devices import _program
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.network import Network, load_network
 from dmsflow.terminal import milliseconds, print_table
 
@@ -112,7 +113,7 @@ def compared(
     """Medians of one network in each runtime, and whether the runtimes agree with the integer graph."""
     network = load_network(name, 3, pixels, classes)
     widths = {key: round(ratio * width) for key, width in network.widths.items()}
-    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
+    form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, 1, pixels, pixels, 3)).astype(np.float32)
     sessions, loads = {}, {}
@@ -150,7 +151,7 @@ def opened(
     exporter, arguments, runner = FILES[label]
     path = folder / (f"{label}.onnx" if exporter == "onnx" else f"{label}.tflite")
     if arguments is None:
-        plugin.load("exporters", exporter).write_float(network, widths, None, MEAN, STD, path)
+        plugin.load("exporters", exporter).write_float(network, widths, draw_weights(network, widths), MEAN, STD, path)
     else:
         plugin.load("exporters", exporter).write(form, path, **arguments)
     began = time.perf_counter_ns()

@@ -80,10 +80,10 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
 
     def search_step() -> None:
         active = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
-        weight_step(net.model, net.optimiser, images, labels, where, active)
+        weight_step(net.model, net.optimiser, (images, labels), where, active)
 
     def plain_step() -> None:
-        weight_step(plain, optimiser, images, labels, where)
+        weight_step(plain, optimiser, (images, labels), where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
     window = net.window()

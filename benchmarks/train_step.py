@@ -127,10 +127,10 @@ def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
 
     def channels_first() -> None:
         with mock.patch.object(torch, "channels_last", torch.contiguous_format):
-            weight_step(first, others, images, labels, Place(CPU, threads, False))
+            weight_step(first, others, (images, labels), Place(CPU, threads, False))
 
     def step(mixed: bool) -> None:
-        weight_step(model, optimiser, images, labels, Place(CPU, threads, mixed))
+        weight_step(model, optimiser, (images, labels), Place(CPU, threads, mixed))
 
     kinds = [channels_first, lambda: step(False), lambda: step(True), convolutions(model, images)]
     return kinds, {**others_alone(model, images), "optimiser": optimiser.step}
@@ -225,7 +225,7 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     def train() -> None:
         for images, labels in itertools.islice(left, TURN):
             set_learning_rate(optimiser, 0.01)
-            weight_step(model, optimiser, images, labels, where)
+            weight_step(model, optimiser, (images, labels), where)
 
     def convolve() -> None:
         for _ in range(TURN):

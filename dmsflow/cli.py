@@ -15,19 +15,9 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from dmsflow import __version__, doctor, environment, manifest, settings
+from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying import target
 from dmsflow.errors import DmsflowError
-from dmsflow.options import (
-    RUN_OPTIONS,
-    StageCommand,
-    download_option,
-    flow_options,
-    preset_options,
-    resolved,
-    settings_options,
-    source_argument,
-)
 from dmsflow.settings import Data
 
 FILE = click.Path(path_type=Path)
@@ -54,66 +44,65 @@ def cli() -> None:
     """
 
 
-@cli.command("search", cls=StageCommand)
-@settings_options("data", "search")
-@preset_options
-@flow_options("runs/NETWORK-DATASET")
-@download_option
+@cli.command("search", cls=options.StageCommand)
+@options.settings_options("data", "search")
+@options.preset_options
+@options.flow_options("runs/NETWORK-DATASET")
+@options.download_option
 @click.pass_context
 def search_command(ctx: click.Context, /, **_: Any) -> None:
     """Choose the width of every layer. Writes search.json.
 
     Example: dmsflow search --network vgg11 --dataset cifar10 --memory-mib 0.08 --macs-m 16
     """
-    settings = resolved(ctx, "search")
-    data = resolved(ctx, "data")
+    settings = options.resolved(ctx, "search")
+    data = options.resolved(ctx, "data")
     _start_stage(ctx, "search", data, settings, _default_out(data, settings))
 
 
-@cli.command("train", cls=StageCommand)
-@source_argument
-@settings_options("train")
-@preset_options
-@flow_options("the folder of FILE")
+@cli.command("train", cls=options.StageCommand)
+@options.source_argument
+@options.settings_options("train")
+@options.preset_options
+@options.flow_options("the folder of FILE")
 @click.pass_context
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Train the chosen network. FILE is a search.json; writes train.json and the weights.
 
     Example: dmsflow train runs/vgg11-cifar10/search.json --epochs 60
     """
-    _start_stage(ctx, "train", source, resolved(ctx, "train"), source.parent)
+    _start_stage(ctx, "train", source, options.resolved(ctx, "train"), source.parent)
 
 
-@cli.command("export", cls=StageCommand)
-@source_argument
-@settings_options("export")
-@flow_options("the folder of FILE")
+@cli.command("export", cls=options.StageCommand)
+@options.source_argument
+@options.settings_options("export")
+@options.flow_options("the folder of FILE")
 @click.pass_context
 def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Write the network as a 1-bit file for a target. FILE is a train.json; writes export.json and the model.
 
     Example: dmsflow export runs/vgg11-cifar10/train.json --target arm64
     """
-    _start_stage(ctx, "export", source, resolved(ctx, "export"), source.parent)
+    _start_stage(ctx, "export", source, options.resolved(ctx, "export"), source.parent)
 
 
-@cli.command("bench", cls=StageCommand)
-@source_argument
-@settings_options("bench")
-@flow_options("the folder of FILE")
+@cli.command("bench", cls=options.StageCommand)
+@options.source_argument
+@options.settings_options("bench")
+@options.flow_options("the folder of FILE")
 @click.pass_context
 def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Measure the file. FILE is an export.json, or a bare .tflite or .onnx file; writes bench.json.
 
     Example: dmsflow bench runs/vgg11-cifar10/export.json --device ssh://pi@raspberry
     """
-    _start_stage(ctx, "bench", source, resolved(ctx, "bench"), source.parent)
+    _start_stage(ctx, "bench", source, options.resolved(ctx, "bench"), source.parent)
 
 
 def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path) -> None:
     """Print the plan of a stage, or do it and print the path of its manifest."""
-    given = ctx.params
-    out = given["out"] or out
+    given, out = ctx.params, ctx.params["out"] or out
     _check_one_of(given["resume"], given["force"])
     module = _import_stage(stage)
     if given["dry_run"]:
@@ -123,17 +112,16 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
 
 
 def _flow(ctx: click.Context) -> manifest.Flow:
-    given = ctx.params
-    return manifest.Flow(ctx.obj, given["resume"], given["force"], given.get("download", False))
+    return manifest.Flow(ctx.obj, *(ctx.params.get(name, False) for name in ("resume", "force", "download")))
 
 
 def _import_stage(stage: str) -> manifest.StageModule:
     return importlib.import_module(MODULES[stage])
 
 
-@cli.command("profile", cls=StageCommand)
-@settings_options("profile")
-@flow_options("profiles")
+@cli.command("profile", cls=options.StageCommand)
+@options.settings_options("profile")
+@options.flow_options("profiles")
 @click.option("--name", required=True, help="Call it so; --profile of search takes that name.")
 @click.option("--add", is_flag=True, help="Keep what the profile has, and measure what it lacks.")
 @click.pass_context
@@ -148,18 +136,18 @@ def profile_command(
 
     if force and (resume or add):
         raise click.UsageError("--force measures everything again: give it without --resume and --add.")
-    chosen, out = resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
+    chosen, out = options.resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
     if dry_run:
         _print_plan("profile", profiling.plan_profile(chosen, name, out, add=add))
         return
     click.echo(profiling.measure_profile(chosen, name, out, command=ctx.obj, resume=resume, force=force, add=add))
 
 
-@cli.command("run", cls=StageCommand)
-@settings_options("data", "search", "train", "export", only=RUN_OPTIONS)
-@preset_options
-@flow_options("runs/NETWORK-DATASET")
-@download_option
+@cli.command("run", cls=options.StageCommand)
+@options.settings_options("data", "search", "train", "export", only=options.RUN_OPTIONS)
+@options.preset_options
+@options.flow_options("runs/NETWORK-DATASET")
+@options.download_option
 @click.pass_context
 def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, **_: Any) -> None:
     """All four stages, in one folder: search, train, export, bench.
@@ -169,7 +157,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
     _check_one_of(resume, force)
-    chosen = {record: resolved(ctx, record) for record in ("data", *STAGES)}
+    chosen = {record: options.resolved(ctx, record) for record in ("data", *STAGES)}
     source = chosen["data"]
     out = ctx.params["out"] or _default_out(source, chosen["search"])
     _check_ahead(chosen)
@@ -241,7 +229,7 @@ def list_command(kind: str) -> None:
 
 
 @cli.command("show")
-@source_argument
+@options.source_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of a chain an array of manifests, the search first.")
 def show_command(source: Path, as_json: bool) -> None:
     """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.

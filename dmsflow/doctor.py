@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dmsflow import __version__, native, plugin
 from dmsflow.deploying import target
@@ -58,7 +58,8 @@ def report() -> tuple[list[Row], bool]:
 
 def _try_libraries() -> Iterator[Row]:
     """Native libraries, each tried in a process of its own: a broken one may take the process along."""
-    yield _try_delegate()
+    program = "from dmsflow import native; print(native.kernels(), 'kernels')"
+    yield _try_library("LCE delegate for LiteRT", native.library, program)
     if is_installed("torch") and is_installed("torchvision"):  # a CUDA build of one beside a CPU build of the other
         program = "from dmsflow.datasets import _torchvision; _torchvision.import_torchvision()"
         right = "install both from the same place, at matching versions"
@@ -74,26 +75,21 @@ def _try_libraries() -> Iterator[Row]:
             yield _try_program(what, program, "pip install --force-reinstall larq-compute-engine")
 
 
-def _try_delegate() -> Row:
-    """LCE's operations for LiteRT, and the kernels that this processor gets."""
-    what = "LCE delegate for LiteRT"
+def _try_library(what: str, find: Callable[[], object], program: str) -> Row:
+    """A part of dmsflow in C++, which may not have been built; `program` uses it, and may print what to add."""
     try:
-        native.library()
+        find()
     except DmsflowError as error:
         return what, "absent", str(error).partition("; ")[2]
-    failure, kernels = _run_program("from dmsflow import native; print(native.kernels())")
-    return (what, "broken", failure) if failure else (what, f"works, {kernels} kernels", "")
+    failure, output = _run_program(program)
+    works = f"works, {output}" if output else "works"
+    return (what, "broken", f"{failure}; install dmsflow again, for this system") if failure else (what, works, "")
 
 
 def _try_training() -> Row:
-    """The C++ part of training, without which torch's operations do the same, more slowly."""
-    what = "C++ part of training"
-    try:
-        native.training()
-    except DmsflowError as error:
-        return what, "absent", str(error).partition("; ")[2]
+    """Without it torch's operations do the same, more slowly."""
     program = "from dmsflow.training import fast_ops; assert fast_ops.library()"
-    return _try_program(what, program, "install dmsflow again, for this system")
+    return _try_library("C++ part of training", native.training, program)
 
 
 def _try_program(what: str, program: str, right: str, works: str = "works") -> Row:

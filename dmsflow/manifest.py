@@ -53,7 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     environment: dict[str, Any]
 
 
-Chain: TypeAlias = list[tuple[Path, Manifest]]  # the search first
+Link: TypeAlias = tuple[Path, Manifest]  # where a manifest lies, and what is in it
+Chain: TypeAlias = list[Link]  # the search first
 
 
 def load(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
@@ -80,7 +81,10 @@ def load(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         raise DmsflowError(path, f"is the manifest of {manifest.stage}", f"give one of {' or '.join(stages)}")
     if not manifest.network and not bare:
         raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON")
-    _check_widths(path, manifest)
+    named = manifest.network.widths if manifest.network else {}
+    if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
+        what = "its widths are not those of its network, or one is below 1"
+        raise DmsflowError(path, what, "run the stage that writes it again")
     for artifact in manifest.artifacts.values():
         verify(path, artifact)
     if manifest.parent and (path.parent / manifest.parent.path).exists():
@@ -111,13 +115,6 @@ def inherited(manifests: Chain, role: str) -> Path | None:
         if role in each.artifacts:
             return verify(path, each.artifacts[role])
     return None
-
-
-def _check_widths(path: Path, manifest: Manifest) -> None:
-    if set(manifest.widths) != set(manifest.network.widths if manifest.network else ()):
-        raise DmsflowError(path, "its widths are not those of its network", "run the stage that writes it again")
-    if any(width < 1 for width in manifest.widths.values()):
-        raise DmsflowError(path, "a width is below 1", "run the stage that writes it again")
 
 
 def verify(manifest_path: Path, artifact: Artifact) -> Path:
@@ -156,12 +153,7 @@ class Done:
 
 
 def finish_stage(
-    path: Path,
-    settings: msgspec.Struct,
-    flow: Flow,
-    done: Done,
-    source: tuple[Path, Manifest] | None = None,
-    **made: Any,
+    path: Path, settings: msgspec.Struct, flow: Flow, done: Done, source: Link | None = None, **made: Any
 ) -> Path:
     """Write the manifest of the stage that `path` is named after, and return `path`.
 

@@ -5,6 +5,8 @@ A setting is said once, in `settings`: it becomes an option there, or is set by 
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,18 +87,20 @@ def _explain_option(error: click.NoSuchOption, name: str) -> Exception:
     """What an unknown option is called now, if it was one of an earlier version or is a setting."""
     if name in settings.REMOVED_FIELDS:
         return DmsflowError(error.option_name, "is gone", settings.REMOVED_FIELDS[name])
+    command = error.ctx.command if error.ctx else click.Command(None)
+    params = {param.name for param in command.params}
+    records = {record for param in command.params if isinstance(param, SettingOption) for record in param.records}
     holders = {}  # records that have such a setting, with its present name
-    for record, kind in RECORDS.items():  # `run` had the stage before some names: --train-batch-size
-        for short in (name, name.removeprefix(f"{record}_")):
+    for record in RECORDS if command.name == "run" else records:
+        for short in (name, name.removeprefix(f"{record}_")):  # `run` had the stage before some: --train-batch-size
             present = settings.RENAMED_FIELDS.get(short, short)
-            if present in kind.__struct_fields__:
+            if present in RECORDS[record].__struct_fields__:
                 holders[record] = present
-    params = {param.name for param in error.ctx.command.params} if error.ctx else set()
-    for record, present in holders.items():
-        if present in params:
-            return DmsflowError(error.option_name, "has another name", f"--{present.replace('_', '-')}")
-        if "assignments" in params:
-            return DmsflowError(error.option_name, "is a setting", f"--set {record}.{present}=VALUE, or in a preset")
+    for present in params & set(holders.values()):
+        return DmsflowError(error.option_name, "has another name", f"--{present.replace('_', '-')}")
+    if holders and "assignments" in params:
+        named = " or ".join(f"--set {record}.{present}=VALUE" for record, present in holders.items())
+        return DmsflowError(error.option_name, "is a setting", f"{named}, or in a preset")
     return error
 
 
@@ -126,16 +130,8 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
     flag = f"{flag}/--no-{flag[2:]}" if isinstance(kind, inspect.BoolType) else flag
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     complete = COMPLETED.get(name)
-    return SettingOption(
-        record,
-        field.name,
-        [flag, name],
-        type=_type(kind),
-        default=default,
-        show_default=default is not None,
-        help=meta["description"],
-        shell_complete=_completion(complete) if complete else None,
-    )
+    facts = {"type": _type(kind), "default": default, "show_default": default is not None, "help": meta["description"]}
+    return SettingOption(record, field.name, [flag, name], shell_complete=complete and _completion(complete), **facts)
 
 
 def _peel(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:
@@ -165,28 +161,17 @@ def _type(kind: inspect.Type) -> Any:
 # --- shell completion ---------------------------------------------------------------------------
 
 
-def _profile_names() -> list[str]:
-    from dmsflow.network import profile
-
-    return profile.profile_names()
-
-
-def _target_names() -> list[str]:
-    from dmsflow.deploying import target
-
-    return target.names()
-
-
-def _preset_names() -> list[str]:
-    return sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
+def _call(module: str, function: str) -> Callable[[], list[str]]:
+    """A function of a module that is imported when it is called."""
+    return lambda: getattr(importlib.import_module(module), function)()
 
 
 COMPLETED: dict[str, Callable[[], list[str]]] = {
     "network": lambda: plugin.names("networks"),
     "dataset": lambda: plugin.names("datasets"),
-    "target": _target_names,
-    "profile": _profile_names,
-    "preset": _preset_names,
+    "target": _call("dmsflow.deploying.target", "names"),
+    "profile": _call("dmsflow.network.profile", "profile_names"),
+    "preset": settings.preset_names,
 }
 
 
@@ -203,43 +188,32 @@ def _completion(names: Callable[[], list[str]]) -> Any:
 # --- options of several commands ----------------------------------------------------------------
 
 
+def _stack(*made: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """All of some options, in this order."""
+    return lambda function: functools.reduce(lambda command, option: option(command), reversed(made), function)
+
+
 def flow_options(out: str) -> Callable[[Command], Command]:
     """What every stage has; `out` describes the folder that is taken where none is given."""
-    again = "Do the stage again, and overwrite."
-    resume = "Start where an interrupted run stopped; leave what is done."
-    plan = "Print the plan; compute and write nothing."
-
-    def decorate(function: Command) -> Command:
-        for option in (
-            click.option("--dry-run", is_flag=True, help=plan),
-            click.option("--force", is_flag=True, help=again),
-            click.option("--resume", is_flag=True, help=resume),
-            click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
-        ):
-            function = option(function)
-        return function
-
-    return decorate
+    return _stack(
+        click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
+        click.option("--resume", is_flag=True, help="Start where an interrupted run stopped; leave what is done."),
+        click.option("--force", is_flag=True, help="Do the stage again, and overwrite."),
+        click.option("--dry-run", is_flag=True, help="Print the plan; compute and write nothing."),
+    )
 
 
-def preset_options(function: Command) -> Command:
-    """Where settings come from that have no option."""
-    effort = "Scale rounds, steps and epochs of the preset: half to a quarter, as they are, or 2 to 8 times."
-    preset = "Take settings from a preset: dmsflow list presets, or the path of a .toml file."
-    assignment = "Give any other setting a value, such as search.rounds=32 (docs/settings.md)."
-    for option in (
-        click.option("--set", "assignments", multiple=True, metavar="STAGE.NAME=VALUE", help=assignment),
-        click.option(
-            "--preset", default="quick", show_default=True, help=preset, shell_complete=_completion(_preset_names)
-        ),
-        click.option(
-            "--effort", type=click.Choice(list(settings.EFFORTS)), default="normal", show_default=True, help=effort
-        ),
-    ):
-        function = option(function)
-    return function
-
-
+# Where settings come from that have no option.
+EFFORT_HELP = "Scale rounds, steps and epochs of the preset: half to a quarter, as they are, or 2 to 8 times."
+PRESET_HELP = "Take settings from a preset: dmsflow list presets, or the path of a .toml file."
+SET_HELP = "Give any other setting a value, such as search.rounds=32 (docs/settings.md)."
+EFFORTS = click.Choice(list(settings.EFFORTS))
+COMPLETE_PRESET = _completion(settings.preset_names)
+preset_options = _stack(
+    click.option("--effort", type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
+    click.option("--preset", default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
+    click.option("--set", "assignments", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
+)
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 

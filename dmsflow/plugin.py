@@ -59,7 +59,7 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except Exception as error:  # a user's file may raise anything, as when it is imported
         what = f"{type(error).__name__} in {function.__name__}(): {error}"
-        raise DmsflowError(where, what, "mend the file") from error
+        raise DmsflowError(where, what, "correct the file") from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -70,8 +70,8 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything; the line it names is the one to mend
-        raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "mend the file") from error
+    except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
+        raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
     return module
 
 

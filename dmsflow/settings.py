@@ -140,107 +140,71 @@ class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What file is written, and on how many real images it is checked."""
 
-    target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
-    check_images: Annotated[
-        Count | None,
-        Meta(
-            description="Test images on which file, integer graph and trained network are compared; by default 256, and fewer of a network that takes billions of multiply-accumulates."
-        ),
-    ] = None
+    target: Annotated[str, option("Build for this target: see dmsflow list targets.")] = "x86-64"
+    check_images: Annotated[Count | None, option("Check the file on so many test images; by default up to 256.")] = None
     converter: Annotated[
         Literal["direct", "official"],
-        Meta(
-            description="What writes a .tflite file: direct: dmsflow itself, in a second; official: larq-compute-engine's converter, which needs TensorFlow. Their files give the same logits; the direct one is smaller and faster."
-        ),
+        option("Write a .tflite file by dmsflow itself, or by larq-compute-engine's converter (needs TensorFlow)."),
     ] = "direct"
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which device measures, and how it is reached."""
 
-    device: Annotated[
-        str,
-        Meta(
-            description="Where it runs: local, ssh://user@host, adb://SERIAL or qemu (an emulated ARM core); see dmsflow list devices."
-        ),
-    ] = "local"
-    python: Annotated[str, Meta(description="The command that is Python on an ssh device.")] = "python3"
-    runner_file: Annotated[
-        str | None,
-        Meta(
-            description="Benchmark binary to run on the device instead of Python: dmsflow's own, TFLite's benchmark_model or LCE's lce_benchmark_model."
-        ),
-    ] = None
+    device: Annotated[str, option("Run on local, ssh://user@host, adb://SERIAL or qemu (an emulated ARM core).")] = (
+        "local"
+    )
+    python: Annotated[str, option("Command that is Python on an ssh device.")] = "python3"
+    runner_file: Annotated[str | None, option("Benchmark binary to run on the device instead of Python.")] = None
     runner: Annotated[
-        str | None,
-        Meta(
-            description="What runs the file: litert, lce, onnxruntime, or the path of a .py file; the target's own unless given."
-        ),
+        str | None, option("Run the file by litert, lce, onnxruntime, or a .py file; by default the target's own.")
     ] = None
-    threads: Annotated[Count, Meta(description="Threads of the runtime.")] = 1
+    threads: Annotated[Count, option("Threads of the runtime.")] = 1
 
 
 class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a file is measured."""
 
-    warm_up: Annotated[Natural, Meta(description="Runs that are not counted.")] = 10
-    runs: Annotated[Count, Meta(description="Runs that are counted, of each file.")] = 100
-    baseline: Annotated[
-        bool, Meta(description="Measure the float32 network of the same widths beside it, in onnxruntime.")
-    ] = True
-    accuracy: Annotated[bool, Meta(description="Measure top-1 on the test split.")] = True
-    images: Annotated[
-        str | None,
-        Meta(description="Top-1 of a bare file: on the images of this folder, which has a folder for each class."),
-    ] = None
-    operations: Annotated[bool, Meta(description="Time each operation too, where the runtime can.")] = False
-    profile: Annotated[
-        str | None, Meta(description="Predict with this profile and show its error; the search's own unless given.")
-    ] = None
-    require_ms: Annotated[
-        Positive | None, Meta(description="Exit with 3 if the median is above so many milliseconds.")
-    ] = None
+    warm_up: Annotated[Natural, option("Runs that are not counted.")] = 10
+    runs: Annotated[Count, option("Runs that are counted, of each file.")] = 100
+    baseline: Annotated[bool, option("Measure the float32 network of the same widths too, in onnxruntime.")] = True
+    accuracy: Annotated[bool, option("Measure top-1 on the test split.")] = True
+    images: Annotated[str | None, option("Measure top-1 of a bare file on this folder of class folders.")] = None
+    operations: Annotated[bool, option("Time each operation too, where the runtime can.")] = False
+    profile: Annotated[str | None, option("Predict with this profile; by default the search's own.")] = None
+    require_ms: Annotated[Positive | None, option("Exit with 3 if the median takes more milliseconds.")] = None
 
 
 class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a profile covers, and how long it is measured."""
 
-    target: Annotated[str, Meta(description="What to build for: see dmsflow list targets.")] = "x86-64"
+    target: Annotated[str, option("Build for this target: see dmsflow list targets.")] = "x86-64"
     precision: Annotated[
-        Literal["binary", "float"], Meta(description="float measures the float32 networks of the same widths.")
+        Literal["binary", "float"], option("float measures the float32 networks of the same widths.")
     ] = "binary"
-    networks: Annotated[
-        tuple[str, ...], Meta(description="Networks whose fused blocks are measured, with commas between them.")
-    ] = ("vgg11", "resnet18")
-    resolutions: Annotated[tuple[Count, ...], Meta(description="Pixels on a side of their images.")] = (32,)
-    channels: Annotated[Count, Meta(description="Channels of their images.")] = 3
-    classes: Annotated[Count, Meta(description="Classes they tell apart.")] = 10
-    max_ratio: Annotated[Positive, Meta(description="Largest expansion ratio to measure.")] = 8.0
-    points: Annotated[int, Meta(ge=2, description="Widths to measure in each direction.")] = 6
-    runs: Annotated[Count, Meta(description="Runs of each point.")] = 80
-    timeout_minutes: Annotated[
-        float, Meta(ge=0, description="Stop re-measuring disturbed runs after this many minutes.")
-    ] = 5.0
-    check: Annotated[
-        Natural, Meta(description="Networks to check the predictions on, for each of --networks and --resolutions.")
-    ] = 4
-    seed: Annotated[Natural, Meta(description="Seed of the widths of those networks.")] = 0
+    networks: Annotated[tuple[str, ...], option("Measure the fused blocks of these, with commas between.")] = (
+        "vgg11",
+        "resnet18",
+    )
+    resolutions: Annotated[tuple[Count, ...], option("Pixels on a side of their images.")] = (32,)
+    channels: Annotated[Count, option("Channels of their images.")] = 3
+    classes: Annotated[Count, option("Number of their classes.")] = 10
+    max_ratio: Annotated[Positive, option("Largest width to measure, as a ratio to its base.")] = 8.0
+    points: Annotated[int, option("Widths to measure in each direction.", ge=2)] = 6
+    runs: Annotated[Count, option("Runs of each point.")] = 80
+    timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after so long.", ge=0)] = 5.0
+    check: Annotated[Natural, option("Check predictions on so many networks of each kind and resolution.")] = 4
+    seed: Annotated[Natural, option("Seed of the widths of those networks.")] = 0
 
 
 # What fields and values were called in earlier versions, and what is gone since.
 RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup", "patience_minutes": "timeout_minutes"}
 RENAMED_METHODS = {"flat": "equal", "between": "interpolated"}
-REMOVED_FIELDS = {
-    **dict.fromkeys(
-        ("estimator", "reallocate", "step", "start", "sigma_relative", "subnetworks", "restart"),
-        "leave it out; --preset paper is the search as published",
-    ),
-    **dict.fromkeys(
-        ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort"),
-        "leave it out; it gained nothing (docs/results.md)",
-    ),
-    "onnx_form": "leave it out; integers up to every sum are the only form",
-}
+OF_THE_PAPER = ("estimator", "reallocate", "step", "start", "sigma_relative", "subnetworks", "restart")
+WITHOUT_GAIN = ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort")
+REMOVED_FIELDS = dict.fromkeys(OF_THE_PAPER, "leave it out; --preset paper is the search as published")
+REMOVED_FIELDS |= dict.fromkeys(WITHOUT_GAIN, "leave it out; it gained nothing (docs/results.md)")
+REMOVED_FIELDS["onnx_form"] = "leave it out; integers up to every sum are the only form"
 
 
 def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,6 +255,10 @@ def scale_effort(kind: type[msgspec.Struct], values: Mapping[str, Any], effort: 
     return scaled
 
 
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
 def load_preset(stage: str, name: str) -> dict[str, Any]:
     """The field values of a preset for a stage ("search" or "train"); none for another stage.
 
@@ -302,8 +270,8 @@ def load_preset(stage: str, name: str) -> dict[str, Any]:
     """
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
-        raise DmsflowError(f"--preset {name}", "is unknown", f"use one of {known}, or the path of a .toml file")
+        right = f"use one of {', '.join(preset_names())}, or the path of a .toml file"
+        raise DmsflowError(f"--preset {name}", "is unknown", right)
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -360,11 +328,7 @@ def resolve(kind: type[S], **values: Any) -> S:
         field = place.strip("`$.")
         if not field:
             raise DmsflowError(kind.__name__, message, "see --help") from error
-        right = _right(kind, field, message)
+        # msgspec's message says what is right of types and bounds, but not of choices.
+        info = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"].get(field, {})
+        right = f"use one of {', '.join(info['enum'])}" if "enum" in info else message.lower()
         raise DmsflowError(f"setting {field}", f"{values.get(field)!r} is not valid", right) from error
-
-
-def _right(kind: type[msgspec.Struct], field: str, message: str) -> str:
-    """What a field takes: msgspec's message says it of types and bounds, but not of choices."""
-    info = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"].get(field, {})
-    return f"use one of {', '.join(info['enum'])}" if "enum" in info else message.lower()

@@ -57,11 +57,8 @@ class _Lines:
         self.last_line = elapsed
         remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
         times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
-        print(
-            f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}",
-            file=self.stream,
-            flush=True,
-        )
+        line = f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}"
+        print(line, file=self.stream, flush=True)
 
 
 class _Bar:
@@ -84,17 +81,10 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
-        TimeRemainingColumn(),
-        TextColumn("left {task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    left = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit))
+    right = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn())
+    note = TextColumn("left {task.fields[note]}", markup=False)
+    with Progress(*left, *right, note, console=Console(stderr=True)) as progress:
         yield _Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
 
 

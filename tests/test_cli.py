@@ -112,11 +112,14 @@ def test_completion() -> None:
     [
         (["serach"], "No such command 'serach'"),
         (["search", "--memory-mib", "0"], "'--memory-mib': 0.0 is not in the range x>0"),
-        (["search", "--estimator", "best"], "'best' is not one of 'clustered', 'exact'"),
-        (["train", "x.json", "--milestones", "a,b"], "'a,b' is not a list of whole numbers such as 140,220,260."),
+        (["search", "--method", "best"], "'best' is not one of 'equal', 'evolution'"),
+        (
+            ["profile", "--name", "x", "--resolutions", "a,b"],
+            "'a,b' is not a list of whole numbers such as 140,220,260.",
+        ),
         (["train"], "Missing argument 'FILE'"),
         (["train", "x.json", "--resume", "--force"], "--resume leaves what is done and --force does it again"),
-        (["run", "--batch-size", "4"], "No such option"),
+        (["run", "--mood", "good"], "No such option"),
         (["list", "stages"], "'stages' is not one of"),
     ],
 )

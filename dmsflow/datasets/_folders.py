@@ -97,17 +97,17 @@ def list_images(folder: Path) -> Listing:
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(entry.name for entry in os.scandir(folder / name) if _is_image(entry))
+        images = sorted(
+            entry.name
+            for entry in os.scandir(folder / name)
+            if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and entry.is_file()
+        )
         if not images:
             right = "put images of this class into it, or remove it"
             raise DmsflowError(folder / name, f"has no images ({' '.join(SUFFIXES)})", right)
         files += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
     return Listing(folder, tuple(classes), np.array(files), np.array(labels))
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and entry.is_file()
 
 
 def list_splits(root: Path, *tests: str) -> tuple[Listing, Listing]:

@@ -17,16 +17,7 @@ from numpy.typing import NDArray
 from dmsflow.deploying import integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network import blocks
-from dmsflow.network.network import (
-    BATCH_NORM_EPS,
-    INPUT,
-    STANDARDISATION_EPS,
-    WEIGHTED,
-    Layer,
-    Network,
-    out_widths,
-    value,
-)
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, STANDARDISATION_EPS, Layer, Network, out_widths, value
 
 LARGEST_PIXEL = 255
 
@@ -307,24 +298,3 @@ def _narrow(where: str, values: Float64) -> integer_graph.Float32:
     if not np.isfinite(narrow).all():
         raise DmsflowError(where, "has a scale beyond float32", "train again, with a smaller learning rate")
     return narrow
-
-
-def random_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Weights as a training could leave them, for measuring time: activations keep a normal size."""
-    random = np.random.default_rng(seed)
-    keys = out_widths(network)
-    weights: dict[str, NDArray[np.float32]] = {}
-    for layer in network.layers:
-        c_in, c_out = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
-        if layer.op in WEIGHTED:
-            shape = (c_out, c_in) if layer.op == "dense" else (c_out, c_in, layer.kernel, layer.kernel)
-            deviation = np.float32((2 / (c_in * layer.kernel**2)) ** 0.5)
-            weights[f"{layer.name}.weight"] = random.standard_normal(shape, np.float32) * deviation
-        if layer.op == "dense":
-            weights[f"{layer.name}.bias"] = np.zeros(c_out, np.float32)
-        if layer.op == "quantize":
-            weights[f"{layer.name}.alpha"] = np.array(random.uniform(0.9, 1.1), np.float32)  # no two equal
-        if layer.op == "batch_norm":
-            for name, constant in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-                weights[f"{layer.name}.{name}"] = np.full(c_out, constant, np.float32)
-    return weights

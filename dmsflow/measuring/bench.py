@@ -26,6 +26,7 @@ from dmsflow.measuring import accuracy, devices, predicted_latency
 from dmsflow.measuring.benched import Benched, find_benched
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.cost import MIB
 from dmsflow.settings import BenchSettings
 from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
@@ -131,7 +132,9 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machin
             path, network = Path(folder, "float32.onnx"), benched.export.network
             # Random weights: they change no time, and few chains have trained the float network.
             mean, std = (128,) * network.channels, (64.0,) * network.channels
-            plugin.load("exporters", "onnx").write_float(network, benched.export.widths, None, mean, std, path)
+            network, widths = benched.export.network, benched.export.widths
+            weights = draw_weights(network, widths)  # the time is the same whatever they are
+            plugin.load("exporters", "onnx").write_float(network, widths, weights, mean, std, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
         elif benched.export and settings.baseline:
             print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")

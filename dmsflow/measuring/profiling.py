@@ -31,6 +31,7 @@ from dmsflow.measuring.devices import Access, File, Measure
 from dmsflow.measuring.grid import Plane
 from dmsflow.measuring.isotonic import fit_rising_table
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum, isolate_block, isolate_overhead
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.measuring.timing import History, Stopwatch, Time
 from dmsflow.network import profile
 from dmsflow.network.blocks import FusedBlock
@@ -299,7 +300,7 @@ def write_random(
     """Write a network with random weights, as export would; `stem` is its path without the target's suffix."""
     path = Path(f"{stem}{built_for.suffix}")
     exporter = plugin.load("exporters", built_for.exporter)
-    weights = folding.random_weights(network, widths)
+    weights = draw_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
     if settings.precision == "float":
         exporter.write_float(network, widths, weights, mean, std, path)

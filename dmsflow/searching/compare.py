@@ -66,6 +66,5 @@ def describe_verdict(rows: list[dict[str, Any]]) -> str:
     lead, error = equal["loss_difference"], equal["standard_error"]
     side = "lower" if lead > 0 else "higher"
     facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)"
-    if lead > error:
-        return f"The search beat equal widths: {facts}."
-    return f"The search did not beat equal widths by more than a standard error: {facts}."
+    claim = "beat equal widths" if lead > error else "did not beat equal widths by more than a standard error"
+    return f"The search {claim}: {facts}."

@@ -25,7 +25,7 @@ from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
 from dmsflow.training.forward import forward_loss
-from dmsflow.training.mask import Mask, Window
+from dmsflow.training.mask import Mask, Window, exact_masks
 from dmsflow.training.model import Active
 from dmsflow.training.place import generator
 from dmsflow.training.step import check_finite, set_learning_rate, weight_step
@@ -84,7 +84,7 @@ class Descent:
 
     def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
         """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
-        return self.net.masks(mu, self.window)
+        return dict(zip(self.net.widths, exact_masks(mu, self.window), strict=True))
 
     def learning_rate(self) -> float:
         """Of this weight step: a cosine over the whole search."""
@@ -140,7 +140,9 @@ class Descent:
         for images, labels in net.given.weight_batches.run(first + at.weight_step, first + self.steps):
             set_learning_rate(net.optimiser, self.learning_rate())
             # What was seen stays on the device: reading it would wait for the step.
-            at.seen.append(weight_step(net.model, net.optimiser, images, labels, net.given.where, self.choose_active()))
+            at.seen.append(
+                weight_step(net.model, net.optimiser, (images, labels), net.given.where, self.choose_active())
+            )
             at.weight_step += 1
             if time.monotonic() - last_saved > checkpoint.SECONDS:
                 self._check_weights()

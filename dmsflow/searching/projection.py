@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dmsflow.searching.budget import BISECTIONS, Budgets, Ratios, as_widths
 
@@ -20,7 +19,7 @@ GROWTH = 2.0  # a bounded move may grow a width this many times further than it 
 SMALLEST_ELASTICITY = 1e-6  # below it a budget asks nothing of a width
 
 
-def normals(budgets: Budgets, ratios: Ratios) -> NDArray[np.float64]:
+def normals(budgets: Budgets, ratios: Ratios) -> Ratios:
     """d log cost / d log ratio of every budget, [budgets, n]."""
     log_ratios = torch.tensor(ratios).log().requires_grad_()
     rows = []
@@ -50,12 +49,7 @@ def exhaust(budgets: Budgets, ratios: Ratios) -> Ratios:
 
 
 def bounded_move(
-    gradient: Ratios,
-    error: Ratios,
-    normal_rows: NDArray[np.float64],
-    slack: Ratios,
-    size: float,
-    growth: float = GROWTH,
+    gradient: Ratios, error: Ratios, normal_rows: Ratios, slack: Ratios, size: float, growth: float = GROWTH
 ) -> Ratios:
     """How far every log ratio moves: along the budgets, by at most `size` down and `growth`·size up.
 

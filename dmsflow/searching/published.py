@@ -71,7 +71,7 @@ class PublishedSearch(Descent):
         return held
 
     def _model(self, widths: Mapping[str, int]) -> Model:
-        return Model(self.budgets.network, widths, running_statistics=False).to(self.net.given.where.device)
+        return Model(self.budgets.network, widths, statistics=False).to(self.net.given.where.device)
 
     def sigma(self) -> Ratios:
         """One scale for all widths, in units of their base."""

@@ -15,8 +15,8 @@ from dmsflow.datasets import Dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Flow
 from dmsflow.network import profile
-from dmsflow.network.latency import Latency, build_latency
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.latency import build_latency
+from dmsflow.network.network import load_network
 from dmsflow.network.profile import PACKED_GRANULARITY
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import MEGA, Budgets, Ratios
@@ -96,17 +96,13 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     if settings.min_ratio >= settings.max_ratio:
         what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
         raise DmsflowError("min_ratio", what, "lower it")
-    return Budgets.from_settings(settings, network, _load_latency(settings, network))
-
-
-def _load_latency(settings: SearchSettings, network: Network) -> Latency | None:
     if settings.profile is None:
-        return None
+        return Budgets.from_settings(settings, network)
     measured = profile.load_profile(settings.profile)
     if measured.precision == "float":
         what = "is of float32 networks, and the search is for binary ones"
         raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")
-    return build_latency(network, measured)
+    return Budgets.from_settings(settings, network, build_latency(network, measured))
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
@@ -174,10 +170,8 @@ def _describe_alignment(rows: dict[str, dict[str, Any]], taken: bool) -> str:
     before, after = rows["before"], rows["after"]
     if before["widths"] == after["widths"]:
         return "No rounding of the widths to multiples that the kernels use would cost less."
-    costs = (
-        f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored, "
-        f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
-    )
+    stored = f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored"
+    macs = f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
     loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
     widths = " ".join(map(str, after["widths"].values()))
-    return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {costs}, {loss}."
+    return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {stored}, {macs}, {loss}."

@@ -23,7 +23,7 @@ from dmsflow.searching.budget import Budgets, Range, Ratios
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import Batches, Order, halves
-from dmsflow.training.mask import Mask, Window, exact_masks
+from dmsflow.training.mask import Mask, Window
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place
 from dmsflow.training.step import sgd
@@ -116,10 +116,6 @@ class SuperNetwork:
         position = torch.rand(len(sampling.low), generator=draw, dtype=torch.float64).numpy()
         return np.asarray(np.exp(np.log(sampling.low) * (1 - position) + np.log(sampling.high) * position))
 
-    def masks(self, mu: Tensor, window: Window) -> dict[str, Mask]:
-        """The mask of every width at ratios `mu` [n], on the CPU; gradients reach `mu`."""
-        return dict(zip(self.widths, exact_masks(mu, window), strict=True))
-
     def place_masks(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
         """The masks as the network takes them: leaves, on its device, moved there in one go."""
         values = torch.cat([mask.values.detach() for mask in masks.values()]).to(self.given.where.device, torch.float32)
@@ -155,7 +151,7 @@ def begin(
     widest = baselines.max(0)
     held = budgets.bounds.clip(HEADROOM * np.maximum(widest, 1.0))
     capacity = {name: math.ceil(width) for name, width in zip(budgets.network.widths, held * budgets.base, strict=True)}
-    model = Model(budgets.network, capacity, running_statistics=False).to(where.device)
+    model = Model(budgets.network, capacity, statistics=False).to(where.device)
     batches = _batches(settings, dataset, where, workers)
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
     given = Given(settings, budgets, where, *batches, start, sampling)
@@ -207,7 +203,7 @@ def restore(net: SuperNetwork, path: Path) -> None:
     tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.check_same(path, facts, net.given.settings, _fingerprint(net.given))
     if facts["held"] != net.model.widths:
-        net.model = Model(net.model.network, facts["held"], running_statistics=False).to(net.given.where.device)
+        net.model = Model(net.model.network, facts["held"], statistics=False).to(net.given.where.device)
         net.optimiser = make_optimiser(net.given.settings, net.model)
     net.widths = facts["widths"]
     checkpoint.restore(tensors, [net.model], [net.optimiser, *net.others])

@@ -34,35 +34,30 @@ class Model(nn.Module):
         network: the architecture.
         widths: channels of each named width.
         precision: "float" makes every binary conv a plain one and every quantiser a ReLU.
-        running_statistics: keep them for evaluation (training); the search always normalises with
+        statistics: keep them for evaluation (training); the search always normalises with
             the batch, because one set of statistics cannot serve many widths.
     """
 
     def __init__(
-        self,
-        network: Network,
-        widths: Mapping[str, int],
-        *,
-        precision: Precision = "binary",
-        running_statistics: bool = True,
+        self, network: Network, widths: Mapping[str, int], *, precision: Precision = "binary", statistics: bool = True
     ) -> None:
         super().__init__()
         self.network = network
         self.widths = dict(widths)
         self.precision = precision
         self.keys = out_widths(network)
-        self.ops = nn.ModuleList(self._make_op(layer, running_statistics) for layer in network.layers)
+        self.ops = nn.ModuleList(self._make_op(layer, statistics) for layer in network.layers)
         last_use = {name: layer.name for layer in network.layers for name in layer.inputs}
         self._dead_after = {layer.name: [n for n in last_use if last_use[n] == layer.name] for layer in network.layers}
 
-    def _make_op(self, layer: Layer, running_statistics: bool) -> nn.Module:
+    def _make_op(self, layer: Layer, statistics: bool) -> nn.Module:
         c_in, c_out = (value(self.widths, self.keys[name]) for name in (layer.inputs[0], layer.name))
         binary = self.precision == "binary"
         if layer.op in ("conv", "binary_conv"):
             return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
         if layer.op == "batch_norm":
             positive = self.network.layer(layer.inputs[0]).op == "max_pool"
-            return BatchNorm(c_out, running_statistics, positive)
+            return BatchNorm(c_out, statistics, positive)
         if layer.op == "quantize":
             return Quantise() if binary else Plain("relu", layer)
         return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
@@ -173,10 +168,10 @@ class Convolution(nn.Module):
 class BatchNorm(nn.BatchNorm2d):
     """batch_norm; normalises with the batch while training or without running statistics."""
 
-    def __init__(self, channels: int, running_statistics: bool, positive: bool) -> None:
-        super().__init__(channels, eps=BATCH_NORM_EPS, track_running_stats=running_statistics)
+    def __init__(self, channels: int, statistics: bool, positive: bool) -> None:
+        super().__init__(channels, eps=BATCH_NORM_EPS, track_running_stats=statistics)
         self.positive = positive
-        if running_statistics:
+        if statistics:
             self.num_batches_tracked = None  # the momentum is fixed: nothing to count
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:  # type: ignore[override]

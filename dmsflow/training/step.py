@@ -6,12 +6,15 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dmsflow.errors import DmsflowError
 from dmsflow.training.batches import Batches
 from dmsflow.training.forward import forward_loss
 from dmsflow.training.model import Active, Model
 from dmsflow.training.place import Place
+
+Batch = tuple[Tensor, Tensor]  # images and labels
 
 
 def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -22,22 +25,15 @@ def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
+def set_learning_rate(optimiser: Optimizer, learning_rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
 
 
-def weight_step(
-    model: Model,
-    optimiser: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    where: Place,
-    active: Active | None = None,
-) -> Tensor:
+def weight_step(model: Model, optimiser: Optimizer, batch: Batch, where: Place, active: Active | None = None) -> Tensor:
     """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
     optimiser.zero_grad(set_to_none=True)
-    loss, right = forward_loss(model, images, labels, where, active)
+    loss, right = forward_loss(model, *batch, where, active)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()

@@ -150,7 +150,7 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            seen.append(weight_step(model, optimiser, images, labels, batches.where))
+            seen.append(weight_step(model, optimiser, (images, labels), batches.where))
             step += 1
             ended = step % batches.steps == 0
             if ended:

@@ -19,6 +19,7 @@ from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters import onnx as exporter
 from dmsflow.errors import DmsflowError
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile.runners import onnxruntime as runner
 from dmsflow.training.model import Model
 
@@ -364,11 +365,11 @@ def test_any_number_of_signs_is_unpacked(count, seed):
 
 def test_a_float_file_has_no_packed_op(tmp_path):
     network, widths = built("vgg11")
-    exporter.write_float(network, widths, None, MEAN, STD, tmp_path / "float.onnx")
+    exporter.write_float(network, widths, draw_weights(network, widths), MEAN, STD, tmp_path / "float.onnx")
     counts = exporter.count_ops(tmp_path / "float.onnx")
     assert exporter.PACKED_CONV not in counts
     assert counts[exporter.FLOAT_CONV] == 8
-    exporter.write_float(network, widths, None, MEAN, STD, tmp_path / "again.onnx")
+    exporter.write_float(network, widths, draw_weights(network, widths), MEAN, STD, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "float.onnx").read_bytes()
 
 

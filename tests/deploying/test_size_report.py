@@ -6,6 +6,7 @@ import pytest
 
 from dmsflow.deploying import folding, integer_graph, size_report
 from dmsflow.deploying.exporters.lce import GRANULARITY
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import Granularity
 
@@ -13,7 +14,7 @@ MEAN, STD = (128.0, 128.0, 128.0), (64.0, 64.0, 64.0)
 
 
 def form_of(network: Network, widths: dict[str, int]) -> integer_graph.IntegerGraph:
-    return folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
+    return folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
 
 
 def find_warnings(name: str, widths: tuple[int, ...], steps: Granularity = GRANULARITY) -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Network, load_network, value
 
@@ -64,7 +65,7 @@ def test_every_micro_benchmark_is_a_network_that_deploys(network: Network) -> No
             form = folding.fold(
                 benchmark.network,
                 {},
-                folding.random_weights(benchmark.network, {}),
+                draw_weights(benchmark.network, {}),
                 (128,) * benchmark.channels,
                 (64.0,) * benchmark.channels,
             )

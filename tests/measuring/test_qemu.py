@@ -23,6 +23,7 @@ from dmsflow.manifest import Flow
 from dmsflow.measuring import bench, devices, profiling
 from dmsflow.measuring.devices import Access, File, Job, Machine, Measurement, Timing, qemu
 from dmsflow.measuring.devices.emulated import parts
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import litert
 from dmsflow.network import profile
@@ -186,7 +187,7 @@ def test_other_runtimes_are_modelled_beside_it(tmp_path):
     network = vgg11.build(3, 32, 10)
     widths = dict.fromkeys(network.widths, 8)
     path = tmp_path / "float.onnx"
-    float_exporter.write_float(network, widths, None, MEAN, STD, path)
+    float_exporter.write_float(network, widths, draw_weights(network, widths), MEAN, STD, path)
     job = Job(files=(File(path=str(path), runner="onnxruntime"),), threads=1, warm_up=1, runs=2, operations=True)
     with devices.connect("qemu") as measure:
         (timing,) = measure(job).timings

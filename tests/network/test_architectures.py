@@ -12,6 +12,7 @@ from PIL import Image
 from dmsflow import cli, manifest, plugin
 from dmsflow.deploying import check, folding, integer_graph, size_report, target
 from dmsflow.deploying.exporters import lce
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
 from dmsflow.network.network import load_network
 
@@ -28,7 +29,7 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
         odd_widths(network, 3) if network.resolution == 32 else {key: base | 1 for key, base in network.widths.items()}
     )
     images = pixels(network, 2)
-    form = folding.fold(network, widths, folding.random_weights(network, widths), MEAN, STD)
+    form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
     wanted = integer_graph.compute_logits(form, images)
     assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
     ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))

@@ -158,7 +158,7 @@ def test_a_users_own_network(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match=r"mine\.py: no such file; give the path of an existing \.py file"):
         plugin.load("networks", str(path))
     path.write_text("import nothing_of_that_name\n")
-    with pytest.raises(DmsflowError, match=r"mine\.py: ModuleNotFoundError on import: .*; mend the file"):
+    with pytest.raises(DmsflowError, match=r"mine\.py: ModuleNotFoundError on import: .*; correct the file"):
         plugin.load("networks", str(path))
     path.write_text("def build(channels, resolution, classes):\n    return channels\n")
     assert plugin.load("networks", str(path)).build(3, 32, 10) == 3
@@ -166,7 +166,7 @@ def test_a_users_own_network(tmp_path: Path) -> None:
         load_network(str(path), 3, 32, 10)
     path.write_text("def build(channels, resolution, classes):\n    return channels / 0\n")
     with pytest.raises(
-        DmsflowError, match=r"mine\.py: ZeroDivisionError in build\(\): division by zero; mend the file"
+        DmsflowError, match=r"mine\.py: ZeroDivisionError in build\(\): division by zero; correct the file"
     ):
         load_network(str(path), 3, 32, 10)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network import cost
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import PACKED_GRANULARITY
@@ -66,7 +67,7 @@ def test_stored_bytes_are_those_of_a_file(tmp_path: Path) -> None:
     """But for its graph and names, and for batch norms folded into thresholds."""
     network = NETWORKS["vgg11"]
     widths = {key: 3 * base + 1 for key, base in network.widths.items()}
-    graph = folding.fold(network, widths, folding.random_weights(network, widths), (128.0,) * 3, (64.0,) * 3)
+    graph = folding.fold(network, widths, draw_weights(network, widths), (128.0,) * 3, (64.0,) * 3)
     lce.write(graph, tmp_path / "model.tflite")
     held = sum(lce.layer_bytes(tmp_path / "model.tflite").values())
     assert held == pytest.approx(stored(network, widths), rel=0.01)

@@ -135,6 +135,6 @@ def test_a_step_trains_every_network_in_either_precision(name: str, precision: L
     model = Model(network, dict.fromkeys(network.widths, 4), precision=precision)
     before = {key: tensor.detach().clone() for key, tensor in model.tensors().items() if key.endswith("weight")}
     optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
-    loss, _ = weight_step(model, optimiser, torch.randn(6, 1, 32, 32), torch.arange(6) % 4, CPU)
+    loss, _ = weight_step(model, optimiser, (torch.randn(6, 1, 32, 32), torch.arange(6) % 4), CPU)
     assert torch.isfinite(loss)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in model.tensors().items() if key in before)

@@ -26,7 +26,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
 
     def step(model: Model, optimiser: torch.optim.Optimizer) -> None:
-        weight_step(model, optimiser, images, labels, CPU)
+        weight_step(model, optimiser, (images, labels), CPU)
 
     torch.manual_seed(0)
     model = Model(network, widths)

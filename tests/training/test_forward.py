@@ -47,9 +47,9 @@ AS_TORCH_COMPILES = (
 )
 
 
-def model(running_statistics: bool = False) -> Model:
+def model(statistics: bool = False) -> Model:
     torch.manual_seed(0)
-    return Model(NETWORK, NETWORK.widths, running_statistics=running_statistics).double()
+    return Model(NETWORK, NETWORK.widths, statistics=statistics).double()
 
 
 def results(network: Model, active: Active | None, compiled: bool = False) -> dict[str, Tensor]:
@@ -98,8 +98,8 @@ def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         value, _ = forward_loss(network, images, labels, Place(images.device, 1, amp=False, compiled=compiled), masks)
         gradients += torch.autograd.grad(value, mu)
     assert torch.allclose(*gradients) and float(gradients[0].abs().min()) > 1e-9
-    plain = model(running_statistics=True)
-    twin = model(running_statistics=True)
+    plain = model(statistics=True)
+    twin = model(statistics=True)
     assert_same(results(plain, None), results(twin, None, compiled=True))
     assert torch.allclose(plain.tensors()["norm1.running_mean"], twin.tensors()["norm1.running_mean"])
 

@@ -23,7 +23,7 @@ def supernet(name: str, capacity: float = 0.5, dtype: torch.dtype = torch.float6
     torch.manual_seed(0)
     network = BUILDERS[name](3, 32, 10)
     widths = {key: max(4, int(base * capacity)) for key, base in network.widths.items()}
-    return Model(network, widths, running_statistics=False).to(dtype)
+    return Model(network, widths, statistics=False).to(dtype)
 
 
 def narrow(model: Model) -> dict[str, int]:
@@ -46,7 +46,7 @@ def images(count: int = 4) -> Tensor:
 def test_hard_masks_and_slices_are_the_plain_network(name: str) -> None:
     model = supernet(name)
     widths = narrow(model)
-    plain = Model(model.network, widths, running_statistics=False).double()
+    plain = Model(model.network, widths, statistics=False).double()
     best_effort_initialise(plain, model)
     expected = plain(images())
     assert torch.allclose(model(images(), widths), expected, atol=1e-10)
@@ -58,12 +58,12 @@ def test_hard_masks_and_slices_are_the_plain_network(name: str) -> None:
 def test_best_effort_initialisation_keeps_the_first_rows_and_columns(name: str) -> None:
     """Eq. 9-10, growing and shrinking."""
     old = supernet(name)
-    grown = Model(old.network, {key: width + 3 for key, width in old.widths.items()}, running_statistics=False).double()
+    grown = Model(old.network, {key: width + 3 for key, width in old.widths.items()}, statistics=False).double()
     best_effort_initialise(grown, old)
     for key, tensor in old.tensors().items():
         kept = tuple(slice(0, size) for size in tensor.shape)
         assert torch.equal(grown.tensors()[key][kept], tensor)
-    back = Model(old.network, old.widths, running_statistics=False).double()
+    back = Model(old.network, old.widths, statistics=False).double()
     best_effort_initialise(back, grown)
     assert all(torch.equal(back.tensors()[key], tensor) for key, tensor in old.tensors().items())
 

@@ -23,6 +23,7 @@ from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
 from dmsflow.training.batches import Batches, Order
+from dmsflow.training.mask import exact_masks
 from dmsflow.training.place import Place
 from dmsflow.training.step import sgd, weight_step
 
@@ -59,7 +60,7 @@ def test_no_step_of_a_search_reads_from_its_device(
             assert images.is_meta and labels.is_meta
             net.at.weight_step = step
             active = search.choose_active()
-            net.at.seen.append(weight_step(net.model, net.optimiser, images, labels, net.given.where, active))
+            net.at.seen.append(weight_step(net.model, net.optimiser, (images, labels), net.given.where, active))
         passes = [
             descent.width_pass(search, images, labels, step)
             for step, (images, labels) in enumerate(net.given.width_batches.run(0, 2))
@@ -74,7 +75,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
     net = begun()
     images, labels = next(iter(net.given.weight_batches.run(0, 1)))
-    masks = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
+    masks = net.place_masks(dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
         stack = None if active is None else net.model.stack_masks(active)
         value, right = forward._forward_masks(net.model, images, labels, False, stack)
@@ -90,4 +91,4 @@ def test_no_step_of_a_training_reads_from_its_device() -> None:
     order = Order(np.arange(len(dataset.train)), 24, seed=0, purpose="train")
     batches = Batches(dataset, dataset.train, order, UNREADABLE, workers=0)
     for images, labels in batches.run(0, 2 * batches.steps):
-        assert weight_step(trained, optimiser, images, labels, UNREADABLE).is_meta
+        assert weight_step(trained, optimiser, (images, labels), UNREADABLE).is_meta

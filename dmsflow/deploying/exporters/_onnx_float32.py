@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
-from dmsflow.deploying.folding import TrainedWeights, Weights, random_weights
+from dmsflow.deploying.folding import TrainedWeights, Weights
 from dmsflow.network.blocks import tail
 from dmsflow.network.network import INPUT, Layer, Network
 
@@ -14,7 +14,7 @@ from dmsflow.network.network import INPUT, Layer, Network
 def write_float(
     network: Network,
     widths: Mapping[str, int],
-    weights: Weights | None,
+    weights: Weights,
     mean: Sequence[float],
     std: Sequence[float],
     path: Path,
@@ -26,14 +26,14 @@ def write_float(
 
     Args:
         network, widths: what to write.
-        weights: as in train.safetensors, from `train --precision float`; None: random, always the same.
+        weights: as in train.safetensors, from `train --precision float`.
         mean, std: of each channel in pixels.
         path: of the file.
 
     Raises:
         DmsflowError: onnx is missing, a weight is missing, or the file cannot be written.
     """
-    graph, trained = Graph(), TrainedWeights(network, widths, weights or random_weights(network, widths))
+    graph, trained = Graph(), TrainedWeights(network, widths, weights)
     names = {INPUT: graph.node("Div", graph.planes(mean), graph.per_channel("input.std", std), name="input.normalised")}
     positive = set()  # layers whose tensor has no negative value: a ReLU behind them does nothing
     for layer in network.layers:

@@ -18,19 +18,11 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     layers = _parts.make_stem(resolution, kernel=3)
     widths = _parts.stage_widths(resolution)
     for stage in widths:
-        if stage != "stage0":
-            layers += _transition(stage, layers[-1].name)
+        if stage != "stage0":  # half the side, and the channels of this stage
+            layers.append(Layer(name=f"{stage}_pool", op="max_pool", inputs=(layers[-1].name,), kernel=2, stride=2))
+            layers += _parts.make_binary_conv(stage, f"{stage}_pool", stage, kernel=1)
         for index in range(CONVS):
-            layers += _residual_conv(f"{stage}_{index}", layers[-1].name, stage)
+            name, entry = f"{stage}_{index}", layers[-1].name
+            layers += _parts.make_binary_conv(name, entry, stage)
+            layers.append(Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, entry)))
     return _parts.make_classifier("quicknet", channels, resolution, classes, widths, layers)
-
-
-def _residual_conv(name: str, entry: str, stage: str) -> list[Layer]:
-    layers = _parts.make_binary_conv(name, entry, stage)
-    return [*layers, Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, entry))]
-
-
-def _transition(stage: str, entry: str) -> list[Layer]:
-    """Half the side, and the channels of the next stage."""
-    pool = Layer(name=f"{stage}_pool", op="max_pool", inputs=(entry,), kernel=2, stride=2)
-    return [pool, *_parts.make_binary_conv(stage, pool.name, stage, kernel=1)]
