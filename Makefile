@@ -57,6 +57,7 @@ wheels: $(STAMP)
 # The parts of docs/ and README.md that are made from code and results; tests fail where they are stale.
 docs: $(STAMP)
 	$(BIN)/python docs/cli.py
+	$(BIN)/python docs/settings_page.py
 	$(BIN)/python docs/results.py
 	$(BIN)/python docs/tree.py
 

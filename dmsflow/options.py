@@ -109,7 +109,7 @@ def settings_options(*records: str, only: dict[str, tuple[str, ...]] | None = No
     options: dict[str, SettingOption] = {}
     for record in records:
         for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
-            kind, meta = _peel(field.type)
+            kind, meta = peel_type(field.type)
             if field.name not in only.get(record, ()) if only else not meta.get("option", True):
                 continue
             name = "dataset" if (record, field.name) == ("data", "name") else field.name
@@ -134,13 +134,13 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
     return SettingOption(record, field.name, [flag, name], shell_complete=complete and _completion(complete), **facts)
 
 
-def _peel(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:
+def peel_type(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:
     """The type inside `Annotated` and `| None`, and what its Meta says of it."""
     meta = meta or {}
     if isinstance(kind, inspect.Metadata):
-        return _peel(kind.type, {**(kind.extra_json_schema or {}), **(kind.extra or {}), **meta})
+        return peel_type(kind.type, {**(kind.extra_json_schema or {}), **(kind.extra or {}), **meta})
     if isinstance(kind, inspect.UnionType):
-        return _peel(next(inner for inner in kind.types if not isinstance(inner, inspect.NoneType)), meta)
+        return peel_type(next(inner for inner in kind.types if not isinstance(inner, inspect.NoneType)), meta)
     return kind, meta
 
 
@@ -148,7 +148,7 @@ def _type(kind: inspect.Type) -> Any:
     if isinstance(kind, inspect.LiteralType):
         return Choice(kind.values)
     if isinstance(kind, inspect.VarTupleType):
-        return Values(str if isinstance(_peel(kind.item_type)[0], inspect.StrType) else int)
+        return Values(str if isinstance(peel_type(kind.item_type)[0], inspect.StrType) else int)
     if isinstance(kind, (inspect.BoolType, inspect.StrType)):
         return click.BOOL if isinstance(kind, inspect.BoolType) else click.STRING
     if not isinstance(kind, (inspect.IntType, inspect.FloatType)):

@@ -33,8 +33,8 @@ bench then prints the predicted latency beside the measured one ([profiles](prof
     dmsflow profile --name desk
     dmsflow search  --dataset cifar10 --profile desk --latency-ms 0.3 --out runs/desk
 
-**Settings** come from, last wins: the defaults, `--preset`, environment variables, options. The
-variable of an option is its name behind the command's: `DMSFLOW_SEARCH_PRESET=paper` stands for
+**Settings** come from, last wins: the defaults, `--preset`, `--effort`, `--set`, environment variables, options
+([every setting](settings.md)). The variable of an option is its name behind the command's: `DMSFLOW_SEARCH_PRESET=paper` stands for
 `--preset paper` of search; [others](environment.md). `--dry-run` shows what would be done, and what budgets are
 possible.
 

@@ -60,6 +60,11 @@ def test_the_command_line_page_is_the_help() -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == page(), "make docs writes it again"
 
 
+def test_the_settings_page_has_every_setting() -> None:
+    page = runpy.run_path(str(DOCS / "settings_page.py"))["page"]
+    assert (DOCS / "settings.md").read_text("utf-8") == page(), "make docs writes it again"
+
+
 def test_the_tree_in_the_readme_is_the_packages() -> None:
     text = (DOCS.parent / "README.md").read_text("utf-8")
     tree = runpy.run_path(str(DOCS / "tree.py"))
