@@ -167,8 +167,8 @@ def _call(module: str, function: str) -> Callable[[], list[str]]:
 
 
 COMPLETED: dict[str, Callable[[], list[str]]] = {
-    "network": lambda: plugin.names("networks"),
-    "dataset": lambda: plugin.names("datasets"),
+    "network": lambda: plugin.list_plugins("networks"),
+    "dataset": lambda: plugin.list_plugins("datasets"),
     "target": _call("dmsflow.deploying.target", "names"),
     "profile": _call("dmsflow.network.profile", "profile_names"),
     "preset": settings.preset_names,

@@ -31,7 +31,7 @@ def describe(folder: Path, depth: int = 0) -> Iterator[str]:
     yield f"{'  ' * depth}{folder.name}/".ljust(COLUMN) + purpose.partition("\n")[0].removesuffix(".")
     modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if modules:
-        yield " " * COLUMN + "  ".join(modules)
+        yield " " * COLUMN + " ".join(modules)
     for path in sorted(folder.glob("*/__init__.py"), key=_place):
         yield from describe(path.parent, depth + 1)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmsflow import cli, manifest
+from dmsflow import cli
+from dmsflow.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"ROUNDS": "1", "WEIGHT_STEPS": "1", "WIDTH_BATCHES": "1"}
@@ -51,7 +52,7 @@ def test_the_commands_for_own_images_run(monkeypatch: pytest.MonkeyPatch, capsys
             assert cli.main(arguments) == 0, capsys.readouterr().err
             ran.append(arguments[0])
     assert ran == ["search", "train", "export", "bench", "doctor", "list"]
-    found = manifest.load(Path("runs/flowers/bench.json"), "bench")
+    found = load_manifest(Path("runs/flowers/bench.json"), "bench")
     assert found.metrics["top1_percent"] == 100
     assert found.metrics["latency_ms_median"] > 0
 

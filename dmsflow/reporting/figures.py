@@ -40,7 +40,15 @@ COLOURS: dict[str, tuple[str, str]] = {
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("series"))
 INK, SOFT, RULE, PAPER = (COLOURS[name][0] for name in ("ink", "soft", "rule", "paper"))
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = {"gradient": "o", "evolution": "*", "uniform": "s", "flat": "D", "between": "^", "random": "X"}
+MARKERS = {
+    "gradient": "o",
+    "evolution": "*",
+    "uniform": "s",
+    "published": "P",
+    "equal": "D",
+    "interpolated": "^",
+    "random": "X",
+}
 WIDTH, HEIGHT = 360, 230  # of a panel without its legend
 SMALL = (176, 132)
 SMALL_MARGINS = (38, 22, 6, 20)

@@ -44,7 +44,7 @@ class Section:
     blocks: Blocks
 
 
-def run(sources: Sequence[Path], out: Path | None, *, folder: Path | None = None, form: str = "svg") -> Path:
+def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | None = None, form: str = "svg") -> Path:
     """Write the page of some runs.
 
     Args:

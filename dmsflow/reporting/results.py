@@ -13,6 +13,7 @@ from dmsflow.reporting import figures, page
 from dmsflow.reporting.figures import Bar, Point, Style
 from dmsflow.reporting.runs import Group, Run
 from dmsflow.reporting.view import MEASURES, PANELS, TITLES, Absent, Blocks, Figures, Panel, View, numbered, some, times
+from dmsflow.settings import RENAMED_METHODS
 from dmsflow.terminal import milliseconds, spelled_threads
 
 ROWS = 12  # of a chart of latencies
@@ -52,7 +53,7 @@ def _planes(view: View, data: str, groups: Sequence[Group], fronts: dict[str, li
         label = f"Top-1 against {MEASURES[name]}, {data}"
         panels.append(Panel(stem if number == 0 else numbered(stem, number), label, drawn))
     caption = (
-        "Top-1 on the test split. Filled marks are searched, hollow ones are controls at the same budgets; a mark is the "
+        "Top-1 on the test split. Filled marks are searched, hollow ones are baselines: networks that fill the same budgets without a search; a mark is the "
         "mean of runs that differ in their seed alone, its whisker their deviation, and small marks are the runs."
     )
     return Figures(tuple(panels), caption)
@@ -264,25 +265,26 @@ def _operations_panel(run: Run, index: int) -> Panel:
 
 
 def comparison(view: View) -> Blocks | Absent:
-    """What each search found when it compared its result with the controls, weights shared."""
+    """What each search found when it compared its result with the baselines, weights shared."""
     told = [run for run in view.runs if run.metrics("search").get("comparison")]
     if not told:
         return Absent(
-            "no run compared its result with controls (a control has none, nor has a search with --reallocate)"
+            "no run compared its result with baselines (a baseline has none, nor has the search as published)"
         )
     rows: list[tuple[object, ...]] = []
     verdicts: dict[str, list[bool]] = {}
     for run in told:
         metrics = run.metrics("search")
         for row in metrics["comparison"]:
+            name = RENAMED_METHODS.get(row["name"], row["name"])
             difference, error = row["loss_difference"], row["standard_error"]
-            if row["name"] != "searched":
-                verdicts.setdefault(row["name"], []).append(difference > error)
+            if name != "searched":
+                verdicts.setdefault(name, []).append(difference > error)
             predicted = row.get("predicted_latency_ms")
             rows.append(
                 (
                     run.label,
-                    row["name"],
+                    name,
                     "chosen" if row["name"] == metrics.get("chosen") else "",
                     f"{difference:+.4f} ± {error:.4f}",
                     f"{row['loss']:.4f}",
@@ -301,7 +303,7 @@ def comparison(view: View) -> Blocks | Absent:
     )
     beaten = (f"{name} in {sum(better)} of {len(better)}" for name, better in verdicts.items())
     words += f" By more than that error they beat {', '.join(beaten)}." if verdicts else ""
-    return [page.paragraph(words), page.table("Loss of the searched widths and of the controls", head, rows)]
+    return [page.paragraph(words), page.table("Loss of the searched widths and of the baselines", head, rows)]
 
 
 def facts(view: View) -> Blocks | Absent:

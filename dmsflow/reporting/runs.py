@@ -19,15 +19,18 @@ from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
+from dmsflow.searching.budget import Budgets
+from dmsflow.settings import SearchSettings, resolve, with_present_names
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
-SEARCHED = ("gradient", "evolution")  # methods that choose widths by what a network has learnt
-CONTROLS = ("uniform", "flat", "between", "random")
+SEARCHED = ("gradient", "published", "evolution")  # methods that choose widths by what a network has learnt
+BASELINES = ("uniform", "equal", "interpolated", "random")
 # Settings that change no result, and those that only repeat another one with other noise.
-WHERE = ("device", "threads", "mixed", "out")
+WHERE = ("device", "threads", "amp", "out")
 SEED = "seed"
-# Settings that a control reads; all others are a search's.
-OF_CONTROLS = ("network", "method", "memory_mib", "macs_m", "latency_ms", "min_ratio", "max_ratio")
+# Settings that a baseline reads; all others are a search's.
+OF_BASELINES = ("network", "method", "memory_mib", "macs_m", "latency_ms", "min_ratio", "max_ratio")
+OF_BUDGETS = ("memory_mib", "macs_m", "latency_ms", "min_ratio", "max_ratio")
 LIMITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
 WORDS = 4  # settings that a label tells; any more of them are told by the folder
 ROW = {"round": int, "mu": list, "sigma": list, "widths": dict, "memory_mib": float, "macs_m": float}
@@ -64,7 +67,7 @@ class Run:
 
     def settings(self, stage: str) -> dict[str, Any]:
         """As the stage resolved them; empty if it is not in the chain."""
-        return self.stages[stage].settings if stage in self.stages else {}
+        return with_present_names(self.stages[stage].settings) if stage in self.stages else {}
 
     def metrics(self, stage: str) -> dict[str, Any]:
         return self.stages[stage].metrics if stage in self.stages else {}
@@ -124,7 +127,7 @@ class Run:
         return self.used_profile is not None and self.used_profile.method == "modelled"
 
     def uniform(self) -> dict[str, int] | None:
-        """Widths of the uniform network within the same budgets: the search's own, or else one ratio for all, rounded down."""
+        """Widths of the uniform network within the same budgets: the search's own, or else by its budgets."""
         for row in self.metrics("search").get("comparison") or ():
             if row["name"] == "uniform":
                 return dict(row["widths"])
@@ -137,7 +140,7 @@ class Group:
 
     Attributes:
         label: the settings that tell it from the others.
-        rest: the label without the method, equal for a search and the controls held to the same budgets.
+        rest: the label without the method, equal for a search and the baselines held to the same budgets.
     """
 
     label: str
@@ -167,29 +170,15 @@ class Group:
         return statistics.fmean(getattr(run, name) for run in self.runs)
 
 
-def _uniform(run: Run) -> dict[str, int]:
-    low, high = 0.0, 64.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(run, _scaled(run.network, middle)) else (low, middle)
-    return _scaled(run.network, low)
-
-
-def _scaled(network: Network, ratio: float) -> dict[str, int]:
-    return {name: max(1, int(base * ratio)) for name, base in network.widths.items()}
-
-
-def _within(run: Run, widths: Mapping[str, int]) -> bool:
-    limits = run.limits
-    if cost.memory_bytes(run.network, widths) / cost.MIB > limits.get("memory_mib", float("inf")):
-        return False
-    if cost.macs(run.network, widths) / 1e6 > limits.get("macs_m", float("inf")):
-        return False
-    if "latency_ms" in limits and run.used_profile:
-        latency = build_latency(run.network, run.used_profile)
-        wide = any(widths[name] > most for name, most in latency.widest().items())
-        return not wide and latency(widths) <= limits["latency_ms"]
-    return True
+def _uniform(run: Run) -> dict[str, int] | None:
+    """By the budgets of the search; None where they are none that this version can read."""
+    asked = {name: value for name, value in run.settings("search").items() if name in OF_BUDGETS and value is not None}
+    try:
+        latency = build_latency(run.network, run.used_profile) if run.used_profile else None
+        budgets = Budgets.from_settings(resolve(SearchSettings, **asked), run.network, latency)
+    except DmsflowError:
+        return None
+    return budgets.round_within(budgets.uniform())
 
 
 # --- where they lie -----------------------------------------------------------------------------
@@ -310,9 +299,9 @@ def _facts(run: Run) -> dict[str, Any]:
     search, skipped = run.settings("search"), {SEED, *WHERE}
     if search.get("latency_ms") is None:
         skipped.add("profile")
-    control = run.method in CONTROLS
+    baseline = run.method in BASELINES
     facts |= {
-        name: value for name, value in search.items() if name not in skipped and (name in OF_CONTROLS or not control)
+        name: value for name, value in search.items() if name not in skipped and (name in OF_BASELINES or not baseline)
     }
     facts |= {name: search.get(name) for name in LIMITS if search}
     for name, value in run.settings("train").items():

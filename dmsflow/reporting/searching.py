@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dmsflow.network import cost
 from dmsflow.reporting import figures, page
 from dmsflow.reporting.figures import Bar, Line, Style
-from dmsflow.reporting.runs import CONTROLS, LIMITS, Group, Run
+from dmsflow.reporting.runs import BASELINES, LIMITS, Group, Run
 from dmsflow.reporting.view import MEASURES, PANELS, TITLES, Absent, Blocks, Figures, Panel, View, numbered, some, times
 
 SMALL_GROUPS = 4  # whose rounds are drawn layer by layer
@@ -138,9 +138,9 @@ def errors(view: View) -> Blocks | Absent:
 def _no_rounds(view: View) -> Absent:
     if any(run.rounds for run in view.runs):
         return Absent("no run moved its widths by a gradient")
-    if any("search" in run.stages and run.method not in CONTROLS for run in view.runs):
+    if any("search" in run.stages and run.method not in BASELINES for run in view.runs):
         return Absent("the log of the search has no rounds")
-    return Absent("no run has a log of a search; controls have none")
+    return Absent("no run has a log of a search; baselines have none")
 
 
 def rounds(view: View) -> Blocks | Absent:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import msgspec
 
 from dmsflow import manifest, plugin, settings
-from dmsflow.deploying import target
+from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
@@ -22,6 +22,7 @@ from dmsflow.modelfile import reader
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.profile import Granularity, Profile, Table
+from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models
 from dmsflow.terminal import block, milliseconds, print_table, spelled_threads
 
@@ -29,7 +30,7 @@ WITHIN_PERCENT = 10.0
 SAMPLES = 64  # of a staircase drawn in a line
 
 
-def show(path: Path, as_json: bool, stream: TextIO) -> None:
+def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
     """Print a manifest with those it was made from, a profile, or what is in a .tflite or .onnx file.
 
     Raises:
@@ -183,12 +184,12 @@ def listing(kind: str) -> list[tuple[str, str]]:
         kind: "networks", "datasets", "targets", "profiles", "devices" or "presets".
     """
     if kind == "targets":
-        return [(name, target.load(name).description) for name in target.names()]
+        return [(name, load_target(name).description) for name in list_targets()]
     if kind == "presets":
         return [(path.stem, _comment(path)) for path in sorted(settings.PRESETS.glob("*.toml"))]
     if kind == "profiles":
         return [(name, _profile_line(name)) for name in profile.profile_names()]
-    return [(name, _docstring(kind, name)) for name in plugin.names(kind)]
+    return [(name, _docstring(kind, name)) for name in list_plugins(kind)]
 
 
 def _profile_line(name: str) -> str:

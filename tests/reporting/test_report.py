@@ -21,17 +21,20 @@ import msgspec
 import pytest
 from tiny import build
 
-from dmsflow import cli, manifest, plugin, settings
+from dmsflow import cli, manifest, settings
 from dmsflow.environment import describe_environment
 from dmsflow.files import describe_artifact
+from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
+from dmsflow.plugin import load_plugin
 from dmsflow.reporting import figures, page, report, runs, searching
+from dmsflow.reporting.report import write_report
 from dmsflow.reporting.view import View
 from dmsflow.settings import Data
 
-VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
+VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
 SMALL = build(1, 32, 10)
 DATA = Data(name="digits", train_images=200)
 ROUNDS = 4
@@ -82,8 +85,8 @@ def write(
     """A chain of manifests without its models; the path of the last one."""
     folder.mkdir(parents=True)
     asked = settings.resolve(settings.SearchSettings, **{"memory_mib": 0.1, "method": method, "seed": seed, **chosen})
-    factor = {"uniform": 1.1, "flat": 1.0}.get(method, 1.2 + 0.01 * seed)
-    widths = {name: round((64 if method == "flat" else base) * factor) for name, base in network.widths.items()}
+    factor = {"uniform": 1.1, "equal": 1.0}.get(method, 1.2 + 0.01 * seed)
+    widths = {name: round((64 if method == "equal" else base) * factor) for name, base in network.widths.items()}
     memory, macs = cost.memory_bytes(network, widths) / cost.MIB, cost.macs(network, widths) / 1e6
     metrics: dict[str, Any] = {"memory_mib": memory, "macs_m": macs, "seconds": 1.0}
     artifacts = {}
@@ -91,7 +94,7 @@ def write(
         content = b"".join(msgspec.json.encode(row) + b"\n" for row in (rounds(seed, network) if log is None else log))
         (folder / "search.jsonl").write_bytes(content)
         artifacts["log"] = describe_artifact(folder / "search.jsonl", folder)
-        rows = [("searched", 1.2, 0.0, 0.0), ("flat", 1.3, 0.1, 0.02), ("uniform", 1.4, 0.2, 0.03)]
+        rows = [("searched", 1.2, 0.0, 0.0), ("equal", 1.3, 0.1, 0.02), ("uniform", 1.4, 0.2, 0.03)]
         metrics["chosen"] = "searched"
         metrics["comparison"] = [
             {
@@ -135,7 +138,7 @@ def write(
             metrics=found,
             environment=ran,
         )
-        last = manifest.save(folder / f"{stage}.json", record)
+        last = save_manifest(folder / f"{stage}.json", record)
         parent = describe_artifact(last, folder)
     return last
 
@@ -147,17 +150,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         write(folder / f"gradient-{seed}", "gradient", seed, top1=50.0 + 2 * seed, bench=seed == 0, network=VGG11)
         write(folder / f"uniform-{seed}", "uniform", seed, top1=40.0, network=VGG11)
-        write(folder / f"flat-{seed}", "flat", seed, top1=45.0, bench=True, network=VGG11)
+        write(folder / f"flat-{seed}", "equal", seed, top1=45.0, bench=True, network=VGG11)
         write(folder / f"random-{seed}", "random", seed, top1=30.0 + 10 * seed, network=VGG11)
-        write(folder / f"best-effort-{bool(seed)}", reallocate=True, best_effort=bool(seed), top1=None, network=VGG11)
+        write(folder / f"best-effort-{bool(seed)}", step_size=(0.2, 0.3)[seed], top1=None, network=VGG11)
     copy = write(folder / "random-1-again", "random", 1, top1=44.0, network=VGG11)
-    assert manifest.load(copy).widths == manifest.load(folder / "random-1" / "train.json").widths
+    assert load_manifest(copy).widths == load_manifest(folder / "random-1" / "train.json").widths
     return folder
 
 
 @pytest.fixture(scope="module")
 def written(study: Path) -> Path:
-    return report.run([study], None)
+    return write_report([study], None)
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +175,14 @@ def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> Non
     made = {group.label: group for group in runs.groups(runs.collect([study]))}
     sizes = {label: len(group.runs) for label, group in made.items()}
     assert sizes == {
-        "gradient, no reallocate, best effort": 2,
-        "gradient, reallocate, best effort": 1,
-        "gradient, reallocate, no best effort": 1,
+        "gradient, step size 0.15": 2,
+        "gradient, step size 0.2": 1,
+        "gradient, step size 0.3": 1,
         "uniform": 2,
-        "flat": 2,
+        "equal": 2,
         "random": 3,
     }
-    assert made["gradient, no reallocate, best effort"].top1_percent() == [50.0, 52.0]
+    assert made["gradient, step size 0.15"].top1_percent() == [50.0, 52.0]
     assert made["random"].top1_percent() == [30.0, 42.0]  # draws, not trainings
     labels = [run.label for run in runs.collect([study])]
     assert len(set(labels)) == len(labels)
@@ -188,13 +191,13 @@ def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> Non
 
 def test_a_setting_that_older_manifests_lack_tells_nothing_apart(tmp_path: Path) -> None:
     for seed in (0, 1):
-        write(tmp_path / str(seed), "flat", seed, top1=None)
+        write(tmp_path / str(seed), "equal", seed, top1=None)
     old = tmp_path / "0" / "search.json"
     content = json.loads(old.read_text())
     del content["settings"]["latency_ms"], content["settings"]["max_ratio"]
     old.write_text(json.dumps(content))
     (group,) = runs.groups(runs.collect([tmp_path]))
-    assert [run.label for run in group.runs] == ["flat, seed 0", "flat, seed 1"]
+    assert [run.label for run in group.runs] == ["equal, seed 0", "equal, seed 1"]
 
 
 def test_budgets_and_equal_settings_are_told_apart(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_paths_are_sorted_as_people_count() -> None:
 
 @pytest.mark.parametrize("chosen", [{"memory_mib": 0.1}, {"memory_mib": 0.2, "macs_m": 12.0}, {"memory_mib": None}])
 def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, float], tmp_path: Path) -> None:
-    (run,) = runs.collect([write(tmp_path / "x", "flat", top1=None, network=VGG11, **chosen)])
+    (run,) = runs.collect([write(tmp_path / "x", "equal", top1=None, network=VGG11, **chosen)])
     widths = run.uniform()
     assert widths and runs._within(run, widths)
     pairs = list(zip(widths.values(), VGG11.widths.values(), strict=True))
@@ -236,10 +239,10 @@ def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, 
 def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile: Any) -> None:
     made = make_profile(VGG11)
     limit = build_latency(VGG11, made)(dict.fromkeys(VGG11.widths, 40))
-    path = write(tmp_path / "x", "flat", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
+    path = write(tmp_path / "x", "equal", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
     profile.save_profile(path.parent / "profile.json", made)
     artifact = describe_artifact(path.parent / "profile.json", path.parent)
-    manifest.save(path, msgspec.structs.replace(manifest.load(path), artifacts={"profile": artifact}))
+    save_manifest(path, msgspec.structs.replace(load_manifest(path), artifacts={"profile": artifact}))
     (run,) = runs.collect([path])
     widths = run.uniform()
     assert widths and 0.5 * limit < build_latency(VGG11, made)(widths) <= limit
@@ -289,7 +292,7 @@ def test_every_section_is_there(text: str) -> None:
 def test_a_table_has_means_and_deviations(text: str) -> None:
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
     found = {row[0]: row for row in rows if row and len(row) == 9}
-    searched = found["gradient, no reallocate, best effort"]
+    searched = found["gradient, step size 0.15"]
     assert searched[1:4] == ["51.00", f"{statistics.stdev([50, 52]):.2f}", "2"]
     assert found["random"][1:4] == ["36.00", f"{statistics.stdev([30, 42]):.2f}", "2 draws"]
     assert searched[6:8] == ["90,000", "0.300"]
@@ -298,13 +301,13 @@ def test_a_table_has_means_and_deviations(text: str) -> None:
 
 
 def test_the_comparison_says_how_often_flat_was_beaten(text: str) -> None:
-    assert "By more than that error they beat flat in 4 of 4, uniform in 4 of 4." in text
+    assert "By more than that error they beat equal in 4 of 4, uniform in 4 of 4." in text
     assert "<td>+0.1000 ± 0.0200</td>" in text.replace(" class=number", "")
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "run", bench=True)
-    first = report.run([tmp_path / "run"], None).read_bytes()
+    first = write_report([tmp_path / "run"], None).read_bytes()
     program = f"import sys; from dmsflow.cli import main; sys.exit(main(['report', {str(tmp_path / 'run')!r}]))"
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "run" / "report.html").read_bytes() == first
@@ -358,9 +361,9 @@ EVIL = "<script>alert(1)</script>&amp;\"'$x_1$ _]]>"
 
 def test_what_people_write_is_text(tmp_path: Path) -> None:
     path = write(tmp_path / EVIL.replace("/", "∕"), log=[*rounds(0)], top1=50, bench=True)
-    record = manifest.load(path)
-    manifest.save(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
-    content = report.run([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    record = load_manifest(path)
+    save_manifest(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
+    content = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
     reader = Reader(content)
     assert "script" not in {tag for tag, _ in reader.tags}
     assert not any(name.startswith("on") for _, found in reader.tags for name in found)
@@ -378,8 +381,8 @@ def test_labels_that_matplotlib_would_hide_or_typeset_are_drawn() -> None:
 
 
 def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
-    write(tmp_path / "x", "flat", top1=None)
-    content = report.run([tmp_path / "x"], None).read_text("utf-8")
+    write(tmp_path / "x", "equal", top1=None)
+    content = write_report([tmp_path / "x"], None).read_text("utf-8")
     assert re.findall(r'<h2 id="([\w-]+)">', content) == ["widths", "size", "facts", "left-out"]
     left = re.findall(r"<li>(.*?)</li>", content)
     assert [line.partition(":")[0] for line in left] == [
@@ -399,10 +402,10 @@ def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> No
     still = [
         {key: value for key, value in row.items() if not key.startswith(("width_", "gradient"))} for row in rounds(0)
     ]
-    content = report.run([tmp_path / "old"], None).read_text("utf-8")
+    content = write_report([tmp_path / "old"], None).read_text("utf-8")
     assert "kept no error of the weights’ half" in content
     write(tmp_path / "still", log=still)
-    content = report.run([tmp_path / "still"], None).read_text("utf-8")
+    content = write_report([tmp_path / "still"], None).read_text("utf-8")
     assert "Cost against the budgets: no run moved its widths by a gradient." in content
     assert "error-1" in content and "error-2" not in content
 
@@ -412,7 +415,7 @@ def test_many_runs_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at, top1=None)
     for room, name, value in ((searching, "PANELS", 2), (searching, "SMALL_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
         monkeypatch.setattr(room, name, value)
-    content = report.run([tmp_path], None).read_text("utf-8")
+    content = write_report([tmp_path], None).read_text("utf-8")
     assert content.count("Of 3 settings the first 2 are drawn.") == 2
     assert "Of 3 settings the first 1 is drawn." in content
     assert "and 1 more" in content
@@ -432,8 +435,8 @@ def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path
     log = [{**row, "predicted_latency_ms": 0.2} for row in rounds(0)]
     bench = write(tmp_path / "run", log=log, bench=True, profile="board", latency_ms=0.3)
     profile.save_profile(bench.parent / "profile.json", make_profile(SMALL, method=method))
-    record = manifest.load(bench)
-    manifest.save(
+    record = load_manifest(bench)
+    save_manifest(
         bench, msgspec.structs.replace(record, environment={**record.environment, "profile": {"method": method}})
     )
     search = json.loads((bench.parent / "search.json").read_text())
@@ -446,7 +449,7 @@ def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path
         content = json.loads(path.read_text())
         content["parent"] = msgspec.to_builtins(describe_artifact(bench.parent / f"{above}.json", bench.parent))
         path.write_text(json.dumps(content))
-    text = report.run([bench], None).read_text("utf-8")
+    text = write_report([bench], None).read_text("utf-8")
     words = ("Predicted latency, modelled", "predicted by a modelled profile", ">0.280 modelled<", ">0.200 modelled<")
     assert [word in text for word in words] == [method == "modelled"] * 4
     assert ("modelled" in text.replace(str(tmp_path), "")) == (method == "modelled")
@@ -472,7 +475,7 @@ def test_figures_are_files_too(form: str, tmp_path: Path) -> None:
 
 
 def test_its_path_is_all_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "run", "flat")
+    path = write(tmp_path / "run", "equal")
     assert cli.main(["report", str(path.parent)]) == 0
     assert capsys.readouterr() == (f"{tmp_path / 'run' / 'report.html'}\n", "")
     assert cli.main(["report", str(path)]) == 0, "an earlier report is overwritten"
@@ -488,9 +491,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "run", "flat")
+    path = write(tmp_path / "run", "equal")
     assert "is there, and is no report of dmsflow; give --out another name" in refused(capsys, path, "--out", path)
-    assert manifest.load(path)
+    assert load_manifest(path)
     assert "is a folder; give --out the name of a file" in refused(capsys, path, "--out", tmp_path)
 
 
@@ -524,7 +527,7 @@ def test_a_log_that_lacks_what_is_drawn(field: str, tmp_path: Path, capsys: pyte
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
-    path = write(tmp_path / "run", "flat")
+    path = write(tmp_path / "run", "equal")
     program = f"import sys; sys.modules['matplotlib'] = None; from dmsflow.cli import main; sys.exit(main(['report', {str(path)!r}]))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -550,7 +553,7 @@ def test_its_page_in_the_docs_names_what_there_is() -> None:
 @pytest.fixture(scope="module")
 def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a search, a training, an export and a bench of a few seconds."""
-    return report.run([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
+    return write_report([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
 
 
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
