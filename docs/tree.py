@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
 # As one uses them, then what they build on; a new package stands last.
 ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
-COLUMN = 20  # where descriptions begin: behind the longest name, indented twice
+COLUMN = 18  # where descriptions begin: behind the longest name, indented twice
 
 
 def readme(text: str) -> str:

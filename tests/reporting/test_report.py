@@ -32,6 +32,7 @@ from dmsflow.plugin import load_plugin
 from dmsflow.reporting import figures, page, report, runs, searching
 from dmsflow.reporting.report import write_report
 from dmsflow.reporting.view import View
+from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
 
 VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
@@ -229,11 +230,12 @@ def test_paths_are_sorted_as_people_count() -> None:
 def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, float], tmp_path: Path) -> None:
     (run,) = runs.collect([write(tmp_path / "x", "equal", top1=None, network=VGG11, **chosen)])
     widths = run.uniform()
-    assert widths and runs._within(run, widths)
+    budgets = Budgets.from_settings(settings.resolve(settings.SearchSettings, **chosen), run.network)
+    assert widths and budgets.met(widths)
     pairs = list(zip(widths.values(), VGG11.widths.values(), strict=True))
     least, most = max(width / base for width, base in pairs), min((width + 1) / base for width, base in pairs)
-    assert least < most, "one ratio gives all of them"
-    assert not runs._within(run, {name: int(base * most + 1e-9) for name, base in VGG11.widths.items()})
+    assert least <= most, "one ratio gives all of them"
+    assert not budgets.met({name: int(base * most + 1e-9) for name, base in VGG11.widths.items()})
 
 
 def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile: Any) -> None:
