@@ -294,7 +294,8 @@ def parse_assignments(
     for text in assignments:
         name, equals, value = text.partition("=")
         table, _, field = name.strip().partition(".")
-        if not equals or table not in kinds or field not in kinds[table].__struct_fields__:
+        known = {*kinds[table].__struct_fields__, *RENAMED_FIELDS, *REMOVED_FIELDS} if table in kinds else ()
+        if not equals or field not in known:
             fields = (
                 ", ".join(kinds[table].__struct_fields__) if table in kinds else ", ".join(f"{k}.NAME" for k in kinds)
             )
