@@ -14,17 +14,12 @@ from dmsflow import cli
 from dmsflow.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
-SHORT = {"ROUNDS": "1", "WEIGHT_STEPS": "1", "WIDTH_BATCHES": "1"}
+SHORT = ("search.rounds=1", "search.weight_steps=1", "search.width_batches=1", "search.threads=1", "train.threads=1")
 
 
 def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-
-
-def shorten(monkeypatch: pytest.MonkeyPatch, command: str, **values: str) -> None:
-    for name, value in values.items():
-        monkeypatch.setenv(f"DMSFLOW_{command}_{name}", value)
 
 
 @pytest.fixture
@@ -44,8 +39,8 @@ def _flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_flowers")
 def test_the_commands_for_own_images_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    shorten(monkeypatch, "SEARCH", THREADS="1", BATCH_SIZE="4", **SHORT)
-    shorten(monkeypatch, "TRAIN", THREADS="1")
+    for command in ("SEARCH", "TRAIN"):
+        monkeypatch.setenv(f"DMSFLOW_{command}_SET", " ".join((*SHORT, "search.batch_size=4")))
     ran = []
     for program, *arguments in commands((ROOT / "README.md").read_text("utf-8")):
         if program == "dmsflow":
@@ -70,7 +65,9 @@ def test_the_demo_ends_with_its_table(
 ) -> None:
     """The very command of `make demo`, on a short schedule."""
     monkeypatch.chdir(tmp_path)
-    shorten(monkeypatch, "RUN", THREADS="1", EPOCHS="1", RUNS="5", CHECK_IMAGES="20", **SHORT)
+    monkeypatch.setenv(
+        "DMSFLOW_RUN_SET", " ".join((*SHORT, "train.epochs=1", "bench.runs=5", "export.check_images=20"))
+    )
     (recipe,) = re.findall(r"^\t\$\(BIN\)/dmsflow (run .*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert cli.main(shlex.split(recipe.replace("$(TARGET)", "x86-64"))) == 0
     written = capsys.readouterr()
