@@ -169,7 +169,7 @@ def _call(module: str, function: str) -> Callable[[], list[str]]:
 COMPLETED: dict[str, Callable[[], list[str]]] = {
     "network": lambda: plugin.list_plugins("networks"),
     "dataset": lambda: plugin.list_plugins("datasets"),
-    "target": _call("dmsflow.deploying.target", "names"),
+    "target": _call("dmsflow.deploying.target", "list_targets"),
     "profile": _call("dmsflow.network.profile", "profile_names"),
     "preset": settings.preset_names,
 }
