@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
 from dmsflow.manifest import Flow, Manifest, load_manifest, save_manifest
 from dmsflow.network.architectures import vgg11
-from dmsflow.settings import Data, SearchSettings
+from dmsflow.settings import BenchSettings, Data, SearchSettings, anchored
 
 NETWORK = vgg11.build(1, 32, 10)
 
@@ -145,6 +146,38 @@ def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path:
         manifest.is_finished(path, settings, Flow(()))
     with pytest.raises(DmsflowError, match=r"search\.json: was made with seed 0, not 1; --resume with the options"):
         manifest.is_finished(path, SearchSettings(seed=1), Flow((), resume=True))
+
+
+@pytest.mark.parametrize(("method", "before"), [("equal", "flat"), ("interpolated", "between")])
+def test_a_stage_of_an_earlier_version_is_finished_under_its_present_names(
+    tmp_path: Path, method: Literal["equal", "interpolated"], before: str
+) -> None:
+    recorded = msgspec.to_builtins(SearchSettings(method=method))
+    del recorded["amp"], recorded["width_warmup"], recorded["align"]  # and one that it did not have
+    recorded |= {"method": before, "mixed": "auto", "head_start": 0.25, "hold": "projection"}
+    path = make(tmp_path, settings=recorded)
+    resumed = Flow((), resume=True)
+    assert manifest.is_finished(path, SearchSettings(method=method, threads=2, align=True), resumed)
+    with pytest.raises(DmsflowError, match="was made with amp auto, not off"):
+        manifest.is_finished(path, SearchSettings(method=method, amp="off"), resumed)
+
+
+def test_a_search_of_other_images_is_not_finished(tmp_path: Path) -> None:
+    path, resumed = make(tmp_path, data=anchored(Data())), Flow((), resume=True)
+    assert manifest.is_finished(path, SearchSettings(), resumed, Data())
+    with pytest.raises(DmsflowError, match="was made of digits with other data options; --resume with its own"):
+        manifest.is_finished(path, SearchSettings(), resumed, Data(train_images=60))
+
+
+def test_the_bench_of_a_bare_file_is_finished(tmp_path: Path) -> None:
+    path, settings = tmp_path / "bench.json", BenchSettings(runs=3)
+    bare = Manifest(stage="bench", command=(), settings=msgspec.to_builtins(settings), metrics={}, environment={})
+    path.write_bytes(msgspec.json.encode({k: v for k, v in msgspec.to_builtins(bare).items() if v is not None}))
+    assert manifest.is_finished(path, settings, Flow((), resume=True))
+    with pytest.raises(DmsflowError, match="was made with runs 3, not 4"):
+        manifest.is_finished(path, BenchSettings(runs=4), Flow((), resume=True))
+    with pytest.raises(DmsflowError, match="measures a bare file"):
+        load_manifest(path)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

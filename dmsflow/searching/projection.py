@@ -72,7 +72,7 @@ def bounded_move(
         return np.where(np.abs(force) < threshold, 0.0, step)
 
     prices = np.zeros(len(normal_rows))
-    least = max(float(np.maximum(normal_rows, SMALLEST_ELASTICITY).min()), SMALLEST_ELASTICITY)
+    least = float(np.maximum(normal_rows, SMALLEST_ELASTICITY).min())
     ceiling = float(np.abs(gradient).max() + 2 * error.max()) / least
     for _ in range(SWEEPS if len(prices) > 1 else 1):
         for index, row in enumerate(normal_rows):

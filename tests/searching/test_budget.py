@@ -6,15 +6,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import small_network
+from tiny import build as build_tiny
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
-from dmsflow.searching.budget import Budgets, Ratios, memory_mib
+from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.searching.budget import Budgets, Ratios, macs_m, memory_mib
+from dmsflow.searching.projection import exhaust
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {"vgg11": vgg11.build(3, 32, 10), "resnet18": resnet18.build(3, 32, 10)}
 CASES = st.tuples(st.sampled_from(sorted(NETWORKS)), st.floats(0.03, 1.0), st.none() | st.floats(6, 200))
 Case = tuple[str, float, float | None]
+ONE_WIDTH = Network(
+    name="one",
+    channels=3,
+    resolution=8,
+    classes=4,
+    widths={"only": 10},
+    layers=(
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="only", kernel=3),
+        Layer(name="average", op="average_pool", inputs=("stem",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=4),
+    ),
+)
 
 
 def make_budgets(case: Case) -> Budgets:
@@ -49,6 +65,41 @@ def test_the_baselines_fill_every_budget_that_they_can(case: Case) -> None:
         assert budgets.utilisation(ratios).max() <= 1 and budgets.met(budgets.round_within(ratios))
     least = [budgets.utilisation(each).min() for each in (budgets.interpolated(), budgets.equal())]
     assert least[0] >= least[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 300).map(small_network) | st.sampled_from([ONE_WIDTH, build_tiny(3, 8, 4)]),
+    st.floats(0, 1),
+    st.none() | st.floats(0, 1),
+    st.integers(0, 10**6),
+)
+def test_every_budget_of_any_network_is_kept(network: Network, memory: float, macs: float | None, seed: int) -> None:
+    """With limits anywhere from the costs of the smallest network to those of the largest."""
+    free = Budgets.from_settings(SearchSettings(), network)
+    ends = np.ceil(free.bounds.low * free.base - 1e-6), np.floor(free.bounds.high * free.base + 1e-6)
+    smallest, largest = (dict(zip(network.widths, map(int, end), strict=True)) for end in ends)
+    limits = {}
+    for name, cost, position in (("memory_mib", memory_mib, memory), ("macs_m", macs_m, macs)):
+        if position is not None:
+            low, high = cost(network, smallest), cost(network, largest)
+            limits[name] = max(low, low * (high / low) ** position)
+    budgets = Budgets.from_settings(SearchSettings(**limits), network)
+    anywhere = draw_ratios(budgets, seed)
+    for ratios in (budgets.project(anywhere), exhaust(budgets, anywhere)):
+        assert budgets.utilisation(ratios).max() <= 1
+        assert (budgets.bounds.low <= ratios).all() and (ratios <= budgets.bounds.high).all()
+        assert budgets.met(budgets.round_within(ratios))
+    widths = budgets.round_within(anywhere)  # also of ratios beyond the budgets
+    assert budgets.met(widths) and all(width >= smallest[name] for name, width in widths.items())
+
+
+def test_log_slack_is_what_is_left_of_every_budget() -> None:
+    budgets = make_budgets(("vgg11", 0.078, 16.0))
+    ratios = budgets.equal()  # exhausts the MACs alone
+    memory, macs = budgets.log_slack(ratios)
+    assert memory == pytest.approx(-np.log(budgets.utilisation(ratios)[0])) and memory > 0.1
+    assert macs == 0
 
 
 def test_without_a_budget_the_base_network_sets_it() -> None:

@@ -153,7 +153,8 @@ def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
     assert net.model is not first and net.model.widths["conv1"] > net.widths["conv1"] > before["conv1"]
     rows, columns = before["conv1"], before["conv0"]
     assert torch.equal(net.model.tensors()["conv1.weight"][:rows, :columns], kept[:rows, :columns])
-    assert not torch.equal(net.model.tensors()["conv1.weight"][rows], kept[rows])  # that row was not in use
+    beyond = net.model.tensors()["conv1.weight"][rows, :columns]
+    assert not (beyond == kept[rows, :columns]).any()  # that row was not in use
 
 
 def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
@@ -162,10 +163,43 @@ def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
     net.at.mu = np.full_like(budgets.base, 0.5)
     assert not search._hinge_gradient().any()
     net.at.mu = np.full_like(budgets.base, 2.0)
+    assert (budgets.utilisation(net.at.mu) > 1).tolist() == [True, False]
     step = 1e-6 * np.eye(len(budgets.base))
     memory = [memory_mib(budgets.network, as_widths(budgets.network, net.at.mu + each)) for each in (*step, *-step)]
     slopes = 0.01 * (np.array(memory[: len(step)]) - memory[len(step) :]) / 2e-6
     assert search._hinge_gradient() == pytest.approx(slopes, rel=1e-4)
+
+
+def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) -> None:
+    """However far Adam would step: the gradient fades beyond the candidates."""
+    net = begun(method="published", step_size=5.0)
+    search, before = published.PublishedSearch(net), net.at.mu
+    found = search.search(tmp_path / "saved", tmp_path / "search.jsonl")
+    bounds = search.budgets.bounds
+    for row in _log(tmp_path):
+        mu = np.array(row["mu"])
+        assert (np.abs(mu - before) <= np.array(row["sigma"]) + 1e-12).all()
+        assert (bounds.low <= mu).all() and (mu <= bounds.high).all()
+        before = mu
+    assert search.budgets.utilisation(found).max() <= 1
+
+
+def test_sub_networks_fill_the_budgets_and_fit_in_the_super_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = begun()
+    steps, budgets = descent.Descent(net), net.given.budgets
+    for kind in ("sampled", "near"):
+        monkeypatch.setattr(descent, "pick", lambda draw, kind=kind: kind)
+        for net.at.weight_step in range(20):
+            widths = steps.choose_active()
+            assert budgets.met(widths) and all(widths[name] <= most for name, most in net.widths.items())
+            assert budgets.utilisation(np.array(list(widths.values())) / budgets.base).max() > 0.9
+
+
+def test_weight_steps_are_mixed_by_their_shares() -> None:
+    picked = [descent.pick((number + 0.5) / 1000) for number in range(1000)]
+    for kind, share in descent.MIXTURE:
+        assert picked.count(kind) / 1000 == pytest.approx(share, abs=0.002)
+    assert descent.pick(1.0) == "full"  # past the last share, by rounding
 
 
 @pytest.mark.parametrize(
@@ -190,6 +224,9 @@ def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch:
     assert (np.abs(mean) < error).all()
     mean, error = descent.remember([{"gradient": signs.tolist()}] * 5, signs, tiny)
     assert mean == pytest.approx(signs) and error.max() < tiny.min()
+    for rows in ([], [{"round": 1}]):  # a round that moved no widths has no gradient
+        mean, error = descent.remember(rows, -signs, tiny)
+        assert np.array_equal(mean, -signs) and np.array_equal(error, tiny)
 
 
 def test_widths_stay_during_the_warm_up(tmp_path: Path) -> None:

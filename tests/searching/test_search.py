@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "amp": "off",
 }
 COMMAND = ("dmsflow", "search")
+COMPARED = ["searched", "equal", "uniform", "start"]  # under two budgets
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,11 @@ def test_every_way_to_search_ends_within_the_budgets(tmp_path: Path, method: str
     assert [row["round"] for row in rows] == [1, 2]
     page = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text("utf-8").partition("## search.jsonl")[2]
     assert all(set(re.findall(r"`(\w+)`", page)) >= row.keys() for row in rows)
+    page = (Path(__file__).parents[2] / "docs" / "manifest.md").read_text("utf-8")
+    section = page.partition("## Comparison in search.json")[2].partition("\n## ")[0]
+    comparison = done.metrics.get("comparison", [])
+    assert [row["name"] for row in comparison] == ([] if method == "published" else COMPARED)
+    assert all(set(re.findall(r"`(\w+)`", section)) >= {*row, row["name"]} for row in comparison)
     moved = [row for row in rows if "gradient" in row]
     assert len(moved) == (0 if method == "evolution" else 2)
     assert all(len(row[key]) == 8 for row in moved for key in ("mu", "sigma", "widths", "gradient", "gradient_error"))
