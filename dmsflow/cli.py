@@ -280,7 +280,7 @@ def show_command(source: Path, as_json: bool) -> None:
     """
     from dmsflow.reporting import show
 
-    show.show(source, as_json, sys.stdout)
+    show.show_file(source, as_json, sys.stdout)
 
 
 @cli.command("report")
@@ -301,11 +301,11 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
     """Draw what runs found: one HTML page that needs no network.
 
     RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
-    alone are put together; the others are named by the settings that differ.
+    alone are put together, as a mean with its deviation.
     """
     from dmsflow.reporting import report
 
-    click.echo(report.run(sources, out, folder=figures, form=form))
+    click.echo(report.write_report(sources, out, folder=figures, form=form))
 
 
 @cli.command("doctor")
