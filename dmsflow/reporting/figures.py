@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -47,6 +49,7 @@ LEGEND_ROW_HEIGHT = 16.5
 LEGEND_LETTERS = 45  # in a line of the legend, at WIDTH
 TITLE_LETTERS = 40
 TITLE_ROW_HEIGHT = 15.0
+WHISKER: Any = {"elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
 PNG_SCALE = 3  # pixels of a file for one of the page: sharp in print
 
 SETTINGS: Any = {
@@ -75,6 +78,8 @@ SETTINGS: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
 }
+
+Drawing: TypeAlias = Figure
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,13 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of points joined by a line.
+class Series:
+    """Points of one look.
 
     Attributes:
-        label: in the legend; lines of one label stand there once.
-        spread: distance to the edges of a band around it, a number a point.
-        signs: +1, −1 or 0 a point, drawn as ▲, ▼ and nothing; none given, every point is marked by the style.
+        label: in the legend; series of one label stand there once.
+        spread: distance to the edges of a band around a line, or the length of a whisker, a number a point.
+        signs: +1, −1 or 0 a point of a line, drawn as ▲, ▼ and nothing; none given, every point has its marker.
     """
 
     label: str
@@ -122,28 +127,8 @@ class Line:
     signs: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Point:
-    """Runs in a plane: their mean, its deviation, and each of them."""
-
-    x: float
-    y: float
-    style: Style
-    y_error: float | None = None
-    each: Sequence[tuple[float, float]] = ()
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A row of a chart: its label, and values with their words."""
-
-    label: str
-    values: Mapping[str, float]
-    error: float | None = None  # upwards, of the first value
-
-
-def _start(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+def _start(height: float, width: float = WIDTH, layout: Any = "constrained") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
     return figure, figure.add_subplot()
 
 
@@ -179,20 +164,15 @@ def _wrapped(text: str, letters: int) -> str:
     return "\n".join(lines) or " "
 
 
-def _shown(label: str) -> str:
-    """matplotlib leaves out of a legend what begins with an underscore."""
-    return f" {label}" if label.startswith("_") else label
-
-
 @mpl.rc_context(SETTINGS)
 def draw_lines(
-    title: str, y_label: str, lines: Sequence[Line], *, limits: Mapping[str, float] | None = None, small: bool = False
+    title: str, y_label: str, lines: Sequence[Series], *, limits: Mapping[str, float] | None = None, small: bool = False
 ) -> Figure:
     """Lines over the rounds of a search; limits are drawn across, with their labels in the legend."""
-    figure, axes = _start(HEIGHT)
+    figure, axes = _start(SMALL_HEIGHT, SMALL_WIDTH, None) if small else _start(HEIGHT)
     for line in lines:
         size = 0 if line.signs else 2.5 if len(line.x) > 20 or small else 3.5
-        axes.plot(line.x, line.y, linestyle=line.style.dash, label=_shown(line.label), **line.style.marks(size))
+        axes.plot(line.x, line.y, linestyle=line.style.dash, label=line.label, **line.style.marks(size))
         if line.spread:
             low = [max(0.0, y - spread) for y, spread in zip(line.y, line.spread, strict=True)]
             high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
@@ -207,85 +187,89 @@ def draw_lines(
         return _finish(figure, title, "round", y_label, ticks=(0, 6))
     axes.set_title(title)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    figure.set_layout_engine("none")  # fixed margins: many of them stand in rows
-    figure.set_size_inches(SMALL_WIDTH / 72, SMALL_HEIGHT / 72)
+    # The same margins in all of them, since they stand in rows.
     figure.subplots_adjust(38 / SMALL_WIDTH, 22 / SMALL_HEIGHT, 1 - 6 / SMALL_WIDTH, 1 - 20 / SMALL_HEIGHT)
     return figure
 
 
 @mpl.rc_context(SETTINGS)
-def draw_widths(
-    title: str, label: str, style: Style, rows: Sequence[Mapping[str, int]], outline: tuple[str, Sequence[float]] | None
+def draw_bars(
+    title: str,
+    y_label: str,
+    names: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    style: Style,
+    *,
+    dots: Sequence[Sequence[int]] = (),
+    outline: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Bars of the mean widths, a dot for each of several networks, and another network as a stepped outline."""
-    names = list(rows[0])
+    """Bars over the layers of a network.
+
+    Args:
+        parts: of each bar by label, end to end: a tint, then hatched.
+        style: its colour is that of the first part.
+        dots: more values of each bar, e.g. of several runs.
+        outline: values by label, as a stepped line across the bars.
+    """
     letters = max(map(len, names))
     figure, axes = _start(HEIGHT + (5.6 * letters if letters > 3 else 0))
-    places = range(len(names))
-    means = [sum(row[name] for row in rows) / len(rows) for name in names]
-    axes.bar(places, means, width=0.72, color=style.colour, alpha=0.45, edgecolor=style.colour, label=_shown(label))
-    for row in rows if len(rows) > 1 else ():
-        axes.plot(places, list(row.values()), "o", color=style.colour, markersize=3.2, label="each of them")
-    if outline:
+    places, bottom = range(len(names)), [0.0] * len(names)
+    for index, (part, values) in enumerate(parts.items()):
+        colour = SERIES[index] if index else style.colour
+        face: Any = PAPER if index else to_rgba(colour, 0.45)
+        axes.bar(places, values, 0.72, bottom, facecolor=face, edgecolor=colour, hatch="////" * index, label=part)
+        bottom = [below + value for below, value in zip(bottom, values, strict=True)]
+    for row in dots:
+        axes.plot(places, row, "o", color=style.colour, markersize=3.2, label="each of them")
+    for label, values in (outline or {}).items():
         edges = [index - 0.5 for index in range(len(names) + 1)]
-        axes.stairs(outline[1], edges, color=INK, linewidth=1.6, baseline=None, label=outline[0])
+        axes.stairs(values, edges, color=INK, linewidth=1.6, baseline=None, label=label)
     axes.set_xticks(list(places), names, rotation=90 if letters > 3 else 0)
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _finish(figure, title, "", "channels", ticks=(0, 0))
+    return _finish(figure, title, "", y_label, ticks=(0, 0))
 
 
 @mpl.rc_context(SETTINGS)
 def draw_plane(
-    title: str, x_label: str, points: Sequence[Point], front: Sequence[tuple[float, float]], legend: Mapping[str, Style]
+    title: str,
+    x_label: str,
+    points: Sequence[Series],
+    front: Sequence[tuple[float, float]],
+    legend: Mapping[str, Style],
 ) -> Figure:
-    """Mean accuracies with their deviations, each run faintly beside them, and the front that no other point beats."""
+    """The mean accuracy of each series, its deviation, and faintly its points; and the front that no mean beats."""
     figure, axes = _start(HEIGHT + 50)
-    for point in points:
-        marks = point.style.marks(9.5 if point.style.marker == "*" else 6.5)
-        if len(point.each) > 1:
+    for series in points:
+        marks = series.style.marks(9.5 if series.style.marker == "*" else 6.5)
+        error = statistics.stdev(series.y) if len(series.y) > 1 else None
+        if error is not None:
             faint = {**marks, "markersize": marks["markersize"] / 2, "alpha": 0.5, "markeredgewidth": 0.8}
-            axes.plot(*zip(*point.each, strict=True), linestyle="none", **faint)
-        whisker = {"capsize": 3, "elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
-        axes.errorbar(point.x, point.y, yerr=point.y_error, **marks, **whisker)
+            axes.plot(series.x, series.y, linestyle="none", **faint)
+        axes.errorbar(statistics.fmean(series.x), statistics.fmean(series.y), yerr=error, capsize=3, **WHISKER, **marks)
     for label, style in legend.items():
-        axes.plot([], [], linestyle="none", label=_shown(label), **style.marks(7))
-    if front:
-        looks: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": DASHES[1], "zorder": 1.5}
-        axes.step(*zip(*front, strict=True), where="post", label="front: nothing cheaper is as good", **looks)
+        axes.plot([], [], linestyle="none", label=label, **style.marks(7))
+    looks: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": DASHES[1], "zorder": 1.5}
+    axes.step(*zip(*front, strict=True), where="post", label="front: nothing cheaper is as good", **looks)
     axes.margins(x=0.08, y=0.08)
     return _finish(figure, title, x_label, "top-1, %")
 
 
 @mpl.rc_context(SETTINGS)
-def draw_stacked(title: str, x_label: str, bars: Sequence[Bar]) -> Figure:
-    """Horizontal bars, the parts of each set end to end: plain, then hatched."""
-    figure, axes = _start(70 + 18 * len(bars))
-    left = [0.0] * len(bars)
-    for index, part in enumerate(bars[0].values):
-        looks = {"facecolor": PAPER if index else SERIES[0], "edgecolor": SERIES[index], "hatch": "////" * index}
-        sizes = [bar.values[part] for bar in bars]
-        axes.barh(range(len(bars)), sizes, left=left, height=0.7, linewidth=0.8, label=part, **looks)
-        left = [start + size for start, size in zip(left, sizes, strict=True)]
-    axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    return _finish(figure, title, x_label, "", ticks=(6, 0))
+def draw_rows(title: str, x_label: str, labels: Sequence[str], series: Sequence[Series]) -> Figure:
+    """A row a label, which stands above it, with the marks of all series on one scale from zero.
 
-
-@mpl.rc_context(SETTINGS)
-def draw_dots(title: str, x_label: str, bars: Sequence[Bar], styles: Mapping[str, Style]) -> Figure:
-    """A row a bar, with a mark for each of its values on one scale from zero; the labels stand above their rows."""
-    figure, axes = _start(66 + 34 * len(bars))
-    for row, bar in enumerate(bars):
-        axes.text(0, row - 0.27, textwrap.shorten(bar.label, 50, placeholder=" …"), va="bottom", fontsize=10, color=INK)
-        axes.plot([0, max(bar.values.values(), default=0)], [row, row], color=RULE, linewidth=1.5, zorder=1)
-        for index, (part, value) in enumerate(bar.values.items()):
-            error: Any = [[0], [bar.error]] if bar.error is not None and index == 0 else None
-            looks: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
-            label = part if len(styles) > 1 else ""
-            axes.errorbar(value, row, xerr=error, label=label, **styles[part].marks(6.5), **looks)
-    axes.set(ylim=(len(bars) - 0.5, -0.85), yticks=[])
+    The y of a series are its rows, its spread are whiskers to the right.
+    """
+    figure, axes = _start(66 + 34 * len(labels))
+    for row, label in enumerate(labels):
+        axes.text(0, row - 0.27, textwrap.shorten(label, 50, placeholder=" …"), va="bottom", fontsize=10, color=INK)
+        longest = max(x for each in series for x, y in zip(each.x, each.y, strict=True) if y == row)
+        axes.plot([0, longest], [row, row], color=RULE, linewidth=1.5, zorder=1)
+    for each in series:
+        error: Any = [[0.0] * len(each.x), each.spread] if each.spread else None
+        axes.errorbar(each.x, each.y, xerr=error, label=each.label, capsize=2.5, **WHISKER, **each.style.marks(6.5))
+    axes.set(ylim=(len(labels) - 0.5, -0.85), yticks=[])
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)

@@ -43,7 +43,6 @@ td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflo
 td.number, th.number { text-align: right; }
 pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
 summary { cursor: pointer; padding: .25rem 0; }
-footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid var(--rule); color: var(--soft); font-size: .875rem; }
 """
 DOCUMENT = """<!doctype html>
 <html lang="en">

@@ -21,9 +21,9 @@ from dmsflow.files import write_atomically, writing
 from dmsflow.reporting import page, results, searching
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
-from dmsflow.reporting.view import Blocks, NoData, Panels, all_runs
+from dmsflow.reporting.view import Panels, Section, all_runs
 
-SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Blocks | NoData]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("accuracy", "Accuracy against memory", results.accuracy_section),
     ("widths", "Widths per layer", searching.widths_section),
     ("error", "Error over the search", searching.error_section),
@@ -55,14 +55,14 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
     if path.exists() and not page.is_report(path.read_bytes()):
         raise DmsflowError(path, "is there, and is no report of dmsflow", "give --out another name")
     built = [(anchor, title, build(groups)) for anchor, title, build in SECTIONS]
-    links = [(anchor, title) for anchor, title, blocks in built if not isinstance(blocks, NoData)]
+    links = [(anchor, title) for anchor, title, blocks in built if not isinstance(blocks, str)]
     runs = all_runs(groups)
     title = f"dmsflow: {runs[0].label}" if len(runs) == 1 else f"dmsflow: {len(runs)} runs"
     body = [page.heading(1, title), page.paragraph(_summarise(groups)), page.contents(links)]
     absent = []
     for anchor, title_of_section, blocks in built:
-        if isinstance(blocks, NoData):
-            absent.append(f"{title_of_section}: {blocks.reason}.")
+        if isinstance(blocks, str):
+            absent.append(f"{title_of_section}: {blocks}.")
             continue
         body.append(page.heading(2, title_of_section, anchor))
         for block in blocks:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,22 +36,17 @@ class Run:
     Attributes:
         stages: the manifests by their stage, the last one last.
         paths: where they are.
+        last: the last of them, whose network, widths and data are those of the run.
         rounds: a record a round of the search's log; none of a baseline.
         label: of this run among those it was collected with.
     """
 
     stages: Mapping[str, Manifest]
     paths: Mapping[str, Path]
+    last: Manifest
+    folder: Path
     rounds: tuple[dict[str, Any], ...] = ()
     label: str = ""
-
-    @property
-    def last(self) -> Manifest:
-        return list(self.stages.values())[-1]
-
-    @property
-    def folder(self) -> Path:
-        return list(self.paths.values())[-1].parent
 
     @property
     def network(self) -> Network:
@@ -68,13 +61,8 @@ class Run:
         return with_present_names(self.stages[stage].settings) if stage in self.stages else {}
 
     def metrics(self, stage: str) -> dict[str, Any]:
-        return self.stages[stage].metrics if stage in self.stages else {}
-
-    @property
-    def comparison(self) -> list[dict[str, Any]]:
-        """Rows of the search's result and of its baselines, in present names; empty if it compared none."""
-        rows = self.metrics("search").get("comparison") or ()
-        return [{**row, "name": RENAMED_METHODS.get(row["name"], row["name"])} for row in rows]
+        """What the stage found, in present names; empty if it is not in the chain."""
+        return with_present_methods(self.stages[stage].metrics) if stage in self.stages else {}
 
     @property
     def method(self) -> str:
@@ -145,18 +133,29 @@ class Group:
     def is_searched(self) -> bool:
         return self.method in SEARCHES
 
-    def top1_percent(self) -> list[float]:
-        """Of each run that is trained; of random widths, the mean of each draw, however often it was trained."""
-        draws: dict[object, list[float]] = {}
+    def results(self) -> list[tuple[float, float, float]]:
+        """Memory (MiB), million MACs and top-1 (%) of each trained network; the mean where random widths were trained twice."""
+        results: dict[object, list[tuple[float, float, float]]] = {}
         for number, run in enumerate(self.runs):
             if run.top1_percent is not None:
                 draw = tuple(run.widths.values()) if self.method == "random" else number
-                draws.setdefault(draw, []).append(run.top1_percent)
-        return [statistics.fmean(values) for values in draws.values()]
+                results.setdefault(draw, []).append((run.memory_mib, run.macs_m, run.top1_percent))
+        return [(rows[0][0], rows[0][1], statistics.fmean(row[2] for row in rows)) for rows in results.values()]
 
-    def mean(self, name: str) -> float:
-        """Of an attribute of its runs: "memory_mib", "macs_m"."""
-        return statistics.fmean(getattr(run, name) for run in self.runs)
+
+def with_present_methods(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics, also of an earlier version, with the baselines of a search as they are called now.
+
+    >>> with_present_methods({"chosen": "flat", "comparison": [{"name": "flat", "loss": 1.0}]})
+    {'chosen': 'equal', 'comparison': [{'name': 'equal', 'loss': 1.0}]}
+    """
+    renamed = dict(metrics)
+    if "chosen" in renamed:
+        renamed["chosen"] = RENAMED_METHODS.get(renamed["chosen"], renamed["chosen"])
+    if renamed.get("comparison"):
+        rows = renamed["comparison"]
+        renamed["comparison"] = [{**row, "name": RENAMED_METHODS.get(row["name"], row["name"])} for row in rows]
+    return renamed
 
 
 def uniform_widths(run: Run) -> dict[str, int] | None:
@@ -164,7 +163,7 @@ def uniform_widths(run: Run) -> dict[str, int] | None:
 
     None where the chain has no search, and so no budgets.
     """
-    for row in run.comparison:
+    for row in run.metrics("search").get("comparison") or ():
         if row["name"] == "uniform":
             return dict(row["widths"])
     if not run.limits:
@@ -231,13 +230,7 @@ def _last_manifests(path: Path) -> list[Path]:
     if not lasts:
         names = ", ".join(f"{stage}.json" for stage in STAGES)
         raise DmsflowError(path, "holds no manifest", f"give a folder with one of {names}, or of such folders")
-    return sorted(lasts.values(), key=natural_order)
-
-
-def natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """A key that sorts draw-2 before draw-10."""
-    parts = filter(None, re.split(r"([0-9]+)", str(path)))
-    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts]
+    return sorted(lasts.values())
 
 
 def _read_run(chain: Chain) -> Run:
@@ -245,7 +238,8 @@ def _read_run(chain: Chain) -> Run:
     paths: dict[str, Path] = {each.stage: path for path, each in chain}
     log = stages["search"].artifacts.get("log") if "search" in stages else None
     rounds = tuple(_read_rounds(manifest.verify(paths["search"], log), stages["search"])) if log else ()
-    return Run(stages, paths, rounds)
+    path, last = chain[-1]
+    return Run(stages, paths, last, path.parent, rounds)
 
 
 def _read_rounds(path: Path, search: Manifest) -> Iterator[dict[str, Any]]:
@@ -284,35 +278,24 @@ def _group_key(run: Run) -> str:
 
 
 def _labelled(grouped: Sequence[Sequence[Run]]) -> list[Group]:
-    """Each group by its method and budgets, each of its runs by its seed; folders tell apart what is left."""
+    """Each group by its method and budgets, its runs by their folders; so are groups that have the same label."""
     root = Path(os.path.commonpath([run.folder.resolve() for runs in grouped for run in runs]))
 
-    def folder(run: Run) -> str:
+    def with_folder(text: str, run: Run) -> str:
         own = run.folder.resolve()
-        return root.name if own == root else own.relative_to(root).as_posix()
+        return f"{text} ({root.name if own == root else own.relative_to(root).as_posix()})".strip()
 
     names = [(runs[0].method, _describe_budgets(runs[0])) for runs in grouped]
     groups = []
     for (method, budgets), runs in zip(names, grouped, strict=True):
-        if names.count((method, budgets)) > 1 or "search" not in runs[0].stages:
-            budgets = f"{budgets} ({folder(runs[0])})".strip()
-        label = f"{method}, {budgets}"
-        labels = [f"{label}, {_describe_seeds(run)}" if len(runs) > 1 else label for run in runs]
-        twice = {label for label, count in Counter(labels).items() if count > 1}
-        labels = [f"{own} ({folder(run)})" if own in twice else own for own, run in zip(labels, runs, strict=True)]
-        labelled = (replace(run, label=own) for run, own in zip(runs, labels, strict=True))
-        groups.append(Group(label, budgets, tuple(labelled)))
+        label = name = f"{method}, {budgets}" if budgets else method
+        if names.count((method, budgets)) > 1 or not budgets:
+            label, budgets = with_folder(name, runs[0]), with_folder(budgets, runs[0])
+        members = (replace(run, label=with_folder(name, run) if len(runs) > 1 else label) for run in runs)
+        groups.append(Group(label, budgets, tuple(members)))
     return groups
 
 
 def _describe_budgets(run: Run) -> str:
     """`0.08 MiB + 16 M MACs`."""
     return " + ".join(f"{limit:.4g} {BUDGET_UNITS[name]}" for name, limit in run.limits.items())
-
-
-def _describe_seeds(run: Run) -> str:
-    """The seed, or both where search and training have their own."""
-    seeds = {stage: run.settings(stage)["seed"] for stage in ("search", "train") if "seed" in run.settings(stage)}
-    if len(set(seeds.values())) == 1:
-        return f"seed {next(iter(seeds.values()))}"
-    return ", ".join(f"{stage} seed {seed}" for stage, seed in seeds.items())

@@ -6,23 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from dmsflow.network import cost
-from dmsflow.reporting import page
-from dmsflow.reporting.figures import Bar, Line, Style, draw_lines, draw_stacked, draw_widths
-from dmsflow.reporting.runs import BUDGET_UNITS, SEARCHES, Group, Run, uniform_widths
-from dmsflow.reporting.view import (
-    COSTS,
-    MOST_PANELS,
-    Blocks,
-    NoData,
-    Panel,
-    Panels,
-    all_runs,
-    describe_count,
-    describe_cut,
-    style_of,
-)
+from dmsflow.reporting import page, view
+from dmsflow.reporting.figures import Series, Style, draw_bars, draw_lines
+from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, uniform_widths
+from dmsflow.reporting.view import Blocks, Panel, Panels, Section, all_runs, describe_cut, describe_mean, style_of
 
 MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
+NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
 MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
 
 
@@ -32,15 +22,17 @@ def _worth_drawing(groups: Sequence[Group]) -> Sequence[Group]:
     return searched or [group for group in groups if group.method != "uniform"] or groups
 
 
-def widths_section(groups: Sequence[Group]) -> Blocks | NoData:
+def widths_section(groups: Sequence[Group]) -> Section:
     """Channels as bars over the layers, and a table for each network, since each has its own names."""
     chosen = _worth_drawing(groups)
     panels = []
-    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+    for number, group in enumerate(chosen[: view.MOST_PANELS], 1):
         uniform = uniform_widths(group.runs[0])
-        outline = ("uniform, within the same budgets", list(uniform.values())) if uniform else None
-        label = group.method + describe_count(len(group.runs), mean=True)
-        figure = draw_widths(group.label, label, style_of(group), [run.widths for run in group.runs], outline)
+        outline = {"uniform, within the same budgets": [*uniform.values()]} if uniform else None
+        rows = [[*run.widths.values()] for run in group.runs]
+        means = {group.method + describe_mean(len(rows)): [statistics.fmean(each) for each in zip(*rows, strict=True)]}
+        style, dots = style_of(group), rows if len(rows) > 1 else ()
+        figure = draw_bars(group.label, "channels", [*group.runs[0].widths], means, style, dots=dots, outline=outline)
         panels.append(Panel(f"widths-{number}", f"Widths per layer: {group.label}", figure))
     caption = (
         "Channels of each named width, in the order of the layers. The outline is the uniform network within the same "
@@ -50,29 +42,28 @@ def widths_section(groups: Sequence[Group]) -> Blocks | NoData:
     networks = [run.network for run in all_runs(groups)]
     for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
         base = cost.memory_bytes(network, network.widths) / cost.MIB, cost.macs(network, network.widths) / 1e6
-        rows = {"": {"run": "base widths", **network.widths, "MiB": f"{base[0]:.4f}", "M MACs": f"{base[1]:.2f}"}}
+        table = {"": {"run": "base widths", **network.widths, "MiB": f"{base[0]:.4f}", "M MACs": f"{base[1]:.2f}"}}
         for group in groups:
             for run in group.runs:
                 if run.network == network:  # runs of a group with the same widths share a row
                     same = all(other.widths == run.widths for other in group.runs)
                     label = group.label if same else run.label
                     costs = {"MiB": f"{run.memory_mib:.4f}", "M MACs": f"{run.macs_m:.2f}"}
-                    rows.setdefault(f"{group.label} {run.widths}", {"run": label, **run.widths, **costs})
-        blocks.append(page.table(f"Widths of {network.name}", [*rows.values()]))
+                    table.setdefault(f"{group.label} {run.widths}", {"run": label, **run.widths, **costs})
+        blocks.append(page.table(f"Widths of {network.name}", [*table.values()]))
     return blocks
 
 
-def size_section(groups: Sequence[Group]) -> Blocks | NoData:
+def size_section(groups: Sequence[Group]) -> Section:
     """Bytes of binary and of float parameters, a bar a layer."""
     chosen = _worth_drawing(groups)
     panels = []
-    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+    for number, group in enumerate(chosen[: view.MOST_PANELS], 1):
         run = group.runs[0]
-        bars = [
-            Bar(layer.name, {"binary weights": binary, "float weights and scales": full})
-            for layer, binary, full in cost.layer_bytes(run.network, run.widths, binary=run.binary)
-        ]
-        figure = draw_stacked(f"{group.label}: {run.memory_mib:.4f} MiB", "bytes", bars)
+        layers, binary, full = zip(*cost.layer_bytes(run.network, run.widths, binary=run.binary), strict=True)
+        parts = {"binary weights": binary, "float weights and scales": full}
+        title = f"{group.label}: {run.memory_mib:.4f} MiB"
+        figure = draw_bars(title, "bytes", [layer.name for layer in layers], parts, Style())
         panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))
     caption = (
         "Bytes of each layer’s parameters: 1 bit a binary weight; float32 scales, first convolution and dense layer."
@@ -90,7 +81,7 @@ def _logged(groups: Sequence[Group], key: str) -> list[tuple[Group, list[Run]]]:
     return [(group, runs) for group, runs in pairs if runs]
 
 
-def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float]) -> list[Line]:
+def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float]) -> list[Series]:
     """A line a run; the mean of each group if that were too many."""
     logged = _logged(groups, key)
     as_means = sum(len(runs) for _, runs in logged) > MOST_LINES
@@ -100,21 +91,12 @@ def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float])
         if as_means:
             # The rounds that all of them have.
             rows = [[(each[0][0], statistics.fmean(y for _, y in each)) for each in zip(*rows, strict=False)]]
-        label = group.label + describe_count(len(runs), mean=as_means)
-        lines += [Line(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
+        label = group.label + describe_mean(len(runs) if as_means else 1)
+        lines += [Series(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
     return lines
 
 
-def _no_rounds(groups: Sequence[Group]) -> NoData:
-    runs = all_runs(groups)
-    if any(run.rounds for run in runs):
-        return NoData("no run moved its widths by a gradient")
-    if any(run.method in SEARCHES for run in runs):
-        return NoData("the log of the search has no rounds")
-    return NoData("no run has a log of a search; baselines have none")
-
-
-def error_section(groups: Sequence[Group]) -> Blocks | NoData:
+def error_section(groups: Sequence[Group]) -> Section:
     """Top-1 error of the shared weights over the rounds, on both halves of the training set."""
     panels: list[Panel] = []
     for key, half in (("weight_top1_percent", "weights’ half, in training"), ("width_top1_percent", "widths’ half")):
@@ -122,21 +104,19 @@ def error_section(groups: Sequence[Group]) -> Blocks | NoData:
             figure = draw_lines(f"Error on the {half}", "top-1 error, %", lines)
             panels.append(Panel(f"error-{len(panels) + 1}", f"Top-1 error over the search, {half}", figure))
     if not panels:
-        return _no_rounds(groups)
+        return NO_ROUNDS
     caption = (
         "Top-1 error of the shared weights over the rounds of the search: in training, on the half of the training set "
         "that trains weights, and on the half that chooses widths. Lower is better."
     )
-    if not _logged(groups, "weight_top1_percent"):
-        caption += " These logs were written by a version that kept no error of the weights’ half."
     return [Panels(panels, caption)]
 
 
-def rounds_section(groups: Sequence[Group]) -> Blocks | NoData:
+def rounds_section(groups: Sequence[Group]) -> Section:
     """How each width moved: a small panel a width, a line a run."""
     logged = _logged(groups, "gradient")
     if not logged:
-        return _no_rounds(groups)
+        return NO_ROUNDS
     blocks: Blocks = []
     for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
         panels = []
@@ -153,7 +133,7 @@ def rounds_section(groups: Sequence[Group]) -> Blocks | NoData:
     return blocks
 
 
-def _mu_line(run: Run, index: int, base: int, number: int) -> Line:
+def _mu_line(run: Run, index: int, base: int, number: int) -> Series:
     """One width over the rounds; ▲ where the loss falls as it grows (a negative gradient)."""
     rows = [row for row in run.rounds if "gradient" in row]
     signs = []
@@ -161,21 +141,21 @@ def _mu_line(run: Run, index: int, base: int, number: int) -> Line:
         gradient, error = row["gradient"][index], row["gradient_error"][index]
         signs.append(0 if abs(gradient) <= error else -1 if gradient > 0 else 1)
     mu, sigma = ([base * row[key][index] for row in rows] for key in ("mu", "sigma"))
-    return Line(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
+    return Series(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
 
 
-def budgets_section(groups: Sequence[Group]) -> Blocks | NoData:
+def budgets_section(groups: Sequence[Group]) -> Section:
     """Memory, and MACs and latency where they have a budget, round by round."""
     runs = [run for _, members in _logged(groups, "gradient") for run in members]
     if not runs:
-        return _no_rounds(groups)
+        return NO_ROUNDS
     limits: dict[str, dict[str, float]] = {}
     for run in runs:
         for name, limit in run.limits.items():
             key = "predicted_latency_ms" if name == "latency_ms" else name
             limits.setdefault(key, {})[f"budget, {limit:.4g} {BUDGET_UNITS[name]}"] = limit
     panels = []
-    for key, (title, words) in COSTS.items():
+    for key, (title, words) in view.COSTS.items():
         if (key == "memory_mib" or key in limits) and (lines := _lines(groups, key, float)):
             if key == "predicted_latency_ms" and any(run.is_modelled for run in runs):
                 title += ", modelled"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from dmsflow.reporting.figures import MARKERS, Figure, Style
+from dmsflow.reporting.figures import MARKERS, Drawing, Style
 from dmsflow.reporting.runs import Group, Run
 
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
@@ -24,7 +24,7 @@ class Panel:
 
     name: str
     label: str
-    figure: Figure
+    figure: Drawing
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,7 @@ class Panels:
 
 
 Blocks: TypeAlias = list[Panels | str]  # strings are finished HTML
-
-
-@dataclass(frozen=True)
-class NoData:
-    """Why a section has nothing to show."""
-
-    reason: str
+Section: TypeAlias = Blocks | str  # a string says why there is nothing to show
 
 
 def all_runs(groups: Sequence[Group]) -> list[Run]:
@@ -60,6 +54,6 @@ def describe_cut(drawn: int, count: int, what: str) -> str:
     return f" Of {count} {what} the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
 
 
-def describe_count(seeds: int, *, mean: bool = False) -> str:
-    """What a label of several runs says of their number."""
-    return "" if seeds == 1 else f", mean of {seeds}" if mean else f", {seeds} seeds"
+def describe_mean(count: int) -> str:
+    """What a label says of a mean of several runs."""
+    return f", mean of {count}" if count > 1 else ""
