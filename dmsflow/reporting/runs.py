@@ -79,15 +79,12 @@ class Run:
         limits = {name: float(given[name]) for name in BUDGET_UNITS if given.get(name) is not None}
         if limits or not given:
             return limits
-        return {"memory_mib": cost.memory_bytes(self.network, self.network.widths) / cost.MIB}
+        return {"memory_mib": costs_of(self.network, self.network.widths)[0]}
 
     @property
-    def memory_mib(self) -> float:
-        return float(cost.memory_bytes(self.network, self.widths, binary=self.binary) / cost.MIB)
-
-    @property
-    def macs_m(self) -> float:
-        return float(cost.macs(self.network, self.widths) / 1e6)
+    def costs(self) -> tuple[float, float]:
+        """Memory in MiB and million MACs of its widths."""
+        return costs_of(self.network, self.widths, binary=self.binary)
 
     @property
     def top1_percent(self) -> float | None:
@@ -139,8 +136,14 @@ class Group:
         for number, run in enumerate(self.runs):
             if run.top1_percent is not None:
                 draw = tuple(run.widths.values()) if self.method == "random" else number
-                results.setdefault(draw, []).append((run.memory_mib, run.macs_m, run.top1_percent))
+                results.setdefault(draw, []).append((*run.costs, run.top1_percent))
         return [(rows[0][0], rows[0][1], statistics.fmean(row[2] for row in rows)) for rows in results.values()]
+
+
+def costs_of(network: Network, widths: Mapping[str, int], *, binary: bool = True) -> tuple[float, float]:
+    """Memory in MiB, and million multiply-accumulates for one image."""
+    memory = cost.memory_bytes(network, widths, binary=binary)
+    return float(memory / cost.MIB), float(cost.macs(network, widths) / 1e6)
 
 
 def with_present_methods(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,10 +179,7 @@ def uniform_widths(run: Run) -> dict[str, int] | None:
         return {name: max(1, int(base * ratio)) for name, base in run.network.widths.items()}
 
     def fits(widths: Mapping[str, int]) -> bool:
-        costs = {
-            "memory_mib": cost.memory_bytes(run.network, widths) / cost.MIB,
-            "macs_m": cost.macs(run.network, widths) / 1e6,
-        }
+        costs = dict(zip(("memory_mib", "macs_m"), costs_of(run.network, widths), strict=True))
         if latency:
             wide = any(widths[name] > most for name, most in widest.items())
             costs["latency_ms"] = float("inf") if wide else latency(widths)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dmsflow.network import cost
 from dmsflow.reporting import page, view
 from dmsflow.reporting.figures import Series, Style, draw_bars, draw_lines
-from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, uniform_widths
+from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
 from dmsflow.reporting.view import Blocks, Panel, Panels, Section, all_runs, describe_cut, describe_mean, style_of
 
 MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
@@ -29,9 +29,9 @@ def widths_section(groups: Sequence[Group]) -> Section:
     for number, group in enumerate(chosen[: view.MOST_PANELS], 1):
         uniform = uniform_widths(group.runs[0])
         outline = {"uniform, within the same budgets": [*uniform.values()]} if uniform else None
-        rows = [[*run.widths.values()] for run in group.runs]
-        means = {group.method + describe_mean(len(rows)): [statistics.fmean(each) for each in zip(*rows, strict=True)]}
-        style, dots = style_of(group), rows if len(rows) > 1 else ()
+        each = [[*run.widths.values()] for run in group.runs]
+        means = {group.method + describe_mean(len(each)): [statistics.fmean(row) for row in zip(*each, strict=True)]}
+        style, dots = style_of(group), each if len(each) > 1 else ()
         figure = draw_bars(group.label, "channels", [*group.runs[0].widths], means, style, dots=dots, outline=outline)
         panels.append(Panel(f"widths-{number}", f"Widths per layer: {group.label}", figure))
     caption = (
@@ -41,16 +41,18 @@ def widths_section(groups: Sequence[Group]) -> Section:
     blocks: Blocks = [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
     networks = [run.network for run in all_runs(groups)]
     for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
-        base = cost.memory_bytes(network, network.widths) / cost.MIB, cost.macs(network, network.widths) / 1e6
-        table = {"": {"run": "base widths", **network.widths, "MiB": f"{base[0]:.4f}", "M MACs": f"{base[1]:.2f}"}}
+        rows = {"": ("base widths", network.widths, costs_of(network, network.widths))}
         for group in groups:
             for run in group.runs:
                 if run.network == network:  # runs of a group with the same widths share a row
                     same = all(other.widths == run.widths for other in group.runs)
                     label = group.label if same else run.label
-                    costs = {"MiB": f"{run.memory_mib:.4f}", "M MACs": f"{run.macs_m:.2f}"}
-                    table.setdefault(f"{group.label} {run.widths}", {"run": label, **run.widths, **costs})
-        blocks.append(page.table(f"Widths of {network.name}", [*table.values()]))
+                    rows.setdefault(f"{group.label} {run.widths}", (label, run.widths, run.costs))
+        cells = [
+            {"run": label, **widths, "MiB": f"{memory:.4f}", "M MACs": f"{macs:.2f}"}
+            for label, widths, (memory, macs) in rows.values()
+        ]
+        blocks.append(page.table(f"Widths of {network.name}", cells))
     return blocks
 
 
@@ -62,7 +64,7 @@ def size_section(groups: Sequence[Group]) -> Section:
         run = group.runs[0]
         layers, binary, full = zip(*cost.layer_bytes(run.network, run.widths, binary=run.binary), strict=True)
         parts = {"binary weights": binary, "float weights and scales": full}
-        title = f"{group.label}: {run.memory_mib:.4f} MiB"
+        title = f"{group.label}: {run.costs[0]:.4f} MiB"
         figure = draw_bars(title, "bytes", [layer.name for layer in layers], parts, Style())
         panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))
     caption = (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import shlex
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,11 +19,11 @@ from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
-from dmsflow.network import cost, profile
+from dmsflow.network import profile
 from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.reporting import models
-from dmsflow.reporting.runs import with_present_methods
+from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
 from dmsflow.terminal import block, milliseconds, print_table, spelled_threads
 
@@ -72,22 +72,20 @@ def print_chain(chain: Chain, stream: TextIO) -> None:
     rows = [(name, base[name], width, f"{width / base[name]:.2f}") for name, width in last.widths.items()]
     title = f"{last.network.name} on {last.data.name}, {last.network.resolution}×{last.network.resolution} pixels"
     print_table(title, ("width", "base", "chosen", "ratio"), rows, stream=stream)
-    head = ["widths", "memory MiB", "million MACs", *([f"ms, predicted by {used.title}"] if used else [])]
-    costs = []
+    costs: list[list[str | None]] = []
     for name, widths in (("base", base), ("chosen", last.widths)):
-        memory, macs = cost.memory_bytes(last.network, widths) / cost.MIB, cost.macs(last.network, widths) / 1e6
-        costs.append([name, f"{memory:.4f}", f"{macs:.2f}", *([_predict(last, used, widths)] if used else [])])
+        memory, macs = costs_of(last.network, widths)
+        costs.append([name, f"{memory:.4f}", f"{macs:.2f}"])
+        if used:
+            # The profile may say nothing of widths so large, or of a network that was not searched with it.
+            ms = None
+            with contextlib.suppress(DmsflowError):
+                ms = milliseconds(build_latency(last.network, used)(widths))
+            costs[-1].append(ms)
+    head = ["widths", "memory MiB", "million MACs", *([f"ms, predicted by {used.title}"] if used else [])]
     print_table("cost", head, costs, stream=stream)
     for path, each in chain:
         _print_stage(path, each, used if each.stage == "search" else None, stream)
-
-
-def _predict(last: Manifest, used: Profile, widths: dict[str, int]) -> str | None:
-    """None where the profile says nothing of widths so large, or of a network that was not searched with it."""
-    try:
-        return milliseconds(build_latency(last.network, used)(widths))
-    except DmsflowError:
-        return None
 
 
 def _print_stage(path: Path, each: Manifest, used: Profile | None, stream: TextIO) -> None:
@@ -143,8 +141,7 @@ def print_result(path: Path, stream: TextIO) -> None:
     by_stage = {each.stage: each for _, each in manifest.chain(path)}
     bench, train, export = by_stage["bench"], by_stage["train"].metrics, by_stage["export"].metrics
     network, measured, ran = bench.network, bench.metrics, bench.environment
-    memory, base_memory = (cost.memory_bytes(network, widths) / cost.MIB for widths in (bench.widths, network.widths))
-    macs, base_macs = (cost.macs(network, widths) / 1e6 for widths in (bench.widths, network.widths))
+    (memory, macs), (base_memory, base_macs) = costs_of(network, bench.widths), costs_of(network, network.widths)
     weights = f"{export['binary_memory_bytes']:,.0f} binary and {export['float_memory_bytes']:,.0f} float weights"
     rows = [
         ("widths", ", ".join(map(str, bench.widths.values()))),
@@ -203,19 +200,16 @@ def _describe_profile(name: str) -> str:
         listed = profile.load(name)
     except DmsflowError as error:
         return str(error)
+    errors = [abs(row.error_percent) for row in listed.checked]
     words = [
         "modelled" if listed.method == "modelled" else "",
         measured_machine(listed.environment).get("processor"),
         listed.runtime,
         spelled_threads(listed.threads),
         "float32 networks" if listed.precision == "float" else "",
-        f"median error {statistics.median(_errors(listed)):.1f} %" if listed.checked else "error not checked",
+        f"median error {statistics.median(errors):.1f} %" if errors else "error not checked",
     ]
     return ", ".join(filter(None, words))
-
-
-def _errors(of: Profile) -> list[float]:
-    return [abs(row.error_percent) for row in of.checked]
 
 
 # --- a profile ----------------------------------------------------------------------------------
@@ -227,8 +221,8 @@ def print_profile(shown: Profile, stream: TextIO) -> None:
     degrees = {"before": machine.get("temperature_before_c"), "after": machine.get("temperature_c")}
     steps = [f"{op} {each.inputs} in, {each.outputs} out" for op, each in shown.steps.items()]
     spreads = [spread for table in shown.tables for row in table.spread_percent for spread in row]
-    quality = "not checked"
-    if errors := _errors(shown):
+    quality, errors = "not checked", [abs(row.error_percent) for row in shown.checked]
+    if errors:
         within = sum(error <= WITHIN_PERCENT for error in errors)
         quality = f"{_median_and_largest(errors)}; {within} of {len(errors)} within ±{WITHIN_PERCENT:g} %"
     rows: list[tuple[str, object]] = [
@@ -252,17 +246,10 @@ def print_profile(shown: Profile, stream: TextIO) -> None:
     for table in shown.tables:
         _print_times(table, shown.steps.get(table.block.partition(" ")[0], Granularity()), word, stream)
     if shown.checked:
-        checks = [
-            (
-                f"{row.network}",
-                row.resolution,
-                " ".join(map(str, row.widths)),
-                milliseconds(row.predicted_ms),
-                milliseconds(row.measured_ms),
-                f"{row.error_percent:+.1f}",
-            )
-            for row in shown.checked
-        ]
+        checks = []
+        for row in shown.checked:
+            times = milliseconds(row.predicted_ms), milliseconds(row.measured_ms), f"{row.error_percent:+.1f}"
+            checks.append((row.network, row.resolution, " ".join(map(str, row.widths)), *times))
         head = ("network", "pixels", "widths", "predicted ms", "measured ms", "error %")
         print_table(f"networks that gave no point of the profile{word}", head, checks, stream=stream)
 
@@ -288,21 +275,16 @@ def _print_times(table: Table, steps: Granularity, word: str, stream: TextIO) ->
         head = ["in" if table.inputs else "", *map(str, table.inputs or ("any width",))]
         rows = [["ms", *map(cell, times)]]
     print_table(f"{table.block}, ms{word}", head, rows, stream=stream)
-    if largest and (drawn := list(_draw_staircases(table, steps, largest))):
-        print(*drawn, sep="\n", end="\n\n", file=stream)
-
-
-def _draw_staircases(table: Table, steps: Granularity, largest: float) -> Iterator[str]:
-    """The time along each direction, with the other at its widest, as a line whose height is the time.
-
-    All widths between the narrowest and the widest, or as many as a line can show: `   in   16 ▁▁▃▃▅▅██ 64`.
-    """
-    grid = Grid.of(table, steps)
-    widest = max(table.inputs, default=1), max(table.outputs, default=1)
+    # The time along each direction, with the other at its widest, as a line whose height is the time: all widths
+    # between the narrowest and the widest, or as many as a line can show.
+    grid, reads, writes = Grid.of(table, steps), max(table.inputs, default=1), max(table.outputs, default=1)
+    drawn = []
     for label, widths in (("in", table.inputs), ("out", table.outputs)):
-        if len(widths) > 1:
+        if len(widths) > 1 and largest:
             low, high = widths[0], widths[-1]
             count = min(MOST_SAMPLES, high - low + 1)
             samples = [low + (high - low) * index // (count - 1) for index in range(count)]
-            times = [grid(width, widest[1]) if label == "in" else grid(widest[0], width) for width in samples]
-            yield f"  {label:>3} {low:>4} {''.join(block(ms / largest) for ms in times)} {high}"
+            heights = [(grid(at, writes) if label == "in" else grid(reads, at)) / largest for at in samples]
+            drawn.append(f"  {label:>3} {low:>4} {''.join(map(block, heights))} {high}")
+    if drawn:
+        print(*drawn, sep="\n", end="\n\n", file=stream)
