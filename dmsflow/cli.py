@@ -241,7 +241,7 @@ def show_command(source: Path, as_json: bool) -> None:
     """
     from dmsflow.reporting import show
 
-    show.show(source, as_json, sys.stdout)
+    show.show_file(source, as_json, sys.stdout)
 
 
 @cli.command("report")
@@ -253,13 +253,13 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
     """Draw what runs found: one HTML page that needs no network.
 
     RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
-    alone are put together. An earlier report is overwritten, any other file is not.
+    alone are put together, as a mean with its deviation. An earlier report is overwritten, any other file is not.
 
     Example: dmsflow report runs --figures pictures
     """
     from dmsflow.reporting import report
 
-    click.echo(report.run(sources, out, folder=figures, form=form))
+    click.echo(report.write_report(sources, out, folder=figures, form=form))
 
 
 @cli.command("doctor")

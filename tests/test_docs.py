@@ -108,7 +108,7 @@ def test_the_profile_page_shows_what_show_prints() -> None:
     (shown,) = (text for _, _, text in blocks("profiles.md") if text.startswith("$ dmsflow show"))
     command, *lines = shown.splitlines()
     out = io.StringIO()
-    show.show(DOCS.parent / command.split()[-1], False, out)
+    show.show_file(DOCS.parent / command.split()[-1], False, out)
     labels = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
     words = {label for label in labels if re.match(r"[a-z]", label)}
     assert words <= {re.split(r"\s{2,}", line.strip())[0] for line in out.getvalue().splitlines()}

@@ -3,205 +3,170 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from dmsflow.network import cost
-from dmsflow.reporting import figures, page
-from dmsflow.reporting.figures import Bar, Line, Style
-from dmsflow.reporting.runs import CONTROLS, LIMITS, Group, Run
-from dmsflow.reporting.view import MEASURES, PANELS, TITLES, Absent, Blocks, Figures, Panel, View, numbered, some, times
+from dmsflow.reporting import page, view
+from dmsflow.reporting.figures import Series, Style, draw_bars, draw_lines
+from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
+from dmsflow.reporting.view import Blocks, Panel, Panels, Section, all_runs, describe_cut, describe_mean, style_of
 
-SMALL_GROUPS = 4  # whose rounds are drawn layer by layer
-LINES = 16  # runs with a line of their own; of more, only the mean of each group
-BUDGET_OF = {"memory_mib": "memory_mib", "macs_m": "macs_m", "latency_ms": "predicted_latency_ms"}
-
-
-# --- widths -------------------------------------------------------------------------------------
+MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
+NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
+MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
 
 
-def _chosen(view: View) -> list[Group]:
-    """Groups whose networks are worth a picture: those searched, or else all but the uniform one."""
-    searched = [group for group in view.groups if group.searched]
-    return searched or [group for group in view.groups if group.method != "uniform"] or list(view.groups)
+def _worth_drawing(groups: Sequence[Group]) -> Sequence[Group]:
+    """Searched networks, or else all but the uniform one, which others are compared with."""
+    searched = [group for group in groups if group.is_searched]
+    return searched or [group for group in groups if group.method != "uniform"] or groups
 
 
-def widths(view: View) -> Blocks | Absent:
-    chosen = _chosen(view)
-    panels = tuple(_widths_panel(view, group, index) for index, group in enumerate(chosen[:PANELS]))
+def widths_section(groups: Sequence[Group]) -> Section:
+    """Channels as bars over the layers, and a table for each network, since each has its own names."""
+    chosen = _worth_drawing(groups)
+    panels = []
+    for number, group in enumerate(chosen[: view.MOST_PANELS], 1):
+        uniform = uniform_widths(group.runs[0])
+        outline = {"uniform, within the same budgets": [*uniform.values()]} if uniform else None
+        each = [[*run.widths.values()] for run in group.runs]
+        means = {group.method + describe_mean(len(each)): [statistics.fmean(row) for row in zip(*each, strict=True)]}
+        style, dots = style_of(group), each if len(each) > 1 else ()
+        figure = draw_bars(group.label, "channels", [*group.runs[0].widths], means, style, dots=dots, outline=outline)
+        panels.append(Panel(f"widths-{number}", f"Widths per layer: {group.label}", figure))
     caption = (
         "Channels of each named width, in the order of the layers. The outline is the uniform network within the same "
         "budgets: all base widths times one ratio. Where a bar is above it, the network spends more there."
     )
-    caption += some(len(panels), len(chosen), "settings")
-    return [Figures(panels, caption), *_widths_tables(view)]
-
-
-def _widths_panel(view: View, group: Group, index: int) -> Panel:
-    names = list(group.runs[0].widths)
-    each = [list(run.widths.values()) for run in group.runs]
-    means = [statistics.fmean(column) for column in zip(*each, strict=True)]
-    uniform = group.runs[0].uniform()
-    reference = ("uniform, within the same budgets", list(uniform.values())) if uniform else None
-    label = f"{group.method}{times(len(each), mean=True)}"
-    drawn = figures.widths(group.label, names, means, each, view.style(group), reference, label)
-    return Panel(numbered("widths", index), f"Widths per layer: {group.label}", drawn)
-
-
-def _widths_tables(view: View) -> Iterator[str]:
-    """One for each network, since each has its own names; a group that only repeats a network has one row."""
-    networks = [run.network for run in view.runs]
+    blocks: Blocks = [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
+    networks = [run.network for run in all_runs(groups)]
     for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
-        rows: dict[tuple[object, ...], tuple[object, ...]] = {}
-        for group in view.groups:
-            for each in group.runs:
-                if each.network == network:
-                    same = all(other.widths == each.widths for other in group.runs)
-                    row = (
-                        group.label if same else each.label,
-                        *each.widths.values(),
-                        f"{each.memory_mib:.4f}",
-                        f"{each.macs_m:.2f}",
-                    )
-                    rows.setdefault((group.label, *each.widths.values()), row)
-        base = cost.memory_bytes(network, network.widths) / cost.MIB, cost.macs(network, network.widths) / 1e6
-        base_row = ("base widths", *network.widths.values(), f"{base[0]:.4f}", f"{base[1]:.2f}")
-        yield page.table(
-            f"Widths of {network.name}", ("run", *network.widths, "MiB", "M MACs"), [base_row, *rows.values()]
-        )
-
-
-# --- size ---------------------------------------------------------------------------------------
-
-
-def sizes(view: View) -> Blocks | Absent:
-    chosen = _chosen(view)
-    panels: list[Panel] = []
-    for index, group in enumerate(chosen[:PANELS]):
-        run = group.runs[0]
-        parts = [
-            Bar(size.layer, {"binary weights": size.binary_bytes, "float weights and scales": size.float_bytes})
-            for size in cost.layer_bytes(run.network, run.widths, binary=run.binary)
+        rows = {"": ("base widths", network.widths, costs_of(network, network.widths))}
+        for group in groups:
+            for run in group.runs:
+                if run.network == network:  # runs of a group with the same widths share a row
+                    same = all(other.widths == run.widths for other in group.runs)
+                    label = group.label if same else run.label
+                    rows.setdefault(f"{group.label} {run.widths}", (label, run.widths, run.costs))
+        cells = [
+            {"run": label, **widths, "MiB": f"{memory:.4f}", "M MACs": f"{macs:.2f}"}
+            for label, widths, (memory, macs) in rows.values()
         ]
-        figure = figures.stacked(f"{group.label}: {run.memory_mib:.4f} MiB", "bytes", parts)
-        panels.append(Panel(numbered("size", index), f"Bytes per layer: {run.label}", figure))
+        blocks.append(page.table(f"Widths of {network.name}", cells))
+    return blocks
+
+
+def size_section(groups: Sequence[Group]) -> Section:
+    """Bytes of binary and of float parameters, a bar a layer."""
+    chosen = _worth_drawing(groups)
+    panels = []
+    for number, group in enumerate(chosen[: view.MOST_PANELS], 1):
+        run = group.runs[0]
+        sizes = cost.layer_bytes(run.network, run.widths, binary=run.binary)
+        parts = {"binary weights": [each.binary_bytes for each in sizes]}
+        parts["float weights and scales"] = [each.float_bytes for each in sizes]
+        title = f"{group.label}: {run.costs[0]:.4f} MiB"
+        figure = draw_bars(title, "bytes", [each.layer for each in sizes], parts, Style())
+        panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))
     caption = (
         "Bytes of each layer’s parameters: 1 bit a binary weight; float32 scales, first convolution and dense layer."
     )
     caption += " Of several seeds the first is drawn." if any(len(group.runs) > 1 for group in chosen) else ""
-    caption += some(len(panels), len(chosen), "settings")
-    return [Figures(tuple(panels), caption)]
+    return [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
 
 
 # --- over the rounds ----------------------------------------------------------------------------
 
 
-def _logged(view: View, key: str) -> list[tuple[Group, list[Run]]]:
-    """Groups with the runs whose rounds tell a number."""
-    found = [(group, [run for run in group.runs if run.rounds and key in run.rounds[-1]]) for group in view.groups]
-    return [(group, members) for group, members in found if members]
+def _logged(groups: Sequence[Group], key: str) -> list[tuple[Group, list[Run]]]:
+    """Groups with the runs whose logs have a number."""
+    pairs = [(group, [run for run in group.runs if run.rounds and key in run.rounds[-1]]) for group in groups]
+    return [(group, runs) for group, runs in pairs if runs]
 
 
-def _lines(view: View, key: str, of: Callable[[float], float]) -> list[Line]:
+def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float]) -> list[Series]:
     """A line a run; the mean of each group if that were too many."""
-    found = _logged(view, key)
-    count = sum(len(members) for _, members in found)
-    drawn = []
-    for group, members in found:
-        rows = [[(row["round"], of(row[key])) for row in run.rounds if key in row] for run in members]
-        if count > LINES:
-            shortest = min(map(len, rows))
-            rows = [[(rows[0][at][0], statistics.fmean(row[at][1] for row in rows)) for at in range(shortest)]]
-        for row in rows:
-            x, y = zip(*row, strict=True)
-            drawn.append(Line(group.label + times(len(members), mean=count > LINES), x, y, view.style(group)))
-    return drawn
+    logged = _logged(groups, key)
+    as_means = sum(len(runs) for _, runs in logged) > MOST_LINES
+    lines = []
+    for group, runs in logged:
+        rows = [[(row["round"], convert(row[key])) for row in run.rounds if key in row] for run in runs]
+        if as_means:
+            # The rounds that all of them have.
+            rows = [[(each[0][0], statistics.fmean(y for _, y in each)) for each in zip(*rows, strict=False)]]
+        label = group.label + describe_mean(len(runs) if as_means else 1)
+        lines += [Series(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
+    return lines
 
 
-def errors(view: View) -> Blocks | Absent:
+def error_section(groups: Sequence[Group]) -> Section:
+    """Top-1 error of the shared weights over the rounds, on both halves of the training set."""
     panels: list[Panel] = []
     for key, half in (("weight_top1_percent", "weights’ half, in training"), ("width_top1_percent", "widths’ half")):
-        if drawn := _lines(view, key, lambda percent: 100 - percent):
-            figure = figures.lines(f"Error on the {half}", "round", "top-1 error, %", drawn)
-            panels.append(Panel(numbered("error", len(panels)), f"Top-1 error over the search, {half}", figure))
+        if lines := _lines(groups, key, lambda percent: 100 - percent):
+            figure = draw_lines(f"Error on the {half}", "top-1 error, %", lines)
+            panels.append(Panel(f"error-{len(panels) + 1}", f"Top-1 error over the search, {half}", figure))
     if not panels:
-        return _no_rounds(view)
+        return NO_ROUNDS
     caption = (
         "Top-1 error of the shared weights over the rounds of the search: in training, on the half of the training set "
-        "that trains weights, and on the half that chooses widths. Lower is better; a jump upwards is what a rebuilt "
-        "network forgot."
+        "that trains weights, and on the half that chooses widths. Lower is better."
     )
-    if not _logged(view, "weight_top1_percent"):
-        caption += " These logs were written by a version that kept no error of the weights’ half."
-    return [Figures(tuple(panels), caption)]
+    return [Panels(panels, caption)]
 
 
-def _no_rounds(view: View) -> Absent:
-    if any(run.rounds for run in view.runs):
-        return Absent("no run moved its widths by a gradient")
-    if any("search" in run.stages and run.method not in CONTROLS for run in view.runs):
-        return Absent("the log of the search has no rounds")
-    return Absent("no run has a log of a search; controls have none")
-
-
-def rounds(view: View) -> Blocks | Absent:
-    found = _logged(view, "gradient")
-    if not found:
-        return _no_rounds(view)
+def rounds_section(groups: Sequence[Group]) -> Section:
+    """How each width moved: a small panel a width, a line a run."""
+    logged = _logged(groups, "gradient")
+    if not logged:
+        return NO_ROUNDS
     blocks: Blocks = []
-    for number, (group, members) in enumerate(found[:SMALL_GROUPS]):
-        panels: list[Panel] = []
-        for index, (name, base) in enumerate(group.runs[0].network.widths.items()):
-            figure = figures.lines(
-                name, "round", "channels", [_mu(run, index, base, at) for at, run in enumerate(members)], small=True
-            )
-            panels.append(Panel(f"mu-{number + 1}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
-        blocks.append(page.heading(3, group.label))
-        caption = "Channels over the rounds: μ, and ± σ as a band" + (", a line a seed." if len(members) > 1 else ".")
+    for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
+        panels = []
+        for index, (name, base) in enumerate(runs[0].network.widths.items()):
+            figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
+            panels.append(Panel(f"mu-{number}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
+        caption = "Channels over the rounds: μ, and ± σ as a band" + (", a line a seed." if len(runs) > 1 else ".")
         caption += (
             " ▲ the loss asks for a wider layer, ▼ for a narrower one, by more than the gradient’s standard error."
         )
-        blocks.append(Figures(tuple(panels), caption, small=True))
-    if rest := some(SMALL_GROUPS, len(found), "settings"):
-        blocks.append(page.paragraph(rest.strip()))
+        blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
+    if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
+        blocks.append(page.paragraph(cut.strip()))
     return blocks
 
 
-def _mu(run: Run, index: int, base: int, at: int) -> Line:
+def _mu_line(run: Run, index: int, base: int, number: int) -> Series:
+    """One width over the rounds; ▲ where the loss falls as it grows (a negative gradient)."""
     rows = [row for row in run.rounds if "gradient" in row]
-    signs = [
-        0 if abs(row["gradient"][index]) <= row["gradient_error"][index] else (-1 if row["gradient"][index] > 0 else 1)
-        for row in rows
-    ]
-    return Line(
-        run.label,
-        [row["round"] for row in rows],
-        [base * row["mu"][index] for row in rows],
-        Style(at),
-        spread=[base * row["sigma"][index] for row in rows],
-        signs=signs,
-    )
+    signs = []
+    for row in rows:
+        gradient, error = row["gradient"][index], row["gradient_error"][index]
+        signs.append(0 if abs(gradient) <= error else -1 if gradient > 0 else 1)
+    mu, sigma = ([base * row[key][index] for row in rows] for key in ("mu", "sigma"))
+    return Series(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
 
 
-def budgets(view: View) -> Blocks | Absent:
-    moving = _logged(view, "gradient")
-    if not moving:
-        return _no_rounds(view)
-    members = [run for _, group in moving for run in group]
+def budgets_section(groups: Sequence[Group]) -> Section:
+    """Memory, and MACs and latency where they have a budget, round by round."""
+    runs = [run for _, members in _logged(groups, "gradient") for run in members]
+    if not runs:
+        return NO_ROUNDS
     limits: dict[str, dict[str, float]] = {}
-    for run in members:
+    for run in runs:
         for name, limit in run.limits.items():
-            limits.setdefault(BUDGET_OF[name], {})[f"budget, {limit:.4g} {LIMITS[name]}"] = limit
-    modelled = any(run.predicts_modelled for run in members)
-    panels: list[Panel] = []
-    for key, words in MEASURES.items():
-        if (key == "memory_mib" or key in limits) and (drawn := _lines(view, key, float)):
-            title = TITLES[key].capitalize() + (", modelled" if modelled and key == "predicted_latency_ms" else "")
-            figure = figures.lines(title, "round", words, drawn, limits=limits.get(key))
-            panels.append(
-                Panel(f"budget-{key.partition('_')[0]}", f"{title} over the rounds, against the budgets", figure)
-            )
+            key = "predicted_latency_ms" if name == "latency_ms" else name
+            limits.setdefault(key, {})[f"budget, {limit:.4g} {BUDGET_UNITS[name]}"] = limit
+    panels = []
+    for key, (title, words) in view.COSTS.items():
+        if (key == "memory_mib" or key in limits) and (lines := _lines(groups, key, float)):
+            if key == "predicted_latency_ms" and any(run.is_modelled for run in runs):
+                title += ", modelled"
+            figure = draw_lines(title, words, lines, limits=limits.get(key))
+            label = f"{title} over the rounds, against the budgets"
+            panels.append(Panel(f"budget-{key.partition('_')[0]}", label, figure))
     caption = (
         "What the widths of each round cost, rounded to whole channels, and the budgets across, each for the runs that "
-        "have it. Under projection no round is above its own."
+        "have it. A search that projects onto its budgets is never above them."
     )
-    return [Figures(tuple(panels), caption)]
+    return [Panels(panels, caption)]

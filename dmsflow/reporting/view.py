@@ -1,4 +1,4 @@
-"""What the sections of a report are made from, and made of."""
+"""What the sections of a report are made of, and the words and looks that they share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from dmsflow.reporting import figures, runs
-from dmsflow.reporting.figures import Drawing, Style
+from dmsflow.reporting.figures import MARKERS, Drawing, Style
 from dmsflow.reporting.runs import Group, Run
 
-PANELS = 12  # of one figure; more groups are left to the tables
-MEASURES = {"memory_mib": "memory, MiB", "macs_m": "million MACs", "predicted_latency_ms": "predicted latency, ms"}
-TITLES = {"memory_mib": "memory", "macs_m": "multiply-accumulates", "predicted_latency_ms": "predicted latency"}
+MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
+# By metric: the words of a title, the words beside an axis.
+COSTS = {
+    "memory_mib": ("Memory", "memory, MiB"),
+    "macs_m": ("Multiply-accumulates", "million MACs"),
+    "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,56 +28,32 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Panels that belong together, and what to see in them."""
+class Panels:
+    """Drawings that belong together, and what to see in them."""
 
-    panels: tuple[Panel, ...]
+    panels: Sequence[Panel]
     caption: str
     small: bool = False
 
 
-@dataclass(frozen=True)
-class View:
-    """All runs, in groups that differ in their seed alone, and how each group looks."""
-
-    runs: tuple[Run, ...]
-    groups: tuple[Group, ...]
-    styles: dict[str, Style]
-
-    @classmethod
-    def of(cls, found: Sequence[Run]) -> View:
-        made = sorted(runs.groups(found), key=lambda group: not group.searched)  # searches get the first colours
-        rests = list(dict.fromkeys(group.rest for group in made))
-        styles = {}
-        for number, group in enumerate(made):
-            index = rests.index(group.rest) if len(rests) > 1 else number
-            styles[group.label] = Style(index, figures.MARKERS.get(group.method, "o"), group.searched)
-        return cls(tuple(found), tuple(made), styles)
-
-    def style(self, group: Group) -> Style:
-        return self.styles[group.label]
+Blocks: TypeAlias = list[Panels | str]  # strings are finished HTML
+Section: TypeAlias = Blocks | str  # a string says why there is nothing to show
 
 
-@dataclass(frozen=True)
-class Absent:
-    """Why there is nothing to show."""
-
-    reason: str
+def all_runs(groups: Sequence[Group]) -> list[Run]:
+    return [run for group in groups for run in group.runs]
 
 
-Blocks: TypeAlias = list[Figures | str]  # strings are finished HTML
+def style_of(group: Group) -> Style:
+    """Budgets by colour, methods by marker; searches are filled, baselines hollow."""
+    return Style(group.colour, MARKERS.get(group.method, "o"), group.is_searched)
 
 
-def some(drawn: int, count: int, what: str) -> str:
+def describe_cut(drawn: int, count: int, what: str) -> str:
     """A sentence where not everything is drawn."""
     return f" Of {count} {what} the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
 
 
-def times(seeds: int, *, mean: bool = False) -> str:
-    """What a label of several runs says of their number."""
-    return "" if seeds == 1 else f", mean of {seeds}" if mean else f", {seeds} seeds"
-
-
-def numbered(stem: str, index: int) -> str:
-    """The name of a drawing among several of its kind, from 1."""
-    return f"{stem}-{index + 1}"
+def describe_mean(count: int) -> str:
+    """What a label says of a mean of several runs."""
+    return f", mean of {count}" if count > 1 else ""

@@ -160,7 +160,7 @@ def test_what_is_neither_is_refused(content, message, tmp_path, capsys):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DmsflowError, match="none.json: No such file or directory; give a manifest"):
-        show.show(tmp_path / "none.json", False, io.StringIO())
+        show.show_file(tmp_path / "none.json", False, io.StringIO())
 
 
 def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path, monkeypatch):
