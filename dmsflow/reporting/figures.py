@@ -41,7 +41,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("series"))
 INK, SOFT, RULE, PAPER = (COLOURS[name][0] for name in ("ink", "soft", "rule", "paper"))
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = {"gradient": "o", "evolution": "*", "uniform": "s", "equal": "D", "interpolated": "^", "random": "X"}
+MARKERS = {"published": "P", "evolution": "*", "uniform": "s", "equal": "D", "interpolated": "^", "random": "X"}
 WIDTH, HEIGHT = 360, 230  # of a panel without its legend
 SMALL_WIDTH, SMALL_HEIGHT = 176, 132  # of a panel among many, without names of axes and without a legend
 LEGEND_ROWS = 12  # more would be taller than the picture
@@ -129,20 +129,20 @@ class Series:
 
 def _start(height: float, width: float = WIDTH, layout: Any = "constrained") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
-    return figure, figure.add_subplot()
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    return figure, axes
 
 
-def _finish(figure: Figure, title: str, x_label: str, y_label: str, *, ticks: tuple[int, int] = (6, 7)) -> Figure:
-    """Title and names of the axes, at most so many ticks, and below them a legend of all that has a label.
+def _finish(figure: Figure, title: str, x_label: str, y_label: str) -> Figure:
+    """Title and names of the axes, and below them a legend of all that has a label.
 
     A second line of the title and every row of the legend make the figure taller.
     """
     (axes,) = figure.axes
     title = _wrapped(title, TITLE_LETTERS)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
-    for axis, count in ((axes.xaxis, ticks[0]), (axes.yaxis, ticks[1])):
-        if count:
-            axis.set_major_locator(MaxNLocator(count))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     shown: dict[str, Any] = dict([*handles.items()][:LEGEND_ROWS])
     if left := len(handles) - len(shown):
@@ -184,7 +184,7 @@ def draw_lines(
         axes.axhline(limit, color=INK, linestyle=DASHES[1 + index % (len(DASHES) - 1)], linewidth=1.2, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(4 if small else 8, integer=True))
     if not small:
-        return _finish(figure, title, "round", y_label, ticks=(0, 6))
+        return _finish(figure, title, "round", y_label)
     axes.set_title(title)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     # The same margins in all of them, since they stand in rows.
@@ -227,7 +227,7 @@ def draw_bars(
     axes.set_xticks(list(places), names, rotation=90 if letters > 3 else 0)
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _finish(figure, title, "", y_label, ticks=(0, 0))
+    return _finish(figure, title, "", y_label)
 
 
 @mpl.rc_context(SETTINGS)
@@ -273,7 +273,7 @@ def draw_rows(title: str, x_label: str, labels: Sequence[str], series: Sequence[
     axes.set_xlim(left=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    return _finish(figure, title, x_label, "", ticks=(6, 0))
+    return _finish(figure, title, x_label, "")
 
 
 # --- what becomes of a figure -------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """What runs found, as one HTML page: from widths and training errors to memory, accuracy and latency.
 
     runs.py        the chains in the folders given, in groups that differ in their seed alone
-    view.py        what sections are made of
-    searching.py   widths, size, and what happened over the rounds
-    results.py     accuracy, latency, comparison, facts
+    sections.py    accuracy, widths, what happened over the rounds, size, latency, comparison, facts
     figures.py     plain numbers as drawings, with matplotlib
     page.py        HTML
 
@@ -18,21 +16,21 @@ from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically, writing
-from dmsflow.reporting import page, results, searching
+from dmsflow.reporting import page, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
-from dmsflow.reporting.view import Panels, Section, all_runs
+from dmsflow.reporting.sections import Panels, Section, all_runs
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
-    ("accuracy", "Accuracy against memory", results.accuracy_section),
-    ("widths", "Widths per layer", searching.widths_section),
-    ("error", "Error over the search", searching.error_section),
-    ("rounds", "μ ± σ of every width", searching.rounds_section),
-    ("budgets", "Cost against the budgets", searching.budgets_section),
-    ("size", "Size per layer", searching.size_section),
-    ("latency", "Latency", results.latency_section),
-    ("comparison", "Comparison at the end of the search", results.comparison_section),
-    ("facts", "Facts", results.facts_section),
+    ("accuracy", "Accuracy against memory", sections.accuracy_section),
+    ("widths", "Widths per layer", sections.widths_section),
+    ("error", "Error over the search", sections.error_section),
+    ("rounds", "μ ± σ of every width", sections.rounds_section),
+    ("budgets", "Cost against the budgets", sections.budgets_section),
+    ("size", "Size per layer", sections.size_section),
+    ("latency", "Latency", sections.latency_section),
+    ("comparison", "Comparison at the end of the search", sections.comparison_section),
+    ("facts", "Facts", sections.facts_section),
 )
 
 

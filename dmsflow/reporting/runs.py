@@ -23,7 +23,7 @@ from dmsflow.searching.budget import Budgets
 from dmsflow.settings import RENAMED_METHODS, SearchSettings, TrainSettings, with_present_names
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
-SEARCHES = ("gradient", "evolution")  # methods that learn widths; every other one is a baseline
+BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
 BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
@@ -131,7 +131,7 @@ class Group:
 
     @property
     def is_searched(self) -> bool:
-        return self.method in SEARCHES
+        return self.method not in BASELINES
 
     def results(self) -> list[tuple[float, float, float]]:
         """Memory (MiB), million MACs and top-1 (%) of each trained network; the mean where random widths were trained twice."""

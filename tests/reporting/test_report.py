@@ -27,7 +27,7 @@ from dmsflow.files import describe_artifact
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
-from dmsflow.reporting import figures, page, report, runs, searching, view
+from dmsflow.reporting import figures, page, report, runs, sections
 from dmsflow.settings import Data
 
 VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
@@ -240,7 +240,7 @@ def test_budgets_tell_apart_and_equal_settings_do_not(tmp_path: Path) -> None:
 
 
 def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
-    twice = view.all_runs(runs.collect([study, study / "equal-0", study / "equal-0" / "search.json"]))
+    twice = sections.all_runs(runs.collect([study, study / "equal-0", study / "equal-0" / "search.json"]))
     assert len(twice) == 11
     by_folder = {run.folder.name: run.last.stage for run in twice}
     assert [by_folder[name] for name in ("equal-0", "uniform-0", "rounds-1")] == ["bench", "train", "search"]
@@ -453,7 +453,7 @@ def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> No
 def test_many_runs_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for at in range(3):
         write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at, top1=None)
-    for room, name, value in ((view, "MOST_PANELS", 2), (searching, "MOST_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
+    for room, name, value in ((sections, "MOST_PANELS", 2), (sections, "MOST_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
         monkeypatch.setattr(room, name, value)
     content = report.write_report([tmp_path], None).read_text("utf-8")
     assert content.count("Of 3 settings the first 2 are drawn.") == 2
@@ -473,9 +473,9 @@ def test_many_settings_are_named_by_markers_and_colours(tmp_path: Path) -> None:
 
 
 def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
-    for at in range(searching.MOST_LINES + 1):
+    for at in range(sections.MOST_LINES + 1):
         write(tmp_path / f"{at}", seed=at, top1=None)
-    (line,) = searching._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
+    (line,) = sections._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
     assert line.label == "gradient, 0.1 MiB, mean of 17"
     assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
 
