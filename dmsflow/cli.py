@@ -253,7 +253,7 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
     """Draw what runs found: one HTML page that needs no network.
 
     RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
-    alone are put together, as a mean with its deviation. An earlier report is overwritten, any other file is not.
+    alone are put together. An earlier report is overwritten, any other file is not.
 
     Example: dmsflow report runs --figures pictures
     """

@@ -19,7 +19,7 @@ from dmsflow.files import write_atomically, writing
 from dmsflow.reporting import page, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
-from dmsflow.reporting.sections import Panels, Section, all_runs
+from dmsflow.reporting.sections import Section, all_runs
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
@@ -56,36 +56,30 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
     links = [(anchor, title) for anchor, title, blocks in built if not isinstance(blocks, str)]
     runs = all_runs(groups)
     title = f"dmsflow: {runs[0].label}" if len(runs) == 1 else f"dmsflow: {len(runs)} runs"
-    body = [page.heading(1, title), page.paragraph(_summarise(groups)), page.contents(links)]
+    names = (
+        ", ".join(dict.fromkeys(each)) for each in zip(*((r.network.name, r.last.data.name) for r in runs), strict=True)
+    )
+    counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone stand together)"
+    summary = f"{' on '.join(names)}{counts * (len(runs) > 1)}. A deviation is that of the sample, over seeds."
+    body = [page.heading(1, title), page.paragraph(summary), page.contents(links)]
     absent = []
-    for anchor, title_of_section, blocks in built:
+    for anchor, heading, blocks in built:
         if isinstance(blocks, str):
-            absent.append(f"{title_of_section}: {blocks}.")
+            absent.append(f"{heading}: {blocks}.")
             continue
-        body.append(page.heading(2, title_of_section, anchor))
+        body.append(page.heading(2, heading, anchor))
         for block in blocks:
             if isinstance(block, str):
                 body.append(block)
                 continue
-            drawings = [inline_svg(panel.figure, panel.name, panel.label) for panel in block.panels]
+            drawings = []
+            for panel in block.panels:
+                drawings.append(inline_svg(panel.figure, panel.name, panel.label))
+                if folder:
+                    with writing(folder / f"{panel.name}.{form}") as partial:
+                        write_figure(panel.figure, partial, form)
             body.append(page.figure(drawings, block.caption, block.panels[0].label, small=block.small))
-            if folder:
-                _write_figures(block, folder, form)
     if absent:
         body += [page.heading(2, "Left out", "left-out"), page.listing(absent)]
     write_atomically(path, page.document(title, COLOURS, body).encode("utf-8"))
     return path
-
-
-def _write_figures(block: Panels, folder: Path, form: str) -> None:
-    for panel in block.panels:
-        with writing(folder / f"{panel.name}.{form}") as partial:
-            write_figure(panel.figure, partial, form)
-
-
-def _summarise(groups: Sequence[Group]) -> str:
-    runs = all_runs(groups)
-    networks = ", ".join(dict.fromkeys(run.network.name for run in runs))
-    data = ", ".join(dict.fromkeys(run.last.data.name for run in runs))
-    counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone stand together)"
-    return f"{networks} on {data}{counts if len(runs) > 1 else ''}. A deviation is that of the sample, over seeds."

@@ -126,19 +126,18 @@ def _count_results(group: Group) -> str:
 
 
 def _accuracy_row(group: Group, means: Sequence[float], fronts: Mapping[str, list[str]]) -> dict[str, object]:
-    memory, macs, top1 = means
-    values, size = [row[2] for row in group.results()], _mean(group.runs, "export", "file_bytes")
-    return {
+    values = [row[2] for row in group.results()]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    count = f"{len(values)} draws" if group.method == "random" and len(values) > 1 else len(values)
+    row: dict[str, object] = {
         "settings": group.label,
-        "top-1 %": f"{top1:.2f}",
-        "± deviation": f"{statistics.stdev(values):.2f}" if len(values) > 1 else None,
-        "runs": f"{len(values)} draws" if group.method == "random" and len(values) > 1 else len(values),
-        "MiB": f"{memory:.4f}",
-        "M MACs": f"{macs:.2f}",
-        "file, bytes": None if size is None else f"{size:,.0f}",
-        "latency ms": _format_ms(_mean(group.runs, "bench", "latency_ms_median")),
-        "on the front of": ", ".join(name for name, front in fronts.items() if group.label in front),
+        "top-1 %": f"{means[2]:.2f}",
+        "± deviation": _format(deviation),
+        "runs": count,
     }
+    row |= _cost_cells(means) | {"file, bytes": _format(_mean(group.runs, "export", "file_bytes"), ",.0f")}
+    row["latency ms"] = _format_ms(_mean(group.runs, "bench", "latency_ms_median"))
+    return row | {"on the front of": ", ".join(name for name, front in fronts.items() if group.label in front)}
 
 
 def _mean(runs: Sequence[Run], stage: str, name: str) -> float | None:
@@ -146,8 +145,16 @@ def _mean(runs: Sequence[Run], stage: str, name: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+def _format(value: float | None, form: str = ".2f") -> str | None:
+    return None if value is None else format(value, form)
+
+
 def _format_ms(ms: float | None, word: str = "") -> str | None:
     return None if ms is None else milliseconds(ms) + word
+
+
+def _cost_cells(costs: Sequence[float]) -> dict[str, object]:
+    return {"MiB": f"{costs[0]:.4f}", "M MACs": f"{costs[1]:.2f}"}
 
 
 # --- widths and size ----------------------------------------------------------------------------
@@ -178,18 +185,14 @@ def widths_section(groups: Sequence[Group]) -> Section:
     blocks: Blocks = [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
     networks = [run.network for run in all_runs(groups)]
     for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
-        rows = {"": ("base widths", network.widths, costs_of(network, network.widths))}
+        base = costs_of(network, network.widths)
+        rows: dict[str, dict[str, object]] = {"": {"run": "base widths", **network.widths, **_cost_cells(base)}}
         for group in groups:
-            for run in group.runs:
-                if run.network == network:  # runs of a group with the same widths share a row
-                    same = all(other.widths == run.widths for other in group.runs)
-                    label = group.label if same else run.label
-                    rows.setdefault(f"{group.label} {run.widths}", (label, run.widths, run.costs))
-        cells = [
-            {"run": label, **widths, "MiB": f"{memory:.4f}", "M MACs": f"{macs:.2f}"}
-            for label, widths, (memory, macs) in rows.values()
-        ]
-        blocks.append(page.table(f"Widths of {network.name}", cells))
+            for run in (run for run in group.runs if run.network == network):
+                same = all(other.widths == run.widths for other in group.runs)  # then they share a row
+                row = {"run": group.label if same else run.label, **run.widths, **_cost_cells(run.costs)}
+                rows.setdefault(f"{group.label} {run.widths}", row)
+        blocks.append(page.table(f"Widths of {network.name}", [*rows.values()]))
     return blocks
 
 
@@ -364,20 +367,15 @@ def _draw_latencies(platform: str, labelled: Mapping[str, Sequence[Run]]) -> Dra
 def _latency_row(label: str, runs: Sequence[Run], platform: str) -> dict[str, object]:
     used = _profile_of(runs[0])
     word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
-    error, ratio = (_mean(runs, "bench", name) for name in ("prediction_error_percent", "latency_ratio_to_float32"))
-    return {
-        "settings": label,
-        "runs": len(runs),
-        "median ms": _format_ms(_mean(runs, "bench", "latency_ms_median")),
-        "p90 ms": _format_ms(_mean(runs, "bench", "latency_ms_p90")),
-        "predicted ms": _format_ms(_mean(runs, "bench", "predicted_latency_ms"), word),
-        "error %": None if error is None else f"{error:+.1f}",
-        "float32 ms": _format_ms(_mean(runs, "bench", "float32_latency_ms_median")),
-        "÷ float32": None if ratio is None else f"{ratio:.2f}",
-        "on": platform,
-        "profile": used.get("name"),
-        "date": runs[0].stages["bench"].environment.get("date"),
-    }
+    names = ("latency_ms_median", "latency_ms_p90", "float32_latency_ms_median", "predicted_latency_ms")
+    median, p90, float32, predicted = (_mean(runs, "bench", name) for name in names)
+    row = {"settings": label, "runs": len(runs), "median ms": _format_ms(median), "p90 ms": _format_ms(p90)}
+    row["predicted ms"] = _format_ms(predicted, word)
+    row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
+    row["float32 ms"] = _format_ms(float32)
+    row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
+    date = runs[0].stages["bench"].environment.get("date")
+    return row | {"on": platform, "profile": used.get("name"), "date": date}
 
 
 # --- the end of the search, and the facts -------------------------------------------------------
@@ -395,20 +393,12 @@ def comparison_section(groups: Sequence[Group]) -> Section:
             counts[str(row["images"])] = None
             if row["name"] != "searched":
                 verdicts.setdefault(row["name"], []).append(difference > error)
-            rows.append(
-                {
-                    "run": run.label,
-                    "widths of": row["name"],
-                    "": "chosen" if row["name"] == metrics.get("chosen") else "",
-                    "loss − searched": f"{difference:+.4f} ± {error:.4f}",
-                    "loss": f"{row['loss']:.4f}",
-                    "top-1 %": f"{row['top1_percent']:.2f}",
-                    "MiB": f"{row['memory_mib']:.4f}",
-                    "M MACs": f"{row['macs_m']:.2f}",
-                    "predicted ms": _format_ms(row.get("predicted_latency_ms"), " modelled" * run.is_modelled),
-                    "widths": " ".join(map(str, row["widths"].values())),
-                }
-            )
+            chosen = "chosen" if row["name"] == metrics.get("chosen") else ""
+            cells = {"run": run.label, "widths of": row["name"], "": chosen}
+            cells |= {"loss − searched": f"{difference:+.4f} ± {error:.4f}", "loss": f"{row['loss']:.4f}"}
+            cells |= {"top-1 %": f"{row['top1_percent']:.2f}", **_cost_cells((row["memory_mib"], row["macs_m"]))}
+            cells["predicted ms"] = _format_ms(row.get("predicted_latency_ms"), " modelled" * run.is_modelled)
+            rows.append({**cells, "widths": " ".join(map(str, row["widths"].values()))})
     if not rows:
         return "no run compared its result with baselines (only a search does)"
     words = (
@@ -423,31 +413,18 @@ def comparison_section(groups: Sequence[Group]) -> Section:
 
 def facts_section(groups: Sequence[Group]) -> Section:
     """What each run is of, where it ran, and the commands that write it again."""
-    rows = []
+    rows, commands = [], []
     for run in all_runs(groups):
-        ran = run.last.environment
+        ran, data = run.last.environment, run.last.data
         versions = ran.get("versions", {})
-        seconds = {stage: run.metrics(stage).get("seconds") for stage in ("search", "train")}
-        rows.append(
-            {
-                "run": run.label,
-                "folder": run.folder,
-                "stages": " → ".join(run.stages),
-                "data": run.last.data.name,
-                "training images": run.last.data.train_images or "all",
-                "search seed": run.settings("search").get("seed"),
-                "train seed": run.settings("train").get("seed"),
-                "dmsflow": versions.get("dmsflow"),
-                "commit": ran.get("commit"),
-                "torch": versions.get("torch"),
-                "processor": measured_machine(ran).get("processor"),
-                "device": ran.get("device" if "bench" in run.stages else "torch_device"),
-                "date": ran.get("date"),
-                **{f"{stage} s": None if each is None else f"{each:.0f}" for stage, each in seconds.items()},
-            }
-        )
-    commands = [
-        page.details(run.label, "\n".join(f"{stage}: {shlex.join(each.command)}" for stage, each in run.stages.items()))
-        for run in all_runs(groups)
-    ]
+        row = {"run": run.label, "folder": run.folder, "stages": " → ".join(run.stages), "data": data.name}
+        row |= {"training images": data.train_images or "all"}
+        row |= {f"{stage} seed": run.settings(stage).get("seed") for stage in ("search", "train")}
+        row |= {"dmsflow": versions.get("dmsflow"), "commit": ran.get("commit"), "torch": versions.get("torch")}
+        row["processor"] = measured_machine(ran).get("processor")
+        row |= {"device": ran.get("device" if "bench" in run.stages else "torch_device"), "date": ran.get("date")}
+        row |= {f"{stage} s": _format(run.metrics(stage).get("seconds"), ".0f") for stage in ("search", "train")}
+        rows.append(row)
+        lines = (f"{stage}: {shlex.join(each.command)}" for stage, each in run.stages.items())
+        commands.append(page.details(run.label, "\n".join(lines)))
     return [page.table("Facts of every run", rows), page.heading(3, "Commands"), *commands]
