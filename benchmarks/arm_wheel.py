@@ -23,6 +23,7 @@ import script
 from PIL import Image
 
 from dmsflow import datasets, manifest
+from dmsflow.manifest import load_manifest
 from dmsflow.measuring.devices import qemu
 from dmsflow.measuring.devices.emulated import parts
 from dmsflow.terminal import print_table
@@ -56,7 +57,7 @@ def install(wheel: Path, site: Path) -> None:
 
 def write_images(export: Path, count: int, folder: Path) -> None:
     """The first images of each class of the test split, in a folder for each class."""
-    data = datasets.load_dataset(manifest.load(export, "export").data)
+    data = datasets.load_dataset(load_manifest(export, "export").data)
     for label, name in enumerate(data.classes):
         place = folder / f"{label:04}"
         place.mkdir(parents=True)
@@ -109,7 +110,7 @@ def main(wheel: Path, exports: tuple[Path, ...], images: int) -> None:
         for index, export in enumerate(exports):
             place = Path(folder, str(index))
             write_images(export, images, place / "images")
-            exported = manifest.load(export, "export")
+            exported = load_manifest(export, "export")
             model = manifest.verify(export, exported.artifacts["model"])
             own = {"PYTHONPATH": str(site), "OPENBLAS_NUM_THREADS": "1"}
             on_arm = bench(there, own, model, place / "images", place / "there")

@@ -23,7 +23,7 @@ from typing import Any
 
 import script
 
-from dmsflow import manifest
+from dmsflow.manifest import load_manifest
 
 CASE = "memory+latency"
 BUDGETS = ("--memory-mib", "0.08", "--latency-ms", "0.3")
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, seed: int, method: str) -> Path:
 def row(job: tuple[int, str], measured: Path) -> dict[str, Any]:
     """What is kept of a chain, by the manifest of its bench."""
     seed, method = job
-    search, train, export, bench = (manifest.load(measured.with_name(f"{name}.json")) for name in STAGES)
+    search, train, export, bench = (load_manifest(measured.with_name(f"{name}.json")) for name in STAGES)
     found = search.metrics
     return {
         "case": CASE,

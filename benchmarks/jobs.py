@@ -28,10 +28,10 @@ from typing import Any
 import msgspec
 import torch
 
-from dmsflow import manifest, settings
+from dmsflow import settings
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
-from dmsflow.manifest import Flow, Manifest
+from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.searching import search
 from dmsflow.settings import Data
 from dmsflow.training import train
@@ -78,7 +78,7 @@ class Runs:
 
     def trained(self, job: Job) -> Path:
         """Path of the train manifest of a job whose widths are chosen; ends the program if they were chosen otherwise."""
-        found = manifest.load(self.chosen(job), "search")
+        found = load_manifest(self.chosen(job), "search")
         asked = {**job.search, "train_images": self.data.train_images}
         had = {**_present_settings(found.settings), "train_images": found.data.train_images}
         for name in (name for name, value in asked.items() if had.get(name) != value):
@@ -242,7 +242,7 @@ def row(job: Job, where: Runs) -> dict[str, Any] | None:
 
 
 def _row(job: Job, where: Runs) -> dict[str, Any]:
-    found, done = manifest.load(where.chosen(job), "search"), manifest.load(where.trained(job), "train")
+    found, done = load_manifest(where.chosen(job), "search"), load_manifest(where.trained(job), "train")
     return {
         "choice": job.choice,
         "network": found.network.name,

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import script
 
-from dmsflow.deploying import target
+from dmsflow.deploying.target import load_target
 from dmsflow.files import write_atomically
 from dmsflow.measuring import devices, profiling
 from dmsflow.measuring.devices import Access
@@ -91,7 +91,7 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
     """Networks of random widths, predicted and measured beside the profile's own reference."""
     draw = np.random.default_rng(SEED)
     chosen = settings(arguments, 32)
-    aim = target.load(arguments.target)
+    aim = load_target(arguments.target)
     aim = msgspec.structs.replace(aim, runner=devices.runner_of(aim, chosen))
     rows = []
     with devices.connect("local", Access()) as measure:

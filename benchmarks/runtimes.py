@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import script
 
-from dmsflow import plugin
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
@@ -33,6 +32,7 @@ from dmsflow.files import write_atomically
 from dmsflow.measuring.devices import _program
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.network import Network, load_network
+from dmsflow.plugin import load_plugin
 from dmsflow.terminal import milliseconds, print_table
 
 # Network, pixels, classes, widths over those of the paper.
@@ -101,7 +101,7 @@ def usable() -> dict[str, str]:
     versions = {}
     for label, (_, _, name) in FILES.items():
         try:
-            versions[label] = plugin.load("runners", name).version()
+            versions[label] = load_plugin("runners", name).version()
         except DmsflowError as error:
             print(f"without {label}: {error}", file=sys.stderr)
     return versions
@@ -151,11 +151,11 @@ def opened(
     exporter, arguments, runner = FILES[label]
     path = folder / (f"{label}.onnx" if exporter == "onnx" else f"{label}.tflite")
     if arguments is None:
-        plugin.load("exporters", exporter).write_float(network, widths, draw_weights(network, widths), MEAN, STD, path)
+        load_plugin("exporters", exporter).write_float(network, widths, draw_weights(network, widths), MEAN, STD, path)
     else:
-        plugin.load("exporters", exporter).write(form, path, **arguments)
+        load_plugin("exporters", exporter).write(form, path, **arguments)
     began = time.perf_counter_ns()
-    session = plugin.load("runners", runner).open(path, threads)
+    session = load_plugin("runners", runner).open(path, threads)
     return session, (time.perf_counter_ns() - began) / 1e6
 
 

@@ -29,6 +29,7 @@ from dmsflow.searching.budget import Budgets, Range
 from dmsflow.searching.supernetwork import Schedule, SuperNetwork
 from dmsflow.settings import Data, SearchSettings
 from dmsflow.terminal import print_table
+from dmsflow.training.mask import exact_masks
 from dmsflow.training.model import Model
 from dmsflow.training.step import sgd, weight_step
 
@@ -79,7 +80,8 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     images, labels = next(net.given.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        active = net.place_masks(net.masks(torch.tensor(net.at.mu), net.window()))
+        masks = dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True))
+        active = net.place_masks(masks)
         weight_step(net.model, net.optimiser, (images, labels), where, active)
 
     def plain_step() -> None:

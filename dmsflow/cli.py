@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from dmsflow import __version__, doctor, environment, manifest, options, settings
-from dmsflow.deploying import target
+from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Data
 
@@ -183,7 +183,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     from dmsflow.measuring import bench, predicted_latency
     from dmsflow.network import profile
 
-    aim = target.load(chosen["export"].target)
+    aim = load_target(chosen["export"].target)
     environment.require("search and train", ["torch"])
     environment.require(f"target {aim.name}", doctor.find_missing_modules(aim))
     if "official" in export.choose_converter(aim, chosen["export"]).values():
@@ -239,9 +239,9 @@ def show_command(source: Path, as_json: bool) -> None:
 
     Example: dmsflow show runs/vgg11-cifar10/bench.json
     """
-    from dmsflow.reporting import show
+    from dmsflow.reporting.show import show_file
 
-    show.show_file(source, as_json, sys.stdout)
+    show_file(source, as_json, sys.stdout)
 
 
 @cli.command("report")
@@ -257,9 +257,9 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
 
     Example: dmsflow report runs --figures pictures
     """
-    from dmsflow.reporting import report
+    from dmsflow.reporting.report import write_report
 
-    click.echo(report.write_report(sources, out, folder=figures, form=form))
+    click.echo(write_report(sources, out, folder=figures, form=form))
 
 
 @cli.command("doctor")

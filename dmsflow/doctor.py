@@ -7,18 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from dmsflow import __version__, native, plugin
-from dmsflow.deploying import target
+from dmsflow import __version__, native
+from dmsflow.deploying.target import Target, list_targets, load_target
 from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_installed, version
 from dmsflow.errors import DmsflowError
-from dmsflow.plugin import PACKAGE
+from dmsflow.plugin import PACKAGE, load_plugin
 
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 
 Row = tuple[str, str, str]  # what, its state, what to do
 
 
-def find_missing_modules(aim: target.Target) -> list[str]:
+def find_missing_modules(aim: Target) -> list[str]:
     """Modules that are missing here for writing the files of a target, and for running them by one of its runners.
 
     Raises:
@@ -30,7 +30,7 @@ def find_missing_modules(aim: target.Target) -> list[str]:
 
 def _find_missing(kind: str, name: str) -> list[str]:
     """What a plug-in REQUIRES and is not installed; of modules that stand in for each other, the first is named."""
-    modules = getattr(plugin.load(kind, name), "REQUIRES", ())
+    modules = getattr(load_plugin(kind, name), "REQUIRES", ())
     spare = {other for module in modules for other in ALTERNATIVES.get(module, ())}
     return [
         module
@@ -49,8 +49,8 @@ def report() -> tuple[list[Row], bool]:
             state = (version(module) or "installed") if present else "absent"
             rows.append((f"{module} [{extra}]", state, "" if present else f"pip install 'dmsflow[{extra}]'"))
     rows += _try_libraries()
-    for name in target.names():
-        missing = find_missing_modules(target.load(name))
+    for name in list_targets():
+        missing = find_missing_modules(load_target(name))
         state = f"lacks {', '.join(missing)}" if missing else "ready"
         rows.append((f"target {name}", state, install_command(missing) if missing else ""))
     return rows, not any(state == "broken" for _, state, _ in rows)

@@ -57,7 +57,7 @@ Link: TypeAlias = tuple[Path, Manifest]  # where a manifest lies, and what is in
 Chain: TypeAlias = list[Link]  # the search first
 
 
-def load(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
+def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
     """Read and verify a manifest.
 
     Args:
@@ -102,10 +102,10 @@ def chain(path: Path, *, whole: bool = True) -> Chain:
     Raises:
         DmsflowError: one of them is missing, changed, or not a manifest.
     """
-    found: Chain = [(path, load(path))]
+    found: Chain = [(path, load_manifest(path))]
     while (parent := found[0][1].parent) and (whole or (found[0][0].parent / parent.path).exists()):
         above = verify(found[0][0], parent)
-        found.insert(0, (above, load(above)))
+        found.insert(0, (above, load_manifest(above)))
     return found
 
 
@@ -129,9 +129,9 @@ def verify(manifest_path: Path, artifact: Artifact) -> Path:
     return path
 
 
-def save(path: Path, manifest: Manifest) -> Path:
+def save_manifest(path: Path, manifest: Manifest) -> Path:
     """Write a manifest, whole or not at all; that of a bare model file has no network, widths and data."""
-    absent = () if manifest.network else ("network", "widths", "data")
+    absent = () if manifest.network else ("parent", "network", "widths", "data")
     content = {name: value for name, value in msgspec.to_builtins(manifest).items() if name not in absent}
     write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return path
@@ -174,7 +174,7 @@ def finish_stage(
         "artifacts": artifacts,
         "metrics": done.metrics,
     }
-    return save(path, Manifest(**facts, **made))
+    return save_manifest(path, Manifest(**facts, **made))
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
         return False
     if not flow.resume:
         raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
-    done = load(path, bare=True)
+    done = load_manifest(path, bare=True)
     if data and anchored(data) != done.data:
         what = f"was made of {done.data.name} with other data options"
         raise DmsflowError(path, what, "--resume with its own options, or --force")

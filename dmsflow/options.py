@@ -98,7 +98,7 @@ def _explain_option(error: click.NoSuchOption, name: str) -> Exception:
                 holders[record] = present
     for present in params & set(holders.values()):
         return DmsflowError(error.option_name, "has another name", f"--{present.replace('_', '-')}")
-    if holders and "assignments" in params:
+    if holders and "set" in params:
         named = " or ".join(f"--set {record}.{present}=VALUE" for record, present in holders.items())
         return DmsflowError(error.option_name, "is a setting", f"{named}, or in a preset")
     return error
@@ -167,9 +167,9 @@ def _call(module: str, function: str) -> Callable[[], list[str]]:
 
 
 COMPLETED: dict[str, Callable[[], list[str]]] = {
-    "network": lambda: plugin.names("networks"),
-    "dataset": lambda: plugin.names("datasets"),
-    "target": _call("dmsflow.deploying.target", "names"),
+    "network": lambda: plugin.list_plugins("networks"),
+    "dataset": lambda: plugin.list_plugins("datasets"),
+    "target": _call("dmsflow.deploying.target", "list_targets"),
     "profile": _call("dmsflow.network.profile", "profile_names"),
     "preset": settings.preset_names,
 }
@@ -212,7 +212,7 @@ COMPLETE_PRESET = _completion(settings.preset_names)
 preset_options = _stack(
     click.option("--effort", type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
     click.option("--preset", default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
-    click.option("--set", "assignments", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
+    click.option("--set", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
@@ -224,7 +224,7 @@ def resolved(ctx: click.Context, record: str) -> Any:
     if "preset" in ctx.params:
         values = settings.load_preset(record, ctx.params["preset"])
         values = settings.scale_effort(RECORDS[record], values, ctx.params["effort"])
-    values |= settings.parse_assignments(record, RECORDS, ctx.params.get("assignments", ()))
+    values |= settings.parse_assignments(record, RECORDS, ctx.params.get("set", ()))
     for param in ctx.command.params:
         if not isinstance(param, SettingOption) or record not in param.records or not param.name:
             continue

@@ -22,7 +22,7 @@ FOLDERS = {
 }
 
 
-def names(kind: str) -> list[str]:
+def list_plugins(kind: str) -> list[str]:
     """Plug-ins of a kind, as the user writes them (dashes for underscores)."""
     return sorted(path.stem.replace("_", "-") for path in (PACKAGE / FOLDERS[kind]).glob("[!_]*.py"))
 
@@ -32,7 +32,7 @@ def path_of(kind: str, name: str) -> Path:
     return Path(name) if name.endswith(".py") else PACKAGE / FOLDERS[kind] / f"{name.replace('-', '_')}.py"
 
 
-def load(kind: str, name: str) -> ModuleType:
+def load_plugin(kind: str, name: str) -> ModuleType:
     """Import a plug-in by name, or a user's own by the path of its `.py` file.
 
     Raises:
@@ -40,8 +40,8 @@ def load(kind: str, name: str) -> ModuleType:
     """
     if name.endswith(".py"):
         return _load_file(Path(name))
-    if name not in names(kind):
-        right = f"use one of {', '.join(names(kind))}, or the path of a .py file"
+    if name not in list_plugins(kind):
+        right = f"use one of {', '.join(list_plugins(kind))}, or the path of a .py file"
         raise DmsflowError(f"{kind.rstrip('s')} {name}", "is unknown", right)
     folder = FOLDERS[kind].replace("/", ".")
     return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")

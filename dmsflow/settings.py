@@ -294,11 +294,11 @@ def parse_assignments(
     for text in assignments:
         name, equals, value = text.partition("=")
         table, _, field = name.strip().partition(".")
-        if not equals or table not in kinds or field not in kinds[table].__struct_fields__:
-            fields = (
-                ", ".join(kinds[table].__struct_fields__) if table in kinds else ", ".join(f"{k}.NAME" for k in kinds)
-            )
-            raise DmsflowError(f"--set {text}", "is no setting", f"write STAGE.NAME=VALUE with one of {fields}")
+        fields = kinds[table].__struct_fields__ if table in kinds else tuple(f"{kind}.NAME" for kind in kinds)
+        # `resolve` says what a setting of an earlier version is called now.
+        if not equals or table not in kinds or field not in (*fields, *RENAMED_FIELDS, *REMOVED_FIELDS):
+            right = f"write STAGE.NAME=VALUE with one of {', '.join(fields)}"
+            raise DmsflowError(f"--set {text}", "is no setting", right)
         if table == stage:
             try:
                 found[field] = tomllib.loads(f"value = {value}")["value"]

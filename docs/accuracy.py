@@ -25,12 +25,6 @@ METHODS = {  # by their keys in the results files
 PAST_COMMIT = "c6a9be6"  # the last one with settings that settings.REMOVED_FIELDS lists
 BASELINES = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
-# Rows of Table 1 have the words of the version that made them.
-OLD_TITLES = {
-    "flat": "equal",
-    "random, 8 draws around flat": "random, 8 draws around equal",
-    "the paper's search, literally": "DMS as published",
-}
 
 
 def environments(rows: Sequence[Row]) -> list[Row]:
@@ -296,9 +290,7 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
         lines.setdefault(f"{NETWORKS[row['network']]} {row['row']}", []).append(row)
     told = []
     for title, group in lines.items():
-        without = [
-            OLD_TITLES.get(row["widths"], row["widths"]) for row in group if not row["jobs"] and not row["left_out"]
-        ]
+        without = [figures.present_words(row["widths"]) for row in group if not row["jobs"] and not row["left_out"]]
         told += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
     return told
 
@@ -314,7 +306,7 @@ def _table1_row(row: Row) -> tuple[str, ...]:
     return (
         NETWORKS[row["network"]],
         row["row"],
-        OLD_TITLES.get(row["widths"], row["widths"]),
+        figures.present_words(row["widths"]),
         *printed,
         *costs,
         top1,

@@ -35,7 +35,8 @@ bench then prints the predicted latency beside the measured one ([profiles](prof
 
 **Settings** come from, last wins: the defaults, `--preset`, `--effort`, `--set`, environment variables, options
 ([every setting](settings.md)). The variable of an option is its name behind the command's: `DMSFLOW_SEARCH_PRESET=paper` stands for
-`--preset paper` of search; [others](environment.md). `--dry-run` shows what would be done, and what budgets are
+`--preset paper` of search, `DMSFLOW_SEARCH_SET="search.rounds=32 search.batch_size=64"` for two `--set`;
+[others](environment.md). `--dry-run` shows what would be done, and what budgets are
 possible.
 
 **After an interruption**, the same command with `--resume` continues where it stopped: search and train

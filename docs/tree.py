@@ -6,6 +6,7 @@ make docs
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
 # As one uses them, then what they build on; a new package stands last.
 ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
+WIDTH = 120  # of a line
 COLUMN = 20  # where descriptions begin: behind the longest name, indented twice
 
 
@@ -30,8 +32,8 @@ def describe(folder: Path, depth: int = 0) -> Iterator[str]:
     purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
     yield f"{'  ' * depth}{folder.name}/".ljust(COLUMN) + purpose.partition("\n")[0].removesuffix(".")
     modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if modules:
-        yield " " * COLUMN + "  ".join(modules)
+    indent = " " * COLUMN
+    yield from textwrap.wrap("  ".join(modules), WIDTH, initial_indent=indent, subsequent_indent=indent)
     for path in sorted(folder.glob("*/__init__.py"), key=_place):
         yield from describe(path.parent, depth + 1)
 

@@ -192,10 +192,12 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
     """Narrow widths, random weights, batch norms calibrated on digits; its weights and logits are real files."""
     import torch
 
-    from dmsflow import datasets, manifest, plugin
+    from dmsflow import datasets, manifest
     from dmsflow.environment import describe_environment
     from dmsflow.files import describe_artifact
+    from dmsflow.manifest import save_manifest
     from dmsflow.network import cost
+    from dmsflow.plugin import load_plugin
     from dmsflow.settings import Data
     from dmsflow.training import checkpoint
     from dmsflow.training.model import Model
@@ -203,7 +205,7 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
     folder.mkdir(parents=True, exist_ok=True)
     data = Data(name="digits")
     digits = datasets.load_dataset(data)
-    architecture = plugin.load("networks", network).build(1, 32, 10)
+    architecture = load_plugin("networks", network).build(1, 32, 10)
     widths = {name: 5 + 3 * index for index, name in enumerate(architecture.widths)}
     torch.manual_seed(0)
     model = Model(architecture, widths, precision=precision)
@@ -237,4 +239,4 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
         metrics={"memory_mib": cost.memory_bytes(architecture, widths) / cost.MIB, "top1_percent": 12.5},
         environment=describe_environment(),
     )
-    return manifest.save(folder / "train.json", written)
+    return save_manifest(folder / "train.json", written)

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from dmsflow import cli, doctor, environment, options, plugin
-from dmsflow.deploying import target
+from dmsflow import cli, doctor, environment, options
+from dmsflow.deploying.target import list_targets, load_target
+from dmsflow.plugin import list_plugins
 from dmsflow.training import train
 
 if sys.version_info >= (3, 11):
@@ -153,10 +154,10 @@ def test_a_broken_pipe_is_quiet() -> None:
 
 def test_list_has_every_file(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, names in (
-        ("networks", plugin.names("networks")),
-        ("datasets", plugin.names("datasets")),
-        ("devices", plugin.names("devices")),
-        ("targets", target.names()),
+        ("networks", list_plugins("networks")),
+        ("datasets", list_plugins("datasets")),
+        ("devices", list_plugins("devices")),
+        ("targets", list_targets()),
         ("presets", ["digits", "paper", "quick"]),
     ):
         assert cli.main(["list", kind]) == 0
@@ -196,7 +197,7 @@ def test_one_runner_of_a_target_is_enough(
 ) -> None:
     runtimes = {"ai_edge_litert", "tflite_runtime", "tensorflow", "larq_compute_engine"} - set(present)
     monkeypatch.setattr(doctor, "is_installed", lambda module: module not in runtimes)
-    assert doctor.find_missing_modules(target.load("arm64")) == lacking
+    assert doctor.find_missing_modules(load_target("arm64")) == lacking
 
 
 def test_doctor_fails_on_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from dmsflow.measuring import devices
 from dmsflow.measuring.devices import Operation
 from dmsflow.network.network import Layer, Network
 from dmsflow.network.profile import Checked, Granularity, Profile, Table
-from dmsflow.reporting import show
+from dmsflow.reporting.show import show_file
 from dmsflow.settings import Data
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -108,7 +108,7 @@ def test_the_profile_page_shows_what_show_prints() -> None:
     (shown,) = (text for _, _, text in blocks("profiles.md") if text.startswith("$ dmsflow show"))
     command, *lines = shown.splitlines()
     out = io.StringIO()
-    show.show_file(DOCS.parent / command.split()[-1], False, out)
+    show_file(DOCS.parent / command.split()[-1], False, out)
     labels = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
     words = {label for label in labels if re.match(r"[a-z]", label)}
     assert words <= {re.split(r"\s{2,}", line.strip())[0] for line in out.getvalue().splitlines()}

@@ -16,7 +16,7 @@ from dmsflow import manifest
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
-from dmsflow.manifest import Flow, Manifest
+from dmsflow.manifest import Flow, Manifest, load_manifest, save_manifest
 from dmsflow.network.architectures import vgg11
 from dmsflow.settings import Data, SearchSettings
 
@@ -38,12 +38,12 @@ def make(folder: Path, **fields: object) -> Path:
         "environment": {},
         **fields,
     }
-    return manifest.save(folder / "search.json", Manifest(**values))  # type: ignore[arg-type]
+    return save_manifest(folder / "search.json", Manifest(**values))  # type: ignore[arg-type]
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = make(tmp_path)
-    loaded = manifest.load(path, "search")
+    loaded = load_manifest(path, "search")
     assert loaded.network == NETWORK
     assert loaded.widths == NETWORK.widths
     assert loaded.metrics == {"memory_mib": 0.0778}
@@ -55,7 +55,7 @@ def test_a_truncated_manifest_is_refused(tmp_path_factory: pytest.TempPathFactor
     path = make(tmp_path_factory.mktemp("m"))
     path.write_bytes(path.read_bytes().rstrip()[: -1 - length])
     with pytest.raises(DmsflowError, match="not a dmsflow manifest"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"schema": 1}', b'{"stage": "lunch"}'])
@@ -63,7 +63,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "search.json"
     path.write_bytes(content)
     with pytest.raises(DmsflowError, match="not a dmsflow manifest .*; run the stage that writes it again"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def edit(path: Path, **fields: object) -> None:
@@ -74,14 +74,14 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     edit(path, mood="good")
     with pytest.raises(DmsflowError, match="unknown field `mood`"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     edit(path, schema=2)
     with pytest.raises(DmsflowError, match="has schema 2; this version reads schema 1"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 @pytest.mark.parametrize("widths", [{}, {**NETWORK.widths, "extra": 3}, {**NETWORK.widths, "conv0": 0}])
@@ -89,56 +89,56 @@ def test_widths_that_do_not_fit_are_refused(tmp_path: Path, widths: dict[str, in
     path = make(tmp_path)
     edit(path, widths=widths)
     with pytest.raises(DmsflowError, match="width"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="is the manifest of search; give one of train or export"):
-        manifest.load(make(tmp_path), "train", "export")
+        load_manifest(make(tmp_path), "train", "export")
 
 
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="No such file or directory; give the path of a manifest"):
-        manifest.load(tmp_path / "search.json")
+        load_manifest(tmp_path / "search.json")
 
 
 def test_a_changed_artifact_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"round": 2}\n')
     with pytest.raises(DmsflowError, match=r"log\.jsonl: changed after search\.json was written"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def test_a_missing_artifact_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     (tmp_path / "log.jsonl").unlink()
     with pytest.raises(DmsflowError, match=r"log\.jsonl: is missing, and search\.json names it"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def test_a_changed_parent_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
-    child = manifest.load(path)
+    child = load_manifest(path)
     child = msgspec.structs.replace(child, stage="train", parent=describe_artifact(path, tmp_path))
-    manifest.save(tmp_path / "train.json", child)
-    assert manifest.load(tmp_path / "train.json").parent
+    save_manifest(tmp_path / "train.json", child)
+    assert load_manifest(tmp_path / "train.json").parent
     edit(path, command=["dmsflow", "search", "--seed", "1"])
     with pytest.raises(DmsflowError, match=r"search\.json: changed after train\.json was written"):
-        manifest.load(tmp_path / "train.json")
+        load_manifest(tmp_path / "train.json")
 
 
 def test_a_folder_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     make(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
-    assert manifest.load(tmp_path / "b" / "search.json").stage == "search"
+    assert load_manifest(tmp_path / "b" / "search.json").stage == "search"
 
 
 def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path: Path) -> None:
     path, settings = tmp_path / "search.json", SearchSettings()
     assert not manifest.is_finished(path, settings, Flow(()))
     make(tmp_path)
-    manifest.save(path, msgspec.structs.replace(manifest.load(path), settings=msgspec.to_builtins(settings)))
+    save_manifest(path, msgspec.structs.replace(load_manifest(path), settings=msgspec.to_builtins(settings)))
     assert manifest.is_finished(path, settings, Flow((), resume=True))
     assert not manifest.is_finished(path, settings, Flow((), force=True))
     with pytest.raises(DmsflowError, match="is already there; --force writes it again, --out takes another folder"):

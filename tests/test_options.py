@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import msgspec
 import pytest
@@ -39,7 +41,18 @@ def test_search_and_run_fit_one_screen() -> None:
         shown = [param for param in cli.cli.commands[command].params if isinstance(param, click.Option)]
         assert len(shown) <= most
         text = cli.cli.commands[command].get_help(context(command))
-        assert len(text.splitlines()) <= 62  # at 80 columns; 40 at 110
+        assert len(text.splitlines()) <= 62  # at 80 columns
+
+
+def test_help_of_search_fits_one_screen_of_110_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    assert cli.main(["search", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 110
+    assert lines.count("Options:") == 1
 
 
 def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +132,42 @@ def test_a_setting_that_is_gone_says_what_to_do(name: str) -> None:
         context(command, option, "x", *SOURCES.get(command, []))
     with pytest.raises(DmsflowError, match=rf"setting {name}: is gone; leave it out"):
         settings.resolve(SearchSettings, **{name: "x"})
+
+
+RIGHT = {f"setting {old}: has another name; {new}": old for old, new in settings.RENAMED_FIELDS.items()}
+RIGHT |= {f"setting {old}: is gone; {what}": old for old, what in settings.REMOVED_FIELDS.items()}
+
+
+@pytest.mark.parametrize("line", RIGHT)
+def test_set_and_presets_name_what_a_setting_of_an_earlier_version_is_now(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text(f"[search]\n{RIGHT[line]} = 1\n")
+    for words in (("--set", f"search.{RIGHT[line]}=1"), ("--preset", str(preset))):
+        assert cli.main(["search", *words]) == 1
+        assert capsys.readouterr().err == f"dmsflow: {line}\n"
+
+
+@pytest.mark.parametrize("old", settings.RENAMED_METHODS)
+def test_a_method_of_an_earlier_version_names_the_new_one(
+    old: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text(f'[search]\nmethod = "{old}"\n')
+    for words in (("--set", f"search.method={old}"), ("--preset", str(preset)), ("--method", old)):
+        assert cli.main(["search", *words]) == 1
+        assert capsys.readouterr().err.endswith(f"method {old}: has another name; {settings.RENAMED_METHODS[old]}\n")
+
+
+def test_set_comes_from_the_environment_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.mood=4")
+    assert cli.main(["search"]) == 1
+    assert "--set search.mood=4: is no setting" in capsys.readouterr().err
+    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.align=true")
+    assert options.resolved(context("search"), "search") == SearchSettings(rounds=3, align=True)
 
 
 def test_an_option_that_never_was_is_a_usage_error() -> None:

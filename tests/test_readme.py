@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmsflow import cli, manifest
+from dmsflow import cli
+from dmsflow.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
-SHORT = {"ROUNDS": "1", "WEIGHT_STEPS": "1", "WIDTH_BATCHES": "1"}
+SHORT = ("search.rounds=1", "search.weight_steps=1", "search.width_batches=1", "search.threads=1", "train.threads=1")
 
 
 def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-
-
-def shorten(monkeypatch: pytest.MonkeyPatch, command: str, **values: str) -> None:
-    for name, value in values.items():
-        monkeypatch.setenv(f"DMSFLOW_{command}_{name}", value)
 
 
 @pytest.fixture
@@ -43,15 +39,15 @@ def _flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_flowers")
 def test_the_commands_for_own_images_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    shorten(monkeypatch, "SEARCH", THREADS="1", BATCH_SIZE="4", **SHORT)
-    shorten(monkeypatch, "TRAIN", THREADS="1")
+    for command in ("SEARCH", "TRAIN"):
+        monkeypatch.setenv(f"DMSFLOW_{command}_SET", " ".join((*SHORT, "search.batch_size=4")))
     ran = []
     for program, *arguments in commands((ROOT / "README.md").read_text("utf-8")):
         if program == "dmsflow":
             assert cli.main(arguments) == 0, capsys.readouterr().err
             ran.append(arguments[0])
     assert ran == ["search", "train", "export", "bench", "doctor", "list"]
-    found = manifest.load(Path("runs/flowers/bench.json"), "bench")
+    found = load_manifest(Path("runs/flowers/bench.json"), "bench")
     assert found.metrics["top1_percent"] == 100
     assert found.metrics["latency_ms_median"] > 0
 
@@ -69,7 +65,9 @@ def test_the_demo_ends_with_its_table(
 ) -> None:
     """The very command of `make demo`, on a short schedule."""
     monkeypatch.chdir(tmp_path)
-    shorten(monkeypatch, "RUN", THREADS="1", EPOCHS="1", RUNS="5", CHECK_IMAGES="20", **SHORT)
+    monkeypatch.setenv(
+        "DMSFLOW_RUN_SET", " ".join((*SHORT, "train.epochs=1", "bench.runs=5", "export.check_images=20"))
+    )
     (recipe,) = re.findall(r"^\t\$\(BIN\)/dmsflow (run .*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert cli.main(shlex.split(recipe.replace("$(TARGET)", "x86-64"))) == 0
     written = capsys.readouterr()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import SLOW
 
+from dmsflow.plugin import FOLDERS
+
 ROOT = Path(__file__).parent.parent
 PYTHON = [ROOT / "hatch_build.py", *sorted((ROOT / "dmsflow").rglob("*.py"))]
 CPP = sorted(path for path in (ROOT / "dmsflow").rglob("*") if path.suffix in (".c", ".cc", ".h"))
@@ -86,3 +88,16 @@ def test_what_is_slow_is_there(name: str) -> None:
     path, _, test = name.partition("::")
     assert (ROOT / "tests" / path).exists()
     assert not test or f"\ndef {test}(" in (ROOT / "tests" / path).read_text("utf-8")
+
+
+def test_no_function_of_two_packages_has_a_name_that_says_nothing() -> None:
+    """Plug-ins of a kind share their contract's names; nothing else is called just `of`, `run` or `load`."""
+    folders = [ROOT / "dmsflow" / folder for folder in FOLDERS.values()]
+    found = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in PYTHON[1:]
+        if path.parent not in folders
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name in ("of", "run", "load")
+    ]
+    assert found == []

@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import Data
 
 CHUNK = 256  # images in one block of work; 256 · 255² still fits 32 bits
@@ -128,7 +128,7 @@ def load_dataset(data: Data, download: bool = False) -> Dataset:
     if resolution is not None and resolution < 1:
         raise DmsflowError(f"--resolution {resolution}", "is below 1", "use e.g. 32")
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
-    module = plugin.load("datasets", name)
+    module = load_plugin("datasets", name)
     if not hasattr(module, "load"):
         raise DmsflowError(name, "has no load()", "define load(argument, data, download) -> Dataset")
     dataset = module.load(argument or None, data, download)

@@ -91,7 +91,7 @@ def check_file(runner: str, path: Path, reference: Reference | None, test: Split
         DmsflowError: the file does not take such images, or its logits are not those it must give.
     """
     count = min(count, len(test))
-    session = plugin.load("runners", runner).open(path, 1)
+    session = plugin.load_plugin("runners", runner).open(path, 1)
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
         what = f"has images {list(shape[1:])}, and the network takes {list(session.input_shape[1:])}"
         raise DmsflowError("the data set", what, "use the one of the search")

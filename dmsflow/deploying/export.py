@@ -12,13 +12,13 @@ from typing import Any
 
 from dmsflow import datasets, manifest, plugin
 from dmsflow.datasets import Dataset
-from dmsflow.deploying import folding, integer_graph, size_report, target
+from dmsflow.deploying import folding, integer_graph, size_report
 from dmsflow.deploying.check import Reference, check_file, check_packed
 from dmsflow.deploying.folding import Weights
 from dmsflow.deploying.size_report import SizeReport
-from dmsflow.deploying.target import Target
+from dmsflow.deploying.target import Target, load_target
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Flow, Manifest
+from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
 from dmsflow.network.cost import LayerSize
@@ -37,8 +37,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
             written is not the network; no file is left then.
     """
     path = out / "export.json"
-    train = manifest.load(source, "train")
-    aim = target.load(settings.target)
+    train = load_manifest(source, "train")
+    aim = load_target(settings.target)
     converter, runner = choose_converter(aim, settings), choose_runner(aim)
     if manifest.is_finished(path, settings, flow):
         return path
@@ -56,7 +56,7 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB
     metrics = {"memory_mib": memory, "trained_top1_percent": train.metrics["top1_percent"]}
     metrics |= report.metrics() | check.metrics()
-    environment = {"runtimes": {model.name: plugin.load("runners", runner).version()}}
+    environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}
     done = manifest.Done({"model": model}, metrics, environment)
     return manifest.finish_stage(path, settings, flow, done, (source, train))
 
@@ -67,8 +67,8 @@ def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[
     Raises:
         DmsflowError: as `run_stage`, for what is known before writing.
     """
-    train = manifest.load(source, "train")
-    aim = target.load(settings.target)
+    train = load_manifest(source, "train")
+    aim = load_target(settings.target)
     converter = choose_converter(aim, settings)
     _load_exporter(aim, train)
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
@@ -96,7 +96,7 @@ def choose_converter(aim: Target, settings: ExportSettings) -> dict[str, str]:
     Raises:
         DmsflowError: the settings ask for one that the target's exporter does not have.
     """
-    known = getattr(plugin.load("exporters", aim.exporter), "CONVERTERS", ())
+    known = getattr(plugin.load_plugin("exporters", aim.exporter), "CONVERTERS", ())
     if settings.converter not in (known or ("direct",)):
         what = f"is not for target {aim.name}"
         right = f"its files are written by exporter {aim.exporter}"
@@ -129,7 +129,7 @@ def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
 
 
 def _load_exporter(aim: Target, train: Manifest) -> Any:
-    exporter = plugin.load("exporters", aim.exporter)
+    exporter = plugin.load_plugin("exporters", aim.exporter)
     if _is_float(train) and not hasattr(exporter, "write_float"):
         what = "takes binary networks only, and this one was trained in float"
         raise DmsflowError(f"target {aim.name}", what, "use --target onnx, or train with --precision binary")

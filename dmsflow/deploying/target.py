@@ -48,19 +48,19 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (self.runner, self.reference_runner) if self.reference_runner else (self.runner,)
 
 
-def names() -> list[str]:
+def list_targets() -> list[str]:
     return sorted(path.stem for path in shipped_folder("targets").glob("*.toml"))
 
 
-def load(name: str) -> Target:
+def load_target(name: str) -> Target:
     """Read a target by its name, or by the path of its `.toml` file.
 
     Raises:
         DmsflowError: no such target, or its file is not one.
     """
     path = Path(name) if name.endswith(".toml") else shipped_folder("targets") / f"{name}.toml"
-    if not name.endswith(".toml") and name not in names():
-        right = f"use one of {', '.join(names())}, or the path of a .toml file"
+    if not name.endswith(".toml") and name not in list_targets():
+        right = f"use one of {', '.join(list_targets())}, or the path of a .toml file"
         raise DmsflowError(f"target {name}", "is unknown", right)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow import datasets, plugin, terminal
+from dmsflow import datasets, terminal
 from dmsflow.datasets import Split, image_folder
 from dmsflow.datasets._folders import list_images
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.benched import Benched
 from dmsflow.modelfile import runners
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
 
 BATCH = 64  # images fetched from a split at once
@@ -47,7 +48,7 @@ def measure_top1(benched: Benched, settings: BenchSettings, runner: str) -> dict
     Raises:
         DmsflowError: the images are not of the size or the classes that the file is for.
     """
-    session = plugin.load("runners", runner).open(benched.path, 1)
+    session = load_plugin("runners", runner).open(benched.path, 1)
     test = _load_images(benched, settings, session)
     correct = 0
     with terminal.track("bench: top-1", total=len(test), unit="image") as track:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import environment, manifest, plugin
+from dmsflow import environment, manifest
 from dmsflow.errors import BudgetMissed
 from dmsflow.files import write_atomically
 from dmsflow.manifest import Flow
@@ -28,6 +28,7 @@ from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.cost import MIB
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
 from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
 
@@ -134,7 +135,7 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machin
             mean, std = (128,) * network.channels, (64.0,) * network.channels
             network, widths = benched.export.network, benched.export.widths
             weights = draw_weights(network, widths)  # the time is the same whatever they are
-            plugin.load("exporters", "onnx").write_float(network, widths, weights, mean, std, path)
+            load_plugin("exporters", "onnx").write_float(network, widths, weights, mean, std, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
         elif benched.export and settings.baseline:
             print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmsflow import manifest
-from dmsflow.deploying import target
-from dmsflow.deploying.target import Target
+from dmsflow.deploying.target import Target, list_targets, load_target
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Manifest
+from dmsflow.manifest import Manifest, load_manifest
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ def find_benched(source: Path) -> Benched:
         DmsflowError: neither an export.json nor a model file, or a damaged one.
     """
     if source.suffix == ".json":
-        export = manifest.load(source, "export")
+        export = load_manifest(source, "export")
         return Benched(
-            manifest.verify(source, export.artifacts["model"]), target.load(export.settings["target"]), export
+            manifest.verify(source, export.artifacts["model"]), load_target(export.settings["target"]), export
         )
-    targets = {each.suffix: each for each in map(target.load, target.names())}
+    targets = {each.suffix: each for each in map(load_target, list_targets())}
     if source.suffix not in targets:
         right = f"give an export.json, or a {' or '.join(sorted(targets))} file"
         raise DmsflowError(source, "is neither a manifest nor a model file", right)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmsflow import manifest
-from dmsflow.deploying import target
+from dmsflow.deploying.target import load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
@@ -108,7 +108,7 @@ def why_not_comparable(used: Profile, target_name: str, precision: str, threads:
     """
     if used.precision != precision:
         return f"is of {used.precision} networks, and this one is {precision}"
-    if used.target != target_name and target.load(used.target).exporter != target.load(target_name).exporter:
+    if used.target != target_name and load_target(used.target).exporter != load_target(target_name).exporter:
         return f"is of files for {used.target}, and this one is for {target_name}"
     if used.threads != threads:
         return f"is of {spelled_threads(used.threads)}, and this bench of {spelled_threads(threads)}"

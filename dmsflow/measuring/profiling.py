@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dmsflow import plugin, terminal
-from dmsflow.deploying import folding, target
-from dmsflow.deploying.target import Target
+from dmsflow import terminal
+from dmsflow.deploying import folding
+from dmsflow.deploying.target import Target, load_target
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
@@ -38,6 +38,7 @@ from dmsflow.network.blocks import FusedBlock
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Layer, Network
 from dmsflow.network.profile import Checked, Granularity, Profile, Table
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import ProfileSettings, with_present_names
 from dmsflow.terminal import print_line, spelled_threads
 
@@ -219,8 +220,8 @@ def _add_to(before: Profile, measured: Profile) -> Profile:
 
 
 def _load_target(settings: ProfileSettings) -> Target:
-    built_for = target.load(settings.target)
-    if settings.precision == "float" and not hasattr(plugin.load("exporters", built_for.exporter), "write_float"):
+    built_for = load_target(settings.target)
+    if settings.precision == "float" and not hasattr(load_plugin("exporters", built_for.exporter), "write_float"):
         right = "use --target onnx for --precision float"
         raise DmsflowError(f"target {built_for.name}", "takes binary networks only", right)
     return built_for
@@ -299,7 +300,7 @@ def write_random(
 ) -> File:
     """Write a network with random weights, as export would; `stem` is its path without the target's suffix."""
     path = Path(f"{stem}{built_for.suffix}")
-    exporter = plugin.load("exporters", built_for.exporter)
+    exporter = load_plugin("exporters", built_for.exporter)
     weights = draw_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
     if settings.precision == "float":

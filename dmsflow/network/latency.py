@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Network, value
 from dmsflow.network.profile import Granularity, Profile, Table, round_up
+from dmsflow.plugin import list_plugins
 
 EDGE = 1e-6  # channels: a continuous width so little below an integer counts as that integer
 
@@ -142,7 +142,7 @@ def build_latency(network: Network, profile: Profile) -> Latency:
 
 def _profile_command(network: Network, profile: Profile) -> str:
     """The command that adds what a network needs to a profile."""
-    known = network.name in plugin.names("networks")
+    known = network.name in list_plugins("networks")
     options = {name: getattr(profile, name) for name in ("name", "target", "precision", "device", "threads")}
     options["networks"] = network.name if known else f"PATH/OF/{network.name}.py"
     options |= {"resolutions": network.resolution, "channels": network.channels, "classes": network.classes}

@@ -88,7 +88,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     Raises:
         DmsflowError: no such network, or it does not fit such images.
     """
-    module = plugin.load("networks", name)
+    module = plugin.load_plugin("networks", name)
     if not callable(getattr(module, "build", None)):
         raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
     network = plugin.call(name, module.build, channels, resolution, classes)

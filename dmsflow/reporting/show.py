@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import msgspec
 
 from dmsflow import manifest, plugin, settings
-from dmsflow.deploying import target
+from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
@@ -22,6 +22,7 @@ from dmsflow.modelfile import reader
 from dmsflow.network import profile
 from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.profile import Granularity, Profile, Table
+from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models
 from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
@@ -181,14 +182,14 @@ def listing(kind: str) -> list[tuple[str, str]]:
         kind: "networks", "datasets", "targets", "profiles", "devices" or "presets".
     """
     if kind == "targets":
-        return [(name, target.load(name).description) for name in target.names()]
+        return [(name, load_target(name).description) for name in list_targets()]
     if kind == "presets":  # described by a comment on their first line
         paths = sorted(settings.PRESETS.glob("*.toml"))
         return [(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for path in paths]
     if kind == "profiles":
         return [(name, _describe_profile(name)) for name in profile.profile_names()]
     rows = []
-    for name in plugin.names(kind):  # described by their docstring's first line; the file is read, not imported
+    for name in list_plugins(kind):  # described by their docstring's first line; the file is read, not imported
         text = plugin.path_of(kind, name).read_text(encoding="utf-8")
         rows.append((name, (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]))
     return rows

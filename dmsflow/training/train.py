@@ -16,7 +16,7 @@ from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding
 from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
-from dmsflow.manifest import Flow, Manifest
+from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
@@ -37,7 +37,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
         DmsflowError: a bad manifest or data set, a NaN loss, settings that contradict each other.
     """
     path = out / "train.json"
-    parent = manifest.load(source, "search")
+    parent = load_manifest(source, "search")
     _check(settings)
     if manifest.is_finished(path, settings, flow):
         return path
@@ -65,7 +65,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
 
 def plan_stage(source: Path, settings: TrainSettings, out: Path) -> list[tuple[str, str]]:
     """What `run_stage` would do."""
-    parent = manifest.load(source, "search")
+    parent = load_manifest(source, "search")
     _check(settings)
     dataset = _load_dataset(source, parent)
     epochs = f"{settings.float_epochs} epochs float, then " if settings.from_float else ""

@@ -38,13 +38,13 @@ def finish(job: jobs.Job, where: jobs.Runs, *, trained: bool = True) -> None:
         environment={"commit": "abc1234"},
     )
     where.chosen(job).parent.mkdir(parents=True)
-    manifest.save(where.chosen(job), found)
+    manifest.save_manifest(where.chosen(job), found)
     if trained:
         path = where.trained(job)
         path.parent.mkdir(parents=True)
         course = {"precision": "binary", **job.train}
         metrics = {"memory_mib": 0.077, "top1_percent": 50.0 + job.train["seed"], "seconds": 3.0}
-        manifest.save(path, msgspec.structs.replace(found, stage="train", settings=course, metrics=metrics))
+        manifest.save_manifest(path, msgspec.structs.replace(found, stage="train", settings=course, metrics=metrics))
 
 
 def options(where: jobs.Runs, *more: str) -> list[str]:
@@ -208,17 +208,16 @@ def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.Mo
         (budgets.searched(budgets.CELLS[0], "gradient", 0), {"method": "gradient", "estimator": "exact"}),
         (
             budgets.papers(budgets.CELLS[0], 0, **budgets.PAPER_PHASES["vgg11"]),
-            {"method": "gradient", "estimator": "clustered", "hold": "penalty", "width_warmup": 0.0, "head_start": 0.0},
+            {"method": "gradient", "estimator": "clustered", "hold": "penalty", "head_start": 0.0},
         ),
     ],
 )
 def test_a_choice_of_an_earlier_version_counts(made: jobs.Job, recorded: dict[str, Any], where: jobs.Runs) -> None:
     """Its manifest has settings by the names that they had."""
     finish(made, where)
-    found = manifest.load(where.chosen(made))
+    found = manifest.load_manifest(where.chosen(made))
     before = {key: value for key, value in found.settings.items() if key != "width_warmup"} | recorded
-    before.pop("width_warmup", None)
-    manifest.save(where.chosen(made), msgspec.structs.replace(found, settings=before))
+    manifest.save_manifest(where.chosen(made), msgspec.structs.replace(found, settings=before))
     assert jobs.done(made, where)
 
 

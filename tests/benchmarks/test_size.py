@@ -5,7 +5,9 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-SIZE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "size.py"))
+from studies import BENCHMARKS
+
+SIZE = runpy.run_path(str(BENCHMARKS / "size.py"))
 SOURCE = '''\
 """A module.
 

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from studies import BENCHMARKS, jobs, table1
 
-from dmsflow import manifest, settings
+from dmsflow import settings
+from dmsflow.manifest import load_manifest
 from dmsflow.network.network import load_network
 from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
@@ -156,7 +157,7 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
             assert {name: one[name] for name in same} == {name: other[name] for name in same}
     weights = [
         {
-            path.relative_to(folder / out): manifest.load(path).artifacts["weights"].sha256
+            path.relative_to(folder / out): load_manifest(path).artifacts["weights"].sha256
             for path in (folder / out).glob("trainings/*/*/train.json")
         }
         for out in (whole, "killed")

@@ -21,6 +21,7 @@ from dmsflow.datasets import ArraySplit, Dataset, Subset, image_folder
 from dmsflow.datasets import _folders as folders
 from dmsflow.datasets._decoding import random_box
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import Data
 
 CLASSES = ("ant", "bee", "Cat")
@@ -745,5 +746,5 @@ def test_unknown_and_arguments() -> None:
 
 
 def test_listed_are_the_data_sets_only() -> None:
-    assert plugin.names("datasets") == ["cifar10", "cifar100", "digits", "image-folder", "imagenet"]
-    assert all(hasattr(plugin.load("datasets", name), "load") for name in plugin.names("datasets"))
+    assert list_plugins("datasets") == ["cifar10", "cifar100", "digits", "image-folder", "imagenet"]
+    assert all(hasattr(load_plugin("datasets", name), "load") for name in list_plugins("datasets"))

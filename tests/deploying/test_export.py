@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dmsflow import datasets, manifest, plugin
+from dmsflow import datasets, manifest
 from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce, onnx
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network.network import load_network
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import Data, ExportSettings, resolve
 
 COMMAND = ("dmsflow", "export", "train.json")
@@ -44,20 +45,20 @@ def settings(name, images=20):
 
 def rewrite(source, role, change):
     """Change the tensors of an artifact, and the manifest with it."""
-    train = manifest.load(source)
+    train = load_manifest(source)
     path = source.parent / train.artifacts[role].path
     tensors = {name: np.array(tensor) for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
     artifacts = {**train.artifacts, role: describe_artifact(path, source.parent)}
-    manifest.save(source, msgspec.structs.replace(train, artifacts=artifacts))
+    save_manifest(source, msgspec.structs.replace(train, artifacts=artifacts))
 
 
 @pytest.mark.parametrize(("name", "exporter"), [("x86-64", lce), ("arm64", lce), ("onnx", onnx)])
 def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name, exporter, tmp_path):
     path = export.run_stage(trained, settings(name), tmp_path, Flow(COMMAND))
     assert path == tmp_path / "export.json"
-    written, train = manifest.load(path, "export"), manifest.load(trained)
+    written, train = load_manifest(path, "export"), load_manifest(trained)
     model = manifest.verify(path, written.artifacts["model"])
     assert (written.network, written.widths, written.data) == (train.network, train.widths, train.data)
     assert written.parent.sha256 == hash_file(trained)
@@ -71,7 +72,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
     binary = sum(layer.op == "binary_conv" for layer in train.network.layers)
     assert exporter.count_ops(model)[exporter.PACKED_CONV] == binary
     images = digits.test.pixels[-10:].astype(np.float32)
-    session = plugin.load("runners", {"lce": "lce", "onnx": "onnxruntime"}[exporter.__name__.rpartition(".")[2]]).open(
+    session = load_plugin("runners", {"lce": "lce", "onnx": "onnxruntime"}[exporter.__name__.rpartition(".")[2]]).open(
         model, 1
     )
     logits = np.concatenate([session.run(image[None]) for image in images])
@@ -81,7 +82,7 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name
 
 def test_the_account_adds_up(trained, tmp_path):
     path = export.run_stage(trained, settings("onnx"), tmp_path, Flow(COMMAND))
-    metrics = manifest.load(path).metrics
+    metrics = load_manifest(path).metrics
     layers = metrics["layers"]
     for total, part in (("binary_memory_bytes", "binary_bytes"), ("float_memory_bytes", "float_bytes")):
         assert metrics[total] == sum(layer[part] for layer in layers) > 0
@@ -112,7 +113,7 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
 
 def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
     path = export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND))
-    metrics = manifest.load(path).metrics
+    metrics = load_manifest(path).metrics
     shown = " ".join(capsys.readouterr().err.split())
     assert metrics["remarks"] and all(" ".join(line.split()) in shown for line in metrics["remarks"])
     last = next(row for row in metrics["layers"] if row["layer"] == "conv7")
@@ -125,7 +126,7 @@ def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
 )
 def test_large_networks_are_checked_on_fewer_images(vgg, name, resolution, count):
     network = load_network(name, 3, resolution, 10)
-    train = msgspec.structs.replace(manifest.load(vgg), network=network, widths=network.widths)
+    train = msgspec.structs.replace(load_manifest(vgg), network=network, widths=network.widths)
     assert export._count_images(train, ExportSettings()) == count
     assert export._count_images(train, ExportSettings(check_images=99)) == 99
 
@@ -133,7 +134,7 @@ def test_large_networks_are_checked_on_fewer_images(vgg, name, resolution, count
 def test_a_float_network_goes_to_onnx_and_nowhere_else(tmp_path, write_train_manifest):
     source = write_train_manifest(tmp_path / "float", precision="float")
     path = export.run_stage(source, settings("onnx", 50), tmp_path / "out", Flow(COMMAND))
-    written = manifest.load(path)
+    written = load_manifest(path)
     assert written.metrics["trained_agreement_percent"] == 100
     assert written.metrics["trained_moved_images"] == 0
     assert written.metrics["binary_memory_bytes"] == 0
@@ -207,7 +208,7 @@ def test_done_is_not_done_again_unless_forced(vgg, tmp_path):
         export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     assert path.stat().st_mtime_ns == before
     assert (
-        manifest.load(export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND, force=True))).settings["target"]
+        load_manifest(export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND, force=True))).settings["target"]
         == "x86-64"
     )
 
@@ -233,10 +234,10 @@ def test_a_changed_artifact_is_refused(vgg, tmp_path):
 
 
 def test_weights_that_are_no_safetensors_file_are_refused(vgg, tmp_path):
-    train = manifest.load(vgg)
+    train = load_manifest(vgg)
     path = vgg.parent / "train.safetensors"
     path.write_bytes(b"not tensors at all")
-    manifest.save(
+    save_manifest(
         vgg,
         msgspec.structs.replace(train, artifacts={**train.artifacts, "weights": describe_artifact(path, vgg.parent)}),
     )
@@ -262,7 +263,7 @@ def test_the_plan_writes_nothing(vgg, tmp_path):
 def test_the_chain_can_be_moved(vgg, tmp_path):
     path = export.run_stage(vgg, settings("onnx"), vgg.parent, Flow(COMMAND))
     shutil.move(vgg.parent, tmp_path / "elsewhere")
-    assert manifest.load(tmp_path / "elsewhere" / path.name).stage == "export"
+    assert load_manifest(tmp_path / "elsewhere" / path.name).stage == "export"
 
 
 def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch):
@@ -274,8 +275,8 @@ def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch
 
 
 def test_a_manifest_without_logits_is_refused(vgg, tmp_path):
-    stored = manifest.load(vgg)
+    stored = load_manifest(vgg)
     artifacts = {role: file for role, file in stored.artifacts.items() if role != "logits"}
-    manifest.save(vgg, msgspec.structs.replace(stored, artifacts=artifacts))
+    save_manifest(vgg, msgspec.structs.replace(stored, artifacts=artifacts))
     with pytest.raises(DmsflowError, match="names no logits; train again"):
         export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))

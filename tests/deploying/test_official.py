@@ -19,21 +19,22 @@ import pytest
 from made_up import MEAN, STD, odd_widths, pixels, trained
 from safetensors.numpy import load_file
 
-from dmsflow import cli, datasets, environment, manifest, plugin
+from dmsflow import cli, datasets, environment
 from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest
 from dmsflow.modelfile import reader, tflite
 from dmsflow.modelfile.graph import BITS
 from dmsflow.modelfile.runners import lce as runner
 from dmsflow.network.architectures import resnet18
 from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import ExportSettings
 
 VERSION = runner.version()
-NETWORKS = {name: plugin.load("networks", name).build(3, 32, 10) for name in plugin.names("networks")}
+NETWORKS = {name: load_plugin("networks", name).build(3, 32, 10) for name in list_plugins("networks")}
 NETWORKS |= {"resnet18 of 64 pixels": resnet18.build(3, 64, 10)}
 WIDE = ("vgg11", "resnet18")
 
@@ -89,7 +90,7 @@ def source(tmp_path_factory, write_train_manifest):
 
 @pytest.fixture(scope="module")
 def form_of_source(source):
-    train = manifest.load(source)
+    train = load_manifest(source)
     data = datasets.load_dataset(train.data)
     return folding.fold(
         train.network, train.widths, load_file(source.parent / "train.safetensors"), data.mean, data.std
@@ -202,7 +203,7 @@ def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_
     settings = ExportSettings(target="x86-64", check_images=20, converter="official")
     assert ("exporter", "lce, official") in export.plan_stage(source, settings, tmp_path)
     path = export.run_stage(source, settings, tmp_path, Flow(("dmsflow", "export")))
-    written = manifest.load(path)
+    written = load_manifest(path)
     assert written.settings["converter"] == "official"
     assert (tmp_path / "model.tflite").read_bytes() == files["source"].official.read_bytes()
     assert written.metrics["deploy_form_largest_logit_difference"] < 1e-4
@@ -222,7 +223,7 @@ def test_a_file_that_lost_a_binary_layer_is_not_kept(files, source, tmp_path, mo
 
 def test_other_exports_need_no_tensorflow():
     assert exporter.REQUIRES == ("flatbuffers",)
-    assert not [name for name in plugin.names("exporters") if "official" in name]
+    assert not [name for name in list_plugins("exporters") if "official" in name]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,17 @@ def test_other_exports_need_no_tensorflow():
 )
 def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatch, capsys, target, told):
     monkeypatch.setattr(environment, "is_installed", lambda module: module != "tensorflow")
-    command = ["run", "--converter", "official", "--target", target, "--no-baseline", "--out", str(tmp_path / "run")]
+    command = [
+        "run",
+        "--set",
+        "export.converter=official",
+        "--target",
+        target,
+        "--set",
+        "bench.baseline=false",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert cli.main(command) == 1
     assert re.search(told, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())

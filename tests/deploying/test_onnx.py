@@ -14,20 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import pixels, small_network, trained
 
-from dmsflow import plugin
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters import onnx as exporter
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile.runners import onnxruntime as runner
+from dmsflow.plugin import load_plugin
 from dmsflow.training.model import Model
 
 MEAN, STD = (120, 100, 90), (60.0, 50.0, 70.0)
 
 
 def built(name, channels=3, resolution=32, classes=10):
-    network = plugin.load("networks", name).build(channels, resolution, classes)
+    network = load_plugin("networks", name).build(channels, resolution, classes)
     widths = {key: 5 + 3 * index for index, key in enumerate(network.widths)}  # odd, and not multiples of 32
     return network, widths
 

@@ -6,18 +6,19 @@ import pytest
 
 from dmsflow import plugin
 from dmsflow.deploying import target
+from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.errors import DmsflowError
 
 OWN = 'description = "mine"\nexporter = "lce"\nrunner = "lce"\nsuffix = ".tflite"\n'
 
 
 def test_targets_of_the_issue_are_there():
-    assert {"arm64", "android-arm64", "macos-arm64", "x86-64", "onnx"} <= set(target.names())
+    assert {"arm64", "android-arm64", "macos-arm64", "x86-64", "onnx"} <= set(list_targets())
 
 
-@pytest.mark.parametrize("name", target.names())
+@pytest.mark.parametrize("name", list_targets())
 def test_every_target_names_an_exporter_and_a_runner_that_exist(name):
-    loaded = target.load(name)
+    loaded = load_target(name)
     assert loaded.name == name
     assert len(loaded.description) > 10
     assert plugin.path_of("exporters", loaded.exporter).is_file()
@@ -27,7 +28,7 @@ def test_every_target_names_an_exporter_and_a_runner_that_exist(name):
 def test_a_users_own_file(tmp_path):
     path = tmp_path / "fridge.toml"
     path.write_text(OWN)
-    assert target.load(str(path)) == target.Target(
+    assert load_target(str(path)) == target.Target(
         name="fridge", description="mine", exporter="lce", runner="lce", suffix=".tflite"
     )
 
@@ -36,7 +37,7 @@ def test_a_users_own_file(tmp_path):
 def test_a_reference_runner_may_have_its_earlier_name(tmp_path, key):
     path = tmp_path / "fridge.toml"
     path.write_text(f'{OWN}{key} = "litert"\n')
-    assert target.load(str(path)).runners == ("lce", "litert")
+    assert load_target(str(path)).runners == ("lce", "litert")
 
 
 def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
@@ -44,7 +45,7 @@ def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
     (tmp_path / "dmsflow" / "targets").mkdir(parents=True)
     (tmp_path / "dmsflow" / "targets" / "fridge.toml").write_text(OWN)
     (tmp_path / "targets").mkdir()  # somebody else's folder in site-packages
-    assert target.names() == ["fridge"]
+    assert list_targets() == ["fridge"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
     path = tmp_path / "fridge.toml"
     path.write_text(content)
     with pytest.raises(DmsflowError) as error:
-        target.load(str(path))
+        load_target(str(path))
     assert message in str(error.value)
     assert "fridge.toml" in str(error.value)
 
@@ -70,9 +71,9 @@ def test_an_unknown_target_lists_the_known_ones():
     with pytest.raises(
         DmsflowError, match=r"target arm65: is unknown; use one of android-arm64, arm64, .*x86-64, or the path"
     ):
-        target.load("arm65")
+        load_target("arm65")
 
 
 def test_a_missing_file_is_said():
     with pytest.raises(DmsflowError, match=r"nowhere\.toml: No such file or directory; give the path"):
-        target.load("nowhere.toml")
+        load_target("nowhere.toml")

@@ -19,7 +19,7 @@ from dmsflow.deploying import export, folding, integer_graph
 from dmsflow.environment import describe_environment, measured_machine
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.files import describe_artifact, hash_file
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.measuring import bench, devices
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
@@ -42,7 +42,7 @@ def exported(tmp_path_factory, write_train_manifest):
 def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
     path = bench.run_stage(exported[name], FEW, tmp_path, Flow(COMMAND))
     assert path == tmp_path / "bench.json"
-    written, above = manifest.load(path, "bench"), manifest.load(exported[name])
+    written, above = load_manifest(path, "bench"), load_manifest(exported[name])
     metrics = written.metrics
     assert (written.network, written.widths, written.data, written.command) == (
         above.network,
@@ -77,7 +77,7 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
 
 def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
     path = bench.run_stage(exported["x86-64"], FEW, tmp_path, Flow(COMMAND))
-    chain = manifest.load(path)
+    chain = load_manifest(path)
     digits = datasets.load_dataset(chain.data)
     weights = load_file(exported["x86-64"].parent.parent / "train.safetensors")
     form = folding.fold(chain.network, chain.widths, weights, digits.mean, digits.std)
@@ -87,7 +87,7 @@ def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_p
 
 def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
     lean = BenchSettings(runs=3, warm_up=0, baseline=False, accuracy=False, threads=2)
-    written = manifest.load(bench.run_stage(exported["x86-64"], lean, tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(exported["x86-64"], lean, tmp_path, Flow(COMMAND)))
     assert not [name for name in written.metrics if name.startswith("float32") or "top1" in name or "ratio" in name]
     assert list(written.environment["runtimes"]) == ["model.tflite"]
     assert written.environment["threads"] == 2
@@ -105,7 +105,7 @@ def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, t
     assert not {"network", "widths", "data", "parent"} & set(written)
     assert "float32_latency_ms_median" not in written["metrics"]
     with pytest.raises(DmsflowError, match="measures a bare file, which has no chain; read it as JSON"):
-        manifest.load(path)
+        load_manifest(path)
 
 
 def test_no_training_framework_is_in_the_process(exported, tmp_path):
@@ -201,7 +201,7 @@ def test_top1_of_a_bare_file_is_that_of_its_chain(exported, pictures, tmp_path):
     assert dict(bench.plan_stage(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
     bare = json.loads(bench.run_stage(file, settings, tmp_path / "bare", Flow(COMMAND)).read_bytes())["metrics"]
     lean = BenchSettings(runs=1, warm_up=0, baseline=False)
-    chain = manifest.load(bench.run_stage(exported["x86-64"], lean, tmp_path / "chain", Flow(COMMAND))).metrics
+    chain = load_manifest(bench.run_stage(exported["x86-64"], lean, tmp_path / "chain", Flow(COMMAND))).metrics
     assert (bare["top1_percent"], bare["top1_images"]) == (chain["top1_percent"], 360)
 
 
@@ -233,12 +233,12 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
     """The folder of a chain whose search used a profile: search.json, profile.json, train.json, export.json."""
     folder = tmp_path_factory.mktemp("searched")
     source = write_train_manifest(folder)
-    trained = manifest.load(source)
+    trained = load_manifest(source)
     profile.save_profile(folder / "profile.json", make_profile(trained.network))
     artifacts = {"profile": describe_artifact(folder / "profile.json", folder)}
     found = msgspec.structs.replace(trained, stage="search", artifacts=artifacts, metrics={}, settings={})
-    parent = describe_artifact(manifest.save(folder / "search.json", found), folder)
-    manifest.save(source, msgspec.structs.replace(trained, parent=parent))
+    parent = describe_artifact(save_manifest(folder / "search.json", found), folder)
+    save_manifest(source, msgspec.structs.replace(trained, parent=parent))
     export.run_stage(source, ExportSettings(target="x86-64", check_images=2), folder, Flow(("x",)))
     return folder
 
@@ -246,7 +246,7 @@ def searched(tmp_path_factory, write_train_manifest, make_profile):
 @pytest.fixture
 def saved(searched, make_profile, tmp_path):
     """`save(**fields)` writes a profile of the chain's network, and gives its path."""
-    network = manifest.load(searched / "export.json").network
+    network = load_manifest(searched / "export.json").network
     return lambda **fields: str(profile.save_profile(tmp_path / "other.json", make_profile(network, **fields)))
 
 
@@ -255,7 +255,7 @@ def fewer(**fields):
 
 
 def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
-    written = manifest.load(bench.run_stage(searched / "export.json", fewer(), tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(searched / "export.json", fewer(), tmp_path, Flow(COMMAND)))
     latency = build_latency(written.network, profile.load_profile(str(searched / "profile.json")))
     metrics = written.metrics
     predicted, measured = metrics["predicted_latency_ms"], metrics["latency_ms_median"]
@@ -290,7 +290,7 @@ def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searc
     assert dict(bench.plan_stage(searched / "export.json", settings, tmp_path))["predicted"].endswith(
         "dream (modelled)"
     )
-    written = manifest.load(bench.run_stage(searched / "export.json", settings, tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(searched / "export.json", settings, tmp_path, Flow(COMMAND)))
     assert written.metrics["predicted_latency_ms"] > 100
     assert written.environment["profile"]["method"] == "modelled"
     shown = capsys.readouterr().err
@@ -307,7 +307,7 @@ def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"{searched / 'model.tflite'}: takes " in last and "ms (median), more than --require-ms 0.001; " in last
     path = tmp_path / "missed" / "bench.json"
-    median = manifest.load(path).metrics["latency_ms_median"]
+    median = load_manifest(path).metrics["latency_ms_median"]
     assert f"takes {median:.4g} ms" in last
     bench.check_required(path, fewer(require_ms=median))
     bench.check_required(path, fewer())
@@ -317,20 +317,20 @@ def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
 
 
 def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, capsys):
-    written = manifest.load(bench.run_stage(exported["onnx"], fewer(operations=True), tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(exported["onnx"], fewer(operations=True), tmp_path, Flow(COMMAND)))
     rows = written.metrics["operations"]
     assert {"Conv"} < {row["op"] for row in rows}
     assert sum(row["share_percent"] for row in rows) == pytest.approx(100)
     assert all(row["ms"] >= 0 and row["name"] for row in rows)
     assert "Operations as timed by onnxruntime 1." in capsys.readouterr().err
-    written = manifest.load(
+    written = load_manifest(
         bench.run_stage(exported["x86-64"], fewer(operations=True), tmp_path / "litert", Flow(COMMAND))
     )
     assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
     lce = fewer(operations=True, runner="lce")
     path = bench.run_stage(exported["x86-64"], lce, tmp_path / "lce", Flow(COMMAND))
-    assert manifest.load(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
-    assert "operations" not in manifest.load(path).metrics
+    assert load_manifest(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
+    assert "operations" not in load_manifest(path).metrics
     assert "does not tell the time of its operations\n" in capsys.readouterr().err
 
 
@@ -339,7 +339,7 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
 
 def test_a_bench_tells_the_device_that_measured(exported, phone, tmp_path, capsys):
     settings = BenchSettings(device=phone, runs=3)
-    written = manifest.load(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
     machine = written.environment["machine"]
     assert machine == {
         "processor": "Kirin 990",
@@ -372,7 +372,7 @@ def test_where_only_the_file_can_run_there_is_no_baseline(reach, told, exported,
     monkeypatch.setattr(devices, "connect", connect)
     settings = BenchSettings(runs=3, accuracy=False, **reach)
     assert dict(bench.plan_stage(exported["x86-64"], settings, tmp_path))["baseline"] == "none"
-    written = manifest.load(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
+    written = load_manifest(bench.run_stage(exported["x86-64"], settings, tmp_path, Flow(COMMAND)))
     assert asked == [(reach["device"], reach.get("runner_file"))]
     assert list(written.environment["runtimes"]) == ["model.tflite"]
     assert not [name for name in written.metrics if name.startswith("float32")]

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import Access, Job, _program, _python, local
 from dmsflow.modelfile.runners import onnxruntime
+from dmsflow.plugin import list_plugins, load_plugin
 
 ROOT = Path(devices.__file__).parents[2]
 
@@ -38,16 +38,16 @@ def is_running(process: str) -> bool:
 # --- every device -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", plugin.names("devices"))
+@pytest.mark.parametrize("name", list_plugins("devices"))
 def test_every_device_can_be_connected_to(name):
-    module = plugin.load("devices", name)
+    module = load_plugin("devices", name)
     assert list(inspect.signature(module.connect).parameters) == ["address", "access"]
     first = module.__doc__.splitlines()[0]
     assert first.endswith(".") and 20 < len(first) <= 110
 
 
 def test_the_devices_are_these():
-    assert plugin.names("devices") == ["adb", "local", "qemu", "ssh"]
+    assert list_plugins("devices") == ["adb", "local", "qemu", "ssh"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from dmsflow import manifest
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
-from dmsflow.manifest import Manifest, Stage
+from dmsflow.manifest import Manifest, Stage, load_manifest, save_manifest
 from dmsflow.measuring import predicted_latency
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
@@ -51,7 +50,7 @@ def folder(tmp_path: Path, make_profile: Callable[..., Profile]) -> Path:
             data=Data(),
             **{"artifacts": {}, "metrics": {}, "environment": {}, **fields},
         )
-        parent = describe_artifact(manifest.save(tmp_path / f"{stage}.json", made), tmp_path)
+        parent = describe_artifact(save_manifest(tmp_path / f"{stage}.json", made), tmp_path)
     return tmp_path
 
 
@@ -63,7 +62,7 @@ def saved(tmp_path: Path, make_profile: Callable[..., Profile]) -> Save:
 
 def of(folder: Path, **options: Any) -> Prediction | None:
     source = folder / "export.json"
-    return predicted_latency.predict(source, manifest.load(source), BenchSettings(**options))
+    return predicted_latency.predict(source, load_manifest(source), BenchSettings(**options))
 
 
 def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:

@@ -147,9 +147,9 @@ def serving(folder: Path, *more: str):
 def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssh")
     with serving(folder) as server:
-        server.program(
-            "python3", bare_python(folder / "site", "numpy", "onnxruntime", "larq_compute_engine", "ai_edge_litert")
-        )
+        runners = ("onnx", "larq_compute_engine", "ai_edge_litert")  # onnx and onnxruntime
+        needed = ("numpy", "google", "ml_dtypes", "typing_extensions")
+        server.program("python3", bare_python(folder / "site", *runners, *needed))
         server.program("python-bare", bare_python(folder / "nothing"))
         server.program("python-numpy", bare_python(folder / "numpy", "numpy"))
         yield server

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from made_up import MEAN, STD, odd_widths, pixels, small_network, trained
 
-from dmsflow import __version__, native, plugin
-from dmsflow.deploying import folding, integer_graph, target
+from dmsflow import __version__, native
+from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.modelfile import reader, runners
 from dmsflow.modelfile.runners import lce, litert
 from dmsflow.network.architectures import resnet18, vgg11
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import BenchSettings
 
 
@@ -203,9 +205,9 @@ def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
 # --- which runner -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", plugin.names("runners"))
+@pytest.mark.parametrize("name", list_plugins("runners"))
 def test_every_runner_keeps_the_contract(name):
-    module = plugin.load("runners", name)
+    module = load_plugin("runners", name)
     assert list(inspect.signature(module.open).parameters) == ["path", "threads"]
     assert re.search(r" \d+\.\d+", module.version())
     assert module.__doc__.splitlines()[0].endswith(".")
@@ -221,7 +223,7 @@ def absent(name, monkeypatch):
 
 
 def test_lce_files_run_on_litert_and_otherwise_in_the_official_interpreter(monkeypatch, capsys):
-    aim = target.load("arm64")
+    aim = load_target("arm64")
     assert devices.runner_of(aim, BenchSettings()) == "litert"
     assert capsys.readouterr().err == ""
     absent("litert", monkeypatch)

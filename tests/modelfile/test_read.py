@@ -19,6 +19,7 @@ from dmsflow.deploying.exporters import _flatbuffer, lce
 from dmsflow.deploying.exporters import onnx as onnx_exporter
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
+from dmsflow.manifest import save_manifest
 from dmsflow.modelfile import onnx_reader, reader, tflite
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.settings import Data
@@ -156,7 +157,7 @@ def test_show_prints_a_model_and_gives_it_as_json(tmp_path, capsys):
 def test_the_manifest_beside_a_file_is_named(tmp_path, capsys):
     network = vgg11.build(3, 32, 10)
     model = written(tmp_path, lce, ".tflite")
-    made = manifest.save(
+    made = save_manifest(
         tmp_path / "export.json",
         manifest.Manifest(
             stage="export",

@@ -9,12 +9,15 @@ import pytest
 from made_up import MEAN, STD, odd_widths, pixels
 from PIL import Image
 
-from dmsflow import cli, manifest, plugin
-from dmsflow.deploying import check, folding, integer_graph, size_report, target
+from dmsflow import cli
+from dmsflow.deploying import check, folding, integer_graph, size_report
 from dmsflow.deploying.exporters import lce
+from dmsflow.deploying.target import load_target
+from dmsflow.manifest import load_manifest
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
 from dmsflow.network.network import load_network
+from dmsflow.plugin import list_plugins, load_plugin
 
 SIZES = ((32, 10), (224, 1000))
 TARGETS = ("x86-64", "onnx")
@@ -22,7 +25,7 @@ LARGEST = 1.10  # of a file, beside its bits with channels as kernels pad them a
 
 
 @pytest.mark.parametrize("resolution_classes", SIZES, ids=lambda size: f"{size[0]}px")
-@pytest.mark.parametrize("name", plugin.names("networks"))
+@pytest.mark.parametrize("name", list_plugins("networks"))
 def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int, int], tmp_path: Path) -> None:
     network = load_network(name, 3, *resolution_classes)
     widths = (
@@ -33,15 +36,15 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     wanted = integer_graph.compute_logits(form, images)
     assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
     ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))
-    for aim in map(target.load, TARGETS):
+    for aim in map(load_target, TARGETS):
         path = tmp_path / f"model{aim.suffix}"
-        exporter = plugin.load("exporters", aim.exporter)
+        exporter = load_plugin("exporters", aim.exporter)
         exporter.write(form, path)
         binary = sum(isinstance(op, integer_graph.BinaryConv) for op in form.ops)
         assert exporter.count_ops(path)[exporter.PACKED_CONV] == binary
         if ideal > 2**19:  # below half a MiB names and the graph weigh
             assert path.stat().st_size <= LARGEST * ideal
-        session = plugin.load("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
+        session = load_plugin("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
         logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
         assert abs(logits - wanted).max() <= check.TOLERANCE
 
@@ -79,7 +82,7 @@ def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
     settings += ("bench.runs=2", "bench.warm_up=0", "bench.baseline=false")
     text += "".join(f" --set {setting}" for setting in settings)
     assert cli.main(["run", *text.split()]) == 0
-    exported = manifest.load(tmp_path / "run" / "export.json", "export")
+    exported = load_manifest(tmp_path / "run" / "export.json", "export")
     assert exported.network.resolution == 224 and exported.metrics["check_images"] == 4
     assert exported.metrics["deploy_form_largest_logit_difference"] <= 1e-3
-    assert manifest.load(tmp_path / "run" / "bench.json", "bench").metrics["latency_ms_median"] > 0
+    assert load_manifest(tmp_path / "run" / "bench.json", "bench").metrics["latency_ms_median"] > 0

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmsflow import plugin
 from dmsflow.network import cost
 from dmsflow.network.network import Network
+from dmsflow.plugin import list_plugins, load_plugin
 
 
 def network(name: str, resolution: int = 32, classes: int = 10) -> Network:
-    return plugin.load("networks", name).build(3, resolution, classes)
+    return load_plugin("networks", name).build(3, resolution, classes)
 
 
 def mib(built: Network, times: int = 1, *, binary: bool = True) -> float:
@@ -70,7 +70,7 @@ def test_the_accounting_by_hand() -> None:
     assert cost.memory_bytes(built, built.widths) == binary + 4 * (3 * 16 * 9) + 4 * (128 * 10 + 10)
 
 
-@pytest.mark.parametrize("name", plugin.names("networks"))
+@pytest.mark.parametrize("name", list_plugins("networks"))
 @given(data=st.data())
 def test_tensors_cost_what_ints_cost(name: str, data: st.DataObject) -> None:
     built = network(name)
@@ -80,7 +80,7 @@ def test_tensors_cost_what_ints_cost(name: str, data: st.DataObject) -> None:
         assert function(built, tensors).item() == function(built, widths)
 
 
-@pytest.mark.parametrize("name", plugin.names("networks"))
+@pytest.mark.parametrize("name", list_plugins("networks"))
 def test_the_gradient_of_memory_is_the_difference_of_one_channel(name: str) -> None:
     """Memory is quadratic in all widths and linear in one, unless a layer has it on both sides."""
     built = network(name)

@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Layer, Network, check, load_network, out_widths, resolutions
+from dmsflow.plugin import list_plugins, load_plugin
 
-BUILDS = [(name, resolution) for name in plugin.names("networks") for resolution in (32, 224)]
+BUILDS = [(name, resolution) for name in list_plugins("networks") for resolution in (32, 224)]
 STEM = Layer(name="stem", op="conv", inputs=("input",), width="a", kernel=3, padding=1)
 QUANTIZE = Layer(name="quantize", op="quantize", inputs=("stem",))
 CONV = Layer(name="conv", op="binary_conv", inputs=("quantize",), width="b", kernel=3, padding=1)
@@ -134,14 +134,14 @@ def test_an_unknown_op_does_not_load() -> None:
 
 @pytest.mark.parametrize(("name", "resolution"), BUILDS)
 def test_every_network_is_well_formed_and_survives_json(name: str, resolution: int) -> None:
-    network = plugin.load("networks", name).build(3, resolution, 7)
+    network = load_plugin("networks", name).build(3, resolution, 7)
     check(network)
     assert msgspec.json.decode(msgspec.json.encode(network), type=Network) == network
     assert network.name == name
 
 
 def test_resnet_shares_widths_as_the_paper_does() -> None:
-    network = plugin.load("networks", "resnet18").build(3, 32, 10)
+    network = load_plugin("networks", "resnet18").build(3, 32, 10)
     adds = [layer for layer in network.layers if layer.op == "add"]
     keys = out_widths(network)
     assert len(adds) == 8
@@ -153,15 +153,15 @@ def test_a_users_own_network(tmp_path: Path) -> None:
     with pytest.raises(
         DmsflowError, match=r"network vgg: is unknown; use one of .*vgg11.*, or the path of a \.py file"
     ):
-        plugin.load("networks", "vgg")
+        load_plugin("networks", "vgg")
     path = tmp_path / "mine.py"
     with pytest.raises(DmsflowError, match=r"mine\.py: no such file; give the path of an existing \.py file"):
-        plugin.load("networks", str(path))
+        load_plugin("networks", str(path))
     path.write_text("import nothing_of_that_name\n")
     with pytest.raises(DmsflowError, match=r"mine\.py: ModuleNotFoundError on import: .*; correct the file"):
-        plugin.load("networks", str(path))
+        load_plugin("networks", str(path))
     path.write_text("def build(channels, resolution, classes):\n    return channels\n")
-    assert plugin.load("networks", str(path)).build(3, 32, 10) == 3
+    assert load_plugin("networks", str(path)).build(3, 32, 10) == 3
     with pytest.raises(DmsflowError, match=r"mine\.py: build\(\) returned int; return a dmsflow\.network\.Network"):
         load_network(str(path), 3, 32, 10)
     path.write_text("def build(channels, resolution, classes):\n    return channels / 0\n")

@@ -21,16 +21,18 @@ import msgspec
 import pytest
 from tiny import build
 
-from dmsflow import cli, manifest, plugin, settings
+from dmsflow import cli, manifest, settings
 from dmsflow.environment import describe_environment
 from dmsflow.files import describe_artifact
+from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
+from dmsflow.plugin import load_plugin
 from dmsflow.reporting import figures, page, report, runs, sections
 from dmsflow.settings import Data
 
-VGG11: Network = plugin.load("networks", "vgg11").build(1, 32, 10)
+VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
 SMALL = build(1, 32, 10)
 DATA = Data(name="digits", train_images=200)
 ROUNDS = 4
@@ -140,7 +142,7 @@ def write(
             metrics=found,
             environment=ran,
         )
-        last = manifest.save(folder / f"{stage}.json", record)
+        last = save_manifest(folder / f"{stage}.json", record)
         parent = describe_artifact(last, folder)
     return last
 
@@ -156,7 +158,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / f"random-{seed}", "random", seed, top1=30.0 + 10 * seed, network=VGG11)
         write(folder / f"rounds-{seed}", rounds=10 + seed, top1=None, network=VGG11)
     copy = write(folder / "random-1-again", "random", 1, top1=44.0, network=VGG11)
-    assert manifest.load(copy).widths == manifest.load(folder / "random-1" / "train.json").widths
+    assert load_manifest(copy).widths == load_manifest(folder / "random-1" / "train.json").widths
     return folder
 
 
@@ -277,7 +279,7 @@ def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile
     path = write(tmp_path / "x", "equal", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
     profile.save_profile(path.parent / "profile.json", made)
     artifact = describe_artifact(path.parent / "profile.json", path.parent)
-    manifest.save(path, msgspec.structs.replace(manifest.load(path), artifacts={"profile": artifact}))
+    save_manifest(path, msgspec.structs.replace(load_manifest(path), artifacts={"profile": artifact}))
     ((run,),) = (group.runs for group in runs.collect([path]))
     widths = runs.uniform_widths(run)
     assert widths and 0.5 * limit < build_latency(VGG11, made)(widths) <= limit
@@ -401,8 +403,8 @@ EVIL = "<script>alert(1)</script>&amp;\"'$x_1$ _]]>"
 
 def test_what_people_write_is_text(tmp_path: Path) -> None:
     path = write(tmp_path / EVIL.replace("/", "∕"), log=[*rounds(0)], top1=50, bench=True)
-    record = manifest.load(path)
-    manifest.save(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
+    record = load_manifest(path)
+    save_manifest(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
     content = report.write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
     reader = Reader(content)
     assert "script" not in {tag for tag, _ in reader.tags}
@@ -485,8 +487,8 @@ def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path
     log = [{**row, "predicted_latency_ms": 0.2} for row in rounds(0)]
     bench = write(tmp_path / "run", log=log, bench=True, profile="board", latency_ms=0.3)
     profile.save_profile(bench.parent / "profile.json", make_profile(SMALL, method=method))
-    record = manifest.load(bench)
-    manifest.save(
+    record = load_manifest(bench)
+    save_manifest(
         bench, msgspec.structs.replace(record, environment={**record.environment, "profile": {"method": method}})
     )
     search = json.loads((bench.parent / "search.json").read_text())
@@ -543,7 +545,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "run", "equal")
     assert "is there, and is no report of dmsflow; give --out another name" in refused(capsys, path, "--out", path)
-    assert manifest.load(path)
+    assert load_manifest(path)
     assert "is a folder; give --out the name of a file" in refused(capsys, path, "--out", tmp_path)
 
 

@@ -9,23 +9,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsflow import cli, manifest, plugin
+from dmsflow import cli
 from dmsflow.deploying import export
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.measuring import bench
 from dmsflow.network import profile
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import build_latency
+from dmsflow.plugin import load_plugin
 from dmsflow.reporting import show
+from dmsflow.reporting.show import show_file
 from dmsflow.settings import BenchSettings, ExportSettings
 from dmsflow.terminal import BLOCKS, block, milliseconds
 
 
 @pytest.fixture(scope="module")
 def network():
-    return plugin.load("networks", "vgg11").build(1, 32, 10)
+    return load_plugin("networks", "vgg11").build(1, 32, 10)
 
 
 def printed(found) -> str:
@@ -160,7 +162,7 @@ def test_what_is_neither_is_refused(content, message, tmp_path, capsys):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DmsflowError, match="none.json: No such file or directory; give a manifest"):
-        show.show_file(tmp_path / "none.json", False, io.StringIO())
+        show_file(tmp_path / "none.json", False, io.StringIO())
 
 
 def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_profiles_are_listed_with_what_they_are(network, make_profile, tmp_path,
 def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
     """The bench.json of a chain whose search used a profile; the file took 2 ms."""
     source = write_train_manifest(tmp_path)
-    trained = manifest.load(source)
+    trained = load_manifest(source)
     made = make_profile(trained.network, method=request.param)
     profile.save_profile(tmp_path / "profile.json", made)
     figures = {"predicted_latency_ms": build_latency(trained.network, made)(trained.widths)}
@@ -200,18 +202,18 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
         trained,
         stage="search",
         artifacts={"profile": describe_artifact(tmp_path / "profile.json", tmp_path)},
-        metrics={**figures, "comparison": [{"name": "searched", **figures}, {"name": "flat", **figures}]},
+        metrics={**figures, "comparison": [{"name": "searched", **figures}, {"name": "equal", **figures}]},
         settings={},
     )
-    parent = describe_artifact(manifest.save(tmp_path / "search.json", found), tmp_path)
-    manifest.save(source, msgspec.structs.replace(trained, parent=parent))
+    parent = describe_artifact(save_manifest(tmp_path / "search.json", found), tmp_path)
+    save_manifest(source, msgspec.structs.replace(trained, parent=parent))
     exported = export.run_stage(source, ExportSettings(target="x86-64", check_images=2), tmp_path, Flow(("x",)))
     lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline=False)
     return bench.run_stage(exported, lean, tmp_path, Flow(("x",)))
 
 
 def test_a_chain_shows_what_was_predicted(chain, capsys):
-    written = manifest.load(chain)
+    written = load_manifest(chain)
     used = profile.load_profile(str(chain.parent / "profile.json"))
     assert cli.main(["show", str(chain)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -236,7 +238,7 @@ def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
     stream = io.StringIO()
     show.print_result(chain, stream)
     lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    metrics = manifest.load(chain).metrics
+    metrics = load_manifest(chain).metrics
     title = profile.load_profile(str(chain.parent / "profile.json")).title
     at = lines.index("latency, 1-bit file 2.000 ms (median)")
     error = f"{100 * (metrics['predicted_latency_ms'] / 2 - 1):+.1f} %"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dmsflow import cli, manifest
 from dmsflow.errors import BudgetMissed, DmsflowError
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
@@ -51,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def searched(out: Path, **changes: Any) -> manifest.Manifest:
-    return manifest.load(search.run_stage(DATA, SearchSettings(**{**SMALL, **changes}), out, Flow(COMMAND)), "search")
+    return load_manifest(search.run_stage(DATA, SearchSettings(**{**SMALL, **changes}), out, Flow(COMMAND)), "search")
 
 
 @pytest.mark.parametrize("method", ["gradient", "published", "evolution"])
@@ -104,7 +104,7 @@ def test_widths_are_those_of_earlier_versions(tmp_path: Path, changes: dict[str,
     """As commit c6a9be6 chose them; the options had other names there."""
     data = Data(name="digits", resolution=8, train_images=400)
     path = search.run_stage(data, SearchSettings(**{**TINY, **changes}), tmp_path, Flow(COMMAND))
-    assert tuple(manifest.load(path).widths.values()) == widths
+    assert tuple(load_manifest(path).widths.values()) == widths
 
 
 def test_the_widths_move_and_sigma_deflates(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_paper_preset_searches(tmp_path: Path) -> None:
     chosen = resolve(
         SearchSettings, **{**load_preset("search", "paper"), "rounds": 2, "weight_epochs": 0.1, "threads": 1}
     )
-    done = manifest.load(search.run_stage(DATA, chosen, tmp_path, Flow(COMMAND)))
+    done = load_manifest(search.run_stage(DATA, chosen, tmp_path, Flow(COMMAND)))
     assert budget.memory_mib(done.network, done.widths) <= 0.12
     row = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[0])
     assert row["sigma"] == [1.0] * 8
@@ -232,7 +232,7 @@ def test_a_done_search_is_kept(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="search.json: is already there; --force"):
         searched(tmp_path, method="equal")
     again = SearchSettings(**SMALL, method="equal", device="cpu")  # where it runs changes nothing
-    assert manifest.load(search.run_stage(DATA, again, tmp_path, Flow(COMMAND, resume=True))) == done
+    assert load_manifest(search.run_stage(DATA, again, tmp_path, Flow(COMMAND, resume=True))) == done
     with pytest.raises(DmsflowError, match="search.json: was made with method equal, not uniform; --resume with"):
         search.run_stage(DATA, SearchSettings(**SMALL, method="uniform"), tmp_path, Flow(COMMAND, resume=True))
 
@@ -241,7 +241,7 @@ def test_a_search_of_an_earlier_version_counts_by_the_present_names(tmp_path: Pa
     done = searched(tmp_path, method="equal")
     recorded = {("mixed" if name == "amp" else name): value for name, value in done.settings.items()}
     recorded |= {"method": "flat", "hold": "projection"}
-    manifest.save(tmp_path / "search.json", msgspec.structs.replace(done, settings=recorded))
+    save_manifest(tmp_path / "search.json", msgspec.structs.replace(done, settings=recorded))
     settings = SearchSettings(**SMALL, method="equal")
     assert search.run_stage(DATA, settings, tmp_path, Flow(COMMAND, resume=True)) == tmp_path / "search.json"
 
@@ -281,7 +281,7 @@ def _dies_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: i
 
 
 def _outcome(out: Path) -> tuple[dict[str, int], str]:
-    return manifest.load(out / "search.json").widths, (out / "search.jsonl").read_text()
+    return load_manifest(out / "search.json").widths, (out / "search.jsonl").read_text()
 
 
 @pytest.mark.parametrize("variant", ["default", "published"])
@@ -365,8 +365,8 @@ def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
 def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:
     source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
     settings = TrainSettings(precision="float", epochs=1, threads=1, amp="off")
-    done = manifest.load(train.run_stage(source, settings, tmp_path / "float", Flow(COMMAND)))
-    assert done.metrics["memory_mib"] > 10 * manifest.load(source).metrics["memory_mib"]
+    done = load_manifest(train.run_stage(source, settings, tmp_path / "float", Flow(COMMAND)))
+    assert done.metrics["memory_mib"] > 10 * load_manifest(source).metrics["memory_mib"]
     assert not any(name.endswith(".alpha") for name in load_file(tmp_path / "float" / "train.safetensors"))
 
 

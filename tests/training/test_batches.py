@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dmsflow import plugin
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import TrainSettings
 from dmsflow.training import place
 from dmsflow.training.batches import Batches, Order, halves, whole
@@ -129,9 +129,9 @@ def test_an_absent_device_is_refused() -> None:
 
 
 @pytest.mark.parametrize("precision", ["binary", "float"])
-@pytest.mark.parametrize("name", plugin.names("networks"))
+@pytest.mark.parametrize("name", list_plugins("networks"))
 def test_a_step_trains_every_network_in_either_precision(name: str, precision: Literal["binary", "float"]) -> None:
-    network = plugin.load("networks", name).build(1, 32, 4)
+    network = load_plugin("networks", name).build(1, 32, 4)
     model = Model(network, dict.fromkeys(network.widths, 4), precision=precision)
     before = {key: tensor.detach().clone() for key, tensor in model.tensors().items() if key.endswith("weight")}
     optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)

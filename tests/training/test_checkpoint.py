@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
 def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     path = tmp_path / "search.checkpoint"
     path.write_bytes(b"state")
-    with pytest.raises(DmsflowError, match="--resume goes on with it, --force starts again"):
+    with pytest.raises(DmsflowError, match="--resume starts from it, --force starts again"):
         checkpoint.claim(path, Flow(()))
     assert checkpoint.claim(path, Flow((), resume=True)).exists()
     assert not checkpoint.claim(path, Flow((), force=True)).exists()

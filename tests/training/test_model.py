@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from masks import exact_mask
 from torch import Tensor
 
-from dmsflow import plugin
 from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.training import model as model_module
 from dmsflow.training.mask import Mask
 from dmsflow.training.model import BatchNorm, Model, Quantise, best_effort_initialise
 
-BUILDERS = {name: plugin.load("networks", name).build for name in plugin.names("networks")}
+BUILDERS = {name: load_plugin("networks", name).build for name in list_plugins("networks")}
 
 
 def supernet(name: str, capacity: float = 0.5, dtype: torch.dtype = torch.float64) -> Model:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from dmsflow import datasets, manifest
+from dmsflow import datasets
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Flow
+from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings, load_preset, resolve
 from dmsflow.training import checkpoint, train
@@ -47,9 +47,9 @@ def test_settings_that_contradict_each_other(source: Path, tmp_path: Path) -> No
 
 
 def test_a_data_set_of_another_shape(source: Path, tmp_path: Path) -> None:
-    stored = manifest.load(source)
+    stored = load_manifest(source)
     changed = msgspec.structs.replace(stored, data=msgspec.structs.replace(stored.data, resolution=40))
-    manifest.save(source, changed)
+    save_manifest(source, changed)
     with pytest.raises(DmsflowError, match=r"has \(channels, pixels, classes\) \(1, 40, 10\), and search.json was"):
         train.run_stage(source, QUICK, tmp_path, Flow(COMMAND))
 

@@ -20,9 +20,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from dmsflow import plugin
 from dmsflow.deploying.target import Target
 from dmsflow.modelfile import runners
+from dmsflow.plugin import load_plugin
 from dmsflow.settings import Reach
 
 
@@ -148,7 +148,7 @@ def find(address: str) -> ModuleType:
     Raises:
         DmsflowError: there is none.
     """
-    return plugin.load("devices", address.partition("://")[0])
+    return load_plugin("devices", address.partition("://")[0])
 
 
 def connect(address: str, access: Access | None = None) -> AbstractContextManager[Measure]:

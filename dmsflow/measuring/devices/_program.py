@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow import plugin
 from dmsflow.environment import read_processor_name
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import load_plugin
 
 RESULT = "dmsflow-result "  # what a login prints by itself may stand before it
 OPERATION_RUNS = 20
@@ -89,7 +89,7 @@ def mark() -> None:
 def load_runner(name: str) -> ModuleType:
     """A file of runners/; whether there is one of this name is known before the job is sent."""
     if name.endswith(".py"):
-        return plugin.load("runners", name)
+        return load_plugin("runners", name)
     return importlib.import_module(f"dmsflow.modelfile.runners.{name.replace('-', '_')}")
 
 

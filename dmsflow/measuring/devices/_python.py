@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices import Job, Measurement
 from dmsflow.measuring.devices._program import OPERATION_RUNS, RESULT
+from dmsflow.plugin import load_plugin
 
 MEMORY_RUNS = 3
 PACKAGE = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurem
             answer as ours.
     """
     for name in {file.runner for file in job.files}:
-        plugin.load("runners", name)
+        load_plugin("runners", name)
     timed = read_answer(job, run(job), device)
     alone: list[int | None] = [None] * len(job.files)
     if job.memory:

@@ -111,10 +111,13 @@ def _put(shell: Shell, here: str, there: str) -> None:
 
 def _bring_library(folder: Folder) -> None:
     """dmsflow's kernels, where they are built and the machine is of this one's kind; others have their own."""
-    with contextlib.suppress(DmsflowError):
+    try:
         library = native.library()
-        if call_script(folder.shell, "uname -sm").out.decode().split() == [platform.system(), platform.machine()]:
-            folder.put(str(library), f"{folder.path}/{library.name}")
+    except DmsflowError:
+        return
+    kind = [platform.system().encode(), platform.machine().encode()]
+    if call_script(folder.shell, "uname -sm").out.split() == kind:
+        folder.put(str(library), f"{folder.path}/{library.name}")
 
 
 def _measure_python(folder: Folder, python: str, job: Job) -> Measurement:

@@ -20,8 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError
+from dmsflow.plugin import load_plugin
 
 
 class Session(Protocol):
@@ -59,7 +59,7 @@ def first_usable(names: Sequence[str]) -> tuple[str, DmsflowError | None]:
     lacks: list[DmsflowError] = []
     for name in names:
         try:
-            plugin.load("runners", name).version()
+            load_plugin("runners", name).version()
         except DmsflowError as error:
             lacks.append(error)
         else:
