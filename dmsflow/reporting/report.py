@@ -56,11 +56,10 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
     links = [(anchor, title) for anchor, title, blocks in built if not isinstance(blocks, str)]
     runs = all_runs(groups)
     title = f"dmsflow: {runs[0].label}" if len(runs) == 1 else f"dmsflow: {len(runs)} runs"
-    names = (
-        ", ".join(dict.fromkeys(each)) for each in zip(*((r.network.name, r.last.data.name) for r in runs), strict=True)
-    )
+    networks = ", ".join(dict.fromkeys(run.network.name for run in runs))
+    data = ", ".join(dict.fromkeys(run.last.data.name for run in runs))
     counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone stand together)"
-    summary = f"{' on '.join(names)}{counts * (len(runs) > 1)}. A deviation is that of the sample, over seeds."
+    summary = f"{networks} on {data}{counts * (len(runs) > 1)}. A deviation is that of the sample, over seeds."
     body = [page.heading(1, title), page.paragraph(summary), page.contents(links)]
     absent = []
     for anchor, heading, blocks in built:

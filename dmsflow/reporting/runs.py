@@ -7,7 +7,6 @@ import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +14,7 @@ import msgspec
 
 from dmsflow import manifest
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Chain, Manifest
+from dmsflow.manifest import Manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
@@ -38,16 +37,16 @@ class Run:
 
     Attributes:
         stages: the manifests by their stage, the last one last.
-        paths: where they are.
         last: the last of them, whose network, widths and data are those of the run.
+        used_profile: the one that the search predicted latency with.
         rounds: a record a round of the search's log; none of a baseline.
         label: of this run among those it was collected with.
     """
 
     stages: Mapping[str, Manifest]
-    paths: Mapping[str, Path]
     last: Manifest
     folder: Path
+    used_profile: profile.Profile | None = None
     rounds: tuple[dict[str, Any], ...] = ()
     label: str = ""
 
@@ -95,14 +94,6 @@ class Run:
         names = {"train": "top1_percent", "export": "trained_top1_percent", "bench": "top1_percent"}
         values = (self.metrics(stage).get(name) for stage, name in names.items())
         return next((value for value in values if value is not None), None)
-
-    @cached_property
-    def used_profile(self) -> profile.Profile | None:
-        """The one that the search predicted latency with."""
-        search = self.stages.get("search")
-        if search is None or "profile" not in search.artifacts:
-            return None
-        return profile.load_profile(str(manifest.verify(self.paths["search"], search.artifacts["profile"])))
 
     @property
     def is_modelled(self) -> bool:
@@ -181,7 +172,7 @@ def uniform_widths(run: Run) -> dict[str, int] | None:
         latency = build_latency(run.network, used) if used else None
         budgets = Budgets.from_settings(SearchSettings(**kept), run.network, latency)
         return budgets.round_within(budgets.uniform())
-    except DmsflowError:  # a latency budget, and no profile of this network
+    except (DmsflowError, ValueError):  # nothing predicts the latency budget, or min_ratio is above a budget
         return None
 
 
@@ -203,7 +194,12 @@ def collect(paths: Sequence[Path]) -> list[Group]:
     grouped: dict[str, list[Run]] = {}
     for path, chain in chains.items():
         if path not in parents:
-            run = _read_run(chain)
+            search = chain[:1] if chain[0][1].stage == "search" else []
+            log, used = manifest.inherited(search, "log"), manifest.inherited(search, "profile")
+            rounds = tuple(_read_rounds(log, chain[0][1])) if log else ()
+            stages: dict[str, Manifest] = {each.stage: each for _, each in chain}
+            at, last = chain[-1]
+            run = Run(stages, last, at.parent, profile.load_profile(str(used)) if used else None, rounds)
             grouped.setdefault(_group_key(run), []).append(run)
     groups = sorted(_labelled([*grouped.values()]), key=lambda group: not group.is_searched)
     budgets = list(dict.fromkeys(group.budgets for group in groups))
@@ -217,22 +213,11 @@ def _last_manifests(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DmsflowError(path, "no such file or folder", "give the folder of a run, or a manifest")
-    lasts: dict[Path, Path] = {}
-    for stage in STAGES:
-        lasts |= {file.parent: file for file in path.rglob(f"{stage}.json")}
+    lasts = {file.parent: file for stage in STAGES for file in path.rglob(f"{stage}.json")}
     if not lasts:
         names = ", ".join(f"{stage}.json" for stage in STAGES)
         raise DmsflowError(path, "holds no manifest", f"give a folder with one of {names}, or of such folders")
     return sorted(lasts.values())
-
-
-def _read_run(chain: Chain) -> Run:
-    stages: dict[str, Manifest] = {each.stage: each for _, each in chain}
-    paths: dict[str, Path] = {each.stage: path for path, each in chain}
-    log = stages["search"].artifacts.get("log") if "search" in stages else None
-    rounds = tuple(_read_rounds(manifest.verify(paths["search"], log), stages["search"])) if log else ()
-    path, last = chain[-1]
-    return Run(stages, paths, last, path.parent, rounds)
 
 
 def _read_rounds(path: Path, search: Manifest) -> Iterator[dict[str, Any]]:
@@ -278,7 +263,10 @@ def _labelled(grouped: Sequence[Sequence[Run]]) -> list[Group]:
         own = run.folder.resolve()
         return f"{text} ({root.name if own == root else own.relative_to(root).as_posix()})".strip()
 
-    names = [(runs[0].method, _describe_budgets(runs[0])) for runs in grouped]
+    names = [
+        (first.method, " + ".join(f"{limit:.4g} {BUDGET_UNITS[name]}" for name, limit in first.limits.items()))
+        for first, *_ in grouped
+    ]
     groups = []
     for (method, budgets), runs in zip(names, grouped, strict=True):
         label = name = f"{method}, {budgets}" if budgets else method
@@ -287,8 +275,3 @@ def _labelled(grouped: Sequence[Sequence[Run]]) -> list[Group]:
         members = (replace(run, label=with_folder(name, run) if len(runs) > 1 else label) for run in runs)
         groups.append(Group(label, budgets, tuple(members)))
     return groups
-
-
-def _describe_budgets(run: Run) -> str:
-    """`0.08 MiB + 16 M MACs`."""
-    return " + ".join(f"{limit:.4g} {BUDGET_UNITS[name]}" for name, limit in run.limits.items())

@@ -9,7 +9,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from dmsflow.environment import measured_machine
 from dmsflow.network import cost
@@ -21,7 +21,6 @@ from dmsflow.terminal import milliseconds, spelled_threads
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
 MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
 MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
-MOST_BARS = 12  # rows of a chart of latencies
 MOST_NAMED = 8  # settings in the legend of a plane; more would be taller than the picture
 NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
 # By metric: the words of a title, the words beside an axis.
@@ -324,14 +323,29 @@ def latency_section(groups: Sequence[Group]) -> Section:
                 platforms.setdefault(_describe_platform(run), {}).setdefault(group.label, []).append(run)
     if not platforms:
         return "no run is measured yet (dmsflow bench)"
-    panels: list[Panel] = []
-    rows = []
-    for platform, labelled in platforms.items():
-        rows += [_latency_row(label, runs, platform) for label, runs in labelled.items()]
-        pairs = [*labelled.items()]
-        for start in range(0, len(pairs), MOST_BARS):
-            figure = _draw_latencies(platform, dict(pairs[start : start + MOST_BARS]))
-            panels.append(Panel(f"latency-{len(panels) + 1}", f"Latency: {platform}", figure))
+    panels, rows = [], []
+    for number, (platform, labelled) in enumerate(platforms.items(), 1):
+        series = []
+        for at, (label, runs) in enumerate(labelled.items()):
+            bench = runs[0].stages["bench"].environment
+            used = bench.get("profile") or {}
+            word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
+            means = {name: _mean(runs, "bench", name) for name in (*LATENCIES, "latency_ms_p90")}
+            for name, look in LATENCIES.items():
+                if (ms := means[name]) is not None:
+                    words, style = MODELLED if word and name.startswith("predicted") else look
+                    p90 = means["latency_ms_p90"] if name == "latency_ms_median" else None
+                    series.append(Series(words, [ms], [at], style, () if p90 is None else [max(0.0, p90 - ms)]))
+            row: dict[str, object] = {"settings": label, "runs": len(runs)}
+            row |= {"median ms": _format_ms(means["latency_ms_median"]), "p90 ms": _format_ms(means["latency_ms_p90"])}
+            row["predicted ms"] = _format_ms(means["predicted_latency_ms"], word)
+            row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
+            row["float32 ms"] = _format_ms(means["float32_latency_ms_median"])
+            row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
+            rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
+        labels = [label + describe_mean(len(runs)) for label, runs in labelled.items()]
+        figure = draw_rows(platform, "ms for one image", labels, series)
+        panels.append(Panel(f"latency-{number}", f"Latency: {platform}", figure))
     caption = "Milliseconds for one image, on one scale from zero; of several seeds the mean."
     caption += describe_cut(MOST_PANELS, len(panels), "charts")
     table = page.table("Latency: measured, predicted, and beside float32", rows)
@@ -345,37 +359,6 @@ def _describe_platform(run: Run) -> str:
     runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
     words = [machine.get("processor"), *runtimes, spelled_threads(environment.get("threads", 1))]
     return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
-
-
-def _profile_of(run: Run) -> dict[str, Any]:
-    return run.stages["bench"].environment.get("profile") or {}
-
-
-def _draw_latencies(platform: str, labelled: Mapping[str, Sequence[Run]]) -> Drawing:
-    series = []
-    for row, runs in enumerate(labelled.values()):
-        for name, look in LATENCIES.items():
-            if (ms := _mean(runs, "bench", name)) is not None:
-                is_modelled = name.startswith("predicted") and _profile_of(runs[0]).get("method") == "modelled"
-                label, style = MODELLED if is_modelled else look
-                p90 = _mean(runs, "bench", "latency_ms_p90") if name == "latency_ms_median" else None
-                series.append(Series(label, [ms], [row], style, () if p90 is None else [max(0.0, p90 - ms)]))
-    labels = [label + describe_mean(len(runs)) for label, runs in labelled.items()]
-    return draw_rows(platform, "ms for one image", labels, series)
-
-
-def _latency_row(label: str, runs: Sequence[Run], platform: str) -> dict[str, object]:
-    used = _profile_of(runs[0])
-    word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
-    names = ("latency_ms_median", "latency_ms_p90", "float32_latency_ms_median", "predicted_latency_ms")
-    median, p90, float32, predicted = (_mean(runs, "bench", name) for name in names)
-    row = {"settings": label, "runs": len(runs), "median ms": _format_ms(median), "p90 ms": _format_ms(p90)}
-    row["predicted ms"] = _format_ms(predicted, word)
-    row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
-    row["float32 ms"] = _format_ms(float32)
-    row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
-    date = runs[0].stages["bench"].environment.get("date")
-    return row | {"on": platform, "profile": used.get("name"), "date": date}
 
 
 # --- the end of the search, and the facts -------------------------------------------------------

@@ -163,11 +163,8 @@ def print_result(path: Path, stream: TextIO) -> None:
         ratio = f"the file takes {measured['latency_ratio_to_float32']:.2f} of it"
         words = f"{measured['float32_latency_ms_median']:.3f} ms in onnxruntime; {ratio}"
         rows.append(("latency, float32 of these widths", words))
-    where = [
-        measured_machine(ran)["processor"],
-        spelled_threads(ran["threads"]),
-        *dict.fromkeys(ran["runtimes"].values()),
-    ]
+    runtimes = dict.fromkeys(ran["runtimes"].values())
+    where = [measured_machine(ran)["processor"], spelled_threads(ran["threads"]), *runtimes]
     rows.append(("measured", ", ".join([*where, f"{bench.settings['runs']} runs", ran["date"]])))
     print_table(f"{network.name} on {bench.data.name}", (), rows, stream=stream)
 
