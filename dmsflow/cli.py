@@ -18,7 +18,6 @@ import msgspec
 from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
-from dmsflow.settings import Data
 
 FILE = click.Path(path_type=Path)
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
@@ -198,7 +197,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 
-def _default_out(data: Data, chosen: settings.SearchSettings) -> Path:
+def _default_out(data: settings.Data, chosen: settings.SearchSettings) -> Path:
     return Path("runs") / f"{Path(chosen.network).stem}-{Path(data.name.split(':')[0]).stem}"
 
 

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-from dmsflow import __version__, native
+from dmsflow import __version__, native, plugin
 from dmsflow.deploying.target import Target, list_targets, load_target
 from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_installed, version
 from dmsflow.errors import DmsflowError
-from dmsflow.plugin import PACKAGE, load_plugin
 
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 
@@ -30,7 +29,7 @@ def find_missing_modules(aim: Target) -> list[str]:
 
 def _find_missing(kind: str, name: str) -> list[str]:
     """What a plug-in REQUIRES and is not installed; of modules that stand in for each other, the first is named."""
-    modules = getattr(load_plugin(kind, name), "REQUIRES", ())
+    modules = getattr(plugin.load_plugin(kind, name), "REQUIRES", ())
     spare = {other for module in modules for other in ALTERNATIVES.get(module, ())}
     return [
         module
@@ -100,7 +99,7 @@ def _try_program(what: str, program: str, right: str, works: str = "works") -> R
 def _run_program(program: str) -> tuple[str, str]:
     """Why a line of Python fails, the last that it says; "" if it does not. And what it prints."""
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=plugin.PACKAGE.parent)
     if not done.returncode:
         return "", done.stdout.strip()
     lines = done.stderr.strip().splitlines()

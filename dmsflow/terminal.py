@@ -122,7 +122,7 @@ def print_table(
     cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
     for column in range(len(head) or max(map(len, cells), default=0)):
-        numeric = column > 0 and all(_is_number(row[column]) for row in cells if row[column] != "–")
+        numeric = column > 0 and all(is_number(row[column]) for row in cells if row[column] != "–")
         table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
@@ -142,9 +142,13 @@ def block(part: float) -> str:
     return BLOCKS[min(len(BLOCKS) - 1, int(part * len(BLOCKS)))]
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a column of such cells is aligned right: `▃ 0.12`, `98 %`, `+0.1 ± 0.2`, `0.28 modelled`; not `16 32 64`."""
     cell = cell.lstrip(BLOCKS + " ")
-    return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×"
+    for unit in (" %", " draws", " modelled"):
+        cell = cell.removesuffix(unit)
+    single = " " not in cell or "±" in cell
+    return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×" and single
 
 
 def spelled_threads(count: int) -> str:

@@ -101,3 +101,15 @@ def test_a_table_shows_every_cell_as_it_is(capsys: pytest.CaptureFixture[str]) -
 )
 def test_names_in_a_line(count: int, shown: str) -> None:
     assert terminal.list_names([f"conv{index + 1}" for index in range(count)]) == shown
+
+
+@pytest.mark.parametrize(
+    "cell", ["0.12", "−3", "+0.1 ± 0.2", "98 %", "12%", "1.50×", "1,234", "▃ 0.12", "0.28 modelled", "2 draws"]
+)
+def test_a_number_is_aligned_right(cell: str) -> None:
+    assert terminal.is_number(cell)
+
+
+@pytest.mark.parametrize("cell", ["", "–", "16 32 64", "memory", "2 threads", "9d3f0ab", "0.12 ms by profile desk"])
+def test_text_is_aligned_left(cell: str) -> None:
+    assert not terminal.is_number(cell)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-GENERATOR = "dmsflow report"  # says in a page's head who wrote it
+from dmsflow.terminal import is_number
+
+GENERATOR = '<meta name="generator" content="dmsflow report">'  # says in a page's head who wrote it
 # The page asks for nothing, and runs nothing: a browser that reads this line would refuse.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 STYLE = """
@@ -40,39 +43,36 @@ td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflo
 td.number, th.number { text-align: right; }
 pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
 summary { cursor: pointer; padding: .25rem 0; }
-footer { margin-top: 3rem; padding-top: .75rem; border-top: 1px solid var(--rule); color: var(--soft); font-size: .875rem; }
+"""
+DOCUMENT = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="@POLICY@">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+@GENERATOR@
+<link rel="icon" href="data:,">
+<title>@TITLE@</title>
+<style>@STYLE@</style>
+</head>
+<body>
+@BODY@
+</body>
+</html>
 """
 
 
 def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[str]) -> str:
     """The whole page; `colours` are the light and dark values of the variables that its figures name."""
-    variables = [" ".join(f"--{name}: {pair[dark]};" for name, pair in colours.items()) for dark in (0, 1)]
-    style = STYLE.replace("@LIGHT@", variables[0]).replace("@DARK@", variables[1])
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<meta name="generator" content="{GENERATOR}">',
-            '<link rel="icon" href="data:,">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{style}</style>",
-            "</head>",
-            "<body>",
-            *body,
-            "</body>",
-            "</html>",
-            "",
-        )
-    )
+    light, dark = (" ".join(f"--{name}: {pair[mode]};" for name, pair in colours.items()) for mode in (0, 1))
+    style = STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
+    parts = {"POLICY": POLICY, "GENERATOR": GENERATOR, "TITLE": escape(title), "STYLE": style, "BODY": "\n".join(body)}
+    return re.sub("@([A-Z]+)@", lambda name: parts[name[1]], DOCUMENT)
 
 
 def is_report(content: bytes) -> bool:
     """Whether a file was written by `document`."""
-    return f'<meta name="generator" content="{GENERATOR}">'.encode() in content[:2000]
+    return GENERATOR.encode() in content[:2000]
 
 
 def heading(level: int, text: str, anchor: str = "") -> str:
@@ -84,32 +84,32 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def figure(panels: Iterable[str], caption: str, label: str, *, small: bool = False) -> str:
-    """Panels side by side, as many as there is room for; the caption says what to see in them."""
-    kind = "panels small" if small else "panels"
-    drawn = "\n".join(panels)
+def figure(drawings: Iterable[str], caption: str, label: str, *, small: bool = False) -> str:
+    """Drawings side by side, as many as there is room for; the caption says what to see in them."""
+    kind, content = "panels small" if small else "panels", "\n".join(drawings)
     return (
-        f'<figure aria-label="{escape(label)}">\n<div class="{kind}">\n{drawn}\n</div>\n'
+        f'<figure aria-label="{escape(label)}">\n<div class="{kind}">\n{content}\n</div>\n'
         f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
     )
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows under their heads; columns of numbers are aligned right. It scrolls within itself where it is too wide."""
-    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
-    numeric = [all(_is_number(row[column]) for row in cells) for column in range(len(head))]
+def table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of cells by their heads, the same heads in each; columns of numbers are aligned right.
 
-    def line(row: Sequence[str], tag: str) -> str:
-        spelled = (
-            f"<{tag}{' scope=col' if tag == 'th' else ''}{' class=number' if right else ''}>{escape(cell)}</{tag}>"
-            for cell, right in zip(row, numeric, strict=True)
-        )
-        return f"<tr>{''.join(spelled)}</tr>"
+    It scrolls within itself where it is too wide.
+    """
+    cells = [["–" if cell is None else str(cell) for cell in row.values()] for row in rows]
+    numeric = [all(cell == "–" or is_number(cell) for cell in column) for column in zip(*cells, strict=True)]
+
+    def line(row: Iterable[str], tag: str) -> str:
+        kinds = (f"{tag}{' scope=col' * (tag == 'th')}{' class=number' * right}" for right in numeric)
+        parts = (f"<{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
+        return f"<tr>{''.join(parts)}</tr>"
 
     body = "\n".join(line(row, "td") for row in cells)
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{escape(caption)}">\n<table>\n'
-        f"<caption>{escape(caption)}</caption>\n<thead>{line(head, 'th')}</thead>\n"
+        f"<caption>{escape(caption)}</caption>\n<thead>{line(rows[0], 'th')}</thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
 
@@ -126,10 +126,3 @@ def listing(items: Iterable[str]) -> str:
 def contents(links: Iterable[tuple[str, str]]) -> str:
     """Links to the page's own sections: (anchor, title)."""
     return "<nav>" + "".join(f'<a href="#{escape(anchor)}">{escape(title)}</a> ' for anchor, title in links) + "</nav>"
-
-
-def _is_number(cell: str) -> bool:
-    """A dash counts as one, and so does `+0.1 ± 0.2`; a row of widths does not."""
-    return cell == "–" or (
-        cell.lstrip("+-−")[:1].isdigit() and (" " not in cell or "±" in cell or cell.endswith(("draws", "modelled")))
-    )

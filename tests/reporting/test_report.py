@@ -10,7 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,7 @@ from dmsflow.network import cost, profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
-from dmsflow.reporting import figures, page, report, runs, searching
-from dmsflow.reporting.report import write_report
-from dmsflow.reporting.view import View
-from dmsflow.searching.budget import Budgets
+from dmsflow.reporting import figures, page, report, runs, sections
 from dmsflow.settings import Data
 
 VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
@@ -85,7 +82,13 @@ def write(
 ) -> Path:
     """A chain of manifests without its models; the path of the last one."""
     folder.mkdir(parents=True)
-    asked = settings.resolve(settings.SearchSettings, **{"memory_mib": 0.1, "method": method, "seed": seed, **chosen})
+    asked = {
+        **msgspec.to_builtins(settings.SearchSettings()),
+        "memory_mib": 0.1,
+        "method": method,
+        "seed": seed,
+        **chosen,
+    }
     factor = {"uniform": 1.1, "equal": 1.0}.get(method, 1.2 + 0.01 * seed)
     widths = {name: round((64 if method == "equal" else base) * factor) for name, base in network.widths.items()}
     memory, macs = cost.memory_bytes(network, widths) / cost.MIB, cost.macs(network, widths) / 1e6
@@ -112,7 +115,7 @@ def write(
             for name, loss, difference, error in rows
         ]
     stages: list[tuple[manifest.Stage, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
-    stages.append(("search", msgspec.to_builtins(asked), metrics, artifacts))
+    stages.append(("search", asked, metrics, artifacts))
     if top1 is not None:
         trained = settings.resolve(settings.TrainSettings, seed=seed)
         stages.append(
@@ -146,14 +149,14 @@ def write(
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of a search, of uniform and of flat, two random draws, one of them trained twice, and two rebuilt searches."""
+    """Two seeds of a search, of uniform and of equal widths, two random draws, one of them trained twice, two more searches."""
     folder = tmp_path_factory.mktemp("study")
     for seed in (0, 1):
         write(folder / f"gradient-{seed}", "gradient", seed, top1=50.0 + 2 * seed, bench=seed == 0, network=VGG11)
         write(folder / f"uniform-{seed}", "uniform", seed, top1=40.0, network=VGG11)
-        write(folder / f"flat-{seed}", "equal", seed, top1=45.0, bench=True, network=VGG11)
+        write(folder / f"equal-{seed}", "equal", seed, top1=45.0, bench=True, network=VGG11)
         write(folder / f"random-{seed}", "random", seed, top1=30.0 + 10 * seed, network=VGG11)
-        write(folder / f"best-effort-{bool(seed)}", step_size=(0.2, 0.3)[seed], top1=None, network=VGG11)
+        write(folder / f"rounds-{seed}", rounds=10 + seed, top1=None, network=VGG11)
     copy = write(folder / "random-1-again", "random", 1, top1=44.0, network=VGG11)
     assert load_manifest(copy).widths == load_manifest(folder / "random-1" / "train.json").widths
     return folder
@@ -161,7 +164,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(study: Path) -> Path:
-    return write_report([study], None)
+    return report.write_report([study], None)
 
 
 @pytest.fixture(scope="module")
@@ -173,69 +176,101 @@ def text(written: Path) -> str:
 
 
 def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> None:
-    made = {group.label: group for group in runs.groups(runs.collect([study]))}
-    sizes = {label: len(group.runs) for label, group in made.items()}
-    assert sizes == {
-        "gradient, step size 0.15": 2,
-        "gradient, step size 0.2": 1,
-        "gradient, step size 0.3": 1,
-        "uniform": 2,
-        "equal": 2,
-        "random": 3,
+    groups = {group.label: group for group in runs.collect([study])}
+    assert {label: len(group.runs) for label, group in groups.items()} == {
+        "gradient, 0.1 MiB (gradient-0)": 2,
+        "gradient, 0.1 MiB (rounds-0)": 1,
+        "gradient, 0.1 MiB (rounds-1)": 1,
+        "equal, 0.1 MiB": 2,
+        "random, 0.1 MiB": 3,
+        "uniform, 0.1 MiB": 2,
     }
-    assert made["gradient, step size 0.15"].top1_percent() == [50.0, 52.0]
-    assert made["random"].top1_percent() == [30.0, 42.0]  # draws, not trainings
-    labels = [run.label for run in runs.collect([study])]
+    assert [row[2] for row in groups["gradient, 0.1 MiB (gradient-0)"].results()] == [50.0, 52.0]
+    assert [row[2] for row in groups["random, 0.1 MiB"].results()] == [30.0, 42.0]  # draws, not trainings
+    labels = [run.label for group in groups.values() for run in group.runs]
     assert len(set(labels)) == len(labels)
-    assert "uniform, seed 1" in labels
+    assert "uniform, 0.1 MiB (uniform-1)" in labels
+    assert [group.is_searched for group in groups.values()] == [True] * 3 + [False] * 3
 
 
-def test_a_setting_that_older_manifests_lack_tells_nothing_apart(tmp_path: Path) -> None:
-    for seed in (0, 1):
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The last manifest of a chain with other content."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_where_a_run_was_made_and_settings_that_older_manifests_lack_tell_nothing_apart(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
         write(tmp_path / str(seed), "equal", seed, top1=None)
-    old = tmp_path / "0" / "search.json"
-    content = json.loads(old.read_text())
-    del content["settings"]["latency_ms"], content["settings"]["max_ratio"]
-    old.write_text(json.dumps(content))
-    (group,) = runs.groups(runs.collect([tmp_path]))
-    assert [run.label for run in group.runs] == ["equal, seed 0", "equal, seed 1"]
+
+    def older(content: dict[str, Any]) -> None:
+        for name in ("latency_ms", "max_ratio", "amp", "mixed"):
+            content["settings"].pop(name, None)
+        content["settings"] |= {"method": "flat", "mixed": "off", "device": "cuda", "threads": 3}
+
+    rewrite(tmp_path / "0" / "search.json", older)
+    rewrite(tmp_path / "2" / "search.json", lambda content: content["settings"].update(memory_mib=0.2))
+    together, apart = runs.collect([tmp_path])
+    assert (together.label, apart.label) == ("equal, 0.1 MiB", "equal, 0.2 MiB")
+    assert [run.label for run in together.runs] == ["equal, 0.1 MiB (0)", "equal, 0.1 MiB (1)"]
 
 
-def test_budgets_and_equal_settings_are_told_apart(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_is_shown_in_present_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", "gradient", top1=None)
+
+    def older(content: dict[str, Any]) -> None:
+        content["metrics"]["comparison"][1]["name"] = content["metrics"]["chosen"] = "flat"
+
+    rewrite(path, older)
+    content = report.write_report([path], None).read_text("utf-8")
+    assert "beat equal in 1 of 1, uniform in 1 of 1." in content and "flat" not in content
+    assert re.search(r"<td>equal</td><td>chosen</td>", content)
+
+
+def test_budgets_tell_apart_and_equal_settings_do_not(tmp_path: Path) -> None:
     write(tmp_path / "a", memory_mib=0.1, macs_m=16.0)
     write(tmp_path / "b", memory_mib=0.1)
     write(tmp_path / "c", memory_mib=0.1)
-    found = runs.collect([tmp_path])
-    assert [group.label for group in runs.groups(found)] == ["0.1 MiB + 16 M MACs", "0.1 MiB"]
-    assert [run.label for run in found] == ["0.1 MiB + 16 M MACs", "0.1 MiB, seed 0 (b)", "0.1 MiB, seed 0 (c)"]
+    both, memory = runs.collect([tmp_path])
+    assert (both.label, memory.label) == ("gradient, 0.1 MiB + 16 M MACs", "gradient, 0.1 MiB")
+    assert [run.label for run in (*both.runs, *memory.runs)] == [
+        "gradient, 0.1 MiB + 16 M MACs",
+        "gradient, 0.1 MiB (b)",
+        "gradient, 0.1 MiB (c)",
+    ]
 
 
 def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
-    twice = runs.collect([study, study / "flat-0", study / "flat-0" / "search.json"])
+    twice = sections.all_runs(runs.collect([study, study / "equal-0", study / "equal-0" / "search.json"]))
     assert len(twice) == 11
-    by_folder = {run.path.parent.name: run.path.name for run in twice}
-    assert (by_folder["flat-0"], by_folder["uniform-0"], by_folder["best-effort-True"]) == (
-        "bench.json",
-        "train.json",
-        "search.json",
-    )
+    by_folder = {run.folder.name: run.last.stage for run in twice}
+    assert [by_folder[name] for name in ("equal-0", "uniform-0", "rounds-1")] == ["bench", "train", "search"]
 
 
-def test_paths_are_sorted_as_people_count() -> None:
-    names = [Path("draw-10"), Path("draw-9"), Path("2"), Path("draw-b"), Path("draw")]
-    assert [str(path) for path in sorted(names, key=runs.natural)] == ["2", "draw", "draw-9", "draw-10", "draw-b"]
+def test_a_chain_without_its_search_has_a_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", "equal", bench=True)
+    (path.parent / "train.json").unlink()
+    ((run,),) = (group.runs for group in runs.collect([path]))
+    assert (run.label, list(run.stages)) == ("unknown (run)", ["export", "bench"])
+
+
+def fits(run: runs.Run, widths: dict[str, int], limits: dict[str, float]) -> bool:
+    memory, macs = cost.memory_bytes(run.network, widths) / cost.MIB, cost.macs(run.network, widths) / 1e6
+    return bool(memory <= limits.get("memory_mib", math.inf) and macs <= limits.get("macs_m", math.inf))
 
 
 @pytest.mark.parametrize("chosen", [{"memory_mib": 0.1}, {"memory_mib": 0.2, "macs_m": 12.0}, {"memory_mib": None}])
 def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, float], tmp_path: Path) -> None:
-    (run,) = runs.collect([write(tmp_path / "x", "equal", top1=None, network=VGG11, **chosen)])
-    widths = run.uniform()
-    budgets = Budgets.from_settings(settings.resolve(settings.SearchSettings, **chosen), run.network)
-    assert widths and budgets.met(widths)
+    ((run,),) = (
+        group.runs for group in runs.collect([write(tmp_path / "x", "equal", top1=None, network=VGG11, **chosen)])
+    )
+    widths = runs.uniform_widths(run)
+    assert widths and fits(run, widths, run.limits)
     pairs = list(zip(widths.values(), VGG11.widths.values(), strict=True))
-    least, most = max(width / base for width, base in pairs), min((width + 1) / base for width, base in pairs)
-    assert least <= most, "one ratio gives all of them"
-    assert not budgets.met({name: int(base * most + 1e-9) for name, base in VGG11.widths.items()})
+    lowest, highest = max((width - 1) / base for width, base in pairs), min((width + 1) / base for width, base in pairs)
+    assert lowest < highest, "one ratio gives all of them, to a channel"
+    assert not any(fits(run, {**widths, name: width + 2}, run.limits) for name, width in widths.items())
 
 
 def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile: Any) -> None:
@@ -245,9 +280,14 @@ def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile
     profile.save_profile(path.parent / "profile.json", made)
     artifact = describe_artifact(path.parent / "profile.json", path.parent)
     save_manifest(path, msgspec.structs.replace(load_manifest(path), artifacts={"profile": artifact}))
-    (run,) = runs.collect([path])
-    widths = run.uniform()
+    ((run,),) = (group.runs for group in runs.collect([path]))
+    widths = runs.uniform_widths(run)
     assert widths and 0.5 * limit < build_latency(VGG11, made)(widths) <= limit
+
+
+def test_the_uniform_network_is_the_one_its_search_compared_with(tmp_path: Path) -> None:
+    ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "x", memory_mib=5.0)]))
+    assert runs.uniform_widths(run) == run.metrics("search")["comparison"][2]["widths"]
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -285,8 +325,8 @@ def test_every_section_is_there(text: str) -> None:
     assert tuple(re.findall(r'<h2 id="([\w-]+)">', text)) == SECTIONS
     reader = Reader(text)
     drawn = [attributes for tag, attributes in reader.tags if tag == "svg"]
-    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size, latency, operations of 3 benches
-    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3 + 1 + 3
+    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size, latency
+    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3 + 1
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
     assert text.count("<figcaption>") == text.count("<figure")
 
@@ -294,22 +334,22 @@ def test_every_section_is_there(text: str) -> None:
 def test_a_table_has_means_and_deviations(text: str) -> None:
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
     found = {row[0]: row for row in rows if row and len(row) == 9}
-    searched = found["gradient, step size 0.15"]
+    searched = found["gradient, 0.1 MiB (gradient-0)"]
     assert searched[1:4] == ["51.00", f"{statistics.stdev([50, 52]):.2f}", "2"]
-    assert found["random"][1:4] == ["36.00", f"{statistics.stdev([30, 42]):.2f}", "2 draws"]
+    assert found["random, 0.1 MiB"][1:4] == ["36.00", f"{statistics.stdev([30, 42]):.2f}", "2 draws"]
     assert searched[6:8] == ["90,000", "0.300"]
     assert "memory" in searched[8]
-    assert found["random"][8] == ""
+    assert found["random, 0.1 MiB"][8] == ""
 
 
-def test_the_comparison_says_how_often_flat_was_beaten(text: str) -> None:
-    assert "By more than that error they beat equal in 4 of 4, uniform in 4 of 4." in text
+def test_the_comparison_says_how_often_baselines_were_beaten(text: str) -> None:
+    assert "By more than that error the searched widths beat equal in 4 of 4, uniform in 4 of 4." in text
     assert "<td>+0.1000 ± 0.0200</td>" in text.replace(" class=number", "")
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "run", bench=True)
-    first = write_report([tmp_path / "run"], None).read_bytes()
+    first = report.write_report([tmp_path / "run"], None).read_bytes()
     program = f"import sys; from dmsflow.cli import main; sys.exit(main(['report', {str(tmp_path / 'run')!r}]))"
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
     assert (tmp_path / "run" / "report.html").read_bytes() == first
@@ -365,7 +405,7 @@ def test_what_people_write_is_text(tmp_path: Path) -> None:
     path = write(tmp_path / EVIL.replace("/", "∕"), log=[*rounds(0)], top1=50, bench=True)
     record = load_manifest(path)
     save_manifest(path, msgspec.structs.replace(record, data=Data(name=EVIL), command=(EVIL,)))
-    content = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    content = report.write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
     reader = Reader(content)
     assert "script" not in {tag for tag, _ in reader.tags}
     assert not any(name.startswith("on") for _, found in reader.tags for name in found)
@@ -376,15 +416,15 @@ def test_what_people_write_is_text(tmp_path: Path) -> None:
         ElementTree.fromstring(drawn)
 
 
-def test_labels_that_matplotlib_would_hide_or_typeset_are_drawn() -> None:
-    drawn = figures.lines("$x$", "a", "b", [figures.Line("_hidden $y_1$", [1, 2], [3, 4], figures.Style())])
+def test_labels_that_matplotlib_would_typeset_are_drawn() -> None:
+    drawn = figures.draw_lines("$x$", "a", [figures.Series("some $y_1$", [1, 2], [3, 4], figures.Style())])
     words = "".join(ElementTree.fromstring(figures.inline_svg(drawn, "x", "y")).itertext())
-    assert "_hidden $y_1$" in words and "$x$" in words
+    assert "some $y_1$" in words and "$x$" in words
 
 
 def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "x", "equal", top1=None)
-    content = write_report([tmp_path / "x"], None).read_text("utf-8")
+    content = report.write_report([tmp_path / "x"], None).read_text("utf-8")
     assert re.findall(r'<h2 id="([\w-]+)">', content) == ["widths", "size", "facts", "left-out"]
     left = re.findall(r"<li>(.*?)</li>", content)
     assert [line.partition(":")[0] for line in left] == [
@@ -404,31 +444,41 @@ def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> No
     still = [
         {key: value for key, value in row.items() if not key.startswith(("width_", "gradient"))} for row in rounds(0)
     ]
-    content = write_report([tmp_path / "old"], None).read_text("utf-8")
-    assert "kept no error of the weights’ half" in content
+    content = report.write_report([tmp_path / "old"], None).read_text("utf-8")
+    assert "Error on the widths’ half" in content and "Error on the weights’ half" not in content
     write(tmp_path / "still", log=still)
-    content = write_report([tmp_path / "still"], None).read_text("utf-8")
-    assert "Cost against the budgets: no run moved its widths by a gradient." in content
+    content = report.write_report([tmp_path / "still"], None).read_text("utf-8")
+    assert "Cost against the budgets: no run has a log of moving widths;" in content
     assert "error-1" in content and "error-2" not in content
 
 
 def test_many_runs_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for at in range(3):
         write(tmp_path / f"{at}", memory_mib=0.05 + 0.01 * at, top1=None)
-    for room, name, value in ((searching, "PANELS", 2), (searching, "SMALL_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
+    for room, name, value in ((sections, "MOST_PANELS", 2), (sections, "MOST_GROUPS", 1), (figures, "LEGEND_ROWS", 2)):
         monkeypatch.setattr(room, name, value)
-    content = write_report([tmp_path], None).read_text("utf-8")
+    content = report.write_report([tmp_path], None).read_text("utf-8")
     assert content.count("Of 3 settings the first 2 are drawn.") == 2
     assert "Of 3 settings the first 1 is drawn." in content
     assert "and 1 more" in content
 
 
+def test_many_settings_are_named_by_markers_and_colours(tmp_path: Path) -> None:
+    for at in range(7):
+        for method in ("gradient", "uniform"):
+            write(tmp_path / f"{method}-{at}", method, memory_mib=0.05 + 0.01 * at)
+    content = report.write_report([tmp_path], None).read_text("utf-8")
+    drawn = re.search(r'<svg [^>]*aria-label="Top-1 against memory, MiB, digits".*?</svg>', content, re.DOTALL)
+    assert drawn
+    words = [text.text for text in ElementTree.fromstring(drawn[0]).iter("{http://www.w3.org/2000/svg}text")]
+    assert [words.count(text) for text in ("gradient", "uniform", "0.05 MiB", "gradient, 0.05 MiB")] == [1, 1, 1, 0]
+
+
 def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
-    for at in range(searching.LINES + 1):
+    for at in range(sections.MOST_LINES + 1):
         write(tmp_path / f"{at}", seed=at, top1=None)
-    view = View.of(runs.collect([tmp_path]))
-    (line,) = searching._lines(view, "weight_top1_percent", float)
-    assert line.label == "gradient, mean of 17"
+    (line,) = sections._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
+    assert line.label == "gradient, 0.1 MiB, mean of 17"
     assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
 
 
@@ -451,7 +501,7 @@ def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path
         content = json.loads(path.read_text())
         content["parent"] = msgspec.to_builtins(describe_artifact(bench.parent / f"{above}.json", bench.parent))
         path.write_text(json.dumps(content))
-    text = write_report([bench], None).read_text("utf-8")
+    text = report.write_report([bench], None).read_text("utf-8")
     words = ("Predicted latency, modelled", "predicted by a modelled profile", ">0.280 modelled<", ">0.200 modelled<")
     assert [word in text for word in words] == [method == "modelled"] * 4
     assert ("modelled" in text.replace(str(tmp_path), "")) == (method == "modelled")
@@ -466,7 +516,7 @@ def test_figures_are_files_too(form: str, tmp_path: Path) -> None:
     command = ["report", str(path), "--figures", str(tmp_path / "figures"), "--format", form]
     assert cli.main(command) == 0
     names = {file.name.removesuffix(f".{form}") for file in (tmp_path / "figures").iterdir()}
-    assert names >= {"widths-1", "error-1", "error-2", "mu-1-a", "budget-memory", "size-1", "latency-1", "operations-1"}
+    assert names >= {"widths-1", "error-1", "error-2", "mu-1-a", "budget-memory", "size-1", "latency-1"}
     for file in (tmp_path / "figures").iterdir():
         content = file.read_bytes()
         if form == "svg":
@@ -555,7 +605,7 @@ def test_its_page_in_the_docs_names_what_there_is() -> None:
 @pytest.fixture(scope="module")
 def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a search, a training, an export and a bench of a few seconds."""
-    return write_report([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
+    return report.write_report([Path(tiny_run[-1])], tmp_path_factory.mktemp("genuine") / "report.html")
 
 
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:

@@ -1,0 +1,413 @@
+"""The sections of a report: accuracy, widths, what happened over the rounds, size, latency, comparison, facts.
+
+Each is made from the runs that have its data, or else says why there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from dmsflow.environment import measured_machine
+from dmsflow.network import cost
+from dmsflow.reporting import page
+from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane, draw_rows
+from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
+from dmsflow.terminal import milliseconds, spelled_threads
+
+MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
+MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
+MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
+MOST_NAMED = 8  # settings in the legend of a plane; more would be taller than the picture
+NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
+# By metric: the words of a title, the words beside an axis.
+COSTS = {
+    "memory_mib": ("Memory", "memory, MiB"),
+    "macs_m": ("Multiply-accumulates", "million MACs"),
+    "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
+}
+# By metric of a bench: the words of the legend, and the look.
+LATENCIES = {
+    "latency_ms_median": ("1-bit file, median; whisker to p90", Style(0, "o")),
+    "predicted_latency_ms": ("predicted by its profile", Style(1, "D", False)),
+    "float32_latency_ms_median": ("float32 network of these widths", Style(2, "s", False)),
+}
+MODELLED = ("predicted by a modelled profile", Style(3, "D", False))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing: the name of its file, what a screen reader says, and the figure."""
+
+    name: str
+    label: str
+    figure: Drawing
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Drawings that belong together, and what to see in them."""
+
+    panels: Sequence[Panel]
+    caption: str
+    small: bool = False
+
+
+Blocks: TypeAlias = list[Panels | str]  # strings are finished HTML
+Section: TypeAlias = Blocks | str  # a string says why there is nothing to show
+
+
+def all_runs(groups: Sequence[Group]) -> list[Run]:
+    return [run for group in groups for run in group.runs]
+
+
+def style_of(group: Group) -> Style:
+    """Budgets by colour, methods by marker; searches are filled, baselines hollow."""
+    return Style(group.colour, MARKERS.get(group.method, "o"), group.is_searched)
+
+
+def describe_cut(drawn: int, count: int, what: str) -> str:
+    """A sentence where not everything is drawn."""
+    return f" Of {count} {what} the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
+
+
+def describe_mean(count: int) -> str:
+    """What a label says of a mean of several runs."""
+    return f", mean of {count}" if count > 1 else ""
+
+
+# --- accuracy -----------------------------------------------------------------------------------
+
+
+def accuracy_section(groups: Sequence[Group]) -> Section:
+    """Top-1 over memory and MACs, apart for each data set: what is hard on one is easy on another."""
+    trained = [group for group in groups if group.results()]
+    caption = (
+        "Top-1 on the test split. Filled marks are searched, hollow ones are baselines: networks that fill the same "
+        "budgets without a search. A mark is the mean of runs that differ in their seed alone, its whisker their "
+        "deviation, and small marks are the runs."
+    )
+    blocks: Blocks = []
+    for number, data in enumerate(dict.fromkeys(group.runs[0].last.data.name for group in trained), 1):
+        members = [group for group in trained if group.runs[0].last.data.name == data]
+        columns = {group.label: [*zip(*group.results(), strict=True)] for group in members}
+        means = {label: [statistics.fmean(column) for column in each] for label, each in columns.items()}
+        members.sort(key=lambda group: -means[group.label][2])
+        legend = {group.label + _count_results(group): style_of(group) for group in members}
+        if len(legend) > MOST_NAMED:  # methods by their markers, and budgets by their colours
+            legend = {group.method: replace(style_of(group), index=-1) for group in members}
+            legend |= {group.budgets: Style(group.colour, ".") for group in members}
+        fronts: dict[str, list[str]] = {"memory": [], "MACs": []}
+        panels = []
+        for at, (name, front) in enumerate(fronts.items()):
+            # From the cheapest on, each group whose mean is above all cheaper ones'.
+            for label in sorted(means, key=lambda label: (means[label][at], -means[label][2])):
+                if not front or means[label][2] > means[front[-1]][2]:
+                    front.append(label)
+            title, words = list(COSTS.values())[at]
+            points = [Series("", columns[each.label][at], columns[each.label][2], style_of(each)) for each in members]
+            corners = [(means[label][at], means[label][2]) for label in front]
+            figure = draw_plane(f"Top-1 against {title.lower()}", words, points, corners, legend)
+            stem = f"accuracy-{name.lower()}" + (f"-{number}" if number > 1 else "")
+            panels.append(Panel(stem, f"Top-1 against {words}, {data}", figure))
+        blocks += [Panels(panels, caption)] if len(members) > 1 else []
+        rows = [_accuracy_row(group, means[group.label], fronts) for group in members]
+        blocks.append(page.table(f"Accuracy and cost on {data}", rows))
+    return blocks or "no run is trained yet (dmsflow train)"
+
+
+def _count_results(group: Group) -> str:
+    count, unit = len(group.results()), "draws" if group.method == "random" else "seeds"
+    return f", {count} {unit}" if count > 1 else ""
+
+
+def _accuracy_row(group: Group, means: Sequence[float], fronts: Mapping[str, list[str]]) -> dict[str, object]:
+    values = [row[2] for row in group.results()]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    count = f"{len(values)} draws" if group.method == "random" and len(values) > 1 else len(values)
+    row: dict[str, object] = {
+        "settings": group.label,
+        "top-1 %": f"{means[2]:.2f}",
+        "± deviation": _format(deviation),
+        "runs": count,
+    }
+    row |= _cost_cells(means) | {"file, bytes": _format(_mean(group.runs, "export", "file_bytes"), ",.0f")}
+    row["latency ms"] = _format_ms(_mean(group.runs, "bench", "latency_ms_median"))
+    return row | {"on the front of": ", ".join(name for name, front in fronts.items() if group.label in front)}
+
+
+def _mean(runs: Sequence[Run], stage: str, name: str) -> float | None:
+    values = [value for run in runs if (value := run.metrics(stage).get(name)) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _format(value: float | None, form: str = ".2f") -> str | None:
+    return None if value is None else format(value, form)
+
+
+def _format_ms(ms: float | None, word: str = "") -> str | None:
+    return None if ms is None else milliseconds(ms) + word
+
+
+def _cost_cells(costs: Sequence[float]) -> dict[str, object]:
+    return {"MiB": f"{costs[0]:.4f}", "M MACs": f"{costs[1]:.2f}"}
+
+
+# --- widths and size ----------------------------------------------------------------------------
+
+
+def _worth_drawing(groups: Sequence[Group]) -> Sequence[Group]:
+    """Searched networks, or else all but the uniform one, which others are compared with."""
+    searched = [group for group in groups if group.is_searched]
+    return searched or [group for group in groups if group.method != "uniform"] or groups
+
+
+def widths_section(groups: Sequence[Group]) -> Section:
+    """Channels as bars over the layers, and a table for each network, since each has its own names."""
+    chosen = _worth_drawing(groups)
+    panels = []
+    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+        uniform = uniform_widths(group.runs[0])
+        outline = {"uniform, within the same budgets": [*uniform.values()]} if uniform else None
+        each = [[*run.widths.values()] for run in group.runs]
+        means = {group.method + describe_mean(len(each)): [statistics.fmean(row) for row in zip(*each, strict=True)]}
+        style, dots = style_of(group), each if len(each) > 1 else ()
+        figure = draw_bars(group.label, "channels", [*group.runs[0].widths], means, style, dots=dots, outline=outline)
+        panels.append(Panel(f"widths-{number}", f"Widths per layer: {group.label}", figure))
+    caption = (
+        "Channels of each named width, in the order of the layers. The outline is the uniform network within the same "
+        "budgets: all base widths times one ratio. Where a bar is above it, the network spends more there."
+    )
+    blocks: Blocks = [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
+    networks = [run.network for run in all_runs(groups)]
+    for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
+        base = costs_of(network, network.widths)
+        rows: dict[str, dict[str, object]] = {"": {"run": "base widths", **network.widths, **_cost_cells(base)}}
+        for group in groups:
+            for run in (run for run in group.runs if run.network == network):
+                same = all(other.widths == run.widths for other in group.runs)  # then they share a row
+                row = {"run": group.label if same else run.label, **run.widths, **_cost_cells(run.costs)}
+                rows.setdefault(f"{group.label} {run.widths}", row)
+        blocks.append(page.table(f"Widths of {network.name}", [*rows.values()]))
+    return blocks
+
+
+def size_section(groups: Sequence[Group]) -> Section:
+    """Bytes of binary and of float parameters, a bar a layer."""
+    chosen = _worth_drawing(groups)
+    panels = []
+    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+        run = group.runs[0]
+        sizes = cost.layer_bytes(run.network, run.widths, binary=run.binary)
+        parts = {"binary weights": [each.binary_bytes for each in sizes]}
+        parts["float weights and scales"] = [each.float_bytes for each in sizes]
+        title = f"{group.label}: {run.costs[0]:.4f} MiB"
+        figure = draw_bars(title, "bytes", [each.layer for each in sizes], parts, Style())
+        panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))
+    caption = (
+        "Bytes of each layer’s parameters: 1 bit a binary weight; float32 scales, first convolution and dense layer."
+    )
+    caption += " Of several seeds the first is drawn." if any(len(group.runs) > 1 for group in chosen) else ""
+    return [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
+
+
+# --- over the rounds ----------------------------------------------------------------------------
+
+
+def _logged(groups: Sequence[Group], key: str) -> list[tuple[Group, list[Run]]]:
+    """Groups with the runs whose logs have a number."""
+    pairs = [(group, [run for run in group.runs if run.rounds and key in run.rounds[-1]]) for group in groups]
+    return [(group, runs) for group, runs in pairs if runs]
+
+
+def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float]) -> list[Series]:
+    """A line a run; the mean of each group if that were too many."""
+    logged = _logged(groups, key)
+    as_means = sum(len(runs) for _, runs in logged) > MOST_LINES
+    lines = []
+    for group, runs in logged:
+        rows = [[(row["round"], convert(row[key])) for row in run.rounds if key in row] for run in runs]
+        if as_means:
+            # The rounds that all of them have.
+            rows = [[(each[0][0], statistics.fmean(y for _, y in each)) for each in zip(*rows, strict=False)]]
+        label = group.label + describe_mean(len(runs) if as_means else 1)
+        lines += [Series(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
+    return lines
+
+
+def error_section(groups: Sequence[Group]) -> Section:
+    """Top-1 error of the shared weights over the rounds, on both halves of the training set."""
+    panels: list[Panel] = []
+    for key, half in (("weight_top1_percent", "weights’ half, in training"), ("width_top1_percent", "widths’ half")):
+        if lines := _lines(groups, key, lambda percent: 100 - percent):
+            figure = draw_lines(f"Error on the {half}", "top-1 error, %", lines)
+            panels.append(Panel(f"error-{len(panels) + 1}", f"Top-1 error over the search, {half}", figure))
+    if not panels:
+        return NO_ROUNDS
+    caption = (
+        "Top-1 error of the shared weights over the rounds of the search: in training, on the half of the training set "
+        "that trains weights, and on the half that chooses widths. Lower is better."
+    )
+    return [Panels(panels, caption)]
+
+
+def rounds_section(groups: Sequence[Group]) -> Section:
+    """How each width moved: a small panel a width, a line a run."""
+    logged = _logged(groups, "gradient")
+    if not logged:
+        return NO_ROUNDS
+    blocks: Blocks = []
+    for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
+        panels = []
+        for index, (name, base) in enumerate(runs[0].network.widths.items()):
+            figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
+            panels.append(Panel(f"mu-{number}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
+        caption = "Channels over the rounds: μ, and ± σ as a band" + (", a line a seed." if len(runs) > 1 else ".")
+        caption += (
+            " ▲ the loss asks for a wider layer, ▼ for a narrower one, by more than the gradient’s standard error."
+        )
+        blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
+    if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
+        blocks.append(page.paragraph(cut.strip()))
+    return blocks
+
+
+def _mu_line(run: Run, index: int, base: int, number: int) -> Series:
+    """One width over the rounds; ▲ where the loss falls as it grows (a negative gradient)."""
+    rows = [row for row in run.rounds if "gradient" in row]
+    signs = []
+    for row in rows:
+        gradient, error = row["gradient"][index], row["gradient_error"][index]
+        signs.append(0 if abs(gradient) <= error else -1 if gradient > 0 else 1)
+    mu, sigma = ([base * row[key][index] for row in rows] for key in ("mu", "sigma"))
+    return Series(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
+
+
+def budgets_section(groups: Sequence[Group]) -> Section:
+    """Memory, and MACs and latency where they have a budget, round by round."""
+    runs = [run for _, members in _logged(groups, "gradient") for run in members]
+    if not runs:
+        return NO_ROUNDS
+    limits: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for name, limit in run.limits.items():
+            key = "predicted_latency_ms" if name == "latency_ms" else name
+            limits.setdefault(key, {})[f"budget, {limit:.4g} {BUDGET_UNITS[name]}"] = limit
+    panels = []
+    for key, (title, words) in COSTS.items():
+        if (key == "memory_mib" or key in limits) and (lines := _lines(groups, key, float)):
+            if key == "predicted_latency_ms" and any(run.is_modelled for run in runs):
+                title += ", modelled"
+            figure = draw_lines(title, words, lines, limits=limits.get(key))
+            label = f"{title} over the rounds, against the budgets"
+            panels.append(Panel(f"budget-{key.partition('_')[0]}", label, figure))
+    caption = (
+        "What the widths of each round cost, rounded to whole channels, and the budgets across, each for the runs that "
+        "have it. A search that projects onto its budgets is never above them."
+    )
+    return [Panels(panels, caption)]
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+
+def latency_section(groups: Sequence[Group]) -> Section:
+    """Measured, predicted and the float32 baseline, a chart for each processor, runtime and number of threads."""
+    platforms: dict[str, dict[str, list[Run]]] = {}
+    for group in groups:
+        for run in group.runs:
+            if "bench" in run.stages:
+                platforms.setdefault(_describe_platform(run), {}).setdefault(group.label, []).append(run)
+    if not platforms:
+        return "no run is measured yet (dmsflow bench)"
+    panels, rows = [], []
+    for number, (platform, labelled) in enumerate(platforms.items(), 1):
+        series = []
+        for at, (label, runs) in enumerate(labelled.items()):
+            bench = runs[0].stages["bench"].environment
+            used = bench.get("profile") or {}
+            word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
+            means = {name: _mean(runs, "bench", name) for name in (*LATENCIES, "latency_ms_p90")}
+            for name, look in LATENCIES.items():
+                if (ms := means[name]) is not None:
+                    words, style = MODELLED if word and name.startswith("predicted") else look
+                    p90 = means["latency_ms_p90"] if name == "latency_ms_median" else None
+                    series.append(Series(words, [ms], [at], style, () if p90 is None else [max(0.0, p90 - ms)]))
+            row: dict[str, object] = {"settings": label, "runs": len(runs)}
+            row |= {"median ms": _format_ms(means["latency_ms_median"]), "p90 ms": _format_ms(means["latency_ms_p90"])}
+            row["predicted ms"] = _format_ms(means["predicted_latency_ms"], word)
+            row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
+            row["float32 ms"] = _format_ms(means["float32_latency_ms_median"])
+            row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
+            rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
+        labels = [label + describe_mean(len(runs)) for label, runs in labelled.items()]
+        figure = draw_rows(platform, "ms for one image", labels, series)
+        panels.append(Panel(f"latency-{number}", f"Latency: {platform}", figure))
+    caption = "Milliseconds for one image, on one scale from zero; of several seeds the mean."
+    caption += describe_cut(MOST_PANELS, len(panels), "charts")
+    table = page.table("Latency: measured, predicted, and beside float32", rows)
+    return [Panels(panels[:MOST_PANELS], caption), table]
+
+
+def _describe_platform(run: Run) -> str:
+    """Processor, runtime and threads, and the word where nothing was measured."""
+    environment = run.stages["bench"].environment
+    machine = measured_machine(environment)
+    runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
+    words = [machine.get("processor"), *runtimes, spelled_threads(environment.get("threads", 1))]
+    return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
+
+
+# --- the end of the search, and the facts -------------------------------------------------------
+
+
+def comparison_section(groups: Sequence[Group]) -> Section:
+    """How the result of each search compares with the baselines, weights shared."""
+    rows: list[dict[str, object]] = []
+    verdicts: dict[str, list[bool]] = {}
+    counts: dict[str, None] = {}
+    for run in all_runs(groups):
+        metrics = run.metrics("search")
+        for row in metrics.get("comparison") or ():
+            difference, error = row["loss_difference"], row["standard_error"]
+            counts[str(row["images"])] = None
+            if row["name"] != "searched":
+                verdicts.setdefault(row["name"], []).append(difference > error)
+            chosen = "chosen" if row["name"] == metrics.get("chosen") else ""
+            cells = {"run": run.label, "widths of": row["name"], "": chosen}
+            cells |= {"loss − searched": f"{difference:+.4f} ± {error:.4f}", "loss": f"{row['loss']:.4f}"}
+            cells |= {"top-1 %": f"{row['top1_percent']:.2f}", **_cost_cells((row["memory_mib"], row["macs_m"]))}
+            cells["predicted ms"] = _format_ms(row.get("predicted_latency_ms"), " modelled" * run.is_modelled)
+            rows.append({**cells, "widths": " ".join(map(str, row["widths"].values()))})
+    if not rows:
+        return "no run compared its result with baselines (only a search does)"
+    words = (
+        f"Shared weights, whole channels, {', '.join(counts)} training images held out from the search. The difference of "
+        "losses is paired, with its standard error; above zero, the search’s widths are better. Baselines are networks "
+        "that fill the same budgets without a search."
+    )
+    beaten = (f"{name} in {sum(better)} of {len(better)}" for name, better in verdicts.items())
+    words += f" By more than that error the searched widths beat {', '.join(beaten)}." if verdicts else ""
+    return [page.paragraph(words), page.table("Loss of the searched widths and of the baselines", rows)]
+
+
+def facts_section(groups: Sequence[Group]) -> Section:
+    """What each run is of, where it ran, and the commands that write it again."""
+    rows, commands = [], []
+    for run in all_runs(groups):
+        ran, data = run.last.environment, run.last.data
+        versions = ran.get("versions", {})
+        row = {"run": run.label, "folder": run.folder, "stages": " → ".join(run.stages), "data": data.name}
+        row |= {"training images": data.train_images or "all"}
+        row |= {f"{stage} seed": run.settings(stage).get("seed") for stage in ("search", "train")}
+        row |= {"dmsflow": versions.get("dmsflow"), "commit": ran.get("commit"), "torch": versions.get("torch")}
+        row["processor"] = measured_machine(ran).get("processor")
+        row |= {"device": ran.get("device" if "bench" in run.stages else "torch_device"), "date": ran.get("date")}
+        row |= {f"{stage} s": _format(run.metrics(stage).get("seconds"), ".0f") for stage in ("search", "train")}
+        rows.append(row)
+        lines = (f"{stage}: {shlex.join(each.command)}" for stage, each in run.stages.items())
+        commands.append(page.details(run.label, "\n".join(lines)))
+    return [page.table("Facts of every run", rows), page.heading(3, "Commands"), *commands]
