@@ -1,10 +1,13 @@
-"""Every error a user can mend is one line, with the exit code that scripts rely on."""
+"""Every error a user can correct is one line, with the exit code that scripts rely on."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +110,22 @@ def test_a_missing_package_is_named_where_it_is_needed(
     with pytest.raises(DmsflowError) as raised:
         inspect.unwrap(getattr(needing, call))()  # what an earlier test imported is cached
     assert str(raised.value).startswith(line)
+
+
+def test_an_option_that_a_text_names_is_there() -> None:
+    """Advice must be possible: no error, help or docstring names an option that no command has."""
+    options = {
+        name
+        for command in cli.cli.commands.values()
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    options |= {"--help", "--force-reinstall"}  # the second is pip's
+    package = Path(cli.__file__).parent
+    for path in package.rglob("*.py"):
+        if "devices" in path.parts or path.name in ("page.py", "environment.py"):  # other programs' options, and CSS
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]\b(?!-)", node.value)
+                assert set(named) <= options, (path, node.lineno)

@@ -80,7 +80,7 @@ class Budgets:
 
     Attributes:
         limits: at least one.
-        bounds: from --min-ratio to --max-ratio, but never below one channel nor wider than the profile has measured.
+        bounds: from min_ratio to max_ratio, but never below one channel nor wider than the profile has measured.
         latency: the prediction of the profile, if there is one.
     """
 
@@ -184,7 +184,7 @@ class Budgets:
             wider = {**widths, name: widths[name] + 1}
             if real[name] > widths[name] and self.met(wider):
                 widths = wider
-        while not self.met(widths):  # only where --min-ratio kept widths up
+        while not self.met(widths):  # only where min_ratio kept widths up
             name = max((n for n in widths if widths[n] > smallest[n]), key=lambda n: widths[n] / self.network.widths[n])
             widths = {**widths, name: widths[name] - 1}
         return widths
@@ -236,11 +236,11 @@ class Budgets:
             if least > budget.limit:
                 where = f"{budget.name} budget of {budget.limit:g} {budget.unit}"
                 facts = ", ".join(f"{name} {figures}" for name, figures in rows)
-                right = f"allow at least {least:.4g} {budget.unit}, or lower --min-ratio"
+                right = f"allow at least {least:.4g} {budget.unit}, or set a smaller search.min_ratio"
                 raise DmsflowError(where, f"{self.network.name} cannot be that small ({facts})", right)
         if self.met(largest):
             what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"
-            raise DmsflowError("budgets", what, "give a smaller one, or raise --max-ratio")
+            raise DmsflowError("budgets", what, "give a smaller one, or set a larger search.max_ratio")
         for budget in self.limits:
             share = budget.limit / budget.cost(self.network, self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"

@@ -1,4 +1,4 @@
-"""The DMS paper's search to the letter, where `descent` mends it: chosen by `--preset paper`.
+"""The DMS paper's search to the letter, where `descent` changes it: chosen by `--preset paper`.
 
 The network is rebuilt every round on three candidates of each width, with best-effort initialisation
 (Eq. 9–10), weighted by a Gumbel-softmax (Eq. 5–6); Adam moves mu on every batch, and the hinge of Eq. 7
@@ -29,7 +29,7 @@ NO_PROBABILITY = 1e-12  # how near a uniform draw may come to 0 and 1, where Gum
 
 
 def begin(settings: SearchSettings, budgets: Budgets, dataset: Dataset, workers: int) -> SuperNetwork:
-    """A search at its first round, from the base widths times --start-ratio."""
+    """A search at its first round, from the base widths times start_ratio."""
     start = budgets.bounds.clip(np.full_like(budgets.base, settings.start_ratio))
     net = supernetwork.begin(settings, budgets, dataset, workers, start)
     net.others = (torch.optim.Adam([torch.tensor(start, requires_grad=True)], lr=settings.step_size),)

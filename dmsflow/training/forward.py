@@ -56,8 +56,8 @@ def forward_loss(model: Model, images: Tensor, labels: Tensor, where: Place, act
         return compiled(model, images, labels, where.amp, masks)
     except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
-        right = "install a C++ compiler (for a GPU Triton too), or --compile off"
-        raise DmsflowError("--compile", f"torch cannot compile here ({why})", right) from error
+        right = "install a C++ compiler (for a GPU Triton too), or set compile to off"
+        raise DmsflowError("compile", f"torch cannot compile here ({why})", right) from error
 
 
 def _forward(model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | None) -> Losses:

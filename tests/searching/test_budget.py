@@ -52,7 +52,7 @@ def test_a_projection_meets_the_tightest_budget_exactly_and_rounding_stays_withi
     assert bool((ratios >= budgets.bounds.low).all()) and bool((ratios <= budgets.bounds.high).all())
     widths = budgets.round_within(ratios)
     assert budgets.met(widths) and min(widths.values()) >= 1
-    # A width that --min-ratio keeps up to a whole channel takes from the others.
+    # A width that min_ratio keeps up to a whole channel takes from the others.
     kept_up = bool((np.ceil(budgets.bounds.low * budgets.base - 1e-6) > ratios * budgets.base - 1).any())
     assert kept_up or (np.abs(np.array(list(widths.values())) - budgets.base * ratios) <= 1 + 1e-9).all()
 
@@ -132,5 +132,5 @@ def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: 
 @pytest.mark.parametrize("memory", [100.0, float("inf")])
 def test_budgets_that_leave_nothing_to_choose_are_refused(memory: float) -> None:
     budgets = Budgets.from_settings(SearchSettings(memory_mib=memory), NETWORKS["vgg11"])
-    with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or raise"):
+    with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or set"):
         budgets.check_feasible()

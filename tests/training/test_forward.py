@@ -113,7 +113,8 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(forward, "BACKEND", fails)
     with pytest.raises(
-        DmsflowError, match=r"--compile: torch cannot compile here \(.*No working C\+\+ compiler found.*--compile off"
+        DmsflowError,
+        match=r"compile: torch cannot compile here \(.*No working C\+\+ compiler found.*set compile to off",
     ):
         results(model(), None, compiled=True)
 
@@ -127,5 +128,5 @@ def test_a_gpu_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TritonMissing(None)
 
     monkeypatch.setattr(forward, "BACKEND", fails)
-    with pytest.raises(DmsflowError, match=r"--compile: torch cannot compile here \(Cannot find a working triton.*off"):
+    with pytest.raises(DmsflowError, match=r"compile: torch cannot compile here \(Cannot find a working triton.*off"):
         results(model(), None, compiled=True)
