@@ -1,4 +1,4 @@
-"""An architecture as data, and its costs: memory, operations, time of its layers on a device."""
+"""An architecture as data, and its costs: memory, operations, time of each layer by a device's profile."""
 
 from dmsflow.network.network import INPUT, Layer, Network
 

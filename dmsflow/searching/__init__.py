@@ -1,1 +1,1 @@
-"""How wide each layer is: gradient descent on widths, shrinking them to budgets, baselines."""
+"""How wide each layer is: gradient descent on widths, budgets that they must meet, baselines."""

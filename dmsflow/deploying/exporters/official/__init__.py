@@ -1,1 +1,1 @@
-"""larq-compute-engine's own converter, which needs TensorFlow, in a process of its own."""
+"""larq-compute-engine's own converter (TensorFlow) in its own process, to compare `lce` with."""
