@@ -18,6 +18,7 @@ import msgspec
 from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
+from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
@@ -143,7 +144,7 @@ def profile_command(
 
 
 @cli.command("run", cls=options.StageCommand)
-@options.settings_options("data", "search", "train", "export", only=options.RUN_OPTIONS)
+@options.settings_options(*options.RUN_OPTIONS, only=options.RUN_OPTIONS)
 @options.preset_options
 @options.flow_options("runs/NETWORK-DATASET")
 @options.download_option
@@ -156,7 +157,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
     _check_one_of(resume, force)
-    chosen = {record: options.resolved(ctx, record) for record in ("data", *STAGES)}
+    chosen = {record: options.resolved(ctx, record) for record in options.RUN_OPTIONS}
     source = chosen["data"]
     out = ctx.params["out"] or _default_out(source, chosen["search"])
     _check_ahead(chosen)
@@ -207,8 +208,6 @@ def _check_one_of(resume: bool, force: bool) -> None:
 
 
 def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
-    from dmsflow.terminal import print_table
-
     print_table(f"plan of {stage}", (), rows)
 
 
@@ -268,8 +267,6 @@ def doctor_command(ctx: click.Context, /) -> None:
 
     Example: dmsflow doctor
     """
-    from dmsflow.terminal import print_table
-
     rows, sound = doctor.report()
     print_table("doctor", ("what", "state", "to do"), rows, stream=sys.stdout)
     ctx.exit(0 if sound else 1)
