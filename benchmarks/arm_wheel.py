@@ -69,7 +69,7 @@ def write_images(export: Path, count: int, folder: Path) -> None:
 
 
 def bench(command: Sequence[str], environment: Mapping[str, str], model: Path, images: Path, out: Path) -> dict:
-    """What bench.json tells."""
+    """What bench.json records."""
     out.mkdir()
     asked = ("bench", str(model.absolute()), "--images", str(images), "--runner", "litert", "--out", str(out))
     few = ("--warm-up", "1", "--runs", "1", "--force")

@@ -79,10 +79,12 @@ def main() -> None:
     versions = ", ".join(dict.fromkeys(runtimes.values()))
     print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
-        told = describe_environment(machine=_program.describe_machine(), threads=arguments.threads, runtimes=runtimes)
+        environment = describe_environment(
+            machine=_program.describe_machine(), threads=arguments.threads, runtimes=runtimes
+        )
         content = {
             "command": shlex.join(["python", *sys.argv]),
-            "environment": told,
+            "environment": environment,
             "runs": arguments.runs,
             "networks": rows,
         }

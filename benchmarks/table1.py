@@ -255,7 +255,7 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     cells = []
     for row in rows:
         printed = [f"{value:.2f}" for value in row["paper"].values()] if row["paper"] else [None, None]
-        told = [
+        means = [
             f"{statistics.mean(job[key] for job in row['jobs']):.{digits}f}" if row["jobs"] else None
             for key, digits in (("memory_mib", 4), ("macs_m", 1))
         ]
@@ -265,7 +265,7 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
                 row["row"],
                 row["widths"],
                 *printed,
-                *told,
+                *means,
                 _top1(row),
                 f"{len(row['jobs'])} of {row['planned']}",
                 row["epochs"],
@@ -275,10 +275,10 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _top1(row: dict[str, Any]) -> str:
-    seen = [job["top1_percent"] for job in row["jobs"]]
-    if not seen:
+    values = [job["top1_percent"] for job in row["jobs"]]
+    if not values:
         return "left out" if row["left_out"] else "not run"
-    return f"{statistics.mean(seen):.2f}" + (f" ± {statistics.stdev(seen):.2f}" if len(seen) > 1 else "")
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:

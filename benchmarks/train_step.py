@@ -2,7 +2,7 @@
 
 Variants of a step take turns on the same batch, with the convolutions alone among them: forward and
 backward of each, in bfloat16, on the inputs that the model gives them; and so are the other kinds of
-operation, which tells where the time goes. Then an epoch of training, through the same batches and
+operation, which shows where the time goes. Then an epoch of training, through the same batches and
 steps as `dmsflow train`, takes turns with the convolutions alone, a few steps at a time.
 
     python benchmarks/train_step.py --out docs/results/train-step.json
@@ -138,14 +138,14 @@ def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
 
 def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
     """Forward and backward of every convolution of the model, and nothing else, in bfloat16."""
-    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Convolution]] = []
+    recorded: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Convolution]] = []
 
     def record(op: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         assert isinstance(op, Convolution)
         image = inputs[0].detach().bfloat16().contiguous(memory_format=torch.channels_last)
         gradient = torch.randn_like(output.detach().bfloat16())
         weight = op.weight.detach().bfloat16().requires_grad_()
-        seen.append((image.requires_grad_(bool(seen)), weight, gradient, op))
+        recorded.append((image.requires_grad_(bool(recorded)), weight, gradient, op))
 
     hooks = [op.register_forward_hook(record) for op in model.ops if isinstance(op, Convolution)]
     model(images)
@@ -153,7 +153,7 @@ def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
         hook.remove()
 
     def run() -> None:
-        for image, weight, gradient, op in seen:
+        for image, weight, gradient, op in recorded:
             out = F.conv2d(image, weight, stride=op.stride, padding=op.padding)
             torch.autograd.grad(out, [each for each in (image, weight) if each.requires_grad], gradient)
 

@@ -168,7 +168,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
-    if force:  # what stands behind an overwritten stage is no longer its child
+    if force:  # stages after an overwritten one are no longer made from it
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
     for stage in STAGES:
@@ -183,10 +183,10 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     from dmsflow.measuring import bench, predicted_latency
     from dmsflow.network import profile
 
-    aim = load_target(chosen["export"].target)
+    target = load_target(chosen["export"].target)
     environment.require("search and train", ["torch"])
-    environment.require(f"target {aim.name}", doctor.find_missing_modules(aim))
-    if "official" in export.choose_converter(aim, chosen["export"]).values():
+    environment.require(f"target {target.name}", doctor.find_missing_modules(target))
+    if "official" in export.choose_converter(target, chosen["export"]).values():
         environment.require("--converter official", ["larq_compute_engine", "tensorflow"])
     if bench.has_baseline(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])
@@ -194,7 +194,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
-        if why := predicted_latency.why_not_comparable(profile.load_profile(name), aim.name, precision, threads):
+        if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 

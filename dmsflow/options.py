@@ -1,6 +1,6 @@
 """The options of commands, made from the settings records, and the records made from what the user gave.
 
-A setting is said once, in `settings`: it becomes an option there, or is set by a preset and `--set` alone.
+Each setting is declared once, in `settings`: as an option, or as one that only presets and `--set` change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of each stage: name, type, default, bounds and help, said once.
+"""The settings of each stage: name, type, default, bounds and help, in one place.
 
 The command line makes an option of every field, a preset is a TOML file of field values
 (`presets/*.toml`), and a manifest records the resolved ones. The defaults are the quick preset.

@@ -145,13 +145,13 @@ def is_number(cell: str) -> bool:
     return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×" and single
 
 
-def spelled_threads(count: int) -> str:
+def format_threads(count: int) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def spelled_method(method: str) -> str:
-    """What stands before the name of a device: whether it ran anything, or was only modelled."""
+def format_method(method: str) -> str:
+    """What precedes the name of a device: whether it ran anything, or was only modelled."""
     return "measured on" if method == "measured" else "modelled for"
 
 

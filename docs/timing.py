@@ -53,13 +53,13 @@ Each profile that ships carries its own error on such networks: `dmsflow list pr
 
 
 def _predicted(pixels: int, network: str, group: Sequence[Row]) -> list[str]:
-    seen = [row["measured_ms"] for row in group]
+    measured = [row["measured_ms"] for row in group]
     errors = [abs(row["error_percent"]) for row in group]
     name = NETWORKS[network] + (", ImageNet widths" if pixels >= IMAGENET else "")
     return [
         name,
         str(pixels),
-        f"{min(seen):.2g} to {max(seen):.3g}",
+        f"{min(measured):.2g} to {max(measured):.3g}",
         f"{figures.median(errors):.1f}",
         f"{max(errors):.1f}",
     ]

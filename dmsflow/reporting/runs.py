@@ -235,7 +235,7 @@ def _read_rounds(path: Path, search: Manifest) -> Iterator[dict[str, Any]]:
         yield row
 
 
-# --- which stand together -----------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 def _group_key(run: Run) -> str:

@@ -16,7 +16,7 @@ from dmsflow.network import cost
 from dmsflow.reporting import page
 from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane, draw_rows
 from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
-from dmsflow.terminal import milliseconds, spelled_threads
+from dmsflow.terminal import format_threads, milliseconds
 
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
 MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
@@ -357,7 +357,7 @@ def _describe_platform(run: Run) -> str:
     environment = run.stages["bench"].environment
     machine = measured_machine(environment)
     runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
-    words = [machine.get("processor"), *runtimes, spelled_threads(environment.get("threads", 1))]
+    words = [machine.get("processor"), *runtimes, format_threads(environment.get("threads", 1))]
     return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
 
 

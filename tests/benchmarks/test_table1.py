@@ -107,7 +107,7 @@ def options(folder: Path, out: str, *rows: str) -> list[str]:
     ]
 
 
-def told(stderr: str, folder: Path) -> list[str]:
+def read_lines(stderr: str, folder: Path) -> list[str]:
     """The folders that were worked on."""
     return [line.split(" ", 1)[1] for line in stderr.splitlines() if str(folder) in line and line[2:3] == ":"]
 
@@ -144,7 +144,7 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
         before = log.read_text()
         process.communicate("\n")
     assert process.returncode == 0, log.read_text()
-    worked = told(log.read_text().removeprefix(before), folder)
+    worked = read_lines(log.read_text().removeprefix(before), folder)
     assert str(half.parent) in worked
     assert len(worked) == len(set(worked))  # nothing twice
 
