@@ -59,7 +59,7 @@ class Writer:
         self.tensors.append({"shape": tuple(shape), "type": dtype, "buffer": buffer, "name": f"t{len(self.tensors)}"})
         return len(self.tensors) - 1
 
-    def constant(self, values: np.ndarray) -> int:
+    def constant(self, values: np.ndarray[Any, Any]) -> int:
         dtype = BITS if values.dtype == np.int32 else FLOATS
         self.buffers.append({"data": values.tobytes()})
         return self.tensor(values.shape, dtype, len(self.buffers) - 1)

@@ -175,7 +175,7 @@ def modelled(address: str, out: Path | None) -> None:
             files.append(devices.File(path=str(path), runner="litert"))
         job = devices.Job(files=tuple(files), threads=1, warm_up=1, runs=1, memory=False, operations=True)
         measured = measure(job)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (layer, floats), timing in zip(kinds, measured.timings, strict=True):
         (ms,) = (one.ms for one in timing.operations if one.op == "LceBconv2d")
         size, channels = LAYERS[layer]

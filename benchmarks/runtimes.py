@@ -44,7 +44,7 @@ NETWORKS = (
     ("resnet18", 224, 1000, 1.0),
 )
 # Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
-FILES = {
+FILES: dict[str, tuple[str, dict[str, str] | None, str]] = {
     "float32": ("onnx", None, "onnxruntime"),
     "onnx_mixed": ("onnx", {}, "onnxruntime"),  # the name of its results since there were two forms
     "litert": ("lce", {}, "litert"),

@@ -44,7 +44,7 @@ BATCHES = (64, 128)  # of dmsflow train and of the paper; of dmsflow search
 CPU = torch.device("cpu")
 IMAGES = 20_000
 TURN = 12  # steps
-GRANULARITY = {
+STEP_KINDS = {
     "float32_first_ms": "float32, channels first",
     "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last",
@@ -66,7 +66,7 @@ def main() -> None:
     head = (
         "batch",
         "threads",
-        *GRANULARITY.values(),
+        *STEP_KINDS.values(),
         "mixed ÷ convolutions",
         "epoch µs an image",
         "convolutions",
@@ -76,7 +76,7 @@ def main() -> None:
         (
             str(row["batch"]),
             str(row["threads"]),
-            *(f"{row[key]:.1f} ms" for key in GRANULARITY),
+            *(f"{row[key]:.1f} ms" for key in STEP_KINDS),
             f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
             f"{row['epoch_image_us']:.0f}",
             f"{row['convolutions_image_us']:.0f}",
@@ -102,12 +102,12 @@ def main() -> None:
 def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
     choose_place(TrainSettings(device="cpu", threads=threads))
     runs, parts = variants(batch, threads)
-    measured = dict(zip((*GRANULARITY, *parts), medians([*runs, *parts.values()], steps), strict=True))
+    measured = dict(zip((*STEP_KINDS, *parts), medians([*runs, *parts.values()], steps), strict=True))
     epoch, alone = an_epoch(batch, threads, images)
     return {
         "batch": batch,
         "threads": threads,
-        **{key: measured[key] for key in GRANULARITY},
+        **{key: measured[key] for key in STEP_KINDS},
         "parts_ms": {part: measured[part] for part in PARTS},
         "epoch_image_us": epoch,
         "convolutions_image_us": alone,
@@ -116,7 +116,7 @@ def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
 
 
 def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
-    """The kinds of step, as GRANULARITY; and the parts of the mixed one beside its convolutions."""
+    """The kinds of step, as STEP_KINDS; and the parts of the mixed one beside its convolutions."""
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
