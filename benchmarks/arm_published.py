@@ -59,7 +59,7 @@ class Writer:
         self.tensors.append({"shape": tuple(shape), "type": dtype, "buffer": buffer, "name": f"t{len(self.tensors)}"})
         return len(self.tensors) - 1
 
-    def constant(self, values: np.ndarray) -> int:
+    def constant(self, values: np.ndarray[Any, Any]) -> int:
         dtype = BITS if values.dtype == np.int32 else FLOATS
         self.buffers.append({"data": values.tobytes()})
         return self.tensor(values.shape, dtype, len(self.buffers) - 1)
@@ -229,10 +229,10 @@ def main() -> None:
             path = Path(folder, f"{name}.tflite")
             path.write_bytes(NETWORKS[name]())
             files.append(File(path=str(path), runner="litert"))
-        seen = measure(Job(files=tuple(files), threads=1, warm_up=0, runs=1, operations=True))
+        measured = measure(Job(files=tuple(files), threads=1, warm_up=0, runs=1, operations=True))
     core = qemu.CORES[DEVICE.rpartition("/")[2]]
     rows = []
-    for name, timing in zip(names, seen.timings, strict=True):
+    for name, timing in zip(names, measured.timings, strict=True):
         binary = sum(each.ms for each in timing.operations if each.op == "LceBconv2d") / timing.runs_ms[0]
         for board, published in PUBLISHED[name].items():
             ms = timing.runs_ms[0] * core.ghz / BOARDS[board]
@@ -248,7 +248,7 @@ def main() -> None:
                     f"{100 * binary:.0f}",
                 )
             )
-    title = f"Modelled beside published, 1 thread: {seen.machine.processor}; {seen.timings[0].runtime}"
+    title = f"Modelled beside published, 1 thread: {measured.machine.processor}; {measured.timings[0].runtime}"
     head = ("network", "device", "GHz", "modelled ms", "published ms", "ratio", "error %", "binary conv %")
     print_table(title, head, rows)
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -68,8 +69,10 @@ def write_images(export: Path, count: int, folder: Path) -> None:
             raise SystemExit(f"{export}: class {name} has no test images")
 
 
-def bench(command: Sequence[str], environment: Mapping[str, str], model: Path, images: Path, out: Path) -> dict:
-    """What bench.json tells."""
+def bench(
+    command: Sequence[str], environment: Mapping[str, str], model: Path, images: Path, out: Path
+) -> dict[str, Any]:
+    """What bench.json records."""
     out.mkdir()
     asked = ("bench", str(model.absolute()), "--images", str(images), "--runner", "litert", "--out", str(out))
     few = ("--warm-up", "1", "--runs", "1", "--force")
@@ -84,7 +87,8 @@ def bench(command: Sequence[str], environment: Mapping[str, str], model: Path, i
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads((out / "bench.json").read_bytes())
+    recorded: dict[str, Any] = json.loads((out / "bench.json").read_bytes())
+    return recorded
 
 
 def python(folder: Path) -> Path:

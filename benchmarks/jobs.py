@@ -1,6 +1,6 @@
 """Sets of searches and trainings that several processes share and any of them can go on with.
 
-A job is a choice of widths and a training of the network chosen. What it writes lies in a folder of
+A job is a choice of widths and a training of the network chosen. What it writes is in a folder of
 its own: choices by their name, trainings by widths, schedule and seed, so that a network which two
 studies need is trained once. A process that works on a folder holds a lock on it; the lock goes
 with the process, so one that was killed leaves work for the next, which resumes it.

@@ -174,9 +174,9 @@ def modelled(address: str, out: Path | None) -> None:
             path.write_bytes(chain(*LAYERS[layer], floats, 1, quantized=True))
             files.append(devices.File(path=str(path), runner="litert"))
         job = devices.Job(files=tuple(files), threads=1, warm_up=1, runs=1, memory=False, operations=True)
-        seen = measure(job)
-    rows = []
-    for (layer, floats), timing in zip(kinds, seen.timings, strict=True):
+        measured = measure(job)
+    rows: list[dict[str, Any]] = []
+    for (layer, floats), timing in zip(kinds, measured.timings, strict=True):
         (ms,) = (one.ms for one in timing.operations if one.op == "LceBconv2d")
         size, channels = LAYERS[layer]
         rows.append(
@@ -198,13 +198,15 @@ def modelled(address: str, out: Path | None) -> None:
         for row in rows
     ]
     head = ("layer", "out", "dmsflow M cycles", "LCE M cycles", "÷ bound")
-    print_table(f"modelled: {seen.machine.processor}", head, cells)
+    print_table(f"modelled: {measured.machine.processor}", head, cells)
     if out:
         content = {
             "command": f"python benchmarks/kernels.py --device {address}",
             "method": "modelled",
             "environment": describe_environment(
-                device=address, machine=msgspec.to_builtins(seen.machine), runtimes={"dmsflow": seen.timings[0].runtime}
+                device=address,
+                machine=msgspec.to_builtins(measured.machine),
+                runtimes={"dmsflow": measured.timings[0].runtime},
             ),
             "bound_million_cycles": BOUND,
             "layers": rows,

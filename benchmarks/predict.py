@@ -57,7 +57,7 @@ def main() -> None:
         seconds = time.monotonic() - began
         rows = checked(arguments, made, Path(folder))
     summary = summed_up(arguments, made, rows, seconds)
-    tell(rows, summary)
+    show(rows, summary)
     names = filter(None, ("predict", arguments.target, arguments.precision, arguments.runner))
     path = RESULTS / f"{'-'.join(names)}.json"
     content = {
@@ -91,19 +91,19 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
     """Networks of random widths, predicted and measured beside the profile's own reference."""
     draw = np.random.default_rng(SEED)
     chosen = settings(arguments, 32)
-    aim = load_target(arguments.target)
-    aim = msgspec.structs.replace(aim, runner=devices.runner_of(aim, chosen))
+    target = load_target(arguments.target)
+    target = msgspec.structs.replace(target, runner=devices.runner_of(target, chosen))
     rows = []
     with devices.connect("local", Access()) as measure:
-        watch = profiling.start_stopwatch(chosen, aim, measure, folder, History())
+        watch = profiling.start_stopwatch(chosen, target, measure, folder, History())
         for resolution in RATIOS:
             for network in (load_network(name, 3, resolution, 10) for name in NETWORKS):
                 latency = build_latency(network, made)
                 for _ in range(EACH):
                     widths = profiling.draw_widths(network, latency.widest(), draw)
-                    file = profiling.write_random(chosen, aim, network, widths, folder / "network")
-                    (seen,) = watch.time_files([file], arguments.runs)
-                    rows.append(row(network, widths, latency(widths), seen.ms))
+                    file = profiling.write_random(chosen, target, network, widths, folder / "network")
+                    (timing,) = watch.time_files([file], arguments.runs)
+                    rows.append(row(network, widths, latency(widths), timing.ms))
     return rows
 
 
@@ -136,7 +136,7 @@ def summed_up(arguments: argparse.Namespace, made: Profile, rows: list[Checked],
     }
 
 
-def tell(rows: list[Checked], summary: dict[str, Any]) -> None:
+def show(rows: list[Checked], summary: dict[str, Any]) -> None:
     print_table(
         f"{summary['runtime']}, {summary['threads']} thread, {summary['environment']['processor']}",
         ("network", "pixels", "widths", "predicted ms", "measured ms", "error %"),

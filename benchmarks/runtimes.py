@@ -44,7 +44,7 @@ NETWORKS = (
     ("resnet18", 224, 1000, 1.0),
 )
 # Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
-FILES = {
+FILES: dict[str, tuple[str, dict[str, str] | None, str]] = {
     "float32": ("onnx", None, "onnxruntime"),
     "onnx_mixed": ("onnx", {}, "onnxruntime"),  # the name of its results since there were two forms
     "litert": ("lce", {}, "litert"),
@@ -79,10 +79,12 @@ def main() -> None:
     versions = ", ".join(dict.fromkeys(runtimes.values()))
     print_table(f"{versions}; {arguments.threads} thread(s), runs in turns; (÷ {BASE})", head, cells)
     if arguments.out:
-        told = describe_environment(machine=_program.describe_machine(), threads=arguments.threads, runtimes=runtimes)
+        environment = describe_environment(
+            machine=_program.describe_machine(), threads=arguments.threads, runtimes=runtimes
+        )
         content = {
             "command": shlex.join(["python", *sys.argv]),
-            "environment": told,
+            "environment": environment,
             "runs": arguments.runs,
             "networks": rows,
         }

@@ -77,7 +77,7 @@ class Protocol:
         literal: of the paper's search beside its preset, by network and row.
         left_out: why a network's row is not in the protocol.
         only: the lines that are, by network, row and widths, where they are few.
-        seeds: of trainings and searches, unless others are asked for.
+        seeds: of trainings and searches, unless others are requested.
     """
 
     train_images: int | None
@@ -163,8 +163,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for on the command line."""
+class Request:
+    """What was requested on the command line."""
 
     protocol: Protocol
     seeds: Sequence[int]
@@ -230,7 +230,7 @@ def memory_mib(name: str, factor: int) -> float:
     return EXACTLY * float(budget.memory_mib(network, widths))
 
 
-def tabulated(lines: Sequence[Line], asked: Asked, where: Runs) -> list[dict[str, Any]]:
+def tabulated(lines: Sequence[Line], request: Request, where: Runs) -> list[dict[str, Any]]:
     """What docs/results.py reads: a row a line, with the jobs that are done."""
     rows = []
     for line in lines:
@@ -241,8 +241,8 @@ def tabulated(lines: Sequence[Line], asked: Asked, where: Runs) -> list[dict[str
                 "row": TITLES[line.row],
                 "widths": line.widths,
                 "paper": {"memory_mib": mib, "top1_percent": top1} if line.paper else None,
-                "epochs": asked.protocol.train[line.network, SIZES[line.row]]["epochs"],
-                "left_out": asked.protocol.left_out.get((line.network, line.row)),
+                "epochs": request.protocol.train[line.network, SIZES[line.row]]["epochs"],
+                "left_out": request.protocol.left_out.get((line.network, line.row)),
                 "planned": len(line.jobs),
                 "jobs": jobs.finished(line.jobs, where),
             }
@@ -255,7 +255,7 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     cells = []
     for row in rows:
         printed = [f"{value:.2f}" for value in row["paper"].values()] if row["paper"] else [None, None]
-        told = [
+        means = [
             f"{statistics.mean(job[key] for job in row['jobs']):.{digits}f}" if row["jobs"] else None
             for key, digits in (("memory_mib", 4), ("macs_m", 1))
         ]
@@ -265,7 +265,7 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
                 row["row"],
                 row["widths"],
                 *printed,
-                *told,
+                *means,
                 _top1(row),
                 f"{len(row['jobs'])} of {row['planned']}",
                 row["epochs"],
@@ -275,10 +275,10 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _top1(row: dict[str, Any]) -> str:
-    seen = [job["top1_percent"] for job in row["jobs"]]
-    if not seen:
+    values = [job["top1_percent"] for job in row["jobs"]]
+    if not values:
         return "left out" if row["left_out"] else "not run"
-    return f"{statistics.mean(seen):.2f}" + (f" ± {statistics.stdev(seen):.2f}" if len(seen) > 1 else "")
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -293,15 +293,15 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out = arguments.out or Path("runs") / arguments.protocol
     protocol = PROTOCOLS[arguments.protocol]
-    asked = Asked(protocol, arguments.seeds or protocol.seeds, arguments.draws)
+    request = Request(protocol, arguments.seeds or protocol.seeds, arguments.draws)
     name = f"table1-{arguments.protocol}"
     where = jobs.runs(name, arguments, protocol.train_images)
-    chosen = {(network, row): asked.lines(network, row) for network in PAPER for row in ROWS}
+    chosen = {(network, row): request.lines(network, row) for network in PAPER for row in ROWS}
     wanted = [chosen[network, row] for network in arguments.networks for row in arguments.rows]
     wave = [job for lines in wanted for line in lines for job in line.jobs]
 
     def tabulate() -> dict[str, Any]:
-        rows = tabulated([line for lines in chosen.values() for line in lines], asked, where)
+        rows = tabulated([line for lines in chosen.values() for line in lines], request, where)
         show(f"Table 1 of the DMS paper, CIFAR-10, protocol {arguments.protocol}", rows)
         command = f"python benchmarks/table1.py --protocol {arguments.protocol}"
         return {"command": command, "train_images": protocol.train_images, "rows": rows}

@@ -2,7 +2,7 @@
 
 Variants of a step take turns on the same batch, with the convolutions alone among them: forward and
 backward of each, in bfloat16, on the inputs that the model gives them; and so are the other kinds of
-operation, which tells where the time goes. Then an epoch of training, through the same batches and
+operation, which shows where the time goes. Then an epoch of training, through the same batches and
 steps as `dmsflow train`, takes turns with the convolutions alone, a few steps at a time.
 
     python benchmarks/train_step.py --out docs/results/train-step.json
@@ -44,7 +44,7 @@ BATCHES = (64, 128)  # of dmsflow train and of the paper; of dmsflow search
 CPU = torch.device("cpu")
 IMAGES = 20_000
 TURN = 12  # steps
-GRANULARITY = {
+STEP_KINDS = {
     "float32_first_ms": "float32, channels first",
     "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last",
@@ -66,7 +66,7 @@ def main() -> None:
     head = (
         "batch",
         "threads",
-        *GRANULARITY.values(),
+        *STEP_KINDS.values(),
         "mixed ÷ convolutions",
         "epoch µs an image",
         "convolutions",
@@ -76,7 +76,7 @@ def main() -> None:
         (
             str(row["batch"]),
             str(row["threads"]),
-            *(f"{row[key]:.1f} ms" for key in GRANULARITY),
+            *(f"{row[key]:.1f} ms" for key in STEP_KINDS),
             f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
             f"{row['epoch_image_us']:.0f}",
             f"{row['convolutions_image_us']:.0f}",
@@ -102,12 +102,12 @@ def main() -> None:
 def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
     choose_place(TrainSettings(device="cpu", threads=threads))
     runs, parts = variants(batch, threads)
-    measured = dict(zip((*GRANULARITY, *parts), medians([*runs, *parts.values()], steps), strict=True))
+    measured = dict(zip((*STEP_KINDS, *parts), medians([*runs, *parts.values()], steps), strict=True))
     epoch, alone = an_epoch(batch, threads, images)
     return {
         "batch": batch,
         "threads": threads,
-        **{key: measured[key] for key in GRANULARITY},
+        **{key: measured[key] for key in STEP_KINDS},
         "parts_ms": {part: measured[part] for part in PARTS},
         "epoch_image_us": epoch,
         "convolutions_image_us": alone,
@@ -116,7 +116,7 @@ def row(batch: int, threads: int, steps: int, images: int) -> dict[str, Any]:
 
 
 def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
-    """The kinds of step, as GRANULARITY; and the parts of the mixed one beside its convolutions."""
+    """The kinds of step, as STEP_KINDS; and the parts of the mixed one beside its convolutions."""
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
     optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
@@ -138,14 +138,14 @@ def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
 
 def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
     """Forward and backward of every convolution of the model, and nothing else, in bfloat16."""
-    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Convolution]] = []
+    recorded: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Convolution]] = []
 
     def record(op: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         assert isinstance(op, Convolution)
         image = inputs[0].detach().bfloat16().contiguous(memory_format=torch.channels_last)
         gradient = torch.randn_like(output.detach().bfloat16())
         weight = op.weight.detach().bfloat16().requires_grad_()
-        seen.append((image.requires_grad_(bool(seen)), weight, gradient, op))
+        recorded.append((image.requires_grad_(bool(recorded)), weight, gradient, op))
 
     hooks = [op.register_forward_hook(record) for op in model.ops if isinstance(op, Convolution)]
     model(images)
@@ -153,7 +153,7 @@ def convolutions(model: Model, images: torch.Tensor) -> Callable[[], None]:
         hook.remove()
 
     def run() -> None:
-        for image, weight, gradient, op in seen:
+        for image, weight, gradient, op in recorded:
             out = F.conv2d(image, weight, stride=op.stride, padding=op.padding)
             torch.autograd.grad(out, [each for each in (image, weight) if each.requires_grad], gradient)
 

@@ -18,6 +18,7 @@ import msgspec
 from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
+from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
@@ -143,7 +144,7 @@ def profile_command(
 
 
 @cli.command("run", cls=options.StageCommand)
-@options.settings_options("data", "search", "train", "export", only=options.RUN_OPTIONS)
+@options.settings_options(*options.RUN_OPTIONS, only=options.RUN_OPTIONS)
 @options.preset_options
 @options.flow_options("runs/NETWORK-DATASET")
 @options.download_option
@@ -156,7 +157,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
     _check_one_of(resume, force)
-    chosen = {record: options.resolved(ctx, record) for record in ("data", *STAGES)}
+    chosen = {record: options.resolved(ctx, record) for record in options.RUN_OPTIONS}
     source = chosen["data"]
     out = ctx.params["out"] or _default_out(source, chosen["search"])
     _check_ahead(chosen)
@@ -167,7 +168,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
-    if force:  # what stands behind an overwritten stage is no longer its child
+    if force:  # stages after an overwritten one are no longer made from it
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
     for stage in STAGES:
@@ -182,10 +183,10 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     from dmsflow.measuring import bench, predicted_latency
     from dmsflow.network import profile
 
-    aim = load_target(chosen["export"].target)
+    target = load_target(chosen["export"].target)
     environment.require("search and train", ["torch"])
-    environment.require(f"target {aim.name}", doctor.find_missing_modules(aim))
-    if "official" in export.choose_converter(aim, chosen["export"]).values():
+    environment.require(f"target {target.name}", doctor.find_missing_modules(target))
+    if "official" in export.choose_converter(target, chosen["export"]).values():
         environment.require("--converter official", ["larq_compute_engine", "tensorflow"])
     if bench.has_baseline(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])
@@ -193,7 +194,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
-        if why := predicted_latency.why_not_comparable(profile.load_profile(name), aim.name, precision, threads):
+        if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
 
 
@@ -207,8 +208,6 @@ def _check_one_of(resume: bool, force: bool) -> None:
 
 
 def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
-    from dmsflow.terminal import print_table
-
     print_table(f"plan of {stage}", (), rows)
 
 
@@ -268,8 +267,6 @@ def doctor_command(ctx: click.Context, /) -> None:
 
     Example: dmsflow doctor
     """
-    from dmsflow.terminal import print_table
-
     rows, sound = doctor.report()
     print_table("doctor", ("what", "state", "to do"), rows, stream=sys.stdout)
     ctx.exit(0 if sound else 1)

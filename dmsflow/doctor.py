@@ -17,14 +17,14 @@ BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 Row = tuple[str, str, str]  # what, its state, what to do
 
 
-def find_missing_modules(aim: Target) -> list[str]:
+def find_missing_modules(target: Target) -> list[str]:
     """Modules that are missing here for writing the files of a target, and for running them by one of its runners.
 
     Raises:
         DmsflowError: a plug-in of the target is unknown, or cannot be imported.
     """
-    runners = (_find_missing("runners", name) for name in aim.runners)
-    return [*_find_missing("exporters", aim.exporter), *min(runners, key=len)]
+    runners = (_find_missing("runners", name) for name in target.runners)
+    return [*_find_missing("exporters", target.exporter), *min(runners, key=len)]
 
 
 def _find_missing(kind: str, name: str) -> list[str]:

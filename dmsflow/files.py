@@ -23,7 +23,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def describe_artifact(path: Path, folder: Path) -> Artifact:
-    """Describe a file for a manifest that will stand in `folder`."""
+    """Describe a file for a manifest in `folder`."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
     return Artifact(path=Path(relative).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
 

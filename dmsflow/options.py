@@ -1,12 +1,13 @@
 """The options of commands, made from the settings records, and the records made from what the user gave.
 
-A setting is said once, in `settings`: it becomes an option there, or is set by a preset and `--set` alone.
+Each setting is declared once, in `settings`: as an option, or as one that only presets and `--set` change.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,11 +30,12 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "profile": settings.ProfileSettings,
 }
 # What `run` has an option for, of the many settings of its stages; the rest is set by --set and presets.
-RUN_OPTIONS = {
+RUN_OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("name", "data_dir", "train_images", "resolution"),
     "search": ("network", "memory_mib", "macs_m", "profile", "latency_ms", "seed"),
     "train": ("seed",),
     "export": ("target",),
+    "bench": (),
 }
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -73,35 +75,47 @@ class SettingOption(click.Option):
 
 
 class StageCommand(click.Command):
-    """A command that names what an option of an earlier version is now."""
+    """A command that names what an option of an earlier version, or its environment variable, is now."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             name = error.option_name.lstrip("-").removeprefix("no-").replace("-", "_")
-            raise _explain_option(error, name) from error
+            raise _explain_option(self, error.option_name, name) or error from error
+        prefix = f"{ctx.auto_envvar_prefix}_"
+        for variable in sorted(name for name in os.environ if name.startswith(prefix)):
+            wrong = _explain_option(self, variable, variable.removeprefix(prefix).lower())
+            if wrong and not ctx.resilient_parsing:  # which is that of shell completion
+                raise wrong
+        return rest
 
 
-def _explain_option(error: click.NoSuchOption, name: str) -> Exception:
-    """What an unknown option is called now, if it was one of an earlier version or is a setting."""
-    if name in settings.REMOVED_FIELDS:
-        return DmsflowError(error.option_name, "is gone", settings.REMOVED_FIELDS[name])
-    command = error.ctx.command if error.ctx else click.Command(None)
+def _records_of(command: click.Command) -> list[str]:
+    """The settings records that a command makes."""
+    made = {record for param in command.params if isinstance(param, SettingOption) for record in param.records}
+    return [record for record in RECORDS if record in (RUN_OPTIONS if command.name == "run" else made)]
+
+
+def _explain_option(command: click.Command, given: str, name: str) -> DmsflowError | None:
+    """What an option or variable of an earlier version is now; None if it is one of today, or never was one."""
     params = {param.name for param in command.params}
-    records = {record for param in command.params if isinstance(param, SettingOption) for record in param.records}
+    if name in params:
+        return None
+    if name in settings.REMOVED_FIELDS:
+        return DmsflowError(given, "is gone", settings.REMOVED_FIELDS[name])
     holders = {}  # records that have such a setting, with its present name
-    for record in RECORDS if command.name == "run" else records:
+    for record in _records_of(command):
         for short in (name, name.removeprefix(f"{record}_")):  # `run` had the stage before some: --train-batch-size
             present = settings.RENAMED_FIELDS.get(short, short)
             if present in RECORDS[record].__struct_fields__:
                 holders[record] = present
     for present in params & set(holders.values()):
-        return DmsflowError(error.option_name, "has another name", f"--{present.replace('_', '-')}")
+        return DmsflowError(given, "has another name", f"--{present.replace('_', '-')}")
     if holders and "set" in params:
         named = " or ".join(f"--set {record}.{present}=VALUE" for record, present in holders.items())
-        return DmsflowError(error.option_name, "is a setting", f"{named}, or in a preset")
-    return error
+        return DmsflowError(given, "is a setting", f"{named}, or in a preset")
+    return None
 
 
 def settings_options(*records: str, only: dict[str, tuple[str, ...]] | None = None) -> Callable[[Command], Command]:
@@ -224,7 +238,8 @@ def resolved(ctx: click.Context, record: str) -> Any:
     if "preset" in ctx.params:
         values = settings.load_preset(record, ctx.params["preset"])
         values = settings.scale_effort(RECORDS[record], values, ctx.params["effort"])
-    values |= settings.parse_assignments(record, RECORDS, ctx.params.get("set", ()))
+    kinds = {each: RECORDS[each] for each in _records_of(ctx.command)}
+    values |= settings.parse_assignments(record, kinds, ctx.params.get("set", ()))
     for param in ctx.command.params:
         if not isinstance(param, SettingOption) or record not in param.records or not param.name:
             continue

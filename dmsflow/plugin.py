@@ -12,7 +12,7 @@ from typing import Any
 from dmsflow.errors import DmsflowError
 
 PACKAGE = Path(__file__).parent
-# Where the plug-ins of each kind lie.
+# The folder of each kind.
 FOLDERS = {
     "networks": "network/architectures",
     "datasets": "datasets",

@@ -1,4 +1,4 @@
-"""The settings of each stage: name, type, default, bounds and help, said once.
+"""The settings of each stage: name, type, default, bounds and help, in one place.
 
 The command line makes an option of every field, a preset is a TOML file of field values
 (`presets/*.toml`), and a manifest records the resolved ones. The defaults are the quick preset.
@@ -259,6 +259,19 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file.
+
+    Raises:
+        DmsflowError: it is not TOML.
+    """
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tables
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
+
+
 def load_preset(stage: str, name: str) -> dict[str, Any]:
     """The field values of a preset for a stage ("search" or "train"); none for another stage.
 
@@ -272,10 +285,7 @@ def load_preset(stage: str, name: str) -> dict[str, Any]:
     if not path.is_file():
         right = f"use one of {', '.join(preset_names())}, or the path of a .toml file"
         raise DmsflowError(f"--preset {name}", "is unknown", right)
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
+    values = read_toml(path)
     if unknown := set(values) - set(PRESET_TABLES):
         tables = " ".join(f"[{table}]" for table in PRESET_TABLES)
         raise DmsflowError(path, f"has {sorted(unknown)[0]!r}", f"give tables among {tables}")
@@ -288,7 +298,7 @@ def parse_assignments(
     """What `--set search.rounds=32` and the like say of one stage; a value is TOML, or else a word.
 
     Raises:
-        DmsflowError: it is not of that form, or there is no such setting.
+        DmsflowError: it is not of that form, or none of `kinds`, the records of a command, has such a setting.
     """
     found: dict[str, Any] = {}
     for text in assignments:
@@ -298,7 +308,7 @@ def parse_assignments(
         # `resolve` says what a setting of an earlier version is called now.
         if not equals or table not in kinds or field not in (*fields, *RENAMED_FIELDS, *REMOVED_FIELDS):
             right = f"write STAGE.NAME=VALUE with one of {', '.join(fields)}"
-            raise DmsflowError(f"--set {text}", "is no setting", right)
+            raise DmsflowError(f"--set {text}", "is no setting of this command", right)
         if table == stage:
             try:
                 found[field] = tomllib.loads(f"value = {value}")["value"]

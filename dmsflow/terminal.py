@@ -71,21 +71,15 @@ class _Bar:
 
 @contextlib.contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    left = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit))
-    right = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn())
-    note = TextColumn("left {task.fields[note]}", markup=False)
-    with Progress(*left, *right, note, console=Console(stderr=True)) as progress:
-        yield _Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
+    text = progress.TextColumn
+    left = (text("{task.description}"), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn(), text(unit))
+    right = (progress.TimeElapsedColumn(), text("elapsed,"), progress.TimeRemainingColumn())
+    note = text("left {task.fields[note]}", markup=False)
+    with progress.Progress(*left, *right, note, console=Console(stderr=True)) as shown:
+        yield _Bar(shown, shown.add_task(title, total=total, completed=done, note=""))
 
 
 def clock(seconds: float) -> str:
@@ -151,24 +145,21 @@ def is_number(cell: str) -> bool:
     return bool(cell) and cell[0] in "+-−0123456789" and cell[-1] in "0123456789%×" and single
 
 
-def spelled_threads(count: int) -> str:
+def format_threads(count: int) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def spelled_method(method: str) -> str:
-    """What stands before the name of a device: whether it ran anything, or was only modelled."""
+def format_method(method: str) -> str:
+    """What precedes the name of a device: whether it ran anything, or was only modelled."""
     return "measured on" if method == "measured" else "modelled for"
 
 
 def list_names(names: Sequence[str]) -> str:
     """Names in a line: `conv1`, `conv1 and conv2`, and of more than four `conv1, conv2, conv3 and 4 more`."""
-    shown = (
-        list(names)
-        if len(names) <= LISTED_NAMES
-        else [*names[: LISTED_NAMES - 1], f"{len(names) - LISTED_NAMES + 1} more"]
-    )
-    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+    if len(names) > LISTED_NAMES:
+        names = [*names[: LISTED_NAMES - 1], f"{len(names) - LISTED_NAMES + 1} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def share_percent(part: float, whole: float) -> float:

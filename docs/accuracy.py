@@ -48,15 +48,15 @@ def leads(cell: Row, methods: Sequence[str] = BASELINES) -> dict[str, Lead]:
 
 def together(cells: Sequence[Row]) -> str:
     """`+2.12 ± 0.54 over uniform (15 pairs), …`: the mean difference of all cells, paired by seed, ± standard error."""
-    told = []
+    words = []
     for method in BASELINES:
         found = [cell["methods"] for cell in cells if method != "random" and method in leads(cell)]
         gaps = [gap for methods in found for gap in figures.differences(methods["gradient"], methods[method])]
         if len(gaps) > 1:
             error = statistics.stdev(gaps) / len(gaps) ** 0.5
             title = METHODS[method].format(draws=cells[0]["draws"])
-            told.append(f"{statistics.mean(gaps):+.2f} ± {error:.2f} over {title} ({len(gaps)} pairs)")
-    return ", ".join(told)
+            words.append(f"{statistics.mean(gaps):+.2f} ± {error:.2f} over {title} ({len(gaps)} pairs)")
+    return ", ".join(words)
 
 
 def limits(cell: Row) -> str:
@@ -102,37 +102,37 @@ Every run: [results/budgets.json](results/budgets.json)."""
 
 def _times(rows: Sequence[Row]) -> str:
     """`a search took 218 to 320 s, a training 138 to 496 s`; choices that took no time are no searches."""
-    told = []
+    words = []
     for name, key in (("a search", "search_seconds"), ("a training", "train_seconds")):
         seconds = [row[key] for row in rows if row[key] >= 1]
-        spelled = dict.fromkeys(f"{one:.0f}" for one in (min(seconds), max(seconds))) if seconds else {}
-        told += [f"{name} took {' to '.join(spelled)} s"] if seconds else []
-    return ", ".join(told)
+        ends = dict.fromkeys(f"{one:.0f}" for one in (min(seconds), max(seconds))) if seconds else {}
+        words += [f"{name} took {' to '.join(ends)} s"] if seconds else []
+    return ", ".join(words)
 
 
 def _summary(cells: Sequence[Row]) -> str:
     """How many cells the search wins, in words."""
-    judged = [cell for cell in cells if leads(cell)]
-    if not judged:
+    finished = [cell for cell in cells if leads(cell)]
+    if not finished:
         return "No cell is finished yet."
     lines = []
-    for cell in judged:
+    for cell in finished:
         found, titles = leads(cell), {m: title.format(draws=cell["draws"]) for m, title in METHODS.items()}
         gains = [method for method, one in found.items() if one.gains]
         others = [f"{titles[method]} ({one})" for method, one in found.items() if not one.gains]
-        claim = f"better than {len(gains)} of {len(found)} baselines by more than one deviation"
+        wins = f"better than {len(gains)} of {len(found)} baselines by more than one deviation"
         without = [titles[method] for method in BASELINES if method not in found]
         parts = (
-            claim,
+            wins,
             "not better than " + ", ".join(others) if others else "",
             "not run: " + ", ".join(without) if without else "",
             *(f"over DMS as published {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
         )
         lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
-    told = f"""All cells together, paired by seed, ± the standard error: {together(judged)}. This sum was made after the
+    note = f"""All cells together, paired by seed, ± the standard error: {together(finished)}. This sum was made after the
 verdicts. Its pairs are not independent, since some trainings are in several rows or cells, so its errors are too small:
 it describes these runs, and the verdicts are those of the cells."""
-    return "\n".join(lines) + f"\n\n{told}"
+    return "\n".join(lines) + f"\n\n{note}"
 
 
 def _cell(cell: Row) -> str:
@@ -178,8 +178,8 @@ differently, and training amplifies that: there, pairs of one seed share images 
 def ablations(content: Any) -> str:
     """Of benchmarks/ablations.py."""
     default = {row["variant"]: row["runs"] for row in content or []}.get("default")
-    told = _ablations(content, default) if default else None
-    return figures.part("## What each part of the search is worth", COMMAND.format("ablations.py"), told)
+    texts = _ablations(content, default) if default else None
+    return figures.part("## What each part of the search is worth", COMMAND.format("ablations.py"), texts)
 
 
 def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str]:
@@ -288,11 +288,11 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(f"{NETWORKS[row['network']]} {row['row']}", []).append(row)
-    told = []
+    missing = []
     for title, group in lines.items():
         without = [figures.present_words(row["widths"]) for row in group if not row["jobs"] and not row["left_out"]]
-        told += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
-    return told
+        missing += [title if len(without) == len(group) else f"{title} ({', '.join(without)})"] if without else []
+    return missing
 
 
 def _table1_row(row: Row) -> tuple[str, ...]:
@@ -407,7 +407,7 @@ def chains(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
-    told = [row for row in group if row["predicted_latency_ms"]]
+    predicted = [row for row in group if row["predicted_latency_ms"]]
     return (
         case,
         f"{METHODS[method].strip('*')}: {figures.widths(group)}",
@@ -415,7 +415,7 @@ def _chain(case: str, method: str, group: Sequence[Row]) -> tuple[str, ...]:
         f"{figures.mean(group, 'macs_m'):.1f}",
         figures.each(group),
         figures.spread(group),
-        f"{figures.mean(told, 'predicted_latency_ms'):.3f}" if told else NONE,
+        f"{figures.mean(predicted, 'predicted_latency_ms'):.3f}" if predicted else NONE,
         f"{figures.mean(group, 'latency_ms_median'):.3f}",
         f"{figures.mean(group, 'float32_latency_ms_median'):.3f}",
     )

@@ -49,9 +49,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
 
 
-def part(title: str, command: str, told: tuple[str, str] | None) -> str:
-    """A part of the page: what is told before and behind the command that measures it; None: it was not run."""
-    before, behind = told or ("Not run yet:", "")
+def part(title: str, command: str, texts: tuple[str, str] | None) -> str:
+    """A part of the page: the texts before and after the command that measures it; None: it was not run."""
+    before, behind = texts or ("Not run yet:", "")
     return "\n\n".join((title, before, f"    {command}", behind)).rstrip("\n") + "\n"
 
 

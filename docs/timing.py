@@ -53,13 +53,13 @@ Each profile that ships carries its own error on such networks: `dmsflow list pr
 
 
 def _predicted(pixels: int, network: str, group: Sequence[Row]) -> list[str]:
-    seen = [row["measured_ms"] for row in group]
+    measured = [row["measured_ms"] for row in group]
     errors = [abs(row["error_percent"]) for row in group]
     name = NETWORKS[network] + (", ImageNet widths" if pixels >= IMAGENET else "")
     return [
         name,
         str(pixels),
-        f"{min(seen):.2g} to {max(seen):.3g}",
+        f"{min(measured):.2g} to {max(measured):.3g}",
         f"{figures.median(errors):.1f}",
         f"{max(errors):.1f}",
     ]
@@ -200,7 +200,7 @@ largest widths, on the same batch, taking turns. It does not matter how many wid
     return before, f"{how}; {figures.machine([content['environment']], 'torch')}."
 
 
-GRANULARITY = {
+STEP_KINDS = {
     "float32_first_ms": "float32, channels first",
     "float32_last_ms": "float32, channels last",
     "mixed_ms": "bfloat16 mixed, channels last",
@@ -226,7 +226,7 @@ def _train_step(content: Any) -> tuple[str, str]:
         (
             str(row["batch"]),
             str(row["threads"]),
-            *(f"{row[key]:.1f} ms" for key in GRANULARITY),
+            *(f"{row[key]:.1f} ms" for key in STEP_KINDS),
             f"{row['mixed_ms'] / row['convolutions_ms']:.2f}",
             *(f"{row[key]:.0f} µs" for key in ("epoch_image_us", "convolutions_image_us")),
             f"{row['epoch_ratio']:.2f}",
@@ -236,7 +236,7 @@ def _train_step(content: Any) -> tuple[str, str]:
     head = (
         "batch",
         "threads",
-        *GRANULARITY.values(),
+        *STEP_KINDS.values(),
         "mixed ÷ convolutions",
         "an epoch, by image",
         "its convolutions",
@@ -278,7 +278,7 @@ def elsewhere(networks: Any, steps: Any) -> str:
     head = (
         "batch",
         "threads",
-        GRANULARITY["mixed_ms"],
+        STEP_KINDS["mixed_ms"],
         "an epoch, by image",
         "its convolutions",
         "epoch ÷ convolutions",

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
-# As one uses them, then what they build on; a new package stands last.
+# As one uses them, then what they build on; a new package comes last.
 ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
 WIDTH = 120  # of a line
 COLUMN = 20  # where descriptions begin: behind the longest name, indented twice

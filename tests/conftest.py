@@ -70,7 +70,7 @@ SLOW = (
     "searching/test_search.py::test_the_paper_preset_searches",
     "searching/test_search.py::test_the_widths_move_and_sigma_deflates",
     "test_cli.py::test_an_interrupted_run_goes_on",
-    "test_cli.py::test_doctor_tells_of_the_cpp_part_of_training",
+    "test_cli.py::test_doctor_reports_the_cpp_part_of_training",
     "test_docs.py::test_every_example_of_adding_runs",
     "test_readme.py",
     "training/test_cpp.py::test_it_gives_the_same_where_torch_has_no_threads_to_lend",

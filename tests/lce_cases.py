@@ -22,7 +22,6 @@ from dmsflow.modelfile.runners import lce
 FLOATS, BITS, BYTES = "float32", "int32", "int8"
 CODES = {FLOATS: 0, BITS: 2, BYTES: 9}
 NONE, RELU, RELU_N1_TO_1, RELU6 = range(4)
-RANGES = {NONE: (-np.inf, np.inf), RELU: (0, np.inf), RELU_N1_TO_1: (-1, 1), RELU6: (0, 6)}
 KERNELS = ("avx512", "avx2", "neon-dotprod", "neon", "portable")
 
 

@@ -22,7 +22,7 @@ def test_an_error_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (DmsflowError("x", "is wrong", "mend it"), 1, "dmsflow: x: is wrong; mend it"),
+        (DmsflowError("x", "is wrong", "correct it"), 1, "dmsflow: x: is wrong; correct it"),
         (BudgetMissed("memory", "0.09 MiB", "at most 0.08"), 3, "dmsflow: memory: 0.09 MiB; at most 0.08"),
         (
             OSError(28, "No space left on device", "runs/a"),

@@ -93,9 +93,15 @@ def test_run_takes_every_setting_of_its_stages() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("search.mood=3", r"--set search.mood=3: is no setting; write STAGE.NAME=VALUE with one of seed, .*rounds"),
-        ("serch.rounds=3", r"--set serch.rounds=3: is no setting; .* with one of data.NAME, search.NAME"),
-        ("search.rounds", "--set search.rounds: is no setting; write STAGE.NAME=VALUE"),
+        (
+            "search.mood=3",
+            r"--set search.mood=3: is no setting of this command; write STAGE.NAME=VALUE with one of seed, .*rounds",
+        ),
+        (
+            "serch.rounds=3",
+            r"--set serch.rounds=3: is no setting of this command; .* with one of data.NAME, search.NAME",
+        ),
+        ("search.rounds", "--set search.rounds: is no setting of this command; write STAGE.NAME=VALUE"),
         ("search.rounds=many", "setting rounds: 'many' is not valid; expected `int`, got `str`"),
         ("search.amp=maybe", "setting amp: 'maybe' is not valid; use one of auto, off, on"),
         ("search.method=flat", "method flat: has another name; equal"),
@@ -158,6 +164,47 @@ def test_a_method_of_an_earlier_version_names_the_new_one(
     for words in (("--set", f"search.method={old}"), ("--preset", str(preset)), ("--method", old)):
         assert cli.main(["search", *words]) == 1
         assert capsys.readouterr().err.endswith(f"method {old}: has another name; {settings.RENAMED_METHODS[old]}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "tables"),
+    [
+        (["search", "--set", "train.epochs=1"], "data.NAME, search.NAME"),
+        (["train", "x.json", "--set", "search.rounds=1"], "train.NAME"),
+        (["run", "--set", "profile.points=3"], "data.NAME, search.NAME, train.NAME, export.NAME, bench.NAME"),
+    ],
+)
+def test_set_refuses_what_the_command_does_not_read(
+    words: list[str], tables: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 1
+    right = f"is no setting of this command; write STAGE.NAME=VALUE with one of {tables}"
+    assert capsys.readouterr().err == f"dmsflow: --set {words[-1]}: {right}\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("SEARCH_ROUNDS", "is a setting; --set search.rounds=VALUE, or in a preset"),
+        ("SEARCH_MIXED", "is a setting; --set search.amp=VALUE, or in a preset"),
+        ("SEARCH_BAND", f"is gone; {settings.REMOVED_FIELDS['band']}"),
+        ("RUN_TRAIN_EPOCHS", "is a setting; --set train.epochs=VALUE, or in a preset"),
+        ("PROFILE_PATIENCE_MINUTES", "has another name; --timeout-minutes"),
+    ],
+)
+def test_a_variable_of_an_earlier_version_is_answered_as_its_option_is(
+    variable: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"DMSFLOW_{variable}", "3")
+    command = variable.partition("_")[0].lower()
+    assert cli.main([command, *SOURCES.get(command, [])]) == 1
+    assert capsys.readouterr().err == f"dmsflow: DMSFLOW_{variable}: {line}\n"
+
+
+def test_variables_of_options_and_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEARCH_MEMORY_MIB", "SEARCH_MOOD", "TRAIN_ROUNDS"):
+        monkeypatch.setenv(f"DMSFLOW_{name}", "3")
+    assert options.resolved(context("search"), "search") == SearchSettings(memory_mib=3)
 
 
 def test_set_comes_from_the_environment_too(

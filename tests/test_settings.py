@@ -1,4 +1,4 @@
-"""Presets hold only fields that exist, and every wrong value is told with what would be right."""
+"""Presets hold only fields that exist, and every wrong value is answered with what would be right."""
 
 from __future__ import annotations
 

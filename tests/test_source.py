@@ -40,7 +40,7 @@ def variables_read(text: str) -> Iterator[str]:
                 continue
         while isinstance(name, ast.Name) and name.id in values:
             name = values[name.id]
-        found = ast.literal_eval(name)  # ValueError: which variable is read cannot be told from the code
+        found = ast.literal_eval(name)  # ValueError: the code does not say which variable is read
         yield from [found] if isinstance(found, str) else found
 
 

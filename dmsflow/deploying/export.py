@@ -38,17 +38,17 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     """
     path = out / "export.json"
     train = load_manifest(source, "train")
-    aim = load_target(settings.target)
-    converter, runner = choose_converter(aim, settings), choose_runner(aim)
+    target = load_target(settings.target)
+    converter, runner = choose_converter(target, settings), choose_runner(target)
     if manifest.is_finished(path, settings, flow):
         return path
     data = datasets.load_dataset(train.data)
     weights, logits = (_load_tensors(source, train, role) for role in ("weights", "logits"))
-    model = out / f"model{aim.suffix}"
+    model = out / f"model{target.suffix}"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
-        report, reference = write_model(train, weights, data, candidate, aim, **converter)
+        report, reference = write_model(train, weights, data, candidate, target, **converter)
         check = check_file(runner, candidate, reference, data.test, logits["logits"], _count_images(train, settings))
         candidate.replace(model)
     report.show(model)
@@ -68,38 +68,39 @@ def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[
         DmsflowError: as `run_stage`, for what is known before writing.
     """
     train = load_manifest(source, "train")
-    aim = load_target(settings.target)
-    converter = choose_converter(aim, settings)
-    _load_exporter(aim, train)
+    target = load_target(settings.target)
+    converter = choose_converter(target, settings)
+    _load_exporter(target, train)
+    images = _count_images(train, settings)
     memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
     return [
         ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
-        ("target", f"{aim.name}: {aim.description}"),
-        ("exporter", ", ".join([aim.exporter, *converter.values()])),
-        ("check", f"on {_count_images(train, settings)} test images of {train.data.name}, run by {choose_runner(aim)}"),
-        ("writes", f"{out / 'model'}{aim.suffix}, {out / 'export.json'}"),
+        ("target", f"{target.name}: {target.description}"),
+        ("exporter", ", ".join([target.exporter, *converter.values()])),
+        ("check", f"on {images} test images of {train.data.name}, run by {choose_runner(target)}"),
+        ("writes", f"{out / 'model'}{target.suffix}, {out / 'export.json'}"),
     ]
 
 
-def choose_runner(aim: Target) -> str:
+def choose_runner(target: Target) -> str:
     """What checks the written file: the reference runner, whose kernels are not ours, where it is installed.
 
     Raises:
         DmsflowError: no runner of the target works here.
     """
-    return runners.first_usable(aim.runners[::-1])[0]
+    return runners.first_usable(target.runners[::-1])[0]
 
 
-def choose_converter(aim: Target, settings: ExportSettings) -> dict[str, str]:
+def choose_converter(target: Target, settings: ExportSettings) -> dict[str, str]:
     """The converter as an argument of the exporter's `write`, if it has several.
 
     Raises:
         DmsflowError: the settings ask for one that the target's exporter does not have.
     """
-    known = getattr(plugin.load_plugin("exporters", aim.exporter), "CONVERTERS", ())
+    known = getattr(plugin.load_plugin("exporters", target.exporter), "CONVERTERS", ())
     if settings.converter not in (known or ("direct",)):
-        what = f"is not for target {aim.name}"
-        right = f"its files are written by exporter {aim.exporter}"
+        what = f"is not for target {target.name}"
+        right = f"its files are written by exporter {target.exporter}"
         raise DmsflowError(f"--converter {settings.converter}", what, right)
     return {"converter": settings.converter} if known else {}
 
@@ -128,22 +129,22 @@ def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
         raise DmsflowError(path, f"is not a safetensors file ({error})", "train again") from error
 
 
-def _load_exporter(aim: Target, train: Manifest) -> Any:
-    exporter = plugin.load_plugin("exporters", aim.exporter)
+def _load_exporter(target: Target, train: Manifest) -> Any:
+    exporter = plugin.load_plugin("exporters", target.exporter)
     if _is_float(train) and not hasattr(exporter, "write_float"):
         what = "takes binary networks only, and this one was trained in float"
-        raise DmsflowError(f"target {aim.name}", what, "use --target onnx, or train with --precision binary")
+        raise DmsflowError(f"target {target.name}", what, "use --target onnx, or train with --precision binary")
     return exporter
 
 
 def write_model(
-    train: Manifest, weights: Weights, data: Dataset, path: Path, aim: Target, **converter: str
+    train: Manifest, weights: Weights, data: Dataset, path: Path, target: Target, **converter: str
 ) -> tuple[SizeReport, Reference | None]:
     """Write a network; what the file weighs, and what it must compute.
 
     A float32 network is written one way, whatever the converter, and has no integer graph to be compared with.
     """
-    exporter = _load_exporter(aim, train)
+    exporter = _load_exporter(target, train)
     if _is_float(train):
         exporter.write_float(train.network, train.widths, weights, data.mean, data.std, path)
         sizes = []

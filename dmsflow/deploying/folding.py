@@ -117,7 +117,7 @@ class TrainedWeights:
     def alpha(self, quantize: str) -> float:
         alpha = float(self.take(f"{quantize}.alpha"))
         if alpha <= 0:
-            raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train with alpha held above 0")
+            raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train with alpha kept above 0")
         return alpha
 
     def fold_batch_norm(self, norm: str | None, channels: int) -> tuple[Float64, Float64]:
@@ -137,7 +137,7 @@ class TrainedWeights:
 
 @dataclass(frozen=True)
 class Tail:
-    """What stands behind a convolution and folds into it."""
+    """What follows a convolution and folds into it."""
 
     names: Mapping[str, str]  # of those layers, by op
     gain: Float64  # [C], of the batch norm
@@ -157,7 +157,7 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     if "max_pool" in layers:
         if (gain < 0).any():  # the maximum would become a minimum
             what = "has a negative scale behind a max pool"
-            raise DmsflowError(names["batch_norm"], what, "train with that scale held positive")
+            raise DmsflowError(names["batch_norm"], what, "train with that scale kept positive")
         pool = (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),)
     return Tail(names, gain, shift, half, pool)
 
@@ -211,8 +211,8 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
         threshold: what the sums of each output channel are compared with, if that is within them.
     """
     largest = (abs(weight) * largest_inputs).sum((1, 2, 3))
-    room = integer_graph.LARGEST_SUM - weight[0, ..., 0].size * largest_inputs.sum() / 2
-    steps = (largest + np.fmin(threshold, largest)) / room
+    space = integer_graph.LARGEST_SUM - weight[0, ..., 0].size * largest_inputs.sum() / 2
+    steps = (largest + np.fmin(threshold, largest)) / space
     step = np.exp2(np.ceil(np.log2(np.maximum(steps, np.finfo(np.float64).tiny))))
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 

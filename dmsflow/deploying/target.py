@@ -6,7 +6,6 @@ A target is a TOML file, its name is the file's stem: `targets/*.toml` of a chec
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +14,7 @@ from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import shipped_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from dmsflow.settings import read_toml
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +58,7 @@ def load_target(name: str) -> Target:
         right = f"use one of {', '.join(list_targets())}, or the path of a .toml file"
         raise DmsflowError(f"target {name}", "is unknown", right)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path)
         if "name" in table:
             raise DmsflowError(path, "has a name", "remove it: a target is called as its file is")
         if "witness" in table:  # the key of earlier versions
@@ -71,8 +66,6 @@ def load_target(name: str) -> Target:
         return msgspec.convert({**table, "name": path.stem}, Target)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
     except msgspec.ValidationError as error:
         fields = ", ".join(field for field in Target.__struct_fields__ if field != "name")
         raise DmsflowError(path, f"is not a target ({error})", f"give exactly {fields}") from error

@@ -30,7 +30,7 @@ from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.cost import MIB
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
-from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
+from dmsflow.terminal import format_method, format_threads, milliseconds, print_line, print_table, share_percent
 
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
@@ -94,7 +94,7 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
         ("runner", settings.runner_file or settings.runner or " or ".join(benched.target.runners)),
         ("device", settings.device),
         ("baseline", f"{BASELINE}, in onnxruntime" if with_baseline else "none"),
-        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {spelled_threads(settings.threads)}"),
+        ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {format_threads(settings.threads)}"),
         ("top-1", f"on {images}, by {runner}" if runner else "not measured"),
     ]
     if prediction:
@@ -191,12 +191,12 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
     times = ("median ms", "p90 ms", "min ms", "÷ float32", "load ms")
     modelled = machine.method == "modelled"
     runs = "modelled: one run of each was counted" if modelled else f"{settings.runs} runs of each in turn"
-    title = f"{settings.device}, {spelled_threads(settings.threads)}, {runs}"
+    title = f"{settings.device}, {format_threads(settings.threads)}, {runs}"
     print_table(title, ("file", "runtime", *times, "peak MiB", "file KiB", "top-1 %"), rows)
     governor = machine.governor and f"governor {machine.governor}"
     degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
     known = ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
-    print_line(f"{spelled_method(machine.method)}: {known}")
+    print_line(f"{format_method(machine.method)}: {known}")
     if FLOAT32 in timings:
         print_line(f"float32: the {BASELINE.removeprefix('float32 ')}")
     if "peak_memory_mib" in metrics:

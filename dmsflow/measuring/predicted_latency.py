@@ -22,7 +22,7 @@ from dmsflow.network.latency import build_latency
 from dmsflow.network.network import value
 from dmsflow.network.profile import Profile
 from dmsflow.settings import BenchSettings
-from dmsflow.terminal import milliseconds, print_line, print_table, share_percent, spelled_method, spelled_threads
+from dmsflow.terminal import format_method, format_threads, milliseconds, print_line, print_table, share_percent
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def why_not_comparable(used: Profile, target_name: str, precision: str, threads:
     if used.target != target_name and load_target(used.target).exporter != load_target(target_name).exporter:
         return f"is of files for {used.target}, and this one is for {target_name}"
     if used.threads != threads:
-        return f"is of {spelled_threads(used.threads)}, and this bench of {spelled_threads(threads)}"
+        return f"is of {format_threads(used.threads)}, and this bench of {format_threads(threads)}"
     return None
 
 
@@ -129,8 +129,8 @@ def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, m
     row = title, milliseconds(prediction.ms), milliseconds(measured_ms), error
     print_table("Predicted and measured", ("profile", "predicted ms", "measured ms", "error %"), [row])
     origin, date = measured_machine(used.environment).get("processor"), used.environment.get("date")
-    where = f"{spelled_method(used.method)} {used.device} ({origin})"
-    print_line(f"{title}: {where}, {used.runtime}, {spelled_threads(used.threads)}, {date}")
+    where = f"{format_method(used.method)} {used.device} ({origin})"
+    print_line(f"{title}: {where}, {used.runtime}, {format_threads(used.threads)}, {date}")
     for what, theirs, ours in (("processor", origin, machine.processor), ("runtime", used.runtime, measured.runtime)):
         if theirs != ours:
             print_line(f"{title} is of another {what}: {theirs}, and this is {ours}")

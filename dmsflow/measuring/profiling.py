@@ -40,7 +40,7 @@ from dmsflow.network.network import Layer, Network
 from dmsflow.network.profile import Checked, Granularity, Profile, Table
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import ProfileSettings, with_present_names
-from dmsflow.terminal import print_line, spelled_threads
+from dmsflow.terminal import format_threads, print_line
 
 BATCH = 24  # micro-benchmarks timed in one process
 KEPT = ("target", "precision", "device", "threads")  # settings that a profile has as well
@@ -172,7 +172,7 @@ def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool =
     return [
         ("target", f"{built_for.name}: {built_for.description}"),
         ("runner", settings.runner_file or settings.runner or " or ".join(built_for.runners)),
-        ("device", f"{settings.device}, {spelled_threads(settings.threads)}"),
+        ("device", f"{settings.device}, {format_threads(settings.threads)}"),
         ("fused blocks", f"{len(missing)} of {', '.join(settings.networks)} at {pixels} pixels"),
         ("micro-benchmarks", f"about {count}, {settings.runs} runs of each"),
         ("check", f"{networks} networks that gave no point"),

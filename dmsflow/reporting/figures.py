@@ -110,7 +110,7 @@ class Series:
     """Points of one look.
 
     Attributes:
-        label: in the legend; series of one label stand there once.
+        label: in the legend; series of one label are there once.
         spread: distance to the edges of a band around a line, or the length of a whisker, a number a point.
         signs: +1, −1 or 0 a point of a line, drawn as ▲, ▼ and nothing; none given, every point has its marker.
     """
@@ -183,7 +183,7 @@ def draw_lines(
         return _finish(figure, title, "round", y_label)
     axes.set_title(title)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    # The same margins in all of them, since they stand in rows.
+    # The same margins in all of them, since they are arranged in rows.
     figure.subplots_adjust(38 / SMALL_WIDTH, 22 / SMALL_HEIGHT, 1 - 6 / SMALL_WIDTH, 1 - 20 / SMALL_HEIGHT)
     return figure
 
@@ -253,7 +253,7 @@ def draw_plane(
 
 @mpl.rc_context(SETTINGS)
 def draw_rows(title: str, x_label: str, labels: Sequence[str], series: Sequence[Series]) -> Figure:
-    """A row a label, which stands above it, with the marks of all series on one scale from zero.
+    """A row a label, which is above it, with the marks of all series on one scale from zero.
 
     The y of a series are its rows, its spread are whiskers to the right.
     """
@@ -298,7 +298,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
         words = REFERENCE.sub(rf"\1{name}-\2", words)
         return VARIABLE.sub(lambda colour: f"var(--{NAMES[colour[0].lower()]})", words)
 
-    text = re.sub(r"<[^>]*>", adapted, text)  # only in tags: what people wrote stands between them
+    text = re.sub(r"<[^>]*>", adapted, text)  # only in tags: what people wrote is between them
     width, height = (round(72 * inches) for inches in figure.get_size_inches())
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
     head += 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'

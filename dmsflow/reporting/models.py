@@ -12,7 +12,7 @@ from dmsflow.manifest import Manifest
 from dmsflow.modelfile.reader import ModelFile, Port
 from dmsflow.terminal import print_table
 
-LONGEST_NAME = 40  # of an op; the end of a name tells more than its beginning
+LONGEST_NAME = 40  # of an op; the end of a name says more than its beginning
 HEAD = ("op", "name", "puts out", "type", "in", "out", "weight bits", "bytes of constants")
 
 

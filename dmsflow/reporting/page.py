@@ -115,7 +115,7 @@ def table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def details(summary: str, text: str) -> str:
-    """Text as it stands, shown on demand."""
+    """Text as it is, shown on demand."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
 
 

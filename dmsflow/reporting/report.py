@@ -58,7 +58,7 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
     title = f"dmsflow: {runs[0].label}" if len(runs) == 1 else f"dmsflow: {len(runs)} runs"
     networks = ", ".join(dict.fromkeys(run.network.name for run in runs))
     data = ", ".join(dict.fromkeys(run.last.data.name for run in runs))
-    counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone stand together)"
+    counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone form one)"
     summary = f"{networks} on {data}{counts * (len(runs) > 1)}. A deviation is that of the sample, over seeds."
     body = [page.heading(1, title), page.paragraph(summary), page.contents(links)]
     absent = []

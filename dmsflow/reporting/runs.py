@@ -13,6 +13,7 @@ from typing import Any, get_args
 import msgspec
 
 from dmsflow import manifest
+from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Manifest
 from dmsflow.network import cost, profile
@@ -20,6 +21,7 @@ from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
 from dmsflow.searching.budget import Budgets
 from dmsflow.settings import RENAMED_METHODS, SearchSettings, TrainSettings, with_present_names
+from dmsflow.terminal import format_threads
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
@@ -94,6 +96,15 @@ class Run:
         names = {"train": "top1_percent", "export": "trained_top1_percent", "bench": "top1_percent"}
         values = (self.metrics(stage).get(name) for stage, name in names.items())
         return next((value for value in values if value is not None), None)
+
+    @property
+    def platform(self) -> str:
+        """Of its bench: processor, runtime and threads, and the word where nothing was measured."""
+        environment = self.stages["bench"].environment
+        machine = measured_machine(environment)
+        runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
+        words = [machine.get("processor"), *runtimes, format_threads(environment.get("threads", 1))]
+        return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
 
     @property
     def is_modelled(self) -> bool:
@@ -235,7 +246,7 @@ def _read_rounds(path: Path, search: Manifest) -> Iterator[dict[str, Any]]:
         yield row
 
 
-# --- which stand together -----------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 def _group_key(run: Run) -> str:

@@ -16,7 +16,7 @@ from dmsflow.network import cost
 from dmsflow.reporting import page
 from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane, draw_rows
 from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
-from dmsflow.terminal import milliseconds, spelled_threads
+from dmsflow.terminal import milliseconds
 
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
 MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
@@ -29,13 +29,13 @@ COSTS = {
     "macs_m": ("Multiply-accumulates", "million MACs"),
     "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
 }
-# By metric of a bench: the words of the legend, and the look.
+# By metric of a bench: the head of the column, the words of the legend, and the look.
 LATENCIES = {
-    "latency_ms_median": ("1-bit file, median; whisker to p90", Style(0, "o")),
-    "predicted_latency_ms": ("predicted by its profile", Style(1, "D", False)),
-    "float32_latency_ms_median": ("float32 network of these widths", Style(2, "s", False)),
+    "latency_ms_median": ("median ms", "1-bit file, median; whisker to p90", Style(0, "o")),
+    "predicted_latency_ms": ("predicted ms", "predicted by its profile", Style(1, "D", False)),
+    "float32_latency_ms_median": ("float32 ms", "float32 network of these widths", Style(2, "s", False)),
 }
-MODELLED = ("predicted by a modelled profile", Style(3, "D", False))
+MODELLED = ("predicted ms", "predicted by a modelled profile", Style(3, "D", False))
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,9 @@ def _accuracy_row(group: Group, means: Sequence[float], fronts: Mapping[str, lis
     values = [row[2] for row in group.results()]
     deviation = statistics.stdev(values) if len(values) > 1 else None
     count = f"{len(values)} draws" if group.method == "random" and len(values) > 1 else len(values)
-    row: dict[str, object] = {
-        "settings": group.label,
-        "top-1 %": f"{means[2]:.2f}",
-        "± deviation": _format(deviation),
-        "runs": count,
-    }
-    row |= _cost_cells(means) | {"file, bytes": _format(_mean(group.runs, "export", "file_bytes"), ",.0f")}
+    row: dict[str, object] = {"settings": group.label, "top-1 %": f"{means[2]:.2f}", "± deviation": _format(deviation)}
+    row |= {"runs": count, **_cost_cells(means)}
+    row["file, bytes"] = _format(_mean(group.runs, "export", "file_bytes"), ",.0f")
     row["latency ms"] = _format_ms(_mean(group.runs, "bench", "latency_ms_median"))
     return row | {"on the front of": ", ".join(name for name, front in fronts.items() if group.label in front)}
 
@@ -159,17 +155,18 @@ def _cost_cells(costs: Sequence[float]) -> dict[str, object]:
 # --- widths and size ----------------------------------------------------------------------------
 
 
-def _worth_drawing(groups: Sequence[Group]) -> Sequence[Group]:
-    """Searched networks, or else all but the uniform one, which others are compared with."""
+def _worth_drawing(groups: Sequence[Group]) -> tuple[Sequence[Group], str]:
+    """Searched networks, or else all but the uniform one, which others are compared with; and what is cut."""
     searched = [group for group in groups if group.is_searched]
-    return searched or [group for group in groups if group.method != "uniform"] or groups
+    chosen = searched or [group for group in groups if group.method != "uniform"] or groups
+    return chosen[:MOST_PANELS], describe_cut(MOST_PANELS, len(chosen), "settings")
 
 
 def widths_section(groups: Sequence[Group]) -> Section:
     """Channels as bars over the layers, and a table for each network, since each has its own names."""
-    chosen = _worth_drawing(groups)
+    chosen, cut = _worth_drawing(groups)
     panels = []
-    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+    for number, group in enumerate(chosen, 1):
         uniform = uniform_widths(group.runs[0])
         outline = {"uniform, within the same budgets": [*uniform.values()]} if uniform else None
         each = [[*run.widths.values()] for run in group.runs]
@@ -181,7 +178,7 @@ def widths_section(groups: Sequence[Group]) -> Section:
         "Channels of each named width, in the order of the layers. The outline is the uniform network within the same "
         "budgets: all base widths times one ratio. Where a bar is above it, the network spends more there."
     )
-    blocks: Blocks = [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
+    blocks: Blocks = [Panels(panels, caption + cut)]
     networks = [run.network for run in all_runs(groups)]
     for network in (each for at, each in enumerate(networks) if each not in networks[:at]):
         base = costs_of(network, network.widths)
@@ -197,9 +194,9 @@ def widths_section(groups: Sequence[Group]) -> Section:
 
 def size_section(groups: Sequence[Group]) -> Section:
     """Bytes of binary and of float parameters, a bar a layer."""
-    chosen = _worth_drawing(groups)
+    chosen, cut = _worth_drawing(groups)
     panels = []
-    for number, group in enumerate(chosen[:MOST_PANELS], 1):
+    for number, group in enumerate(chosen, 1):
         run = group.runs[0]
         sizes = cost.layer_bytes(run.network, run.widths, binary=run.binary)
         parts = {"binary weights": [each.binary_bytes for each in sizes]}
@@ -208,10 +205,10 @@ def size_section(groups: Sequence[Group]) -> Section:
         figure = draw_bars(title, "bytes", [each.layer for each in sizes], parts, Style())
         panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))
     caption = (
-        "Bytes of each layer’s parameters: 1 bit a binary weight; float32 scales, first convolution and dense layer."
+        "Bytes of each layer’s parameters: 1 bit a binary weight; float32 scales, first convolution and dense layer. "
+        "Of several seeds the first is drawn."
     )
-    caption += " Of several seeds the first is drawn." if any(len(group.runs) > 1 for group in chosen) else ""
-    return [Panels(panels, caption + describe_cut(len(panels), len(chosen), "settings"))]
+    return [Panels(panels, caption + cut)]
 
 
 # --- over the rounds ----------------------------------------------------------------------------
@@ -259,16 +256,16 @@ def rounds_section(groups: Sequence[Group]) -> Section:
     logged = _logged(groups, "gradient")
     if not logged:
         return NO_ROUNDS
+    caption = (
+        "Channels over the rounds: μ, and ± σ as a band, a line a seed. ▲ the loss falls as the layer grows, ▼ as it "
+        "shrinks, by more than the gradient’s standard error."
+    )
     blocks: Blocks = []
     for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
         panels = []
         for index, (name, base) in enumerate(runs[0].network.widths.items()):
             figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
             panels.append(Panel(f"mu-{number}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
-        caption = "Channels over the rounds: μ, and ± σ as a band" + (", a line a seed." if len(runs) > 1 else ".")
-        caption += (
-            " ▲ the loss asks for a wider layer, ▼ for a narrower one, by more than the gradient’s standard error."
-        )
         blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
     if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
         blocks.append(page.paragraph(cut.strip()))
@@ -278,10 +275,8 @@ def rounds_section(groups: Sequence[Group]) -> Section:
 def _mu_line(run: Run, index: int, base: int, number: int) -> Series:
     """One width over the rounds; ▲ where the loss falls as it grows (a negative gradient)."""
     rows = [row for row in run.rounds if "gradient" in row]
-    signs = []
-    for row in rows:
-        gradient, error = row["gradient"][index], row["gradient_error"][index]
-        signs.append(0 if abs(gradient) <= error else -1 if gradient > 0 else 1)
+    pairs = ((row["gradient"][index], row["gradient_error"][index]) for row in rows)
+    signs = [0 if abs(gradient) <= error else -1 if gradient > 0 else 1 for gradient, error in pairs]
     mu, sigma = ([base * row[key][index] for row in rows] for key in ("mu", "sigma"))
     return Series(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
 
@@ -320,7 +315,7 @@ def latency_section(groups: Sequence[Group]) -> Section:
     for group in groups:
         for run in group.runs:
             if "bench" in run.stages:
-                platforms.setdefault(_describe_platform(run), {}).setdefault(group.label, []).append(run)
+                platforms.setdefault(run.platform, {}).setdefault(group.label, []).append(run)
     if not platforms:
         return "no run is measured yet (dmsflow bench)"
     panels, rows = [], []
@@ -330,17 +325,17 @@ def latency_section(groups: Sequence[Group]) -> Section:
             bench = runs[0].stages["bench"].environment
             used = bench.get("profile") or {}
             word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
-            means = {name: _mean(runs, "bench", name) for name in (*LATENCIES, "latency_ms_p90")}
-            for name, look in LATENCIES.items():
-                if (ms := means[name]) is not None:
-                    words, style = MODELLED if word and name.startswith("predicted") else look
-                    p90 = means["latency_ms_p90"] if name == "latency_ms_median" else None
-                    series.append(Series(words, [ms], [at], style, () if p90 is None else [max(0.0, p90 - ms)]))
+            p90 = _mean(runs, "bench", "latency_ms_p90")
             row: dict[str, object] = {"settings": label, "runs": len(runs)}
-            row |= {"median ms": _format_ms(means["latency_ms_median"]), "p90 ms": _format_ms(means["latency_ms_p90"])}
-            row["predicted ms"] = _format_ms(means["predicted_latency_ms"], word)
-            row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
-            row["float32 ms"] = _format_ms(means["float32_latency_ms_median"])
+            for name, look in LATENCIES.items():
+                predicted = name == "predicted_latency_ms"
+                head, words, style = MODELLED if word and predicted else look
+                if (ms := _mean(runs, "bench", name)) is not None:
+                    whisker = [max(0.0, p90 - ms)] if p90 is not None and name == "latency_ms_median" else ()
+                    series.append(Series(words, [ms], [at], style, whisker))
+                row[head] = _format_ms(ms, word * predicted)
+            error = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
+            row |= {"p90 ms": _format_ms(p90), "error %": error}
             row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
             rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
         labels = [label + describe_mean(len(runs)) for label, runs in labelled.items()]
@@ -350,15 +345,6 @@ def latency_section(groups: Sequence[Group]) -> Section:
     caption += describe_cut(MOST_PANELS, len(panels), "charts")
     table = page.table("Latency: measured, predicted, and beside float32", rows)
     return [Panels(panels[:MOST_PANELS], caption), table]
-
-
-def _describe_platform(run: Run) -> str:
-    """Processor, runtime and threads, and the word where nothing was measured."""
-    environment = run.stages["bench"].environment
-    machine = measured_machine(environment)
-    runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
-    words = [machine.get("processor"), *runtimes, spelled_threads(environment.get("threads", 1))]
-    return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
 
 
 # --- the end of the search, and the facts -------------------------------------------------------

@@ -26,7 +26,7 @@ from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models
 from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
-from dmsflow.terminal import block, milliseconds, print_table, spelled_threads
+from dmsflow.terminal import block, format_threads, milliseconds, print_table
 
 WITHIN_PERCENT = 10.0  # an error below it is called small, as in the papers on latency prediction
 MOST_SAMPLES = 64  # widths of a staircase: what a line of a terminal has room for
@@ -164,7 +164,7 @@ def print_result(path: Path, stream: TextIO) -> None:
         words = f"{measured['float32_latency_ms_median']:.3f} ms in onnxruntime; {ratio}"
         rows.append(("latency, float32 of these widths", words))
     runtimes = dict.fromkeys(ran["runtimes"].values())
-    where = [measured_machine(ran)["processor"], spelled_threads(ran["threads"]), *runtimes]
+    where = [measured_machine(ran)["processor"], format_threads(ran["threads"]), *runtimes]
     rows.append(("measured", ", ".join([*where, f"{bench.settings['runs']} runs", ran["date"]])))
     print_table(f"{network.name} on {bench.data.name}", (), rows, stream=stream)
 
@@ -203,7 +203,7 @@ def _describe_profile(name: str) -> str:
         "modelled" if listed.method == "modelled" else "",
         measured_machine(listed.environment).get("processor"),
         listed.runtime,
-        spelled_threads(listed.threads),
+        format_threads(listed.threads),
         "float32 networks" if listed.precision == "float" else "",
         f"median error {statistics.median(errors):.1f} %" if errors else "error not checked",
     ]
@@ -230,7 +230,7 @@ def print_profile(shown: Profile, stream: TextIO) -> None:
         ("device", shown.device),
         *((name, machine.get(name)) for name in ("processor", "system", "governor")),
         ("temperature", ", ".join(f"{value:.0f} °C {when}" for when, value in degrees.items() if value) or None),
-        ("runtime", f"{shown.runtime}, {spelled_threads(shown.threads)}"),
+        ("runtime", f"{shown.runtime}, {format_threads(shown.threads)}"),
         ("date", shown.environment.get("date")),
         ("overhead of a run", f"{milliseconds(shown.overhead_ms)} ms"),
         ("steps of widths", "; ".join(steps) or "none"),

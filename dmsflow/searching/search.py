@@ -26,7 +26,7 @@ from dmsflow.searching.evolution import count_equal_effort, evolve
 from dmsflow.searching.round_to_blocks import BlockRounding, padded_macs, stored_bytes
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
-from dmsflow.terminal import spelled_threads
+from dmsflow.terminal import format_threads
 from dmsflow.training import checkpoint
 from dmsflow.training.place import generator, within_memory
 
@@ -80,7 +80,7 @@ def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[
     if budgets.latency:
         used = budgets.latency.profile
         processor = used.environment.get("processor")
-        rows.append(("profile", f"{used.title}: {processor}, {used.runtime}, {spelled_threads(used.threads)}"))
+        rows.append(("profile", f"{used.title}: {processor}, {used.runtime}, {format_threads(used.threads)}"))
     rows += budgets.check_feasible()
     for name, ratios in (("uniform", budgets.uniform()), ("equal", budgets.equal())):
         widths = budgets.round_within(ratios)

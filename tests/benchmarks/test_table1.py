@@ -107,7 +107,7 @@ def options(folder: Path, out: str, *rows: str) -> list[str]:
     ]
 
 
-def told(stderr: str, folder: Path) -> list[str]:
+def read_lines(stderr: str, folder: Path) -> list[str]:
     """The folders that were worked on."""
     return [line.split(" ", 1)[1] for line in stderr.splitlines() if str(folder) in line and line[2:3] == ":"]
 
@@ -144,7 +144,7 @@ def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder:
         before = log.read_text()
         process.communicate("\n")
     assert process.returncode == 0, log.read_text()
-    worked = told(log.read_text().removeprefix(before), folder)
+    worked = read_lines(log.read_text().removeprefix(before), folder)
     assert str(half.parent) in worked
     assert len(worked) == len(set(worked))  # nothing twice
 
@@ -204,11 +204,11 @@ def test_widened_networks_are_exactly_so_many_times_the_base() -> None:
 
 @pytest.mark.parametrize("name", ["quick", "paper"])
 def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
-    asked = table1.Asked(table1.PROTOCOLS[name], table1.PROTOCOLS[name].seeds, table1.DRAWS)
+    request = table1.Request(table1.PROTOCOLS[name], table1.PROTOCOLS[name].seeds, table1.DRAWS)
     chosen: dict[str, dict[str, Any]] = {}
     for network in table1.PAPER:
         for row in table1.ROWS:
-            lines = asked.lines(network, row)
+            lines = request.lines(network, row)
             assert lines[0].paper and not any(line.paper for line in lines[1:])
             alike = {
                 json.dumps({k: v for k, v in job.train.items() if k != "seed"}) for line in lines for job in line.jobs
@@ -218,14 +218,14 @@ def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
                 settings.resolve(settings.SearchSettings, **job.search)
                 settings.resolve(settings.TrainSettings, **job.train)
                 assert chosen.setdefault(job.choice, job.search) == job.search  # a name means one choice
-            if not asked.protocol.left_out.get((network, row)):
+            if not request.protocol.left_out.get((network, row)):
                 counts = [len(line.jobs) for line in lines]
                 assert counts == ([3, 3, 3, 3, 8] if row.startswith("dms") else [3])
 
 
 def test_the_long_protocol_is_one_network_and_its_baseline() -> None:
-    asked = table1.Asked(table1.PROTOCOLS["long"], table1.PROTOCOLS["long"].seeds, table1.DRAWS)
-    lines = [line for network in table1.PAPER for row in table1.ROWS for line in asked.lines(network, row)]
+    request = table1.Request(table1.PROTOCOLS["long"], table1.PROTOCOLS["long"].seeds, table1.DRAWS)
+    lines = [line for network in table1.PAPER for row in table1.ROWS for line in request.lines(network, row)]
     assert [(line.network, line.row, line.widths, len(line.jobs)) for line in lines] == [
         ("vgg11", "dms-a", "searched", 1),
         ("vgg11", "dms-a", "uniform", 1),
@@ -238,19 +238,19 @@ def test_the_long_protocol_is_one_network_and_its_baseline() -> None:
 
 
 def test_the_papers_protocol_is_the_papers() -> None:
-    asked = table1.Asked(table1.PROTOCOLS["paper"], (0,), 8)
+    request = table1.Request(table1.PROTOCOLS["paper"], (0,), 8)
 
     def trained(network: str, row: str) -> settings.TrainSettings:
-        return settings.resolve(settings.TrainSettings, **asked.lines(network, row)[0].jobs[0].train)
+        return settings.resolve(settings.TrainSettings, **request.lines(network, row)[0].jobs[0].train)
 
-    assert asked.protocol.train_images is None
+    assert request.protocol.train_images is None
     assert trained("vgg11", "dms-a") == msgspec.structs.replace(trained("vgg11", "dms-b"), weight_decay=1e-4)
     assert trained("vgg11", "dms-a").milestones == (140, 220, 260)
     assert [trained(network, "dms-b").weight_decay for network in table1.PAPER] == [2e-4, 2e-4]
     resnet = trained("resnet18", "dms-a")
     assert (resnet.epochs, resnet.from_float, resnet.float_epochs) == (300, True, 200)
     assert trained("resnet18", "full").precision == "float"
-    literal = asked.lines("resnet18", "dms-b")[1].jobs[0].search
+    literal = request.lines("resnet18", "dms-b")[1].jobs[0].search
     assert (literal["start_ratio"], literal["step_size"], literal["rounds"], literal["weight_epochs"]) == (
         2.5,
         1e-3,

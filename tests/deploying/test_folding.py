@@ -143,14 +143,14 @@ def test_a_negative_scale_behind_a_max_pool_is_refused():
     weights["norm3.weight"][2] = -0.5
     assert (
         refusal(network, weights)
-        == "norm3: has a negative scale behind a max pool; train with that scale held positive"
+        == "norm3: has a negative scale behind a max pool; train with that scale kept positive"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train with alpha held above 0"),
+        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train with alpha kept above 0"),
         (
             "conv3.weight",
             lambda weight: weight[1:],

@@ -1,4 +1,4 @@
-"""The deploy form against the plain mathematics in float64."""
+"""The integer graph against the plain mathematics in float64."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAIN = Network(
 )
 
 
-# --- what the deploy form computes --------------------------------------------------------------
+# --- what the integer graph computes --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 1e-3), (2, 300.0)])

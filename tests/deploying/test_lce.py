@@ -1,4 +1,4 @@
-"""LCE files: written, read back, and run by the official interpreter against the deploy form."""
+"""LCE files: written, read back, and run by the official interpreter against the integer graph."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def run(path, images, threads=1):
 
 
 def floats_shown(form):
-    """The same form with a dense layer that copies its inputs, so that what stands before it is seen."""
+    """The same graph with a dense layer that copies its inputs, so that its inputs become the logits."""
     dense = form.ops[-1]
     eye = np.eye(dense.weight.shape[1], dtype=np.float32)
     shown = replace(dense, weight=eye, bias=np.zeros(len(eye), np.float32))
     return replace(form, ops=(*form.ops[:-1], shown), classes=len(eye))
 
 
-# --- the interpreter computes the deploy form -----------------------------------------------------
+# --- the interpreter computes the integer graph -----------------------------------------------------
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 1e-3), (2, 300.0)])

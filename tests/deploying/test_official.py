@@ -142,7 +142,7 @@ def test_both_files_give_the_same_bits(files, name):
     np.testing.assert_array_equal(logits, run(both.direct, both.images))
     expected = integer_graph.compute_logits(both.form, both.images)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-4)
-    assert expected.std(0).min() > 0, "no image is told from another, so that nothing was compared"
+    assert expected.std(0).min() > 0, "no image is line from another, so that nothing was compared"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,13 +227,13 @@ def test_other_exports_need_no_tensorflow():
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "line"),
     [
         ("x86-64", r"--converter official: needs tensorflow, not installed here; pip install 'dmsflow\[tensorflow\]'"),
         ("onnx", r"--converter official: is not for target onnx"),
     ],
 )
-def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatch, capsys, target, told):
+def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatch, capsys, target, line):
     monkeypatch.setattr(environment, "is_installed", lambda module: module != "tensorflow")
     command = [
         "run",
@@ -247,7 +247,7 @@ def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatc
         str(tmp_path / "run"),
     ]
     assert cli.main(command) == 1
-    assert re.search(told, capsys.readouterr().err)
+    assert re.search(line, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
@@ -266,7 +266,7 @@ def broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "line"),
     [
         (
             "import none.such",
@@ -278,7 +278,7 @@ def broken(tmp_path, monkeypatch):
         ),
         (
             "import os\nos.abort()",
-            "larq-compute-engine: its converter failed (SIGABRT: it said nothing); report this, or leave out --converter official",
+            "larq-compute-engine: its converter failed (SIGABRT: no output); report this, or leave out --converter official",
         ),
         (
             "import sys\nprint('no', file=sys.stderr)\nsys.exit(9)",
@@ -286,12 +286,12 @@ def broken(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_child_that_fails_is_one_line(broken, tmp_path, text, told):
+def test_a_child_that_fails_is_one_line(broken, tmp_path, text, line):
     broken(text)
     form, _ = fold(halving("stem"))
     with pytest.raises(DmsflowError) as raised:
         exporter.write(form, tmp_path / "out" / "model.tflite", "official")
-    assert str(raised.value) == told
+    assert str(raised.value) == line
     assert not (tmp_path / "out").exists() and not list((tmp_path / "tmp").iterdir())
 
 
@@ -301,8 +301,8 @@ def test_where_larq_compute_engine_has_no_package(monkeypatch):
     assert str(convert.explain_failure(done)).startswith("larq-compute-engine: is not installed; pip install")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    told = "larq-compute-engine: has no package for Linux aarch64; leave out --converter official"
-    assert str(convert.explain_failure(done)) == told
+    line = "larq-compute-engine: has no package for Linux aarch64; leave out --converter official"
+    assert str(convert.explain_failure(done)) == line
 
 
 def test_numpy_2_is_refused(monkeypatch):

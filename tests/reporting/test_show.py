@@ -60,8 +60,8 @@ def test_a_profile_tells_where_it_is_from_and_how_good_it_is(network, make_profi
 def test_what_the_machine_told_is_shown(network, make_profile):
     heat = {"governor": "ondemand", "temperature_before_c": 40.0, "temperature_c": 61.0}
     shown = printed(make_profile(network, environment={"processor": "A72", **heat}, checked=(), precision="float"))
-    for told in ("ondemand", "40 °C before, 61 °C after", "not checked", "float32"):
-        assert told in shown
+    for words in ("ondemand", "40 °C before, 61 °C after", "not checked", "float32"):
+        assert words in shown
 
 
 def test_every_piece_is_a_table_of_its_times(network, make_profile):
@@ -228,8 +228,8 @@ def test_a_chain_shows_what_was_predicted(chain, capsys):
     assert f"name predicted_latency_ms{word}" in lines
     assert f"piece input_width output_width predicted_ms{word} share_percent" in lines
     assert lines.count(f"profile board{word}") == 2
-    for told in ("on Kirin 990, Linux aarch64", "governor schedutil", "temperature °C 41.5"):
-        assert told in lines
+    for words in ("on Kirin 990, Linux aarch64", "governor schedutil", "temperature °C 41.5"):
+        assert words in lines
     if not word:
         assert "modelled" not in "\n".join(lines).replace(str(chain), "")
 

@@ -4,7 +4,7 @@ Each file turns an integer graph into a model file, and says what is in such a f
 
 A file of this folder, or a user's own, offers what `Exporter` lists. It may also have
 
-- `REQUIRES`, the modules of extra packages that it needs: `("onnx",)`. `dmsflow doctor` tells which are
+- `REQUIRES`, the modules of extra packages that it needs: `("onnx",)`. `dmsflow doctor` names those that are
   missing. It must itself be importable without them;
 - `CONVERTERS`, the values of `--converter` among which `write(graph, path, converter)` chooses, the usual
   one first;
@@ -35,7 +35,7 @@ class Exporter(Protocol):
         ...
 
     def count_ops(self, path: Path) -> dict[str, int]:
-        """Ops of a written file, and how often each stands in it."""
+        """Ops of a written file, and how often each occurs."""
         ...
 
     def layer_bytes(self, path: Path) -> dict[str, int]:

@@ -240,7 +240,7 @@ def _window(kernel: int, stride: int) -> dict[str, int]:
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Ops of a file and how often each stands in it.
+    """Ops of a file and how often each occurs.
 
     Raises:
         DmsflowError: not a .tflite file, or a damaged one.

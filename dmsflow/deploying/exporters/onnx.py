@@ -3,7 +3,7 @@
 All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks when it loads the file.
 
 - Bits are uint8 0 and 1. A convolution that puts out bits is one QLinearConv on weights of ±1: its
-  bias puts the threshold at one half of an output step, and every sum lies so near to it that the
+  bias puts the threshold at one half of an output step, and every sum is so near to it that the
   rounded output is 0 or 1 (`threshold_bits`). No product of uint8 0 or 1 and int8 ±1 saturates the 16
   bits in which processors without VNNI add pairs.
 - A convolution that puts out floats counts in integers too. Up to 255 weights, the count is itself
@@ -195,7 +195,7 @@ class OnnxWriter:
         name = f"taps.{height}.{width}.{kernel}.{op.stride}.{op.padding}"
 
         def along(size: int, outputs: int, step: int) -> Any:
-            """[outputs, kernel]: where each tap lies along one axis; H W for outside."""
+            """[outputs, kernel]: the position of each tap along one axis; H W for outside."""
             at = np.arange(outputs)[:, None] * op.stride + np.arange(kernel) - op.padding
             return np.where((at >= 0) & (at < size), at * step, height * width)
 
@@ -222,7 +222,7 @@ class OnnxWriter:
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Ops of a file and how often each stands in it; those that onnxruntime folds on loading are not counted.
+    """Ops of a file and how often each occurs; those that onnxruntime folds on loading are not counted.
 
     A convolution, or a product that counts for one, whose weights are unpacked from bits counts as PACKED_CONV.
 

@@ -177,7 +177,7 @@ def convert(programs: Sequence[Program]) -> list[bytes]:
 
     Raises:
         DmsflowError: larq-compute-engine or TensorFlow is missing, NumPy is too new for them, the
-            converter fails, or there is no room for what it is given.
+            converter fails, or the disk has no space for its files.
     """
     if int(np.__version__.partition(".")[0]) >= 2:
         raise DmsflowError(f"numpy {np.__version__}", "larq-compute-engine needs NumPy 1", "pip install 'numpy<2'")
@@ -202,7 +202,7 @@ def _run_child(folder: str) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", CHILD, folder]
     reading, writing = os.pipe()
-    try:  # in `folder` lies nothing that an import could take for a package
+    try:  # `folder` holds nothing that an import could take for a package
         return subprocess.run(command, stdin=reading, capture_output=True, cwd=folder, env=environment, check=False)
     finally:
         os.close(reading)
@@ -212,7 +212,7 @@ def _run_child(folder: str) -> subprocess.CompletedProcess[bytes]:
 def explain_failure(done: subprocess.CompletedProcess[bytes]) -> DmsflowError:
     """What the child's end means to the user."""
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "no output"
     if missing := re.search(r"No module named '(\w+)", last):
         package, system, processor = missing[1].replace("_", "-"), platform.system(), platform.machine()
         # Of larq-compute-engine there are wheels for other systems and for this processor, as in pyproject.toml.
