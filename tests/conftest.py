@@ -54,7 +54,7 @@ SLOW = (
     "native",
     "network/test_architectures.py::test_files_compute_the_deploy_form",
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
-    "network/test_latency.py::test_memory_and_latency_are_both_held",
+    "network/test_latency.py::test_memory_and_latency_budgets_are_both_kept",
     "reporting/test_report.py",
     "searching/test_projection.py::test_a_bounded_move_is_bounded_and_keeps_the_budgets",
     "searching/test_evolution.py",

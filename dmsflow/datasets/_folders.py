@@ -75,7 +75,7 @@ class FileSplit:
                 image = decode_centre(path, self.resolution, self.shorter_side)
             if self.channels == 1 and (image != image[..., :1]).any():
                 what = "is in colour, and grey images are needed"
-                raise DmsflowError(path, what, "convert it as those of the training")
+                raise DmsflowError(path, what, "convert it as the training images were")
             images[row] = image[..., : self.channels]
         return images
 

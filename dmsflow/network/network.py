@@ -27,7 +27,7 @@ Op = Literal[
 ]
 WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
 INPUT = "input"  # the name by which layers refer to the image
-BATCH_NORM_EPS = 1e-5
+BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
 
 
@@ -139,16 +139,16 @@ def check(network: Network) -> None:
     where = f"network {network.name}"
     ends = bool(network.layers) and (network.layers[-1].op, network.layers[-1].width) == ("dense", network.classes)
     right = f"end it in a dense layer of width {network.classes}"
-    _hold(where, [(not ends, "does not end in the class scores", right)])
+    _refuse_broken(where, [(not ends, "does not end in the class scores", right)])
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
-        _hold(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
+        _refuse_broken(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
         ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
-    _hold(where, _network_rules(network, keys))
+    _refuse_broken(where, _network_rules(network, keys))
 
 
-def _hold(where: str, rules: Iterable[Rule]) -> None:
+def _refuse_broken(where: str, rules: Iterable[Rule]) -> None:
     """Raise the first broken rule; those behind it may not even make sense, and are not looked at."""
     for broken, what, right in rules:
         if broken:

@@ -46,7 +46,7 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             time was computed from.
     """
 
-    block: str = msgspec.field(name="piece")  # the key of files that people have
+    block: str = msgspec.field(name="piece")  # the key in files that users already have
     inputs: tuple[Width, ...] = ()
     outputs: tuple[Width, ...] = ()
     ms: tuple[tuple[Ms, ...], ...]
@@ -70,7 +70,7 @@ PACKED_GRANULARITY = Granularity(inputs=32, outputs=8)
 
 
 class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network that gave no point of the profile: what was predicted, and what was measured after."""
+    """A held-out network, none of whose times are in the profile: its predicted and its measured time."""
 
     network: str
     resolution: int

@@ -2,7 +2,7 @@
 
 All randomness is counted, not carried: the batch of step s, or the noise of a named draw at step
 s, follows from the seed and s alone. So the position of a run is one number, and a resumed run
-sees exactly what an uninterrupted one does.
+computes exactly what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ EVALUATION_BATCH = 250  # images; divides the 10,000 test images of CIFAR
 
 @dataclass(frozen=True)
 class Order:
-    """Which images of a split each step sees.
+    """Which images of a split each step reads.
 
     Attributes:
         indices: all of them, [N].
         size: images in a batch.
         purpose: what the batches are for; every purpose has orders of its own.
         shuffle: a new order every epoch, of whole batches only; otherwise every image, in order.
-        augment: crop and flip as the data set says.
+        augment: crop and flip with the data set's padding and flip.
     """
 
     indices: Indices
@@ -70,7 +70,7 @@ def _permute(count: int, seed: int, purpose: str, epoch: int) -> Indices:
 class Batches:
     """Normalised batches of a part of a split, on the device that computes.
 
-    A split in memory lives there whole, as uint8; others are decoded by `workers` processes. The
+    A split in memory is stored there whole, as uint8; others are decoded by `workers` processes. The
     orders and crops of an epoch are moved there once, so that no step waits for them.
     """
 
@@ -119,7 +119,7 @@ class Batches:
         self._corners = corners.to(self.where.device)
 
     def _cropped(self, pixels: Tensor, part: slice) -> Tensor:
-        """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, wherever it lives."""
+        """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, on the device of `pixels`."""
         if not self.order.augment:
             return pixels
         canvas, (n, size, _, channels) = self._canvas, pixels.shape
@@ -157,7 +157,7 @@ def _decode_step(split: Split, order: Order, step: int) -> Tensor:
 
 
 def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
-    """Two disjoint halves of a training set, alike in every class: for weights, and for widths."""
+    """Two disjoint halves of a training set, with equal shares of every class: for weights, and for widths."""
     draw = np.random.default_rng([seed, zlib.crc32(b"halves")])
     classes = (draw.permutation(np.flatnonzero(split.labels == label)) for label in np.unique(split.labels))
     first, second = zip(*(np.array_split(members, 2) for members in classes), strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmsflow.network.network import STANDARDISATION_EPS
 from dmsflow.training.fast_ops import CHUNK, HALF, call_library, runs_natively
 
-TINY = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
+SMALLEST_SQUARE = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
 
 
 def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,7 +106,7 @@ class _Binarise(torch.autograd.Function):
         centred, r, signed, a, inside = ctx.saved_tensors
         g, s = _rows(grads[0]).to(centred.dtype), centred * r
         through = _mean(g * signed, inside)  # t·a
-        grad_s = a * g + _kept(signed, inside) * (through / (a * a).clamp(min=TINY))
+        grad_s = a * g + _kept(signed, inside) * (through / (a * a).clamp(min=SMALLEST_SQUARE))
         u = (grad_s - _kept(s, inside) * _mean(grad_s * s, inside)) * r
         grad = u - _kept(_mean(u, inside), inside)
         return _filters(grad, grads[0].shape), None, None
@@ -174,7 +174,7 @@ class _QuantiseInCpp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
         grad_x, slopes = torch.empty_like(x), torch.empty(-(-x.numel() // CHUNK), dtype=torch.float32)
-        alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
-        g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
+        fits = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
+        g = grads[0] if fits else torch.empty_like(x).copy_(grads[0])
         call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF, x, g, ctx.level, grad_x, slopes)
         return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None

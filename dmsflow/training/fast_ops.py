@@ -17,7 +17,7 @@ from dmsflow.errors import DmsflowError
 # --- the library: native/training.cc ----------------------------------------------------------------
 
 CHUNK = 512  # kChunk of native/training.cc
-HALF = torch.bfloat16
+HALF = torch.bfloat16  # the lower precision of --amp
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
 _FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
 _IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
@@ -30,7 +30,7 @@ SIGNATURES = {
     "dmsflow_max_pool": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
     "dmsflow_max_pool_gradient": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
 }
-# Of OpenMP as GCC has it: torch's threads. A pool beside them would take the cores from them.
+# Of GCC's OpenMP, whose threads torch uses. A pool beside them would compete for the cores.
 THREADS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -96,9 +96,9 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        stride, padding, wanted = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
+        stride, padding, outputs = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
         grad_x, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
+            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, outputs
         )
         c_out, c_in, kernel, _ = weight.shape
         product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ _windows(x, kernel, ctx.stride, ctx.padding)
@@ -106,7 +106,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def _windows(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """What a filter sees at every position, [N·H_out·W_out, k·k·C_in]."""
+    """What a filter reads at every position, [N·H_out·W_out, k·k·C_in]."""
     n, c, h, w = x.shape
     padded = x.new_zeros(n, h + 2 * padding, w + 2 * padding, c)
     padded[:, padding : padding + h, padding : padding + w] = x.permute(0, 2, 3, 1)

@@ -18,7 +18,7 @@ import torch
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Record
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it, of a GPU and of this machine
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages about a GPU and about this machine
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -84,7 +84,7 @@ def _keep_freed_memory() -> None:
     """Have glibc keep it: given back after every step, it is mapped again, page by page."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # no more is allowed
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -53,9 +53,9 @@ def within(grid: Grid, reads: Any, writes: Any) -> tuple[Any, Any]:
 
 
 @given(tables())
-def test_exact_at_measured_points(drawn: tuple[Table, Granularity]) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_exact_at_measured_points(case: tuple[Table, Granularity]) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     for (row, reads), (column, writes) in itertools.product(
         enumerate(table.inputs or (1,)), enumerate(table.outputs or (1,))
     ):
@@ -63,9 +63,9 @@ def test_exact_at_measured_points(drawn: tuple[Table, Granularity]) -> None:
 
 
 @given(tables(), st.data())
-def test_never_falls_with_a_width(drawn: tuple[Table, Granularity], data: st.DataObject) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_never_falls_with_a_width(case: tuple[Table, Granularity], data: st.DataObject) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     real = st.floats(1, 1300)
     low, high = ((data.draw(real), data.draw(real)) for _ in range(2))
     (reads, wider_reads), (writes, wider_writes) = sorted(low), sorted(high)
@@ -75,18 +75,18 @@ def test_never_falls_with_a_width(drawn: tuple[Table, Granularity], data: st.Dat
 
 
 @given(tables(), st.integers(1, 1200), st.integers(1, 1200))
-def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Granularity], reads: int, writes: int) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_all_widths_of_a_step_take_one_time(case: tuple[Table, Granularity], reads: int, writes: int) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     reads, writes = within(grid, reads, writes)
     edge = -(-reads // steps.inputs) * steps.inputs, -(-writes // steps.outputs) * steps.outputs
     assert close(grid(reads, writes), grid(*edge))
 
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
-def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Granularity], reads: float, writes: float) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_ints_floats_and_tensors_agree(case: tuple[Table, Granularity], reads: float, writes: float) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     reads, writes = within(grid, reads, writes)
     pair = [torch.tensor(width, dtype=torch.float64, requires_grad=True) for width in (reads, writes)]
     found = grid(*pair)
@@ -97,16 +97,16 @@ def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Granularity], reads: 
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
 def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
-    drawn: tuple[Table, Granularity], reads: float, writes: float
+    case: tuple[Table, Granularity], reads: float, writes: float
 ) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     if len(grid.outputs) < 2 or (grid.inputs and reads > grid.inputs[-1]) or writes > grid.outputs[-1]:
         return
     width = torch.tensor(writes, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(grid(reads, width), width)
     edge = max(
-        -(-int(writes + latency.EDGE) // steps.outputs) * steps.outputs if steps.outputs > 1 else writes,
+        -(-int(writes + latency.EDGE_TOLERANCE) // steps.outputs) * steps.outputs if steps.outputs > 1 else writes,
         grid.outputs[0],
     )
     above = max(1, int(np.searchsorted(grid.outputs, edge - 1e-6)))
@@ -150,7 +150,7 @@ def made(network: Network, top: int = 1024) -> Profile:
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_a_network_costs_its_pieces_and_the_overhead(network: Network) -> None:
+def test_a_network_costs_its_fused_blocks_and_the_overhead(network: Network) -> None:
     latency = build_latency(network, made(network))
     parts = latency.by_block(network.widths)
     assert len(parts) == len(fused_blocks(network))
@@ -218,7 +218,7 @@ def test_a_modelled_profile_says_so_in_its_errors() -> None:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject) -> None:
+def test_memory_and_latency_budgets_are_both_kept(network: Network, data: st.DataObject) -> None:
     latency = build_latency(network, made(network))
     smallest = dict.fromkeys(network.widths, 48)
     chosen = SearchSettings(
@@ -230,9 +230,9 @@ def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject)
     budgets.check_feasible()
     spread = np.array([data.draw(st.floats(-1, 1)) for _ in network.widths])
     for ratios in (budgets.uniform(), budgets.interpolated(), budgets.bounds.clip(np.exp(spread))):
-        held = budgets.project(ratios)
-        assert budgets.utilisation(held).max() <= 1
-        widths = budgets.round_within(held)
+        projected = budgets.project(ratios)
+        assert budgets.utilisation(projected).max() <= 1
+        widths = budgets.round_within(projected)
         assert budget.memory_mib(network, widths) <= chosen.memory_mib
         assert latency(widths) <= chosen.latency_ms
 
@@ -243,9 +243,9 @@ def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None
     latency = build_latency(network, made(network))
     chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
     budgets = Budgets.from_settings(chosen, network, latency)
-    held = budgets.uniform()
-    assert budgets.utilisation(held).max() < 1 - budget.GROWTH_PROBE
-    assert budgets.log_slack(held).tolist() == [0]
+    projected = budgets.uniform()
+    assert budgets.utilisation(projected).max() < 1 - budget.GROWTH_PROBE
+    assert budgets.log_slack(projected).tolist() == [0]
 
 
 def test_the_range_ends_where_the_profile_does() -> None:

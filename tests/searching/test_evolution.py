@@ -43,7 +43,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def begun(**changes: Any) -> SuperNetwork:
+def begin_search(**changes: Any) -> SuperNetwork:
     settings = SearchSettings(**{**SMALL, **changes})
     dataset = datasets.load_dataset(DATA)
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
@@ -63,7 +63,7 @@ def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
 
 
 def test_evolution_is_never_worse_than_what_it_was_given() -> None:
-    net = begun()
+    net = begin_search()
     budgets = net.given.budgets
     first = [net.given.start, budgets.uniform()]
     best = evolution.evolve(net, first, 40)
@@ -74,7 +74,7 @@ def test_evolution_is_never_worse_than_what_it_was_given() -> None:
 
 def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generations after the first come from the best so far."""
-    net, tried = begun(), []
+    net, tried = begin_search(), []
 
     def narrow_is_good(net: SuperNetwork, ratios: Ratios, images: object) -> evolution.Trial:
         tried.append(float(ratios[0]))
@@ -87,7 +87,7 @@ def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_evolution_may_take_as_long_as_the_gradient() -> None:
-    net = begun(rounds=16, width_batches=40)
+    net = begin_search(rounds=16, width_batches=40)
     assert evolution.count_equal_effort(net) * evolution.BATCHES == 16 * 40 * 3
 
 
@@ -105,7 +105,7 @@ def _log(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_rebuilt_network_keeps_the_weights_that_fit() -> None:
-    net = begun(method="published")
+    net = begin_search(method="published")
     search = published.PublishedSearch(net)
     search.begin_round()
     before = net.model.tensors()["conv1.weight"].detach().clone()
@@ -121,7 +121,7 @@ def test_a_rebuilt_network_keeps_the_weights_that_fit() -> None:
 def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round by round the same network, in the first channels of one wider model, which is compiled once."""
     monkeypatch.setattr(forward, "BACKEND", "aot_eager")
-    plain, compiled = (begun(method="published", rounds=3, compile=kind) for kind in ("off", "on"))
+    plain, compiled = (begin_search(method="published", rounds=3, compile=kind) for kind in ("off", "on"))
     models = set()
     for number, factor in enumerate((1.0, 0.6, 1.5)):  # rows that went come back new
         seen = []
@@ -141,7 +141,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
 
 
 def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
-    net = begun(method="published")
+    net = begin_search(method="published")
     net.given = dataclasses.replace(net.given, where=dataclasses.replace(net.given.where, compiled=True))
     search = published.PublishedSearch(net)
     search.begin_round()
@@ -158,7 +158,7 @@ def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
 
 
 def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
-    net = begun(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
+    net = begin_search(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
     search, budgets = published.PublishedSearch(net), net.given.budgets
     net.at.mu = np.full_like(budgets.base, 0.5)
     assert not search._hinge_gradient().any()
@@ -172,7 +172,7 @@ def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
 
 def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) -> None:
     """However far Adam would step: the gradient fades beyond the candidates."""
-    net = begun(method="published", step_size=5.0)
+    net = begin_search(method="published", step_size=5.0)
     search, before = published.PublishedSearch(net), net.at.mu
     found = search.search(tmp_path / "saved", tmp_path / "search.jsonl")
     bounds = search.budgets.bounds
@@ -185,7 +185,7 @@ def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) ->
 
 
 def test_sub_networks_fill_the_budgets_and_fit_in_the_super_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = begun()
+    net = begin_search()
     steps, budgets = descent.Descent(net), net.given.budgets
     for kind in ("sampled", "near"):
         monkeypatch.setattr(descent, "pick", lambda draw, kind=kind: kind)
