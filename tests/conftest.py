@@ -65,7 +65,7 @@ SLOW = (
     "searching/test_search.py::test_aligned_widths_are_taken_where_they_are_no_worse",
     "searching/test_search.py::test_every_way_to_search_ends_within_the_budgets",
     "searching/test_search.py::test_killed_anywhere_and_resumed_is_uninterrupted",
-    "searching/test_search.py::test_memory_and_latency_are_held_together",
+    "searching/test_search.py::test_memory_and_latency_budgets_are_kept_together",
     "searching/test_search.py::test_the_float_baseline_is_trained_and_priced_in_full_precision",
     "searching/test_search.py::test_the_paper_preset_searches",
     "searching/test_search.py::test_the_widths_move_and_sigma_deflates",

@@ -87,10 +87,10 @@ def _check(settings: TrainSettings) -> None:
 def _load_dataset(source: Path, parent: Manifest) -> Dataset:
     """The data set of a search, refused unless it still has the shape that the network was searched for."""
     dataset, network = datasets.load_dataset(parent.data), parent.network
-    have = (dataset.channels, dataset.resolution, len(dataset.classes))
-    want = (network.channels, network.resolution, network.classes)
-    if have != want:
-        what = f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}"
+    present = (dataset.channels, dataset.resolution, len(dataset.classes))
+    expected = (network.channels, network.resolution, network.classes)
+    if present != expected:
+        what = f"has (channels, pixels, classes) {present}, and {source.name} was searched on {expected}"
         raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
     return dataset
 

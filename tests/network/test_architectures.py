@@ -34,7 +34,7 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     images = pixels(network, 2)
     form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
     expected = integer_graph.compute_logits(form, images)
-    assert len(np.unique(expected.round(3))) > network.classes  # the images are told apart
+    assert len(np.unique(expected.round(3))) > network.classes  # the images have different logits
     ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))
     for target in map(load_target, TARGETS):
         path = tmp_path / f"model{target.suffix}"

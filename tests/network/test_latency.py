@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dmsflow.errors import DmsflowError
 from dmsflow.network import latency
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.latency import Grid, build_latency
+from dmsflow.network.latency import Grid, Latency, build_latency
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
@@ -23,6 +24,7 @@ from dmsflow.searching.budget import Budgets
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
+EACH_NETWORK = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 GRANULARITY = {"binary_conv": Granularity(inputs=32, outputs=4), "conv": Granularity(outputs=16)}
 
 
@@ -119,7 +121,7 @@ def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
 # --- a whole network ----------------------------------------------------------------------------
 
 
-def made(network: Network, top: int = 1024) -> Profile:
+def make_profile(network: Network, top: int = 1024) -> Profile:
     """A profile in which every block takes a nanosecond for each product of its padded channels."""
     rows = []
     for block in {block.name: block for block in fused_blocks(network)}.values():
@@ -149,31 +151,39 @@ def made(network: Network, top: int = 1024) -> Profile:
     )
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def make_latency(network: Network, top: int = 1024) -> Latency:
+    return build_latency(network, make_profile(network, top))
+
+
+def draw_widths(network: Network, data: st.DataObject) -> dict[str, int]:
+    return {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+
+
+@EACH_NETWORK
 def test_a_network_costs_its_fused_blocks_and_the_overhead(network: Network) -> None:
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     parts = latency.by_block(network.widths)
     assert len(parts) == len(fused_blocks(network))
     assert latency(network.widths) == pytest.approx(0.5 + sum(ms for _, ms in parts))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=30)
 @given(data=st.data())
 def test_a_network_never_gets_faster_by_a_width(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
-    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    latency = make_latency(network)
+    widths = draw_widths(network, data)
     name = data.draw(st.sampled_from(list(widths)))
     wider = {**widths, name: data.draw(st.integers(widths[name], 1024))}
     assert latency(widths) <= latency(wider) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=20)
 @given(data=st.data())
 def test_tensors_cost_what_ints_cost_and_every_width_has_a_slope(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
-    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    latency = make_latency(network)
+    widths = draw_widths(network, data)
     tensors = {
         name: torch.tensor(float(width), dtype=torch.float64, requires_grad=True) for name, width in widths.items()
     }
@@ -184,7 +194,7 @@ def test_tensors_cost_what_ints_cost_and_every_width_has_a_slope(network: Networ
 
 def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() -> None:
     with pytest.raises(DmsflowError) as caught:
-        build_latency(load_network("vgg11", 3, 64, 10), made(NETWORKS["vgg11"]))
+        build_latency(load_network("vgg11", 3, 64, 10), make_profile(NETWORKS["vgg11"]))
     line = str(caught.value)
     assert line.startswith("profile board: has not measured 'conv 3x3 of 3 channels")
     words = (
@@ -195,7 +205,7 @@ def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() ->
 
 def test_widths_beyond_those_measured_are_refused() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network, top=512))
+    latency = make_latency(network, top=512)
     assert latency.widest() == dict.fromkeys(network.widths, 512)
     latency({**network.widths, "conv3": 512})
     with pytest.raises(
@@ -205,9 +215,7 @@ def test_widths_beyond_those_measured_are_refused() -> None:
 
 
 def test_a_modelled_profile_says_so_in_its_errors() -> None:
-    import msgspec
-
-    modelled = msgspec.structs.replace(made(NETWORKS["vgg11"]), method="modelled")
+    modelled = msgspec.structs.replace(make_profile(NETWORKS["vgg11"]), method="modelled")
     with pytest.raises(DmsflowError, match=r"profile board \(modelled\): has not measured"):
         build_latency(NETWORKS["resnet18"], modelled)
 
@@ -215,11 +223,11 @@ def test_a_modelled_profile_says_so_in_its_errors() -> None:
 # --- as a budget --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_memory_and_latency_budgets_are_both_kept(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     smallest = dict.fromkeys(network.widths, 48)
     chosen = SearchSettings(
         memory_mib=budget.memory_mib(network, smallest) * data.draw(st.floats(1, 10)),
@@ -240,7 +248,7 @@ def test_memory_and_latency_budgets_are_both_kept(network: Network, data: st.Dat
 def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None:
     """Between two steps a latency stays below its limit, and yet nothing may grow."""
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
     budgets = Budgets.from_settings(chosen, network, latency)
     projected = budgets.uniform()
@@ -250,7 +258,7 @@ def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None
 
 def test_the_range_ends_where_the_profile_does() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network, top=256))
+    latency = make_latency(network, top=256)
     budgets = Budgets.from_settings(SearchSettings(profile="board"), network, latency)
     widest = (budgets.bounds.high * budgets.base).tolist()
     assert widest == [min(8 * base, 256) for base in network.widths.values()]
@@ -262,9 +270,9 @@ def test_a_latency_budget_needs_a_profile() -> None:
 
 
 @pytest.mark.parametrize(("memory", "ms", "named"), [(0.08, 0.5, "latency"), (0.0001, 5.0, "memory")])
-def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, ms: float, named: str) -> None:
+def test_an_infeasible_pair_is_refused_with_what_is_possible(memory: float, ms: float, named: str) -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(memory_mib=memory, latency_ms=ms, profile="board")
     with pytest.raises(DmsflowError) as caught:
         Budgets.from_settings(chosen, network, latency).check_feasible()
@@ -274,7 +282,7 @@ def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, 
 
 def test_the_feasibility_table_has_every_cost_and_what_each_budget_leaves() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(memory_mib=0.08, latency_ms=0.6, profile="board")
     rows = dict(Budgets.from_settings(chosen, network, latency).check_feasible())
     assert list(rows) == ["smallest", "base", "largest", "memory budget", "latency budget"]

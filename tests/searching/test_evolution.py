@@ -4,51 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_search
 import torch
+from small_search import DATA, threads_as_before  # noqa: F401
 
-from dmsflow import datasets
 from dmsflow.manifest import Flow
-from dmsflow.network.network import load_network
-from dmsflow.searching import descent, evolution, published, search, supernetwork
-from dmsflow.searching.budget import Budgets, Ratios, as_widths, memory_mib
+from dmsflow.searching import descent, evolution, published, search
+from dmsflow.searching.budget import Ratios, as_widths, memory_mib
 from dmsflow.searching.compare import describe_verdict
 from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.settings import Data, SearchSettings
+from dmsflow.settings import SearchSettings
 from dmsflow.training import forward
 from dmsflow.training.forward import forward_loss
 
-DATA = Data(name="digits", train_images=120)
-SMALL: dict[str, Any] = {
-    "memory_mib": 0.03,
-    "macs_m": 6.0,
-    "rounds": 2,
-    "weight_steps": 2,
-    "width_batches": 2,
-    "batch_size": 12,
-    "threads": 1,
-    "amp": "off",
-}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+SMALL = {**small_search.SMALL, "macs_m": 6.0, "rounds": 2}
 
 
 def begin_search(**changes: Any) -> SuperNetwork:
-    settings = SearchSettings(**{**SMALL, **changes})
-    dataset = datasets.load_dataset(DATA)
-    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    start = published if settings.method == "published" else supernetwork
-    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
+    return small_search.begin_search(**{**SMALL, **changes})
 
 
 def loss_at(net: SuperNetwork, ratios: Ratios) -> float:

@@ -40,8 +40,8 @@ def threads() -> Iterator[None]:
 
 
 def random(seed: int, *shape: int, last: bool = False) -> Tensor:
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.contiguous(memory_format=torch.channels_last) if last else drawn
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last) if last else values
 
 
 def with_gradients(run: Run, inputs: list[Tensor], seed: int) -> list[Tensor]:
@@ -152,7 +152,7 @@ def test_training_goes_on_where_the_library_does_not_load(tmp_path: Path, monkey
 
 
 def test_it_gives_the_same_where_torch_has_no_threads_to_lend() -> None:
-    """As on macOS: in a process of its own, since the library keeps what it was told."""
+    """As on macOS: in a process of its own, since the library keeps the threads that it was given."""
     program = """
 import torch
 from dmsflow.training import fast_ops as cpp

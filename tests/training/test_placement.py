@@ -7,20 +7,17 @@ a GPU and the processor wait for each other, is an error, as is one that mixes t
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_search import DATA, begin_search, threads_as_before  # noqa: F401
 
 from dmsflow import datasets
 from dmsflow.network.network import load_network
-from dmsflow.searching import descent, published, supernetwork
-from dmsflow.searching.budget import Budgets
+from dmsflow.searching import descent, supernetwork
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.published import PublishedSearch
-from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
 from dmsflow.training.batches import Batches, Order
 from dmsflow.training.mask import exact_masks
@@ -37,19 +34,11 @@ def _unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
 
-def begin_search(**changes: Any) -> SuperNetwork:
-    settings = SearchSettings(memory_mib=0.03, rounds=2, weight_steps=6, width_batches=2, batch_size=12, **changes)
-    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
-    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    start = published if settings.method == "published" else supernetwork
-    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
-
-
 @pytest.mark.parametrize(("method", "kind"), [("gradient", Descent), ("published", PublishedSearch)])
 def test_no_step_of_a_search_reads_from_its_device(
     method: str, kind: type[Descent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = begin_search(method=method)
+    net = begin_search(method=method, rounds=2)
     search = kind(net)
     for net.at.round in range(2):
         search.begin_round()
@@ -84,7 +73,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
 
 
 def test_no_step_of_a_training_reads_from_its_device() -> None:
-    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(DATA)
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
