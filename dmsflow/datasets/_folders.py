@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dmsflow.datasets._decoding import decode_centre, decode_exact, decode_random
 from dmsflow.errors import DmsflowError
 
+# Formats that Pillow decodes without further libraries; files with other suffixes are left out.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 

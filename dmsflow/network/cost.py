@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow.network.network import WEIGHTED, Layer, Network, out_widths, resolutions, value
+from dmsflow.network.network import WEIGHTED_OPS, Layer, Network, out_widths, resolutions, value
 
 MIB = 2**20  # bytes
 FLOAT_BYTES = 4  # of a float32
@@ -39,7 +39,7 @@ def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, An
     return [
         (layer, value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2)
         for layer in network.layers
-        if layer.op in WEIGHTED
+        if layer.op in WEIGHTED_OPS
     ]
 
 

@@ -25,7 +25,7 @@ Op = Literal[
     "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
     "add",
 ]
-WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
+WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
 BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
@@ -178,7 +178,7 @@ def _layer_rules(
     yield missing is not None, what, "layers stand in the order they are computed"
 
     right = "conv, binary_conv and dense name a width, other ops none"
-    yield (op in WEIGHTED) != (layer.width is not None), f"{op} has width {layer.width!r}", right
+    yield (op in WEIGHTED_OPS) != (layer.width is not None), f"{op} has width {layer.width!r}", right
     unknown = isinstance(layer.width, str) and layer.width not in network.widths
     yield unknown, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}"
     first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]

@@ -20,7 +20,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.plugin import shipped_folder
 
-SCHEMA = 1
+SCHEMA = 1  # of the file; another one is refused
 SLOWEST_MS = 1e7  # no network takes three hours: such a number has another unit
 
 Ms = Annotated[float, Meta(ge=0, le=SLOWEST_MS)]

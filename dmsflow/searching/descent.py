@@ -24,10 +24,10 @@ from dmsflow.searching.projection import bounded_move, exhaust, normals
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
+from dmsflow.training.batches import generator
 from dmsflow.training.forward import forward_loss
 from dmsflow.training.mask import Mask, Window, exact_masks
 from dmsflow.training.model import Active
-from dmsflow.training.place import generator
 from dmsflow.training.step import check_finite, set_learning_rate, weight_step
 
 # What a weight step trains: a sub-network sampled from the whole range, one near mu, the mask, or everything.
@@ -145,7 +145,7 @@ class Descent:
                 weight_step(net.model, net.optimiser, (images, labels), net.given.where, self.choose_active())
             )
             at.weight_step += 1
-            if time.monotonic() - last_saved > checkpoint.SECONDS:
+            if time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 self._check_weights()
                 supernetwork.save(net, saved)
                 last_saved = time.monotonic()

@@ -15,8 +15,8 @@ from torch import Tensor
 from dmsflow.searching.budget import Ratios
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
+from dmsflow.training.batches import generator
 from dmsflow.training.forward import forward_loss
-from dmsflow.training.place import generator
 
 BATCHES = 10  # that a sub-network is tried on: its error is then below the differences between good ones
 POPULATION = 32  # of the first generation

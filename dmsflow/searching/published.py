@@ -21,13 +21,13 @@ from dmsflow.searching.budget import Budgets, Ratios, as_widths
 from dmsflow.searching.descent import Descent, WidthPass
 from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_factor
 from dmsflow.settings import SearchSettings
+from dmsflow.training.batches import generator
 from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks
 from dmsflow.training.model import Active, Model, best_effort_initialise
-from dmsflow.training.place import generator
 from dmsflow.training.step import make_optimiser
 
 COMPILED_HEADROOM = 1.25  # of a compiled model over its first network: most later networks fit without compiling again
-NO_PROBABILITY = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite
+SMALLEST_DRAW = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite
 
 
 def begin(settings: SearchSettings, budgets: Budgets, dataset: Dataset, workers: int) -> SuperNetwork:
@@ -89,7 +89,7 @@ class PublishedSearch(Descent):
     def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
         draw = generator(self.settings.seed, f"gumbel {phase}", self.net.at.round, step)
         uniform = torch.rand((len(mu), len(CANDIDATES)), generator=draw, dtype=torch.float64)
-        noise = -torch.log(-torch.log(uniform.clamp(NO_PROBABILITY, 1 - NO_PROBABILITY)))
+        noise = -torch.log(-torch.log(uniform.clamp(SMALLEST_DRAW, 1 - SMALLEST_DRAW)))
         masks = clustered_masks(mu, self.window, self.settings.temperature, noise)
         return dict(zip(self.net.widths, masks, strict=True))
 

@@ -28,7 +28,8 @@ from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import spelled_threads
 from dmsflow.training import checkpoint
-from dmsflow.training.place import generator, within_memory
+from dmsflow.training.batches import generator
+from dmsflow.training.place import within_memory
 
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that train nothing
 RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones: from half to twice as wide, most of them

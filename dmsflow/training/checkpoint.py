@@ -22,7 +22,7 @@ from dmsflow.manifest import Flow
 from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training.model import Model
 
-SECONDS = 60.0  # between checkpoints: the work that an interruption may cost
+SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost
 
 
 def save_checkpoint(

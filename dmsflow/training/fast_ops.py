@@ -17,11 +17,11 @@ from dmsflow.errors import DmsflowError
 # --- the library: native/training.cc ----------------------------------------------------------------
 
 CHUNK = 512  # kChunk of native/training.cc
-HALF = torch.bfloat16  # the lower precision of --amp
+HALF_PRECISION = torch.bfloat16  # the lower precision of --amp
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
 _FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
 _IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
-SIGNATURES = {
+SIGNATURES = {  # of the functions in native/training.cc
     "dmsflow_use_threads": (_POINTER, _POINTER, _POINTER),
     "dmsflow_binarise": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER),
     "dmsflow_binarise_gradient": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL | None:
 
 def runs_natively(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the library can do an operation on x, whose result is of `dtype` (that of x, unless given)."""
-    fits = x.is_cpu and (dtype or x.dtype) in (torch.float32, HALF)
+    fits = x.is_cpu and (dtype or x.dtype) in (torch.float32, HALF_PRECISION)
     return fits and not torch.compiler.is_compiling() and library() is not None
 
 
@@ -77,7 +77,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         x: [N, C_in, H, W].
         weight: [C_out, C_in, k, k].
     """
-    if x.is_cpu and x.dtype == weight.dtype == HALF and not torch.compiler.is_compiling():
+    if x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
         rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
         if rows * columns <= SMALL_OUTPUT:
             out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = x.shape
         out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, memory_format=torch.channels_last)
         places = torch.empty_like(out)  # of the largest in its window, 0 to 3, in as many bytes as a value
-        call_library("dmsflow_max_pool", n, h, w, c, x.dtype == HALF, x, out, places)
+        call_library("dmsflow_max_pool", n, h, w, c, x.dtype == HALF_PRECISION, x, out, places)
         ctx.save_for_backward(places)
         ctx.shape = x.shape
         return out
@@ -147,5 +147,5 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = ctx.shape
         g = grads[0].to(places.dtype).contiguous(memory_format=torch.channels_last)
         out = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last)
-        call_library("dmsflow_max_pool_gradient", n, h, w, c, g.dtype == HALF, g, places, out)
+        call_library("dmsflow_max_pool_gradient", n, h, w, c, g.dtype == HALF_PRECISION, g, places, out)
         return out

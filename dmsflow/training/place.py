@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dmsflow.errors import DmsflowError
@@ -110,10 +108,3 @@ def _compiles(device: torch.device) -> bool:
     """Whether it is a GPU that torch compiles for: Triton knows none before Volta."""
     known = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
     return known and importlib.util.find_spec("triton") is not None
-
-
-def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """A CPU generator for one draw; different for every purpose and position."""
-    entropy = [seed, zlib.crc32(purpose.encode()), *position]
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state & (2**63 - 1))

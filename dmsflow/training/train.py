@@ -156,7 +156,7 @@ def _fit(model: Model, course: Course, epochs: int) -> None:
                 check_finite(loss, title)
                 progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
                 results = []
-            if ended or time.monotonic() - last_saved > checkpoint.SECONDS:
+            if ended or time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 rows = [row.tolist() for row in results]
                 facts = {"settings": settings, "source": course.parent, "step": step, "seen": rows}
                 checkpoint.save_checkpoint(saved, [model], [optimiser], facts)

@@ -281,7 +281,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     changes: dict[str, Any] = {"method": "published", "step_size": 0.05, "width_warmup": 0.0}
     settings = SearchSettings(**{**SMALL, **(changes if variant == "published" else {})})
     search.run_stage(DATA, settings, tmp_path / "straight", Flow(COMMAND))
-    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
     deaths = [
         (descent, "weight_step", 1),
         (descent, "width_pass", 2),
@@ -303,7 +303,7 @@ def test_a_killed_training_ends_in_the_same_weights(
     source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
     settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, amp="off")
     train.run_stage(source, settings, tmp_path / "straight", Flow(COMMAND))
-    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
     for calls in (2, 1, 2):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, train, "weight_step", calls)
