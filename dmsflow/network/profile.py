@@ -201,7 +201,7 @@ def _find_flaw(profile: Profile) -> str | None:
     if count > 1:
         return f"has two tables of {block!r}"
     if not math.isfinite(profile.drift_percent):
-        return "has a drift that is no number"
+        return "has a drift that is not a number"
     for table in profile.tables:
         op = table.block.partition(" ")[0]
         if flaw := _find_table_flaw(table, profile.steps.get(op, Granularity())):

@@ -151,7 +151,7 @@ class Batches:
         return (images[:, None] * self.side**2 + rows * self.side).to(self.where.device)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """[n, H, W, C] float32; whole rows of pixels at once, which is quicker than three channels."""
+        """[n, H, W, C] float32; whole rows of pixels at once, which is faster than three channels."""
         n, height, width, channels = pixels.shape
         rows = pixels.to(self.where.device, non_blocking=True).to(torch.float32).view(n * height, width * channels)
         return rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(n, height, width, channels)

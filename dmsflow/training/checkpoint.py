@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, msgspec.json.decode(file.metadata()["facts"])  # noqa: SIM118
     except (SafetensorError, OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise DmsflowError(path, f"is no whole checkpoint ({error})", "start again with --force") from error
+        raise DmsflowError(path, f"is not a complete checkpoint ({error})", "start again with --force") from error
 
 
 def restore(

@@ -1,4 +1,4 @@
-"""Evolution on a super-network, the paper's rebuilt network, and what a search says of its result."""
+"""Evolution on a super-network, the paper's rebuilt network, and the sentence on a search's result."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_the_search_says_whether_it_beat_equal_widths(lead: float, words: str) -
 
 
 def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small each round's own error is; agreeing ones make it surer."""
+    """However small each round's own error is; rounds that agree reduce the error."""
     monkeypatch.setattr(descent, "GRADIENT_DECAY", 0.9)
     tiny, signs = np.full(8, 1e-3), np.array([1.0, -1.0] * 4)
     rows = [{"gradient": (sign * signs).tolist()} for sign in (1, -1, 1, -1, 1)]

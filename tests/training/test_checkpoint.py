@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
     path = tmp_path / "state"
     checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
-    with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
+    with pytest.raises(DmsflowError, match="is not a complete checkpoint .*; start again with --force"):
         checkpoint.load_checkpoint(path)
 
 

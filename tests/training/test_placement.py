@@ -1,4 +1,4 @@
-"""Phases on a device whose memory cannot be read: torch's meta device, where no GPU is.
+"""Phases on a device whose memory cannot be read: torch's meta device, so that no GPU is needed.
 
 There a tensor has a shape and a place, and no values. So a step that reads a value back, and would make
 a GPU and the processor wait for each other, is an error, as is one that mixes tensors of two places.
