@@ -32,7 +32,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         command: writes this manifest again.
         settings: of the stage, as resolved (preset, options and environment applied).
         network: the whole architecture, so that later stages need no network file; a bench of a bare model file
-            has none, nor widths and data, and `load` refuses it.
+            has none, nor widths and data, and `load_manifest` refuses it unless asked.
         widths: channels of every named width: the searched result.
         data: the data set.
         artifacts: files beside the manifest, by role ("weights", "model", "log").
@@ -79,8 +79,11 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         raise DmsflowError(path, f"has schema {manifest.schema}", f"this version reads schema {SCHEMA}")
     if stages and manifest.stage not in stages:
         raise DmsflowError(path, f"is the manifest of {manifest.stage}", f"give one of {' or '.join(stages)}")
-    if not manifest.network and not bare:
-        raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON")
+    if not (manifest.network and manifest.data):
+        if manifest.stage != "bench":
+            raise DmsflowError(path, "has no network or no data", "run the stage that writes it again")
+        if not bare:
+            raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON")
     named = manifest.network.widths if manifest.network else {}
     if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
         what = "its widths are not those of its network, or one is below 1"

@@ -169,6 +169,16 @@ def test_a_search_of_other_images_is_not_finished(tmp_path: Path) -> None:
         manifest.is_finished(path, SearchSettings(), resumed, Data(train_images=60))
 
 
+@pytest.mark.parametrize("field", ["network", "data"])
+def test_a_search_without_a_network_or_data_is_refused_even_to_resume(tmp_path: Path, field: str) -> None:
+    path = make(tmp_path)
+    content = msgspec.json.decode(path.read_bytes())
+    del content[field]
+    path.write_bytes(msgspec.json.encode(content))
+    with pytest.raises(DmsflowError, match="has no network or no data; run the stage that writes it again"):
+        manifest.is_finished(path, SearchSettings(), Flow((), resume=True), Data())
+
+
 def test_the_bench_of_a_bare_file_is_finished(tmp_path: Path) -> None:
     path, settings = tmp_path / "bench.json", BenchSettings(runs=3)
     bare = Manifest(stage="bench", command=(), settings=msgspec.to_builtins(settings), metrics={}, environment={})

@@ -239,21 +239,21 @@ def _resize_dataset(dataset: Dataset, resolution: int) -> Dataset:
 def _check(dataset: Dataset) -> None:
     """Raise DmsflowError where a data set, most likely a user's own, breaks the contract."""
 
-    def hold(kept: bool, what: str) -> None:
-        if not kept:
+    def require(met: bool, what: str) -> None:
+        if not met:
             raise DmsflowError(f"data set {dataset.name}", what, "correct its load()")
 
     mean, std, channels = dataset.mean, dataset.std, dataset.channels
     sound = len(std) == channels and all(m == int(m) for m in mean) and min(std) > 0
-    hold(sound, "its mean must be whole numbers and its std above 0, one of each per channel")
+    require(sound, "its mean must be whole numbers and its std above 0, one of each per channel")
     last = len(dataset.classes) - 1
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         sound = len(split) > 0 and split.labels.min() >= 0 and split.labels.max() <= last
-        hold(sound, f"{part} must have images, with labels from 0 to {last}")
+        require(sound, f"{part} must have images, with labels from 0 to {last}")
         images = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
         square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == channels
         what = f"{part} has {images.dtype} images {list(images.shape)}, and uint8 [N, H, H, {channels}] is needed"
-        hold(square and images.dtype == np.uint8, what)
+        require(square and images.dtype == np.uint8, what)
         if isinstance(split, ArraySplit):
             counts = len(images), len(split.labels)
-            hold(counts[0] == counts[1], f"{part} has {counts[0]} images and {counts[1]} labels")
+            require(counts[0] == counts[1], f"{part} has {counts[0]} images and {counts[1]} labels")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CROP_AREA = (0.08, 1.0)  # of the image; Szegedy et al., "Going Deeper with Convolutions", 2014
-CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
-CROP_TRIES = 10
+CROP_ASPECT = (3 / 4, 4 / 3)  # width to height; the same paper
+CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 

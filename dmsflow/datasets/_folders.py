@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dmsflow.datasets._decoding import decode_centre, decode_exact, decode_random
 from dmsflow.errors import DmsflowError
 
+# Formats that Pillow decodes without further libraries; files with other suffixes are left out.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -75,7 +76,7 @@ class FileSplit:
                 image = decode_centre(path, self.resolution, self.shorter_side)
             if self.channels == 1 and (image != image[..., :1]).any():
                 what = "is in colour, and grey images are needed"
-                raise DmsflowError(path, what, "convert it as those of the training")
+                raise DmsflowError(path, what, "convert it as the training images were")
             images[row] = image[..., : self.channels]
         return images
 

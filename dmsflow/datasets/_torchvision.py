@@ -16,7 +16,8 @@ from dmsflow.datasets import ArraySplit, Dataset, data_folder, statistics, takes
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Data
 
-NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+# The signature that torchvision declares for its non-maximum suppression.
+NMS_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def _declare_operators() -> Any:
 
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(name + NMS)  # type: ignore[no-untyped-call]
+        library.define(name + NMS_SIGNATURE)  # type: ignore[no-untyped-call]
     return library
 
 

@@ -15,7 +15,7 @@ from dmsflow.datasets import ArraySplit, Dataset, resize, statistics, takes_no_a
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Data
 
-RESOLUTION = 32
+RESOLUTION = 32  # as CIFAR, so that the same networks and presets fit
 BRIGHTEST = 16  # pixels of the file are 0..16
 TEST_EVERY = 5  # 1,437 training and 360 test images
 

@@ -24,7 +24,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
 from dmsflow.settings import Data
 
-FORMAT = 1  # of the cache; a new one makes old files unknown
+CACHE_FORMAT = 1  # of the cache; a new one makes old files unknown
 SMALL_FILE_BYTES = 16 << 10  # below, more threads do not decode faster
 
 
@@ -108,7 +108,7 @@ def _fingerprint(train: FileSplit, test: FileSplit) -> str:
     import PIL
 
     exact = train.shorter_side is None
-    digest = hashlib.sha256(f"{FORMAT} {PIL.__version__} {train.resolution} {exact}".encode())
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {PIL.__version__} {train.resolution} {exact}".encode())
     for listing in (train.listing, test.listing):
         folder = os.fsencode(listing.folder)
         for name in listing.files.tolist():

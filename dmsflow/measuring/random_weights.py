@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.network.network import WEIGHTED, Network, out_widths, value
+from dmsflow.network.network import WEIGHTED_OPS, Network, out_widths, value
 
 
 def draw_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -17,7 +17,7 @@ def draw_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> 
     weights: dict[str, NDArray[np.float32]] = {}
     for layer in network.layers:
         c_in, c_out = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
-        if layer.op in WEIGHTED:
+        if layer.op in WEIGHTED_OPS:
             shape = (c_out, c_in) if layer.op == "dense" else (c_out, c_in, layer.kernel, layer.kernel)
             deviation = np.float32((2 / (c_in * layer.kernel**2)) ** 0.5)
             weights[f"{layer.name}.weight"] = random.standard_normal(shape, np.float32) * deviation

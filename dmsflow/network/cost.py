@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow.network.network import WEIGHTED, Layer, Network, out_widths, resolutions, value
+from dmsflow.network.network import WEIGHTED_OPS, Layer, Network, out_widths, resolutions, value
 
-MIB = 2**20
-FLOAT_BYTES = 4
+MIB = 2**20  # bytes
+FLOAT_BYTES = 4  # of a float32
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, An
     return [
         (layer, value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2)
         for layer in network.layers
-        if layer.op in WEIGHTED
+        if layer.op in WEIGHTED_OPS
     ]
 
 
@@ -57,7 +57,7 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
 
 
 def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[LayerSize]:
-    """The size of every layer with weights, in order; a binary layer may hold parts of a byte."""
+    """The size of every layer with weights, in order; a binary layer may have a fraction of a byte."""
     sizes = []
     for layer, count in weights(network, widths):
         if layer.op == "binary_conv" and binary:
@@ -70,6 +70,6 @@ def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = T
 
 
 def macs(network: Network, widths: Mapping[str, Any]) -> Any:
-    """Multiply-accumulates for one image, binary and float alike, padding counted as data."""
+    """Multiply-accumulates for one image, binary and float, padding counted as data."""
     sizes = resolutions(network)
     return sum(count * sizes[layer.name] ** 2 for layer, count in weights(network, widths))

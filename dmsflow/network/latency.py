@@ -14,7 +14,7 @@ from dmsflow.network.network import Network, value
 from dmsflow.network.profile import Granularity, Profile, Table, round_up
 from dmsflow.plugin import list_plugins
 
-EDGE = 1e-6  # channels: a continuous width so little below an integer counts as that integer
+EDGE_TOLERANCE = 1e-6  # channels: a continuous width so little below an integer counts as that integer
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Grid:
     steps: Granularity
 
     @classmethod
-    def of(cls, table: Table, steps: Granularity) -> Grid:
+    def from_table(cls, table: Table, steps: Granularity) -> Grid:
         inputs = tuple(round_up(width, steps.inputs) for width in table.inputs)
         outputs = tuple(round_up(width, steps.outputs) for width in table.outputs)
         return cls(inputs, outputs, table.ms, steps)
 
     def __call__(self, reads: Any, writes: Any) -> Any:
-        """Milliseconds when `reads` channels come in and `writes` go out; ints and tensors alike."""
+        """Milliseconds when `reads` channels come in and `writes` go out; ints or tensors."""
         row, down = _locate(self.inputs, _move_to_edge(reads, self.steps.inputs))
         column, along = _locate(self.outputs, _move_to_edge(writes, self.steps.outputs))
         return _interpolate([_interpolate(line, column, along) for line in self.ms[row : row + 2]], 0, down)
@@ -60,7 +60,7 @@ def _move_to_edge(width: Any, step: int) -> Any:
     if step == 1:
         return width
     number = _number(width)
-    return width + (round_up(math.floor(number + EDGE), step) - number)
+    return width + (round_up(math.floor(number + EDGE_TOLERANCE), step) - number)
 
 
 def _locate(edges: Sequence[int], width: Any) -> tuple[int, Any]:
@@ -136,7 +136,7 @@ def build_latency(network: Network, profile: Profile) -> Latency:
         if table is None:
             command = _profile_command(network, profile)
             raise DmsflowError(f"profile {profile.title}", f"has not measured {block.name!r}", f"add it: {command}")
-        parts.append((block, Grid.of(table, profile.steps.get(block.op, Granularity()))))
+        parts.append((block, Grid.from_table(table, profile.steps.get(block.op, Granularity()))))
     return Latency(network, profile, tuple(parts))
 
 

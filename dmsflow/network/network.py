@@ -25,9 +25,9 @@ Op = Literal[
     "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
     "add",
 ]
-WEIGHTED: tuple[Op, ...] = ("conv", "binary_conv", "dense")
+WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
-BATCH_NORM_EPS = 1e-5
+BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
 
 
@@ -139,16 +139,16 @@ def check(network: Network) -> None:
     where = f"network {network.name}"
     ends = bool(network.layers) and (network.layers[-1].op, network.layers[-1].width) == ("dense", network.classes)
     right = f"end it in a dense layer of width {network.classes}"
-    _hold(where, [(not ends, "does not end in the class scores", right)])
+    _refuse_broken(where, [(not ends, "does not end in the class scores", right)])
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
-        _hold(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
+        _refuse_broken(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
         ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
-    _hold(where, _network_rules(network, keys))
+    _refuse_broken(where, _network_rules(network, keys))
 
 
-def _hold(where: str, rules: Iterable[Rule]) -> None:
+def _refuse_broken(where: str, rules: Iterable[Rule]) -> None:
     """Raise the first broken rule; those behind it may not even make sense, and are not looked at."""
     for broken, what, right in rules:
         if broken:
@@ -178,7 +178,7 @@ def _layer_rules(
     yield missing is not None, what, "layers stand in the order they are computed"
 
     right = "conv, binary_conv and dense name a width, other ops none"
-    yield (op in WEIGHTED) != (layer.width is not None), f"{op} has width {layer.width!r}", right
+    yield (op in WEIGHTED_OPS) != (layer.width is not None), f"{op} has width {layer.width!r}", right
     unknown = isinstance(layer.width, str) and layer.width not in network.widths
     yield unknown, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}"
     first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]

@@ -20,7 +20,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.plugin import shipped_folder
 
-SCHEMA = 1
+SCHEMA = 1  # of the file; another one is refused
 SLOWEST_MS = 1e7  # no network takes three hours: such a number has another unit
 
 Ms = Annotated[float, Meta(ge=0, le=SLOWEST_MS)]
@@ -46,7 +46,7 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
             time was computed from.
     """
 
-    block: str = msgspec.field(name="piece")  # the key of files that people have
+    block: str = msgspec.field(name="piece")  # the key in files that users already have
     inputs: tuple[Width, ...] = ()
     outputs: tuple[Width, ...] = ()
     ms: tuple[tuple[Ms, ...], ...]
@@ -70,7 +70,7 @@ PACKED_GRANULARITY = Granularity(inputs=32, outputs=8)
 
 
 class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network that gave no point of the profile: what was predicted, and what was measured after."""
+    """A held-out network, none of whose times are in the profile: its predicted and its measured time."""
 
     network: str
     resolution: int
@@ -201,7 +201,7 @@ def _find_flaw(profile: Profile) -> str | None:
     if count > 1:
         return f"has two tables of {block!r}"
     if not math.isfinite(profile.drift_percent):
-        return "has a drift that is no number"
+        return "has a drift that is not a number"
     for table in profile.tables:
         op = table.block.partition(" ")[0]
         if flaw := _find_table_flaw(table, profile.steps.get(op, Granularity())):

@@ -275,7 +275,7 @@ def _print_times(table: Table, steps: Granularity, word: str, stream: TextIO) ->
     print_table(f"{table.block}, ms{word}", head, rows, stream=stream)
     # The time along each direction, with the other at its widest, as a line whose height is the time: all widths
     # between the narrowest and the widest, or as many as a line can show.
-    grid, reads, writes = Grid.of(table, steps), max(table.inputs, default=1), max(table.outputs, default=1)
+    grid, reads, writes = Grid.from_table(table, steps), max(table.inputs, default=1), max(table.outputs, default=1)
     drawn = []
     for label, widths in (("in", table.inputs), ("out", table.outputs)):
         if len(widths) > 1 and largest:

@@ -23,7 +23,7 @@ from dmsflow.settings import SearchSettings
 
 Ratios: TypeAlias = NDArray[np.float64]  # [n]
 
-MEGA = 10**6
+MEGA = 10**6  # MACs are counted in millions
 GROWTH_PROBE = 1e-3  # a budget is active if growing every width by this much breaks it
 BISECTIONS = 45  # 24 / 2^45 is below float64's resolution of a log ratio of 1
 INTERPOLATIONS = 40  # points between equal and uniform widths that are tried
@@ -37,7 +37,7 @@ class Budget:
     Attributes:
         name, unit: for tables and metrics ("memory", "MiB").
         limit: in that unit.
-        cost: of a network at given widths, in that unit; numbers and tensors alike.
+        cost: of a network at given widths, in that unit; numbers or tensors.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Budgets:
     >>> from dmsflow.network.architectures import vgg11
     >>> budgets = Budgets.from_settings(SearchSettings(memory_mib=0.08), vgg11.build(3, 32, 10))
     >>> budgets.round_within(budgets.equal())["conv0"]
-    60
-    >>> budgets.met({name: 61 for name in budgets.network.widths})
+    93
+    >>> budgets.met({name: 94 for name in budgets.network.widths})
     False
 
     Attributes:
@@ -91,7 +91,7 @@ class Budgets:
 
     @classmethod
     def from_settings(cls, settings: SearchSettings, network: Network, latency: Latency | None = None) -> Budgets:
-        """The budgets that were asked for; without any, the memory of the base network.
+        """The budgets of these settings; without any, the memory of the base network.
 
         Raises:
             DmsflowError: a latency budget, and no profile to predict with.
@@ -143,7 +143,7 @@ class Budgets:
         return all(budget.cost(self.network, widths) <= budget.limit for budget in self.limits)
 
     def utilisation(self, ratios: Ratios) -> Ratios:
-        """The fraction of each budget that is used, [budgets]: at most 1 where it is met."""
+        """The fraction of each budget that is used, [budgets]: at most 1 within it."""
         widths = dict(zip(self.network.widths, (ratios * self.base).tolist(), strict=True))
         return np.array([budget.cost(self.network, widths) / budget.limit for budget in self.limits])
 
@@ -158,7 +158,7 @@ class Budgets:
     # --- widths within the budgets ---
 
     def project(self, ratios: Ratios) -> Ratios:
-        """Shift all log ratios by one amount so that the tightest budget is just met, within the range."""
+        """Shift all log ratios by one amount so that the tightest budget is exhausted, within the range."""
         # Every weight step asks for this, so it computes in plain numbers: arrays this small are slow.
         bases = list(self.network.widths.items())
         entries = list(zip(ratios.tolist(), self.bounds.low.tolist(), self.bounds.high.tolist(), strict=True))
@@ -197,7 +197,7 @@ class Budgets:
     # --- the baselines ---
 
     def uniform(self) -> Ratios:
-        """Every layer widened alike."""
+        """Every layer's base width times one ratio."""
         return self.project(np.ones_like(self.base))
 
     def equal(self) -> Ratios:
@@ -208,8 +208,8 @@ class Budgets:
         """The point from equal towards uniform widths that first exhausts every budget; equal under one budget.
 
         Under memory and MACs, equal widths exhaust the MACs and leave memory, uniform ones the other way round;
-        on the geometric line between them both are exhausted. A search that starts there starts from the
-        better heuristic of the two.
+        on the geometric line between them both are exhausted. A search that starts there starts no worse than
+        either of the two.
         """
         best, best_used = self.equal(), -1.0
         for step in range(INTERPOLATIONS + 1):
@@ -225,8 +225,8 @@ class Budgets:
         """What the network can cost, and how wide each budget alone leaves it, as rows for a table.
 
         Raises:
-            DmsflowError: not even the smallest network meets a budget (the line carries these figures),
-                or even the largest meets all of them.
+            DmsflowError: even the smallest network exceeds a budget (the message has these figures),
+                or even the largest is within all of them.
         """
         smallest, largest = self._integers(self.bounds.low, up=True), self._integers(self.bounds.high)
         named = {"smallest": smallest, "base": self.network.widths, "largest": largest}
@@ -246,7 +246,7 @@ class Budgets:
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"
             alone = self.only(budget)
             if alone.met(largest):
-                rows.append((f"{budget.name} budget", f"{words}; the largest network meets it"))
+                rows.append((f"{budget.name} budget", f"{words}; the largest network is within it"))
             else:
                 # The lower median, where their number is even: a ratio that a width has.
                 ratio = float(np.sort(alone.uniform())[(len(self.base) - 1) // 2])

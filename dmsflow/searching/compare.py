@@ -1,4 +1,4 @@
-"""The searched widths beside the baselines, on images that chose nothing."""
+"""The searched widths beside the baselines, on images that no choice was made on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmsflow.terminal import print_table
 
 @torch.no_grad()
 def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
-    """Loss of each candidate's integer widths on images held out, against the first of them.
+    """Loss of each candidate's integer widths on held-out images, against the first of them.
 
     Returns a row a candidate: name, widths, costs, loss, top1_percent, and the paired difference of its
     loss to the first one's with its standard error.
@@ -56,7 +56,7 @@ def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency
         difference = f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}"
         mark = "chosen" if row is chosen else ""
         cells.append((row["name"], *costs, f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}", difference, mark))
-    print_table(f"Shared weights, integer widths, {rows[0]['images']} training images held out", head, cells)
+    print_table(f"Shared weights, integer widths, {rows[0]['images']} held-out training images", head, cells)
     print(describe_verdict(rows), file=sys.stderr)
 
 
@@ -66,5 +66,5 @@ def describe_verdict(rows: list[dict[str, Any]]) -> str:
     lead, error = equal["loss_difference"], equal["standard_error"]
     side = "lower" if lead > 0 else "higher"
     facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)"
-    claim = "beat equal widths" if lead > error else "did not beat equal widths by more than a standard error"
-    return f"The search {claim}: {facts}."
+    verdict = "beat equal widths" if lead > error else "did not beat equal widths by more than a standard error"
+    return f"The search {verdict}: {facts}."

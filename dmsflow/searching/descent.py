@@ -1,4 +1,4 @@
-"""The search by gradient descent on the widths: Algorithm 1 of the DMS paper with its errors mended.
+"""The search by gradient descent on the widths: Algorithm 1 of the DMS paper with its errors corrected.
 
 Each round trains the weights on one half of the training set, then moves the widths on the other half
 along the budgets, and deflates sigma. The paper's search to the letter is in `published`.
@@ -24,13 +24,14 @@ from dmsflow.searching.projection import bounded_move, exhaust, normals
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
+from dmsflow.training.batches import generator
 from dmsflow.training.forward import forward_loss
 from dmsflow.training.mask import Mask, Window, exact_masks
 from dmsflow.training.model import Active
-from dmsflow.training.place import generator
 from dmsflow.training.step import check_finite, set_learning_rate, weight_step
 
 # What a weight step trains: a sub-network sampled from the whole range, one near mu, the mask, or everything.
+# Most steps train narrow sub-networks: those are compared at the end, with the weights that they share.
 MIXTURE = (("sampled", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 NEAR_SPREAD = 0.15  # standard deviation of the log widths of sub-networks near mu
 GRADIENT_DECAY = 0.75  # what a round's gradient counts, each round later; 0.0 and 1.0 gained nothing (docs/results.md)
@@ -66,13 +67,13 @@ class Descent:
                 moved = self._move_widths() if at.round >= self.first_move else {}
                 row = self._row() | moved
                 at.rows.append(row)
-                at.round, at.weight_step, at.seen = at.round + 1, 0, []
+                at.round, at.weight_step, at.results = at.round + 1, 0, []
                 write_log(log, at.rows)
                 supernetwork.save(self.net, saved)
                 progress.advance(note=self._note(row))
         return self.result()
 
-    # --- what the paper's search does otherwise ---
+    # --- what the paper's search overrides ---
 
     def begin_round(self) -> None:
         """Make the masks of this round around the present mu."""
@@ -105,7 +106,7 @@ class Descent:
         noise = torch.randn(len(at.mu), generator=draw, dtype=torch.float64).numpy()
         return net.widths_near(at.mu * np.exp(NEAR_SPREAD * noise))
 
-    def move(self, passes: list[WidthPass], gradient: Ratios, error: Ratios) -> None:
+    def move(self, gradient: Ratios, error: Ratios) -> None:
         """Move mu at the end of a width phase: one step of all widths, bounded by the error of all rounds' gradients."""
         at, budgets = self.net.at, self.budgets
         gradient, error = remember(at.rows, gradient, error)
@@ -114,7 +115,7 @@ class Descent:
         within = budgets.within(self.net.allocated())
         at.mu = within.project(within.bounds.clip(at.mu * np.exp(step)))
 
-    def see_pass(self, each: WidthPass) -> None:
+    def after_pass(self, each: WidthPass) -> None:
         """Called after every batch of a width phase."""
 
     def result(self) -> Ratios:
@@ -139,12 +140,12 @@ class Descent:
         first, last_saved = at.round * self.steps, time.monotonic()
         for images, labels in net.given.weight_batches.run(first + at.weight_step, first + self.steps):
             set_learning_rate(net.optimiser, self.learning_rate())
-            # What was seen stays on the device: reading it would wait for the step.
-            at.seen.append(
+            # The results stay on the device: reading one would wait for its step.
+            at.results.append(
                 weight_step(net.model, net.optimiser, (images, labels), net.given.where, self.choose_active())
             )
             at.weight_step += 1
-            if time.monotonic() - last_saved > checkpoint.SECONDS:
+            if time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 self._check_weights()
                 supernetwork.save(net, saved)
                 last_saved = time.monotonic()
@@ -152,7 +153,7 @@ class Descent:
 
     def _check_weights(self) -> None:
         """Raise DmsflowError if a loss of this round was not finite."""
-        check_finite(float(torch.stack(self.net.at.seen)[:, 0].mean()), f"search, round {self.net.at.round + 1}")
+        check_finite(float(torch.stack(self.net.at.results)[:, 0].mean()), f"search, round {self.net.at.round + 1}")
 
     def _move_widths(self) -> dict[str, Any]:
         """One pass of mu on the half for widths; its part of the log's row."""
@@ -163,14 +164,14 @@ class Descent:
         batches = net.given.width_batches.run(at.round * count, (at.round + 1) * count)
         for step, (images, labels) in enumerate(batches):
             passes.append(width_pass(self, images, labels, step))
-            self.see_pass(passes[-1])
+            self.after_pass(passes[-1])
         net.model.requires_grad_(True)
-        loss, right = torch.stack([each.seen for each in passes]).double().mean(0).tolist()
+        loss, right = torch.stack([each.result for each in passes]).double().mean(0).tolist()
         check_finite(loss, f"search, round {at.round + 1}")
         gradients = np.stack([each.gradient() for each in passes]) * at.mu  # of log ratios
         mean = gradients.mean(0)
         error = gradients.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.abs(gradients[0])
-        self.move(passes, mean, error)
+        self.move(mean, error)
         figures = {"width_loss": loss, "width_top1_percent": 100 * right}
         return {**figures, "gradient": mean.tolist(), "gradient_error": error.tolist()}
 
@@ -181,13 +182,9 @@ class Descent:
         if budgets.utilisation(at.mu).max() > 1:  # under the penalty, before it has pulled them in
             nearest = np.maximum(np.round(at.mu * budgets.base), 1)
             widths = {name: int(width) for name, width in zip(widths, nearest, strict=True)}
-        weight_loss, weight_right = torch.stack(at.seen).double().mean(0).tolist()
-        row: dict[str, Any] = {
-            "round": at.round + 1,
-            "names": list(widths),
-            "mu": at.mu.tolist(),
-            "sigma": self.sigma().tolist(),
-        }
+        weight_loss, weight_right = torch.stack(at.results).double().mean(0).tolist()
+        row: dict[str, Any] = {"round": at.round + 1, "names": list(widths)}
+        row |= {"mu": at.mu.tolist(), "sigma": self.sigma().tolist()}
         row |= {"widths": widths, **budgets.figures(widths)}
         return row | {"weight_loss": weight_loss, "weight_top1_percent": 100 * weight_right}
 
@@ -234,20 +231,20 @@ def remember(rows: list[dict[str, Any]], gradient: Ratios, error: Ratios) -> tup
 class WidthPass:
     """One batch of the half for widths, forward and backward.
 
-    The network's part of the gradient stays on its device until it is asked for: reading it at once
-    would wait for the device at every batch.
+    The network's part of the gradient stays on its device until `gradient()` is called: reading it
+    at once would wait for the device at every batch.
 
     Attributes:
         mu: [n], the leaf of the masks' graph, on the CPU.
         masks: of every width, on the CPU.
         mask_gradients: ∂L_valid/∂mask of every width, [channels] each.
-        seen: loss and fraction right, [2].
+        result: loss and fraction classified right, [2].
     """
 
     mu: Tensor
     masks: tuple[Tensor, ...]
     mask_gradients: tuple[Tensor, ...]
-    seen: Tensor
+    result: Tensor
 
     def gradient(self) -> Ratios:
         """∂L_valid/∂mu, [n]."""

@@ -1,7 +1,7 @@
 """Evolution on the weights that a search has trained: a baseline of the gradient.
 
 Sub-networks that fill the budgets are compared with integer widths, all on the same images of the half for
-widths. The best ones are crossed and mutated, generation after generation, until as many were tried as asked.
+widths. The best ones are crossed and mutated, generation after generation, until a given number were tried.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from dmsflow.searching.budget import Ratios
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
+from dmsflow.training.batches import generator
 from dmsflow.training.forward import forward_loss
-from dmsflow.training.place import generator
 
 BATCHES = 10  # that a sub-network is tried on: its error is then below the differences between good ones
 POPULATION = 32  # of the first generation
-PARENTS = 8
+PARENTS = 8  # a quarter of the first generation
 CHILDREN = 16  # of each later generation
 MUTATION_SPREAD = 0.2  # standard deviation of a mutated log width
 BACKWARD_COST = 2  # a backward pass costs about two forward ones
@@ -78,5 +78,5 @@ def _breed(trials: list[Trial], draw: torch.Generator) -> list[Ratios]:
 def _try(net: SuperNetwork, ratios: Ratios, images: list[tuple[Tensor, Tensor]]) -> Trial:
     widths = net.widths_near(ratios)
     losses = [forward_loss(net.model, batch, labels, net.given.where, widths)[0] for batch, labels in images]
-    held = np.array(list(widths.values())) / net.given.budgets.base
-    return Trial(float(torch.stack(losses).mean()), held)
+    tried = np.array(list(widths.values())) / net.given.budgets.base
+    return Trial(float(torch.stack(losses).mean()), tried)

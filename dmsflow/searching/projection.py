@@ -12,11 +12,11 @@ import torch
 
 from dmsflow.searching.budget import BISECTIONS, Budgets, Ratios, as_widths
 
-SWEEPS = 12  # over the prices of several budgets, each found with the others held
-NEWTON_STEPS = 8
+SWEEPS = 12  # over the prices of several budgets, each found while the others stay as they are
+NEWTON_STEPS = 8  # Newton's method converges quadratically: from within NEARBY these are enough
 NEARBY = 0.2  # change of a log width that exhausting the budgets may take
-GROWTH = 2.0  # a bounded move may grow a width this many times further than it may shrink it
-SMALLEST_ELASTICITY = 1e-6  # below it a budget asks nothing of a width
+GROWTH = 2.0  # a bounded move may grow a width this many times further than it may shrink it, on half the evidence
+SMALLEST_ELASTICITY = 1e-6  # a smaller one counts as this, so that the highest price stays finite
 
 
 def normals(budgets: Budgets, ratios: Ratios) -> Ratios:
@@ -32,8 +32,8 @@ def normals(budgets: Budgets, ratios: Ratios) -> Ratios:
 def exhaust(budgets: Budgets, ratios: Ratios) -> Ratios:
     """The nearest log ratios at which every budget is just met; those of `project` where there are none near.
 
-    A common shift meets the tightest budget and leaves something of the others. Newton steps along the
-    normals of all of them spend that too.
+    A common shift exhausts the tightest budget alone. Newton steps along the normals of all budgets exhaust
+    the others too.
     """
     found = projected = budgets.project(ratios)
     if len(budgets.limits) == 1:
@@ -48,13 +48,11 @@ def exhaust(budgets: Budgets, ratios: Ratios) -> Ratios:
     return found if budgets.utilisation(found).min() > budgets.utilisation(projected).min() else projected
 
 
-def bounded_move(
-    gradient: Ratios, error: Ratios, normal_rows: Ratios, slack: Ratios, size: float, growth: float = GROWTH
-) -> Ratios:
-    """How far every log ratio moves: along the budgets, by at most `size` down and `growth`·size up.
+def bounded_move(gradient: Ratios, error: Ratios, normal_rows: Ratios, slack: Ratios, size: float) -> Ratios:
+    """How far every log ratio moves: along the budgets, by at most `size` down and GROWTH·size up.
 
-    d = -(g + λn) / (|g| + λn + SE), zero where the evidence is thin: growing asks for one standard
-    error, shrinking for two. λ ≥ 0 is found by bisection, one for each budget: the smallest that
+    d = -(g + λn) / (|g| + λn + SE), zero where the evidence is weak: growing needs one standard
+    error, shrinking two. λ ≥ 0 is found by bisection, one for each budget: the smallest that
     keeps the budget to first order (Σ n·d ≤ what is left of it), so zero where enough is left.
 
     Args:
@@ -68,7 +66,7 @@ def bounded_move(
         force = gradient + pull
         threshold = np.where(force > 0, 2 * error, error)
         step = -force / np.maximum(np.abs(gradient) + pull + error, 1e-300)  # 0 / 0 is no step
-        step = size * np.where(step > 0, growth * step, step)
+        step = size * np.where(step > 0, GROWTH * step, step)
         return np.where(np.abs(force) < threshold, 0.0, step)
 
     prices = np.zeros(len(normal_rows))

@@ -1,8 +1,9 @@
-"""The DMS paper's search to the letter, where `descent` changes it: chosen by `--preset paper`.
+"""The DMS paper's search to the letter, without the corrections of `descent`: chosen by `--preset paper`.
 
 The network is rebuilt every round on three candidates of each width, with best-effort initialisation
 (Eq. 9–10), weighted by a Gumbel-softmax (Eq. 5–6); Adam moves mu on every batch, and the hinge of Eq. 7
-holds the budgets. Weights are trained under the mask alone, with one cosine of the learning rate a round.
+penalises costs above the budgets. Weights are trained under the mask alone, with one cosine of the
+learning rate a round.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from dmsflow.searching.budget import Budgets, Ratios, as_widths
 from dmsflow.searching.descent import Descent, WidthPass
 from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_factor
 from dmsflow.settings import SearchSettings
+from dmsflow.training.batches import generator
 from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks
 from dmsflow.training.model import Active, Model, best_effort_initialise
-from dmsflow.training.place import generator
+from dmsflow.training.step import make_optimiser
 
-ROOM = 1.25  # of a compiled model over the first network that it holds, so that most rounds find room in it
-NO_PROBABILITY = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite
+COMPILED_HEADROOM = 1.25  # of a compiled model over its first network: most later networks fit without compiling again
+SMALLEST_DRAW = 1e-12  # how near a uniform draw may come to 0 and 1, where Gumbel noise is infinite
 
 
 def begin(settings: SearchSettings, budgets: Budgets, dataset: Dataset, workers: int) -> SuperNetwork:
@@ -51,24 +53,24 @@ class PublishedSearch(Descent):
         new = self._model(net.widths)
         if at.round:
             best_effort_initialise(new, old)
-        net.model = self._hold(new) if net.given.where.compiled else new
-        net.optimiser = supernetwork.make_optimiser(self.settings, net.model)
+        net.model = self._fit_into_compiled(new) if net.given.where.compiled else new
+        net.optimiser = make_optimiser(net.model, self.settings)
 
     def _network_in_use(self) -> Model:
-        """The network as it stands, without what its model holds beyond that."""
+        """The network as it stands, without the channels that its model has beyond that."""
         if self.net.widths == self.net.model.widths:
             return self.net.model
         narrow = self._model(self.net.widths)
         best_effort_initialise(narrow, self.net.model)
         return narrow
 
-    def _hold(self, new: Model) -> Model:
-        """A model with the new network in its first channels: the compiled one, as long as there is room in it."""
-        held = self.net.model
-        if self.net.at.round == 0 or any(width > held.widths[name] for name, width in new.widths.items()):
-            held = self._model({name: math.ceil(ROOM * width) for name, width in new.widths.items()})
-        best_effort_initialise(held, new)
-        return held
+    def _fit_into_compiled(self, new: Model) -> Model:
+        """A model with the new network in its first channels: the compiled one, as long as it is wide enough."""
+        model = self.net.model
+        if self.net.at.round == 0 or any(width > model.widths[name] for name, width in new.widths.items()):
+            model = self._model({name: math.ceil(COMPILED_HEADROOM * width) for name, width in new.widths.items()})
+        best_effort_initialise(model, new)
+        return model
 
     def _model(self, widths: Mapping[str, int]) -> Model:
         return Model(self.budgets.network, widths, statistics=False).to(self.net.given.where.device)
@@ -87,7 +89,7 @@ class PublishedSearch(Descent):
     def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
         draw = generator(self.settings.seed, f"gumbel {phase}", self.net.at.round, step)
         uniform = torch.rand((len(mu), len(CANDIDATES)), generator=draw, dtype=torch.float64)
-        noise = -torch.log(-torch.log(uniform.clamp(NO_PROBABILITY, 1 - NO_PROBABILITY)))
+        noise = -torch.log(-torch.log(uniform.clamp(SMALLEST_DRAW, 1 - SMALLEST_DRAW)))
         masks = clustered_masks(mu, self.window, self.settings.temperature, noise)
         return dict(zip(self.net.widths, masks, strict=True))
 
@@ -99,7 +101,7 @@ class PublishedSearch(Descent):
         """The mask in every step."""
         return self.mask_active()
 
-    def see_pass(self, each: WidthPass) -> None:
+    def after_pass(self, each: WidthPass) -> None:
         """A step of Adam on mu after every batch, no further than sigma from the frozen candidates."""
         at, (adam,) = self.net.at, self.net.others
         (mu,) = adam.param_groups[0]["params"]
@@ -122,7 +124,7 @@ class PublishedSearch(Descent):
         (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack([torch.relu(c) for c in costs]).sum(), mu)
         return gradient.numpy()
 
-    def move(self, passes: list[WidthPass], gradient: Ratios, error: Ratios) -> None:
+    def move(self, gradient: Ratios, error: Ratios) -> None:
         """Nothing is left to do: mu moved with every batch."""
 
     def result(self) -> Ratios:

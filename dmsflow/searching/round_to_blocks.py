@@ -1,7 +1,7 @@
 """Widths rounded to multiples that the kernels use (`search --align`), where that costs nothing.
 
 A width just over a multiple pays for a whole block more: in the words of a file, and in the time of the
-kernels. So every width goes down to a multiple that is near, and what that sets free is spent on the
+kernels. So every width is rounded down to a near multiple, and what that saves is spent on the
 widths that lost most, block by block, as long as no cost is above that of the widths before.
 """
 
@@ -16,13 +16,13 @@ from dmsflow.network.network import Network, out_widths, resolutions, value
 from dmsflow.network.profile import Granularity, round_up
 from dmsflow.searching.budget import Budgets
 
-REACH = 0.2  # of a width may go when it moves to a multiple below, or come when it moves to one above
+LARGEST_CHANGE = 0.2  # of a width: further away it would be another network, not a rounded one
 
 Widths = dict[str, int]
 
 
 def stored_bytes(network: Network, widths: Mapping[str, int], blocks: Granularity) -> float:
-    """Bytes of all parameters as a file holds them: `cost.memory_bytes` with binary convs' inputs in whole words."""
+    """Bytes of all parameters as a file stores them: `cost.memory_bytes` with binary convs' inputs in whole words."""
     keys, total = out_widths(network), 0.0
     for size in cost.layer_bytes(network, widths):
         reads = value(widths, keys[network.layer(size.layer).inputs[0]])
@@ -65,10 +65,10 @@ class BlockRounding:
         The given widths are returned where no others stay within all of that.
 
         Args:
-            widest: the most channels that each width may get; without it, what REACH allows.
+            widest: the most channels that each width may get; without it, what LARGEST_CHANGE allows.
         """
         limits = self.costs(widths)
-        top = {name: math.floor(width * (1 + REACH)) for name, width in widths.items()}
+        top = {name: math.floor(width * (1 + LARGEST_CHANGE)) for name, width in widths.items()}
         if widest:
             top = {name: min(top[name], widest[name]) for name in top}
 
@@ -84,13 +84,13 @@ class BlockRounding:
     def _round_down(self, width: int, step: int) -> int:
         """The multiple of `step` below where it is near, that of a block where that is, or the width itself."""
         multiples = (width // each * each for each in (step, self.blocks.outputs))
-        return next((multiple for multiple in multiples if multiple >= (1 - REACH) * width), width)
+        return next((multiple for multiple in multiples if multiple >= (1 - LARGEST_CHANGE) * width), width)
 
-    def _grow(self, found: Widths, wanted: Widths, top: Mapping[str, int], allowed: Callable[[Widths], bool]) -> Widths:
-        """The width furthest below what was wanted grows by a block, again and again, while that is allowed."""
+    def _grow(self, found: Widths, before: Widths, top: Mapping[str, int], allowed: Callable[[Widths], bool]) -> Widths:
+        """The width furthest below what it was before grows by a block, again and again, while that is allowed."""
         stuck: set[str] = set()
         while len(stuck) < len(found):
-            name = min((each for each in found if each not in stuck), key=lambda each: found[each] / wanted[each])
+            name = min((each for each in found if each not in stuck), key=lambda each: found[each] / before[each])
             higher = {**found, name: round_up(found[name] + 1, self.blocks.outputs)}
             if higher[name] <= top[name] and allowed(higher):
                 found = higher

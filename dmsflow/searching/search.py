@@ -28,10 +28,11 @@ from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import format_threads
 from dmsflow.training import checkpoint
-from dmsflow.training.place import generator, within_memory
+from dmsflow.training.batches import generator
+from dmsflow.training.place import within_memory
 
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that train nothing
-RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones
+RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones: from half to twice as wide, most of them
 
 
 @within_memory()
@@ -44,7 +45,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     path = out / "search.json"
     if manifest.is_finished(path, settings, flow, source):
         return path
-    saved = checkpoint.claim(out / "search.checkpoint", flow)
+    saved = checkpoint.prepare(out / "search.checkpoint", flow)
     dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
@@ -106,7 +107,7 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
-    """Widths of a baseline: they just meet the budgets, without a search."""
+    """Widths of a baseline: they exhaust the budgets, without a search."""
     if settings.method == "uniform":
         return budgets.round_within(budgets.uniform())
     if settings.method == "interpolated":
@@ -123,12 +124,12 @@ def _search(
     settings: SearchSettings, source: Data, dataset: Dataset, budgets: Budgets, saved: Path, out: Path
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Search; the chosen widths, what was measured on the way, and where it ran."""
-    literal = settings.method == "published"
-    net = (published if literal else supernetwork).begin(settings, budgets, dataset, source.workers)
+    as_published = settings.method == "published"
+    net = (published if as_published else supernetwork).begin(settings, budgets, dataset, source.workers)
     if saved.exists():
         supernetwork.restore(net, saved)
     log = out / "search.jsonl"
-    if literal:  # its network has no channels beyond the last candidates, so there is nothing to compare on
+    if as_published:  # its network has no channels beyond the last candidates, so there is nothing to compare on
         found = published.PublishedSearch(net).search(saved, log)
         return budgets.round_within(found), {}, net.given.where.facts()
     found = Descent(net, moves=settings.method == "gradient").search(saved, log)

@@ -1,7 +1,7 @@
 """The super-network of a search: what it is given, where its schedule stands, and its shared weights.
 
 It has a fixed capacity and ordered rows, so that a round costs what training costs, however many widths the
-mask mixes; any sub-network is a slice of it. A checkpoint holds where the schedule stands and the weights.
+mask mixes; any sub-network is a slice of it. A checkpoint contains where the schedule stands and the weights.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dmsflow.training.batches import Batches, Order, halves
 from dmsflow.training.mask import Mask, Window
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place
-from dmsflow.training.step import sgd
+from dmsflow.training.step import make_optimiser
 
-HEADROOM = 1.4  # of the capacity over the widest starting point
-SAMPLING_TOP = 1.3  # sub-networks are sampled up to this far over the widest baseline
+CAPACITY_HEADROOM = 1.4  # over the widest baseline: widths may grow beyond where they start
+SAMPLING_TOP = 1.3  # sub-networks are sampled up to this many times the widest baseline, within the capacity
 WINDOW_SIGMAS = 2.5  # half-width of what the mask mixes: 2 · 7.6 % of a logistic distribution lie beyond
-HELD_OUT = 0.2  # of the half for widths: kept for the comparison at the end
+HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the end
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Schedule:
         centre: mu at the start of this round; the masks are made around it.
         round, weight_step: done so far; the steps are those of this round.
         rows: of the log, one a round.
-        seen: loss and fraction right of this round's weight steps, [2] each, on the device.
+        results: loss and fraction classified right of this round's weight steps, [2] each, on the device.
     """
 
     mu: Ratios
@@ -71,7 +71,7 @@ class Schedule:
     round: int = 0
     weight_step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
+    results: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -79,7 +79,7 @@ class SuperNetwork:
     """The shared weights, with what trains them.
 
     Attributes:
-        widths: allocated channels of the network as it stands; the model holds at least these.
+        widths: allocated channels of the network as it stands; the model has at least these.
     """
 
     given: Given
@@ -100,10 +100,8 @@ class SuperNetwork:
 
     def allocated(self) -> Range:
         """The range of the search, as far as the super-network is wide enough for it."""
-        bounds = self.given.budgets.bounds
-        return Range(
-            bounds.low, np.minimum(bounds.high, np.array(list(self.widths.values())) / self.given.budgets.base)
-        )
+        bounds, widest = self.given.budgets.bounds, np.array(list(self.widths.values())) / self.given.budgets.base
+        return Range(bounds.low, np.minimum(bounds.high, widest))
 
     def widths_near(self, ratios: Ratios) -> dict[str, int]:
         """Integer widths that fill the budgets near `ratios`, no wider than the super-network is."""
@@ -149,13 +147,15 @@ def begin(
     start = budgets.interpolated() if start is None else start
     baselines = np.stack([budgets.uniform(), budgets.equal(), start])
     widest = baselines.max(0)
-    held = budgets.bounds.clip(HEADROOM * np.maximum(widest, 1.0))
-    capacity = {name: math.ceil(width) for name, width in zip(budgets.network.widths, held * budgets.base, strict=True)}
+    allocated = budgets.bounds.clip(CAPACITY_HEADROOM * np.maximum(widest, 1.0))
+    capacity = {
+        name: math.ceil(width) for name, width in zip(budgets.network.widths, allocated * budgets.base, strict=True)
+    }
     model = Model(budgets.network, capacity, statistics=False).to(where.device)
     batches = _batches(settings, dataset, where, workers)
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
     given = Given(settings, budgets, where, *batches, start, sampling)
-    return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(settings, model))
+    return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(model, settings))
 
 
 def _batches(
@@ -164,7 +164,7 @@ def _batches(
     """One half of the training set for weights; of the other, most for widths and the rest for neither."""
     weight_half, width_half = halves(dataset.train, settings.seed)
     shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
-    cut = max(1, round(HELD_OUT * len(shuffled)))
+    cut = max(1, round(HELD_OUT_SHARE * len(shuffled)))
 
     def batches(purpose: str, indices: Any, augment: bool = False) -> Batches:
         order = Order(indices, settings.batch_size, settings.seed, purpose, augment=augment)
@@ -173,18 +173,12 @@ def _batches(
     return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), batches("held out", shuffled[:cut])
 
 
-def make_optimiser(settings: SearchSettings, model: Model) -> torch.optim.SGD:
-    """Of the weights of a new super-network."""
-    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-    return sgd(model, learning_rate=rate, momentum=momentum, weight_decay=decay)
-
-
 def save(net: SuperNetwork, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     at = net.at
     facts: dict[str, Any] = {"settings": net.given.settings, "source": _fingerprint(net.given), "rows": at.rows}
-    facts |= {"widths": net.widths, "held": net.model.widths, "round": at.round, "weight_step": at.weight_step}
-    facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "seen": [seen.tolist() for seen in at.seen]}
+    facts |= {"widths": net.widths, "allocated": net.model.widths, "round": at.round, "weight_step": at.weight_step}
+    facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "results": [each.tolist() for each in at.results]}
     checkpoint.save_checkpoint(path, [net.model], [net.optimiser, *net.others], facts)
 
 
@@ -202,11 +196,11 @@ def restore(net: SuperNetwork, path: Path) -> None:
     """
     tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.check_same(path, facts, net.given.settings, _fingerprint(net.given))
-    if facts["held"] != net.model.widths:
-        net.model = Model(net.model.network, facts["held"], statistics=False).to(net.given.where.device)
-        net.optimiser = make_optimiser(net.given.settings, net.model)
+    if facts["allocated"] != net.model.widths:
+        net.model = Model(net.model.network, facts["allocated"], statistics=False).to(net.given.where.device)
+        net.optimiser = make_optimiser(net.model, net.given.settings)
     net.widths = facts["widths"]
     checkpoint.restore(tensors, [net.model], [net.optimiser, *net.others])
-    seen = [torch.tensor(seen, device=net.given.where.device) for seen in facts["seen"]]
+    results = [torch.tensor(each, device=net.given.where.device) for each in facts["results"]]
     mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
-    net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], seen)
+    net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)

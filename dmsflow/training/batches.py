@@ -2,7 +2,7 @@
 
 All randomness is counted, not carried: the batch of step s, or the noise of a named draw at step
 s, follows from the seed and s alone. So the position of a run is one number, and a resumed run
-sees exactly what an uninterrupted one does.
+computes exactly what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from torch import Tensor
 
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
-from dmsflow.training.place import Place, generator
+from dmsflow.training.place import Place
 
 Indices = NDArray[np.int64]
 
 EVALUATION_BATCH = 250  # images; divides the 10,000 test images of CIFAR
 
 
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one draw; different for every purpose and position."""
+    entropy = [seed, zlib.crc32(purpose.encode()), *position]
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state & (2**63 - 1))
+
+
 @dataclass(frozen=True)
 class Order:
-    """Which images of a split each step sees.
+    """Which images of a split each step reads.
 
     Attributes:
         indices: all of them, [N].
         size: images in a batch.
         purpose: what the batches are for; every purpose has orders of its own.
         shuffle: a new order every epoch, of whole batches only; otherwise every image, in order.
-        augment: crop and flip as the data set says.
+        augment: crop and flip with the data set's padding and flip.
     """
 
     indices: Indices
@@ -70,7 +77,7 @@ def _permute(count: int, seed: int, purpose: str, epoch: int) -> Indices:
 class Batches:
     """Normalised batches of a part of a split, on the device that computes.
 
-    A split in memory lives there whole, as uint8; others are decoded by `workers` processes. The
+    A split in memory is stored there whole, as uint8; others are decoded by `workers` processes. The
     orders and crops of an epoch are moved there once, so that no step waits for them.
     """
 
@@ -119,7 +126,7 @@ class Batches:
         self._corners = corners.to(self.where.device)
 
     def _cropped(self, pixels: Tensor, part: slice) -> Tensor:
-        """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, wherever it lives."""
+        """A part of the epoch, cropped and flipped; [n, H, W, C] uint8, on the device of `pixels`."""
         if not self.order.augment:
             return pixels
         canvas, (n, size, _, channels) = self._canvas, pixels.shape
@@ -144,7 +151,7 @@ class Batches:
         return (images[:, None] * self.side**2 + rows * self.side).to(self.where.device)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """[n, H, W, C] float32; whole rows of pixels at once, which is quicker than three channels."""
+        """[n, H, W, C] float32; whole rows of pixels at once, which is faster than three channels."""
         n, height, width, channels = pixels.shape
         rows = pixels.to(self.where.device, non_blocking=True).to(torch.float32).view(n * height, width * channels)
         return rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(n, height, width, channels)
@@ -157,7 +164,7 @@ def _decode_step(split: Split, order: Order, step: int) -> Tensor:
 
 
 def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
-    """Two disjoint halves of a training set, alike in every class: for weights, and for widths."""
+    """Two disjoint halves of a training set, with equal shares of every class: for weights, and for widths."""
     draw = np.random.default_rng([seed, zlib.crc32(b"halves")])
     classes = (draw.permutation(np.flatnonzero(split.labels == label)) for label in np.unique(split.labels))
     first, second = zip(*(np.array_split(members, 2) for members in classes), strict=True)

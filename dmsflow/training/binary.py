@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dmsflow.network.network import STANDARDISATION_EPS
-from dmsflow.training.fast_ops import CHUNK, HALF, call_library, runs_natively
+from dmsflow.training.fast_ops import CHUNK, HALF_PRECISION, call_library, runs_natively
 
-TINY = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
+SMALLEST_SQUARE = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
 
 
 def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,7 +106,7 @@ class _Binarise(torch.autograd.Function):
         centred, r, signed, a, inside = ctx.saved_tensors
         g, s = _rows(grads[0]).to(centred.dtype), centred * r
         through = _mean(g * signed, inside)  # t·a
-        grad_s = a * g + _kept(signed, inside) * (through / (a * a).clamp(min=TINY))
+        grad_s = a * g + _kept(signed, inside) * (through / (a * a).clamp(min=SMALLEST_SQUARE))
         u = (grad_s - _kept(s, inside) * _mean(grad_s * s, inside)) * r
         grad = u - _kept(_mean(u, inside), inside)
         return _filters(grad, grads[0].shape), None, None
@@ -122,7 +122,7 @@ class _BinariseInCpp(torch.autograd.Function):
         statistics, out = weight.new_empty(3, c_out), torch.empty_like(weight, dtype=dtype)
         ctx.save_for_backward(weight, statistics)
         ctx.layer, ctx.dtype = (c_out, height * width, c_in, active), dtype
-        call_library("dmsflow_binarise", *ctx.layer, weight, statistics, out.dtype == HALF, out)
+        call_library("dmsflow_binarise", *ctx.layer, weight, statistics, out.dtype == HALF_PRECISION, out)
         return out
 
     @staticmethod
@@ -130,7 +130,7 @@ class _BinariseInCpp(torch.autograd.Function):
         weight, statistics = ctx.saved_tensors
         g = grads[0].to(ctx.dtype).contiguous(memory_format=torch.channels_last)
         grad = torch.empty_like(weight)
-        call_library("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, g.dtype == HALF, g, grad)
+        call_library("dmsflow_binarise_gradient", *ctx.layer, weight, statistics, g.dtype == HALF_PRECISION, g, grad)
         return grad, None, None
 
 
@@ -167,14 +167,14 @@ class _QuantiseInCpp(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.level = float(alpha.to(x.dtype))
         ctx.scale, ctx.dtype = float(alpha) * count**0.5, alpha.dtype
-        call_library("dmsflow_quantise", x.numel(), x.dtype == HALF, x, ctx.level, out)
+        call_library("dmsflow_quantise", x.numel(), x.dtype == HALF_PRECISION, x, ctx.level, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
         grad_x, slopes = torch.empty_like(x), torch.empty(-(-x.numel() // CHUNK), dtype=torch.float32)
-        alike = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
-        g = grads[0] if alike else torch.empty_like(x).copy_(grads[0])
-        call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF, x, g, ctx.level, grad_x, slopes)
+        fits = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
+        g = grads[0] if fits else torch.empty_like(x).copy_(grads[0])
+        call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF_PRECISION, x, g, ctx.level, grad_x, slopes)
         return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None

@@ -1,6 +1,6 @@
 """The state that an interrupted search or training resumes from: one safetensors file, whole or not at all.
 
-The generators of random numbers are no part of it: what a run draws follows from its position (see
+The generators of random numbers are not part of it: every random number of a run follows from its position (see
 `training.batches`).
 """
 
@@ -22,7 +22,7 @@ from dmsflow.manifest import Flow
 from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training.model import Model
 
-SECONDS = 60.0  # of work that an interruption may cost
+SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost
 
 
 def save_checkpoint(
@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, msgspec.json.decode(file.metadata()["facts"])  # noqa: SIM118
     except (SafetensorError, OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise DmsflowError(path, f"is no whole checkpoint ({error})", "start again with --force") from error
+        raise DmsflowError(path, f"is not a complete checkpoint ({error})", "start again with --force") from error
 
 
 def restore(
@@ -81,30 +81,30 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check_same(path: Path, facts: Mapping[str, Any], wanted: Record, source: str) -> None:
+def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: str) -> None:
     """Raise DmsflowError unless a checkpoint was written under these very settings, from this source.
 
     Args:
-        facts: of the checkpoint; it holds "settings" and "source".
+        facts: of the checkpoint, with "settings" and "source".
         source: what the stage works on, as a fingerprint.
     """
     if facts["source"] != source:
         raise DmsflowError(path, "was written for other images or another network", "--force starts again")
     recorded = with_present_names(facts["settings"])
-    if unknown := set(recorded) - set(wanted.__struct_fields__):
+    if unknown := set(recorded) - set(settings.__struct_fields__):
         what = f"was written by an earlier version of dmsflow (it has the setting {min(unknown)!r})"
         raise DmsflowError(path, what, "--force starts again")
-    if difference := find_difference(recorded, wanted):
+    if difference := find_difference(recorded, settings):
         name, before, now = difference
         what = f"was written with {name} {before}, not {now}"
         raise DmsflowError(path, what, "resume with the same settings, or --force a new start")
 
 
-def claim(path: Path, flow: Flow) -> Path:
-    """The checkpoint to resume from, if one is there and wanted.
+def prepare(path: Path, flow: Flow) -> Path:
+    """The path of a stage's checkpoint, once a file there may be resumed from, or is deleted.
 
     Raises:
-        DmsflowError: one is there and the user neither resumes nor overwrites it.
+        DmsflowError: one is there, and `flow` neither resumes nor overwrites.
     """
     if flow.force:
         path.unlink(missing_ok=True)

@@ -17,11 +17,11 @@ from dmsflow.errors import DmsflowError
 # --- the library: native/training.cc ----------------------------------------------------------------
 
 CHUNK = 512  # kChunk of native/training.cc
-HALF = torch.bfloat16
+HALF_PRECISION = torch.bfloat16  # the lower precision of --amp
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
 _FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
 _IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
-SIGNATURES = {
+SIGNATURES = {  # of the functions in native/training.cc
     "dmsflow_use_threads": (_POINTER, _POINTER, _POINTER),
     "dmsflow_binarise": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER),
     "dmsflow_binarise_gradient": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
@@ -30,7 +30,7 @@ SIGNATURES = {
     "dmsflow_max_pool": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
     "dmsflow_max_pool_gradient": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
 }
-# Of OpenMP as GCC has it: torch's threads. A pool beside them would take the cores from them.
+# Of GCC's OpenMP, whose threads torch uses. A pool beside them would compete for the cores.
 THREADS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL | None:
 
 def runs_natively(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether the library can do an operation on x, whose result is of `dtype` (that of x, unless given)."""
-    fits = x.is_cpu and (dtype or x.dtype) in (torch.float32, HALF)
+    fits = x.is_cpu and (dtype or x.dtype) in (torch.float32, HALF_PRECISION)
     return fits and not torch.compiler.is_compiling() and library() is not None
 
 
@@ -77,7 +77,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         x: [N, C_in, H, W].
         weight: [C_out, C_in, k, k].
     """
-    if x.is_cpu and x.dtype == weight.dtype == HALF and not torch.compiler.is_compiling():
+    if x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
         rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
         if rows * columns <= SMALL_OUTPUT:
             out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
@@ -96,9 +96,9 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        stride, padding, wanted = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
+        stride, padding, outputs = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
         grad_x, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted
+            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, outputs
         )
         c_out, c_in, kernel, _ = weight.shape
         product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ _windows(x, kernel, ctx.stride, ctx.padding)
@@ -106,7 +106,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def _windows(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """What a filter sees at every position, [N·H_out·W_out, k·k·C_in]."""
+    """What a filter reads at every position, [N·H_out·W_out, k·k·C_in]."""
     n, c, h, w = x.shape
     padded = x.new_zeros(n, h + 2 * padding, w + 2 * padding, c)
     padded[:, padding : padding + h, padding : padding + w] = x.permute(0, 2, 3, 1)
@@ -136,7 +136,7 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = x.shape
         out = torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, memory_format=torch.channels_last)
         places = torch.empty_like(out)  # of the largest in its window, 0 to 3, in as many bytes as a value
-        call_library("dmsflow_max_pool", n, h, w, c, x.dtype == HALF, x, out, places)
+        call_library("dmsflow_max_pool", n, h, w, c, x.dtype == HALF_PRECISION, x, out, places)
         ctx.save_for_backward(places)
         ctx.shape = x.shape
         return out
@@ -147,5 +147,5 @@ class _MaxPool(torch.autograd.Function):
         n, c, h, w = ctx.shape
         g = grads[0].to(places.dtype).contiguous(memory_format=torch.channels_last)
         out = torch.empty(ctx.shape, dtype=g.dtype, memory_format=torch.channels_last)
-        call_library("dmsflow_max_pool_gradient", n, h, w, c, g.dtype == HALF, g, places, out)
+        call_library("dmsflow_max_pool_gradient", n, h, w, c, g.dtype == HALF_PRECISION, g, places, out)
         return out

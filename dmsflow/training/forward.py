@@ -20,7 +20,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.training.model import Active, Model
 from dmsflow.training.place import Place
 
-Losses = tuple[Tensor, Tensor]
+Losses = tuple[Tensor, Tensor]  # cross-entropy, and the fraction classified right
 
 BACKEND = "inductor"  # of torch.compile
 
@@ -66,5 +66,7 @@ def _forward(model: Model, images: Tensor, labels: Tensor, amp: bool, active: Ac
     return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
 
 
-def _forward_masks(model: Model, images: Tensor, labels: Tensor, amp: bool, masks: Losses | None) -> Losses:
+def _forward_masks(
+    model: Model, images: Tensor, labels: Tensor, amp: bool, masks: tuple[Tensor, Tensor] | None
+) -> Losses:
     return _forward(model, images, labels, amp, None if masks is None else model.unstack_masks(*masks))

@@ -23,8 +23,8 @@ Active = Mapping[str, "int | Mask"]
 Channels = int | Mask | None  # of a width in one forward pass; None: all
 Precision = Literal["binary", "float"]
 
-ALPHA_START = 1.0
-SMALLEST = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
+ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers read
+SMALLEST_SCALE = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
 
 
 class Model(nn.Module):
@@ -102,7 +102,7 @@ class Model(nn.Module):
         positive: list[Tensor] = [op.alpha for op in self.ops if isinstance(op, Quantise)]
         positive += [op.weight for op in self.ops if isinstance(op, BatchNorm) and op.positive]
         if positive:  # a float network may have neither, and torch takes no empty list
-            torch._foreach_clamp_min_(positive, SMALLEST)
+            torch._foreach_clamp_min_(positive, SMALLEST_SCALE)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by layer: "conv1.weight", "norm1.running_mean", "quantize1.alpha"."""

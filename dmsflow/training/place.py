@@ -5,20 +5,18 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import Record
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it, of a GPU and of this machine
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages about a GPU and about this machine
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -44,7 +42,7 @@ class Place:
 
 
 def choose_place(settings: Record) -> Place:
-    """Set torch up as the settings say.
+    """Set torch up for these settings.
 
     Raises:
         DmsflowError: the device is unknown or absent.
@@ -69,7 +67,7 @@ def choose_place(settings: Record) -> Place:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Raise DmsflowError where there is no memory, a GPU's or this machine's, for what is done inside."""
+    """Turn running out of memory inside, a GPU's or this machine's, into a DmsflowError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -81,25 +79,25 @@ def within_memory() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep it: given back after every step, it is mapped again, page by page."""
+    """Have glibc keep freed memory: otherwise every step returns it and maps it again, page by page."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # no more is allowed
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a step is quicker in bfloat16 there than in float32."""
+    """Whether a step is faster in bfloat16 there than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     facts = Path("/proc/cpuinfo")
-    return device.type == "cpu" and facts.exists() and quick_bfloat16(facts.read_text())
+    return device.type == "cpu" and facts.exists() and has_fast_bfloat16(facts.read_text())
 
 
-def quick_bfloat16(cpuinfo: str) -> bool:
-    """Whether the processor that Linux describes so is quicker in bfloat16.
+def has_fast_bfloat16(cpuinfo: str) -> bool:
+    """Whether a processor with this /proc/cpuinfo is faster in bfloat16 than in float32.
 
-    AMD's is with AVX-512, Intel's with AMX alone: a Xeon whose AMX a virtual machine hides takes 1.4 times
+    AMD's are with AVX-512, Intel's only with AMX: a Xeon whose AMX a virtual machine hides takes 1.4 times
     as long as with float32 (benchmarks/train_step.py).
     """
     known = set(cpuinfo.split())
@@ -107,13 +105,6 @@ def quick_bfloat16(cpuinfo: str) -> bool:
 
 
 def _compiles(device: torch.device) -> bool:
-    """Whether it is a GPU that torch compiles for: Triton knows none before Volta."""
+    """Whether it is a GPU that torch compiles for: Triton supports none before Volta."""
     known = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
     return known and importlib.util.find_spec("triton") is not None
-
-
-def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """A CPU generator for one draw; different for every purpose and position."""
-    entropy = [seed, zlib.crc32(purpose.encode()), *position]
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state & (2**63 - 1))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmsflow.errors import DmsflowError
+from dmsflow.settings import SearchSettings, TrainSettings
 from dmsflow.training.batches import Batches
 from dmsflow.training.forward import forward_loss
 from dmsflow.training.model import Active, Model
@@ -23,6 +24,12 @@ def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay
     free = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
+
+
+def make_optimiser(model: nn.Module, settings: SearchSettings | TrainSettings) -> torch.optim.SGD:
+    """SGD with the learning rate, momentum and weight decay of these settings."""
+    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
+    return sgd(model, learning_rate=rate, momentum=momentum, weight_decay=decay)
 
 
 def set_learning_rate(optimiser: Optimizer, learning_rate: float) -> None:

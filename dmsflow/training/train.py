@@ -24,9 +24,9 @@ from dmsflow.training import checkpoint
 from dmsflow.training.batches import Batches, Order, whole
 from dmsflow.training.model import Model, Precision, best_effort_initialise
 from dmsflow.training.place import choose_place, within_memory
-from dmsflow.training.step import check_finite, evaluate, set_learning_rate, sgd, top1_percent, weight_step
+from dmsflow.training.step import check_finite, evaluate, make_optimiser, set_learning_rate, top1_percent, weight_step
 
-LOGITS = 1024  # test images whose logits are kept, for export to compare with
+KEPT_LOGITS = 1024  # test images whose logits are kept, for export to compare with
 
 
 @within_memory()
@@ -41,7 +41,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     _check(settings)
     if manifest.is_finished(path, settings, flow):
         return path
-    checkpoints = {kind: checkpoint.claim(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
+    checkpoints = {kind: checkpoint.prepare(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
     dataset = _load_dataset(source, parent)
     where = choose_place(settings)
     began = time.monotonic()
@@ -51,7 +51,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     logits, labels = evaluate(model, whole(dataset, dataset.test, where, parent.data.workers))
     written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
-    checkpoint.save_tensors(written["logits"], {"logits": logits[:LOGITS]})
+    checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
     metrics = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
     metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
@@ -87,10 +87,10 @@ def _check(settings: TrainSettings) -> None:
 def _load_dataset(source: Path, parent: Manifest) -> Dataset:
     """The data set of a search, refused unless it still has the shape that the network was searched for."""
     dataset, network = datasets.load_dataset(parent.data), parent.network
-    have = (dataset.channels, dataset.resolution, len(dataset.classes))
-    want = (network.channels, network.resolution, network.classes)
-    if have != want:
-        what = f"has (channels, pixels, classes) {have}, and {source.name} was searched on {want}"
+    present = (dataset.channels, dataset.resolution, len(dataset.classes))
+    expected = (network.channels, network.resolution, network.classes)
+    if present != expected:
+        what = f"has (channels, pixels, classes) {present}, and {source.name} was searched on {expected}"
         raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
     return dataset
 
@@ -133,33 +133,31 @@ def _train(parent: Manifest, course: Course) -> Model:
 
 
 def _fit(model: Model, course: Course, epochs: int) -> None:
-    """Train for some epochs, or resume from the checkpoint; it is left behind at the end."""
+    """Train for some epochs, or resume from the checkpoint, which stays there at the end."""
     settings, batches, saved = course.settings, course.batches, course.checkpoints[model.precision]
     title = "train" if model.precision == "binary" else "train float"
-    optimiser = sgd(
-        model, learning_rate=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-    step, seen = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
+    optimiser = make_optimiser(model, settings)
+    step, results = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
     if saved.exists():
         tensors, facts = checkpoint.load_checkpoint(saved)
         checkpoint.check_same(saved, facts, settings, course.parent)
         checkpoint.restore(tensors, [model], [optimiser])
-        step, seen = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
+        step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
     last_saved = time.monotonic()
     model.train()
     with track(title, epochs, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, epochs * batches.steps):
             set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            seen.append(weight_step(model, optimiser, (images, labels), batches.where))
+            results.append(weight_step(model, optimiser, (images, labels), batches.where))
             step += 1
             ended = step % batches.steps == 0
             if ended:
-                loss, right = torch.stack(seen).mean(0).tolist()
+                loss, right = torch.stack(results).mean(0).tolist()
                 check_finite(loss, title)
                 progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
-                seen = []
-            if ended or time.monotonic() - last_saved > checkpoint.SECONDS:
-                rows = [row.tolist() for row in seen]
+                results = []
+            if ended or time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
+                rows = [row.tolist() for row in results]
                 facts = {"settings": settings, "source": course.parent, "step": step, "seen": rows}
                 checkpoint.save_checkpoint(saved, [model], [optimiser], facts)
                 last_saved = time.monotonic()

@@ -718,7 +718,7 @@ def test_own_data_set(tmp_path: Path) -> None:
         ("(100,), (50.0,)", "(1, 2, 3), (1.0, 1.0, 1.0)", "and uint8 [N, H, H, 3] is needed"),
     ],
 )
-def test_own_data_set_is_held_to_the_contract(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_own_data_set_has_to_keep_the_contract(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "mine.py"
     assert old in OWN
     path.write_text(OWN.replace(old, new) + ")" * (new.count("str(")))

@@ -33,20 +33,20 @@ def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int,
     )
     images = pixels(network, 2)
     form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
-    wanted = integer_graph.compute_logits(form, images)
-    assert len(np.unique(wanted.round(3))) > network.classes  # the images are told apart
+    expected = integer_graph.compute_logits(form, images)
+    assert len(np.unique(expected.round(3))) > network.classes  # the images have different logits
     ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))
-    for aim in map(load_target, TARGETS):
-        path = tmp_path / f"model{aim.suffix}"
-        exporter = load_plugin("exporters", aim.exporter)
+    for target in map(load_target, TARGETS):
+        path = tmp_path / f"model{target.suffix}"
+        exporter = load_plugin("exporters", target.exporter)
         exporter.write(form, path)
         binary = sum(isinstance(op, integer_graph.BinaryConv) for op in form.ops)
         assert exporter.count_ops(path)[exporter.PACKED_CONV] == binary
         if ideal > 2**19:  # below half a MiB names and the graph weigh
             assert path.stat().st_size <= LARGEST * ideal
-        session = load_plugin("runners", runners.first_usable(aim.runners)[0]).open(path, 1)
+        session = load_plugin("runners", runners.first_usable(target.runners)[0]).open(path, 1)
         logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
-        assert abs(logits - wanted).max() <= check.TOLERANCE
+        assert abs(logits - expected).max() <= check.TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["birealnet18", "quicknet"])

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dmsflow.errors import DmsflowError
 from dmsflow.network import latency
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.latency import Grid, build_latency
+from dmsflow.network.latency import Grid, Latency, build_latency
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
@@ -23,6 +24,7 @@ from dmsflow.searching.budget import Budgets
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
+EACH_NETWORK = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 GRANULARITY = {"binary_conv": Granularity(inputs=32, outputs=4), "conv": Granularity(outputs=16)}
 
 
@@ -53,9 +55,9 @@ def within(grid: Grid, reads: Any, writes: Any) -> tuple[Any, Any]:
 
 
 @given(tables())
-def test_exact_at_measured_points(drawn: tuple[Table, Granularity]) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_exact_at_measured_points(case: tuple[Table, Granularity]) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     for (row, reads), (column, writes) in itertools.product(
         enumerate(table.inputs or (1,)), enumerate(table.outputs or (1,))
     ):
@@ -63,9 +65,9 @@ def test_exact_at_measured_points(drawn: tuple[Table, Granularity]) -> None:
 
 
 @given(tables(), st.data())
-def test_never_falls_with_a_width(drawn: tuple[Table, Granularity], data: st.DataObject) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_never_falls_with_a_width(case: tuple[Table, Granularity], data: st.DataObject) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     real = st.floats(1, 1300)
     low, high = ((data.draw(real), data.draw(real)) for _ in range(2))
     (reads, wider_reads), (writes, wider_writes) = sorted(low), sorted(high)
@@ -75,18 +77,18 @@ def test_never_falls_with_a_width(drawn: tuple[Table, Granularity], data: st.Dat
 
 
 @given(tables(), st.integers(1, 1200), st.integers(1, 1200))
-def test_all_widths_of_a_step_take_one_time(drawn: tuple[Table, Granularity], reads: int, writes: int) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_all_widths_of_a_step_take_one_time(case: tuple[Table, Granularity], reads: int, writes: int) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     reads, writes = within(grid, reads, writes)
     edge = -(-reads // steps.inputs) * steps.inputs, -(-writes // steps.outputs) * steps.outputs
     assert close(grid(reads, writes), grid(*edge))
 
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
-def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Granularity], reads: float, writes: float) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+def test_ints_floats_and_tensors_agree(case: tuple[Table, Granularity], reads: float, writes: float) -> None:
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     reads, writes = within(grid, reads, writes)
     pair = [torch.tensor(width, dtype=torch.float64, requires_grad=True) for width in (reads, writes)]
     found = grid(*pair)
@@ -97,16 +99,16 @@ def test_ints_floats_and_tensors_agree(drawn: tuple[Table, Granularity], reads: 
 
 @given(tables(), st.floats(1, 1200), st.floats(1, 1200))
 def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
-    drawn: tuple[Table, Granularity], reads: float, writes: float
+    case: tuple[Table, Granularity], reads: float, writes: float
 ) -> None:
-    table, steps = drawn
-    grid = Grid.of(table, steps)
+    table, steps = case
+    grid = Grid.from_table(table, steps)
     if len(grid.outputs) < 2 or (grid.inputs and reads > grid.inputs[-1]) or writes > grid.outputs[-1]:
         return
     width = torch.tensor(writes, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(grid(reads, width), width)
     edge = max(
-        -(-int(writes + latency.EDGE) // steps.outputs) * steps.outputs if steps.outputs > 1 else writes,
+        -(-int(writes + latency.EDGE_TOLERANCE) // steps.outputs) * steps.outputs if steps.outputs > 1 else writes,
         grid.outputs[0],
     )
     above = max(1, int(np.searchsorted(grid.outputs, edge - 1e-6)))
@@ -119,7 +121,7 @@ def test_the_slope_is_that_between_the_edges_even_where_the_staircase_is_flat(
 # --- a whole network ----------------------------------------------------------------------------
 
 
-def made(network: Network, top: int = 1024) -> Profile:
+def make_profile(network: Network, top: int = 1024) -> Profile:
     """A profile in which every block takes a nanosecond for each product of its padded channels."""
     rows = []
     for block in {block.name: block for block in fused_blocks(network)}.values():
@@ -149,31 +151,39 @@ def made(network: Network, top: int = 1024) -> Profile:
     )
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_a_network_costs_its_pieces_and_the_overhead(network: Network) -> None:
-    latency = build_latency(network, made(network))
+def make_latency(network: Network, top: int = 1024) -> Latency:
+    return build_latency(network, make_profile(network, top))
+
+
+def draw_widths(network: Network, data: st.DataObject) -> dict[str, int]:
+    return {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+
+
+@EACH_NETWORK
+def test_a_network_costs_its_fused_blocks_and_the_overhead(network: Network) -> None:
+    latency = make_latency(network)
     parts = latency.by_block(network.widths)
     assert len(parts) == len(fused_blocks(network))
     assert latency(network.widths) == pytest.approx(0.5 + sum(ms for _, ms in parts))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=30)
 @given(data=st.data())
 def test_a_network_never_gets_faster_by_a_width(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
-    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    latency = make_latency(network)
+    widths = draw_widths(network, data)
     name = data.draw(st.sampled_from(list(widths)))
     wider = {**widths, name: data.draw(st.integers(widths[name], 1024))}
     assert latency(widths) <= latency(wider) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=20)
 @given(data=st.data())
 def test_tensors_cost_what_ints_cost_and_every_width_has_a_slope(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
-    widths = {name: data.draw(st.integers(1, 1000)) for name in network.widths}
+    latency = make_latency(network)
+    widths = draw_widths(network, data)
     tensors = {
         name: torch.tensor(float(width), dtype=torch.float64, requires_grad=True) for name, width in widths.items()
     }
@@ -184,7 +194,7 @@ def test_tensors_cost_what_ints_cost_and_every_width_has_a_slope(network: Networ
 
 def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() -> None:
     with pytest.raises(DmsflowError) as caught:
-        build_latency(load_network("vgg11", 3, 64, 10), made(NETWORKS["vgg11"]))
+        build_latency(load_network("vgg11", 3, 64, 10), make_profile(NETWORKS["vgg11"]))
     line = str(caught.value)
     assert line.startswith("profile board: has not measured 'conv 3x3 of 3 channels")
     words = (
@@ -195,7 +205,7 @@ def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() ->
 
 def test_widths_beyond_those_measured_are_refused() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network, top=512))
+    latency = make_latency(network, top=512)
     assert latency.widest() == dict.fromkeys(network.widths, 512)
     latency({**network.widths, "conv3": 512})
     with pytest.raises(
@@ -205,9 +215,7 @@ def test_widths_beyond_those_measured_are_refused() -> None:
 
 
 def test_a_modelled_profile_says_so_in_its_errors() -> None:
-    import msgspec
-
-    modelled = msgspec.structs.replace(made(NETWORKS["vgg11"]), method="modelled")
+    modelled = msgspec.structs.replace(make_profile(NETWORKS["vgg11"]), method="modelled")
     with pytest.raises(DmsflowError, match=r"profile board \(modelled\): has not measured"):
         build_latency(NETWORKS["resnet18"], modelled)
 
@@ -215,11 +223,11 @@ def test_a_modelled_profile_says_so_in_its_errors() -> None:
 # --- as a budget --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@EACH_NETWORK
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject) -> None:
-    latency = build_latency(network, made(network))
+def test_memory_and_latency_budgets_are_both_kept(network: Network, data: st.DataObject) -> None:
+    latency = make_latency(network)
     smallest = dict.fromkeys(network.widths, 48)
     chosen = SearchSettings(
         memory_mib=budget.memory_mib(network, smallest) * data.draw(st.floats(1, 10)),
@@ -230,9 +238,9 @@ def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject)
     budgets.check_feasible()
     spread = np.array([data.draw(st.floats(-1, 1)) for _ in network.widths])
     for ratios in (budgets.uniform(), budgets.interpolated(), budgets.bounds.clip(np.exp(spread))):
-        held = budgets.project(ratios)
-        assert budgets.utilisation(held).max() <= 1
-        widths = budgets.round_within(held)
+        projected = budgets.project(ratios)
+        assert budgets.utilisation(projected).max() <= 1
+        widths = budgets.round_within(projected)
         assert budget.memory_mib(network, widths) <= chosen.memory_mib
         assert latency(widths) <= chosen.latency_ms
 
@@ -240,17 +248,17 @@ def test_memory_and_latency_are_both_held(network: Network, data: st.DataObject)
 def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None:
     """Between two steps a latency stays below its limit, and yet nothing may grow."""
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
     budgets = Budgets.from_settings(chosen, network, latency)
-    held = budgets.uniform()
-    assert budgets.utilisation(held).max() < 1 - budget.GROWTH_PROBE
-    assert budgets.log_slack(held).tolist() == [0]
+    projected = budgets.uniform()
+    assert budgets.utilisation(projected).max() < 1 - budget.GROWTH_PROBE
+    assert budgets.log_slack(projected).tolist() == [0]
 
 
 def test_the_range_ends_where_the_profile_does() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network, top=256))
+    latency = make_latency(network, top=256)
     budgets = Budgets.from_settings(SearchSettings(profile="board"), network, latency)
     widest = (budgets.bounds.high * budgets.base).tolist()
     assert widest == [min(8 * base, 256) for base in network.widths.values()]
@@ -262,9 +270,9 @@ def test_a_latency_budget_needs_a_profile() -> None:
 
 
 @pytest.mark.parametrize(("memory", "ms", "named"), [(0.08, 0.5, "latency"), (0.0001, 5.0, "memory")])
-def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, ms: float, named: str) -> None:
+def test_an_infeasible_pair_is_refused_with_what_is_possible(memory: float, ms: float, named: str) -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(memory_mib=memory, latency_ms=ms, profile="board")
     with pytest.raises(DmsflowError) as caught:
         Budgets.from_settings(chosen, network, latency).check_feasible()
@@ -274,7 +282,7 @@ def test_an_infeasible_pair_is_refused_and_told_what_is_possible(memory: float, 
 
 def test_the_feasibility_table_has_every_cost_and_what_each_budget_leaves() -> None:
     network = NETWORKS["vgg11"]
-    latency = build_latency(network, made(network))
+    latency = make_latency(network)
     chosen = SearchSettings(memory_mib=0.08, latency_ms=0.6, profile="board")
     rows = dict(Budgets.from_settings(chosen, network, latency).check_feasible())
     assert list(rows) == ["smallest", "base", "largest", "memory budget", "latency budget"]

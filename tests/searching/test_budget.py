@@ -1,6 +1,8 @@
-"""Budgets: held at every step, met by integer widths, refused when they cannot be."""
+"""Budgets: kept at every step and by integer widths, refused where no widths keep them."""
 
 from __future__ import annotations
+
+import doctest
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tiny import build as build_tiny
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.searching import budget as budget_module
 from dmsflow.searching.budget import Budgets, Ratios, macs_m, memory_mib
 from dmsflow.searching.projection import exhaust
 from dmsflow.settings import SearchSettings
@@ -40,6 +43,10 @@ def make_budgets(case: Case) -> Budgets:
 
 def draw_ratios(budgets: Budgets, seed: int) -> Ratios:
     return np.exp(np.random.default_rng(seed).standard_normal(len(budgets.base)))
+
+
+def test_the_example_of_vgg11_is_true() -> None:
+    assert doctest.testmod(budget_module) == (0, 4)
 
 
 @settings(max_examples=60, deadline=None)

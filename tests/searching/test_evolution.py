@@ -1,54 +1,32 @@
-"""Evolution on a super-network, the paper's rebuilt network, and what a search says of its result."""
+"""Evolution on a super-network, the paper's rebuilt network, and the sentence on a search's result."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_search
 import torch
+from small_search import DATA, threads_as_before  # noqa: F401
 
-from dmsflow import datasets
 from dmsflow.manifest import Flow
-from dmsflow.network.network import load_network
-from dmsflow.searching import descent, evolution, published, search, supernetwork
-from dmsflow.searching.budget import Budgets, Ratios, as_widths, memory_mib
+from dmsflow.searching import descent, evolution, published, search
+from dmsflow.searching.budget import Ratios, as_widths, memory_mib
 from dmsflow.searching.compare import describe_verdict
 from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.settings import Data, SearchSettings
+from dmsflow.settings import SearchSettings
 from dmsflow.training import forward
 from dmsflow.training.forward import forward_loss
 
-DATA = Data(name="digits", train_images=120)
-SMALL: dict[str, Any] = {
-    "memory_mib": 0.03,
-    "macs_m": 6.0,
-    "rounds": 2,
-    "weight_steps": 2,
-    "width_batches": 2,
-    "batch_size": 12,
-    "threads": 1,
-    "amp": "off",
-}
+SMALL = {**small_search.SMALL, "macs_m": 6.0, "rounds": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def begun(**changes: Any) -> SuperNetwork:
-    settings = SearchSettings(**{**SMALL, **changes})
-    dataset = datasets.load_dataset(DATA)
-    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    start = published if settings.method == "published" else supernetwork
-    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
+def begin_search(**changes: Any) -> SuperNetwork:
+    return small_search.begin_search(**{**SMALL, **changes})
 
 
 def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
@@ -63,7 +41,7 @@ def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
 
 
 def test_evolution_is_never_worse_than_what_it_was_given() -> None:
-    net = begun()
+    net = begin_search()
     budgets = net.given.budgets
     first = [net.given.start, budgets.uniform()]
     best = evolution.evolve(net, first, 40)
@@ -74,7 +52,7 @@ def test_evolution_is_never_worse_than_what_it_was_given() -> None:
 
 def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generations after the first come from the best so far."""
-    net, tried = begun(), []
+    net, tried = begin_search(), []
 
     def narrow_is_good(net: SuperNetwork, ratios: Ratios, images: object) -> evolution.Trial:
         tried.append(float(ratios[0]))
@@ -87,7 +65,7 @@ def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_evolution_may_take_as_long_as_the_gradient() -> None:
-    net = begun(rounds=16, width_batches=40)
+    net = begin_search(rounds=16, width_batches=40)
     assert evolution.count_equal_effort(net) * evolution.BATCHES == 16 * 40 * 3
 
 
@@ -105,7 +83,7 @@ def _log(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_rebuilt_network_keeps_the_weights_that_fit() -> None:
-    net = begun(method="published")
+    net = begin_search(method="published")
     search = published.PublishedSearch(net)
     search.begin_round()
     before = net.model.tensors()["conv1.weight"].detach().clone()
@@ -121,7 +99,7 @@ def test_a_rebuilt_network_keeps_the_weights_that_fit() -> None:
 def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round by round the same network, in the first channels of one wider model, which is compiled once."""
     monkeypatch.setattr(forward, "BACKEND", "aot_eager")
-    plain, compiled = (begun(method="published", rounds=3, compile=kind) for kind in ("off", "on"))
+    plain, compiled = (begin_search(method="published", rounds=3, compile=kind) for kind in ("off", "on"))
     models = set()
     for number, factor in enumerate((1.0, 0.6, 1.5)):  # rows that went come back new
         seen = []
@@ -141,7 +119,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
 
 
 def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
-    net = begun(method="published")
+    net = begin_search(method="published")
     net.given = dataclasses.replace(net.given, where=dataclasses.replace(net.given.where, compiled=True))
     search = published.PublishedSearch(net)
     search.begin_round()
@@ -158,7 +136,7 @@ def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
 
 
 def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
-    net = begun(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
+    net = begin_search(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
     search, budgets = published.PublishedSearch(net), net.given.budgets
     net.at.mu = np.full_like(budgets.base, 0.5)
     assert not search._hinge_gradient().any()
@@ -172,7 +150,7 @@ def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
 
 def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) -> None:
     """However far Adam would step: the gradient fades beyond the candidates."""
-    net = begun(method="published", step_size=5.0)
+    net = begin_search(method="published", step_size=5.0)
     search, before = published.PublishedSearch(net), net.at.mu
     found = search.search(tmp_path / "saved", tmp_path / "search.jsonl")
     bounds = search.budgets.bounds
@@ -185,7 +163,7 @@ def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) ->
 
 
 def test_sub_networks_fill_the_budgets_and_fit_in_the_super_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = begun()
+    net = begin_search()
     steps, budgets = descent.Descent(net), net.given.budgets
     for kind in ("sampled", "near"):
         monkeypatch.setattr(descent, "pick", lambda draw, kind=kind: kind)
@@ -216,7 +194,7 @@ def test_the_search_says_whether_it_beat_equal_widths(lead: float, words: str) -
 
 
 def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small each round's own error is; agreeing ones make it surer."""
+    """However small each round's own error is; rounds that agree reduce the error."""
     monkeypatch.setattr(descent, "GRADIENT_DECAY", 0.9)
     tiny, signs = np.full(8, 1e-3), np.array([1.0, -1.0] * 4)
     rows = [{"gradient": (sign * signs).tolist()} for sign in (1, -1, 1, -1, 1)]

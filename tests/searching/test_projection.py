@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_budget import CASES, NETWORKS, Case, draw_ratios, make_budgets
 
 from dmsflow.searching.budget import as_widths
-from dmsflow.searching.projection import NEARBY, bounded_move, exhaust, normals
+from dmsflow.searching.projection import GROWTH, NEARBY, bounded_move, exhaust, normals
 
 
 @given(st.integers(0, 10**6), st.integers(1, 2), st.integers(2, 12), st.floats(0, 0.2))
@@ -33,8 +33,8 @@ def test_what_is_left_of_a_budget_is_spent() -> None:
 
 def test_a_bounded_move_descends_where_the_evidence_is_good() -> None:
     gradient, error = np.array([-1.0, 1.0, -0.05, 0.15]), np.full(4, 0.1)
-    move = bounded_move(gradient, error, np.zeros((1, 4)), np.array([1e9]), 1.0, growth=1.0)
-    assert move[0] > 0.8 and move[1] < -0.8
+    move = bounded_move(gradient, error, np.zeros((1, 4)), np.array([1e9]), 1.0)
+    assert move[0] > 0.8 * GROWTH and move[1] < -0.8
     assert move[2] == 0 and move[3] == 0  # under one standard error; shrinking on less than two
 
 

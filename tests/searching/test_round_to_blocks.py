@@ -15,14 +15,14 @@ from dmsflow.network import cost
 from dmsflow.network.network import Network, load_network
 from dmsflow.network.profile import PACKED_GRANULARITY
 from dmsflow.searching.budget import Budgets, macs_m, memory_mib
-from dmsflow.searching.round_to_blocks import REACH, BlockRounding, padded_macs, stored_bytes
+from dmsflow.searching.round_to_blocks import LARGEST_CHANGE, BlockRounding, padded_macs, stored_bytes
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
 
 
 def rounding(network: Network, widths: dict[str, int]) -> BlockRounding:
-    """Under budgets that these widths just meet."""
+    """Under budgets that these widths exactly exhaust."""
     chosen = SearchSettings(memory_mib=memory_mib(network, widths), macs_m=macs_m(network, widths))
     return BlockRounding(Budgets.from_settings(chosen, network), PACKED_GRANULARITY)
 
@@ -45,7 +45,7 @@ def test_no_cost_grows(name: str, data: st.DataObject) -> None:
     assert found == widths or max(saved) > 0  # nothing is given up for nothing
     for key, width in found.items():
         assert width == widths[key] or width % 8 == 0
-        assert (1 - REACH) * widths[key] <= width <= (1 + REACH) * widths[key]
+        assert (1 - LARGEST_CHANGE) * widths[key] <= width <= (1 + LARGEST_CHANGE) * widths[key]
 
 
 def test_a_width_just_over_a_multiple_goes_back_and_the_others_get_what_that_frees() -> None:
@@ -69,6 +69,6 @@ def test_stored_bytes_are_those_of_a_file(tmp_path: Path) -> None:
     widths = {key: 3 * base + 1 for key, base in network.widths.items()}
     graph = folding.fold(network, widths, draw_weights(network, widths), (128.0,) * 3, (64.0,) * 3)
     lce.write(graph, tmp_path / "model.tflite")
-    held = sum(lce.layer_bytes(tmp_path / "model.tflite").values())
-    assert held == pytest.approx(stored(network, widths), rel=0.01)
+    in_file = sum(lce.layer_bytes(tmp_path / "model.tflite").values())
+    assert in_file == pytest.approx(stored(network, widths), rel=0.01)
     assert stored(network, widths) > 1.05 * cost.memory_bytes(network, widths)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_search import DATA, SMALL, threads_as_before  # noqa: F401
 
 from dmsflow import cli, manifest
 from dmsflow.errors import BudgetMissed, DmsflowError
@@ -30,25 +30,8 @@ from dmsflow.searching.compare import choose_row, compare_widths
 from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.training import checkpoint, train
 
-DATA = Data(name="digits", train_images=120)
-SMALL: dict[str, Any] = {
-    "memory_mib": 0.03,
-    "rounds": 3,
-    "weight_steps": 2,
-    "width_batches": 2,
-    "batch_size": 12,
-    "threads": 1,
-    "amp": "off",
-}
 COMMAND = ("dmsflow", "search")
 COMPARED = ["searched", "equal", "uniform", "start"]  # under two budgets
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def searched(out: Path, **changes: Any) -> manifest.Manifest:
@@ -135,7 +118,7 @@ def test_the_paper_preset_searches(tmp_path: Path) -> None:
 
 
 def test_aligned_widths_are_taken_where_they_are_no_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they are is told by shared weights, here for both answers."""
+    """Shared weights decide whether they are; here for both answers."""
     plain = searched(tmp_path / "plain", macs_m=6.0)
     for error in (1e9, -1e9):
         monkeypatch.setattr(search, "compare_widths", with_error(compare_widths, error))
@@ -164,7 +147,7 @@ def test_align_needs_weights_to_compare_on(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["uniform", "equal", "random"])
-def test_baselines_just_meet_the_budgets(tmp_path: Path, method: str) -> None:
+def test_baselines_exhaust_the_budgets(tmp_path: Path, method: str) -> None:
     done = searched(tmp_path, method=method)
     used = budget.memory_mib(done.network, done.widths) / 0.03
     assert 0.97 < used <= 1
@@ -298,7 +281,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     changes: dict[str, Any] = {"method": "published", "step_size": 0.05, "width_warmup": 0.0}
     settings = SearchSettings(**{**SMALL, **(changes if variant == "published" else {})})
     search.run_stage(DATA, settings, tmp_path / "straight", Flow(COMMAND))
-    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
     deaths = [
         (descent, "weight_step", 1),
         (descent, "width_pass", 2),
@@ -320,7 +303,7 @@ def test_a_killed_training_ends_in_the_same_weights(
     source = search.run_stage(DATA, SearchSettings(**{**SMALL, "method": "equal"}), tmp_path, Flow(COMMAND))
     settings = TrainSettings(epochs=2, float_epochs=1, from_float=from_float, batch_size=40, threads=1, amp="off")
     train.run_stage(source, settings, tmp_path / "straight", Flow(COMMAND))
-    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
     for calls in (2, 1, 2):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, train, "weight_step", calls)
@@ -400,7 +383,7 @@ SHIPPED = "epyc-lce"
 
 
 @pytest.mark.parametrize("method", ["gradient", "published"])
-def test_memory_and_latency_are_held_together(tmp_path: Path, method: str) -> None:
+def test_memory_and_latency_budgets_are_kept_together(tmp_path: Path, method: str) -> None:
     done = searched(tmp_path, method=method, step_size=0.1, profile=SHIPPED, latency_ms=0.11, rounds=2)
     copied = profile.load_profile(str(manifest.verify(tmp_path / "search.json", done.artifacts["profile"])))
     assert copied == profile.load_profile(SHIPPED)

@@ -15,7 +15,7 @@ from dmsflow.settings import TrainSettings
 from dmsflow.training import place
 from dmsflow.training.batches import Batches, Order, halves, whole
 from dmsflow.training.model import Model
-from dmsflow.training.place import Place, choose_place, quick_bfloat16
+from dmsflow.training.place import Place, choose_place, has_fast_bfloat16
 from dmsflow.training.step import check_finite, sgd, weight_step
 
 COUNT, SIZE, PADDING = 22, 8, 2
@@ -23,7 +23,7 @@ CPU = Place(torch.device("cpu"), 1, False)
 
 
 def dataset(in_memory: bool = True) -> Dataset:
-    """Images whose pixels tell where they come from: value = 10·row + column + image."""
+    """Images whose pixels encode where they come from: value = 10·row + column + image."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     pixels = (10 * rows + columns)[None, :, :, None] + np.arange(COUNT)[:, None, None, None]
     split = ArraySplit(pixels.astype(np.uint8), np.arange(COUNT) % 4, in_memory)
@@ -31,7 +31,7 @@ def dataset(in_memory: bool = True) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "flags", "quicker"),
+    ("vendor", "flags", "faster"),
     [
         ("AuthenticAMD", "avx512f avx512_bf16", True),
         ("AuthenticAMD", "avx512f", False),
@@ -39,9 +39,9 @@ def dataset(in_memory: bool = True) -> Dataset:
         ("GenuineIntel", "avx512_bf16", False),
     ],
 )
-def test_a_processor_mixes_precisions_where_that_is_quicker(vendor: str, flags: str, quicker: bool) -> None:
+def test_a_processor_mixes_precisions_where_that_is_faster(vendor: str, flags: str, faster: bool) -> None:
     text = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} ssse3\n\n" * 2
-    assert quick_bfloat16(text) == quicker
+    assert has_fast_bfloat16(text) == faster
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def test_the_gradient_passes_straight_through_the_sign_and_through_the_scale(
     weight.requires_grad_()
     expected, result = by_autograd(weight, active), binarise(weight, active)
     assert torch.allclose(result, expected, atol=1e-12)
-    (wanted,) = torch.autograd.grad(expected, weight, probe)
+    (reference,) = torch.autograd.grad(expected, weight, probe)
     (gradient,) = torch.autograd.grad(result, weight, probe)
-    assert torch.allclose(gradient, wanted, atol=1e-9)
+    assert torch.allclose(gradient, reference, atol=1e-9)
 
 
 def test_the_number_of_live_channels_may_be_a_tensor() -> None:

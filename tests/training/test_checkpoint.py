@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from; that it goes on exactly, tests/test_search.py has."""
+"""What an interrupted run resumes from; tests/searching/test_search.py checks that it resumes exactly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
     path = tmp_path / "state"
     checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
-    with pytest.raises(DmsflowError, match="is no whole checkpoint .*; start again with --force"):
+    with pytest.raises(DmsflowError, match="is not a complete checkpoint .*; start again with --force"):
         checkpoint.load_checkpoint(path)
 
 
@@ -58,9 +58,9 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> No
     path = tmp_path / "search.checkpoint"
     path.write_bytes(b"state")
     with pytest.raises(DmsflowError, match="--resume starts from it, --force starts again"):
-        checkpoint.claim(path, Flow(()))
-    assert checkpoint.claim(path, Flow((), resume=True)).exists()
-    assert not checkpoint.claim(path, Flow((), force=True)).exists()
+        checkpoint.prepare(path, Flow(()))
+    assert checkpoint.prepare(path, Flow((), resume=True)).exists()
+    assert not checkpoint.prepare(path, Flow((), force=True)).exists()
 
 
 def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:

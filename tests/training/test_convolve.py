@@ -36,8 +36,8 @@ def test_gradients_are_those_of_torch(
     probe = torch.randint(-1, 2, expected.shape, generator=draw).bfloat16()
     result = fast_ops._Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
     assert torch.equal(result, expected)
-    wanted = torch.autograd.grad(expected, (x, weight), probe)
-    for gradient, each in zip(torch.autograd.grad(result, (x, weight), probe), wanted, strict=True):
+    reference = torch.autograd.grad(expected, (x, weight), probe)
+    for gradient, each in zip(torch.autograd.grad(result, (x, weight), probe), reference, strict=True):
         assert torch.equal(gradient, each)
 
 

@@ -40,8 +40,8 @@ def threads() -> Iterator[None]:
 
 
 def random(seed: int, *shape: int, last: bool = False) -> Tensor:
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.contiguous(memory_format=torch.channels_last) if last else drawn
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last) if last else values
 
 
 def with_gradients(run: Run, inputs: list[Tensor], seed: int) -> list[Tensor]:
@@ -69,13 +69,13 @@ def test_binarising_is_torchs(
     active = data.draw(st.none() | st.integers(1, channels))
     weight = random(seed, filters, channels, kernel, kernel, last=last).requires_grad_()
     run = lambda: binarise(weight, active, dtype)  # noqa: E731
-    (out, grad), (wanted, wanted_grad) = (each(run, [weight], seed) for each in (with_gradients, in_torch))
+    (out, grad), (expected, expected_grad) = (each(run, [weight], seed) for each in (with_gradients, in_torch))
     assert out.dtype == dtype and grad.dtype == torch.float32
-    assert torch.equal(out > 0, wanted > 0) or channels * kernel == 1  # of one weight both are ±0
-    assert torch.allclose(out.float(), wanted.float(), rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+    assert torch.equal(out > 0, expected > 0) or channels * kernel == 1  # of one weight both are ±0
+    assert torch.allclose(out.float(), expected.float(), rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
     counted = (active or channels) * kernel**2
     if counted > 2:  # two standardised weights are ±1 whatever they were: their gradient is what rounding leaves
-        assert torch.allclose(grad, wanted_grad, rtol=1e-3, atol=1e-3 * float(wanted_grad.abs().max()))
+        assert torch.allclose(grad, expected_grad, rtol=1e-3, atol=1e-3 * float(expected_grad.abs().max()))
 
 
 @settings(deadline=None)
@@ -88,10 +88,10 @@ def test_quantising_is_torchs(
     x = x.detach().requires_grad_()
     alpha = torch.tensor(0.37, requires_grad=True)
     results = (each(lambda: quantise(x, alpha), [x, alpha], seed) for each in (with_gradients, in_torch))
-    (out, grad_x, grad_alpha), (wanted, wanted_x, wanted_alpha) = results
-    assert torch.equal(out, wanted) and torch.equal(grad_x, wanted_x)
+    (out, grad_x, grad_alpha), (expected, expected_x, expected_alpha) = results
+    assert torch.equal(out, expected) and torch.equal(grad_x, expected_x)
     exact = {torch.float32: 1e-4, torch.bfloat16: 0.02}[dtype] * max(1, x.numel()) ** 0.5
-    assert abs(float(grad_alpha - wanted_alpha)) < exact
+    assert abs(float(grad_alpha - expected_alpha)) < exact
 
 
 @settings(deadline=None)
@@ -152,7 +152,7 @@ def test_training_goes_on_where_the_library_does_not_load(tmp_path: Path, monkey
 
 
 def test_it_gives_the_same_where_torch_has_no_threads_to_lend() -> None:
-    """As on macOS: in a process of its own, since the library keeps what it was told."""
+    """As on macOS: in a process of its own, since the library keeps the threads that it was given."""
     program = """
 import torch
 from dmsflow.training import fast_ops as cpp

@@ -1,4 +1,4 @@
-"""Eq. 4-6 and the mends of the width distribution."""
+"""Eq. 4-6 and the corrections to the width distribution."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_the_mask_sums_to_the_expected_width(mu: float, sigma: float) -> None:
 
 
 def test_eq_4_as_printed_would_be_negative() -> None:
-    """Mend 1: with 1/(1 + e^z) the interval's mass has the wrong sign; ours is positive."""
+    """Correction 1: with 1/(1 + e^z) the interval's mass has the wrong sign; ours is positive."""
     mask = exact_mask(scalar(1.0), 0.2, 16, 1, 64)
     assert bool((mask.values.detach().diff() <= 0).all()) and mask.values[15].item() > 0.4
 
 
 @given(RATIOS, st.floats(0.1, 1.0))
 def test_candidates_that_move_along_have_no_gradient(mu: float, sigma: float) -> None:
-    """Mend 2: p depends on the offsets alone while the candidates follow mu."""
+    """Correction 2: p depends on the offsets alone while the candidates follow mu."""
     active = scalar(mu)
     ratios = torch.stack([active + offset * sigma for offset in CANDIDATES])
     half = HALF_INTERVAL * sigma
@@ -99,7 +99,7 @@ def test_candidates_that_move_along_have_no_gradient(mu: float, sigma: float) ->
 
 
 def test_frozen_candidates_have_the_gradient_that_was_derived() -> None:
-    """Mend 2: ∂p±/∂mu = ±0.1161/sigma, ∂E[r]/∂mu = 0.186, fading to 0.150 at 1 sigma and 0.083 at 2."""
+    """Correction 2: ∂p±/∂mu = ±0.1161/sigma, ∂E[r]/∂mu = 0.186, fading to 0.150 at 1 sigma and 0.083 at 2."""
     sigma, centre, base = 0.5, 4.0, 10_000
 
     def slope(at: float) -> float:

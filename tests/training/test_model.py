@@ -118,7 +118,7 @@ def test_the_last_width_has_the_exact_finite_difference() -> None:
 
 
 def test_batch_norm_would_cancel_a_mask_before_the_quantiser() -> None:
-    """Mend 3: Eq. 11 as printed scales output rows, which the batch norm behind them removes."""
+    """Correction 3: Eq. 11 as printed scales output rows, which the batch norm behind them removes."""
     model = supernet("vgg11", capacity=1.0)
     scale = torch.ones(model.widths["conv3"], dtype=torch.float64, requires_grad=True)
     convolution = model.ops[[layer.name for layer in model.network.layers].index("conv3")]
@@ -133,12 +133,12 @@ def test_batch_norm_would_cancel_a_mask_before_the_quantiser() -> None:
         (as_printed,) = torch.autograd.grad(loss, scale)
     mask = Mask(torch.ones(model.widths["conv3"], dtype=torch.float64, requires_grad=True), model.widths["conv3"])
     loss = F.cross_entropy(model(images(8), {"conv3": mask}), torch.arange(8) % 10)
-    (mended,) = torch.autograd.grad(loss, mask.values)
-    assert float(as_printed.abs().max()) < 1e-3 * float(mended.abs().max())
+    (corrected,) = torch.autograd.grad(loss, mask.values)
+    assert float(as_printed.abs().max()) < 1e-3 * float(corrected.abs().max())
 
 
 def test_the_search_normalises_with_the_batch() -> None:
-    """Mend 8: no running statistics, in evaluation neither."""
+    """Correction 8: no running statistics, in evaluation neither."""
     model = supernet("vgg11").eval()
     assert torch.allclose(model(images()), model(3 * images()), atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Phases on a device whose memory cannot be read: torch's meta device, where no GPU is.
+"""Phases on a device whose memory cannot be read: torch's meta device, so that no GPU is needed.
 
 There a tensor has a shape and a place, and no values. So a step that reads a value back, and would make
 a GPU and the processor wait for each other, is an error, as is one that mixes tensors of two places.
@@ -7,20 +7,17 @@ a GPU and the processor wait for each other, is an error, as is one that mixes t
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_search import DATA, begin_search, threads_as_before  # noqa: F401
 
 from dmsflow import datasets
 from dmsflow.network.network import load_network
-from dmsflow.searching import descent, published, supernetwork
-from dmsflow.searching.budget import Budgets
+from dmsflow.searching import descent, supernetwork
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.published import PublishedSearch
-from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.settings import Data, SearchSettings
 from dmsflow.training import forward, model
 from dmsflow.training.batches import Batches, Order
 from dmsflow.training.mask import exact_masks
@@ -33,23 +30,15 @@ UNREADABLE = Place(torch.device("meta"), threads=1, amp=False)
 @pytest.fixture(autouse=True)
 def _unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supernetwork, "choose_place", lambda settings: UNREADABLE)
-    # It has no lower precision either, and autocast refuses it even where it is not asked for any.
+    # It has no lower precision either, and autocast refuses it even where it is not enabled.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-
-
-def begun(**changes: Any) -> SuperNetwork:
-    settings = SearchSettings(memory_mib=0.03, rounds=2, weight_steps=6, width_batches=2, batch_size=12, **changes)
-    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
-    network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
-    start = published if settings.method == "published" else supernetwork
-    return start.begin(settings, Budgets.from_settings(settings, network), dataset, workers=0)
 
 
 @pytest.mark.parametrize(("method", "kind"), [("gradient", Descent), ("published", PublishedSearch)])
 def test_no_step_of_a_search_reads_from_its_device(
     method: str, kind: type[Descent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = begun(method=method)
+    net = begin_search(method=method, rounds=2)
     search = kind(net)
     for net.at.round in range(2):
         search.begin_round()
@@ -60,20 +49,20 @@ def test_no_step_of_a_search_reads_from_its_device(
             assert images.is_meta and labels.is_meta
             net.at.weight_step = step
             active = search.choose_active()
-            net.at.seen.append(weight_step(net.model, net.optimiser, (images, labels), net.given.where, active))
+            net.at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.given.where, active))
         passes = [
             descent.width_pass(search, images, labels, step)
             for step, (images, labels) in enumerate(net.given.width_batches.run(0, 2))
         ]
     gradients = [each for one in passes for each in one.mask_gradients]
-    assert all(each.is_meta for each in (*net.at.seen, *gradients))
+    assert all(each.is_meta for each in (*net.at.results, *gradients))
     with pytest.raises((NotImplementedError, RuntimeError)):  # a phase reads at its end, and only there
         passes[-1].gradient()
 
 
 def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
-    net = begun()
+    net = begin_search()
     images, labels = next(iter(net.given.weight_batches.run(0, 1)))
     masks = net.place_masks(dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
@@ -84,7 +73,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
 
 
 def test_no_step_of_a_training_reads_from_its_device() -> None:
-    dataset = datasets.load_dataset(Data(name="digits", train_images=120))
+    dataset = datasets.load_dataset(DATA)
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
     optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 
 from dmsflow.network.network import INPUT, Layer, Network
 
-LARGE = 64  # pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths
+IMAGENET_RESOLUTION = (
+    64  # pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths
+)
 STAGES = {"stage0": 64, "stage1": 128, "stage2": 256, "stage3": 512}  # ImageNet channels of a ResNet-18
 
 
 def base_width(channels: int, resolution: int) -> int:
     """ImageNet channels, or a quarter of them for small images."""
-    return channels if resolution >= LARGE else channels // 4
+    return channels if resolution >= IMAGENET_RESOLUTION else channels // 4
 
 
 def stage_widths(resolution: int) -> dict[str, int]:
@@ -22,7 +24,7 @@ def stage_widths(resolution: int) -> dict[str, int]:
 
 def make_stem(resolution: int, kernel: int = 7) -> list[Layer]:
     """A float convolution into the width "stage0", and batch norm. Large images leave it at a quarter of their side."""
-    if resolution < LARGE:
+    if resolution < IMAGENET_RESOLUTION:
         layers = [Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", kernel=3, padding=1)]
     else:
         half = {"kernel": kernel, "stride": 2, "padding": kernel // 2}

@@ -2,8 +2,8 @@
 
 Real values run from the stem to the dense layer, and every binary convolution adds to them. So all
 convolutions of a stage write one width. Where a stage halves the image, the shortcut is a binary 1×1
-convolution of the same bits; the paper has average pooling and a float 1×1 convolution, whose sums no
-two runtimes round alike. Widths and stem are those of resnet18.
+convolution of the same bits; the paper has average pooling and a float 1×1 convolution, whose sums
+every runtime rounds differently. Widths and stem are those of resnet18.
 """
 
 from __future__ import annotations

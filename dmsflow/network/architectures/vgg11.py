@@ -11,7 +11,7 @@ from dmsflow.network.architectures import _parts
 from dmsflow.network.network import INPUT, Layer, Network
 
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)  # of each convolution, on ImageNet
-POOLED = (0, 1, 3, 5, 7)  # the convolutions that a 2×2 max pool follows
+POOLED_CONVS = (0, 1, 3, 5, 7)  # the convolutions that a 2×2 max pool follows
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
@@ -29,7 +29,7 @@ def build(channels: int, resolution: int, classes: int) -> Network:
         if index:
             add(f"quantize{index}", "quantize")
         add(f"conv{index}", "binary_conv" if index else "conv", width=f"conv{index}", kernel=3, padding=1)
-        if index in POOLED:
+        if index in POOLED_CONVS:
             add(f"pool{index}", "max_pool", kernel=2, stride=2)
         add(f"norm{index}", "batch_norm")
     add("relu", "relu")
