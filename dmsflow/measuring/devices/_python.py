@@ -62,19 +62,20 @@ def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurem
         DmsflowError: an unknown runner, a file that cannot be loaded, or a program that does not
             answer as ours.
     """
-    for name in {file.runner for file in job.files}:
-        load_plugin("runners", name)
+    runners = [load_plugin("runners", file.runner) for file in job.files]
     timed = read_answer(job, run(job), device)
     alone: list[int | None] = [None] * len(job.files)
     if job.memory:
         few = msgspec.structs.replace(job, warm_up=0, runs=MEMORY_RUNS, operations=False)
         single = [msgspec.structs.replace(few, files=(file,)) for file in job.files]
         alone = [read_answer(one, run(one), device).timings[0].peak_memory_bytes for one in single]
-    timings = tuple(
-        msgspec.structs.replace(timing, peak_memory_bytes=peak)
-        for timing, peak in zip(timed.timings, alone, strict=True)
-    )
-    return msgspec.structs.replace(timed, timings=timings)
+    timings = []
+    for file, runner, timing, peak in zip(job.files, runners, timed.timings, alone, strict=True):
+        invents = timing.operations and hasattr(runner, "operation_names")
+        names = runner.operation_names(Path(file.path)) if invents else {}
+        operations = [msgspec.structs.replace(each, name=names.get(each.name, each.name)) for each in timing.operations]
+        timings.append(msgspec.structs.replace(timing, operations=tuple(operations), peak_memory_bytes=peak))
+    return msgspec.structs.replace(timed, timings=tuple(timings))
 
 
 def limit_s(job: Job) -> float:

@@ -6,9 +6,13 @@ NumPy only, no torch.
 
 names the top-level modules of dmsflow's extras that a runner of this folder needs; a user's own may leave it out.
 A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `plugin`, `native` and
-`modelfile.tflite` (measuring/devices/_python.py ships these). A Session may have, where its runtime can tell,
+`modelfile.tflite` (measuring/devices/_python.py ships these). If its runtime has a profiler, a Session also has
 
-    operations(images, runs) -> [(kind, name in the file, median ms), ...] in the order of execution
+    operations(images, runs) -> [(kind, name, median ms), ...] in the order of execution
+
+If the runtime invents names, the runner also has a function that runs on this machine, never on the device:
+
+    operation_names(path) -> {name that the runtime invents: name to show instead}
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from dmsflow.errors import DmsflowError
 
 REQUIRES: tuple[str, ...] = ("onnxruntime",)
-Node = tuple[str, str, str]  # kind, name and first output
 ERRORS_ONLY = 3  # of onnxruntime's levels of severity
+ADDED = r"(_nchwc)?(_token_\d+)?_kernel_time$"  # what onnxruntime appends to the name of a node
 
 
 class Session:
@@ -35,20 +35,17 @@ class Session:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
         The runtime's own profiler slows what it watches, so this is a session of its own. Operations
-        are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added. They
-        are called as their layers where the package onnx is installed, and else as the profiler calls them.
+        are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added.
         """
         runtime = _import_onnxruntime()
         with tempfile.TemporaryDirectory() as folder:
-            chosen, rewritten = session_options(self.threads), Path(folder, "rewritten.onnx")
+            chosen = session_options(self.threads)
             chosen.enable_profiling, chosen.profile_file_prefix = True, str(Path(folder, "profile"))
-            chosen.optimized_model_filepath = str(rewritten)
             session = runtime.InferenceSession(self.path, chosen, providers=["CPUExecutionProvider"])
             for _ in range(runs + 1):
                 session.run(None, {self.input_name: images})
             events = json.loads(Path(session.end_profiling()).read_bytes())
-            nodes = _read_nodes(rewritten)
-        return _median_times([event for event in events if event["cat"] == "Node"], runs + 1, nodes)
+        return _median_times([event for event in events if event["cat"] == "Node"], runs + 1)
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
@@ -94,6 +91,20 @@ def version() -> str:
     return f"onnxruntime {_import_onnxruntime().__version__}"
 
 
+def operation_names(path: Path) -> dict[str, str]:
+    """The first output of each node without a name, by what onnxruntime calls the node; none without the package onnx.
+
+    The second node of a file, if it is a Sub without a name, is "Sub_1".
+    """
+    try:
+        import onnx
+    except ImportError:
+        return {}
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    counted = [node for node in nodes if node.op_type != "Constant"]  # onnxruntime makes initializers of these first
+    return {f"{node.op_type}_{index}": node.output[0] for index, node in enumerate(counted) if not node.name}
+
+
 def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
@@ -103,29 +114,10 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _median_times(events: list[dict[str, Any]], runs: int, nodes: list[Node]) -> list[tuple[str, str, float]]:
+def _median_times(events: list[dict[str, Any]], runs: int) -> list[tuple[str, str, float]]:
     """Kind, name and median of each operation in the events of `runs` equal runs, the first of which only warms up."""
     count = len(events) // runs
     ops = [event["args"]["op_name"] for event in events[:count]]
-    names = [event["name"].removesuffix("_kernel_time") for event in events[:count]]
-    if [op for op, _, _ in nodes] == ops:  # else they are not known, or run in another order than they stand
-        names = [_layer(name, output) for _, name, output in nodes]
+    names = [re.sub(ADDED, "", event["name"]) for event in events[:count]]
     medians = [statistics.median(event["dur"] / 1e3 for event in events[at + count :: count]) for at in range(count)]
     return list(zip(ops, names, medians, strict=True))
-
-
-def _read_nodes(path: Path) -> list[Node]:
-    """The nodes of an ONNX file; none on a device without the package onnx."""
-    try:
-        import onnx
-    except ImportError:
-        return []
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    return [(node.op_type, node.name, "".join(node.output[:1])) for node in nodes]
-
-
-def _layer(name: str, output: str) -> str:
-    """A node's output is called as its layer is, unless onnxruntime put it in between or renamed it."""
-    if output.startswith("reorder"):
-        return name.removesuffix("_nchwc") or output
-    return re.sub(r"_token_\d+(_out\d+)?$", "", output) or output
