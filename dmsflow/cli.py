@@ -122,7 +122,7 @@ def _import_stage(stage: str) -> manifest.StageModule:
 @cli.command("profile", cls=options.StageCommand)
 @options.settings_options("profile")
 @options.flow_options("profiles")
-@click.option("--name", required=True, help="Call it so; --profile of search takes that name.")
+@click.option("--name", required=True, help="Name of the profile, as in search --profile NAME.")
 @click.option("--add", is_flag=True, help="Keep what the profile has, and measure what it lacks.")
 @click.pass_context
 def profile_command(

@@ -61,7 +61,7 @@ class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]  # as above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if (present := settings.RENAMED_METHODS.get(value)) in self.choices:
-            raise DmsflowError(f"{param and param.opts[0]} {value}", "has another name", str(present))
+            raise DmsflowError(f"{param and param.opts[0]} {value}", "was renamed", f"use {present}")
         return super().convert(value, param, ctx)
 
 
@@ -111,10 +111,10 @@ def _explain_option(command: click.Command, given: str, name: str) -> DmsflowErr
             if present in RECORDS[record].__struct_fields__:
                 holders[record] = present
     for present in params & set(holders.values()):
-        return DmsflowError(given, "has another name", f"--{present.replace('_', '-')}")
+        return DmsflowError(given, "was renamed", f"use --{present.replace('_', '-')}")
     if holders and "set" in params:
         named = " or ".join(f"--set {record}.{present}=VALUE" for record, present in holders.items())
-        return DmsflowError(given, "is a setting", f"{named}, or in a preset")
+        return DmsflowError(given, "is no longer an option", f"use {named}, or a preset")
     return None
 
 

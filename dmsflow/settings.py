@@ -52,8 +52,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: Annotated[str, option("A data set's name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, option("Folder of the data set's files.")] = None
-    train_images: Annotated[Count | None, option("Use only so many training images, evenly over the classes.")] = None
-    resolution: Annotated[Count | None, option("Resize images to so many pixels; by default their own.")] = None
+    train_images: Annotated[Count | None, option("Use only this many training images, evenly over the classes.")] = None
+    resolution: Annotated[Count | None, option("Resize images to this many pixels a side.")] = None
     workers: Annotated[Natural, preset_only("Processes that decode a streamed data set.")] = 2
 
 
@@ -141,7 +141,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What file is written, and on how many real images it is checked."""
 
     target: Annotated[str, option("Build for this target: see dmsflow list targets.")] = "x86-64"
-    check_images: Annotated[Count | None, option("Check the file on so many test images; by default up to 256.")] = None
+    check_images: Annotated[Count | None, option("Check the file on this many test images; default: up to 256.")] = None
     converter: Annotated[
         Literal["direct", "official"],
         option("Write a .tflite file by dmsflow itself, or by larq-compute-engine's converter (needs TensorFlow)."),
@@ -157,7 +157,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     python: Annotated[str, option("Command that is Python on an ssh device.")] = "python3"
     runner_file: Annotated[str | None, option("Benchmark binary to run on the device instead of Python.")] = None
     runner: Annotated[
-        str | None, option("Run the file by litert, lce, onnxruntime, or a .py file; by default the target's own.")
+        str | None, option("Runtime: litert, lce, onnxruntime or a .py file; by default the target's own.")
     ] = None
     threads: Annotated[Count, option("Threads of the runtime.")] = 1
 
@@ -192,8 +192,8 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_ratio: Annotated[Positive, option("Largest width to measure, as a ratio to its base.")] = 8.0
     points: Annotated[int, option("Widths to measure in each direction.", ge=2)] = 6
     runs: Annotated[Count, option("Runs of each point.")] = 80
-    timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after so long.", ge=0)] = 5.0
-    check: Annotated[Natural, option("Check predictions on so many networks of each kind and resolution.")] = 4
+    timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after this many minutes.", ge=0)] = 5.0
+    check: Annotated[Natural, option("Check predictions on this many networks of each kind and resolution.")] = 4
     seed: Annotated[Natural, option("Seed of the widths of those networks.")] = 0
 
 
@@ -327,10 +327,10 @@ def resolve(kind: type[S], **values: Any) -> S:
         if name in REMOVED_FIELDS:
             raise DmsflowError(f"setting {name}", "is gone", REMOVED_FIELDS[name])
         if name in RENAMED_FIELDS:
-            raise DmsflowError(f"setting {name}", "has another name", RENAMED_FIELDS[name])
+            raise DmsflowError(f"setting {name}", "was renamed", f"use {RENAMED_FIELDS[name]}")
     method = values.get("method")
     if isinstance(method, str) and method in RENAMED_METHODS:
-        raise DmsflowError(f"method {method}", "has another name", RENAMED_METHODS[method])
+        raise DmsflowError(f"method {method}", "was renamed", f"use {RENAMED_METHODS[method]}")
     try:
         return msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:

@@ -14,8 +14,8 @@ INTRODUCTION = """\
 
 <!-- Written by docs/settings_page.py from dmsflow/settings.py: edit that, then run `make docs`. -->
 
-Every setting of a stage is set in one of these ways, the last wins: its default, `--preset`, `--effort`, `--set`,
-an environment variable, its option. A manifest records all of them.
+A setting has a default. `--preset`, `--effort`, `--set`, an environment variable and an option can change it; if several
+do, the last in this list wins. The manifest of a stage records every value.
 
     dmsflow search --preset digits --set search.rounds=12 --set search.batch_size=32 --out runs/a
     dmsflow run --preset mine.toml --out runs/b

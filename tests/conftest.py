@@ -56,7 +56,7 @@ SLOW = (
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
     "network/test_latency.py::test_memory_and_latency_budgets_are_both_kept",
     "reporting/test_report.py",
-    "searching/test_projection.py::test_a_bounded_move_is_bounded_and_keeps_the_budgets",
+    "searching/test_constrained_step.py::test_a_bounded_move_is_bounded_and_keeps_the_budgets",
     "searching/test_evolution.py",
     "searching/test_round_to_blocks.py::test_no_cost_grows",
     "searching/test_search.py::test_a_killed_training_ends_in_the_same_weights",

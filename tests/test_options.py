@@ -104,7 +104,7 @@ def test_run_takes_every_setting_of_its_stages() -> None:
         ("search.rounds", "--set search.rounds: is no setting of this command; write STAGE.NAME=VALUE"),
         ("search.rounds=many", "setting rounds: 'many' is not valid; expected `int`, got `str`"),
         ("search.amp=maybe", "setting amp: 'maybe' is not valid; use one of auto, off, on"),
-        ("search.method=flat", "method flat: has another name; equal"),
+        ("search.method=flat", "method flat: was renamed; use equal"),
     ],
 )
 def test_a_wrong_assignment_is_named(text: str, line: str) -> None:
@@ -115,14 +115,22 @@ def test_a_wrong_assignment_is_named(text: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("command", "words", "line"),
     [
-        ("search", ("--mixed", "off"), "--mixed: is a setting; --set search.amp=VALUE, or in a preset"),
-        ("search", ("--head-start", "0.1"), "--head-start: is a setting; --set search.width_warmup=VALUE"),
-        ("search", ("--rounds", "3"), "--rounds: is a setting; --set search.rounds=VALUE"),
-        ("run", ("--train-batch-size", "3"), "--train-batch-size: is a setting; --set train.batch_size=VALUE"),
-        ("run", ("--no-baseline",), "--no-baseline: is a setting; --set bench.baseline=VALUE"),
-        ("profile", ("--patience-minutes", "3"), "--patience-minutes: has another name; --timeout-minutes"),
-        ("search", ("--method", "flat"), "--method flat: has another name; equal"),
-        ("search", ("--method", "between"), "--method between: has another name; interpolated"),
+        ("search", ("--mixed", "off"), "--mixed: is no longer an option; use --set search.amp=VALUE, or a preset"),
+        (
+            "search",
+            ("--head-start", "0.1"),
+            "--head-start: is no longer an option; use --set search.width_warmup=VALUE",
+        ),
+        ("search", ("--rounds", "3"), "--rounds: is no longer an option; use --set search.rounds=VALUE"),
+        (
+            "run",
+            ("--train-batch-size", "3"),
+            "--train-batch-size: is no longer an option; use --set train.batch_size=VALUE",
+        ),
+        ("run", ("--no-baseline",), "--no-baseline: is no longer an option; use --set bench.baseline=VALUE"),
+        ("profile", ("--patience-minutes", "3"), "--patience-minutes: was renamed; use --timeout-minutes"),
+        ("search", ("--method", "flat"), "--method flat: was renamed; use equal"),
+        ("search", ("--method", "between"), "--method between: was renamed; use interpolated"),
     ],
 )
 def test_an_option_of_an_earlier_version_names_the_new_one(command: str, words: tuple[str, ...], line: str) -> None:
@@ -140,7 +148,7 @@ def test_a_setting_that_is_gone_says_what_to_do(name: str) -> None:
         settings.resolve(SearchSettings, **{name: "x"})
 
 
-RIGHT = {f"setting {old}: has another name; {new}": old for old, new in settings.RENAMED_FIELDS.items()}
+RIGHT = {f"setting {old}: was renamed; use {new}": old for old, new in settings.RENAMED_FIELDS.items()}
 RIGHT |= {f"setting {old}: is gone; {what}": old for old, what in settings.REMOVED_FIELDS.items()}
 
 
@@ -163,7 +171,7 @@ def test_a_method_of_an_earlier_version_names_the_new_one(
     preset.write_text(f'[search]\nmethod = "{old}"\n')
     for words in (("--set", f"search.method={old}"), ("--preset", str(preset)), ("--method", old)):
         assert cli.main(["search", *words]) == 1
-        assert capsys.readouterr().err.endswith(f"method {old}: has another name; {settings.RENAMED_METHODS[old]}\n")
+        assert capsys.readouterr().err.endswith(f"method {old}: was renamed; use {settings.RENAMED_METHODS[old]}\n")
 
 
 @pytest.mark.parametrize(
@@ -185,11 +193,11 @@ def test_set_refuses_what_the_command_does_not_read(
 @pytest.mark.parametrize(
     ("variable", "line"),
     [
-        ("SEARCH_ROUNDS", "is a setting; --set search.rounds=VALUE, or in a preset"),
-        ("SEARCH_MIXED", "is a setting; --set search.amp=VALUE, or in a preset"),
+        ("SEARCH_ROUNDS", "is no longer an option; use --set search.rounds=VALUE, or a preset"),
+        ("SEARCH_MIXED", "is no longer an option; use --set search.amp=VALUE, or a preset"),
         ("SEARCH_BAND", f"is gone; {settings.REMOVED_FIELDS['band']}"),
-        ("RUN_TRAIN_EPOCHS", "is a setting; --set train.epochs=VALUE, or in a preset"),
-        ("PROFILE_PATIENCE_MINUTES", "has another name; --timeout-minutes"),
+        ("RUN_TRAIN_EPOCHS", "is no longer an option; use --set train.epochs=VALUE, or a preset"),
+        ("PROFILE_PATIENCE_MINUTES", "was renamed; use --timeout-minutes"),
     ],
 )
 def test_a_variable_of_an_earlier_version_is_answered_as_its_option_is(

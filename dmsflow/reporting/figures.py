@@ -49,7 +49,7 @@ LEGEND_ROW_HEIGHT = 16.5
 LEGEND_LETTERS = 45  # in a line of the legend, at WIDTH
 TITLE_LETTERS = 40
 TITLE_ROW_HEIGHT = 15.0
-WHISKER: Any = {"elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
+WHISKER: Any = {"capsize": 3, "elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
 PNG_SCALE = 3  # pixels of a file for one of the page: sharp in print
 
 SETTINGS: Any = {
@@ -111,7 +111,7 @@ class Series:
 
     Attributes:
         label: in the legend; series of one label are there once.
-        spread: distance to the edges of a band around a line, or the length of a whisker, a number a point.
+        spread: distance of each point to the edges of a band around the line.
         signs: +1, −1 or 0 a point of a line, drawn as ▲, ▼ and nothing; none given, every point has its marker.
     """
 
@@ -242,34 +242,13 @@ def draw_plane(
         if error is not None:
             faint = {**marks, "markersize": marks["markersize"] / 2, "alpha": 0.5, "markeredgewidth": 0.8}
             axes.plot(series.x, series.y, linestyle="none", **faint)
-        axes.errorbar(statistics.fmean(series.x), statistics.fmean(series.y), yerr=error, capsize=3, **WHISKER, **marks)
+        axes.errorbar(statistics.fmean(series.x), statistics.fmean(series.y), yerr=error, **WHISKER, **marks)
     for label, style in legend.items():
         axes.plot([], [], linestyle="none", label=label, **style.marks(7))
     looks: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": DASHES[1], "zorder": 1.5}
     axes.step(*zip(*front, strict=True), where="post", label="front: nothing cheaper is as good", **looks)
     axes.margins(x=0.08, y=0.08)
     return _finish(figure, title, x_label, "top-1, %")
-
-
-@mpl.rc_context(SETTINGS)
-def draw_rows(title: str, x_label: str, labels: Sequence[str], series: Sequence[Series]) -> Figure:
-    """A row a label, which is above it, with the marks of all series on one scale from zero.
-
-    The y of a series are its rows, its spread are whiskers to the right.
-    """
-    figure, axes = _start(66 + 34 * len(labels))
-    for row, label in enumerate(labels):
-        axes.text(0, row - 0.27, textwrap.shorten(label, 50, placeholder=" …"), va="bottom", fontsize=10, color=INK)
-        longest = max(x for each in series for x, y in zip(each.x, each.y, strict=True) if y == row)
-        axes.plot([0, longest], [row, row], color=RULE, linewidth=1.5, zorder=1)
-    for each in series:
-        error: Any = [[0.0] * len(each.x), each.spread] if each.spread else None
-        axes.errorbar(each.x, each.y, xerr=error, label=each.label, capsize=2.5, **WHISKER, **each.style.marks(6.5))
-    axes.set(ylim=(len(labels) - 0.5, -0.85), yticks=[])
-    axes.set_xlim(left=0)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    return _finish(figure, title, x_label, "")
 
 
 # --- what becomes of a figure -------------------------------------------------------------------

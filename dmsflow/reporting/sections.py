@@ -14,7 +14,7 @@ from typing import TypeAlias
 from dmsflow.environment import measured_machine
 from dmsflow.network import cost
 from dmsflow.reporting import page
-from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane, draw_rows
+from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane
 from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
 from dmsflow.terminal import milliseconds
 
@@ -29,13 +29,14 @@ COSTS = {
     "macs_m": ("Multiply-accumulates", "million MACs"),
     "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
 }
-# By metric of a bench: the head of the column, the words of the legend, and the look.
+
+# By metric of a bench: the head of the column.
 LATENCIES = {
-    "latency_ms_median": ("median ms", "1-bit file, median; whisker to p90", Style(0, "o")),
-    "predicted_latency_ms": ("predicted ms", "predicted by its profile", Style(1, "D", False)),
-    "float32_latency_ms_median": ("float32 ms", "float32 network of these widths", Style(2, "s", False)),
+    "latency_ms_median": "median ms",
+    "latency_ms_p90": "p90 ms",
+    "predicted_latency_ms": "predicted ms",
+    "float32_latency_ms_median": "float32 ms",
 }
-MODELLED = ("predicted ms", "predicted by a modelled profile", Style(3, "D", False))
 
 
 @dataclass(frozen=True)
@@ -310,41 +311,25 @@ def budgets_section(groups: Sequence[Group]) -> Section:
 
 
 def latency_section(groups: Sequence[Group]) -> Section:
-    """Measured, predicted and the float32 baseline, a chart for each processor, runtime and number of threads."""
-    platforms: dict[str, dict[str, list[Run]]] = {}
+    """Measured, predicted and the float32 baseline, a row for each setting and platform."""
+    benched: dict[tuple[str, str], list[Run]] = {}
     for group in groups:
         for run in group.runs:
             if "bench" in run.stages:
-                platforms.setdefault(run.platform, {}).setdefault(group.label, []).append(run)
-    if not platforms:
-        return "no run is measured yet (dmsflow bench)"
-    panels, rows = [], []
-    for number, (platform, labelled) in enumerate(platforms.items(), 1):
-        series = []
-        for at, (label, runs) in enumerate(labelled.items()):
-            bench = runs[0].stages["bench"].environment
-            used = bench.get("profile") or {}
-            word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
-            p90 = _mean(runs, "bench", "latency_ms_p90")
-            row: dict[str, object] = {"settings": label, "runs": len(runs)}
-            for name, look in LATENCIES.items():
-                predicted = name == "predicted_latency_ms"
-                head, words, style = MODELLED if word and predicted else look
-                if (ms := _mean(runs, "bench", name)) is not None:
-                    whisker = [max(0.0, p90 - ms)] if p90 is not None and name == "latency_ms_median" else ()
-                    series.append(Series(words, [ms], [at], style, whisker))
-                row[head] = _format_ms(ms, word * predicted)
-            error = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
-            row |= {"p90 ms": _format_ms(p90), "error %": error}
-            row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
-            rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
-        labels = [label + describe_mean(len(runs)) for label, runs in labelled.items()]
-        figure = draw_rows(platform, "ms for one image", labels, series)
-        panels.append(Panel(f"latency-{number}", f"Latency: {platform}", figure))
-    caption = "Milliseconds for one image, on one scale from zero; of several seeds the mean."
-    caption += describe_cut(MOST_PANELS, len(panels), "charts")
-    table = page.table("Latency: measured, predicted, and beside float32", rows)
-    return [Panels(panels[:MOST_PANELS], caption), table]
+                benched.setdefault((group.label, run.platform), []).append(run)
+    rows: list[dict[str, object]] = []
+    for (label, platform), runs in benched.items():
+        bench = runs[0].stages["bench"].environment
+        used = bench.get("profile") or {}
+        word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
+        means = {name: _mean(runs, "bench", name) for name in LATENCIES}
+        row: dict[str, object] = {"settings": label, "runs": len(runs)}
+        row |= {head: _format_ms(means[name], word * name.startswith("predict")) for name, head in LATENCIES.items()}
+        row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
+        row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
+        rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
+    title = "Milliseconds for one image: measured, predicted, and float32; of several seeds the mean"
+    return [page.table(title, rows)] if rows else "no run is measured yet (dmsflow bench)"
 
 
 # --- the end of the search, and the facts -------------------------------------------------------

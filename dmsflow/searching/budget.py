@@ -1,7 +1,7 @@
 """Memory, MAC and latency budgets: which widths are within them, and the baselines that fill them.
 
 Widths are ratios to their base, one entry a named width, in the order of `network.widths`; NumPy only. What a
-budget does to the steps of a search, which takes derivatives, is in `projection`.
+budget does to the steps of a search, which takes derivatives, is in `constrained_step`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 from dmsflow.files import write_atomically
 from dmsflow.searching import supernetwork
 from dmsflow.searching.budget import Ratios, describe_figures
-from dmsflow.searching.projection import bounded_move, exhaust, normals
+from dmsflow.searching.constrained_step import bounded_move, exhaust, normals
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint

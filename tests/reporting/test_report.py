@@ -325,8 +325,8 @@ def test_every_section_is_there(text: str) -> None:
     assert tuple(re.findall(r'<h2 id="([\w-]+)">', text)) == SECTIONS
     reader = Reader(text)
     drawn = [attributes for tag, attributes in reader.tags if tag == "svg"]
-    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size, latency
-    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3 + 1
+    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size
+    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
     assert text.count("<figcaption>") == text.count("<figure")
 
@@ -502,8 +502,8 @@ def test_the_word_stands_beside_what_nobody_measured(method: str, tmp_path: Path
         content["parent"] = msgspec.to_builtins(describe_artifact(bench.parent / f"{above}.json", bench.parent))
         path.write_text(json.dumps(content))
     text = report.write_report([bench], None).read_text("utf-8")
-    words = ("Predicted latency, modelled", "predicted by a modelled profile", ">0.280 modelled<", ">0.200 modelled<")
-    assert [word in text for word in words] == [method == "modelled"] * 4
+    words = ("Predicted latency, modelled", ">0.280 modelled<", ">0.200 modelled<")
+    assert [word in text for word in words] == [method == "modelled"] * 3
     assert ("modelled" in text.replace(str(tmp_path), "")) == (method == "modelled")
 
 
@@ -516,7 +516,7 @@ def test_figures_are_files_too(form: str, tmp_path: Path) -> None:
     command = ["report", str(path), "--figures", str(tmp_path / "figures"), "--format", form]
     assert cli.main(command) == 0
     names = {file.name.removesuffix(f".{form}") for file in (tmp_path / "figures").iterdir()}
-    assert names >= {"widths-1", "error-1", "error-2", "mu-1-a", "budget-memory", "size-1", "latency-1"}
+    assert names >= {"widths-1", "error-1", "error-2", "mu-1-a", "budget-memory", "size-1"}
     for file in (tmp_path / "figures").iterdir():
         content = file.read_bytes()
         if form == "svg":
@@ -611,7 +611,7 @@ def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
     content = genuine.read_text("utf-8")
     assert tuple(re.findall(r'<h2 id="([\w-]+)">', content)) == SECTIONS
-    for name in ("error-1", "error-2", "mu-1-a", "mu-1-b", "budget-memory", "budget-macs", "latency-1"):
+    for name in ("error-1", "error-2", "mu-1-a", "mu-1-b", "budget-memory", "budget-macs"):
         assert f'id="{name}-' in content, name
 
 

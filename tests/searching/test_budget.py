@@ -16,7 +16,7 @@ from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.searching import budget as budget_module
 from dmsflow.searching.budget import Budgets, Ratios, macs_m, memory_mib
-from dmsflow.searching.projection import exhaust
+from dmsflow.searching.constrained_step import exhaust
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {"vgg11": vgg11.build(3, 32, 10), "resnet18": resnet18.build(3, 32, 10)}

@@ -32,12 +32,12 @@ class Graph:
     def node(self, op: str, *inputs: str, name: str, **attributes: Any) -> str:
         """Add a node with one output, unless it is there already; returns the output's name.
 
-        Few nodes have a name of their own, which takes bytes: those that complete a layer and those that
-        onnxruntime lays out anew, for it renames the tensors around them.
+        A name of its own takes bytes, so a node has one only if it completes a layer, or if onnxruntime
+        fuses it or changes its layout: then its tensors get other names.
         """
         if name not in self.names:
             self.names.add(name)
-            called = name if op == "QLinearConv" or "." not in name else None
+            called = name if op in ("Conv", "QLinearConv") or "." not in name else None
             self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
         return name
 

@@ -1,4 +1,4 @@
-"""Steps of a search along its budgets: how far every width may move, and how all budgets are exhausted.
+"""A search step under budgets: how far every width may move, and how all budgets are exhausted.
 
 Moving along a budget is easiest in log ratios: its normal is then the elasticity of the cost.
 """

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_budget import CASES, NETWORKS, Case, draw_ratios, make_budgets
 
 from dmsflow.searching.budget import as_widths
-from dmsflow.searching.projection import GROWTH, NEARBY, bounded_move, exhaust, normals
+from dmsflow.searching.constrained_step import GROWTH, NEARBY, bounded_move, exhaust, normals
 
 
 @given(st.integers(0, 10**6), st.integers(1, 2), st.integers(2, 12), st.floats(0, 0.2))
