@@ -79,12 +79,6 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("package", "module", "call", "line"),
     [
-        (
-            "onnx",
-            "deploying.exporters._onnx_graph",
-            "onnx_package",
-            "onnx: is not installed; pip install 'dmsflow[onnx]'",
-        ),
         ("onnx", "modelfile.onnx_reader", "import_onnx", "onnx: is not installed; pip install 'dmsflow[onnx]'"),
         (
             "onnxruntime",

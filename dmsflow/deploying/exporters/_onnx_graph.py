@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
+from dmsflow.modelfile.onnx_reader import import_onnx
 from dmsflow.network.network import INPUT
 
 OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
@@ -38,7 +38,7 @@ class Graph:
         if name not in self.names:
             self.names.add(name)
             called = name if op in ("Conv", "QLinearConv") or "." not in name else None
-            self.nodes.append(onnx_package().helper.make_node(op, inputs, [name], called, **attributes))
+            self.nodes.append(import_onnx().helper.make_node(op, inputs, [name], called, **attributes))
         return name
 
     def constant(self, name: str, values: Any, dtype: DTypeLike = np.float32) -> str:
@@ -58,7 +58,7 @@ class Graph:
         return self.constant(name, np.reshape(values, (-1, 1, 1)))
 
     def cast(self, x: str, dtype: DTypeLike, name: str) -> str:
-        return self.node("Cast", x, name=name, to=onnx_package().helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        return self.node("Cast", x, name=name, to=import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def planes(self, mean: Any) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
@@ -92,7 +92,7 @@ class Graph:
         return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}.floats"), np.int8, name)
 
     def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
-        onnx = onnx_package()
+        onnx = import_onnx()
         tensor = onnx.helper.make_tensor_value_info
         graph = onnx.helper.make_graph(
             self.nodes,
@@ -114,16 +114,3 @@ def window_of(op: Any) -> dict[str, list[int]]:
 def channels_first(weights: NDArray[Any]) -> NDArray[Any]:
     """[C_out, k, k, C_in] -> [C_out, C_in, k, k]."""
     return weights.transpose(0, 3, 1, 2)
-
-
-def onnx_package() -> Any:
-    """The module onnx.
-
-    Raises:
-        DmsflowError: it is not installed.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise DmsflowError("onnx", "is not installed", "pip install 'dmsflow[onnx]'") from error
-    return onnx
