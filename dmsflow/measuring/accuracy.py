@@ -74,10 +74,10 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
     listing = list_images(Path(settings.images or ""))
     outputs = session.run(np.zeros(shape, np.float32)).size
     if len(shape) != 4 or shape[0] != 1 or shape[1] != shape[2] or shape[3] not in (1, 3) or outputs < 2:
-        what = f"takes {list(shape)} and gives {outputs} numbers: it tells no classes of square images"
+        what = f"takes {list(shape)} and gives {outputs} numbers: it does not classify square images"
         raise DmsflowError(benched.path, what, "leave out --images")
     if outputs != len(listing.classes):
-        what = f"has {len(listing.classes)} class folders, and the file tells {outputs} classes"
+        what = f"has {len(listing.classes)} class folders, and the file has {outputs}"
         right = "give a folder for each class, in the alphabetical order of the training"
         raise DmsflowError(settings.images, what, right)
     return image_folder.one_split(listing, shape[1], shape[3])

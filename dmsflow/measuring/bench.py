@@ -130,11 +130,10 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machin
     with tempfile.TemporaryDirectory() as folder:
         if benched.export and has_baseline(settings):
             environment.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
-            path, network = Path(folder, "float32.onnx"), benched.export.network
+            path, network, widths = Path(folder, "float32.onnx"), benched.export.network, benched.export.widths
             # Random weights: they change no time, and few chains have trained the float network.
+            weights = draw_weights(network, widths)
             mean, std = (128,) * network.channels, (64.0,) * network.channels
-            network, widths = benched.export.network, benched.export.widths
-            weights = draw_weights(network, widths)  # the time is the same whatever they are
             load_plugin("exporters", "onnx").write_float(network, widths, weights, mean, std, path)
             files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
         elif benched.export and settings.baseline:
@@ -207,7 +206,7 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
 
 def _print_operations(runtime: str, metrics: dict[str, Any]) -> None:
     if "operations" not in metrics:
-        print_line(f"{runtime} does not tell the time of its operations")
+        print_line(f"{runtime} does not report the time of its operations")
         return
     cells = [
         (row["op"], row["name"], milliseconds(row["ms"]), f"{row['share_percent']:.1f}")

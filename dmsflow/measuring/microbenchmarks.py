@@ -46,7 +46,7 @@ class MicroBenchmark(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def network(self) -> Network:
         size = {"channels": self.channels, "resolution": self.resolution, "classes": self.classes}
-        return Network(name="probe", **size, widths={}, layers=self.layers)
+        return Network(name="micro-benchmark", **size, widths={}, layers=self.layers)
 
     @property
     def key(self) -> str:

@@ -1,8 +1,8 @@
 """Reads .onnx files, whatever wrote them: constants in any of the format's fields, subgraphs, functions.
 
-The package onnx decodes a file and infers the shapes that it leaves out; what the file itself says counts first.
+The package onnx decodes a file and infers the shapes that it leaves out; shapes that the file has take precedence.
 Tensors of files are called by name, and a subgraph reads those around it; here they get numbers. Weights that
-lie in other files are refused: nothing could be said of them.
+lie in other files are refused: they cannot be described.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class _File:
                     self.add_graph(graph, plain(f"{part}/{node.name}.{name}"), scope)
             for name, number in zip(names, outputs, strict=False):
                 if name in scope.maps[0]:
-                    raise Damaged(f"{plain(name)} is put out twice")
+                    raise Damaged(f"{plain(name)} is written twice")
                 scope[name] = number
 
     def add_value(self, node: Any, name: str) -> int | None:
@@ -238,7 +238,7 @@ class _File:
 
 
 def _about(model: Any) -> dict[str, str]:
-    """What a file says of itself, as labels and values."""
+    """The file's metadata, as labels and values."""
     texts = {
         "format": f"ONNX, IR version {model.ir_version}, ops of "
         + ", ".join(f"{one.domain or 'ai.onnx'} {one.version}" for one in model.opset_import),
@@ -251,7 +251,7 @@ def _about(model: Any) -> dict[str, str]:
 
 def _number(scope: Scope, name: str) -> int:
     if name not in scope:
-        raise Damaged(f"{plain(name) or 'a tensor'} is read before anything puts it out")
+        raise Damaged(f"{plain(name) or 'a tensor'} is read before it is written")
     return scope[name]
 
 
@@ -284,24 +284,24 @@ def _stored_bytes(proto: Any, dtype: str, dims: tuple[int, ...], where: str) -> 
     """Bytes that the numbers of a constant take in the file.
 
     Raises:
-        Damaged: they are not as many as its shape says.
+        Damaged: their count is not that of its shape.
     """
     if dtype == "string":
         return sum(map(len, proto.string_data))
     bits = bits_of(dtype) or 8
     if proto.HasField("raw_data"):
-        stored = held = len(proto.raw_data)
-        wanted = stored_size(dtype, dims)
+        stored = count = len(proto.raw_data)
+        expected = stored_size(dtype, dims)
     else:
         field = import_onnx().helper.tensor_dtype_to_field(proto.data_type)
         numbers = getattr(proto, field)
-        held, count = len(numbers), math.prod(dims)
-        wanted = -(-count * bits // 8) if bits < 8 else count * (2 if dtype.startswith("complex") else 1)
+        count, elements = len(numbers), math.prod(dims)
+        expected = -(-elements * bits // 8) if bits < 8 else elements * (2 if dtype.startswith("complex") else 1)
         if field in ("float_data", "double_data"):
-            stored = held * (4 if field == "float_data" else 8)
+            stored = count * (4 if field == "float_data" else 8)
         else:  # of each number seven bits a byte, and never less than a byte
             values = np.array(numbers, np.uint64 if field == "uint64_data" else np.int64).view(np.uint64)
-            stored = held + sum(int(np.count_nonzero(values >> np.uint64(7 * count))) for count in range(1, 10))
-    if held != wanted:
+            stored = count + sum(int(np.count_nonzero(values >> np.uint64(7 * more))) for more in range(1, 10))
+    if count != expected:
         raise Damaged(f"{where} does not hold what its shape {list(dims)} says")
     return stored

@@ -273,7 +273,7 @@ def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Tota
 
 
 def _warnings(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:
-    """A line for each thing to be said, with the names of all ops that it holds for."""
+    """A line for each warning, with the names of all ops that it is about."""
     names: dict[tuple[str, str], list[str]] = {}  # by verb and what follows it
     for op in ops:
         if op.binary and not op.packed:

@@ -219,7 +219,7 @@ def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path)
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(pictures / label, few / label)
-    assert refused(few).startswith(f"{few}: has 2 class folders, and the file tells 10 classes; give a folder for each")
+    assert refused(few).startswith(f"{few}: has 2 class folders, and the file has 10; give a folder for each")
     red = Path(shutil.copytree(pictures, tmp_path / "red"))
     Image.new("RGB", (32, 32), "red").save(red / "3" / "0.png")
     assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, and grey images are needed; ")
@@ -331,7 +331,7 @@ def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, ca
     path = bench.run_stage(exported["x86-64"], lce, tmp_path / "lce", Flow(COMMAND))
     assert load_manifest(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
     assert "operations" not in load_manifest(path).metrics
-    assert "does not tell the time of its operations\n" in capsys.readouterr().err
+    assert "does not report the time of its operations\n" in capsys.readouterr().err
 
 
 # --- other devices ------------------------------------------------------------------------------

@@ -69,12 +69,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         runtime: name and version.
         load_ms: from the file to a session that can run, with the runtime already imported.
-        runs_ms: each counted run, in order. A benchmark program tells averages only: then one for each
-            of its processes (devices/_benchmark.py).
+        runs_ms: each counted run, in order. A benchmark program prints only averages: then one for each
+            of its processes (devices/phone/benchmark_program.py).
         peak_memory_bytes: of a process of its own that imports the runtime, loads this file only
             and runs it: the largest resident set, interpreter and runtime included. None: not asked
-            for, or not told by the device.
-        operations: in the order of execution; empty where not asked for or not told.
+            for, or the device does not report it.
+        operations: in the order of execution; empty if not asked for or not reported.
     """
 
     runtime: str
@@ -85,13 +85,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The device as it was when it measured; None: it does not tell.
+    """The device as it was when it measured; None: it does not report this.
 
     Attributes:
         governor: of the first core's clock, e.g. "performance" or "ondemand".
         temperature_c: the hottest sensor, after the last run.
-        method: "modelled" where nothing ran on such a device; said wherever its times are shown. They
-            are the same however often they are asked for.
+        method: "modelled" where nothing ran on such a device; its times are always shown as such, and
+            are the same in every run.
     """
 
     processor: str
@@ -125,20 +125,20 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 Measure: TypeAlias = Callable[[Job], Measurement]
 
 
-def runner_of(aim: Target, reach: Reach) -> str:
+def runner_of(target: Target, reach: Reach) -> str:
     """Which of `modelfile/runners/` a device is to run a target's files with.
 
-    Unless the user names one it is the target's own, or on this machine the witness, if only that
-    works here; a line on stderr then says why.
+    Unless the user names one, it is the target's own. On this machine it is the reference runner if only
+    that works here; a line on stderr then gives the reason.
 
     Raises:
         DmsflowError: neither works on this machine.
     """
     if reach.runner or reach.device != "local":
-        return reach.runner or aim.runner
-    found, lacking = runners.first_usable(aim.runners)
+        return reach.runner or target.runner
+    found, lacking = runners.first_usable(target.runners)
     if lacking:
-        print(f"run by {found}, not by {aim.runner}: {lacking}", file=sys.stderr)
+        print(f"run by {found}, not by {target.runner}: {lacking}", file=sys.stderr)
     return found
 
 

@@ -81,7 +81,7 @@ def run_job(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None
 
 
 def mark() -> None:
-    """Tells an emulator that counts, if one does, where what it is to count begins, and then where it ends."""
+    """Mark, for an emulator that counts instructions, where the counted part begins, and at the next call where it ends."""
     if COUNTED in os.environ:
         time.clock_gettime(time.CLOCK_TAI)
 

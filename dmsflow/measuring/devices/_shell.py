@@ -86,7 +86,7 @@ class Output:
 
     @property
     def reason(self) -> str:
-        """The line that says why: the first that calls itself an error, else the last."""
+        """The line with the reason: the first that begins with ERROR:, else the last."""
         text = (self.error or self.out.decode(errors="replace")).strip()
         lines = text.splitlines() or [f"exit status {self.status}"]
         return next((line for line in lines if line.startswith("ERROR:")), lines[-1].strip())
@@ -96,14 +96,14 @@ class TooSlow(DmsflowError):
     """A device took longer than it may."""
 
 
-def call_script(shell: Shell, script: str, *arguments: str, given: bytes = b"", limit_s: float = ANSWER_S) -> Output:
+def call_script(shell: Shell, script: str, *arguments: str, stdin: bytes = b"", limit_s: float = ANSWER_S) -> Output:
     """Run a script there, to its end.
 
     Raises:
         DmsflowError: the device cannot be reached or goes away, is full, or takes too long (TooSlow).
     """
     line = quote_script(f"({script}); echo {STATUS.decode()}$?", *arguments)
-    done = run_client(shell, (*shell.start, line), given, limit_s)
+    done = run_client(shell, (*shell.start, line), stdin, limit_s)
     error = done.stderr.decode(errors="replace")
     *_, ended = [None, *re.finditer(STATUS + rb"(\d+)", done.stdout)]
     if not ended:
@@ -113,12 +113,12 @@ def call_script(shell: Shell, script: str, *arguments: str, given: bytes = b"", 
     return Output(done.stdout[: ended.start()], error, int(ended[1]))
 
 
-def run_client(shell: Shell, command: Sequence[str], given: bytes, limit_s: float) -> CompletedProcess[bytes]:
+def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: float) -> CompletedProcess[bytes]:
     """Run ssh or adb itself, on this machine; where the device takes too long, the error is a TooSlow."""
     check_installed(command[0])
     try:  # in a session of its own, so that Ctrl-C reaches only this process, which cleans up
         return subprocess.run(
-            command, input=given, capture_output=True, check=False, timeout=limit_s, start_new_session=True
+            command, input=stdin, capture_output=True, check=False, timeout=limit_s, start_new_session=True
         )
     except subprocess.TimeoutExpired as late:
         what = f"did not answer within {limit_s:.0f} s"
@@ -249,7 +249,7 @@ def bring_files(folder: Folder, job: Job) -> Iterator[tuple[str, ...]]:
             call_script(folder.shell, FORGET, *paths)
 
 
-def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: float, given: bytes = b"") -> Output:
+def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: float, stdin: bytes = b"") -> Output:
     """Run a program there, to a good end; errors call what it runs `files`.
 
     Raises:
@@ -257,7 +257,7 @@ def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: f
     """
     shell, path = folder.shell, folder.path
     try:
-        output = call_script(shell, RUN, path, PROGRAM, path, *command, given=given, limit_s=limit_s)
+        output = call_script(shell, RUN, path, PROGRAM, path, *command, stdin=stdin, limit_s=limit_s)
     except TooSlow as error:
         with contextlib.suppress(DmsflowError):
             call_script(shell, STOP, path)
@@ -276,7 +276,7 @@ def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: f
 
 
 def describe_machine(shell: Shell) -> Machine:
-    """What the device's system says of itself."""
+    """The device as its system describes it."""
     facts: dict[str, list[str]] = {}
     for row in call_script(shell, FACTS).out.decode(errors="replace").splitlines():
         key, _, text = (part.strip("\0\r\t ") for part in re.match(r"([^=:]*)([=:]?)(.*)", row).groups())  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
 
 
 def measure(job: Job) -> Measurement:
-    """As the contract of this folder says.
+    """Run a job, as devices/__init__.py describes it.
 
     Raises:
         DmsflowError: a file cannot be loaded, or crashes its runtime.

@@ -138,7 +138,7 @@ def set_up(address: str) -> Iterator[Emulated]:
 
 
 def measure(device: Emulated, job: Job) -> Measurement:
-    """As the contract of the folder says; the memory of an emulated process is left out."""
+    """Run a job, as devices/__init__.py describes it; the memory of an emulated process is left out."""
     if job.threads != 1:
         what = f"is modelled for one thread, and not for {job.threads}"
         raise DmsflowError(f"device {device.address}", what, "give --threads 1")
@@ -172,14 +172,14 @@ def measure(device: Emulated, job: Job) -> Measurement:
 
 
 def emulate(
-    device: Emulated, *arguments: str, given: bytes = b"", runners: Iterable[str] = (), counted: Path | None = None
+    device: Emulated, *arguments: str, stdin: bytes = b"", runners: Iterable[str] = (), counted: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the emulated Python, with dmsflow's runners and the delegate to import.
 
     Args:
         device: set up.
         arguments: of Python.
-        given: on stdin.
+        stdin: of the process.
         runners: whose wheels it has (`parts.WHEELS`) beside LiteRT's, with which NumPy comes.
         counted: where to write what was counted; None: nothing is.
     """
@@ -198,14 +198,14 @@ def emulate(
         command += ["-plugin", f"{parts.plugin()},out={counted}"]
         environment[COUNTED] = "1"
     command += [str(root / parts.PYTHON), "-P", *arguments]  # -P: nothing is imported from the working folder
-    return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
 
 
 def _run_program(device: Emulated, counted: Path, job: Job) -> bytes:
     """The program that measures; what it wrote."""
     program = str(device.program / "__main__.py")
     runners = [file.runner for file in job.files]
-    done = emulate(device, program, given=msgspec.json.encode(job), runners=runners, counted=counted)
+    done = emulate(device, program, stdin=msgspec.json.encode(job), runners=runners, counted=counted)
     if done.returncode:
         files = ", ".join(file.path for file in job.files)
         what = f"the emulated process that runs it died ({_python.last_line(done)})"

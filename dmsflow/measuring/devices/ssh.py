@@ -103,7 +103,7 @@ def _put(shell: Shell, here: str, there: str) -> None:
     """
     content = Path(here).read_bytes()
     limit_s = _shell.ANSWER_S + len(content) / UPLOAD_BYTES_S
-    output = call_script(shell, _shell.WRITE, there, given=content, limit_s=limit_s)
+    output = call_script(shell, _shell.WRITE, there, stdin=content, limit_s=limit_s)
     if output.status:
         what = f"cannot be written to ({output.reason})"
         raise DmsflowError(shell.device, what, "see that its folder is still there")

@@ -55,10 +55,10 @@ class Runner(Protocol):
 
 
 def first_usable(names: Sequence[str]) -> tuple[str, DmsflowError | None]:
-    """The first of some runners whose runtime works on this machine, and what the very first lacks, if it is another.
+    """The first runner whose runtime works on this machine; and why the first of the list does not, if it is another.
 
     Raises:
-        DmsflowError: none works; it says what the very first lacks.
+        DmsflowError: none works; the error is that of the first.
     """
     lacks: list[DmsflowError] = []
     for name in names:

@@ -1,4 +1,4 @@
-"""What runners share whose runtime is compiled code: it speaks to stderr, past Python."""
+"""For runners whose runtime is compiled code, which writes to stderr without Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 
 @contextlib.contextmanager
 def written_to_stderr() -> Iterator[IO[bytes]]:
-    """What compiled code writes to stderr meanwhile: it says there what it does, and why it fails."""
+    """What compiled code writes to stderr in the block: its log, and the reason of a failure."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as written:
         stderr = os.dup(2)
@@ -25,7 +25,7 @@ def written_to_stderr() -> Iterator[IO[bytes]]:
 
 
 def reason(written: IO[bytes]) -> str:
-    """The errors among what was written; empty: there are none."""
+    """The errors in what was written; empty if there are none."""
     written.seek(0)
     lines = written.read().decode("utf-8", "replace").splitlines()
     return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))

@@ -40,9 +40,9 @@ class Session:
 
     def __init__(self, path: Path, threads: int, interpreter: Any) -> None:
         self.path, self.threads, self.interpreter = path, threads, interpreter
-        taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        self.input, self.output = taken["index"], given["index"]
-        self.input_shape: tuple[int, ...] = tuple(int(size) for size in taken["shape"])
+        source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        self.input, self.output = source["index"], result["index"]
+        self.input_shape: tuple[int, ...] = tuple(int(size) for size in source["shape"])
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
@@ -60,18 +60,18 @@ class Session:
         operators = _operators(self.path)
         log = np.zeros(2 + 3 * len(operators), np.int64)  # records, room for so many, and three numbers of each
         log[1] = len(operators)
-        watched = _open_session(self.path, self.threads, times=str(log.ctypes.data))
-        watched.run(images)
-        stretches: list[list[float]] = []
+        profiled = _open_session(self.path, self.threads, times=str(log.ctypes.data))
+        profiled.run(images)
+        runs_ms: list[list[float]] = []
         for _ in range(runs):
             log[0] = 0
-            watched.interpreter.set_tensor(watched.input, images)
+            profiled.interpreter.set_tensor(profiled.input, images)
             began = time.monotonic_ns()
-            watched.interpreter.invoke()
+            profiled.interpreter.invoke()
             edges = [began, *log[2:].reshape(-1, 3)[: log[0], 1:].ravel().tolist(), time.monotonic_ns()]
-            stretches.append([(end - begin) / 1e6 for begin, end in itertools.pairwise(edges)])
+            runs_ms.append([(end - begin) / 1e6 for begin, end in itertools.pairwise(edges)])
         order = log[2:].reshape(-1, 3)[: log[0], 0].tolist()
-        return _rows(operators, order, [statistics.median(times) for times in zip(*stretches, strict=True)])
+        return _rows(operators, order, [statistics.median(times) for times in zip(*runs_ms, strict=True)])
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001

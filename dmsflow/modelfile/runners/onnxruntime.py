@@ -34,7 +34,7 @@ class Session:
     def operations(self, images: NDArray[np.float32], runs: int) -> list[tuple[str, str, float]]:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
-        The runtime's own profiler slows what it watches, so this is a session of its own. Operations
+        The runtime's own profiler slows the run, so this is a session of its own. Operations
         are those of the graph as onnxruntime rewrites it: fused, and with changes of layout added.
         """
         runtime = _import_onnxruntime()
@@ -69,8 +69,8 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     inputs = session.get_inputs()
     kinds = [one.type for one in inputs]
     if kinds != ["tensor(float)"] or not all(isinstance(size, int) for size in inputs[0].shape):
-        given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-        raise DmsflowError(path, f"has the inputs {given}", "give a model with one float32 input of a fixed shape")
+        listed = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        raise DmsflowError(path, f"has the inputs {listed}", "give a model with one float32 input of a fixed shape")
     return Session(session, inputs[0].name, tuple(inputs[0].shape), path, threads)
 
 

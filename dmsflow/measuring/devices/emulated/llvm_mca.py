@@ -181,8 +181,8 @@ def _analyse(blocks: Sequence[str], core: str) -> list[float]:
     return [cycles.get(index, float(block.count("\n") + 1)) for index, block in enumerate(blocks)]
 
 
-def _run(command: Sequence[str], given: str) -> str:
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], stdin: str) -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise DmsflowError(command[0], f"failed ({reason})", INSTALL)

@@ -181,7 +181,7 @@ def find_emulator_version() -> str:
     output = _run((EMULATOR, "--version"), INSTALL)
     match = re.search(r"version (\d+\.\d+\.\d+)", output)
     if not match:
-        raise DmsflowError(EMULATOR, f"does not tell its version, but {output.strip()[:60]!r}", INSTALL)
+        raise DmsflowError(EMULATOR, f"prints no version, but {output.strip()[:60]!r}", INSTALL)
     return match[1]
 
 
