@@ -14,7 +14,10 @@ from dmsflow import cli
 from dmsflow.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
-SHORT = ("search.rounds=1", "search.weight_steps=1", "search.width_batches=1", "search.threads=1", "train.threads=1")
+SHORT = {
+    "SEARCH": "search.rounds=1 search.weight_steps=1 search.width_batches=1 search.threads=1 search.batch_size=4",
+    "TRAIN": "train.threads=1",
+}
 
 
 def commands(page: str) -> list[list[str]]:
@@ -39,8 +42,8 @@ def _flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_flowers")
 def test_the_commands_for_own_images_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("SEARCH", "TRAIN"):
-        monkeypatch.setenv(f"DMSFLOW_{command}_SET", " ".join((*SHORT, "search.batch_size=4")))
+    for command, assignments in SHORT.items():
+        monkeypatch.setenv(f"DMSFLOW_{command}_SET", assignments)
     ran = []
     for program, *arguments in commands((ROOT / "README.md").read_text("utf-8")):
         if program == "dmsflow":
