@@ -69,7 +69,7 @@ def test_the_demo_ends_with_its_table(
     """The very command of `make demo`, on a short schedule."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(
-        "DMSFLOW_RUN_SET", " ".join((*SHORT, "train.epochs=1", "bench.runs=5", "export.check_images=20"))
+        "DMSFLOW_RUN_SET", " ".join((*SHORT.values(), "train.epochs=1", "bench.runs=5", "export.check_images=20"))
     )
     (recipe,) = re.findall(r"^\t\$\(BIN\)/dmsflow (run .*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert cli.main(shlex.split(recipe.replace("$(TARGET)", "x86-64"))) == 0
