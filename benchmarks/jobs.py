@@ -193,14 +193,14 @@ def _try(job: Job, where: Runs) -> bool:
         with _lock(path.parent) as free:
             if not free:
                 return False
-            with _told(path):
+            with _announce(path):
                 chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
                 search.run_stage(where.data, chosen, path.parent, Flow(tuple(sys.argv), resume=True))
     if not (path := where.trained(job)).exists():
         with _lock(path.parent) as free:
             if not free:
                 return False
-            with _told(path):
+            with _announce(path):
                 schedule = settings.resolve(settings.TrainSettings, **job.train, **common)
                 train.run_stage(_source(job, where, path), schedule, path.parent, Flow(tuple(sys.argv), resume=True))
     return True
@@ -228,7 +228,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _announce(path: Path) -> Iterator[None]:
     print(f"{time.strftime('%H:%M:%S')} {path.parent}", file=sys.stderr, flush=True)
     try:
         yield

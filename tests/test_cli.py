@@ -283,7 +283,7 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("stage", ["train", "export", "bench"])
-def test_a_wrong_source_is_told_before_what_is_already_there(
+def test_a_wrong_source_is_reported_before_what_is_already_there(
     stage: str, bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([stage, str(bench.parent / "nothing.json")]) == 1
@@ -316,7 +316,7 @@ def test_a_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_resumes(
     tiny_run: list[str],
     bench: Path,
     tmp_path: Path,

@@ -128,7 +128,7 @@ def whole(folder: Path) -> str:
     return "whole"
 
 
-def test_killed_and_gone_on_in_two_processes_it_ends_as_if_uninterrupted(folder: Path, whole: str) -> None:
+def test_killed_and_resumed_in_two_processes_it_ends_as_if_uninterrupted(folder: Path, whole: str) -> None:
     command = (sys.executable, *options(folder, "killed", *CHOSEN))
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     log = folder / "stderr"

@@ -114,7 +114,7 @@ def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return made
 
 
-def test_every_file_computes_the_deploy_form(cases: list[Case], tmp_path: Path) -> None:
+def test_every_file_computes_the_integer_graph(cases: list[Case], tmp_path: Path) -> None:
     """Both LCE files bit for bit; ONNX up to the float sums of averages and of the dense layer.
 
     Those are of a few thousand terms at most: a bit that differed anywhere would move them further.

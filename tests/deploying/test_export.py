@@ -55,7 +55,7 @@ def rewrite(source, role, change):
 
 
 @pytest.mark.parametrize(("name", "exporter"), [("x86-64", lce), ("arm64", lce), ("onnx", onnx)])
-def test_a_chain_becomes_a_file_with_the_logits_of_the_deploy_form(trained, name, exporter, tmp_path):
+def test_a_chain_becomes_a_file_with_the_logits_of_the_integer_graph(trained, name, exporter, tmp_path):
     path = export.run_stage(trained, settings(name), tmp_path, Flow(COMMAND))
     assert path == tmp_path / "export.json"
     written, train = load_manifest(path, "export"), load_manifest(trained)
@@ -111,7 +111,7 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
         assert text in shown.err
 
 
-def test_what_is_wasted_is_told_and_kept(vgg, tmp_path, capsys):
+def test_what_is_wasted_is_reported_and_kept(vgg, tmp_path, capsys):
     path = export.run_stage(vgg, settings("x86-64"), tmp_path, Flow(COMMAND))
     metrics = load_manifest(path).metrics
     shown = " ".join(capsys.readouterr().err.split())

@@ -46,7 +46,7 @@ def floats_shown(form):
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 1e-3), (2, 300.0)])
-def test_vgg11_runs_as_the_deploy_form_bit_for_bit(tmp_path, seed, magnitude):
+def test_vgg11_runs_as_the_integer_graph_bit_for_bit(tmp_path, seed, magnitude):
     network = vgg11.build(3, 32, 10)
     images = pixels(network, 50, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
@@ -59,7 +59,7 @@ def test_vgg11_runs_as_the_deploy_form_bit_for_bit(tmp_path, seed, magnitude):
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 0.01)])
-def test_resnet18_runs_as_the_deploy_form(tmp_path, seed, magnitude):
+def test_resnet18_runs_as_the_integer_graph(tmp_path, seed, magnitude):
     network = resnet18.build(3, 32, 10)
     images = pixels(network, 30, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
@@ -67,7 +67,7 @@ def test_resnet18_runs_as_the_deploy_form(tmp_path, seed, magnitude):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_small_networks_run_as_their_deploy_form(tmp_path, seed):
+def test_small_networks_run_as_their_integer_graph(tmp_path, seed):
     network = small_network(seed)
     images = pixels(network, 4)
     form, path = written(tmp_path, network, network.widths, seed, images=images)

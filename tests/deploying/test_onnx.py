@@ -89,7 +89,7 @@ def random_images(form, count, seed=3):
     )
 
 
-def test_the_file_gives_the_logits_of_the_deploy_form(written):
+def test_the_file_gives_the_logits_of_the_integer_graph(written):
     form, path = written
     images = random_images(form, 50)
     session = runner.open(path, 1)
@@ -245,7 +245,7 @@ def test_counts_at_the_ends_of_their_range(channels, tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [np.float32(0.3), np.float32(1e-30), np.float32(3e20)])
-def test_floats_next_to_the_threshold_are_told_apart(threshold, tmp_path):
+def test_floats_next_to_the_threshold_are_reported_apart(threshold, tmp_path):
     """x > threshold, for x one float below it, at it, and one above."""
     form = by_hand(1, None, threshold)
     step = np.spacing(threshold)

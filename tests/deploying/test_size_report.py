@@ -27,7 +27,7 @@ def test_widths_on_edges_are_silent() -> None:
     assert find_warnings("vgg11", (32, 64, 96, 64, 128, 128, 128, 128)) == []
 
 
-def test_a_width_just_over_an_edge_is_told_with_the_edges_around_it() -> None:
+def test_a_width_just_over_an_edge_is_reported_with_the_edges_around_it() -> None:
     (read,) = find_warnings("vgg11", (32, 97, 96, 64, 128, 128, 128, 128))
     assert read == (
         "conv2: 97 channels read as 128, 24% of their weights in the file and of the work padding; "
@@ -45,13 +45,13 @@ def test_kernels_without_steps_waste_nothing() -> None:
     assert find_warnings("vgg11", (33, 97, 95, 65, 129, 127, 17, 128), Granularity()) == []
 
 
-def test_a_float_layer_that_dominates_is_told() -> None:
+def test_a_float_layer_that_dominates_is_reported() -> None:
     lines = find_warnings("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Granularity())
     assert [line.partition(":")[0] for line in lines] == ["dense"]
     assert "fewer channels of the last layer before it make it smaller" in lines[0]
 
 
-def test_floats_between_binary_convolutions_are_told_in_one_line() -> None:
+def test_floats_between_binary_convolutions_are_reported_in_one_line() -> None:
     network = load_network("resnet18", 3, 32, 10)
     lines = find_warnings("resnet18", tuple(network.widths.values()), Granularity())
     assert len(lines) == 1

@@ -75,7 +75,7 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
         assert head in shown.err
 
 
-def test_top1_is_that_of_the_deploy_form_on_the_whole_test_split(exported, tmp_path):
+def test_top1_is_that_of_the_integer_graph_on_the_whole_test_split(exported, tmp_path):
     path = bench.run_stage(exported["x86-64"], FEW, tmp_path, Flow(COMMAND))
     chain = load_manifest(path)
     digits = datasets.load_dataset(chain.data)
@@ -316,7 +316,7 @@ def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     assert dict(bench.plan_stage(searched / "export.json", fewer(require_ms=2), tmp_path))["required"] == "at most 2 ms"
 
 
-def test_operations_are_told_where_the_runtime_tells_them(exported, tmp_path, capsys):
+def test_operations_are_reported_where_the_runtime_tells_them(exported, tmp_path, capsys):
     written = load_manifest(bench.run_stage(exported["onnx"], fewer(operations=True), tmp_path, Flow(COMMAND)))
     rows = written.metrics["operations"]
     assert {"Conv"} < {row["op"] for row in rows}

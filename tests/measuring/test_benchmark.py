@@ -160,11 +160,11 @@ def refused(program: tuple[str, ...], *options: str) -> str:
         (("--graph=/",), "cannot read /"),
     ],
 )
-def test_an_error_is_told(options: tuple[str, ...], what: str, host: tuple[str, ...]) -> None:
+def test_an_error_is_reported(options: tuple[str, ...], what: str, host: tuple[str, ...]) -> None:
     assert what in refused(host, *options)
 
 
-def test_unknown_kernels_and_unfitting_images_are_told(host: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+def test_unknown_kernels_and_unfitting_images_are_reported(host: tuple[str, ...], model: Path, tmp_path: Path) -> None:
     assert "'abacus'" in refused(host, f"--graph={model}", "--kernels=abacus")
     given = tmp_path / "odd"
     given.write_bytes(bytes(100))

@@ -181,7 +181,7 @@ def test_peak_memory_is_that_of_the_process_alone(model_files):
     assert 300 * 2**20 < int(done.stdout) < 500 * 2**20
 
 
-def test_a_child_that_dies_is_told(monkeypatch):
+def test_a_child_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with (
         pytest.raises(DmsflowError, match=r"x\.onnx: the process that runs it died \(exit status 1\); export it again"),
@@ -194,7 +194,7 @@ def test_a_child_that_dies_is_told(monkeypatch):
     "written",
     [b"", b"hello", b"dmsflow-result", b"dmsflow-result {}", b'dmsflow-result {"measured": 1}', b"dmsflow-result \xff"],
 )
-def test_garbage_from_a_child_is_told_in_one_line(written, monkeypatch):
+def test_garbage_from_a_child_is_reported_in_one_line(written, monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout=written, stderr=b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings.*; try again$"):

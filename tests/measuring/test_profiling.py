@@ -151,7 +151,7 @@ def test_a_device_that_tells_few_averages_is_not_asked_again(device: Path, tmp_p
     assert heard(device)["jobs"] == jobs
 
 
-def test_a_device_that_throttles_is_told(device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_throttles_is_reported(device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell(device, drift=0.01)
     made = measured(device, tmp_path)
     assert made.drift_percent > profiling.THROTTLED_PERCENT
@@ -162,7 +162,7 @@ def test_a_device_that_throttles_is_told(device: Path, tmp_path: Path, capsys: p
     assert "slower" not in capsys.readouterr().err
 
 
-def test_an_interrupted_profile_goes_on(device: Path, tmp_path: Path) -> None:
+def test_an_interrupted_profile_resumes(device: Path, tmp_path: Path) -> None:
     whole = measured(device, tmp_path, "whole")
     needed = heard(device)["files"]
     tell(device, interrupt=10)
@@ -181,7 +181,7 @@ def test_an_interrupted_profile_goes_on(device: Path, tmp_path: Path) -> None:
     assert heard(device)["jobs"] == jobs
 
 
-def test_an_overwriting_profile_goes_on_too(device: Path, tmp_path: Path) -> None:
+def test_an_overwriting_profile_resumes_too(device: Path, tmp_path: Path) -> None:
     before = measured(device, tmp_path)
     tell(device, interrupt=10)
     with pytest.raises(KeyboardInterrupt):

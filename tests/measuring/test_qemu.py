@@ -323,7 +323,7 @@ def test_a_part_that_cannot_be_made_leaves_nothing(cache):
     assert list(cache.iterdir()) == []
 
 
-def test_the_reason_of_a_failed_set_up_is_told(cache, monkeypatch):
+def test_the_reason_of_a_failed_set_up_is_reported(cache, monkeypatch):
     monkeypatch.setitem(parts.WHEELS, "litert", ("no-such-package-of-dmsflow==0",))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)

@@ -237,7 +237,7 @@ def test_a_profile_is_measured_there(server, tmp_path, monkeypatch, capsys):
     assert build_latency(network, made)(dict.fromkeys(network.widths, 8)) > 0
 
 
-def test_what_litert_lacks_there_is_told(server, files, monkeypatch):
+def test_what_litert_lacks_there_is_reported(server, files, monkeypatch):
     """A machine of another kind gets no library from this one; here that is one without any."""
     said = refused(server, job(on_litert(files[1])), Access(python="python-numpy"))
     assert said.startswith(
@@ -324,7 +324,7 @@ def test_a_benchmark_program_needs_no_python(server, files, tmp_path):
     assert graphs == ["0.tflite", "1.tflite"] * 3  # the files take turns
 
 
-def test_a_program_for_another_machine_is_told(server, files, tmp_path):
+def test_a_program_for_another_machine_is_reported(server, files, tmp_path):
     program = tmp_path / "benchmark_model"
     program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(200))
     said = refused(server, job(files[1]), Access(runner_file=str(program)))

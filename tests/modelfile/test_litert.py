@@ -1,4 +1,4 @@
-"""LCE files on stock LiteRT with dmsflow's delegate: as the deploy form, beside the official interpreter, and told op by op."""
+"""LCE files on stock LiteRT with dmsflow's delegate: equal to the integer graph and to the official interpreter, op by op."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(path, images, threads=1, runner=litert):
 
 @pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_networks_run_as_the_deploy_form_and_as_in_the_official_interpreter(tmp_path, build, threads):
+def test_networks_run_as_the_integer_graph_and_as_in_the_official_interpreter(tmp_path, build, threads):
     network = build(3, 32, 10)
     images = pixels(network, 12)
     form, path = written(tmp_path, network, odd_widths(network, 0), images=images)
@@ -58,7 +58,7 @@ def test_networks_run_as_the_deploy_form_and_as_in_the_official_interpreter(tmp_
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_small_networks_run_as_their_deploy_form(tmp_path, seed):
+def test_small_networks_run_as_their_integer_graph(tmp_path, seed):
     network = small_network(seed)
     images = pixels(network, 4)
     form, path = written(tmp_path, network, network.widths, seed, images=images)
@@ -72,7 +72,7 @@ def residual(tmp_path_factory):
     return written(tmp_path_factory.mktemp("resnet18"), network, odd_widths(network, 1))[1]
 
 
-def test_the_kernels_asked_for_run_and_are_told(residual, monkeypatch):
+def test_the_kernels_asked_for_run_and_are_reported(residual, monkeypatch):
     network = resnet18.build(3, 32, 10)
     images = pixels(network, 2)
     best = run(residual, images)
@@ -181,7 +181,7 @@ def test_an_older_name_of_the_runtime_does_as_well(package, told, monkeypatch):
     assert litert.version().startswith(told)
 
 
-def test_a_runtime_that_does_not_import_is_told(monkeypatch):
+def test_a_runtime_that_does_not_import_is_reported(monkeypatch):
     without_runtimes(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tflite_runtime")
     monkeypatch.setitem(sys.modules, "tflite_runtime", None)
@@ -189,13 +189,13 @@ def test_a_runtime_that_does_not_import_is_told(monkeypatch):
         litert.version()
 
 
-def test_a_library_that_was_not_built_is_told(monkeypatch, tmp_path):
+def test_a_library_that_was_not_built_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: this installation was made without the C\+\+ part"):
         litert.version()
 
 
-def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
+def test_a_library_that_does_not_load_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / native.LIBRARY).write_bytes(b"not a library")
     with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: does not load here"):

@@ -323,7 +323,7 @@ def bconv(tail):
         ([(2, True)], False),
     ],
 )
-def test_floats_that_become_bits_again_are_told(tmp_path, tail, folds):
+def test_floats_that_become_bits_again_are_reported(tmp_path, tail, folds):
     found = read(tmp_path, _flatbuffer.dumps(bconv(tail)), ".tflite")
     assert found.ops[0].channels_in == 20
     told = "conv puts out floats that LceQuantize turns into bits again: a threshold in the convolution would save both"

@@ -160,7 +160,7 @@ def test_a_library_that_needs_more_gets_no_tag_of_an_old_system(build: ModuleTyp
     assert build.platform_tag([native.library(), native.training()]).startswith("manylinux2014_")
 
 
-def test_a_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(DmsflowError, match="without the C\\+\\+ part; install dmsflow from a wheel"):
         native.library()

@@ -26,7 +26,7 @@ LARGEST = 1.10  # of a file, beside its bits with channels as kernels pad them a
 
 @pytest.mark.parametrize("resolution_classes", SIZES, ids=lambda size: f"{size[0]}px")
 @pytest.mark.parametrize("name", list_plugins("networks"))
-def test_files_compute_the_deploy_form(name: str, resolution_classes: tuple[int, int], tmp_path: Path) -> None:
+def test_files_compute_the_integer_graph(name: str, resolution_classes: tuple[int, int], tmp_path: Path) -> None:
     network = load_network(name, 3, *resolution_classes)
     widths = (
         odd_widths(network, 3) if network.resolution == 32 else {key: base | 1 for key, base in network.widths.items()}

@@ -43,7 +43,7 @@ def test_a_weight_at_the_mean_counts_as_positive() -> None:
     assert binarise(weight)[0, 1] > 0
 
 
-def test_a_filter_of_one_weight_is_zero_as_in_the_deploy_form() -> None:
+def test_a_filter_of_one_weight_is_zero_as_in_the_integer_graph() -> None:
     assert (binarise(torch.randn(5, 1, 1, 1)) == 0).all()
 
 

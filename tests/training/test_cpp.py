@@ -139,7 +139,7 @@ def test_a_gradient_of_another_type_or_layout_is_taken() -> None:
         assert torch.allclose(mine.float(), torchs.float(), rtol=0.02, atol=1e-3)
 
 
-def test_training_goes_on_where_the_library_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_where_the_library_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / native.TRAINING
     broken.write_bytes(b"no library")
     monkeypatch.setattr(native, "training", lambda: broken)
