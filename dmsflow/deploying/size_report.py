@@ -117,7 +117,7 @@ def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Gra
     reads = [(size.layer, size.reads) for size in sizes if size.op == "BinaryConv"]
     writes = [(size.layer, size.writes) for size in sizes if size.op == "BinaryConv"]
     return [
-        *_warn_of_padding(reads, granularity.inputs, "read", "of their weights in the file and of the work"),
+        *_warn_of_padding(reads, granularity.inputs, "read", "of their stored weights and work"),
         *_warn_of_padding(writes, granularity.outputs, "written", "of the work"),
         *dominating,
         *_warn_of_floats(graph),
@@ -140,9 +140,9 @@ def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, wh
     for width, names in layers.items():
         padded = round_up(width, step)
         edges = f"{padded - step} or {padded}" if padded > step else f"{padded}"
-        share = f"{1 - width / padded:.0%} {what} padding"
-        right = f"{edges} channels have none (search --align)"
-        lines.append(f"{list_names(names)}: {width} channels {verb} as {padded}, {share}; {right}")
+        share = f"{1 - width / padded:.0%} {what} is padding"
+        right = f"use {edges} (search --align)"
+        lines.append(f"{list_names(names)}: {width} channels {verb} as {padded}: {share}; {right}")
     return lines
 
 

@@ -243,14 +243,14 @@ class Budgets:
             raise DmsflowError("budgets", what, "give a smaller one, or set a larger search.max_ratio")
         for budget in self.limits:
             share = budget.limit / budget.cost(self.network, self.network.widths)
-            words = f"{budget.limit:g} {budget.unit}, {share:.2f} times what the base widths take"
+            words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"
             alone = self.only(budget)
             if alone.met(largest):
                 rows.append((f"{budget.name} budget", f"{words}; the largest network is within it"))
             else:
                 # The lower median, where their number is even: a ratio that a width has.
                 ratio = float(np.sort(alone.uniform())[(len(self.base) - 1) // 2])
-                rows.append((f"{budget.name} budget", f"{words}; alone it leaves {ratio:.2f} times the base widths"))
+                rows.append((f"{budget.name} budget", f"{words}; alone it allows {ratio:.2f} × the base widths"))
         return rows
 
 

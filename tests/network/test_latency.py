@@ -288,5 +288,5 @@ def test_the_feasibility_table_has_every_cost_and_what_each_budget_leaves() -> N
     assert list(rows) == ["smallest", "base", "largest", "memory budget", "latency budget"]
     for name in ("smallest", "base", "largest"):
         assert all(unit in rows[name] for unit in (" MiB", " M MACs", " ms"))
-    assert "0.08 MiB" in rows["memory budget"] and "times the base widths" in rows["memory budget"]
-    assert "0.6 ms" in rows["latency budget"] and "times the base widths" in rows["latency budget"]
+    assert "0.08 MiB" in rows["memory budget"] and "× the base widths" in rows["memory budget"]
+    assert "0.6 ms" in rows["latency budget"] and "× the base widths" in rows["latency budget"]
