@@ -95,7 +95,8 @@ def _never(cells: list[Row]) -> str:
     ran = [method for method in accuracy.BASELINES if any(method in leads for leads in found)]
     never = [method for method in ran if not any(leads[method].gains for leads in found if method in leads)]
     titles = [accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in never]
-    return f" Under two budgets it does not beat {' or '.join(titles)} widths." if titles else ""
+    words = " or ".join(filter(None, (", ".join(titles[:-1]), *titles[-1:])))
+    return f" Under two budgets it does not beat {words}." if titles else ""
 
 
 SHOWN = ("gradient", "uniform", "flat", "between", "best random", "evolution", "paper")
