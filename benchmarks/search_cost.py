@@ -27,11 +27,11 @@ from dmsflow.network.network import load_network
 from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.budget import Budgets, Range
 from dmsflow.searching.supernetwork import Schedule, SuperNetwork
-from dmsflow.settings import Data, SearchSettings
+from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.terminal import print_table
 from dmsflow.training.mask import exact_masks
 from dmsflow.training.model import Model
-from dmsflow.training.step import sgd, weight_step
+from dmsflow.training.step import make_optimiser, weight_step
 
 # The largest widths, and images in a batch.
 CASES = (((128,) * 8, 64), ((128,) * 4 + (1024,) * 4, 32))
@@ -76,7 +76,7 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     net = prepared(largest, batch, narrow, threads)
     where = net.given.where
     plain = Model(net.model.network, net.model.widths).to(where.device)
-    optimiser = sgd(plain, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(plain, TrainSettings())
     images, labels = next(net.given.weight_batches.run(0, 1))
 
     def search_step() -> None:

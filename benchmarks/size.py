@@ -18,7 +18,9 @@ import script
 
 PACKAGE = Path(__file__).parent.parent / "dmsflow"
 CORE = ("root", "network", "datasets", "deploying", "training", "searching")
-CORE_LIMIT = 5_400  # lines of code, set when the packages were made: what is added has to be taken out elsewhere
+CORE_LIMIT = (
+    5_800  # lines of code; 5,400 when the packages were made, and the recipe, teachers and many processes since
+)
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -36,7 +36,7 @@ from dmsflow.training.batches import Batches, Order
 from dmsflow.training.binary import binarise
 from dmsflow.training.model import Convolution, Model
 from dmsflow.training.place import Place, choose_place
-from dmsflow.training.step import set_learning_rate, sgd, weight_step
+from dmsflow.training.step import make_optimiser, set_learning_rate, weight_step
 
 Run = Callable[[], Any]
 
@@ -119,11 +119,11 @@ def variants(batch: int, threads: int) -> tuple[list[Run], dict[str, Run]]:
     """The kinds of step, as STEP_KINDS; and the parts of the mixed one beside its convolutions."""
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
-    optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(model, TrainSettings())
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
     with mock.patch.object(torch, "channels_last", torch.contiguous_format):
         first = Model(network, network.widths)
-    others = sgd(first, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    others = make_optimiser(first, TrainSettings())
 
     def channels_first() -> None:
         with mock.patch.object(torch, "channels_last", torch.contiguous_format):
@@ -218,7 +218,7 @@ def an_epoch(batch: int, threads: int, count: int) -> tuple[float, float]:
     batches = Batches(dataset, split, Order(np.arange(count), batch, seed=0, purpose="train"), where, workers=0)
     network = vgg11.build(3, 32, 10)
     model = Model(network, network.widths)
-    optimiser = sgd(model, learning_rate=0.01, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(model, TrainSettings())
     alone = convolutions(model, torch.randn(batch, 3, 32, 32))
     left = batches.run(0, batches.steps)
 

@@ -47,6 +47,7 @@ def cli() -> None:
 @cli.command("search", cls=options.StageCommand)
 @options.settings_options("data", "search")
 @options.preset_options
+@options.tensorboard_option
 @options.flow_options("runs/NETWORK-DATASET")
 @options.download_option
 @click.pass_context
@@ -64,6 +65,7 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 @options.source_argument
 @options.settings_options("train")
 @options.preset_options
+@options.tensorboard_option
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
@@ -112,7 +114,9 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
 
 
 def _flow(ctx: click.Context) -> manifest.Flow:
-    return manifest.Flow(ctx.obj, *(ctx.params.get(name, False) for name in ("resume", "force", "download")))
+    return manifest.Flow(
+        ctx.obj, *(ctx.params.get(name, False) for name in ("resume", "force", "download", "tensorboard"))
+    )
 
 
 def _import_stage(stage: str) -> manifest.StageModule:

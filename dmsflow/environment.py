@@ -77,6 +77,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow",),
     "device": ("ai_edge_litert",),
     "report": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
 }
 
 # Where the distribution has another name than the module.

@@ -6,7 +6,7 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -189,18 +189,18 @@ class Flow:
         resume: leave the stage if it is finished, and otherwise start where an interrupted one stopped.
         force: do it again, and overwrite.
         download: fetch the data set if its files are missing (search).
+        tensorboard: write TensorBoard's files too (search, train).
     """
 
     command: tuple[str, ...]
     resume: bool = False
     force: bool = False
     download: bool = False
+    tensorboard: bool = False
 
 
 def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | None = None) -> bool:
     """Whether the stage that writes `path` is done with these very settings and may be left as it is.
-
-    Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
 
     Raises:
         DmsflowError: it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
@@ -213,13 +213,21 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
     if data and anchored(data) != done.data:
         what = f"was made of {done.data.name} with other data options"
         raise DmsflowError(path, what, "--resume with its own options, or --force")
-    recorded = with_present_names(done.settings)
-    ignored = {"device", "threads", *(set(settings.__struct_fields__) - set(recorded))}
-    if difference := find_difference(recorded, settings, ignored):
+    if difference := find_change(done, settings):
         field, before, now = difference
         right = "--resume with the options it was made with, or --force to do it again"
         raise DmsflowError(path, f"was made with {field} {before}, not {now}", right)
     return True
+
+
+def find_change(done: Manifest, settings: msgspec.Struct, ignored: Collection[str] = ()) -> tuple[str, Any, Any] | None:
+    """The first setting that a finished stage had otherwise: its name, the value then, and now.
+
+    Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
+    """
+    recorded = with_present_names(done.settings)
+    unknown = set(settings.__struct_fields__) - set(recorded)
+    return find_difference(recorded, settings, {"device", "threads", *unknown, *ignored})
 
 
 class StageModule(Protocol):

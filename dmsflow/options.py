@@ -228,6 +228,9 @@ preset_options = _stack(
     click.option("--preset", default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
     click.option("--set", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
+tensorboard_option = click.option(
+    "--tensorboard", is_flag=True, help="Write curves for TensorBoard too, in OUT/tensorboard."
+)
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 

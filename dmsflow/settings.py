@@ -80,7 +80,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     compile: Annotated[Choice, preset_only("Compile the training step; auto: on a GPU that Triton knows.")] = "auto"
 
 
-class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How weights are trained, in a search and after it."""
+
+    optimiser: Annotated[Literal["adam", "sgd"], preset_only("Adam with decoupled decay, or SGD with momentum.")] = (
+        "adam"
+    )
+    learning_rate: Annotated[Positive, preset_only("Learning rate of the weights at the start.")] = 5e-3
+    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 0.0
+    centred: Annotated[bool, preset_only("Start with half of the activations on, and not with 31 %.")] = True
+    crop: Annotated[float, preset_only("Random crops: this share of the data set's own padding.", ge=0, le=1)] = 0.0
+
+
+class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the widths are chosen."""
 
     network: Annotated[str, option("A network's name, or the path of a .py file with build().")] = "vgg11"
@@ -110,31 +123,33 @@ class SearchSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sigma_start: Annotated[Positive, preset_only("Scale of the width distribution in the first round.")] = 0.3
     sigma_end: Annotated[Positive, preset_only("Scale in the last round, reached by a constant factor.")] = 0.15
     batch_size: Annotated[Count, preset_only("Images in a batch.")] = 128
-    learning_rate: Annotated[Positive, preset_only("Learning rate of the weights (SGD) at the start.")] = 0.05
-    learning_rate_end: Annotated[Positive, preset_only("Learning rate at the end of the cosine.")] = 0.01
-    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 1e-4
+    learning_rate_end: Annotated[Positive, preset_only("Learning rate at the end of the cosine.")] = 1e-3
     start_ratio: Annotated[Positive, preset_only("Published: width to start from, as a ratio to its base.")] = 1.5
     penalty: Annotated[Positive, preset_only("Published: weight of Eq. 7, per MiB, million MACs and ms.")] = 0.01
     temperature: Annotated[Positive, preset_only("Published: temperature of the Gumbel-softmax.")] = 1.0
 
 
-class TrainSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the chosen network is trained."""
 
     precision: Annotated[
         Literal["binary", "float"], option("float trains the same widths in full precision: the baseline.")
     ] = "binary"
-    epochs: Annotated[Count, option("Passes over the training set.")] = 8
+    epochs: Annotated[Count | None, option("Passes over the training set; without it those of --effort.")] = None
+    normal_epochs: Annotated[Count, preset_only("Passes of --effort normal.")] = 12
+    min_steps: Annotated[Natural, preset_only("Steps that --effort normal takes at least, on a small data set.")] = 3000
     from_float: Annotated[bool, option("Train in full precision first, and start from that.")] = False
-    float_epochs: Annotated[Count, preset_only("Passes in full precision (from_float).")] = 8
+    teacher: Annotated[
+        str | None,
+        option("Learn from a teacher's outputs too: float (the same widths in full precision) or a train.json."),
+    ] = None
+    float_epochs: Annotated[
+        Count | None, preset_only("Passes in full precision (from_float, teacher); without it as many as binary.")
+    ] = None
     batch_size: Annotated[Count, preset_only("Images in a batch.")] = 64
-    learning_rate: Annotated[Positive, preset_only("Learning rate of SGD at the start.")] = 0.1
     schedule: Annotated[Literal["cosine", "step"], preset_only("Fall to 0, or multiply at milestones.")] = "cosine"
     milestones: Annotated[tuple[Natural, ...], preset_only("Epochs at which step multiplies.")] = (140, 220, 260)
     milestone_factor: Annotated[Positive, preset_only("What it multiplies by.")] = 0.1
-    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 1e-4
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -234,10 +249,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 # What the dial --effort multiplies. Weights and widths share the rounds, so four times the rounds and twice the
 # steps of each are eight times the work; a training is as long as its epochs.
+_TRAINING = ("epochs", "normal_epochs", "float_epochs", "min_steps")
 EFFORTS = {
-    "quick": {"rounds": 0.5, "weight_steps": 0.5, "width_batches": 0.5, "epochs": 0.25, "float_epochs": 0.25},
+    "quick": {"rounds": 0.5, "weight_steps": 0.5, "width_batches": 0.5, **dict.fromkeys(_TRAINING, 0.25)},
     "normal": {},
-    "long": {"rounds": 2.0, "weight_steps": 4.0, "width_batches": 2.0, "epochs": 8.0, "float_epochs": 8.0},
+    "long": {"rounds": 2.0, "weight_steps": 4.0, "width_batches": 2.0, **dict.fromkeys(_TRAINING, 8.0)},
 }
 
 

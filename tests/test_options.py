@@ -72,11 +72,11 @@ def test_effort_scales_what_is_not_set_otherwise() -> None:
     def resolve(*arguments: str) -> tuple[int, int, int]:
         ctx = context("run", *arguments)
         search, train = options.resolved(ctx, "search"), options.resolved(ctx, "train")
-        return search.rounds, search.weight_steps, train.epochs
+        return search.rounds, search.weight_steps, train.epochs or train.normal_epochs
 
-    assert resolve("--effort", "normal") == resolve() == (16, 40, 8)
-    assert resolve("--effort", "quick") == (8, 20, 2)
-    assert resolve("--effort", "long") == (32, 160, 64)
+    assert resolve("--effort", "normal") == resolve() == (16, 40, 12)
+    assert resolve("--effort", "quick") == (8, 20, 3)
+    assert resolve("--effort", "long") == (32, 160, 96)
     assert resolve("--effort", "quick", "--preset", "digits") == (4, 10, 10)
     assert resolve("--effort", "long", "--set", "train.epochs=3") == (32, 160, 3)
 

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmsflow.files import write_atomically
 from dmsflow.searching import supernetwork
 from dmsflow.searching.budget import Ratios, describe_figures
 from dmsflow.searching.constrained_step import bounded_move, exhaust, normals
@@ -26,6 +24,7 @@ from dmsflow.terminal import track
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import generator
 from dmsflow.training.forward import forward_loss
+from dmsflow.training.log import Log
 from dmsflow.training.mask import Mask, Window, exact_masks
 from dmsflow.training.model import Active
 from dmsflow.training.step import check_finite, set_learning_rate, weight_step
@@ -55,9 +54,10 @@ class Descent:
         epochs, steps = self.settings.weight_epochs, self.settings.weight_steps
         self.steps = steps if epochs is None else max(1, round(epochs * net.given.weight_batches.steps))
 
-    def search(self, saved: Path, log: Path) -> Ratios:
+    def search(self, saved: Path, log: Log) -> Ratios:
         """Do the rounds that are left, each saved, and return the ratios [n] found, within every budget."""
         at, rounds = self.net.at, self.settings.rounds
+        log.rows = at.rows
         with track("search", rounds, "round", done=at.round) as progress:
             while at.round < rounds:
                 if at.weight_step == 0:
@@ -66,9 +66,8 @@ class Descent:
                 self._train_weights(saved)
                 moved = self._move_widths() if at.round >= self.first_move else {}
                 row = self._row() | moved
-                at.rows.append(row)
+                log.add(row)
                 at.round, at.weight_step, at.results = at.round + 1, 0, []
-                write_log(log, at.rows)
                 supernetwork.save(self.net, saved)
                 progress.advance(note=self._note(row))
         return self.result()
@@ -263,8 +262,3 @@ def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> W
     loss, right = forward_loss(net.model, images, labels, net.given.where, placed)
     gradients = torch.autograd.grad(loss, leaves)
     return WidthPass(mu, tuple(mask.values for mask in masks.values()), gradients, torch.stack([loss.detach(), right]))
-
-
-def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, one line a round."""
-    write_atomically(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

@@ -23,7 +23,7 @@ from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_fact
 from dmsflow.settings import SearchSettings
 from dmsflow.training.batches import generator
 from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks
-from dmsflow.training.model import Active, Model, best_effort_initialise
+from dmsflow.training.model import Active, Model, best_effort_initialise, centre_quantisers
 from dmsflow.training.step import make_optimiser
 
 COMPILED_HEADROOM = 1.25  # of a compiled model over its first network: most later networks fit without compiling again
@@ -73,7 +73,10 @@ class PublishedSearch(Descent):
         return model
 
     def _model(self, widths: Mapping[str, int]) -> Model:
-        return Model(self.budgets.network, widths, statistics=False).to(self.net.given.where.device)
+        model = Model(self.budgets.network, widths, statistics=False)
+        if self.settings.centred:
+            centre_quantisers(model)
+        return model.to(self.net.given.where.device)
 
     def sigma(self) -> Ratios:
         """One scale for all widths, in units of their base."""

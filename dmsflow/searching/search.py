@@ -29,6 +29,7 @@ from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import format_threads
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import generator
+from dmsflow.training.log import Log
 from dmsflow.training.place import within_memory
 
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that train nothing
@@ -56,8 +57,9 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     if settings.method in BASELINES:
         widths = _fill_budgets(settings, budgets)
     else:
-        widths, metrics, environment = _search(settings, source, dataset, budgets, saved, out)
-        artifacts["log"] = out / "search.jsonl"
+        log = Log(out / "search.jsonl", tensorboard=flow.tensorboard)
+        widths, metrics, environment = _search(settings, source, dataset, budgets, saved, log)
+        artifacts["log"] = log.path
     if not budgets.met(widths):
         what = f"the chosen widths need {budgets.describe(widths)}"
         raise BudgetMissed(out, what, "search again with more rounds")
@@ -121,14 +123,13 @@ def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
 
 
 def _search(
-    settings: SearchSettings, source: Data, dataset: Dataset, budgets: Budgets, saved: Path, out: Path
+    settings: SearchSettings, source: Data, dataset: Dataset, budgets: Budgets, saved: Path, log: Log
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Search; the chosen widths, what was measured on the way, and where it ran."""
     as_published = settings.method == "published"
     net = (published if as_published else supernetwork).begin(settings, budgets, dataset, source.workers)
     if saved.exists():
         supernetwork.restore(net, saved)
-    log = out / "search.jsonl"
     if as_published:  # its network has no channels beyond the last candidates, so there is nothing to compare on
         found = published.PublishedSearch(net).search(saved, log)
         return budgets.round_within(found), {}, net.given.where.facts()

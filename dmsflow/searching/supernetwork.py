@@ -22,9 +22,9 @@ from dmsflow.datasets import Dataset
 from dmsflow.searching.budget import Budgets, Range, Ratios
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
-from dmsflow.training.batches import Batches, Order, halves
+from dmsflow.training.batches import Batches, Order, halves, with_crop
 from dmsflow.training.mask import Mask, Window
-from dmsflow.training.model import Model
+from dmsflow.training.model import Model, centre_quantisers
 from dmsflow.training.place import Place, choose_place
 from dmsflow.training.step import make_optimiser
 
@@ -151,7 +151,10 @@ def begin(
     capacity = {
         name: math.ceil(width) for name, width in zip(budgets.network.widths, allocated * budgets.base, strict=True)
     }
-    model = Model(budgets.network, capacity, statistics=False).to(where.device)
+    model = Model(budgets.network, capacity, statistics=False)
+    if settings.centred:
+        centre_quantisers(model)
+    model.to(where.device)
     batches = _batches(settings, dataset, where, workers)
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
     given = Given(settings, budgets, where, *batches, start, sampling)
@@ -165,10 +168,11 @@ def _batches(
     weight_half, width_half = halves(dataset.train, settings.seed)
     shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
     cut = max(1, round(HELD_OUT_SHARE * len(shuffled)))
+    cropped = with_crop(dataset, settings.crop)
 
     def batches(purpose: str, indices: Any, augment: bool = False) -> Batches:
         order = Order(indices, settings.batch_size, settings.seed, purpose, augment=augment)
-        return Batches(dataset, dataset.train, order, where, workers)
+        return Batches(cropped, dataset.train, order, where, workers)
 
     return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), batches("held out", shuffled[:cut])
 

@@ -171,6 +171,11 @@ def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
+def with_crop(dataset: Dataset, share: float) -> Dataset:
+    """The data set with a share of its padding for random crops."""
+    return replace(dataset, crop_padding=round(share * dataset.crop_padding))
+
+
 def whole(dataset: Dataset, split: Split, where: Place, workers: int, limit: int | None = None) -> Batches:
     """A split in order, without augmentation, every image of it, for evaluation."""
     indices = np.arange(min(len(split), limit or len(split)))

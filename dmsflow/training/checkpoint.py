@@ -46,17 +46,30 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, st
             raise OSError(str(error)) from error
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a checkpoint.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its header.
 
     Raises:
         DmsflowError: the file is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, msgspec.json.decode(file.metadata()["facts"])  # noqa: SIM118
-    except (SafetensorError, OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise DmsflowError(path, f"is not a complete checkpoint ({error})", "start again with --force") from error
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DmsflowError(path, f"is not a complete safetensors file ({error})", "start again with --force") from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint.
+
+    Raises:
+        DmsflowError: the file is damaged.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        return tensors, msgspec.json.decode(header["facts"])
+    except (msgspec.DecodeError, KeyError) as error:
+        raise DmsflowError(path, f"is not a checkpoint ({error})", "start again with --force") from error
 
 
 def restore(

@@ -23,24 +23,36 @@ from dmsflow.training.place import Place
 Losses = tuple[Tensor, Tensor]  # cross-entropy, and the fraction classified right
 
 BACKEND = "inductor"  # of torch.compile
+TEMPERATURE, TEACHER_SHARE = 3.0, 0.7  # of a teacher; see benchmarks/recipe.py
 
 _compiled: weakref.WeakKeyDictionary[Model, Callable[..., Losses]] = weakref.WeakKeyDictionary()
 
 
-def forward_loss(model: Model, images: Tensor, labels: Tensor, where: Place, active: Active | None = None) -> Losses:
-    """Cross-entropy of a batch, and the fraction classified right.
+def forward_loss(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    where: Place,
+    active: Active | None = None,
+    taught: Tensor | None = None,
+) -> Losses:
+    """The loss of a batch, and the fraction classified right.
+
+    The loss is cross-entropy with the labels. With a teacher it is a mean of that and of the cross-entropy with
+    the teacher's probabilities, both softened by TEMPERATURE (arXiv 1503.02531).
 
     The first compiled call for a model takes up to minutes; its batches must be of one size.
 
     Args:
         images: normalised, [N, C, H, W].
         active: widths or masks of a sub-network; None: the network as it is.
+        taught: logits of a teacher for these images, [N, classes].
 
     Raises:
         DmsflowError: torch cannot compile here, most often because there is no C++ compiler or no Triton.
     """
     if not where.compiled:
-        return _forward(model, images, labels, where.amp, active)
+        return _forward(model, images, labels, where.amp, active, taught)
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     compiled = _compiled.get(model)
@@ -53,20 +65,26 @@ def forward_loss(model: Model, images: Tensor, labels: Tensor, where: Place, act
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     masks = None if active is None else model.stack_masks(active)
     try:
-        return compiled(model, images, labels, where.amp, masks)
+        return compiled(model, images, labels, where.amp, masks, taught)
     except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
         right = "install a C++ compiler (for a GPU Triton too), or set compile to off"
         raise DmsflowError("compile", f"torch cannot compile here ({why})", right) from error
 
 
-def _forward(model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | None) -> Losses:
+def _forward(
+    model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | None, taught: Tensor | None
+) -> Losses:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = model(images, active).float()
-    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).float().mean()
+    loss = F.cross_entropy(logits, labels)
+    if taught is not None:
+        softened = F.cross_entropy(logits / TEMPERATURE, F.softmax(taught / TEMPERATURE, 1))
+        loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * TEMPERATURE**2 * softened
+    return loss, (logits.detach().argmax(1) == labels).float().mean()
 
 
 def _forward_masks(
-    model: Model, images: Tensor, labels: Tensor, amp: bool, masks: tuple[Tensor, Tensor] | None
+    model: Model, images: Tensor, labels: Tensor, amp: bool, masks: tuple[Tensor, Tensor] | None, taught: Tensor | None
 ) -> Losses:
-    return _forward(model, images, labels, amp, None if masks is None else model.unstack_masks(*masks))
+    return _forward(model, images, labels, amp, None if masks is None else model.unstack_masks(*masks), taught)

@@ -24,6 +24,7 @@ Channels = int | Mask | None  # of a width in one forward pass; None: all
 Precision = Literal["binary", "float"]
 
 ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers read
+CENTRED_ALPHA = 2.0  # see centre_quantisers
 SMALLEST_SCALE = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
 
 
@@ -119,6 +120,27 @@ class Model(nn.Module):
         assert mine.keys() == tensors.keys(), sorted(mine.keys() ^ tensors.keys())
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
+
+
+@torch.no_grad()
+def centre_quantisers(model: Model) -> None:
+    """Have every quantiser of a new model turn half of its inputs on, and pass most of their gradients.
+
+    A batch norm puts out N(0, 1), of which 31 % lie above the threshold alpha/2 of alpha = 1, and 34 % in the
+    straight-through window (0, alpha). With alpha = 2 and inputs shifted to N(1, 1) the threshold is their mean
+    and the window two standard deviations wide: 50 % and 68 %. An add is shifted by its last input, the skip.
+    """
+    ops = dict(zip((layer.name for layer in model.network.layers), model.ops, strict=True))
+    for layer in model.network.layers:
+        quantiser = ops[layer.name]
+        if not isinstance(quantiser, Quantise):
+            continue
+        quantiser.alpha.fill_(CENTRED_ALPHA)
+        source = layer.inputs[-1]
+        while source != INPUT and model.network.layer(source).op in ("relu", "add", "max_pool"):
+            source = model.network.layer(source).inputs[-1]
+        if isinstance(norm := ops.get(source), BatchNorm):
+            norm.bias.fill_(CENTRED_ALPHA / 2)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmsflow.errors import DmsflowError
-from dmsflow.settings import SearchSettings, TrainSettings
+from dmsflow.settings import WeightSettings
 from dmsflow.training.batches import Batches
 from dmsflow.training.forward import forward_loss
 from dmsflow.training.model import Active, Model
@@ -18,18 +18,15 @@ from dmsflow.training.place import Place
 Batch = tuple[Tensor, Tensor]  # images and labels
 
 
-def sgd(model: nn.Module, *, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with weight decay on weights (two or more dimensions) and none on norms, alphas and biases."""
+def make_optimiser(model: nn.Module, settings: WeightSettings) -> Optimizer:
+    """Adam or SGD, with weight decay on weights (two or more dimensions) and none on norms, alphas and biases."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     free = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum)
-
-
-def make_optimiser(model: nn.Module, settings: SearchSettings | TrainSettings) -> torch.optim.SGD:
-    """SGD with the learning rate, momentum and weight decay of these settings."""
-    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-    return sgd(model, learning_rate=rate, momentum=momentum, weight_decay=decay)
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if settings.optimiser == "adam":
+        fused = decayed[0].device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 def set_learning_rate(optimiser: Optimizer, learning_rate: float) -> None:
@@ -37,14 +34,29 @@ def set_learning_rate(optimiser: Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def weight_step(model: Model, optimiser: Optimizer, batch: Batch, where: Place, active: Active | None = None) -> Tensor:
-    """One step of SGD on the weights; loss and fraction classified right, [2], still on the device."""
+def weight_step(
+    model: Model,
+    optimiser: Optimizer,
+    batch: Batch,
+    where: Place,
+    active: Active | None = None,
+    teacher: Model | None = None,
+) -> Tensor:
+    """One step of the weights; loss and fraction classified right, [2], still on the device."""
     optimiser.zero_grad(set_to_none=True)
-    loss, right = forward_loss(model, *batch, where, active)
+    taught = None if teacher is None else predict(teacher, batch[0], where)
+    loss, right = forward_loss(model, *batch, where, active, taught)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     model.constrain()
     return torch.stack([loss.detach(), right])
+
+
+@torch.no_grad()
+def predict(model: Model, images: Tensor, where: Place) -> Tensor:
+    """Logits [N, classes] of a model in evaluation, as quickly as the device can."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=where.amp):
+        return model(images).float()  # type: ignore[no-any-return]
 
 
 def check_finite(loss: float, where: str) -> None:

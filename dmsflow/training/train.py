@@ -1,4 +1,4 @@
-"""The train stage: the chosen network from scratch, or from its full-precision self."""
+"""The train stage: the chosen network from scratch, from its full-precision self, or on from a finished run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,8 +23,9 @@ from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
-from dmsflow.training.batches import Batches, Order, whole
-from dmsflow.training.model import Model, Precision, best_effort_initialise
+from dmsflow.training.batches import Batches, Order, whole, with_crop
+from dmsflow.training.log import Log, Row
+from dmsflow.training.model import Model, Precision, best_effort_initialise, centre_quantisers
 from dmsflow.training.place import choose_place, within_memory
 from dmsflow.training.step import check_finite, evaluate, make_optimiser, set_learning_rate, top1_percent, weight_step
 
@@ -33,29 +36,41 @@ KEPT_LOGITS = 1024  # test images whose logits are kept, for export to compare w
 def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> Path:
     """Train the network of a search manifest and write `out/train.json` and its weights.
 
+    A finished run goes on where `flow` resumes and `settings` ask for more epochs.
+
     Raises:
         DmsflowError: a bad manifest or data set, a NaN loss, settings that contradict each other.
     """
     path = out / "train.json"
     parent = load_manifest(source, "search")
     _check(settings)
-    if manifest.is_finished(path, settings, flow):
+    before = _find_shorter_run(path, settings, flow)
+    if before is None and manifest.is_finished(path, settings, flow):
         return path
     checkpoints = {kind: checkpoint.prepare(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
     dataset = _load_dataset(source, parent)
     where = choose_place(settings)
     began = time.monotonic()
     order = Order(np.arange(len(dataset.train)), settings.batch_size, settings.seed, purpose="train")
-    batches = Batches(dataset, dataset.train, order, where, parent.data.workers)
-    model = _train(parent, Course(settings, batches, hash_file(source), checkpoints))
+    batches = Batches(with_crop(dataset, settings.crop), dataset.train, order, where, parent.data.workers)
+    epochs = count_epochs(settings, batches.steps)
+    log = Log(out / "train.jsonl", tensorboard=flow.tensorboard)
+    course = Course(parent, settings, batches, epochs, hash_file(source), checkpoints, log)
+    model = _train(course, _load_teacher(settings, dataset), Continued.read(path, before) if before else None)
     logits, labels = evaluate(model, whole(dataset, dataset.test, where, parent.data.workers))
     written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
-    metrics = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
+    metrics: dict[str, Any] = {
+        "top1_percent": top1_percent(logits, labels),
+        "test_images": len(labels),
+        "epochs": epochs,
+    }
     metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
     metrics["seconds"] = round(time.monotonic() - began, 1)
+    if before:
+        metrics["continued_from"] = {name: before.metrics[name] for name in ("epochs", "top1_percent", "seconds")}
     done = manifest.Done(written, metrics, where.facts())
     manifest.finish_stage(path, settings, flow, done, (source, parent))
     for saved in checkpoints.values():
@@ -68,20 +83,66 @@ def plan_stage(source: Path, settings: TrainSettings, out: Path) -> list[tuple[s
     parent = load_manifest(source, "search")
     _check(settings)
     dataset = _load_dataset(source, parent)
-    epochs = f"{settings.float_epochs} epochs float, then " if settings.from_float else ""
-    epochs += f"{settings.epochs} epochs {settings.precision}"
+    _load_teacher(settings, dataset)
+    epochs = count_epochs(settings, max(1, len(dataset.train) // settings.batch_size))
+    plan = f"{settings.float_epochs or epochs} epochs float, then " if needs_float(settings) else ""
+    plan += f"{epochs} epochs {settings.precision}" + (f" with the teacher {settings.teacher}" * bool(settings.teacher))
     return [
         ("network", f"{parent.network.name}, widths {' '.join(map(str, parent.widths.values()))}"),
         ("cost", f"{parent.metrics['memory_mib']:.4f} MiB, {parent.metrics['macs_m']:.2f} M MACs"),
         ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
-        ("schedule", f"{epochs}, batch {settings.batch_size}, {settings.schedule}"),
+        ("schedule", f"{plan}, batch {settings.batch_size}, {settings.optimiser}, {settings.schedule}"),
         ("writes", str(out / "train.json")),
     ]
 
 
+def count_epochs(settings: TrainSettings, steps: int) -> int:
+    """Those of the settings; without them those of the effort, and as many more as a small data set needs.
+
+    Args:
+        steps: in an epoch.
+
+    >>> count_epochs(TrainSettings(normal_epochs=12, min_steps=3000), steps=781)
+    12
+    >>> count_epochs(TrainSettings(normal_epochs=12, min_steps=3000), steps=7)
+    429
+    """
+    return settings.epochs or max(settings.normal_epochs, math.ceil(settings.min_steps / steps))
+
+
+def needs_float(settings: TrainSettings) -> bool:
+    """Whether the network is trained in full precision first, as a start or as the teacher."""
+    return settings.from_float or settings.teacher == "float"
+
+
 def _check(settings: TrainSettings) -> None:
-    if settings.from_float and settings.precision == "float":
-        raise DmsflowError("--from-float", "starts a binary network, and --precision is float", "leave one of them out")
+    if needs_float(settings) and settings.precision == "float":
+        option = "--from-float" if settings.from_float else "--teacher float"
+        raise DmsflowError(option, "is for a binary network, and --precision is float", "leave one of them out")
+
+
+def _find_shorter_run(path: Path, settings: TrainSettings, flow: Flow) -> Manifest | None:
+    """The finished run that `settings` only ask more epochs of; None: there is none, or it is not to be resumed."""
+    if not (flow.resume and settings.epochs and path.exists()):
+        return None
+    done = load_manifest(path, "train")
+    same = not manifest.find_change(done, settings, ignored=("epochs", "normal_epochs", "min_steps"))
+    return done if same and settings.epochs > done.metrics.get("epochs", math.inf) else None  # not known of old ones
+
+
+def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
+    """The network of a train manifest, to learn from; None: there is none yet."""
+    if settings.teacher in (None, "float"):
+        return None
+    path = Path(settings.teacher)
+    done = load_manifest(path, "train")
+    if (answers := done.network.classes) != len(dataset.classes) or done.network.channels != dataset.channels:
+        what = f"has {answers} classes and {done.network.channels} channels, unlike {dataset.name}"
+        raise DmsflowError(f"--teacher {path}", what, "give one that was trained on such images")
+    model = Model(done.network, done.widths, precision=done.settings["precision"])
+    tensors, _ = checkpoint.load_tensors(manifest.verify(path, done.artifacts["weights"]))
+    model.load(tensors)
+    return model.eval()
 
 
 def _load_dataset(source: Path, parent: Manifest) -> Dataset:
@@ -96,35 +157,71 @@ def _load_dataset(source: Path, parent: Manifest) -> Dataset:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """The end of a finished run that goes on.
+
+    Attributes:
+        epochs: done by it.
+        tensors: its weights, by their names in the model.
+        rows: of its log.
+    """
+
+    epochs: int
+    tensors: dict[str, Tensor]
+    rows: list[Row]
+
+    @classmethod
+    def read(cls, path: Path, before: Manifest) -> Continued:
+        tensors, _ = checkpoint.load_tensors(manifest.verify(path, before.artifacts["weights"]))
+        epochs, log = before.metrics["epochs"], path.with_name("train.jsonl")
+        rows = msgspec.json.Decoder().decode_lines(log.read_bytes()) if log.exists() else []
+        return cls(
+            epochs, tensors, [row for row in rows if row["epoch"] <= epochs]
+        )  # not those of a killed one after it
+
+
+@dataclass(frozen=True)
 class Course:
     """What a training is made of, in full precision or binary.
 
     Attributes:
-        parent: fingerprint of the search manifest.
+        parent, fingerprint: the search manifest, and its hash.
+        epochs: of the network that is wanted.
         checkpoints: by precision.
     """
 
+    parent: Manifest
     settings: TrainSettings
     batches: Batches
-    parent: str
+    epochs: int
+    fingerprint: str
     checkpoints: dict[str, Path]
+    log: Log
 
 
-def _train(parent: Manifest, course: Course) -> Model:
+def _train(course: Course, teacher: Model | None, before: Continued | None) -> Model:
     """The trained network, its stem rounded as export will round it: the file is compared with what was trained."""
     settings, dataset, device = course.settings, course.batches.dataset, course.batches.where.device
 
     def new_model(precision: Precision) -> Model:
         torch.manual_seed(settings.seed)
-        return Model(parent.network, parent.widths, precision=precision).to(device)
+        model = Model(course.parent.network, course.parent.widths, precision=precision)
+        if settings.centred:
+            centre_quantisers(model)
+        return model.to(device)
 
     model = new_model(settings.precision)
-    if settings.from_float:
+    if before:
+        model.load(before.tensors)
+        course.log.rows += before.rows
+    if needs_float(settings):
         full = new_model("float")
-        _fit(full, course, settings.float_epochs)
-        best_effort_initialise(model, full)
-        model.constrain()
-    _fit(model, course, settings.epochs)
+        _fit(full, course, 0, settings.float_epochs or course.epochs)
+        if settings.from_float and not before:
+            best_effort_initialise(model, full)
+            model.constrain()
+        teacher = full.eval() if settings.teacher else None
+    _fit(model, course, before.epochs if before else 0, course.epochs, teacher and teacher.to(device))
     if settings.precision == "binary":
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
         rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
@@ -132,34 +229,40 @@ def _train(parent: Manifest, course: Course) -> Model:
     return model
 
 
-def _fit(model: Model, course: Course, epochs: int) -> None:
-    """Train for some epochs, or resume from the checkpoint, which stays there at the end."""
-    settings, batches, saved = course.settings, course.batches, course.checkpoints[model.precision]
+def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | None = None) -> None:
+    """Train from epoch `first` to `last`, or resume from the checkpoint, which stays there at the end."""
+    settings, batches, saved, log = course.settings, course.batches, course.checkpoints[model.precision], course.log
     title = "train" if model.precision == "binary" else "train float"
     optimiser = make_optimiser(model, settings)
-    step, results = 0, list[Tensor]()  # loss and fraction right of every step of this epoch, on the device
+    step, results = first * batches.steps, list[Tensor]()  # loss and fraction right of every step of this epoch
     if saved.exists():
         tensors, facts = checkpoint.load_checkpoint(saved)
-        checkpoint.check_same(saved, facts, settings, course.parent)
+        checkpoint.check_same(saved, facts, settings, course.fingerprint)
         checkpoint.restore(tensors, [model], [optimiser])
+        log.rows[:] = facts["rows"]
         step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
-    last_saved = time.monotonic()
+    last_saved = began = time.monotonic()
+    counted = 0  # images since `began`
     model.train()
-    with track(title, epochs, "epoch", done=step // batches.steps) as progress:
-        for images, labels in batches.run(step, epochs * batches.steps):
-            set_learning_rate(optimiser, learning_rate(settings, step / batches.steps, epochs))
-            results.append(weight_step(model, optimiser, (images, labels), batches.where))
-            step += 1
+    with track(title, last, "epoch", done=step // batches.steps) as progress:
+        for images, labels in batches.run(step, last * batches.steps):
+            set_learning_rate(optimiser, learning_rate(settings, step / batches.steps - first, last - first))
+            results.append(weight_step(model, optimiser, (images, labels), batches.where, teacher=teacher))
+            step, counted = step + 1, counted + len(labels)
             ended = step % batches.steps == 0
             if ended:
                 loss, right = torch.stack(results).mean(0).tolist()
                 check_finite(loss, title)
-                progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %")
-                results = []
+                row = {"phase": model.precision, "epoch": step // batches.steps, "loss": loss}
+                row |= {"top1_percent": 100 * right, "learning_rate": optimiser.param_groups[0]["lr"]}
+                log.add(row | {"images_per_second": counted / (time.monotonic() - began)})
+                speed = f"{log.rows[-1]['images_per_second']:,.0f} images/s"
+                progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %, {speed}")
+                results, counted, began = [], 0, time.monotonic()
             if ended or time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 rows = [row.tolist() for row in results]
-                facts = {"settings": settings, "source": course.parent, "step": step, "seen": rows}
-                checkpoint.save_checkpoint(saved, [model], [optimiser], facts)
+                facts = {"settings": settings, "source": course.fingerprint, "step": step, "seen": rows}
+                checkpoint.save_checkpoint(saved, [model], [optimiser], facts | {"rows": log.rows})
                 last_saved = time.monotonic()
 
 

@@ -16,7 +16,7 @@ from dmsflow.training import place
 from dmsflow.training.batches import Batches, Order, halves, whole
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place, has_fast_bfloat16
-from dmsflow.training.step import check_finite, sgd, weight_step
+from dmsflow.training.step import check_finite, make_optimiser, weight_step
 
 COUNT, SIZE, PADDING = 22, 8, 2
 CPU = Place(torch.device("cpu"), 1, False)
@@ -134,7 +134,7 @@ def test_a_step_trains_every_network_in_either_precision(name: str, precision: L
     network = load_plugin("networks", name).build(1, 32, 4)
     model = Model(network, dict.fromkeys(network.widths, 4), precision=precision)
     before = {key: tensor.detach().clone() for key, tensor in model.tensors().items() if key.endswith("weight")}
-    optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(model, TrainSettings())
     loss, _ = weight_step(model, optimiser, (torch.randn(6, 1, 32, 32), torch.arange(6) % 4), CPU)
     assert torch.isfinite(loss)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in model.tensors().items() if key in before)

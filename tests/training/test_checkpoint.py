@@ -15,7 +15,7 @@ from dmsflow.settings import TrainSettings
 from dmsflow.training import checkpoint
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place
-from dmsflow.training.step import sgd, weight_step
+from dmsflow.training.step import make_optimiser, weight_step
 
 CPU = Place(torch.device("cpu"), 1, False)
 
@@ -30,14 +30,14 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = Model(network, widths)
-    optimiser = sgd(model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(model, TrainSettings())
     step(model, optimiser)
     path = tmp_path / "state"
     checkpoint.save_checkpoint(path, [model], [optimiser], {"step": 1})
     step(model, optimiser)
 
     other = Model(network, widths)
-    fresh = sgd(other, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    fresh = make_optimiser(other, TrainSettings())
     tensors, facts = checkpoint.load_checkpoint(path)
     checkpoint.restore(tensors, [other], [fresh])
     step(other, fresh)
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
     path = tmp_path / "state"
     checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
-    with pytest.raises(DmsflowError, match="is not a complete checkpoint .*; start again with --force"):
+    with pytest.raises(DmsflowError, match="is not a .*; start again with --force"):
         checkpoint.load_checkpoint(path)
 
 

@@ -14,7 +14,7 @@ from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.training import model as model_module
 from dmsflow.training.mask import Mask
-from dmsflow.training.model import BatchNorm, Model, Quantise, best_effort_initialise
+from dmsflow.training.model import BatchNorm, Model, Quantise, best_effort_initialise, centre_quantisers
 
 BUILDERS = {name: load_plugin("networks", name).build for name in list_plugins("networks")}
 
@@ -183,3 +183,30 @@ def test_layer_names_are_free() -> None:
     network = Network(name="odd", channels=1, resolution=4, classes=2, widths={"pop": 3}, layers=layers)
     model = Model(network, network.widths)
     assert set(model.tensors()) == {"keys.weight", "train.weight", "train.bias"}
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_centred_quantisers_turn_half_of_their_inputs_on(name: str) -> None:
+    """Of a new network: at alpha = 1 and no bias 31 % are on behind a batch norm, and more or fewer behind a ReLU."""
+    torch.manual_seed(0)
+    network = BUILDERS[name](3, 32, 10)
+    on: dict[bool, list[float]] = {}
+    for centred in (False, True):
+        model = Model(network, network.widths)
+        if centred:
+            centre_quantisers(model)
+        found = on.setdefault(centred, [])
+        for op in model.ops:
+            if isinstance(op, Quantise):
+                op.register_forward_hook(lambda _, __, out, found=found: found.append(float((out > 0).float().mean())))
+        model(torch.randn(32, 3, 32, 32))
+    assert all(abs(share - 0.31) < 0.04 for share in on[False]) == (name == "vgg11")
+    assert all(abs(share - 0.5) < 0.12 for share in on[True]), on[True]
+
+
+def test_a_float_network_has_no_quantiser_to_centre() -> None:
+    network = BUILDERS["vgg11"](3, 32, 10)
+    model = Model(network, network.widths, precision="float")
+    before = [parameter.clone() for parameter in model.parameters()]
+    centre_quantisers(model)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

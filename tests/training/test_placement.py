@@ -18,11 +18,12 @@ from dmsflow.network.network import load_network
 from dmsflow.searching import descent, supernetwork
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.published import PublishedSearch
+from dmsflow.settings import TrainSettings
 from dmsflow.training import forward, model
 from dmsflow.training.batches import Batches, Order
 from dmsflow.training.mask import exact_masks
 from dmsflow.training.place import Place
-from dmsflow.training.step import sgd, weight_step
+from dmsflow.training.step import make_optimiser, weight_step
 
 UNREADABLE = Place(torch.device("meta"), threads=1, amp=False)
 
@@ -67,7 +68,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     masks = net.place_masks(dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
         stack = None if active is None else net.model.stack_masks(active)
-        value, right = forward._forward_masks(net.model, images, labels, False, stack)
+        value, right = forward._forward_masks(net.model, images, labels, False, stack, None)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta
 
@@ -76,7 +77,7 @@ def test_no_step_of_a_training_reads_from_its_device() -> None:
     dataset = datasets.load_dataset(DATA)
     network = load_network("resnet18", dataset.channels, dataset.resolution, len(dataset.classes))
     trained = model.Model(network, network.widths).to(UNREADABLE.device)
-    optimiser = sgd(trained, learning_rate=0.1, momentum=0.9, weight_decay=1e-4)
+    optimiser = make_optimiser(trained, TrainSettings())
     order = Order(np.arange(len(dataset.train)), 24, seed=0, purpose="train")
     batches = Batches(dataset, dataset.train, order, UNREADABLE, workers=0)
     for images, labels in batches.run(0, 2 * batches.steps):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,12 +39,16 @@ def test_the_step_schedule_is_the_papers() -> None:
 
 def test_the_cosine_falls_from_the_rate_to_zero() -> None:
     rates = [train.learning_rate(QUICK, epoch, 8) for epoch in (0, 4, 8)]
-    assert rates == pytest.approx([0.1, 0.05, 0])
+    assert rates == pytest.approx([5e-3, 2.5e-3, 0])
+
+
+def test_epochs_are_counted_as_documented() -> None:
+    assert doctest.testmod(train) == (0, 2)
 
 
 def test_settings_that_contradict_each_other(source: Path, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(QUICK, precision="float", from_float=True)
-    with pytest.raises(DmsflowError, match="--from-float: starts a binary network, and --precision is float"):
+    with pytest.raises(DmsflowError, match="--from-float: is for a binary network, and --precision is float"):
         train.run_stage(source, settings, tmp_path, Flow(COMMAND))
 
 
@@ -64,7 +70,7 @@ def test_a_full_disk_leaves_no_half_written_weights(
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(DmsflowError, match=r"cannot be written \(No space left on device\); free some space"):
         train.run_stage(source, QUICK, tmp_path / "out", Flow(COMMAND))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.jsonl"]
 
 
 def test_no_images_for_a_part_are_refused() -> None:
@@ -72,3 +78,84 @@ def test_no_images_for_a_part_are_refused() -> None:
     place = Place(choose_place(QUICK).device, 1, False)
     with pytest.raises(DmsflowError, match="data set digits: has no images for widths; use more images"):
         Batches(dataset, dataset.train, Order(np.arange(0), 1, seed=0, purpose="widths"), place, workers=0)
+
+
+def outcome(path: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """The weights of a training, and its log without what a clock gave."""
+    rows = msgspec.json.Decoder().decode_lines(path.with_name("train.jsonl").read_bytes())
+    for row in rows:
+        assert row.pop("images_per_second") > 0
+    return path.with_name("train.safetensors").read_bytes(), rows
+
+
+def test_a_finished_run_goes_on_where_more_epochs_are_asked(source: Path, tmp_path: Path) -> None:
+    """From its weights, over the images of the epochs that follow, along a cosine of its own; killed or not."""
+    path = train.run_stage(source, QUICK, tmp_path, Flow(COMMAND))
+    first, longer = load_manifest(path).metrics, msgspec.structs.replace(QUICK, epochs=3)
+    with pytest.raises(DmsflowError, match="is already there"):
+        train.run_stage(source, longer, tmp_path, Flow(COMMAND))
+    train.run_stage(source, longer, tmp_path, Flow(COMMAND, resume=True))
+    done = load_manifest(path)
+    assert done.metrics["continued_from"] == {name: first[name] for name in ("epochs", "top1_percent", "seconds")}
+    assert (done.settings["epochs"], done.metrics["epochs"]) == (3, 3)
+    _, rows = outcome(path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([5e-3, 5e-3, 2.5e-3])  # of the step that ends it
+    with pytest.raises(DmsflowError, match="was made with epochs 3, not 1"):
+        train.run_stage(source, QUICK, tmp_path, Flow(COMMAND, resume=True))
+    with pytest.raises(DmsflowError, match="was made with seed 0, not 1"):
+        train.run_stage(source, msgspec.structs.replace(longer, seed=1, epochs=4), tmp_path, Flow(COMMAND, resume=True))
+
+
+def test_a_run_that_goes_on_can_be_killed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = msgspec.structs.replace(QUICK, epochs=4)
+    for name in ("straight", "killed"):
+        train.run_stage(source, QUICK, tmp_path / name, Flow(COMMAND))
+    straight = train.run_stage(source, longer, tmp_path / "straight", Flow(COMMAND, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "check_finite", lambda *_: 1 / 0)
+        patch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
+        step = train.weight_step
+
+        def killing(*arguments: Any, **others: Any) -> Any:
+            patch.setattr(train, "weight_step", lambda *_, **__: 1 / 0)
+            return step(*arguments, **others)
+
+        patch.setattr(train, "check_finite", lambda *_: None)
+        patch.setattr(train, "weight_step", killing)
+        with pytest.raises(ZeroDivisionError):
+            train.run_stage(source, longer, tmp_path / "killed", Flow(COMMAND, resume=True))
+    killed = train.run_stage(source, longer, tmp_path / "killed", Flow(COMMAND, resume=True))
+    assert outcome(killed) == outcome(straight)
+
+
+def test_a_small_data_set_is_trained_for_enough_steps(source: Path, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(QUICK, epochs=None, normal_epochs=2, min_steps=5)
+    path = train.run_stage(source, settings, tmp_path, Flow(COMMAND))  # 60 images are a step
+    assert load_manifest(path).metrics["epochs"] == 5 == len(outcome(path)[1])
+
+
+def test_a_teacher(source: Path, tmp_path: Path) -> None:
+    """In full precision, trained first or in a manifest: the same one gives the same weights."""
+    taught = msgspec.structs.replace(QUICK, teacher="float", epochs=2)
+    path = train.run_stage(source, taught, tmp_path / "taught", Flow(COMMAND))
+    phases = [(row["phase"], row["epoch"]) for row in outcome(path)[1]]
+    assert phases == [("float", 1), ("float", 2), ("binary", 1), ("binary", 2)]
+    alone = train.run_stage(source, msgspec.structs.replace(taught, teacher=None), tmp_path / "alone", Flow(COMMAND))
+    assert outcome(alone)[0] != outcome(path)[0]
+    full = msgspec.structs.replace(taught, teacher=None, precision="float")
+    teacher = train.run_stage(source, full, tmp_path / "float", Flow(COMMAND))
+    again = msgspec.structs.replace(taught, teacher=str(teacher))
+    assert outcome(train.run_stage(source, again, tmp_path / "again", Flow(COMMAND)))[0] == outcome(path)[0]
+
+
+def test_a_teacher_that_cannot_teach(source: Path, tmp_path: Path) -> None:
+    def taught(by: str, **others: Any) -> TrainSettings:
+        return msgspec.structs.replace(QUICK, teacher=by, **others)
+
+    with pytest.raises(DmsflowError, match="--teacher float: is for a binary network, and --precision is float"):
+        train.run_stage(source, taught("float", precision="float"), tmp_path, Flow(COMMAND))
+    with pytest.raises(DmsflowError, match="no.json: No such file or directory; give the path of a manifest"):
+        train.run_stage(source, taught(str(tmp_path / "no.json")), tmp_path, Flow(COMMAND))
+    with pytest.raises(DmsflowError, match="is the manifest of search; give one of train"):
+        train.run_stage(source, taught(str(source)), tmp_path, Flow(COMMAND))
