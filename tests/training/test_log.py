@@ -18,20 +18,10 @@ def test_the_example() -> None:
 
 
 def test_tensorboard_shows_what_the_rows_have(tmp_path: Path) -> None:
-    options = [
-        "--dataset",
-        "digits",
-        "--resolution",
-        "8",
-        "--train-images",
-        "60",
-        "--memory-mib",
-        "0.02",
-        "--tensorboard",
-    ]
+    options = "--dataset digits --train-images 60 --memory-mib 0.02 --tensorboard"
     given = ["rounds=2", "weight_steps=1", "width_batches=1", "batch_size=10", "threads=1"]
     settings = [word for text in given for word in ("--set", f"search.{text}")]
-    assert cli.main(["search", *options, *settings, "--out", str(tmp_path)]) == 0
+    assert cli.main(["search", *options.split(), *settings, "--out", str(tmp_path)]) == 0
     arguments = ["--epochs", "3", "--tensorboard", "--set", "train.threads=1", "--set", "train.batch_size=60"]
     assert cli.main(["train", str(tmp_path / "search.json"), *arguments]) == 0
     for stage, shown in (("search", "weight_loss"), ("train", "loss")):
