@@ -20,6 +20,7 @@ from msgspec import inspect
 
 from dmsflow import plugin, settings
 from dmsflow.errors import DmsflowError
+from dmsflow.reporting import shipped
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "data": settings.Data,
@@ -229,7 +230,14 @@ preset_options = _stack(
     click.option("--set", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
-source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+complete_models = _completion(shipped.model_names)
+source_argument = click.argument(
+    "source",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    callback=lambda ctx, _, given: shipped.find_model(given, ctx.command.name),
+    shell_complete=complete_models,
+)
 
 
 def resolved(ctx: click.Context, record: str) -> Any:
