@@ -30,7 +30,7 @@ from dmsflow.deploying.folding import TrainedWeights, Weights, binarise
 from dmsflow.deploying.target import load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.files import describe_artifact, write_atomically
+from dmsflow.files import describe_artifact, write_atomically, writing
 from dmsflow.manifest import Manifest, Stage
 from dmsflow.terminal import format_threads, milliseconds
 
@@ -68,7 +68,8 @@ def pack(run: Path, folder: Path, data_name: str | None = None) -> Path:
     compact = pack_weights(train, weights, data)
     check_same_file(by_stage["export"], train, compact, data, run)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(compact, folder / "train.safetensors")
+    with writing(folder / "train.safetensors") as partial:
+        save_file(compact, partial)
     above = None
     for stage in STAGES:
         each = clean(by_stage[stage], run, folder.name, data_name)

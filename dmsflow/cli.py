@@ -238,13 +238,7 @@ def list_command(kind: str) -> None:
     """
     from dmsflow.reporting import show
 
-    if kind == "models":
-        shipped.print_models(sys.stdout)
-        return
-    rows = show.listing(kind)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, description in rows:
-        click.echo(f"{name:<{width}}  {description}".rstrip())
+    show.print_listing(kind, sys.stdout)
 
 
 @cli.command("show")
@@ -264,15 +258,7 @@ def show_command(source: Path, as_json: bool) -> None:
 
 
 @cli.command("report")
-@click.argument(
-    "sources",
-    metavar="RUN...",
-    nargs=-1,
-    required=True,
-    type=FILE,
-    callback=lambda _, __, given: tuple(shipped.find_model(each, "report") for each in given),
-    shell_complete=options.complete_models,
-)
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=options.Source())
 @click.option("--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write this page.")
 @click.option("--figures", type=FILE, help="Write each figure as a file of its own too, to this folder.")
 @click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these.")

@@ -200,6 +200,16 @@ def _completion(names: Callable[[], list[str]]) -> Any:
     return complete
 
 
+class Source(click.Path):  # type: ignore[type-arg, unused-ignore]  # as above
+    """A path, or the name of a model that comes with dmsflow, which stands for the manifest that the command reads."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return shipped.find_model(Path(value), ctx.command.name or "" if ctx else "")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return list(_completion(shipped.model_names)(ctx, param, incomplete))
+
+
 # --- options of several commands ----------------------------------------------------------------
 
 
@@ -230,14 +240,7 @@ preset_options = _stack(
     click.option("--set", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
-complete_models = _completion(shipped.model_names)
-source_argument = click.argument(
-    "source",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    callback=lambda ctx, _, given: shipped.find_model(given, ctx.command.name),
-    shell_complete=complete_models,
-)
+source_argument = click.argument("source", metavar="FILE", type=Source())
 
 
 def resolved(ctx: click.Context, record: str) -> Any:

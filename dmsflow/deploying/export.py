@@ -139,17 +139,20 @@ def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
 
 def _load_data(train: Manifest, weights: Weights) -> Dataset:
     """The data set; of compact weights, which have its mean and std, random images where it is not on this machine."""
+    network = train.network
     if "mean" not in weights:
         return datasets.load_dataset(train.data)
     try:
         data = datasets.load_dataset(train.data)
     except DmsflowError as error:
         print_line(f"the file is checked on random images: {error}")
-        network, random = train.network, np.random.default_rng(0)
-        pixels = random.integers(0, 256, (MOST_IMAGES, *[network.resolution] * 2, network.channels), np.uint8)
+        shape = MOST_IMAGES, network.resolution, network.resolution, network.channels
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         noise = ArraySplit(pixels, np.zeros(len(pixels), np.int64))
         data = Dataset(train.data.name, (), noise, noise, (), ())
-    return replace(data, mean=tuple(weights["mean"].tolist()), std=tuple(weights["std"].tolist()))
+    trained = folding.TrainedWeights(network, train.widths, weights)
+    mean, std = (tuple(trained.take(name, network.channels).tolist()) for name in ("mean", "std"))
+    return replace(data, mean=mean, std=std)
 
 
 def _load_exporter(target: Target, train: Manifest) -> Any:
