@@ -61,6 +61,8 @@ def pack(run: Path, folder: Path, data_name: str | None = None) -> Path:
     train = by_stage["train"]
     if tuple(by_stage) != STAGES or train.settings.get("precision") == "float":
         raise DmsflowError(run, "is not the chain of a binary network", "give one with search, train, export and bench")
+    if "top1_percent" not in by_stage["bench"].metrics:
+        raise DmsflowError(run / "bench.json", "has no top-1", "measure it again, with the images there")
     if data_name and data_name not in plugin.list_plugins("datasets"):
         raise DmsflowError(f"--data-name {data_name}", "is unknown", "use a name of dmsflow list datasets")
     data = load_dataset(train.data)
@@ -110,16 +112,17 @@ def clean(each: Manifest, run: Path, name: str, data_name: str | None) -> Manife
     Raises:
         DmsflowError: one is left.
     """
-    names = {str(run.resolve()): f"runs/{name}"} | ({each.data.name: data_name} if data_name else {})
 
     def put_names(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: put_names(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [put_names(inner) for inner in value]
-        for old, new in names.items():
-            value = value.replace(old, new) if isinstance(value, str) else value
-        if isinstance(value, str) and PATH_OF_A_MACHINE.search(value):
+        if not isinstance(value, str):
+            return value
+        value = value.replace(str(run.resolve()), f"runs/{name}")
+        value = re.sub("image-folder:.*", data_name, value) if data_name else value
+        if PATH_OF_A_MACHINE.search(value):
             right = "give --data-name if it is that of the images, or run the stage again with relative paths"
             raise DmsflowError(f"{each.stage}.json", f"names {value}, a path of this machine", right)
         return value

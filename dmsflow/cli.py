@@ -101,18 +101,18 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 
     Example: dmsflow bench runs/vgg11-cifar10/export.json --device ssh://pi@raspberry
     """
-    chosen = options.resolved(ctx, "bench")
+    chosen, given = options.resolved(ctx, "bench"), ctx.params
     target = shipped.choose_target(chosen)
-    out = ctx.params["out"] or shipped.default_out(source, target)
+    out = given["out"] or shipped.default_out(source, target)
     if shipped.is_model(source):
         export, source = _import_stage("export"), source.with_name("train.json")
         wanted = settings.ExportSettings(target=target)
-        if ctx.params["dry_run"]:
+        if given["dry_run"]:
             _print_plan("export", export.plan_stage(source, wanted, out))
             _print_plan("bench", msgspec.to_builtins(chosen).items())
             return
         command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
-        source = export.run_stage(source, wanted, out, manifest.Flow(command, resume=True))
+        source = export.run_stage(source, wanted, out, manifest.Flow(command, not given["force"], given["force"]))
     _start_stage(ctx, "bench", source, chosen, out)
 
 
