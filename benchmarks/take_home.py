@@ -14,6 +14,7 @@ import argparse
 import ast
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,12 +46,19 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a chain, up to its bench.json")
     parser.add_argument("name", help="of the model, such as vgg11-cifar10-0.08")
     parser.add_argument("--data-name", help="the data set by name, where the chain has the path of an image folder")
+    parser.add_argument("--root", type=Path, default=Path(), help="make paths below it relative; default: this folder")
     arguments = parser.parse_args()
-    print(pack(arguments.run, MODELS / arguments.name, arguments.data_name))
+    print(pack(arguments.run, MODELS / arguments.name, arguments.data_name, arguments.root))
 
 
-def pack(run: Path, folder: Path, data_name: str | None = None) -> Path:
+def pack(run: Path, folder: Path, data_name: str | None = None, root: Path = Path()) -> Path:
     """Write the folder of a model, and give its path.
+
+    Args:
+        run: the chain's folder.
+        folder: named as the model is.
+        data_name: stands for the path of an image folder.
+        root: paths below it are made relative.
 
     Raises:
         DmsflowError: the chain is not a whole one of a binary network, its manifests name paths of this machine, or
@@ -74,7 +82,7 @@ def pack(run: Path, folder: Path, data_name: str | None = None) -> Path:
         save_file(compact, partial)
     above = None
     for stage in STAGES:
-        each = clean(by_stage[stage], run, folder.name, data_name)
+        each = clean(by_stage[stage], {run: f"runs/{folder.name}", root: ""}, data_name)
         artifacts = {"weights": describe_artifact(folder / "train.safetensors", folder)} if stage == "train" else {}
         parent = describe_artifact(above, folder) if above else None
         above = folder / f"{stage}.json"
@@ -106,8 +114,12 @@ def check_same_file(export: Manifest, train: Manifest, compact: Weights, data: D
             raise DmsflowError(model, what, "export it again, by this version and without --converter official")
 
 
-def clean(each: Manifest, run: Path, name: str, data_name: str | None) -> Manifest:
+def clean(each: Manifest, folders: Mapping[Path, str], data_name: str | None) -> Manifest:
     """A manifest without paths of this machine.
+
+    Args:
+        folders: what stands for them in paths.
+        data_name: stands for the path of an image folder.
 
     Raises:
         DmsflowError: one is left.
@@ -120,10 +132,11 @@ def clean(each: Manifest, run: Path, name: str, data_name: str | None) -> Manife
             return [put_names(inner) for inner in value]
         if not isinstance(value, str):
             return value
-        value = value.replace(str(run.resolve()), f"runs/{name}")
+        for path, short in folders.items():
+            value = re.sub(rf"{re.escape(str(path.resolve()))}(/|$)", f"{short}\\1" if short else "", value)
         value = re.sub("image-folder:.*", data_name, value) if data_name else value
         if PATH_OF_A_MACHINE.search(value):
-            right = "give --data-name if it is that of the images, or run the stage again with relative paths"
+            right = "give --data-name if it is that of images, or else --root"
             raise DmsflowError(f"{each.stage}.json", f"names {value}, a path of this machine", right)
         return value
 
@@ -145,6 +158,8 @@ def card(folder: Path) -> str:
     network, data, found, ran = train.network, train.data, bench.metrics, bench.environment
     about = ast.get_docstring(ast.parse(plugin.path_of("datasets", data.name).read_text("utf-8"))) or ""
     about = " ".join(about.split())
+    epochs = train.metrics.get("epochs") or train.settings["epochs"]
+    teacher = ", with a teacher" if train.settings.get("teacher") else ""
     limits = [f"{search.settings[key]:g} {unit}" for key, unit in BUDGETS.items() if search.settings.get(key)]
     runtime = next(text for label, text in ran["runtimes"].items() if label != "float32")
     where = (measured_machine(ran)["processor"], format_threads(ran["threads"]), runtime, ran["date"][:10])
@@ -161,7 +176,7 @@ def card(folder: Path) -> str:
         "top-1": f"{found['top1_percent']:.2f} % of {found['top1_images']:,} test images, by the exported file",
         "file": f"{found['file_bytes']:,} bytes (`{suffix}`)",
         "latency": f"{milliseconds(found['latency_ms_median'])} ms, median ({', '.join(where)})",
-        "trained": f"{train.settings['epochs']} epochs, seed {train.settings['seed']}, {train.environment['date'][:10]}",
+        "trained": f"{epochs} epochs{teacher}, seed {train.settings['seed']}, {train.environment['date'][:10]}",
         "licence": "Apache License 2.0, as dmsflow",
     }
     table = "\n".join(f"| {label} | {text} |" for label, text in rows.items())

@@ -91,8 +91,8 @@ def test_the_path_of_an_image_folder_needs_a_name(run, tmp_path):
     manifests = [each for _, each in manifest.chain(run / "bench.json")]
     for each in manifests:
         with pytest.raises(DmsflowError, match=r"names .*/data/c10, a path of this machine; give --data-name"):
-            take_home.clean(each, run, "tiny", None)
-        assert take_home.clean(each, run, "tiny", "cifar10").data.name == "cifar10"
+            take_home.clean(each, {run: "runs/tiny"}, None)
+        assert take_home.clean(each, {run: "runs/tiny"}, "cifar10").data.name == "cifar10"
 
 
 def test_the_folder_of_the_data_is_left_out(run):
@@ -100,8 +100,17 @@ def test_the_folder_of_the_data_is_left_out(run):
     data = msgspec.structs.replace(search.data, data_dir="/data")
     for words in (("--data-dir", "/data"), ("--data-dir=/data",)):
         given = msgspec.structs.replace(search, data=data, command=("dmsflow", "search", *words, "--seed", "1"))
-        cleaned = take_home.clean(given, run, "tiny", None)
+        cleaned = take_home.clean(given, {}, None)
         assert (cleaned.data.data_dir, cleaned.command) == (None, ("dmsflow", "search", "--seed", "1"))
+
+
+def test_paths_below_a_folder_are_made_relative(run):
+    train = load_manifest(run / "train.json")
+    given = msgspec.structs.replace(train, settings={"teacher": "/a/b/runs/t/train.json"}, command=("--out", "/a/bc"))
+    with pytest.raises(DmsflowError, match=r"train.json: names /a/bc, a path of this machine; .* --root"):
+        take_home.clean(given, {Path("/a/b"): ""}, None)
+    cleaned = take_home.clean(given, {Path("/a/b"): "", Path("/a/bc"): "runs/x"}, None)
+    assert (cleaned.settings["teacher"], cleaned.command[1]) == ("runs/t/train.json", "runs/x")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from studies import take_home
 
@@ -17,6 +18,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
 from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.settings import ExportSettings
+from dmsflow.training.model import Model
 
 COMMAND = ("dmsflow", "export", "train.json")
 
@@ -121,5 +123,8 @@ def load_train(path):
 
 def test_training_does_not_start_from_them(vgg, tmp_path, capsys):
     packed = compact(vgg, tmp_path / "compact")
+    train, tensors = load_manifest(packed), load_file(packed.parent / "train.safetensors")
+    with pytest.raises(DmsflowError, match="compact weights: have no latent weights to train; train again"):
+        Model(train.network, train.widths).load({name: torch.from_numpy(array) for name, array in tensors.items()})
     assert cli.main(["train", str(packed), "--resume"]) == 1
     assert capsys.readouterr().err == f"dmsflow: {packed}: is the manifest of train; give one of search\n"
