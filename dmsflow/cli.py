@@ -81,7 +81,7 @@ def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Write the network as a 1-bit file for a target. FILE is a train.json or a model's name; writes export.json too.
+    """Write the network as a 1-bit file for a target. FILE is a train.json or a model's name; writes export.json and the file.
 
     Example: dmsflow export runs/vgg11-cifar10/train.json --target arm64
     """
@@ -232,7 +232,7 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
     "kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets", "models"])
 )
 def list_command(kind: str) -> None:
-    """List what options can name, one a line; and the trained networks that come with dmsflow, the models.
+    """List what options can name, or the models: trained networks that come with dmsflow.
 
     Example: dmsflow list networks
     """
@@ -245,7 +245,9 @@ def list_command(kind: str) -> None:
 @options.source_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of a chain an array of manifests, the search first.")
 def show_command(source: Path, as_json: bool) -> None:
-    """Print a manifest and its parents, a model by its name, a profile, or what is in a .tflite or .onnx file.
+    """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
+
+    The name of a model that comes with dmsflow stands for the last manifest of its chain.
 
     Of a model file, whoever wrote it: its ops with their shapes, channels and bytes, and what is binary in it
     but neither smaller nor faster.
