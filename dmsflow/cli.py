@@ -18,6 +18,7 @@ import msgspec
 from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
+from dmsflow.reporting import shipped
 from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
@@ -69,11 +70,11 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Train the chosen network. FILE is a search.json; writes train.json and the weights.
+    """Train the chosen network. FILE is a search.json or a model's name; writes train.json and the weights.
 
     Example: dmsflow train runs/vgg11-cifar10/search.json --epochs 60
     """
-    _start_stage(ctx, "train", source, options.resolved(ctx, "train"), source.parent)
+    _start_stage(ctx, "train", source, options.resolved(ctx, "train"), shipped.default_out(source))
 
 
 @cli.command("export", cls=options.StageCommand)
@@ -82,11 +83,12 @@ def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Write the network as a 1-bit file for a target. FILE is a train.json; writes export.json and the model.
+    """Write the network as a 1-bit file for a target. FILE is a train.json or a model's name; writes export.json and the file.
 
     Example: dmsflow export runs/vgg11-cifar10/train.json --target arm64
     """
-    _start_stage(ctx, "export", source, options.resolved(ctx, "export"), source.parent)
+    chosen = options.resolved(ctx, "export")
+    _start_stage(ctx, "export", source, chosen, shipped.default_out(source, chosen.target))
 
 
 @cli.command("bench", cls=options.StageCommand)
@@ -95,11 +97,25 @@ def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Measure the file. FILE is an export.json, or a bare .tflite or .onnx file; writes bench.json.
+    """Measure the file. FILE is an export.json, a model's name, or a bare .tflite or .onnx file; writes bench.json.
+
+    A model that comes with dmsflow is exported first, for the device: dmsflow list models.
 
     Example: dmsflow bench runs/vgg11-cifar10/export.json --device ssh://pi@raspberry
     """
-    _start_stage(ctx, "bench", source, options.resolved(ctx, "bench"), source.parent)
+    chosen, given = options.resolved(ctx, "bench"), ctx.params
+    target = shipped.choose_target(chosen)
+    out = given["out"] or shipped.default_out(source, target)
+    if shipped.is_model(source):
+        export, source = _import_stage("export"), source.with_name("train.json")
+        wanted = settings.ExportSettings(target=target)
+        if given["dry_run"]:
+            _print_plan("export", export.plan_stage(source, wanted, out))
+            _print_plan("bench", msgspec.to_builtins(chosen).items())
+            return
+        command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
+        source = export.run_stage(source, wanted, out, manifest.Flow(command, not given["force"], given["force"]))
+    _start_stage(ctx, "bench", source, chosen, out)
 
 
 def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path) -> None:
@@ -216,18 +232,17 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
 
 
 @cli.command("list")
-@click.argument("kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets"]))
+@click.argument(
+    "kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets", "models"])
+)
 def list_command(kind: str) -> None:
-    """List what options can name, one a line.
+    """List what options can name, or the models: trained networks that come with dmsflow.
 
     Example: dmsflow list networks
     """
     from dmsflow.reporting import show
 
-    rows = show.listing(kind)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, description in rows:
-        click.echo(f"{name:<{width}}  {description}".rstrip())
+    show.print_listing(kind, sys.stdout)
 
 
 @cli.command("show")
@@ -235,6 +250,8 @@ def list_command(kind: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of a chain an array of manifests, the search first.")
 def show_command(source: Path, as_json: bool) -> None:
     """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
+
+    The name of a model that comes with dmsflow stands for the last manifest of its chain.
 
     Of a model file, whoever wrote it: its ops with their shapes, channels and bytes, and what is binary in it
     but neither smaller nor faster.
@@ -247,14 +264,14 @@ def show_command(source: Path, as_json: bool) -> None:
 
 
 @cli.command("report")
-@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=FILE)
+@click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=options.Source())
 @click.option("--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write this page.")
 @click.option("--figures", type=FILE, help="Write each figure as a file of its own too, to this folder.")
 @click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these.")
 def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str) -> None:
     """Draw what runs found: one HTML page that needs no network.
 
-    RUN is the folder of a run, a folder of such folders, or a manifest. Runs that differ in their seed
+    RUN is the folder of a run, a folder of such folders, a manifest, or a model's name. Runs that differ in their seed
     alone are put together. An earlier report is overwritten, any other file is not.
 
     Example: dmsflow report runs --figures pictures

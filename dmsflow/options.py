@@ -20,6 +20,7 @@ from msgspec import inspect
 
 from dmsflow import plugin, settings
 from dmsflow.errors import DmsflowError
+from dmsflow.reporting import shipped
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "data": settings.Data,
@@ -199,6 +200,16 @@ def _completion(names: Callable[[], list[str]]) -> Any:
     return complete
 
 
+class Source(click.Path):  # type: ignore[type-arg, unused-ignore]  # as above
+    """A path, or the name of a model that comes with dmsflow, which stands for the manifest that the command reads."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return shipped.find_model(Path(value), ctx.command.name or "" if ctx else "")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return list(_completion(shipped.model_names)(ctx, param, incomplete))
+
+
 # --- options of several commands ----------------------------------------------------------------
 
 
@@ -232,7 +243,7 @@ tensorboard_option = click.option(
     "--tensorboard", is_flag=True, help="Write curves for TensorBoard too, in OUT/tensorboard."
 )
 download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
-source_argument = click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+source_argument = click.argument("source", metavar="FILE", type=Source())
 
 
 def resolved(ctx: click.Context, record: str) -> Any:

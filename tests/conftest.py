@@ -22,10 +22,12 @@ MakeProfile = Callable[..., Profile]
 # tests/test_source.py holds that each of them exists.
 SLOW = (
     "benchmarks/test_table1.py",
+    "benchmarks/test_take_home.py::test_a_file_has_the_top1_of_its_card",
     "datasets/test_datasets.py::test_folder_resolution_is_resize_and_centre_crop",
     "datasets/test_datasets.py::test_imagenet_test_images_are_torchvision_s",
     "datasets/test_datasets.py::test_torchvision_imports_without_its_operators",
     "deploying/test_agreement.py",
+    "deploying/test_compact.py::test_without_the_data_set_the_file_is_checked_on_random_images",
     "deploying/test_folding.py::test_a_rounded_stem_is_exported_as_it_is",
     "deploying/test_folding.py::test_thresholds_in_exact_arithmetic",
     "deploying/test_integer_graph.py::test_resnet18_is_the_trained_network_but_for_float32_sums",
@@ -56,6 +58,9 @@ SLOW = (
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
     "network/test_latency.py::test_memory_and_latency_budgets_are_both_kept",
     "reporting/test_report.py",
+    "reporting/test_shipped.py::test_an_export_is_used_again",
+    "reporting/test_shipped.py::test_bench_and_export_write_to_the_users_folder",
+    "reporting/test_shipped.py::test_show_report_and_train_take_a_name",
     "searching/test_constrained_step.py::test_a_bounded_move_is_bounded_and_keeps_the_budgets",
     "searching/test_evolution.py",
     "searching/test_round_to_blocks.py::test_no_cost_grows",

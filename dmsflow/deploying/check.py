@@ -51,7 +51,7 @@ class Check:
             "check_images": self.images,
             **difference,
             "trained_compared_images": self.compared,
-            "trained_agreement_percent": 100 * self.same_class / self.compared,
+            **({"trained_agreement_percent": 100 * self.same_class / self.compared} if self.compared else {}),
             "trained_moved_images": self.moved,
         }
 
@@ -59,7 +59,9 @@ class Check:
         """Print it, a line for each comparison."""
         if self.difference is not None:
             moved = f"no logit differs by more than {self.difference:.1e}"
-            print(f"{self.images} test images: equal to the integer graph, {moved}", file=sys.stderr)
+            print(f"{self.images} images: equal to the integer graph, {moved}", file=sys.stderr)
+        if not self.compared:
+            return
         classes = f"{self.same_class} of {self.compared} in the same class"
         moved = f"{self.moved} with a logit that differs by more than {TOLERANCE}"
         print(f"compared with the trained network: {classes}, {moved}", file=sys.stderr)

@@ -7,11 +7,14 @@ convolution became an op on packed bits and its logits are those of the integer 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dmsflow import datasets, manifest, plugin
-from dmsflow.datasets import Dataset
+from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.deploying import folding, integer_graph, size_report
 from dmsflow.deploying.check import Reference, check_file, check_packed
 from dmsflow.deploying.folding import Weights
@@ -24,6 +27,7 @@ from dmsflow.network import cost
 from dmsflow.network.cost import LayerSize
 from dmsflow.network.profile import Granularity
 from dmsflow.settings import ExportSettings
+from dmsflow.terminal import print_line
 
 MOST_IMAGES, FEWEST_IMAGES = 256, 16  # of the check, unless the user says how many
 CHECK_MACS = 5e10  # and no more than take that many multiply-accumulates: seconds of NumPy
@@ -42,14 +46,18 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     converter, runner = choose_converter(target, settings), choose_runner(target)
     if manifest.is_finished(path, settings, flow):
         return path
-    data = datasets.load_dataset(train.data)
-    weights, logits = (_load_tensors(source, train, role) for role in ("weights", "logits"))
+    weights = _load_tensors(source, train, "weights")
+    data = _load_data(train, weights)
+    if "mean" in weights:  # those that the compact weights were packed from have been compared
+        logits = np.empty((0, train.network.classes), np.float32)
+    else:
+        logits = _load_tensors(source, train, "logits")["logits"]
     model = out / f"model{target.suffix}"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
         report, reference = write_model(train, weights, data, candidate, target, **converter)
-        check = check_file(runner, candidate, reference, data.test, logits["logits"], _count_images(train, settings))
+        check = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
         candidate.replace(model)
     report.show(model)
     check.show()
@@ -127,6 +135,24 @@ def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
         return load_file(path)
     except SafetensorError as error:
         raise DmsflowError(path, f"is not a safetensors file ({error})", "train again") from error
+
+
+def _load_data(train: Manifest, weights: Weights) -> Dataset:
+    """The data set; of compact weights, which have its mean and std, random images where it is not on this machine."""
+    network = train.network
+    if "mean" not in weights:
+        return datasets.load_dataset(train.data)
+    try:
+        data = datasets.load_dataset(train.data)
+    except DmsflowError as error:
+        print_line(f"the file is checked on random images: {error}")
+        shape = MOST_IMAGES, network.resolution, network.resolution, network.channels
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        noise = ArraySplit(pixels, np.zeros(len(pixels), np.int64))
+        data = Dataset(train.data.name, (), noise, noise, (), ())
+    trained = folding.TrainedWeights(network, train.widths, weights)
+    mean, std = (tuple(trained.take(name, network.channels).tolist()) for name in ("mean", "std"))
+    return replace(data, mean=mean, std=std)
 
 
 def _load_exporter(target: Target, train: Manifest) -> Any:

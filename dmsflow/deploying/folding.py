@@ -7,6 +7,7 @@ numbers, times a power of two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,8 @@ def fold(
         network: the architecture; its convs other than the stem are binary.
         widths: channels of every named width.
         weights: by name, as in train.safetensors: `<layer>.weight`, `.bias`, `.running_mean`,
-            `.running_var`, `.alpha`; convolutions are [C_out, C_in, k, k].
+            `.running_var`, `.alpha`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
+            `.magnitude` instead of the `.weight` of a binary convolution.
         mean, std: of each channel in pixels (0..255); the mean is a whole number.
 
     Raises:
@@ -108,6 +110,19 @@ class TrainedWeights:
         """The weights of a convolution, [C_out, k, k, C_in]."""
         shape = self.channels(layer.name), self.channels(layer.inputs[0]), layer.kernel, layer.kernel
         return self.take(f"{layer.name}.weight", *shape).transpose(0, 2, 3, 1)
+
+    def binary_filters(self, layer: Layer) -> tuple[NDArray[np.int8], Float64]:
+        """Signs [C_out, k, k, C_in] of a binary convolution and its mean magnitudes [C_out], as `binarise` gives them.
+
+        Compact weights have them already: the signs of a filter as bits, 1 for +1, in rows of whole bytes.
+        """
+        if f"{layer.name}.signs" not in self.weights:
+            return binarise(self.filters(layer))
+        shape = self.channels(layer.name), layer.kernel, layer.kernel, self.channels(layer.inputs[0])
+        count = math.prod(shape[1:])
+        packed = self.take(f"{layer.name}.signs", shape[0], -(-count // 8)).astype(np.uint8)
+        bits = np.unpackbits(packed, axis=1, count=count).reshape(shape)
+        return np.where(bits, 1, -1).astype(np.int8), self.take(f"{layer.name}.magnitude", shape[0])
 
     def dense(self, layer: Layer) -> tuple[Float64, Float64]:
         """Weight [C_out, C_in] and bias [C_out]."""
@@ -220,7 +235,7 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
 def _fold_binary_conv(
     trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]
 ) -> list[integer_graph.GraphOp]:
-    signs, magnitude = binarise(trained.filters(layer))
+    signs, magnitude = trained.binary_filters(layer)
     scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
     conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, signs=signs)
     if tail.half is not None:

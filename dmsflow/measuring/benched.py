@@ -28,9 +28,10 @@ def find_benched(source: Path) -> Benched:
     """
     if source.suffix == ".json":
         export = load_manifest(source, "export")
-        return Benched(
-            manifest.verify(source, export.artifacts["model"]), load_target(export.settings["target"]), export
-        )
+        if "model" not in export.artifacts:  # as in a folder of models/
+            raise DmsflowError(source, "names no model file", "export its train.json, and give what that writes")
+        path = manifest.verify(source, export.artifacts["model"])
+        return Benched(path, load_target(export.settings["target"]), export)
     targets = {each.suffix: each for each in map(load_target, list_targets())}
     if source.suffix not in targets:
         right = f"give an export.json, or a {' or '.join(sorted(targets))} file"

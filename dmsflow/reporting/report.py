@@ -20,6 +20,7 @@ from dmsflow.reporting import page, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
 from dmsflow.reporting.sections import Section, all_runs
+from dmsflow.reporting.shipped import default_out
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
@@ -46,7 +47,7 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
     Raises:
         DmsflowError: no runs there, or damaged ones; `out` is a file that is not a report.
     """
-    path = out or (sources[0] if sources[0].is_dir() else sources[0].parent) / "report.html"
+    path = out or (sources[0] if sources[0].is_dir() else default_out(sources[0])) / "report.html"
     groups = collect(sources)
     if path.is_dir():
         raise DmsflowError(path, "is a folder", "give --out the name of a file")

@@ -23,7 +23,7 @@ from dmsflow.network import profile
 from dmsflow.network.latency import Grid, build_latency
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.plugin import list_plugins
-from dmsflow.reporting import models
+from dmsflow.reporting import models, shipped
 from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
 from dmsflow.terminal import block, format_threads, milliseconds, print_table
@@ -170,6 +170,17 @@ def print_result(path: Path, stream: TextIO) -> None:
 
 
 # --- what options can name ----------------------------------------------------------------------
+
+
+def print_listing(kind: str, stream: TextIO) -> None:
+    """Print names and descriptions, one a line; of models a table."""
+    if kind == "models":
+        shipped.print_models(stream)
+        return
+    rows = listing(kind)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, description in rows:
+        print(f"{name:<{width}}  {description}".rstrip(), file=stream)
 
 
 def listing(kind: str) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmsflow.errors import DmsflowError
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, out_widths, value
 from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
@@ -115,7 +116,15 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over tensors of exactly these names and shapes."""
+        """Take over tensors of exactly these names and shapes.
+
+        Raises:
+            DmsflowError: they are compact weights, without the latent ones that training changes.
+        """
+        if "mean" in tensors:
+            raise DmsflowError(
+                "compact weights", "have no latent weights to train", "train again, from the search.json"
+            )
         mine = self.tensors()
         assert mine.keys() == tensors.keys(), sorted(mine.keys() ^ tensors.keys())
         for name, tensor in mine.items():

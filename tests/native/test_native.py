@@ -119,6 +119,7 @@ def test_a_wheel_holds_all_that_an_installation_needs(which: str, request: pytes
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dmsflow").rglob("*.py")}
     data = {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("targets/*.toml")}
     data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("profiles/*.json")}
+    data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("models/*/*")}
     assert package | data | {*LIBRARIES, BENCHMARK} <= names
     assert {name for name in names if name.endswith(".so")} == set(LIBRARIES)
 
