@@ -80,7 +80,7 @@ def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
-SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search uses training images only.
+SGD 0.1 with a cosine (the recipe before 2026-11-29, on JPEG images), all networks alike; top-1 on the whole test set. A search uses training images only.
 **uniform** scales every layer of the base network by one factor. **equal** makes all layers equally wide.
 **interpolated** is the point between those two that exhausts every budget. **random** draws widths around equal ones
 ({draws} draws, trained with seed {seeds[0]}; the best of them then with every seed). **evolution** tries sub-networks of the same
