@@ -2,7 +2,7 @@
 
 Protocols: `paper`, with the paper's schedules, for a GPU; `quick`, for two CPU cores: the first 2,000 training
 images of each class, and so few epochs that no job takes ten minutes on one core; and `long`, for two cores and a
-few nights: all images, by dmsflow's own recipe. What is compared (all rows of one memory
+few nights: all images, by dmsflow's own recipe (`toy` only tries this program). What is compared (all rows of one memory
 size) is trained alike. Done jobs are kept, and it goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/table1.py --protocol quick --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
@@ -99,6 +99,7 @@ def _phases(weight_steps: int, width_batches: int, **others: Any) -> dict[str, A
 
 _SCHEDULE = settings.load_preset("train", "paper")
 _FROM_FLOAT = {"from_float": True, "float_epochs": 200}
+_TOY: dict[str, Any] = {"rounds": 1, "weight_steps": 1, "width_batches": 1, "batch_size": 4}
 _LARGE = {"weight_decay": 2e-4}  # what the paper says of DMS-B; here of all as large, and of 4×
 _VGG_SMALL = {"epochs": budgets.CELLS[3].epochs}  # memory alone, whose baselines it shares
 PROTOCOLS = {
@@ -152,6 +153,13 @@ PROTOCOLS = {
         without=("the paper's search, literally", f"random, {DRAWS} draws around flat"),
     ),
 }
+PROTOCOLS["toy"] = Protocol(
+    train_images=20,
+    train={key: {"epochs": 1, "batch_size": 4} for key in PROTOCOLS["paper"].train},
+    memory_mib={("vgg11", "dms-b"): 0.12, ("resnet18", "dms-b"): 0.12},
+    search={(network, row): _TOY for network in PAPER for row in START_RATIO},
+    literal={(network, row): {**_TOY, "weight_epochs": None} for network in PAPER for row in START_RATIO},
+)
 
 
 @dataclass(frozen=True)
