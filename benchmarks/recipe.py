@@ -176,6 +176,7 @@ VARIANTS = {
     "sgd": Variant("SGD 0.1, decay 1e-4", OLD),
     "not-centred": Variant("quantisers not centred", {"centred": False}),
     "decay": Variant("weight decay 0.02", {"weight_decay": 0.02}),
+    "no-crop": Variant("no crops", {"crop": 0.0}),
     "crop-1": Variant("crops of 1 pixel", {"crop": 0.25}),
     "crop-2": Variant("crops of 2 pixels", {"crop": 0.5}),
     "crop-4": Variant("crops of 4 pixels", {"crop": 1.0}),
@@ -238,7 +239,8 @@ def prepare(network: Network, dataset: Dataset, chosen: TrainSettings, where: Pl
     if chosen.centred:
         centre_quantisers(new)
     order = Order(np.arange(len(dataset.train)), chosen.batch_size, chosen.seed, purpose="train")
-    batches = Batches(with_crop(dataset, chosen.crop), dataset.train, order, where, workers=0)
+    cropped = with_crop(dataset, chosen.crop, train.count_epochs(chosen, order.steps))
+    batches = Batches(cropped, dataset.train, order, where, workers=0)
     new.to(where.device)
     run = Run(new, chosen, batches, make_optimiser(new, chosen), where)
     run.steps = train.count_epochs(chosen, batches.steps) * batches.steps

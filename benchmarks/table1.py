@@ -143,7 +143,7 @@ PROTOCOLS = {
     "long": Protocol(
         train_images=None,
         train={
-            (network, size): {"epochs": epochs, "crop": 0.5}  # crops pay from about 40 epochs on
+            (network, size): {"epochs": epochs}
             for network, size, epochs in (
                 *(("vgg11", "A", 60), ("vgg11", "2x", 60), ("vgg11", "B", 20), ("vgg11", "4x", 20)),
                 *(("resnet18", "A", 20), ("resnet18", "2x", 20), ("resnet18", "B", 10), ("resnet18", "4x", 10)),
