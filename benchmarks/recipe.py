@@ -286,7 +286,8 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to the results, other processes excluded."""
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        content = {"command": "python benchmarks/recipe.py", "rows": [*read_rows(path), row]}
+        rows = [*read_rows(path), row]
+        content = {"head": HEAD, "table": tabulate(rows), "rows": rows}
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     path.with_suffix(".lock").unlink(missing_ok=True)
 

@@ -244,7 +244,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -
     del recorded["optimiser"]
     for name, settings in (("hold", {**msgspec.to_builtins(now), "hold": "projection"}), ("optimiser", recorded)):
         facts = {"source": "x", "settings": settings}
-        with pytest.raises(DmsflowError, match=f"by another version .*, which differs in the setting '{name}'; --force"):
+        with pytest.raises(
+            DmsflowError, match=f"by another version .*, which differs in the setting '{name}'; --force"
+        ):
             checkpoint.check_same(tmp_path / "search.checkpoint", facts, now, "x")
 
 
