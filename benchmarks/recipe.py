@@ -5,7 +5,10 @@ Every variant of a seed starts from the same weights and sees the same images in
 soon as it is done, and rows that are there are not run again, so the program can be stopped, and started twice:
 
     python benchmarks/recipe.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS --networks vgg11 --epochs 12
-    python benchmarks/recipe.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS --tabulate
+    python benchmarks/recipe.py --tabulate
+
+Other data are compared on their test images, which decide nothing then: `--dataset digits --data digits --epochs 0` is for
+as many epochs as `--effort normal` takes.
 
 Seconds are processor time of one thread, validation not counted.
 """
@@ -47,7 +50,8 @@ from dmsflow.training.step import evaluate, make_optimiser, set_learning_rate, t
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "recipe.json"
 VALIDATION_SHARE = 0.1
 SPLIT_SEED = 5
-KEY = ("network", "epochs", "variant", "seed")
+CIFAR = "CIFAR-10"
+KEY = ("data", "network", "epochs", "variant", "seed")
 OLD = {"optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4}  # what was the default before
 AVERAGED_SHARE = 0.15  # of the steps, the last ones: whose weights are averaged
 TWO_STAGES_SHARE = 0.4  # of the steps, the first ones: with float weights
@@ -171,7 +175,8 @@ def switch_to_sgd(run: Run) -> None:
 VARIANTS = {
     "default": Variant("the default"),
     "before": Variant(
-        "the recipe before: SGD 0.1, decay 1e-4, not centred, crops", {**OLD, "centred": False, "crop": 1.0}
+        "the recipe before: SGD 0.1, decay 1e-4, not centred, crops",
+        {**OLD, "centred": False, "crop": 1.0, "normal_epochs": 8, "min_steps": 0},
     ),
     "sgd": Variant("SGD 0.1, decay 1e-4", OLD),
     "not-centred": Variant("quantisers not centred", {"centred": False}),
@@ -294,22 +299,25 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 
 def tabulate(rows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     """A line a network, schedule and variant, with its gain over the default: paired by seed, ± its standard error."""
-    groups: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, int, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["epochs"], row["variant"]), {})[row["seed"]] = row
+        groups.setdefault((row["data"], row["network"], row["epochs"], row["variant"]), {})[row["seed"]] = row
     lines = []
-    for (network, epochs, variant), found in sorted(groups.items()):
-        default = groups.get((network, epochs, "default"), {})
+    order = list(VARIANTS)
+    for (*course, variant), found in sorted(groups.items(), key=lambda item: (*item[0][:3], order.index(item[0][3]))):
+        default = groups.get((*course, "default"), {})
         gains = [row["top1_percent"] - default[seed]["top1_percent"] for seed, row in found.items() if seed in default]
         error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
         gain = f"{statistics.mean(gains):+.2f}{error}" if gains and variant != "default" else None
         means = [statistics.mean(row[key] for row in found.values()) for key in MEANS]
-        lines.append((network, epochs, VARIANTS[variant].title, len(found), *(f"{mean:.2f}" for mean in means), gain))
+        shown = [f"{mean:.{digits}f}" for mean, digits in zip(means, (2, 2, 0), strict=True)]
+        data, network, epochs = course
+        lines.append((data, network, epochs or "by effort", VARIANTS[variant].title, len(found), *shown, gain))
     return lines
 
 
 MEANS = ("top1_percent", "train_top1_percent", "seconds")
-HEAD = ("network", "epochs", "change", "seeds", "top-1 %", "training top-1 %", "CPU s", "gain")
+HEAD = ("data", "network", "epochs", "change", "seeds", "top-1 %", "training top-1 %", "CPU s", "gain")
 
 
 def main() -> None:
@@ -317,8 +325,11 @@ def main() -> None:
     parser.add_argument("--dataset", help="as in dmsflow search: cifar10, or image-folder:PATH")
     parser.add_argument("--data-dir", help="as in dmsflow search")
     parser.add_argument("--train-images", type=int, help="as in dmsflow search")
+    parser.add_argument(
+        "--data", default=CIFAR, help="what to call the data; others than CIFAR-10 keep their test images"
+    )
     parser.add_argument("--networks", nargs="+", default=["vgg11", "resnet18"])
-    parser.add_argument("--epochs", nargs="+", type=int, default=[12])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[12], help="0: those of --effort normal")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -334,12 +345,13 @@ def run_rows(arguments: argparse.Namespace) -> None:
     if not arguments.dataset:
         raise DmsflowError("--dataset", "is not given", "give --dataset image-folder:PATH, or --tabulate")
     data = Data(name=arguments.dataset, data_dir=arguments.data_dir, train_images=arguments.train_images)
-    dataset = split(datasets.load_dataset(data))
+    dataset = datasets.load_dataset(data)
+    dataset = split(dataset) if arguments.data == CIFAR else dataset
     for seed in arguments.seeds:
         for epochs in arguments.epochs:
             for network in arguments.networks:
                 for name in arguments.variants:
-                    row = {"network": network, "epochs": epochs, "variant": name, "seed": seed}
+                    row = {"data": arguments.data, "network": network, "epochs": epochs, "variant": name, "seed": seed}
                     if any(all(done[key] == row[key] for key in KEY) for done in read_rows(arguments.results)):
                         continue
                     with claimed(arguments.locks, row) as free:
@@ -347,7 +359,7 @@ def run_rows(arguments: argparse.Namespace) -> None:
                             continue
                         print(time.strftime("%H:%M:%S"), *row.values(), file=sys.stderr, flush=True)
                         chosen = settings.resolve(
-                            TrainSettings, epochs=epochs, seed=seed, threads=1, **VARIANTS[name].changes
+                            TrainSettings, epochs=epochs or None, seed=seed, threads=1, **VARIANTS[name].changes
                         )
                         built = load_network(network, dataset.channels, dataset.resolution, len(dataset.classes))
                         found = fit(built, dataset, VARIANTS[name], chosen)

@@ -43,7 +43,7 @@ def test_every_variant_runs_and_its_row_is_kept(
 def test_gains_are_paired_by_seed() -> None:
     def row(variant: str, seed: int, top1: float) -> dict[str, Any]:
         facts = {"top1_percent": top1, "train_top1_percent": top1 + 1, "seconds": 60.0}
-        return {"network": "vgg11", "epochs": 4, "variant": variant, "seed": seed, **facts}
+        return {"data": "CIFAR-10", "network": "vgg11", "epochs": 4, "variant": variant, "seed": seed, **facts}
 
     rows = [row("default", 0, 60), row("default", 1, 62), row("sgd", 0, 59), row("sgd", 1, 60), row("sgd", 2, 1)]
     default, sgd = recipe.tabulate(rows)
