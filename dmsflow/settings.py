@@ -91,6 +91,10 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 0.0
     centred: Annotated[bool, preset_only("Start with half of the activations on, and not with 31 %.")] = True
     crop: Annotated[float, preset_only("Random crops: this share of the data set's own padding.", ge=0, le=1)] = 0.0
+    batch_parts: Annotated[
+        Count | None,
+        preset_only("Parts of a batch that batch norm normalises each by itself; without it one a process (torchrun)."),
+    ] = None
 
 
 class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
