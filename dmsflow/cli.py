@@ -10,7 +10,7 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -299,7 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 an error the user can fix, 2 usage, 3 budget missed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _joined(given[:1]):
+        with contextlib.ExitStack() as stack:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
             return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
     except click.ClickException as error:
         error.show()
@@ -317,20 +319,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = error.filename or "a file or connection"
         return _say(f"{where}: {error.strerror or error}; correct that, and resume with --resume")
-
-
-@contextlib.contextmanager
-def _joined(command: Sequence[str]) -> Iterator[None]:
-    """Under torchrun, make this process one of all that do the command together."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield
-        return
-    from dmsflow.training import processes
-
-    with processes.joined():
-        if command not in (["search"], ["train"]):
-            raise DmsflowError("torchrun", "is for dmsflow search and dmsflow train", "start others without it")
-        yield
 
 
 def _say(line: str, exit_code: int = 1) -> int:

@@ -93,7 +93,10 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     crop: Annotated[float, preset_only("Random crops: this share of the data set's own padding.", ge=0, le=1)] = 0.0
     batch_parts: Annotated[
         Count | None,
-        preset_only("Parts of a batch that batch norm normalises each by itself; without it one a process (torchrun)."),
+        preset_only(
+            "Parts of a batch that are normalised apart; by default one a process. With the same number, a run is the "
+            "same function in any number of processes."
+        ),
     ] = None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.rendezvous import rendezvous
 
 from dmsflow.errors import DmsflowError
 
@@ -28,21 +28,37 @@ LONGEST_WAIT = datetime.timedelta(hours=6)  # for another process: the first may
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(command: str = "") -> Iterator[None]:
     """Make this process one of those that torchrun started; all but the first print nothing.
 
     An error ends all of them. Only the process that has it first raises it; the others exit.
+
+    Raises:
+        DmsflowError: the command does not work in several processes.
     """
+    from torch.distributed.rendezvous import rendezvous
+
+    # Imported after the group was made, by an optimiser, it would keep the group's threads, which may crash at exit.
+    importlib.import_module("torch._dynamo")
     store, rank, count = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
+
+    def leave(kind: object, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the store may have gone with the process that had the error
+            if kind is None or store.add("errors", 1) == 1:
+                return
+        sys.exit(1)
+
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.destroy_process_group)
-        stack.push(lambda kind, *_: sys.exit(1) if kind and store.add("errors", 1) > 1 else None)
+        stack.push(leave)
         if rank:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
+        if command not in ("search", "train"):
+            raise DmsflowError(f"torchrun: {command}", "works in one process", "start it without torchrun")
         yield
 
 
