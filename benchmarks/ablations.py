@@ -65,10 +65,10 @@ ALL_VARIANTS = {"default": VARIANTS["default"], **PAST_VARIANTS, **VARIANTS}
 def job(variant: str, seed: int) -> Job:
     """The searches of default and evolution are those of budgets.py; a past variant can only be tabulated."""
     changes = settings.with_present_names(ALL_VARIANTS[variant][1])
-    training = {"epochs": EPOCHS, "seed": seed}
+    training = {**jobs.FORMER_TRAIN, "epochs": EPOCHS, "seed": seed}
     if variant in ("default", "evolution"):
         return replace(searched(CELL, changes.get("method", "gradient"), seed), train=training)
-    search = {} if variant in PAST_VARIANTS else {**CELL.budgets(), "method": "gradient", **changes, "seed": seed}
+    search = {} if variant in PAST_VARIANTS else {**CELL.searching("gradient", seed=seed), **changes}
     return Job(f"{CELL.name}/ablations/{variant}-{seed}", search, training)
 
 

@@ -39,12 +39,16 @@ PAPER_PHASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A network, its course, its budgets; `macs_m` "uniform": those of the uniform network at that memory."""
+    """A network, its course, its budgets; `macs_m` "uniform": those of the uniform network at that memory.
+
+    `former`: by the recipe of then (jobs.FORMER_TRAIN).
+    """
 
     network: str
     epochs: int
     memory_mib: float
     macs_m: float | str | None = None
+    former: bool = True
 
     @property
     def name(self) -> str:
@@ -60,9 +64,13 @@ class Cell:
             found["macs_m"] = self.macs_m
         return found
 
+    def searching(self, method: str, **others: Any) -> dict[str, Any]:
+        """Settings of a search that trains."""
+        return {**(jobs.FORMER_SEARCH if self.former else {}), **self.budgets(), "method": method, **others}
+
     def training(self, seed: int) -> dict[str, Any]:
         """Settings of one of its trainings."""
-        return {"epochs": self.epochs, "seed": seed}
+        return {**(jobs.FORMER_TRAIN if self.former else {}), "epochs": self.epochs, "seed": seed}
 
 
 # The first is that of ablations.py as well, trained the longest; all of it is a night on two cores.
@@ -98,7 +106,7 @@ def draw(cell: Cell, number: int, seed: int) -> Job:
 
 def searched(cell: Cell, method: str, seed: int) -> Job:
     """Searched and trained with a seed."""
-    return Job(f"{cell.name}/{method}-{seed}", {**cell.budgets(), "method": method, "seed": seed}, cell.training(seed))
+    return Job(f"{cell.name}/{method}-{seed}", cell.searching(method, seed=seed), cell.training(seed))
 
 
 def papers(cell: Cell, seed: int, **others: Any) -> Job:

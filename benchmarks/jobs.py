@@ -39,6 +39,10 @@ from dmsflow.training import train
 WAIT_SECONDS = 5.0
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 KEY = ("choice", "seed", "epochs", "precision", "train_images")  # which row it is
+# The recipe of trainings and of searches until 2026-11-29, by which the rows of budgets.py, ablations.py and table1.py's
+# protocol `quick` were trained: those that are still to come are trained alike.
+FORMER_TRAIN = {"optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4, "centred": False, "crop": 1.0}
+FORMER_SEARCH = {**FORMER_TRAIN, "learning_rate": 0.05, "learning_rate_end": 0.01}
 KEPT = ("versions", "processor", "cores", "torch_device", "threads", "mixed", "commit", "date")
 
 

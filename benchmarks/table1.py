@@ -1,8 +1,8 @@
 """Every CIFAR-10 row of the DMS paper's Table 1, and baselines at the memory of its searched networks.
 
 Protocols: `paper`, with the paper's schedules, for a GPU; `quick`, for two CPU cores: the first 2,000 training
-images of each class, and so few epochs that no job takes ten minutes on one core; and `long`, for two cores too:
-one network, VGG-11's DMS-A, and its uniform baseline, on all images. What is compared (all rows of one memory
+images of each class, and so few epochs that no job takes ten minutes on one core; and `long`, for two cores and a
+few nights: all images, by dmsflow's own recipe (`toy` only tries this program). What is compared (all rows of one memory
 size) is trained alike. Done jobs are kept, and it goes on where it was stopped:
 
     torchrun --nproc-per-node 2 benchmarks/table1.py --protocol quick --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
@@ -76,7 +76,8 @@ class Protocol:
         search: of dmsflow's own search beside the defaults, by network and row.
         literal: of the paper's search beside its preset, by network and row.
         left_out: why a network's row is not in the protocol.
-        only: the lines that are, by network, row and widths, where they are few.
+        former: by the recipe of before 2026-11-29 (jobs.FORMER_TRAIN).
+        without: lines that take too long, by their widths.
         seeds: of trainings and searches, unless others are requested.
     """
 
@@ -87,7 +88,8 @@ class Protocol:
     search: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     literal: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     left_out: dict[tuple[str, str], str] = field(default_factory=dict)
-    only: tuple[tuple[str, str, str], ...] = ()
+    former: bool = False
+    without: tuple[str, ...] = ()
     seeds: tuple[int, ...] = budgets.SEEDS
 
 
@@ -97,6 +99,7 @@ def _phases(weight_steps: int, width_batches: int, **others: Any) -> dict[str, A
 
 _SCHEDULE = settings.load_preset("train", "paper")
 _FROM_FLOAT = {"from_float": True, "float_epochs": 200}
+_TOY: dict[str, Any] = {"rounds": 1, "weight_steps": 1, "width_batches": 1, "batch_size": 4}
 _LARGE = {"weight_decay": 2e-4}  # what the paper says of DMS-B; here of all as large, and of 4×
 _VGG_SMALL = {"epochs": budgets.CELLS[3].epochs}  # memory alone, whose baselines it shares
 PROTOCOLS = {
@@ -104,6 +107,7 @@ PROTOCOLS = {
     # (equal widths, or 4×) sets its epochs. The paper's 50 rounds remain, their phases become shorter.
     "quick": Protocol(
         train_images=budgets.TRAIN_IMAGES,
+        former=True,
         # 1× is as large as "0.08", and budgets.py has the baselines at that memory.
         memory_mib={("vgg11", "dms-a"): 0.078},
         train={
@@ -138,11 +142,24 @@ PROTOCOLS = {
     ),
     "long": Protocol(
         train_images=None,
-        train={("vgg11", "A"): {"epochs": 30}},
-        only=(("vgg11", "dms-a", "searched"), ("vgg11", "dms-a", "uniform")),
-        seeds=(0,),
+        train={
+            (network, size): {"epochs": epochs}
+            for network, size, epochs in (
+                *(("vgg11", "A", 60), ("vgg11", "2x", 60), ("vgg11", "B", 20), ("vgg11", "4x", 20)),
+                *(("resnet18", "A", 20), ("resnet18", "2x", 20), ("resnet18", "B", 10), ("resnet18", "4x", 10)),
+            )
+        },
+        ranges={("vgg11", "dms-b"): {"max_ratio": 32.0}, ("resnet18", "dms-b"): {"max_ratio": 32.0}},
+        without=("the paper's search, literally", f"random, {DRAWS} draws around flat"),
     ),
 }
+PROTOCOLS["toy"] = Protocol(
+    train_images=20,
+    train={key: {"epochs": 1, "batch_size": 4} for key in PROTOCOLS["paper"].train},
+    memory_mib={("vgg11", "dms-b"): 0.12, ("resnet18", "dms-b"): 0.12},
+    search={(network, row): _TOY for network in PAPER for row in START_RATIO},
+    literal={(network, row): {**_TOY, "weight_epochs": None} for network in PAPER for row in START_RATIO},
+)
 
 
 @dataclass(frozen=True)
@@ -171,19 +188,17 @@ class Request:
     draws: int
 
     def trained(self, network: str, row: str, seed: int) -> dict[str, Any]:
-        found = {**self.protocol.train[network, SIZES[row]], "seed": seed}
+        recipe = jobs.FORMER_TRAIN if self.protocol.former else {}
+        found = {**recipe, **self.protocol.train[network, SIZES[row]], "seed": seed}
         if row == "full":
             found = {key: value for key, value in found.items() if key not in _FROM_FLOAT} | {"precision": "float"}
         return found
 
     def lines(self, network: str, row: str) -> list[Line]:
-        only = self.protocol.only
-        if only and (network, row) not in {one[:2] for one in only}:
-            return []
         if (network, row) in self.protocol.left_out:
             return [Line(network, row, "searched", True, ())]
         found = self._lines(network, row)
-        return [line for line in found if not only or (network, row, line.widths) in only]
+        return [line for line in found if line.widths not in self.protocol.without]
 
     def _lines(self, network: str, row: str) -> list[Line]:
         return self._searched(network, row) if row.startswith("dms") else [self._widened(network, row)]
@@ -198,7 +213,7 @@ class Request:
         """The searched row, the search as published, and the baselines at the same memory."""
         key, protocol = (network, row), self.protocol
         memory = protocol.memory_mib.get(key, PAPER[network][row][0])
-        cell = Cell(network, protocol.train[network, SIZES[row]]["epochs"], memory)
+        cell = Cell(network, protocol.train[network, SIZES[row]]["epochs"], memory, former=protocol.former)
         span, own = protocol.ranges.get(key, {}), protocol.search.get(key, {})
 
         def fitted(job: Job, seed: int, **search: Any) -> Job:

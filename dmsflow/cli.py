@@ -74,6 +74,8 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Train the chosen network. FILE is a search.json or a model's name; writes train.json and the weights.
 
+    With --resume and more --epochs, a finished training goes on from its weights.
+
     Example: dmsflow train runs/vgg11-cifar10/search.json --epochs 60
     """
     _start_stage(ctx, "train", source, options.resolved(ctx, "train"), shipped.default_out(source))

@@ -90,7 +90,10 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 0.0
     centred: Annotated[bool, preset_only("Start with half of the activations on, and not with 31 %.")] = True
-    crop: Annotated[float, preset_only("Random crops: this share of the data set's own padding.", ge=0, le=1)] = 0.0
+    crop: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        preset_only("Random crops: this share of the data set's own padding; without it more in longer trainings."),
+    ] = None
     batch_parts: Annotated[
         Count | None,
         preset_only(

@@ -80,7 +80,7 @@ def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
-SGD 0.1 with a cosine, all networks alike; top-1 on the whole test set. A search uses training images only.
+SGD 0.1 with a cosine (the recipe before 2026-11-29, on JPEG images), all networks alike; top-1 on the whole test set. A search uses training images only.
 **uniform** scales every layer of the base network by one factor. **equal** makes all layers equally wide.
 **interpolated** is the point between those two that exhausts every budget. **random** draws widths around equal ones
 ({draws} draws, trained with seed {seeds[0]}; the best of them then with every seed). **evolution** tries sub-networks of the same
@@ -224,6 +224,29 @@ need settings that are gone since; check out that commit to run them.
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
     return before, f"{made}. Every run: [results/ablations.json](results/ablations.json)."
+
+
+# --- the recipe ----------------------------------------------------------------------------------
+
+
+def recipe(content: Any) -> str:
+    """Of benchmarks/recipe.py."""
+    texts = _recipe(content) if content else None
+    command = "python benchmarks/recipe.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS --epochs 4 12 36"
+    return figures.part("## What each part of the training recipe is worth", command, texts)
+
+
+def _recipe(content: Row) -> tuple[str, str]:
+    lines = [[NONE if cell is None else NETWORKS.get(cell, str(cell)) for cell in line] for line in content["table"]]
+    before = f"""\
+CIFAR-10, lossless pixels, base widths, one change at a time. Top-1 is of a tenth of the training images that no run trains
+on; the test images are not read. *Gain*: over the default, paired by seed, ± its standard error. A difference below two
+standard errors is none. The default is Adam at 0.005 with a cosine to 0, no weight decay, centred quantisers, batches of
+64, flips, and crops that grow with the epochs.
+
+{figures.table(tuple(content["head"]), lines)}"""
+    made = figures.machine(environments(content["rows"]), *TRAINED)
+    return before, f"{made}, one thread. Every run: [results/recipe.json](results/recipe.json)."
 
 
 # --- Table 1 -------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def page(load: Load = figures.load) -> str:
             (
                 INTRODUCTION,
                 accuracy.budgets(load("budgets")),
+                accuracy.recipe(load("recipe")),
                 accuracy.ablations(load("ablations")),
                 accuracy.table1({name: load(f"table1-{name}") for name in PROTOCOLS}),
                 accuracy.files(load("cifar10")),

@@ -169,7 +169,8 @@ def _batches(
     weight_half, width_half = halves(dataset.train, settings.seed)
     shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
     cut = max(1, round(HELD_OUT_SHARE * len(shuffled)))
-    cropped = with_crop(dataset, settings.crop)
+    round_epochs = settings.weight_epochs or settings.weight_steps * settings.batch_size / len(weight_half)
+    cropped = with_crop(dataset, settings.crop, settings.rounds * round_epochs)
 
     def batches(purpose: str, indices: Any, augment: bool = False, where: Place = where) -> Batches:
         order = Order(indices, settings.batch_size, settings.seed, purpose, augment=augment)

@@ -24,6 +24,7 @@ from dmsflow.training.processes import ALONE, Share
 
 Indices = NDArray[np.int64]
 
+FULL_CROP_EPOCHS = 100  # from here on the crops of a training are the data set's own
 EVALUATION_BATCH = 250  # images; divides the 10,000 test images of CIFAR
 
 
@@ -176,8 +177,15 @@ def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def with_crop(dataset: Dataset, share: float) -> Dataset:
-    """The data set with a share of its padding for random crops."""
+def with_crop(dataset: Dataset, share: float | None, epochs: float) -> Dataset:
+    """The data set with a share of its padding for random crops.
+
+    Args:
+        share: None for one that grows with the epochs. A binary network underfits for long, so crops cost top-1 in a
+            short training, and pay only where images are seen often (benchmarks/recipe.py).
+        epochs: how often an image is seen.
+    """
+    share = min(1.0, epochs / FULL_CROP_EPOCHS) if share is None else share
     return replace(dataset, crop_padding=round(share * dataset.crop_padding))
 
 

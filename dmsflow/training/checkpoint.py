@@ -107,8 +107,8 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
     if facts["source"] != source:
         raise DmsflowError(path, "was written for other images or another network", "--force starts again")
     recorded = with_present_names(facts["settings"])
-    if unknown := set(recorded) - set(settings.__struct_fields__):
-        what = f"was written by an earlier version of dmsflow (it has the setting {min(unknown)!r})"
+    if other := set(recorded) ^ set(settings.__struct_fields__):
+        what = f"was written by another version of dmsflow, which differs in the setting {min(other)!r}"
         raise DmsflowError(path, what, "--force starts again")
     if difference := find_difference(recorded, settings):
         name, before, now = difference

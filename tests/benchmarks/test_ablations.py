@@ -82,9 +82,11 @@ def test_a_past_variant_cannot_be_run(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "invalid choice: 'adam'" in capsys.readouterr().err
 
 
-def test_the_default_searches_as_dmsflow_does_under_the_first_cells_budgets() -> None:
+def test_the_default_searches_as_dmsflow_did_under_the_first_cells_budgets() -> None:
+    """With the weights trained as they were when the published rows were made."""
     found = settings.resolve(settings.SearchSettings, **ablations.job("default", 2).search)
-    assert found == settings.SearchSettings(network="vgg11", memory_mib=0.078, macs_m=16.0, seed=2)
+    budgets = {"network": "vgg11", "memory_mib": 0.078, "macs_m": 16.0}
+    assert found == settings.SearchSettings(**budgets, seed=2, **jobs.FORMER_SEARCH)
 
 
 @pytest.mark.parametrize("seed", ablations.SEEDS)

@@ -79,11 +79,14 @@ def test_the_page_and_the_readme_are_written_from_the_results() -> None:
     assert text == results.readme(text), "make docs writes it again"
 
 
-@pytest.mark.parametrize("name", ["budgets", "ablations", "table1-quick", "search-cost", "train-step", "startup"])
+@pytest.mark.parametrize(
+    "name", ["budgets", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "startup"]
+)
 def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     kinds = {
         "budgets": accuracy.budgets,
         "ablations": accuracy.ablations,
+        "recipe": accuracy.recipe,
         "search-cost": timing.search_cost,
         "train-step": timing.train_step,
         "startup": timing.startup,

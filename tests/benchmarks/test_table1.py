@@ -223,18 +223,19 @@ def test_every_job_of_a_protocol_has_settings_that_are_valid(name: str) -> None:
                 assert counts == ([3, 3, 3, 3, 8] if row.startswith("dms") else [3])
 
 
-def test_the_long_protocol_is_one_network_and_its_baseline() -> None:
+def test_the_long_protocol_is_dmsflows_recipe() -> None:
+    """Every row of the paper's table, and baselines trained alike; nothing of the recipe of before."""
     request = table1.Request(table1.PROTOCOLS["long"], table1.PROTOCOLS["long"].seeds, table1.DRAWS)
     lines = [line for network in table1.PAPER for row in table1.ROWS for line in request.lines(network, row)]
-    assert [(line.network, line.row, line.widths, len(line.jobs)) for line in lines] == [
-        ("vgg11", "dms-a", "searched", 1),
-        ("vgg11", "dms-a", "uniform", 1),
+    per_network = [("full", 1), ("1x", 1), ("2x", 1), ("3x", 1), ("4x", 1), ("dms-a", 3), ("dms-b", 3)]
+    assert [(line.network, line.row) for line in lines] == [
+        (network, row) for network in table1.PAPER for row, count in per_network for _ in range(count)
     ]
-    searched, uniform = (line.jobs[0] for line in lines)
-    assert searched.search["memory_mib"] == uniform.search["memory_mib"] == 0.08 and searched.train == uniform.train
-    for job in (searched, uniform):
-        settings.resolve(settings.SearchSettings, **job.search)
-        settings.resolve(settings.TrainSettings, **job.train)
+    for line in lines:
+        for job in line.jobs:
+            settings.resolve(settings.SearchSettings, **job.search)
+            assert settings.resolve(settings.TrainSettings, **job.train).optimiser == "adam"
+            assert job.search.get("optimiser", "adam") == "adam"
 
 
 def test_the_papers_protocol_is_the_papers() -> None:

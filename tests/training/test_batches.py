@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import TrainSettings
 from dmsflow.training import place
-from dmsflow.training.batches import Batches, Order, halves, whole
+from dmsflow.training.batches import Batches, Order, halves, whole, with_crop
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place, has_fast_bfloat16
 from dmsflow.training.step import check_finite, make_optimiser, weight_step
@@ -138,3 +139,10 @@ def test_a_step_trains_every_network_in_either_precision(name: str, precision: L
     loss, _ = weight_step(model, optimiser, (torch.randn(6, 1, 32, 32), torch.arange(6) % 4), CPU)
     assert torch.isfinite(loss)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in model.tensors().items() if key in before)
+
+
+def test_longer_trainings_have_larger_crops() -> None:
+    grid = dataclasses.replace(dataset(), crop_padding=4)
+    pixels = [with_crop(grid, None, epochs).crop_padding for epochs in (0.5, 12, 40, 60, 100, 300)]
+    assert pixels == [0, 0, 2, 2, 4, 4]
+    assert [with_crop(grid, share, 300).crop_padding for share in (0, 0.25, 1)] == [0, 1, 4]
