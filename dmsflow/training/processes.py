@@ -152,5 +152,5 @@ def _add_up(tensor: Tensor) -> None:
     try:
         distributed.all_reduce(tensor)
     except RuntimeError as error:
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise DmsflowError("torchrun", f"a process has lost the others ({why})", "start again with --resume") from error
