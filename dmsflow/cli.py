@@ -5,7 +5,9 @@ Stages are imported inside their commands, so that help needs none of what they 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -299,7 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 an error the user can fix, 2 usage, 3 budget missed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
+        with contextlib.ExitStack() as stack:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
+            return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -94,6 +94,13 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Annotated[float, Meta(ge=0, le=1)] | None,
         preset_only("Random crops: this share of the data set's own padding; without it more in longer trainings."),
     ] = None
+    batch_parts: Annotated[
+        Count | None,
+        preset_only(
+            "Parts of a batch that are normalised apart; by default one a process. With the same number, a run is the "
+            "same function in any number of processes."
+        ),
+    ] = None
 
 
 class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

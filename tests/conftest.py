@@ -81,6 +81,10 @@ SLOW = (
     "training/test_cpp.py::test_it_gives_the_same_where_torch_has_no_threads_to_lend",
     "training/test_forward.py",
     "training/test_placement.py",
+    "training/test_processes.py::test_a_process_that_is_killed_ends_all_and_one_resumes",
+    "training/test_processes.py::test_an_error_of_all_processes_is_one_line",
+    "training/test_processes.py::test_two_processes_search_as_one",
+    "training/test_processes.py::test_two_processes_train_as_one",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,12 +254,18 @@ class WidthPass:
 
 
 def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> WidthPass:
-    """The loss of one batch under the masks, and its gradient."""
+    """The loss of one batch under the masks, and its gradient: means over the batch's parts, in all processes."""
     net = descent.net
     mu = torch.tensor(net.at.mu).requires_grad_()
     masks = descent.make_masks(mu, "widths", step)
     placed = net.place_masks(masks)
     leaves = [mask.values.requires_grad_() for mask in placed.values()]
-    loss, right = forward_loss(net.model, images, labels, net.given.where, placed)
-    gradients = torch.autograd.grad(loss, leaves)
-    return WidthPass(mu, tuple(mask.values for mask in masks.values()), gradients, torch.stack([loss.detach(), right]))
+    where = net.given.where
+
+    def parts() -> Iterator[list[Tensor]]:
+        for part, answers in where.share.split(images, labels):
+            loss, right = forward_loss(net.model, part, answers, where, placed)
+            yield [torch.stack([loss.detach(), right]), *torch.autograd.grad(loss, leaves)]
+
+    result, *gradients = where.share.mean(parts())
+    return WidthPass(mu, tuple(mask.values for mask in masks.values()), tuple(gradients), result)

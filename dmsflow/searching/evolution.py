@@ -77,6 +77,9 @@ def _breed(trials: list[Trial], draw: torch.Generator) -> list[Ratios]:
 @torch.no_grad()
 def _try(net: SuperNetwork, ratios: Ratios, images: list[tuple[Tensor, Tensor]]) -> Trial:
     widths = net.widths_near(ratios)
-    losses = [forward_loss(net.model, batch, labels, net.given.where, widths)[0] for batch, labels in images]
+    where, losses = net.given.where, []
+    for batch in images:
+        parts = where.share.split(*batch)
+        losses += where.share.mean([forward_loss(net.model, each, labels, where, widths)[0]] for each, labels in parts)
     tried = np.array(list(widths.values())) / net.given.budgets.base
     return Trial(float(torch.stack(losses).mean()), tried)

@@ -27,7 +27,7 @@ from dmsflow.searching.round_to_blocks import BlockRounding, padded_macs, stored
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import format_threads
-from dmsflow.training import checkpoint
+from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import generator
 from dmsflow.training.log import Log
 from dmsflow.training.place import within_memory
@@ -47,13 +47,12 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     if manifest.is_finished(path, settings, flow, source):
         return path
     saved = checkpoint.prepare(out / "search.checkpoint", flow)
-    dataset = datasets.load_dataset(source, flow.download)
+    with processes.first_ahead():
+        dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
     began = time.monotonic()
     artifacts, metrics, environment = dict[str, Path](), dict[str, Any](), dict[str, Any]()
-    if budgets.latency:  # a copy, so that the chain can be read where the profile itself is not
-        artifacts["profile"] = profile.save_profile(out / "profile.json", budgets.latency.profile)
     if settings.method in BASELINES:
         widths = _fill_budgets(settings, budgets)
     else:
@@ -63,6 +62,11 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     if not budgets.met(widths):
         what = f"the chosen widths need {budgets.describe(widths)}"
         raise BudgetMissed(out, what, "search again with more rounds")
+    processes.wait()  # nothing is read any more that is written now
+    if not processes.is_first():
+        return path
+    if budgets.latency:  # a copy, so that the chain can be read where the profile itself is not
+        artifacts["profile"] = profile.save_profile(out / "profile.json", budgets.latency.profile)
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
     made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": anchored(source)}
     manifest.finish_stage(path, settings, flow, manifest.Done(artifacts, metrics, environment), **made)

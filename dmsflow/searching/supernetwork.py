@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dmsflow.training.batches import Batches, Order, halves, with_crop
 from dmsflow.training.mask import Mask, Window
 from dmsflow.training.model import Model, centre_quantisers
 from dmsflow.training.place import Place, choose_place
+from dmsflow.training.processes import ALONE
 from dmsflow.training.step import make_optimiser
 
 CAPACITY_HEADROOM = 1.4  # over the widest baseline: widths may grow beyond where they start
@@ -171,11 +172,12 @@ def _batches(
     round_epochs = settings.weight_epochs or settings.weight_steps * settings.batch_size / len(weight_half)
     cropped = with_crop(dataset, settings.crop, settings.rounds * round_epochs)
 
-    def batches(purpose: str, indices: Any, augment: bool = False) -> Batches:
+    def batches(purpose: str, indices: Any, augment: bool = False, where: Place = where) -> Batches:
         order = Order(indices, settings.batch_size, settings.seed, purpose, augment=augment)
         return Batches(cropped, dataset.train, order, where, workers)
 
-    return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), batches("held out", shuffled[:cut])
+    held_out = batches("held out", shuffled[:cut], where=replace(where, share=ALONE))
+    return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), held_out
 
 
 def save(net: SuperNetwork, path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dmsflow.datasets import Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.training.place import Place
+from dmsflow.training.processes import ALONE, Share
 
 Indices = NDArray[np.int64]
 
@@ -76,7 +77,7 @@ def _permute(count: int, seed: int, purpose: str, epoch: int) -> Indices:
 
 
 class Batches:
-    """Normalised batches of a part of a split, on the device that computes.
+    """Normalised batches of a part of a split, on the device that computes: the rows that this process takes of each.
 
     A split in memory is stored there whole, as uint8; others are decoded by `workers` processes. The
     orders and crops of an epoch are moved there once, so that no step waits for them.
@@ -88,6 +89,9 @@ class Batches:
         self.dataset, self.split, self.where, self.workers = dataset, split, where, workers
         self.order = replace(order, size=min(order.size, len(order.indices)))
         self.steps = self.order.steps  # in an epoch
+        if rest := self.order.size % (parts := where.share.parts):
+            right = f"use {max(parts, self.order.size - rest)}, or more images"
+            raise DmsflowError(f"batch of {self.order.size} images", f"cannot be split into {parts} parts", right)
         self.side = dataset.resolution + 2 * dataset.crop_padding  # of a padded image
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=where.device)
         self.std = torch.tensor(dataset.std, dtype=torch.float32, device=where.device)
@@ -105,13 +109,14 @@ class Batches:
             epoch, part = self.order.locate(step)
             if epoch != self._epoch:
                 self._draw(epoch)
+            part = self.where.share.rows(part)
             rows = self._rows[part]
             pixels = next(decoded) if self.pixels is None else self._cropped(self.pixels.index_select(0, rows), part)
             yield self._normalised(pixels).permute(0, 3, 1, 2), self.labels[rows]
 
     def _decode(self, steps: range) -> torch.utils.data.DataLoader[Tensor]:
         """The images of each step, decoded in worker processes."""
-        decode = functools.partial(_decode_step, self.split, self.order)
+        decode = functools.partial(_decode_step, self.split, self.order, self.where.share)
         return torch.utils.data.DataLoader(steps, batch_size=None, num_workers=self.workers, collate_fn=decode)  # type: ignore[arg-type]
 
     def _draw(self, epoch: int) -> None:
@@ -158,10 +163,10 @@ class Batches:
         return rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(n, height, width, channels)
 
 
-def _decode_step(split: Split, order: Order, step: int) -> Tensor:
+def _decode_step(split: Split, order: Order, share: Share, step: int) -> Tensor:
     epoch, part = order.locate(step)
     seed = int(np.random.SeedSequence([order.seed, step]).generate_state(1)[0]) if order.augment else None
-    return torch.from_numpy(split.images(order.indices[order.rows(epoch)[part]], seed))
+    return torch.from_numpy(split.images(order.indices[order.rows(epoch)[share.rows(part)]], seed))
 
 
 def halves(split: Split, seed: int) -> tuple[Indices, Indices]:
@@ -185,7 +190,7 @@ def with_crop(dataset: Dataset, share: float | None, epochs: float) -> Dataset:
 
 
 def whole(dataset: Dataset, split: Split, where: Place, workers: int, limit: int | None = None) -> Batches:
-    """A split in order, without augmentation, every image of it, for evaluation."""
+    """A split in order, without augmentation, every image of it in every process, for evaluation."""
     indices = np.arange(min(len(split), limit or len(split)))
     order = Order(indices, EVALUATION_BATCH, seed=0, purpose="evaluation", shuffle=False, augment=False)
-    return Batches(dataset, split, order, where, workers)
+    return Batches(dataset, split, order, replace(where, share=ALONE), workers)

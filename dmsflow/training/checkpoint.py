@@ -20,6 +20,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
 from dmsflow.manifest import Flow
 from dmsflow.settings import Record, find_difference, with_present_names
+from dmsflow.training import processes
 from dmsflow.training.model import Model
 
 SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost
@@ -29,6 +30,8 @@ def save_checkpoint(
     path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
 ) -> None:
     """Everything a stage needs to resume: tensors in safetensors, the rest as JSON in its header."""
+    if not processes.is_first():
+        return
     tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
@@ -114,7 +117,7 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
 
 
 def prepare(path: Path, flow: Flow) -> Path:
-    """The path of a stage's checkpoint, once a file there may be resumed from, or is deleted.
+    """The path of a stage's checkpoint, once a file there may be resumed from, or is deleted in every process.
 
     Raises:
         DmsflowError: one is there, and `flow` neither resumes nor overwrites.
@@ -124,4 +127,5 @@ def prepare(path: Path, flow: Flow) -> Path:
     elif path.exists() and not flow.resume:
         right = "--resume starts from it, --force starts again"
         raise DmsflowError(path, "an interrupted run left its state here", right)
+    processes.wait()  # for those that still look at what is there, before the first one writes
     return path

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from dmsflow.files import write_atomically
+from dmsflow.training import processes
 
 Row = dict[str, Any]
 
 
 class Log:
-    """The rows of a run so far, each written as it comes.
+    """The rows of a run so far, each written as it comes, by the first process.
 
     Args:
         path: of the .jsonl file, one row a line; it is there, whole, after every row.
@@ -24,7 +25,7 @@ class Log:
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
         self.path, self.rows = path, list[Row]()
         self._board: Any = None
-        if tensorboard:
+        if tensorboard and processes.is_first():
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(path.parent / "tensorboard" / path.stem)
@@ -32,6 +33,8 @@ class Log:
     def add(self, row: Row) -> None:
         """Append a row."""
         self.rows.append(row)
+        if not processes.is_first():
+            return
         write_atomically(self.path, b"".join(msgspec.json.encode(each) + b"\n" for each in self.rows))
         if self._board:
             for name, value in numbers_of(row):

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from dmsflow.errors import DmsflowError
-from dmsflow.settings import Record
+from dmsflow.settings import WeightSettings
+from dmsflow.training import processes
+from dmsflow.training.processes import ALONE, Share
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages about a GPU and about this machine
 
@@ -28,41 +30,48 @@ class Place:
     Attributes:
         amp: train in bfloat16 where that is safe.
         compiled: the step is compiled by torch.compile.
+        share: of every batch.
     """
 
     device: torch.device
     threads: int
     amp: bool
     compiled: bool = False
+    share: Share = ALONE
 
     def facts(self) -> dict[str, Any]:
         """What the manifest records of it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"torch_device": name, "threads": self.threads, "mixed": self.amp, "compiled": self.compiled}
+        facts = {"torch_device": name, "threads": self.threads, "mixed": self.amp, "compiled": self.compiled}
+        return facts | {"processes": self.share.processes}
 
 
-def choose_place(settings: Record) -> Place:
+def choose_place(settings: WeightSettings) -> Place:
     """Set torch up for these settings.
 
     Raises:
-        DmsflowError: the device is unknown or absent.
+        DmsflowError: the device is unknown or absent, or processes cannot share a batch.
     """
     name = settings.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and processes.count_processes() == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda" and processes.count_processes() > 1:
+        name = f"cuda:{processes.local()[0]}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         right = "use auto, cpu, or a device that torch can use"
         raise DmsflowError(f"--device {name}", "is not here", right) from error
-    threads = settings.threads or os.cpu_count() or 1
+    share = processes.choose_share(settings.batch_parts)
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // processes.local()[1])
     torch.set_num_threads(threads)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
     amp = settings.amp == "on" or (settings.amp == "auto" and _has_bfloat16(device))
     compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
-    return Place(device, threads, amp, compiled)
+    return Place(device, threads, amp, compiled, share)
 
 
 @contextmanager

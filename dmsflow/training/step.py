@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +43,35 @@ def weight_step(
     active: Active | None = None,
     teacher: Model | None = None,
 ) -> Tensor:
-    """One step of the weights; loss and fraction classified right, [2], still on the device."""
+    """One step of the weights; loss and fraction classified right, [2], still on the device.
+
+    Gradients, running statistics and what is returned are means over the batch's parts, in all processes.
+    """
     optimiser.zero_grad(set_to_none=True)
     taught = None if teacher is None else predict(teacher, batch[0], where)
-    loss, right = forward_loss(model, *batch, where, active, taught)
-    loss.backward()  # type: ignore[no-untyped-call]
+    before = [each.clone() for each in _averaged(model, where)]  # the running statistics
+
+    def parts() -> Iterator[list[Tensor]]:
+        for images, labels, answers in where.share.split(*batch, taught):
+            optimiser.zero_grad(set_to_none=True)
+            if before:
+                torch._foreach_copy_(_averaged(model, where), before)  # every part starts from the same
+            loss, right = forward_loss(model, images, labels, where, active, answers)
+            loss.backward()  # type: ignore[no-untyped-call]
+            yield [torch.stack([loss.detach(), right]), *_averaged(model, where)]
+
+    result, *means = where.share.mean(parts())
+    if means:
+        torch._foreach_copy_(_averaged(model, where), means)
     optimiser.step()
     model.constrain()
-    return torch.stack([loss.detach(), right])
+    return result
+
+
+def _averaged(model: Model, where: Place) -> list[Tensor]:
+    """What a step averages over the parts of a batch beside its result: running statistics, and gradients there are."""
+    gradients = (each.grad for each in model.parameters() if each.grad is not None)
+    return [*model.buffers(), *gradients] if where.share.parts > 1 else []
 
 
 @torch.no_grad()

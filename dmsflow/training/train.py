@@ -22,7 +22,7 @@ from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
-from dmsflow.training import checkpoint
+from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import Batches, Order, whole, with_crop
 from dmsflow.training.log import Log, Row
 from dmsflow.training.model import Model, Precision, best_effort_initialise, centre_quantisers
@@ -48,7 +48,8 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     if before is None and manifest.is_finished(path, settings, flow):
         return path
     checkpoints = {kind: checkpoint.prepare(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
-    dataset = _load_dataset(source, parent)
+    with processes.first_ahead():
+        dataset = _load_dataset(source, parent)
     where = choose_place(settings)
     began = time.monotonic()
     count = len(dataset.train)
@@ -59,6 +60,9 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     log = Log(out / "train.jsonl", tensorboard=flow.tensorboard)
     course = Course(parent, settings, batches, epochs, hash_file(source), checkpoints, log)
     model = _train(course, _load_teacher(settings, dataset), Continued.read(path, before) if before else None)
+    processes.wait()  # nothing is read any more that is written now
+    if not processes.is_first():
+        return path
     logits, labels = evaluate(model, whole(dataset, dataset.test, where, parent.data.workers))
     written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
@@ -250,7 +254,7 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
         for images, labels in batches.run(step, last * batches.steps):
             set_learning_rate(optimiser, learning_rate(settings, step / batches.steps - first, last - first))
             results.append(weight_step(model, optimiser, (images, labels), batches.where, teacher=teacher))
-            step, counted = step + 1, counted + len(labels)
+            step, counted = step + 1, counted + batches.order.size
             ended = step % batches.steps == 0
             if ended:
                 loss, right = torch.stack(results).mean(0).tolist()
