@@ -122,12 +122,12 @@ def begin_with_float_weights(run: Run) -> None:
         centred = weight - weight.mean((1, 2, 3), keepdim=True)
         return (centred / centred.square().mean((1, 2, 3), keepdim=True).add(1e-5).sqrt()).to(dtype or weight.dtype)
 
-    model.binarise = standardised
+    model.binarise = standardised  # type: ignore[attr-defined]
 
 
 def end_float_weights(run: Run) -> None:
     if run.step >= TWO_STAGES_SHARE * run.steps:
-        model.binarise = binary.binarise
+        model.binarise = binary.binarise  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -211,8 +211,8 @@ def split(dataset: Dataset) -> Dataset:
     classes = [draw.permutation(np.flatnonzero(images.labels == label)) for label in range(len(dataset.classes))]
     kept = np.sort(np.concatenate([each[: round(VALIDATION_SHARE * len(each))] for each in classes]))
     rest = np.setdiff1d(np.arange(len(images)), kept)
-    parts = (ArraySplit(images.pixels[part], images.labels[part]) for part in (rest, kept))
-    return replace(dataset, **dict(zip(("train", "test"), parts, strict=True)))
+    train_part, test_part = (ArraySplit(images.pixels[part], images.labels[part]) for part in (rest, kept))
+    return replace(dataset, train=train_part, test=test_part)
 
 
 def fit(network: Network, dataset: Dataset, variant: Variant, chosen: TrainSettings) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def steps_of(run: Run, variant: Variant, teacher: Model | None) -> tuple[float, 
         results.append(weight_step(run.model, run.optimiser, (images, labels), run.where, teacher=teacher))
         run.step += 1
         variant.after(run)
-    model.binarise = binary.binarise  # if a variant had put another there
+    model.binarise = binary.binarise  # type: ignore[attr-defined]  # if a variant had put another there
     loss, right = torch.stack(results[-run.batches.steps :]).mean(0).tolist()
     return loss, right
 
@@ -302,16 +302,16 @@ def tabulate(rows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     groups: dict[tuple[str, str, int, str], dict[int, dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["data"], row["network"], row["epochs"], row["variant"]), {})[row["seed"]] = row
-    lines = []
+    lines: list[tuple[object, ...]] = []
     order = list(VARIANTS)
-    for (*course, variant), found in sorted(groups.items(), key=lambda item: (*item[0][:3], order.index(item[0][3]))):
-        default = groups.get((*course, "default"), {})
+    for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], order.index(item[0][3]))):
+        data, network, epochs, variant = key
+        default = groups.get((data, network, epochs, "default"), {})
         gains = [row["top1_percent"] - default[seed]["top1_percent"] for seed, row in found.items() if seed in default]
         error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
         gain = f"{statistics.mean(gains):+.2f}{error}" if gains and variant != "default" else None
         means = [statistics.mean(row[key] for row in found.values()) for key in MEANS]
         shown = [f"{mean:.{digits}f}" for mean, digits in zip(means, (2, 2, 0), strict=True)]
-        data, network, epochs = course
         lines.append((data, network, epochs or "by effort", VARIANTS[variant].title, len(found), *shown, gain))
     return lines
 
