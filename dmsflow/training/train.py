@@ -51,7 +51,6 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     with processes.first_ahead():
         dataset = _load_dataset(source, parent)
     where = choose_place(settings)
-    began = time.monotonic()
     count = len(dataset.train)
     order = Order(np.arange(count), min(settings.batch_size, count), settings.seed, purpose="train")
     epochs = count_epochs(settings, order.steps)
@@ -74,7 +73,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
         "epochs": epochs,
     }
     metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
-    metrics["seconds"] = round(time.monotonic() - began, 1)
+    metrics["seconds"] = round(sum(row["seconds"] for row in log.rows), 1)  # those before an interruption too
     if before:
         metrics["continued_from"] = {name: before.metrics[name] for name in ("epochs", "top1_percent", "seconds")}
     done = manifest.Done(written, metrics, where.facts())
@@ -261,7 +260,8 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
                 check_finite(loss, title)
                 row = {"phase": model.precision, "epoch": step // batches.steps, "loss": loss}
                 row |= {"top1_percent": 100 * right, "learning_rate": optimiser.param_groups[0]["lr"]}
-                log.add(row | {"images_per_second": counted / (time.monotonic() - began)})
+                seconds = time.monotonic() - began
+                log.add(row | {"seconds": round(seconds, 3), "images_per_second": counted / seconds})
                 speed = f"{log.rows[-1]['images_per_second']:,.0f} images/s"
                 progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %, {speed}")
                 results, counted, began = [], 0, time.monotonic()
