@@ -77,12 +77,13 @@ def pack(run: Path, folder: Path, data_name: str | None = None, root: Path = Pat
     weights = load_file(manifest.verify(run / "train.json", train.artifacts["weights"]))
     compact = pack_weights(train, weights, data)
     check_same_file(by_stage["export"], train, compact, data, run)
+    folders = {run: f"runs/{folder.name}", root: ""}
+    cleaned = {stage: clean(by_stage[stage], folders, data_name) for stage in STAGES}  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder / "train.safetensors") as partial:
         save_file(compact, partial)
     above = None
-    for stage in STAGES:
-        each = clean(by_stage[stage], {run: f"runs/{folder.name}", root: ""}, data_name)
+    for stage, each in cleaned.items():
         artifacts = {"weights": describe_artifact(folder / "train.safetensors", folder)} if stage == "train" else {}
         parent = describe_artifact(above, folder) if above else None
         above = folder / f"{stage}.json"
