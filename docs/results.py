@@ -48,6 +48,7 @@ def page(load: Load = figures.load) -> str:
                 timing.search_cost(load("search-cost")),
                 timing.train_step(load("train-step")),
                 timing.elsewhere(load("runtimes-x86-64-intel"), load("train-step-intel")),
+                timing.processes(load("processes")),
                 timing.startup(load("startup")),
             )
         )

@@ -300,6 +300,21 @@ Training VGG-11 at its base widths, as the part before this one:
 """
 
 
+def processes(content: Any) -> str:
+    """Of benchmarks/processes.py."""
+    command = "python benchmarks/processes.py --out docs/results/processes.json"
+    return figures.part("## Many processes", command, content and _processes(content))
+
+
+def _processes(content: Any) -> tuple[str, str]:
+    head = ("processes", "threads of each", "images a second")
+    rows = [(str(row["processes"]), str(row["threads"]), f"{row['images_per_second']:,.0f}") for row in content["rows"]]
+    before = f"""`dmsflow train` on {content["dataset"]}, batches of {content["batch"]}, by torchrun and in one process in turns; medians of {content["turns"]} turns.
+
+{figures.table(head, rows)}"""
+    return before, f"{figures.machine([content['environment']], 'python', 'torch')}."
+
+
 def startup(content: Any) -> str:
     """Of benchmarks/startup.py."""
     command = "python benchmarks/startup.py --out docs/results/startup.json"

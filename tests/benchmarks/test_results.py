@@ -80,7 +80,7 @@ def test_the_page_and_the_readme_are_written_from_the_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["budgets", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "startup"]
+    "name", ["budgets", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "processes", "startup"]
 )
 def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     kinds = {
@@ -89,6 +89,7 @@ def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
         "recipe": accuracy.recipe,
         "search-cost": timing.search_cost,
         "train-step": timing.train_step,
+        "processes": timing.processes,
         "startup": timing.startup,
         "table1-quick": lambda content: accuracy.table1({"quick": content}),
     }
