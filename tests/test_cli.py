@@ -276,7 +276,7 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
     done = json.loads((bench.parent / f"{stage}.json").read_text())
     assert cli.main([stage, str(source)]) == 1
     assert "is already there; --force writes it again, --out takes another folder" in capsys.readouterr().err
-    other = {"train": ["--epochs", "2"], "export": ["--check-images", "17"], "bench": ["--runs", "4"]}[stage]
+    other = {"train": ["--seed", "2"], "export": ["--check-images", "17"], "bench": ["--runs", "4"]}[stage]
     assert cli.main([stage, str(source), "--resume", *other]) == 1
     assert "was made with" in capsys.readouterr().err
     assert json.loads((bench.parent / f"{stage}.json").read_text()) == done
