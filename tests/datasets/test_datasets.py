@@ -606,7 +606,7 @@ def test_cifar_resolution_and_data_dir_variable(tmp_path: Path, monkeypatch: pyt
 
 
 def test_cifar_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    right = "--download fetches it, --data-dir names the folder that holds it"
+    right = "dmsflow search --download fetches it; DMSFLOW_DATA_DIR names the folder that holds it"
     assert refused("cifar10") == f"{own_cache / 'cifar-10-batches-py'}: cifar10 is not there; {right}"
     assert not own_cache.exists()
     write_cifar(tmp_path, monkeypatch, "CIFAR10")
