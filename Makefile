@@ -77,7 +77,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))'; then \
 	    $$found -m venv --clear .venv || exit 1; \
 	fi; \
-	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,report,dev]'
+	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,report,tensorboard,dev]'
 	@touch $@
 
 # DMSFLOW_NO_NATIVE=1 leaves the C++ part out.
