@@ -84,10 +84,11 @@ def _table1(content: Row) -> str:
         name, kind = f"{NETWORKS[row['network']]} {row['row']}", figures.present_words(row["widths"])
         lines.append((name, kind, *costs, printed, figures.spread(row["jobs"]), str(row["epochs"]), minutes))
     jobs = [job for row in done for job in row["jobs"]]
-    seeds = figures.listed(len(row["jobs"]) for row in done)
+    counts = figures.listed(len(row["jobs"]) for row in done)
+    seeds = f"{counts} seed{'s' * (counts != '1')}"
     return f"""{figures.table(head, lines)}
 
-The DMS paper's Table 1 beside dmsflow's own search and training: all images, no other data; {seeds} seeds. DMS-A is searched
+The DMS paper's Table 1 beside dmsflow's own search and training: all images, no other data; {seeds}. DMS-A is searched
 under 0.08 MiB (ResNet-18: 0.1 MiB); *uniform* and *equal* fill the same memory without a search. A training took the
 minutes on one core, beside other work ({figures.machine([job["environment"] for job in jobs], "torch")}). Command and every
 width: [docs/results.md](docs/results.md).
