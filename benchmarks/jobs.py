@@ -194,14 +194,14 @@ def _try(job: Job, where: Runs) -> bool:
     """Whether a job is done now; False where another process holds it."""
     common = {"threads": where.threads, "device": where.device}
     if not (path := where.chosen(job)).exists():
-        with _lock(path.parent) as free:
+        with lock(path.parent) as free:
             if not free:
                 return False
             with _announce(path):
                 chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
                 search.run_stage(where.data, chosen, path.parent, Flow(tuple(sys.argv), resume=True))
     if not (path := where.trained(job)).exists():
-        with _lock(path.parent) as free:
+        with lock(path.parent) as free:
             if not free:
                 return False
             with _announce(path):
@@ -219,8 +219,8 @@ def _source(job: Job, where: Runs, trained: Path) -> Path:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether this process may work in a folder, until the block ends."""
+def lock(folder: Path) -> Iterator[bool]:
+    """Whether this process alone may work in a folder, until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

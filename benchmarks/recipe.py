@@ -16,17 +16,17 @@ Seconds are processor time of one thread, validation not counted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jobs
 import msgspec
 import numpy as np
 import script
@@ -270,31 +270,17 @@ def steps_of(run: Run, variant: Variant, teacher: Model | None) -> tuple[float, 
 # --- rows -------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def claimed(folder: Path, row: dict[str, Any]) -> Iterator[bool]:
-    """Whether no other process is at a row, until the block ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "-".join(str(row[key]) for key in KEY)).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
+def add_row(path: Path, row: dict[str, Any], locks: Path) -> None:
     """Append a row to the results, other processes excluded."""
-    with path.with_suffix(".lock").open("w") as lock:
+    with (locks / "results").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = [*read_rows(path), row]
         content = {"head": HEAD, "table": tabulate(rows), "rows": rows}
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def tabulate(rows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
@@ -354,7 +340,7 @@ def run_rows(arguments: argparse.Namespace) -> None:
                     row = {"data": arguments.data, "network": network, "epochs": epochs, "variant": name, "seed": seed}
                     if any(all(done[key] == row[key] for key in KEY) for done in read_rows(arguments.results)):
                         continue
-                    with claimed(arguments.locks, row) as free:
+                    with jobs.lock(arguments.locks / "-".join(map(str, row.values()))) as free:
                         if not free:
                             continue
                         print(time.strftime("%H:%M:%S"), *row.values(), file=sys.stderr, flush=True)
@@ -363,7 +349,11 @@ def run_rows(arguments: argparse.Namespace) -> None:
                         )
                         built = load_network(network, dataset.channels, dataset.resolution, len(dataset.classes))
                         found = fit(built, dataset, VARIANTS[name], chosen)
-                        add_row(arguments.results, {**row, **found, "environment": describe_environment(threads=1)})
+                        add_row(
+                            arguments.results,
+                            {**row, **found, "environment": describe_environment(threads=1)},
+                            arguments.locks,
+                        )
 
 
 if __name__ == "__main__":

@@ -240,7 +240,8 @@ def _recipe(content: Row) -> tuple[str, str]:
     lines = [[NONE if cell is None else NETWORKS.get(cell, str(cell)) for cell in line] for line in content["table"]]
     before = f"""\
 CIFAR-10, lossless pixels, base widths, one change at a time. Top-1 is of a tenth of the training images that no run trains
-on; the test images are not read. Other data have the top-1 of their test images, which choose nothing. *Gain*: over the default, paired by seed, ± its standard error. A difference below two
+on; the test images are not read. Other data (`--dataset digits --data digits --epochs 0`, or a folder; *by effort*: the epochs of `--effort normal`) have the
+top-1 of their test images, which choose nothing. *Gain*: over the default, paired by seed, ± its standard error. A difference below two
 standard errors is none. The default is Adam at 0.005 with a cosine to 0, no weight decay, centred quantisers, batches of
 64, flips, and crops that grow with the epochs.
 

@@ -34,9 +34,14 @@ def test_a_slice_ends_in_time_and_the_next_one_goes_on(tmp_path: Path) -> None:
         rows = json.loads((tmp_path / "out" / "results" / "table1-toy.json").read_text("utf-8"))["rows"]
         return {(row["network"], row["row"], row["widths"]) for row in rows if row["jobs"]}
 
-    first = trained("14")
-    assert len(first) < 2 * len(table1.ROWS)
-    assert trained("12") >= first
+    first: set[tuple[str, str, str]] = set()
+    for _ in range(10):  # a slow machine may need several for a row
+        first = first or trained("12")
+    assert 0 < len(first) < 2 * len(table1.ROWS)
+    later = first
+    for _ in range(10):
+        later = later if later > first else trained("12")
+    assert later > first
 
 
 def test_it_says_what_it_needs() -> None:
