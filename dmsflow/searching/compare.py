@@ -46,7 +46,7 @@ def choose_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency: Latency | None) -> None:
-    """The rows as a table, and a sentence on the first beside the equal widths, on stderr."""
+    """The rows as a table, and a sentence on the searched widths, on stderr."""
     predicted = [latency.unit] if latency else []
     head = ("widths of", "MiB", "M MACs", *predicted, "top-1 %", "loss", "loss − searched", "")
     cells = []
@@ -57,11 +57,16 @@ def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency
         mark = "chosen" if row is chosen else ""
         cells.append((row["name"], *costs, f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}", difference, mark))
     print_table(f"Shared weights, integer widths, {rows[0]['images']} held-out training images", head, cells)
-    print(describe_verdict(rows), file=sys.stderr)
+    print(describe_verdict(rows, chosen), file=sys.stderr)
 
 
-def describe_verdict(rows: list[dict[str, Any]]) -> str:
-    """Whether the searched widths beat the equal ones, in a sentence."""
+def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
+    """Whether the searched widths beat the equal ones, or which others are taken in their place, in a sentence."""
+    if chosen is not rows[0]:
+        facts = (
+            f"{-chosen['loss_difference']:.4f} ± {chosen['standard_error']:.4f} lower (standard error, the same images)"
+        )
+        return f"The widths of {chosen['name']} are taken in place of the searched ones: their loss is {facts}."
     equal = next(row for row in rows if row["name"] == "equal")
     lead, error = equal["loss_difference"], equal["standard_error"]
     side = "lower" if lead > 0 else "higher"

@@ -193,7 +193,16 @@ def test_weight_steps_are_mixed_by_their_shares() -> None:
 )
 def test_the_search_says_whether_it_beat_equal_widths(lead: float, words: str) -> None:
     rows = [{"name": "searched"}, {"name": "equal", "loss_difference": lead, "standard_error": 0.1}]
-    assert words in describe_verdict(rows)
+    assert words in describe_verdict(rows, rows[0])
+
+
+def test_the_verdict_names_the_widths_that_are_taken_in_place_of_the_searched_ones() -> None:
+    rows = [
+        {"name": "searched", "loss_difference": 0.0, "standard_error": 0.0},
+        {"name": "uniform", "loss_difference": -0.1099, "standard_error": 0.0743},
+    ]
+    words = "The widths of uniform are taken in place of the searched ones: their loss is 0.1099 ± 0.0743 lower"
+    assert describe_verdict(rows, rows[1]).startswith(words)
 
 
 def test_rounds_that_contradict_each_other_make_the_gradient_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
