@@ -25,12 +25,6 @@ from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
-MODULES = {
-    "search": "dmsflow.searching.search",
-    "train": "dmsflow.training.train",
-    "export": "dmsflow.deploying.export",
-    "bench": "dmsflow.measuring.bench",
-}
 
 
 @click.group(
@@ -111,7 +105,7 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     target = shipped.choose_target(chosen)
     out = given["out"] or shipped.default_out(source, target)
     if shipped.is_model(source):
-        export, source = _import_stage("export"), source.with_name("train.json")
+        export, source = manifest.import_stage("export"), source.with_name("train.json")
         wanted = settings.ExportSettings(target=target)
         if given["dry_run"]:
             _print_plan("export", export.plan_stage(source, wanted, out))
@@ -126,7 +120,7 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
     """Print the plan of a stage, or do it and print the path of its manifest."""
     given, out = ctx.params, ctx.params["out"] or out
     _check_one_of(given["resume"], given["force"])
-    module = _import_stage(stage)
+    module = manifest.import_stage(stage)
     if given["dry_run"]:
         _print_plan(stage, module.plan_stage(source, settings, out))
     else:
@@ -137,10 +131,6 @@ def _flow(ctx: click.Context) -> manifest.Flow:
     return manifest.Flow(
         ctx.obj, *(ctx.params.get(name, False) for name in ("resume", "force", "download", "tensorboard"))
     )
-
-
-def _import_stage(stage: str) -> manifest.StageModule:
-    return importlib.import_module(MODULES[stage])
 
 
 @cli.command("profile", cls=options.StageCommand)
@@ -188,7 +178,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     from dmsflow.reporting import show
 
     if dry_run:
-        _print_plan("search", _import_stage("search").plan_stage(source, chosen["search"], out))
+        _print_plan("search", manifest.import_stage("search").plan_stage(source, chosen["search"], out))
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
@@ -196,7 +186,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
         for stage in STAGES:
             (out / f"{stage}.json").unlink(missing_ok=True)
     for stage in STAGES:
-        source = _import_stage(stage).run_stage(source, chosen[stage], out, _flow(ctx))
+        source = manifest.import_stage(stage).run_stage(source, chosen[stage], out, _flow(ctx))
     show.print_result(source, sys.stderr)
     click.echo(source)
 

@@ -6,6 +6,7 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
+STAGE_MODULES = {
+    "search": "dmsflow.searching.search",
+    "train": "dmsflow.training.train",
+    "export": "dmsflow.deploying.export",
+    "bench": "dmsflow.measuring.bench",
+}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,3 +250,8 @@ class StageModule(Protocol):
     def plan_stage(self, source: Any, settings: Any, out: Path) -> list[tuple[str, str]]:
         """What `run_stage` would do, as rows of a table; raises where it cannot be done. Writes nothing."""
         ...
+
+
+def import_stage(stage: str) -> StageModule:
+    """The module of a stage; imported when it is needed, for some need torch."""
+    return importlib.import_module(STAGE_MODULES[stage])

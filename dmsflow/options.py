@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +147,28 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
     complete = COMPLETED.get(name)
     facts = {"type": _type(kind), "default": default, "show_default": default is not None, "help": meta["description"]}
     return SettingOption(record, field.name, [flag, name], shell_complete=complete and _completion(complete), **facts)
+
+
+def as_words(record: str, values: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command line: an option, or --set for a field that has none.
+
+    >>> as_words("search", {"memory_mib": 0.08, "align": True, "rounds": 4})
+    ['--memory-mib', '0.08', '--align', '--set', 'search.rounds=4']
+    """
+    words: list[str] = []
+    for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
+        value = values.get(field.name)
+        if value is None:
+            continue
+        text = msgspec.json.encode(value).decode() if isinstance(value, (bool, list, tuple)) else str(value)
+        flag = "--dataset" if (record, field.name) == ("data", "name") else f"--{field.name.replace('_', '-')}"
+        if not peel_type(field.type)[1].get("option", True):
+            words += ["--set", f"{record}.{field.name}={text}"]
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else text]
+    return words
 
 
 def peel_type(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:

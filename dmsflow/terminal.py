@@ -1,7 +1,7 @@
 """What people see on a terminal: tables, numbers in words, and how far a stage is.
 
 Progress is a bar on a terminal and plain lines anywhere else, always on stderr. Programs read `--json` or
-the manifest instead.
+the manifest instead; Python code that calls a stage listens, and then nothing is printed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,53 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 LINE_EVERY_S = 1.0
 LISTED_NAMES = 4  # in one line of text, "3 more" being one of them
 BLOCKS = "▁▂▃▄▅▆▇█"  # how large a number is, drawn beside it
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a loop is.
+
+    Attributes:
+        title: of the stage or phase, e.g. "train".
+        unit: what is counted, in the singular, e.g. "epoch".
+        done, total: units.
+        seconds, seconds_left: since it began or was resumed, and the estimate until its end.
+        note: what the last units gave, e.g. "loss 1.20"; may be empty.
+    """
+
+    title: str
+    unit: str
+    done: int
+    total: int
+    seconds: float
+    seconds_left: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        times = f"{clock(self.seconds)} elapsed, {clock(self.seconds_left)} left"
+        return f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{self.note and f' | {self.note}'}"
+
+
+Listener = Callable[[Progress], object]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Give progress to a function, and print nothing, inside the block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Track(Protocol):
@@ -33,7 +74,7 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Track
         unit: what is counted, in the singular, e.g. "epoch".
         done: units that an earlier, interrupted run has already finished.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _listener.get():
         with _bar(title, total, unit, done) as bar:
             yield bar
     else:
@@ -41,7 +82,7 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Track
 
 
 class _Lines:
-    """At most one line a second; the last unit always has its line."""
+    """At most one line a second; the last unit always has its line. A listener hears of every unit instead."""
 
     def __init__(self, title: str, total: int, unit: str, done: int, stream: TextIO) -> None:
         self.title, self.total, self.unit, self.stream = title, total, unit, stream
@@ -52,13 +93,13 @@ class _Lines:
     def advance(self, by: int = 1, note: str = "") -> None:
         self.done += by
         elapsed = time.monotonic() - self.started
-        if self.done < self.total and elapsed - self.last_line < LINE_EVERY_S:
-            return
-        self.last_line = elapsed
         remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
-        times = f"{clock(elapsed)} elapsed, {clock(remaining)} left"
-        line = f"{self.title}: {self.unit} {self.done}/{self.total}, {times}{note and f' | {note}'}"
-        print(line, file=self.stream, flush=True)
+        progress = Progress(self.title, self.unit, self.done, self.total, elapsed, remaining, note)
+        if listener := _listener.get():
+            listener(progress)
+        elif self.done >= self.total or elapsed - self.last_line >= LINE_EVERY_S:
+            self.last_line = elapsed
+            print(progress, file=self.stream, flush=True)
 
 
 class _Bar:
@@ -91,7 +132,8 @@ def clock(seconds: float) -> str:
 
 def print_line(line: str) -> None:
     """Print a line to stderr, since a stage's stdout carries only its manifest's path."""
-    print(line, file=sys.stderr)
+    if not _listener.get():
+        print(line, file=sys.stderr)
 
 
 # --- tables and numbers -------------------------------------------------------------------------
@@ -108,6 +150,8 @@ def print_table(
         rows: cells, shown by `str`; None is shown as a dash.
         stream: stderr unless given, since a stage's stdout carries only its manifest's path.
     """
+    if stream is None and _listener.get():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -96,7 +96,7 @@ def test_no_function_of_two_packages_has_a_name_that_says_nothing() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {node.name}"
         for path in PYTHON[1:]
-        if path.parent not in folders
+        if path.parent not in folders and path.stem != "api"  # whose names are read behind the package's
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name in ("of", "run", "load")
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +58,12 @@ class Check:
         """Print it, a line for each comparison."""
         if self.difference is not None:
             moved = f"no logit differs by more than {self.difference:.1e}"
-            print(f"{self.images} images: equal to the integer graph, {moved}", file=sys.stderr)
+            terminal.print_line(f"{self.images} images: equal to the integer graph, {moved}")
         if not self.compared:
             return
         classes = f"{self.same_class} of {self.compared} in the same class"
         moved = f"{self.moved} with a logit that differs by more than {TOLERANCE}"
-        print(f"compared with the trained network: {classes}, {moved}", file=sys.stderr)
+        terminal.print_line(f"compared with the trained network: {classes}, {moved}")
 
 
 def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:

@@ -6,7 +6,6 @@ a layer's last word or block is padding: stored, or computed, for nothing.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import BinaryConv, GraphOp, IntegerGraph
 from dmsflow.network.cost import LayerSize
 from dmsflow.network.profile import Granularity, round_up
-from dmsflow.terminal import list_names, print_table
+from dmsflow.terminal import list_names, print_line, print_table
 
 MOST_PADDING = 1 / 8  # of the channels that kernels handle may be padding without a warning
 MOST_FLOATS = 1 / 2  # of all bytes may be one layer's floats without a warning
@@ -88,7 +87,7 @@ class SizeReport:
         head = ("layer", "op", *(("shape", "reads", "writes") if channels else ()))
         print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), rows)
         for line in self.warnings:
-            print(line, file=sys.stderr)
+            print_line(line)
 
 
 def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:

@@ -7,6 +7,7 @@ traces modules. Two layers that must agree in channels (a residual stage) name t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -83,17 +84,34 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
-    """Build a network by its name, or by the path of a `.py` file with `build()`.
+    """Build a network by its name, or by the path of a `.py` file with `build()`; or read a `.json` file of one.
 
     Raises:
         DmsflowError: no such network, or it does not fit such images.
     """
+    if name.endswith(".json"):
+        return _read_network(Path(name), channels, resolution, classes)
     module = plugin.load_plugin("networks", name)
     if not callable(getattr(module, "build", None)):
         raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
     network = plugin.call(name, module.build, channels, resolution, classes)
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
+    return network
+
+
+def _read_network(path: Path, channels: int, resolution: int, classes: int) -> Network:
+    """A network from its record as JSON, which the Python functions write of an object."""
+    try:
+        network = msgspec.json.decode(path.read_bytes(), type=Network)
+    except OSError as error:
+        raise DmsflowError(path, error.strerror or str(error), "give the path of a network's file") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DmsflowError(path, f"is not a network ({error})", "write it again") from error
+    made_for = network.channels, network.resolution, network.classes
+    if made_for != (channels, resolution, classes):
+        what = f"is for (channels, pixels, classes) {made_for}, and the images have {(channels, resolution, classes)}"
+        raise DmsflowError(path, what, "build it for these images")
     return network
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 
 from dmsflow.network.latency import Latency
 from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.terminal import print_table
+from dmsflow.terminal import print_line, print_table
 
 
 @torch.no_grad()
@@ -57,7 +56,7 @@ def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency
         mark = "chosen" if row is chosen else ""
         cells.append((row["name"], *costs, f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}", difference, mark))
     print_table(f"Shared weights, integer widths, {rows[0]['images']} held-out training images", head, cells)
-    print(describe_verdict(rows, chosen), file=sys.stderr)
+    print_line(describe_verdict(rows, chosen))
 
 
 def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from dmsflow.searching.evolution import count_equal_effort, evolve
 from dmsflow.searching.round_to_blocks import BlockRounding, padded_macs, stored_bytes
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
-from dmsflow.terminal import format_threads
+from dmsflow.terminal import format_threads, print_line
 from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import generator
 from dmsflow.training.log import Log
@@ -168,7 +167,7 @@ def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], di
         macs = padded_macs(network, row["widths"], blocks) / MEGA
         rows[row["name"]] = {**row, "stored_bytes": stored, "padded_macs_m": macs}
     taken = rounded != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
-    print(_describe_alignment(rows, taken), file=sys.stderr)
+    print_line(_describe_alignment(rows, taken))
     return (rounded if taken else widths), {**rows, "taken": taken}
 
 

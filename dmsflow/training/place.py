@@ -75,6 +75,17 @@ def choose_place(settings: WeightSettings) -> Place:
 
 
 @contextmanager
+def torch_unchanged() -> Iterator[None]:
+    """Leave torch's random numbers and threads as they were before the block."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
 def within_memory() -> Iterator[None]:
     """Turn running out of memory inside, a GPU's or this machine's, into a DmsflowError."""
     try:

@@ -739,12 +739,12 @@ def test_own_streamed_set_must_honour_the_resolution(tmp_path: Path) -> None:
 
 def test_unknown_and_arguments() -> None:
     assert refused("digits", resolution=0) == "--resolution 0: is below 1; use e.g. 32"
-    assert "use one of cifar10, cifar100, digits, image-folder, imagenet" in refused("mnist")
+    assert "use one of arrays, cifar10, cifar100, digits, image-folder, imagenet" in refused("mnist")
     assert refused("digits:7") == "--dataset digits:7: digits takes nothing after a colon; use --dataset digits"
     assert refused("cifar10:7").endswith("use --dataset cifar10")
     assert refused("imagenet:7").endswith("use --dataset imagenet")
 
 
 def test_listed_are_the_data_sets_only() -> None:
-    assert list_plugins("datasets") == ["cifar10", "cifar100", "digits", "image-folder", "imagenet"]
+    assert list_plugins("datasets") == ["arrays", "cifar10", "cifar100", "digits", "image-folder", "imagenet"]
     assert all(hasattr(load_plugin("datasets", name), "load") for name in list_plugins("datasets"))

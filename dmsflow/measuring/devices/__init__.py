@@ -12,7 +12,6 @@ jobs (a connection, a folder) is kept in it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -24,6 +23,7 @@ from dmsflow.deploying.target import Target
 from dmsflow.modelfile import runners
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import Reach
+from dmsflow.terminal import print_line
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +138,7 @@ def runner_of(target: Target, reach: Reach) -> str:
         return reach.runner or target.runner
     found, lacking = runners.first_usable(target.runners)
     if lacking:
-        print(f"run by {found}, not by {target.runner}: {lacking}", file=sys.stderr)
+        print_line(f"run by {found}, not by {target.runner}: {lacking}")
     return found
 
 

@@ -1,0 +1,362 @@
+"""The Python functions: the four stages and `load`, each with a typed result.
+
+They write the same manifests as the command line, so the two can be mixed. Nothing is printed unless asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from dmsflow import manifest, options, settings
+from dmsflow.datasets import Dataset, arrays
+from dmsflow.datasets.arrays import make_dataset
+from dmsflow.errors import DmsflowError
+from dmsflow.files import write_atomically
+from dmsflow.manifest import Flow, Manifest
+from dmsflow.network import Network
+from dmsflow.reporting import shipped
+from dmsflow.settings import Data
+from dmsflow.terminal import Progress, heard_by
+
+FLAGS = ("align", "download", "force", "from_float", "operations", "resume", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage found.
+
+    Attributes:
+        path: of its manifest, which the next stage reads, here or on the command line.
+        manifest: its content; `metrics` has every number that was found, units in the names.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def network(self) -> Network:
+        """The architecture, with its base widths."""
+        return self.manifest.network
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The channels of every named width."""
+        return dict(self.manifest.widths)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Every number that was found, units in the names."""
+        return self.manifest.metrics
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that the stage wrote, by role."""
+        return {role: self.path.parent / artifact.path for role, artifact in self.manifest.artifacts.items()}
+
+
+class Searched(Result):
+    """The widths of a search, and what they cost."""
+
+    @property
+    def memory_mib(self) -> float:
+        """MiB of parameters."""
+        return float(self.metrics["memory_mib"])
+
+    @property
+    def macs_m(self) -> float:
+        """Million multiply-accumulates for one image."""
+        return float(self.metrics["macs_m"])
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Milliseconds for one image, as the profile predicts them; None without a profile."""
+        return self.metrics.get("predicted_latency_ms")
+
+    @property
+    def comparison(self) -> list[dict[str, Any]]:
+        """The searched widths and the baselines on held-out images, a row each; empty for a baseline."""
+        return list(self.metrics.get("comparison", ()))
+
+
+class Trained(Result):
+    """A trained network."""
+
+    @property
+    def top1_percent(self) -> float:
+        """Top-1 accuracy on the test images, in percent."""
+        return float(self.metrics["top1_percent"])
+
+    @property
+    def epochs(self) -> int:
+        return int(self.metrics["epochs"])
+
+
+class Exported(Result):
+    """A model file, checked against the integer graph."""
+
+    @property
+    def file(self) -> Path:
+        """The .tflite or .onnx file."""
+        return self.files["model"]
+
+    @property
+    def file_bytes(self) -> int:
+        return self.manifest.artifacts["model"].size_bytes
+
+
+class Benched(Result):
+    """What a device measured of a file."""
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds for one image, the median."""
+        return float(self.metrics["latency_ms_median"])
+
+    @property
+    def top1_percent(self) -> float | None:
+        """Top-1 accuracy of the file on the test images, in percent; None where it was not measured."""
+        return self.metrics.get("top1_percent")
+
+
+Listener: TypeAlias = Callable[[Progress], object]
+Source: TypeAlias = Result | Path | str
+R = TypeVar("R", bound=Result)
+
+
+def search(
+    network: str | Path | Network = "vgg11",
+    dataset: Any = "digits",
+    *,
+    out: Path | str | None = None,
+    preset: str = "quick",
+    effort: str = "normal",
+    progress: Listener | None = None,
+    verbose: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    download: bool = False,
+    **given: Any,
+) -> Searched:
+    """Choose the width of every layer.
+
+    Args:
+        network: a name, the path of a .py file with build(), or a `Network`.
+        dataset: a name such as "cifar10" or "image-folder:PATH"; the path of a folder with train/ and test/; a
+            `Dataset`; or a pair (train, test) as `make_dataset` takes it.
+        out: folder for what is written; without it runs/NETWORK-DATASET.
+        preset: settings to begin with: a name, or the path of a .toml file.
+        effort: "quick", "normal" or "long".
+        progress: is called with a `Progress` after every round.
+        verbose: print what the command line prints, to stderr.
+        resume, force, download: as on the command line.
+        given: any other setting of a search by its name (docs/settings.md), such as memory_mib=0.08, and
+            train_images, resolution, data_dir and workers.
+
+    Raises:
+        DmsflowError: something the caller can put right. BudgetMissed: no widths meet the budgets.
+    """
+    with _in_python():
+        title = network.name if isinstance(network, Network) else Path(network).stem
+        named = Path(dataset.partition(":")[0]).stem if isinstance(dataset, str) else "arrays"
+        folder = (
+            Path(out) if out else Path("runs") / f"{title}-{'image-folder' if isinstance(dataset, Path) else named}"
+        )
+        of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
+        of_data["name"] = _name_dataset(dataset, folder)
+        chosen = {"network": _name_network(network, folder), **given}
+        source = settings.resolve(Data, **_plain(of_data))
+        flow = {"resume": resume, "force": force, "download": download}
+        call = _Call("search", preset, effort, progress, verbose)
+        return call.run(Searched, source, folder, chosen, of_data, flow)
+
+
+def train(
+    source: Source,
+    *,
+    out: Path | str | None = None,
+    preset: str = "quick",
+    effort: str = "normal",
+    progress: Listener | None = None,
+    verbose: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    **given: Any,
+) -> Trained:
+    """Train the network of a search.
+
+    Args:
+        source: what `search` returned, the path of a search.json, or the name of a model that comes with dmsflow.
+        out: folder for what is written; without it that of `source`.
+        progress: is called with a `Progress` after every epoch.
+        given: any setting of a training by its name (docs/settings.md), such as epochs=60.
+
+    The other arguments, and what is raised, are those of `search`.
+    """
+    with _in_python():
+        path, folder = _find(source, "train", out)
+        call = _Call("train", preset, effort, progress, verbose)
+        return call.run(Trained, path, folder, given, {}, {"resume": resume, "force": force})
+
+
+def export(
+    source: Source,
+    *,
+    out: Path | str | None = None,
+    verbose: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    **given: Any,
+) -> Exported:
+    """Write a trained network as a model file.
+
+    Args:
+        source: what `train` returned, the path of a train.json, or the name of a model that comes with dmsflow.
+        given: target="arm64" and any other setting of an export (docs/settings.md).
+
+    The other arguments, and what is raised, are those of `search`.
+    """
+    with _in_python():
+        path, folder = _find(source, "export", out, given.get("target", settings.ExportSettings().target))
+        call = _Call("export", verbose=verbose)
+        return call.run(Exported, path, folder, given, {}, {"resume": resume, "force": force})
+
+
+def bench(
+    source: Source,
+    *,
+    out: Path | str | None = None,
+    progress: Listener | None = None,
+    verbose: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    **given: Any,
+) -> Benched:
+    """Measure a model file on a device.
+
+    Args:
+        source: what `export` returned, the path of an export.json, of a .tflite or of an .onnx file, or the name
+            of a model that comes with dmsflow, which is exported for the device first.
+        given: device="ssh://pi@raspberry" and any other setting of a bench (docs/settings.md).
+
+    The other arguments, and what is raised, are those of `search`.
+    """
+    with _in_python():
+        target = shipped.choose_target(settings.resolve(settings.BenchSettings, **_plain(given)))
+        path, folder = _find(source, "bench", out, target)
+        if shipped.is_model(path):
+            name = path.parent.name
+            path = export(name, target=target, out=folder, verbose=verbose, resume=not force, force=force).path
+        call = _Call("bench", progress=progress, verbose=verbose)
+        return call.run(Benched, path, folder, given, {}, {"resume": resume, "force": force})
+
+
+def load(source: Path | str) -> Result:
+    """Read what a stage found: the path of its manifest, or the name of a model that comes with dmsflow (its training).
+
+    Raises:
+        DmsflowError: there is no such file, or it, or a file that it names, was changed.
+    """
+    path = shipped.find_model(Path(source), "export")
+    kinds = {"search": Searched, "train": Trained, "export": Exported, "bench": Benched}
+    done = manifest.load_manifest(path, bare=True)
+    return kinds[done.stage](path, done)
+
+
+# --- how a stage is called ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    stage: str
+    preset: str | None = None
+    effort: str = "normal"
+    progress: Listener | None = None
+    verbose: bool = False
+
+    def run(
+        self,
+        kind: type[R],
+        source: Any,
+        folder: Path,
+        given: Mapping[str, Any],
+        of_data: Mapping[str, Any],
+        flow: Mapping[str, bool],
+    ) -> R:
+        """Do the stage, with the settings of the preset and those given."""
+        record, values = options.RECORDS[self.stage], dict[str, Any]()
+        if self.preset:
+            values = settings.scale_effort(record, settings.load_preset(self.stage, self.preset), self.effort)
+        wanted = settings.resolve(record, **values | _plain(given))
+        command = [*options.as_words("data", of_data), *options.as_words(self.stage, _plain(given))]
+        command += [] if isinstance(source, Data) else [str(source)]
+        command += ["--preset", self.preset, "--effort", self.effort] if self.preset else []
+        how = Flow(("dmsflow", self.stage, *command, "--out", str(folder)), **flow)
+        with contextlib.ExitStack() as stack:
+            if self.stage in ("search", "train"):
+                from dmsflow.training.place import torch_unchanged
+
+                stack.enter_context(torch_unchanged())
+            if self.progress or not self.verbose:
+                stack.enter_context(heard_by(self.progress or (lambda _: None)))
+            path = manifest.import_stage(self.stage).run_stage(source, wanted, folder, how)
+        return kind(path, manifest.load_manifest(path, bare=True))
+
+
+def _find(source: Source, stage: str, out: Path | str | None, target: str = "") -> tuple[Path, Path]:
+    """The file that a stage reads, and the folder that it writes to."""
+    path = source.path if isinstance(source, Result) else shipped.find_model(Path(source), stage)
+    return path, Path(out) if out else shipped.default_out(path, target)
+
+
+def _name_network(network: str | Path | Network, folder: Path) -> str:
+    """The name by which a search loads the network; an object is written to `folder` first."""
+    if not isinstance(network, Network):
+        return str(network)
+    path = folder / "network.json"
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(network), indent=1) + b"\n")
+    return str(path)
+
+
+def _name_dataset(dataset: Any, folder: Path) -> str:
+    """The name by which a chain loads the data set; images in memory are written to `folder` first."""
+    if isinstance(dataset, str):
+        return dataset
+    if isinstance(dataset, Path):
+        return f"image-folder:{dataset}"
+    if not isinstance(dataset, Dataset):
+        if not (isinstance(dataset, tuple) and len(dataset) == 2):
+            right = "give a name, a folder's path, a Dataset, or a pair (train, test)"
+            raise DmsflowError("dataset", f"is a {type(dataset).__name__}", right)
+        dataset = make_dataset(*dataset)
+    return arrays.save(dataset, folder)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as settings take them: paths as text, NumPy's numbers and lists as Python's."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: value.item() if hasattr(value, "item") else value for name, value in plain.items()}
+
+
+@contextlib.contextmanager
+def _in_python() -> Iterator[None]:
+    """Errors that speak of options speak of arguments here: `--force` is `force=True`."""
+    try:
+        yield
+    except DmsflowError as error:
+
+        def name(found: re.Match[str]) -> str:
+            argument = found[1].replace("-", "_")
+            return f"{argument}=True" if argument in FLAGS else argument
+
+        error.args = (re.sub(r"--([a-z][a-z-]*[a-z])", name, str(error)),)
+        raise

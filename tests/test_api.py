@@ -1,0 +1,195 @@
+"""dmsflow as a Python package: typed results, the same files as the command line, nothing printed."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import dmsflow
+from dmsflow import cli
+from dmsflow.network.network import load_network
+
+SHORT = {"rounds": 2, "weight_steps": 2, "width_batches": 2, "batch_size": 32, "threads": 1, "train_images": 100}
+BASELINE = {"method": "equal", "memory_mib": 0.02}
+
+
+def images(count: int = 20, side: int = 32, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(count)
+    return draw.integers(0, 256, (count, side, side, channels), np.uint8), np.arange(count) % 2
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """All four stages, and the progress that they told."""
+    heard: list[dmsflow.Progress] = []
+    found = dmsflow.search(
+        dataset="digits", memory_mib=0.02, out=tmp_path_factory.mktemp("api"), progress=heard.append, **SHORT
+    )
+    trained = dmsflow.train(found, epochs=2, threads=1, progress=heard.append)
+    exported = dmsflow.export(trained, check_images=20)
+    return found, trained, exported, dmsflow.bench(exported, runs=3, baseline=False), heard
+
+
+def test_stages_give_what_they_found(chain: tuple[Any, ...]) -> None:
+    found, trained, exported, measured, _ = chain
+    assert found.memory_mib <= 0.02 and list(found.widths) == list(found.network.widths)
+    assert found.latency_ms is None and found.macs_m > 0 and found.comparison[0]["name"] == "searched"
+    assert trained.epochs == 2 and 0 <= trained.top1_percent <= 100 and trained.widths == found.widths
+    assert exported.file.stat().st_size == exported.file_bytes
+    assert measured.latency_ms > 0 and 0 <= measured.top1_percent <= 100
+    assert str(found.path) in repr(found) and found.files["log"].exists()
+
+
+def test_progress_is_told_to_the_end(chain: tuple[Any, ...]) -> None:
+    heard = chain[-1]
+    for title, unit in (("search", "round"), ("train", "epoch")):
+        told = [each for each in heard if each.title == title]
+        assert [each.done for each in told] == [1, 2] and {(each.unit, each.total) for each in told} == {(unit, 2)}
+        assert told[-1].seconds_left == 0 and str(told[-1]).startswith(f"{title}: {unit} 2/2")
+
+
+def test_the_command_line_makes_the_same_files(chain: tuple[Any, ...], tmp_path: Path) -> None:
+    for result in chain[:3]:
+        command = [str(tmp_path) if word == str(result.path.parent) else word for word in result.manifest.command[1:]]
+        command = [str(tmp_path / Path(word).name) if word.endswith(".json") else word for word in command]
+        assert cli.main(command) == 0
+        again = dmsflow.load(tmp_path / result.path.name)
+        assert type(again) is type(result) and again.widths == result.widths
+    assert again.files["model"].read_bytes() == chain[2].file.read_bytes()
+
+
+def test_a_finished_stage_is_left_or_refused(chain: tuple[Any, ...]) -> None:
+    trained = chain[1]
+    assert dmsflow.train(chain[0], epochs=2, threads=1, resume=True).path == trained.path
+    with pytest.raises(dmsflow.DmsflowError, match="is already there; force=True writes it again, out takes another"):
+        dmsflow.train(chain[0], epochs=2, threads=1)
+
+
+def test_load_gives_the_result_of_each_stage(chain: tuple[Any, ...]) -> None:
+    for result in chain[:4]:
+        assert dmsflow.load(result.path) == result
+    assert isinstance(dmsflow.load("digits"), dmsflow.Trained)
+    with pytest.raises(dmsflow.DmsflowError, match="No such file"):
+        dmsflow.load("nowhere.json")
+
+
+def test_a_model_that_comes_with_dmsflow_is_measured(tmp_path: Path) -> None:
+    measured = dmsflow.bench("digits", out=tmp_path, runs=2, baseline=False)
+    assert measured.path == tmp_path / "bench.json" and measured.latency_ms > 0
+
+
+def test_nothing_is_printed_unless_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def run(verbose: bool) -> str:
+        out = tmp_path / str(verbose)
+        found = dmsflow.search(memory_mib=0.02, out=out, verbose=verbose, **SHORT)
+        exported = dmsflow.export(dmsflow.train(found, epochs=1, threads=1, verbose=verbose), verbose=verbose)
+        dmsflow.bench(exported, runs=2, verbose=verbose)
+        return "".join(capfd.readouterr())
+
+    assert run(False) == ""
+    assert "search: round 2/2" in run(True)
+
+
+def test_the_caller_s_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    threads = torch.get_num_threads()
+    dmsflow.search(memory_mib=0.02, out=tmp_path, **SHORT)
+    assert torch.rand(1) == expected and torch.get_num_threads() == threads
+
+
+def test_a_network_can_be_an_object(tmp_path: Path) -> None:
+    network = load_network("resnet18", 1, 32, 10)
+    found = dmsflow.search(network, out=tmp_path, **BASELINE)
+    assert found.network == network and found.manifest.settings["network"] == str(tmp_path / "network.json")
+    with pytest.raises(dmsflow.DmsflowError, match="is for .* and the images have"):
+        dmsflow.search(load_network("resnet18", 3, 32, 10), out=tmp_path / "other", **BASELINE)
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(dmsflow.DmsflowError, match="is not a network"):
+        dmsflow.search(tmp_path / "broken.json", out=tmp_path / "other", **BASELINE)
+
+
+def test_a_data_set_can_be_arrays_or_torch_s(tmp_path: Path) -> None:
+    pixels, labels = images()
+    planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+    grey = TensorDataset(planes, torch.from_numpy(labels))
+    scaled = TensorDataset(planes.float() / 255, torch.from_numpy(labels))
+    names = set()
+    for index, part in enumerate(((pixels, labels), (pixels[..., 0], labels), grey, scaled)):
+        found = dmsflow.search(dataset=(part, part), out=tmp_path / str(index), **BASELINE)
+        names.add(Path(found.manifest.data.name.partition(":")[2]).name)
+        assert found.network.classes == 2
+    assert len(names) == 1, "the same images, the same archive"
+    trained = dmsflow.train(found, epochs=1, batch_size=4, threads=1)
+    assert dmsflow.export(trained).metrics["check_images"] == 20
+
+
+def test_make_dataset_takes_names_and_augmentation(tmp_path: Path) -> None:
+    made = dmsflow.make_dataset(images(), images(), ("cat", "dog"), flip=True, crop_padding=2)
+    found = dmsflow.search(dataset=made, out=tmp_path, **BASELINE)
+    from dmsflow.datasets import load_dataset
+
+    again = load_dataset(found.manifest.data)
+    assert (again.classes, again.flip, again.crop_padding) == (("cat", "dog"), True, 2)
+    assert (again.mean, again.std) == (made.mean, made.std)
+
+
+@pytest.mark.parametrize(
+    ("train", "wrong"),
+    [
+        ((np.zeros((4, 8, 8), np.float32), np.zeros(4, int)), "train images: are float32"),
+        ((np.zeros((4, 8, 9, 3), np.uint8), np.zeros(4, int)), "give squares"),
+        ((np.zeros((4, 8, 8), np.uint8), np.zeros(4)), "train labels: are float64"),
+        ((np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)), "train images: are uint8"),
+        (TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4)), "without Normalize"),
+        ([(np.zeros((8, 8), np.uint8), 0), (np.zeros((9, 9), np.uint8), 1)], "resize all images to one size"),
+    ],
+)
+def test_images_that_cannot_be_used_are_refused(train: Any, wrong: str) -> None:
+    with pytest.raises(dmsflow.DmsflowError, match=wrong):
+        dmsflow.make_dataset(train, images())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY"])
+def test_a_damaged_archive_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(dmsflow.DmsflowError, match="savez"):
+        dmsflow.search(dataset=f"arrays:{tmp_path}/a.npz", out=tmp_path, **BASELINE)
+
+
+def test_an_archive_that_lacks_an_array_names_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train_images=images()[0])
+    with pytest.raises(dmsflow.DmsflowError, match="has no train_labels"):
+        dmsflow.search(dataset=f"arrays:{tmp_path}/a.npz", out=tmp_path, **BASELINE)
+
+
+def test_errors_name_arguments_not_options(tmp_path: Path) -> None:
+    with pytest.raises(dmsflow.DmsflowError, match=r"field `memory`"):
+        dmsflow.search(out=tmp_path, memory=3)
+    with pytest.raises(dmsflow.DmsflowError, match="train_images 7: is not a multiple"):
+        dmsflow.search(out=tmp_path, train_images=7)
+    with pytest.raises(dmsflow.DmsflowError, match="dataset: is a int; give a name"):
+        dmsflow.search(dataset=3, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_those_of_the_package() -> None:
+    for name in dmsflow.__all__:
+        assert getattr(dmsflow, name) is not None and name in dir(dmsflow)
+    with pytest.raises(AttributeError, match="no attribute 'sarch'"):
+        dmsflow.sarch  # noqa: B018
+    declared = ast.parse(Path(dmsflow.__file__).read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(declared) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert set(dmsflow.__all__) <= imported, "type checkers read the imports"
+
+
+def test_a_search_by_hand_is_written_as_a_command(chain: tuple[Any, ...]) -> None:
+    assert shlex.join(chain[0].manifest.command).startswith("dmsflow search --dataset digits --train-images 100 --set")
