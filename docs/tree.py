@@ -1,4 +1,4 @@
-"""Writes the tree of packages in README.md: what each is for, in its docstring's first line, and its modules.
+"""Writes the tree of packages: README.md has a line a package, docs/architecture.md their modules too.
 
 make docs
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
 # As one uses them, then what they build on; a new package comes last.
 ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
@@ -19,23 +19,24 @@ WIDTH = 120  # of a line
 COLUMN = 20  # where descriptions begin: behind the longest name, indented twice
 
 
-def readme(text: str) -> str:
-    """The README with its tree written again."""
+def with_tree(text: str, *, modules: bool) -> str:
+    """A page with its tree written again."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    tree = "\n".join(describe(ROOT / "dmsflow"))
+    tree = "\n".join(describe(ROOT / "dmsflow", modules=modules))
     return f"{before}{BEGIN}\n\n```text\n{tree}\n```\n\n{END}{after}"
 
 
-def describe(folder: Path, depth: int = 0) -> Iterator[str]:
-    """Lines on a package and those inside it: its name and purpose, then its modules but for `_private` ones."""
+def describe(folder: Path, depth: int = 0, *, modules: bool) -> Iterator[str]:
+    """Lines on a package and those inside it: its name and purpose, and its modules but for `_private` ones."""
     purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
     yield f"{'  ' * depth}{folder.name}/".ljust(COLUMN) + purpose.partition("\n")[0].removesuffix(".")
-    modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    indent = " " * COLUMN
-    yield from textwrap.wrap("  ".join(modules), WIDTH, initial_indent=indent, subsequent_indent=indent)
+    if modules:
+        names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+        indent = " " * COLUMN
+        yield from textwrap.wrap("  ".join(names), WIDTH, initial_indent=indent, subsequent_indent=indent)
     for path in sorted(folder.glob("*/__init__.py"), key=_place):
-        yield from describe(path.parent, depth + 1)
+        yield from describe(path.parent, depth + 1, modules=modules)
 
 
 def _place(path: Path) -> tuple[int, str]:
@@ -44,4 +45,5 @@ def _place(path: Path) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    README.write_text(readme(README.read_text("utf-8")), encoding="utf-8")
+    for page in (README, ARCHITECTURE):
+        page.write_text(with_tree(page.read_text("utf-8"), modules=page == ARCHITECTURE), encoding="utf-8")

@@ -66,11 +66,12 @@ def test_the_settings_page_has_every_setting() -> None:
 
 
 def test_the_tree_in_the_readme_is_the_packages() -> None:
-    text = (DOCS.parent / "README.md").read_text("utf-8")
     tree = runpy.run_path(str(DOCS / "tree.py"))
-    assert text == tree["readme"](text), "make docs writes it again"
-    lines = list(tree["describe"](DOCS.parent / "dmsflow"))
-    assert len(lines) <= 45 and max(map(len, lines)) <= 120  # one screen
+    for page, modules in ((tree["README"], False), (tree["ARCHITECTURE"], True)):
+        text = page.read_text("utf-8")
+        assert text == tree["with_tree"](text, modules=modules), "make docs writes it again"
+        lines = list(tree["describe"](DOCS.parent / "dmsflow", modules=modules))
+        assert len(lines) <= 45 and max(map(len, lines)) <= 120  # one screen
 
 
 def test_every_package_says_in_one_line_what_it_is_for() -> None:
