@@ -75,7 +75,7 @@ def _summary(load: Load) -> str:
     rows = {row["widths"]: row for row in load("table1-long")["rows"] if row["jobs"] and row["network"] == "vgg11"}
     content = load("budgets")
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
-    return figures.wrapped(f"{_smallest(rows)}\n{_tie(cells) if cells else ''}")
+    return figures.wrapped(f"{_smallest(rows, _tie(cells) if cells else '')}")
 
 
 WIDTHS = {  # of the table's rows, and what they are
@@ -86,7 +86,7 @@ WIDTHS = {  # of the table's rows, and what they are
 }
 
 
-def _smallest(rows: Row) -> str:
+def _smallest(rows: Row, tie: str) -> str:
     """VGG-11 under 0.08 MiB."""
     head = ("widths of a 1-bit VGG-11 on CIFAR-10", "MiB of parameters", "M multiply-accumulates", "top-1 %")
     lines = [
@@ -97,31 +97,31 @@ def _smallest(rows: Row) -> str:
     found = rows["searched"]
     minutes = figures.mean(found["jobs"], "search_seconds") / 60, figures.mean(found["jobs"], "train_seconds") / 60
     counts = figures.listed(len(row["jobs"]) for row in rows.values())
-    where = figures.machine([job["environment"] for job in found["jobs"]], "torch")
+    where = figures.machine([job["environment"] for job in found["jobs"]])
     return f"""{figures.table(head, lines)}
 
-All images, {found["epochs"]} epochs, {counts} seed{"s" * (counts != "1")}: {minutes[0]:.0f} minutes to search and {minutes[1]:.0f} to train, on one CPU core ({where}). The
-paper has {found["paper"]["top1_percent"]:.2f} % after 300 epochs. [Results](docs/results.md) has every figure with its command.
+All images, {found["epochs"]} epochs, {counts} seed{"s" * (counts != "1")}: {minutes[0]:.0f} minutes to search and {minutes[1]:.0f} to train on one CPU core ({where}). The
+paper has {found["paper"]["top1_percent"]:.2f} % after 300 epochs. [Results](docs/results.md) has every figure with its command. {tie}
 """
 
 
 def _tie(cells: list[Row]) -> str:
     won = [sum(lead.gains for lead in accuracy.leads(cell).values()) for cell in cells]
     over = [len(accuracy.leads(cell)) for cell in cells]
-    return f"""
-Under a budget of memory alone, the searched network also does more arithmetic. With a budget for both, and short
-trainings, the search beats {sum(won)} of {sum(over)} baselines by more than one standard deviation.{_never(cells)}
-"""
+    return (
+        "The searched network also does more arithmetic: with a budget for that too, and short trainings, the search "
+        f"beats {sum(won)} of {sum(over)} baselines by more than one standard deviation.{_never(cells)}"
+    )
 
 
 def _never(cells: list[Row]) -> str:
-    """` Under two budgets it does not beat evolution.`: the baselines that it beats in no such cell."""
+    """` It does not beat evolution.`: the baselines that it beats in no such cell."""
     found = [accuracy.leads(cell) for cell in cells if "macs_m" in cell]
     ran = [method for method in accuracy.BASELINES if any(method in leads for leads in found)]
     never = [method for method in ran if not any(leads[method].gains for leads in found if method in leads)]
     titles = [accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in never]
     words = " or ".join(filter(None, (", ".join(titles[:-1]), *titles[-1:])))
-    return f" Under two budgets it does not beat {words}." if titles else ""
+    return f" It does not beat {words}." if titles else ""
 
 
 def main() -> None:
