@@ -16,13 +16,12 @@ from dmsflow.manifest import Flow
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import load_network
-from dmsflow.network.profile import PACKED_GRANULARITY
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import MEGA, Budgets, Ratios
 from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.evolution import count_equal_effort, evolve
-from dmsflow.searching.round_to_blocks import BlockRounding, padded_macs, stored_bytes
+from dmsflow.searching.round_to_blocks import padded_macs, round_widths, stored_bytes
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import format_threads, print_line
@@ -113,11 +112,8 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
     """Widths of a baseline: they exhaust the budgets, without a search."""
-    if settings.method == "uniform":
-        return budgets.round_within(budgets.uniform())
-    if settings.method == "interpolated":
-        return budgets.round_within(budgets.interpolated())
-    ratios = budgets.equal()
+    baselines = {"uniform": budgets.uniform, "interpolated": budgets.interpolated}
+    ratios = baselines.get(settings.method, budgets.equal)()
     if settings.method == "random":
         draw = generator(settings.seed, "random control")
         noise = torch.randn(len(ratios), generator=draw, dtype=torch.float64).numpy()
@@ -159,12 +155,12 @@ def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], di
         The widths to keep; and what was compared: "before" and "after", each a row of `compare_widths` with what
         the file stores (bytes) and the kernels do (million multiply-accumulates), and whether "after" was taken.
     """
-    network, blocks = net.given.budgets.network, PACKED_GRANULARITY
-    rounded = BlockRounding(net.given.budgets, blocks).round_widths(widths, net.model.widths)
+    network = net.given.budgets.network
+    rounded = round_widths(net.given.budgets, widths, net.model.widths)
     rows = {}
     for row in compare_widths(net, {"before": widths, "after": rounded}):
-        stored = round(stored_bytes(network, row["widths"], blocks))
-        macs = padded_macs(network, row["widths"], blocks) / MEGA
+        stored = round(stored_bytes(network, row["widths"]))
+        macs = padded_macs(network, row["widths"]) / MEGA
         rows[row["name"]] = {**row, "stored_bytes": stored, "padded_macs_m": macs}
     taken = rounded != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
     print_line(_describe_alignment(rows, taken))

@@ -13,22 +13,18 @@ from dmsflow.deploying.exporters import lce
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network import cost
 from dmsflow.network.network import Network, load_network
-from dmsflow.network.profile import PACKED_GRANULARITY
 from dmsflow.searching.budget import Budgets, macs_m, memory_mib
-from dmsflow.searching.round_to_blocks import LARGEST_CHANGE, BlockRounding, padded_macs, stored_bytes
+from dmsflow.searching.round_to_blocks import LARGEST_CHANGE, padded_macs, round_widths, stored_bytes
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
+FREE = dict.fromkeys((*NETWORKS["vgg11"].widths, *NETWORKS["resnet18"].widths), 1000)
 
 
-def rounding(network: Network, widths: dict[str, int]) -> BlockRounding:
-    """Under budgets that these widths exactly exhaust."""
+def exhausted(network: Network, widths: dict[str, int]) -> Budgets:
+    """Budgets that these widths exactly exhaust."""
     chosen = SearchSettings(memory_mib=memory_mib(network, widths), macs_m=macs_m(network, widths))
-    return BlockRounding(Budgets.from_settings(chosen, network), PACKED_GRANULARITY)
-
-
-def stored(network: Network, widths: dict[str, int]) -> float:
-    return stored_bytes(network, widths, PACKED_GRANULARITY)
+    return Budgets.from_settings(chosen, network)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -36,11 +32,11 @@ def stored(network: Network, widths: dict[str, int]) -> float:
 def test_no_cost_grows(name: str, data: st.DataObject) -> None:
     network = NETWORKS[name]
     widths = {key: data.draw(st.integers(1, 300), label=key) for key in network.widths}
-    rule = rounding(network, widths)
-    found = rule.round_widths(widths)
-    assert rule.budgets.met(found)
-    macs = [padded_macs(network, each, PACKED_GRANULARITY) for each in (widths, found)]
-    saved = [stored(network, widths) - stored(network, found), macs[0] - macs[1]]
+    budgets = exhausted(network, widths)
+    found = round_widths(budgets, widths, FREE)
+    assert budgets.met(found)
+    macs = [padded_macs(network, each) for each in (widths, found)]
+    saved = [stored_bytes(network, widths) - stored_bytes(network, found), macs[0] - macs[1]]
     assert min(saved) >= 0
     assert found == widths or max(saved) > 0  # nothing is given up for nothing
     for key, width in found.items():
@@ -51,15 +47,15 @@ def test_no_cost_grows(name: str, data: st.DataObject) -> None:
 def test_a_width_just_over_a_multiple_goes_back_and_the_others_get_what_that_frees() -> None:
     network = NETWORKS["vgg11"]
     widths = dict(zip(network.widths, (33, 65, 65, 63, 100, 100, 100, 100), strict=True))
-    found = rounding(network, widths).round_widths(widths)
+    found = round_widths(exhausted(network, widths), widths, FREE)
     assert list(found.values())[:3] == [32, 64, 64]
-    assert stored(network, found) < 0.9 * stored(network, widths)
+    assert stored_bytes(network, found) < 0.9 * stored_bytes(network, widths)
 
 
 def test_the_most_channels_are_kept_to() -> None:
     network = NETWORKS["vgg11"]
     widths = dict.fromkeys(network.widths, 60)
-    narrow = rounding(network, widths).round_widths(widths, widest=widths)
+    narrow = round_widths(exhausted(network, widths), widths, widths)
     assert set(narrow.values()) == {56}
 
 
@@ -70,5 +66,5 @@ def test_stored_bytes_are_those_of_a_file(tmp_path: Path) -> None:
     graph = folding.fold(network, widths, draw_weights(network, widths), (128.0,) * 3, (64.0,) * 3)
     lce.write(graph, tmp_path / "model.tflite")
     in_file = sum(lce.layer_bytes(tmp_path / "model.tflite").values())
-    assert in_file == pytest.approx(stored(network, widths), rel=0.01)
-    assert stored(network, widths) > 1.05 * cost.memory_bytes(network, widths)
+    assert in_file == pytest.approx(stored_bytes(network, widths), rel=0.01)
+    assert stored_bytes(network, widths) > 1.05 * cost.memory_bytes(network, widths)
