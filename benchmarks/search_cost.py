@@ -26,7 +26,8 @@ from dmsflow.files import write_atomically
 from dmsflow.network.network import load_network
 from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.budget import Budgets, Range
-from dmsflow.searching.supernetwork import Schedule, SuperNetwork
+from dmsflow.searching.descent import Descent
+from dmsflow.searching.supernetwork import Schedule
 from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.terminal import print_table
 from dmsflow.training.mask import exact_masks
@@ -73,22 +74,21 @@ def main() -> None:
 
 
 def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
-    net = prepared(largest, batch, narrow, threads)
+    search = prepared(largest, batch, narrow, threads)
+    net, window = search.net, search.make_window(search.net.widths)
     where = net.given.where
     plain = Model(net.model.network, net.model.widths).to(where.device)
     optimiser = make_optimiser(plain, TrainSettings())
     images, labels = next(net.given.weight_batches.run(0, 1))
 
     def search_step() -> None:
-        masks = dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True))
-        active = net.place_masks(masks)
+        active = net.place_masks(exact_masks(torch.tensor(net.at.mu), window))
         weight_step(net.model, net.optimiser, (images, labels), where, active)
 
     def plain_step() -> None:
         weight_step(plain, optimiser, (images, labels), where)
 
     searched, trained = interleaved(search_step, plain_step, steps)
-    window = net.window()
     return {
         "largest_widths": largest,
         "window": int(window.high[-1] - window.low[-1]) + 1,
@@ -98,7 +98,7 @@ def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads:
     }
 
 
-def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> SuperNetwork:
+def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -> Descent:
     """A search whose every layer may become as wide as `largest`, in a window of three widths or of all."""
     settings = SearchSettings(batch_size=batch, threads=threads, amp="off")
     dataset = datasets.load_dataset(Data(name="digits"))
@@ -109,9 +109,10 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     # Around the widest but one: a channel on each side, or everything down to one channel.
     net.at = Schedule((most - 1) / bases, (most - 1) / bases)
     reach = np.ones_like(most) if narrow else most
-    sigma = reach / bases / supernetwork.WINDOW_SIGMAS
-    net.sigma = lambda: sigma  # type: ignore[method-assign]
-    return net
+    search = Descent(net)
+    sigma = reach / bases / search.REACH
+    search.sigma = lambda: sigma  # type: ignore[method-assign]
+    return search
 
 
 def interleaved(first: Callable[[], None], second: Callable[[], None], steps: int) -> tuple[list[float], list[float]]:

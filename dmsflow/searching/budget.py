@@ -119,14 +119,6 @@ class Budgets:
         """Channels at ratio 1, [n]."""
         return np.array(list(self.network.widths.values()), np.float64)
 
-    def within(self, bounds: Range) -> Budgets:
-        """The same limits on another range."""
-        return replace(self, bounds=bounds)
-
-    def only(self, budget: Budget) -> Budgets:
-        """One of the limits."""
-        return replace(self, limits=(budget,))
-
     # --- what widths cost ---
 
     def figures(self, widths: Mapping[str, Any]) -> dict[str, float]:
@@ -135,8 +127,10 @@ class Budgets:
         return found if self.latency is None else {**found, "predicted_latency_ms": self.latency(widths)}
 
     def describe(self, widths: Mapping[str, int]) -> str:
-        """The same in a line."""
-        return describe_figures(self.figures(widths), self.latency)
+        """The same in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`, and the word for it where that is modelled."""
+        figures = self.figures(widths)
+        latency = f", {figures['predicted_latency_ms']:.3f} {self.latency.unit}" if self.latency else ""
+        return f"{figures['memory_mib']:.4f} MiB, {figures['macs_m']:.2f} M MACs{latency}"
 
     def met(self, widths: Mapping[str, float]) -> bool:
         """Whether widths are within every budget."""
@@ -144,7 +138,7 @@ class Budgets:
 
     def utilisation(self, ratios: Ratios) -> Ratios:
         """The fraction of each budget that is used, [budgets]: at most 1 within it."""
-        widths = dict(zip(self.network.widths, (ratios * self.base).tolist(), strict=True))
+        widths = as_widths(self.network, ratios.tolist())
         return np.array([budget.cost(self.network, widths) / budget.limit for budget in self.limits])
 
     def log_slack(self, ratios: Ratios) -> Ratios:
@@ -160,7 +154,6 @@ class Budgets:
     def project(self, ratios: Ratios) -> Ratios:
         """Shift all log ratios by one amount so that the tightest budget is exhausted, within the range."""
         # Every weight step asks for this, so it computes in plain numbers: arrays this small are slow.
-        bases = list(self.network.widths.items())
         entries = list(zip(ratios.tolist(), self.bounds.low.tolist(), self.bounds.high.tolist(), strict=True))
 
         def shifted(shift: float) -> list[float]:
@@ -170,14 +163,14 @@ class Budgets:
         low, high = -12.0, 12.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = self.met({name: base * ratio for (name, base), ratio in zip(bases, shifted(middle), strict=True)})
+            fits = self.met(as_widths(self.network, shifted(middle)))
             low, high = (middle, high) if fits else (low, middle)
         return np.array(shifted(low))
 
     def round_within(self, ratios: Ratios) -> dict[str, int]:
         """Integer widths within every budget: rounded down, then the largest remainders up while they fit."""
         ratios = self.bounds.clip(ratios)
-        real = dict(zip(self.network.widths, (ratios * self.base).tolist(), strict=True))
+        real = as_widths(self.network, ratios.tolist())
         smallest = self._integers(self.bounds.low, up=True)
         widths = {name: max(width, smallest[name]) for name, width in self._integers(ratios).items()}
         for name in sorted(real, key=lambda name: widths[name] - real[name]):
@@ -244,7 +237,7 @@ class Budgets:
         for budget in self.limits:
             share = budget.limit / budget.cost(self.network, self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"
-            alone = self.only(budget)
+            alone = replace(self, limits=(budget,))
             if alone.met(largest):
                 rows.append((f"{budget.name} budget", f"{words}; the largest network is within it"))
             else:
@@ -252,14 +245,6 @@ class Budgets:
                 ratio = float(np.sort(alone.uniform())[(len(self.base) - 1) // 2])
                 rows.append((f"{budget.name} budget", f"{words}; alone it allows {ratio:.2f} × the base widths"))
         return rows
-
-
-def describe_figures(figures: Mapping[str, float], latency: Latency | None) -> str:
-    """Figures in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`, and the word for it where that is modelled."""
-    words = [f"{figures['memory_mib']:.4f} MiB", f"{figures['macs_m']:.2f} M MACs"]
-    if latency:
-        words.append(f"{figures['predicted_latency_ms']:.3f} {latency.unit}")
-    return ", ".join(words)
 
 
 def as_widths(network: Network, ratios: Sequence[Any]) -> dict[str, Any]:

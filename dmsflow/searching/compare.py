@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 
 from dmsflow.network.latency import Latency
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import print_line, print_table
+from dmsflow.training.step import evaluate, top1_percent
+
+MEANING = "(standard error, the same images)"  # of what stands behind ±
 
 
-@torch.no_grad()
 def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     """Loss of each candidate's integer widths on held-out images, against the first of them.
 
@@ -22,16 +24,12 @@ def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> 
     rows: list[dict[str, Any]] = []
     reference = None
     for name, widths in candidates.items():
-        batches, right = [], []
-        for images, labels in net.given.held_out:
-            logits = net.model(images, widths).float()
-            batches.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu())
-            right.append((logits.argmax(1) == labels).double().cpu())
-        losses = torch.cat(batches)
+        logits, labels = evaluate(net.model, net.given.held_out, widths)
+        losses = F.cross_entropy(logits, labels, reduction="none").double()
         reference = losses if reference is None else reference
         difference = losses - reference
         row: dict[str, Any] = {"name": name, "widths": widths, **net.given.budgets.figures(widths)}
-        row |= {"loss": float(losses.mean()), "top1_percent": 100 * float(torch.cat(right).mean())}
+        row |= {"loss": float(losses.mean()), "top1_percent": top1_percent(logits, labels)}
         error = float(difference.std() / math.sqrt(len(difference)))
         row |= {"loss_difference": float(difference.mean()), "standard_error": error, "images": len(losses)}
         rows.append(row)
@@ -62,13 +60,11 @@ def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency
 def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     """Whether the searched widths beat the equal ones, or which others are taken in their place, in a sentence."""
     if chosen is not rows[0]:
-        facts = (
-            f"{-chosen['loss_difference']:.4f} ± {chosen['standard_error']:.4f} lower (standard error, the same images)"
-        )
+        facts = f"{-chosen['loss_difference']:.4f} ± {chosen['standard_error']:.4f} lower {MEANING}"
         return f"The widths of {chosen['name']} are taken in place of the searched ones: their loss is {facts}."
     equal = next(row for row in rows if row["name"] == "equal")
     lead, error = equal["loss_difference"], equal["standard_error"]
     side = "lower" if lead > 0 else "higher"
-    facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)"
+    facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {side} {MEANING}"
     verdict = "beat equal widths" if lead > error else "did not beat equal widths by more than a standard error"
     return f"The search {verdict}: {facts}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dmsflow.searching import supernetwork
-from dmsflow.searching.budget import Ratios, describe_figures
+from dmsflow.searching.budget import Ratios
 from dmsflow.searching.constrained_step import bounded_move, exhaust, normals
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
@@ -47,6 +47,8 @@ class Descent:
         moves: whether widths move; without it only the weights are trained.
     """
 
+    REACH = 2.5  # sigmas: half-width of what the mask mixes; 2 · 7.6 % of a logistic distribution lie beyond
+
     def __init__(self, net: SuperNetwork, *, moves: bool = True) -> None:
         self.net, self.settings, self.budgets = net, net.given.settings, net.given.budgets
         # The gradient of weights that have hardly been trained is of no use to trained ones.
@@ -63,7 +65,7 @@ class Descent:
             while at.round < rounds:
                 if at.weight_step == 0:
                     self.begin_round()
-                self.window = self.make_window()
+                self.window = self.make_window(self.net.widths)
                 self._train_weights(saved)
                 moved = self._move_widths() if at.round >= self.first_move else {}
                 row = self._row() | moved
@@ -79,13 +81,13 @@ class Descent:
         """Make the masks of this round around the present mu."""
         self.net.at.centre = self.net.at.mu
 
-    def make_window(self) -> Window:
-        """What the masks of this round mix."""
-        return self.net.window()
+    def sigma(self) -> Ratios:
+        """Scale of every width's distribution in this round, in ratio, [n]."""
+        return self.sigma_factor() * self.net.at.centre
 
-    def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
+    def make_masks(self, mu: Tensor, phase: str, step: int) -> list[Mask]:
         """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
-        return dict(zip(self.net.widths, exact_masks(mu, self.window), strict=True))
+        return exact_masks(mu, self.window)
 
     def learning_rate(self) -> float:
         """Of this weight step: a cosine over the whole search."""
@@ -112,7 +114,7 @@ class Descent:
         gradient, error = remember(at.rows, gradient, error)
         slack, size = budgets.log_slack(at.mu), self.settings.step_size
         step = bounded_move(gradient, error, normals(budgets, at.mu), slack, size)
-        within = budgets.within(self.net.allocated())
+        within = self.net.allocated()
         at.mu = within.project(within.bounds.clip(at.mu * np.exp(step)))
 
     def after_pass(self, each: WidthPass) -> None:
@@ -125,6 +127,20 @@ class Descent:
         return exhaust(self.budgets, np.exp(np.log([row["mu"] for row in last]).mean(0)))
 
     # --- the phases of a round ---
+
+    def sigma_factor(self) -> float:
+        """From sigma_start in the first round to sigma_end in the last, by one factor every round."""
+        start, end = self.settings.sigma_start, self.settings.sigma_end
+        progress = self.net.at.round / max(self.settings.rounds - 1, 1)
+        return float(start * (end / start) ** progress)
+
+    def make_window(self, most: Mapping[str, float] | None) -> Window:
+        """What the masks of this round mix: as far as REACH around mu, in the range; at most `most` channels of each."""
+        budgets, centre, sigma = self.budgets, self.net.at.centre, self.sigma()
+        ends = (budgets.bounds.clip(centre + side * self.REACH * sigma) for side in (-1, 1))
+        low, high = (np.maximum(np.round(end * budgets.base), 1) for end in ends)
+        high = np.minimum(high, list(most.values())) if most else high
+        return Window(*map(torch.tensor, (budgets.base, np.minimum(low, high), high, sigma, centre)))
 
     def cosine(self, done: float) -> float:
         """The learning rate when the fraction `done` of a cosine has passed."""
@@ -188,15 +204,11 @@ class Descent:
         row |= {"widths": widths, **budgets.figures(widths)}
         return row | {"weight_loss": weight_loss, "weight_top1_percent": 100 * weight_right}
 
-    def sigma(self) -> Ratios:
-        """Scale of the distributions in this round, [n]."""
-        return self.net.sigma()
-
     def _note(self, row: dict[str, Any]) -> str:
         phase = "width" if "width_loss" in row else "weight"
         loss, top1 = row[f"{phase}_loss"], row[f"{phase}_top1_percent"]
-        figures = describe_figures(row, self.budgets.latency)
-        return f"loss {loss:.3f}, top-1 {top1:.1f} %, {figures}, widths {' '.join(map(str, row['widths'].values()))}"
+        costs = self.budgets.describe(row["widths"])
+        return f"loss {loss:.3f}, top-1 {top1:.1f} %, {costs}, widths {' '.join(map(str, row['widths'].values()))}"
 
 
 def pick(draw: float) -> str:
@@ -236,7 +248,7 @@ class WidthPass:
 
     Attributes:
         mu: [n], the leaf of the masks' graph, on the CPU.
-        masks: of every width, on the CPU.
+        masks: values of every width's, on the CPU.
         mask_gradients: ∂L_valid/∂mask of every width, [channels] each.
         result: loss and fraction classified right, [2].
     """
@@ -259,8 +271,7 @@ def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> W
     mu = torch.tensor(net.at.mu).requires_grad_()
     masks = descent.make_masks(mu, "widths", step)
     placed = net.place_masks(masks)
-    leaves = [mask.values.requires_grad_() for mask in placed.values()]
-    where = net.given.where
+    leaves, where = [mask.values.requires_grad_() for mask in placed.values()], net.given.where
 
     def parts() -> Iterator[list[Tensor]]:
         for part, answers in where.share.split(images, labels):
@@ -268,4 +279,4 @@ def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> W
             yield [torch.stack([loss.detach(), right]), *torch.autograd.grad(loss, leaves)]
 
     result, *gradients = where.share.mean(parts())
-    return WidthPass(mu, tuple(mask.values for mask in masks.values()), tuple(gradients), result)
+    return WidthPass(mu, tuple(mask.values for mask in masks), tuple(gradients), result)

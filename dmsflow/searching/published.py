@@ -19,11 +19,11 @@ from dmsflow.datasets import Dataset
 from dmsflow.searching import supernetwork
 from dmsflow.searching.budget import Budgets, Ratios, as_widths
 from dmsflow.searching.descent import Descent, WidthPass
-from dmsflow.searching.supernetwork import SuperNetwork, make_window, sigma_factor
+from dmsflow.searching.supernetwork import SuperNetwork, make_model
 from dmsflow.settings import SearchSettings
 from dmsflow.training.batches import generator
-from dmsflow.training.mask import CANDIDATES, Mask, Window, clustered_masks
-from dmsflow.training.model import Active, Model, best_effort_initialise, centre_quantisers
+from dmsflow.training.mask import CANDIDATES, Mask, clustered_masks
+from dmsflow.training.model import Active, Model, best_effort_initialise
 from dmsflow.training.step import make_optimiser
 
 COMPILED_HEADROOM = 1.25  # of a compiled model over its first network: most later networks fit without compiling again
@@ -41,6 +41,8 @@ def begin(settings: SearchSettings, budgets: Budgets, dataset: Dataset, workers:
 class PublishedSearch(Descent):
     """The rounds of the paper's search."""
 
+    REACH = CANDIDATES[-1]
+
     def begin_round(self) -> None:
         """Freeze the candidates around the present mu, and rebuild the network as wide as the widest of them."""
         super().begin_round()
@@ -48,7 +50,7 @@ class PublishedSearch(Descent):
         old = self._network_in_use()
         draw = generator(self.settings.seed, "reallocate", at.round)
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
-        widest = self._window_within(None).high.tolist()
+        widest = self.make_window(None).high.tolist()
         net.widths = {name: int(most) for name, most in zip(net.widths, widest, strict=True)}
         new = self._model(net.widths)
         if at.round:
@@ -73,28 +75,17 @@ class PublishedSearch(Descent):
         return model
 
     def _model(self, widths: Mapping[str, int]) -> Model:
-        model = Model(self.budgets.network, widths, statistics=False)
-        if self.settings.centred:
-            centre_quantisers(model)
-        return model.to(self.net.given.where.device)
+        return make_model(self.budgets.network, widths, self.settings, self.net.given.where.device)
 
     def sigma(self) -> Ratios:
         """One scale for all widths, in units of their base."""
-        return np.full_like(self.net.at.mu, sigma_factor(self.settings, self.net.at.round))
+        return np.full_like(self.net.at.mu, self.sigma_factor())
 
-    def make_window(self) -> Window:
-        return self._window_within(self.net.widths)
-
-    def _window_within(self, most: Mapping[str, float] | None) -> Window:
-        sigma = self.sigma()
-        return make_window(self.budgets, self.net.at.centre, sigma, CANDIDATES[-1] * sigma, most)
-
-    def make_masks(self, mu: Tensor, phase: str, step: int) -> dict[str, Mask]:
+    def make_masks(self, mu: Tensor, phase: str, step: int) -> list[Mask]:
         draw = generator(self.settings.seed, f"gumbel {phase}", self.net.at.round, step)
         uniform = torch.rand((len(mu), len(CANDIDATES)), generator=draw, dtype=torch.float64)
         noise = -torch.log(-torch.log(uniform.clamp(SMALLEST_DRAW, 1 - SMALLEST_DRAW)))
-        masks = clustered_masks(mu, self.window, self.settings.temperature, noise)
-        return dict(zip(self.net.widths, masks, strict=True))
+        return clustered_masks(mu, self.window, self.settings.temperature, noise)
 
     def learning_rate(self) -> float:
         """One cosine a round."""

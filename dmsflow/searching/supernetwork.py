@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from dmsflow.datasets import Dataset
-from dmsflow.searching.budget import Budgets, Range, Ratios
+from dmsflow.network.network import Network
+from dmsflow.searching.budget import Budgets, Range, Ratios, as_widths
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import Batches, Order, halves, with_crop
-from dmsflow.training.mask import Mask, Window
+from dmsflow.training.mask import Mask
 from dmsflow.training.model import Model, centre_quantisers
 from dmsflow.training.place import Place, choose_place
 from dmsflow.training.processes import ALONE
@@ -31,7 +32,6 @@ from dmsflow.training.step import make_optimiser
 
 CAPACITY_HEADROOM = 1.4  # over the widest baseline: widths may grow beyond where they start
 SAMPLING_TOP = 1.3  # sub-networks are sampled up to this many times the widest baseline, within the capacity
-WINDOW_SIGMAS = 2.5  # half-width of what the mask mixes: 2 · 7.6 % of a logistic distribution lie beyond
 HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the end
 
 
@@ -90,23 +90,15 @@ class SuperNetwork:
     optimiser: torch.optim.Optimizer
     others: tuple[torch.optim.Optimizer, ...] = ()  # optimisers of something else, saved with it
 
-    def sigma(self) -> Ratios:
-        """Scale of every width's distribution in this round, in ratio, [n]; it shrinks by one factor every round."""
-        return sigma_factor(self.given.settings, self.at.round) * self.at.centre
-
-    def window(self) -> Window:
-        """What the masks of this round mix, no wider than the network is."""
-        sigma = self.sigma()
-        return make_window(self.given.budgets, self.at.centre, sigma, WINDOW_SIGMAS * sigma, self.widths)
-
-    def allocated(self) -> Range:
-        """The range of the search, as far as the super-network is wide enough for it."""
-        bounds, widest = self.given.budgets.bounds, np.array(list(self.widths.values())) / self.given.budgets.base
-        return Range(bounds.low, np.minimum(bounds.high, widest))
+    def allocated(self) -> Budgets:
+        """The budgets, their range as far as the super-network is wide enough for it."""
+        budgets = self.given.budgets
+        widest = np.array(list(self.widths.values())) / budgets.base
+        return replace(budgets, bounds=Range(budgets.bounds.low, np.minimum(budgets.bounds.high, widest)))
 
     def widths_near(self, ratios: Ratios) -> dict[str, int]:
         """Integer widths that fill the budgets near `ratios`, no wider than the super-network is."""
-        budgets = self.given.budgets.within(self.allocated())
+        budgets = self.allocated()
         return budgets.round_within(budgets.project(ratios))
 
     def sample_ratios(self, draw: torch.Generator) -> Ratios:
@@ -115,28 +107,19 @@ class SuperNetwork:
         position = torch.rand(len(sampling.low), generator=draw, dtype=torch.float64).numpy()
         return np.asarray(np.exp(np.log(sampling.low) * (1 - position) + np.log(sampling.high) * position))
 
-    def place_masks(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
-        """The masks as the network takes them: leaves, on its device, moved there in one go."""
-        values = torch.cat([mask.values.detach() for mask in masks.values()]).to(self.given.where.device, torch.float32)
-        parts = torch.split(values, [len(mask.values) for mask in masks.values()])
-        return {name: Mask(part, mask.active) for (name, mask), part in zip(masks.items(), parts, strict=True)}
+    def place_masks(self, masks: list[Mask]) -> dict[str, Mask]:
+        """A mask of every width as the network takes them: leaves, on its device, moved there in one go."""
+        values = torch.cat([mask.values.detach() for mask in masks]).to(self.given.where.device, torch.float32)
+        parts = torch.split(values, [len(mask.values) for mask in masks])
+        return {name: Mask(part, mask.active) for name, mask, part in zip(self.widths, masks, parts, strict=True)}
 
 
-def sigma_factor(settings: SearchSettings, rounds_done: int) -> float:
-    """From sigma_start in the first round to sigma_end in the last, by one factor every round."""
-    progress = rounds_done / max(settings.rounds - 1, 1)
-    return float(settings.sigma_start * (settings.sigma_end / settings.sigma_start) ** progress)
-
-
-def make_window(
-    budgets: Budgets, centre: Ratios, sigma: Ratios, reach: Ratios, most: Mapping[str, float] | None = None
-) -> Window:
-    """The widths as far as `reach` around the centre, inside the range; at most `most` channels of each."""
-    bounds = budgets.bounds
-    low, high = np.maximum(centre - reach, bounds.low), np.minimum(centre + reach, bounds.high)
-    low, high = (np.maximum(np.round(end * budgets.base), 1) for end in (low, high))
-    high = np.minimum(high, list(most.values())) if most else high
-    return Window(*map(torch.tensor, (budgets.base, np.minimum(low, high), high, sigma, centre)))
+def make_model(network: Network, widths: Mapping[str, int], settings: SearchSettings, device: torch.device) -> Model:
+    """A new model of these widths; every width may be narrowed, so it keeps no running statistics."""
+    model = Model(network, widths, statistics=False)
+    if settings.centred:
+        centre_quantisers(model)
+    return model.to(device)
 
 
 def begin(
@@ -149,13 +132,8 @@ def begin(
     baselines = np.stack([budgets.uniform(), budgets.equal(), start])
     widest = baselines.max(0)
     allocated = budgets.bounds.clip(CAPACITY_HEADROOM * np.maximum(widest, 1.0))
-    capacity = {
-        name: math.ceil(width) for name, width in zip(budgets.network.widths, allocated * budgets.base, strict=True)
-    }
-    model = Model(budgets.network, capacity, statistics=False)
-    if settings.centred:
-        centre_quantisers(model)
-    model.to(where.device)
+    capacity = {name: math.ceil(width) for name, width in as_widths(budgets.network, allocated.tolist()).items()}
+    model = make_model(budgets.network, capacity, settings, where.device)
     batches = _batches(settings, dataset, where, workers)
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
     given = Given(settings, budgets, where, *batches, start, sampling)
@@ -186,7 +164,7 @@ def save(net: SuperNetwork, path: Path) -> None:
     facts: dict[str, Any] = {"settings": net.given.settings, "source": _fingerprint(net.given), "rows": at.rows}
     facts |= {"widths": net.widths, "allocated": net.model.widths, "round": at.round, "weight_step": at.weight_step}
     facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "results": [each.tolist() for each in at.results]}
-    checkpoint.save_checkpoint(path, [net.model], [net.optimiser, *net.others], facts)
+    checkpoint.save_checkpoint(path, net.model, [net.optimiser, *net.others], facts)
 
 
 def _fingerprint(given: Given) -> str:
@@ -201,13 +179,12 @@ def restore(net: SuperNetwork, path: Path) -> None:
     Raises:
         DmsflowError: it is damaged, or was written under other settings.
     """
-    tensors, facts = checkpoint.load_checkpoint(path)
-    checkpoint.check_same(path, facts, net.given.settings, _fingerprint(net.given))
+    tensors, facts = checkpoint.load_checkpoint(path, net.given.settings, _fingerprint(net.given))
     if facts["allocated"] != net.model.widths:
-        net.model = Model(net.model.network, facts["allocated"], statistics=False).to(net.given.where.device)
+        net.model = make_model(net.model.network, facts["allocated"], net.given.settings, net.given.where.device)
         net.optimiser = make_optimiser(net.model, net.given.settings)
     net.widths = facts["widths"]
-    checkpoint.restore(tensors, [net.model], [net.optimiser, *net.others])
+    checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
     results = [torch.tensor(each, device=net.given.where.device) for each in facts["results"]]
     mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
     net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)

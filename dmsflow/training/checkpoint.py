@@ -23,16 +23,17 @@ from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training import processes
 from dmsflow.training.model import Model
 
+MODEL = "model0."  # before the names of a model's tensors
 SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost
 
 
 def save_checkpoint(
-    path: Path, models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
+    path: Path, model: Model, optimisers: Sequence[torch.optim.Optimizer], facts: Mapping[str, Any]
 ) -> None:
     """Everything a stage needs to resume: tensors in safetensors, the rest as JSON in its header."""
     if not processes.is_first():
         return
-    tensors = {f"model{i}.{name}": tensor for i, model in enumerate(models) for name, tensor in model.tensors().items()}
+    tensors = {f"{MODEL}{name}": tensor for name, tensor in model.tensors().items()}
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
@@ -62,25 +63,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DmsflowError(path, f"is not a complete safetensors file ({error})", "start again with --force") from error
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a checkpoint.
+def load_checkpoint(path: Path, settings: Record, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint that was written under these very settings, from this source.
+
+    Args:
+        source: what the stage works on, as a fingerprint.
 
     Raises:
-        DmsflowError: the file is damaged.
+        DmsflowError: the file is damaged, or it was written under other settings or from another source.
     """
     tensors, header = load_tensors(path)
     try:
-        return tensors, msgspec.json.decode(header["facts"])
+        facts = msgspec.json.decode(header["facts"])
     except (msgspec.DecodeError, KeyError) as error:
         raise DmsflowError(path, f"is not a checkpoint ({error})", "start again with --force") from error
+    check_same(path, facts, settings, source)
+    return tensors, facts
 
 
-def restore(
-    tensors: Mapping[str, Tensor], models: Sequence[Model], optimisers: Sequence[torch.optim.Optimizer]
-) -> None:
+def restore(tensors: Mapping[str, Tensor], model: Model, optimisers: Sequence[torch.optim.Optimizer]) -> None:
     """Put a checkpoint's tensors back where `save_checkpoint` took them from."""
-    for i, model in enumerate(models):
-        model.load(_under(tensors, f"model{i}."))
+    model.load(_under(tensors, MODEL))
     for i, optimiser in enumerate(optimisers):
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}

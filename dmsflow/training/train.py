@@ -18,13 +18,13 @@ from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding
 from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
-from dmsflow.manifest import Flow, Manifest, load_manifest
+from dmsflow.manifest import Flow, Link, Manifest, load_manifest
 from dmsflow.network import cost
 from dmsflow.settings import TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import Batches, Order, whole, with_crop
-from dmsflow.training.log import Log, Row
+from dmsflow.training.log import Log
 from dmsflow.training.model import Model, Precision, best_effort_initialise, centre_quantisers
 from dmsflow.training.place import choose_place, within_memory
 from dmsflow.training.step import check_finite, evaluate, make_optimiser, set_learning_rate, top1_percent, weight_step
@@ -58,7 +58,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     batches = Batches(cropped, dataset.train, order, where, parent.data.workers)
     log = Log(out / "train.jsonl", tensorboard=flow.tensorboard)
     course = Course(parent, settings, batches, epochs, hash_file(source), checkpoints, log)
-    model = _train(course, _load_teacher(settings, dataset), Continued.read(path, before) if before else None)
+    model = _train(course, _load_teacher(settings, dataset), (path, before) if before else None)
     processes.wait()  # nothing is read any more that is written now
     if not processes.is_first():
         return path
@@ -67,11 +67,8 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
-    metrics: dict[str, Any] = {
-        "top1_percent": top1_percent(logits, labels),
-        "test_images": len(labels),
-        "epochs": epochs,
-    }
+    metrics: dict[str, Any] = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
+    metrics["epochs"] = epochs
     metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
     metrics["seconds"] = round(sum(row["seconds"] for row in log.rows), 1)  # those before an interruption too
     if before:
@@ -145,9 +142,14 @@ def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
         what = f"has {answers} classes and {done.network.channels} channels, unlike {dataset.name}"
         raise DmsflowError(f"--teacher {path}", what, "give one that was trained on such images")
     model = Model(done.network, done.widths, precision=done.settings["precision"])
+    _load_weights(model, path, done)
+    return model.eval()
+
+
+def _load_weights(model: Model, path: Path, done: Manifest) -> None:
+    """Give a model the weights of the finished training whose manifest is at `path`."""
     tensors, _ = checkpoint.load_tensors(manifest.verify(path, done.artifacts["weights"]))
     model.load(tensors)
-    return model.eval()
 
 
 def _load_dataset(source: Path, parent: Manifest) -> Dataset:
@@ -159,30 +161,6 @@ def _load_dataset(source: Path, parent: Manifest) -> Dataset:
         what = f"has (channels, pixels, classes) {present}, and {source.name} was searched on {expected}"
         raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
     return dataset
-
-
-@dataclass(frozen=True)
-class Continued:
-    """The end of a finished run that goes on.
-
-    Attributes:
-        epochs: done by it.
-        tensors: its weights, by their names in the model.
-        rows: of its log.
-    """
-
-    epochs: int
-    tensors: dict[str, Tensor]
-    rows: list[Row]
-
-    @classmethod
-    def read(cls, path: Path, before: Manifest) -> Continued:
-        tensors, _ = checkpoint.load_tensors(manifest.verify(path, before.artifacts["weights"]))
-        epochs, log = before.metrics["epochs"], path.with_name("train.jsonl")
-        rows = msgspec.json.Decoder().decode_lines(log.read_bytes()) if log.exists() else []
-        return cls(
-            epochs, tensors, [row for row in rows if row["epoch"] <= epochs]
-        )  # not those of a killed one after it
 
 
 @dataclass(frozen=True)
@@ -204,8 +182,12 @@ class Course:
     log: Log
 
 
-def _train(course: Course, teacher: Model | None, before: Continued | None) -> Model:
-    """The trained network, its stem rounded as export will round it: the file is compared with what was trained."""
+def _train(course: Course, teacher: Model | None, before: Link | None) -> Model:
+    """The trained network, its stem rounded as export will round it: the file is compared with what was trained.
+
+    Args:
+        before: a finished run that goes on.
+    """
     settings, dataset, device = course.settings, course.batches.dataset, course.batches.where.device
 
     def new_model(precision: Precision) -> Model:
@@ -215,10 +197,13 @@ def _train(course: Course, teacher: Model | None, before: Continued | None) -> M
             centre_quantisers(model)
         return model.to(device)
 
-    model = new_model(settings.precision)
+    model, first = new_model(settings.precision), 0
     if before:
-        model.load(before.tensors)
-        course.log.rows += before.rows
+        _load_weights(model, *before)
+        first = before[1].metrics["epochs"]
+        log = course.log
+        rows = msgspec.json.Decoder().decode_lines(log.path.read_bytes()) if log.path.exists() else []
+        log.rows += [row for row in rows if row["epoch"] <= first]  # not those of a killed one after it
     if needs_float(settings):
         full = new_model("float")
         _fit(full, course, 0, settings.float_epochs or course.epochs)
@@ -226,7 +211,7 @@ def _train(course: Course, teacher: Model | None, before: Continued | None) -> M
             best_effort_initialise(model, full)
             model.constrain()
         teacher = full.eval() if settings.teacher else None
-    _fit(model, course, before.epochs if before else 0, course.epochs, teacher and teacher.to(device))
+    _fit(model, course, first, course.epochs, teacher and teacher.to(device))
     if settings.precision == "binary":
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
         rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
@@ -241,9 +226,8 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
     optimiser = make_optimiser(model, settings)
     step, results = first * batches.steps, list[Tensor]()  # loss and fraction right of every step of this epoch
     if saved.exists():
-        tensors, facts = checkpoint.load_checkpoint(saved)
-        checkpoint.check_same(saved, facts, settings, course.fingerprint)
-        checkpoint.restore(tensors, [model], [optimiser])
+        tensors, facts = checkpoint.load_checkpoint(saved, settings, course.fingerprint)
+        checkpoint.restore(tensors, model, [optimiser])
         log.rows[:] = facts["rows"]
         step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
     last_saved = began = time.monotonic()
@@ -268,7 +252,7 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
             if ended or time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 rows = [row.tolist() for row in results]
                 facts = {"settings": settings, "source": course.fingerprint, "step": step, "seen": rows}
-                checkpoint.save_checkpoint(saved, [model], [optimiser], facts | {"rows": log.rows})
+                checkpoint.save_checkpoint(saved, model, [optimiser], facts | {"rows": log.rows})
                 last_saved = time.monotonic()
 
 

@@ -110,7 +110,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
             search = published.PublishedSearch(net)
             net.at.round, net.at.mu = number, net.at.mu * factor
             search.begin_round()
-            search.window = search.make_window()
+            search.window = search.make_window(net.widths)
             images, labels = next(iter(net.given.weight_batches.run(number, number + 1)))
             for active in (search.mask_active(), net.widths):
                 losses = forward_loss(net.model, images, labels, net.given.where, active)

@@ -30,18 +30,19 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = Model(network, widths)
-    optimiser = make_optimiser(model, TrainSettings())
+    settings = TrainSettings()
+    optimiser = make_optimiser(model, settings)
     step(model, optimiser)
     path = tmp_path / "state"
-    checkpoint.save_checkpoint(path, [model], [optimiser], {"step": 1})
+    checkpoint.save_checkpoint(path, model, [optimiser], {"settings": settings, "source": "a"})
     step(model, optimiser)
 
     other = Model(network, widths)
-    fresh = make_optimiser(other, TrainSettings())
-    tensors, facts = checkpoint.load_checkpoint(path)
-    checkpoint.restore(tensors, [other], [fresh])
+    fresh = make_optimiser(other, settings)
+    tensors, facts = checkpoint.load_checkpoint(path, settings, "a")
+    checkpoint.restore(tensors, other, [fresh])
     step(other, fresh)
-    assert facts == {"step": 1}
+    assert facts["source"] == "a"
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in model.tensors().items())
 
 
@@ -51,7 +52,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
     checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
     with pytest.raises(DmsflowError, match="is not a .*; start again with --force"):
-        checkpoint.load_checkpoint(path)
+        checkpoint.load_checkpoint(path, TrainSettings(), "a")
 
 
 def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:

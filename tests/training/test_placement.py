@@ -43,7 +43,7 @@ def test_no_step_of_a_search_reads_from_its_device(
     search = kind(net)
     for net.at.round in range(2):
         search.begin_round()
-        search.window = search.make_window()
+        search.window = search.make_window(net.widths)
         kinds = iter(("mask", "sampled", "near", "full"))
         monkeypatch.setattr(descent, "pick", lambda draw, kinds=kinds: next(kinds))
         for step, (images, labels) in enumerate(net.given.weight_batches.run(0, 4)):
@@ -65,10 +65,10 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
     net = begin_search()
     images, labels = next(iter(net.given.weight_batches.run(0, 1)))
-    masks = net.place_masks(dict(zip(net.widths, exact_masks(torch.tensor(net.at.mu), net.window()), strict=True)))
+    masks = net.place_masks(exact_masks(torch.tensor(net.at.mu), Descent(net).make_window(net.widths)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
         stack = None if active is None else net.model.stack_masks(active)
-        value, right = forward._forward_masks(net.model, images, labels, False, stack, None)
+        value, right = forward._forward(net.model, images, labels, False, stack, None)
         value.backward()  # type: ignore[no-untyped-call]
         assert value.is_meta and right.is_meta
 
