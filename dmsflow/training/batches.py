@@ -189,8 +189,7 @@ def with_crop(dataset: Dataset, share: float | None, epochs: float) -> Dataset:
     return replace(dataset, crop_padding=round(share * dataset.crop_padding))
 
 
-def whole(dataset: Dataset, split: Split, where: Place, workers: int, limit: int | None = None) -> Batches:
+def whole(dataset: Dataset, split: Split, where: Place, workers: int) -> Batches:
     """A split in order, without augmentation, every image of it in every process, for evaluation."""
-    indices = np.arange(min(len(split), limit or len(split)))
-    order = Order(indices, EVALUATION_BATCH, seed=0, purpose="evaluation", shuffle=False, augment=False)
+    order = Order(np.arange(len(split)), EVALUATION_BATCH, seed=0, purpose="evaluation", shuffle=False, augment=False)
     return Batches(dataset, split, order, replace(where, share=ALONE), workers)

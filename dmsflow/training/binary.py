@@ -31,10 +31,8 @@ def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dt
     """
     dtype = dtype or weight.dtype
     if weight.dtype == torch.float32 and runs_natively(weight, dtype):
-        out: Tensor = _BinariseInCpp.apply(weight, weight.shape[1] if active is None else int(active), dtype)  # type: ignore[no-untyped-call]
-    else:
-        out = _Binarise.apply(weight, _inside(weight, active), dtype)  # type: ignore[no-untyped-call]
-    return out
+        return _BinariseInCpp.apply(weight, weight.shape[1] if active is None else int(active), dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return _Binarise.apply(weight, _inside(weight, active), dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
@@ -46,8 +44,7 @@ def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
         count: C·H·W, where not all of x counts.
     """
     function = _QuantiseInCpp if runs_natively(x) else _Quantise
-    out: Tensor = function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-untyped-call]
-    return out
+    return function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:

@@ -80,8 +80,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
         rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
         if rows * columns <= SMALL_OUTPUT:
-            out: Tensor = _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
-            return out
+            return _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-any-return, no-untyped-call]
     return F.conv2d(x, weight, stride=stride, padding=padding)
 
 
@@ -124,8 +123,7 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
         x: [N, C, H, W].
     """
     if (kernel, stride, padding) == (2, 2, 0) and runs_natively(x):
-        out: Tensor = _MaxPool.apply(x)  # type: ignore[no-untyped-call]
-        return out
+        return _MaxPool.apply(x)  # type: ignore[no-any-return, no-untyped-call]
     return F.max_pool2d(x, kernel, stride, padding)
 
 

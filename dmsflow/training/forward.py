@@ -21,6 +21,7 @@ from dmsflow.training.model import Active, Model
 from dmsflow.training.place import Place
 
 Losses = tuple[Tensor, Tensor]  # cross-entropy, and the fraction classified right
+Stack = tuple[Tensor, Tensor]  # the masks of all widths, see Model.stack_masks
 
 BACKEND = "inductor"  # of torch.compile
 TEMPERATURE, TEACHER_SHARE = 3.0, 0.7  # of a teacher; see benchmarks/recipe.py
@@ -59,7 +60,7 @@ def forward_loss(
     if compiled is None:
         torch.compiler.reset()  # or the graphs of former models would count towards torch's limit
         mode = "reduce-overhead" if images.is_cuda else None  # CUDA graphs
-        compiled = torch.compile(_forward_masks, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
+        compiled = torch.compile(_forward, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
         _compiled[model] = compiled
     if images.is_cuda:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -73,8 +74,10 @@ def forward_loss(
 
 
 def _forward(
-    model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | None, taught: Tensor | None
+    model: Model, images: Tensor, labels: Tensor, amp: bool, active: Active | Stack | None, taught: Tensor | None
 ) -> Losses:
+    if isinstance(active, tuple):
+        active = model.unstack_masks(*active)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = model(images, active).float()
     loss = F.cross_entropy(logits, labels)
@@ -82,9 +85,3 @@ def _forward(
         softened = F.cross_entropy(logits / TEMPERATURE, F.softmax(taught / TEMPERATURE, 1))
         loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * TEMPERATURE**2 * softened
     return loss, (logits.detach().argmax(1) == labels).float().mean()
-
-
-def _forward_masks(
-    model: Model, images: Tensor, labels: Tensor, amp: bool, masks: tuple[Tensor, Tensor] | None, taught: Tensor | None
-) -> Losses:
-    return _forward(model, images, labels, amp, None if masks is None else model.unstack_masks(*masks), taught)

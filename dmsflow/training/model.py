@@ -122,9 +122,8 @@ class Model(nn.Module):
             DmsflowError: they are compact weights, without the latent ones that training changes.
         """
         if "mean" in tensors:
-            raise DmsflowError(
-                "compact weights", "have no latent weights to train", "train again, from the search.json"
-            )
+            what, right = "have no latent weights to train", "train again, from the search.json"
+            raise DmsflowError("compact weights", what, right)
         mine = self.tensors()
         assert mine.keys() == tensors.keys(), sorted(mine.keys() ^ tensors.keys())
         for name, tensor in mine.items():
