@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from dmsflow.network.network import INPUT, Layer, Network
 
-IMAGENET_RESOLUTION = (
-    64  # pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths
-)
+# Pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths.
+IMAGENET_RESOLUTION = 64
 STAGES = {"stage0": 64, "stage1": 128, "stage2": 256, "stage3": 512}  # ImageNet channels of a ResNet-18
 
 
@@ -48,11 +47,19 @@ def make_binary_conv(
     ]
 
 
-def make_shrinking_skip(name: str, quantize: str, width: str) -> list[Layer]:
-    """`name`_skip and `name`_skip_norm: a binary 1×1 convolution of stride 2 that reads an existing quantiser."""
+def add_shortcut(name: str, layers: list[Layer], width: str, *, shrinks: bool) -> list[Layer]:
+    """`layers`, which begin with a quantiser, and `name`_add: what they write plus what they read.
+
+    Where they halve the image, a binary 1×1 convolution of stride 2, `name`_skip, reads the same quantiser.
+    """
+    quantize, norm = layers[0], layers[-1].name
+    if not shrinks:
+        return [*layers, Layer(name=f"{name}_add", op="add", inputs=(norm, *quantize.inputs))]
     return [
-        Layer(name=f"{name}_skip", op="binary_conv", inputs=(quantize,), width=width, stride=2),
+        *layers,
+        Layer(name=f"{name}_skip", op="binary_conv", inputs=(quantize.name,), width=width, stride=2),
         Layer(name=f"{name}_skip_norm", op="batch_norm", inputs=(f"{name}_skip",)),
+        Layer(name=f"{name}_add", op="add", inputs=(norm, f"{name}_skip_norm")),
     ]
 
 

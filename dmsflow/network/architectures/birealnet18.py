@@ -9,7 +9,7 @@ every runtime rounds differently. Widths and stem are those of resnet18.
 from __future__ import annotations
 
 from dmsflow.network.architectures import _parts
-from dmsflow.network.network import Layer, Network
+from dmsflow.network.network import Network
 
 CONVS = 4  # in a stage
 
@@ -18,17 +18,8 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     layers = _parts.make_stem(resolution)
     widths = _parts.stage_widths(resolution)
     for stage in widths:
-        for index in range(CONVS):
-            layers += _shortcut_conv(stage, index, layers[-1].name)
+        for index in range(CONVS):  # the first of a later stage halves the image
+            name, shrinks = f"{stage}_{index}", stage != "stage0" and index == 0
+            conv = _parts.make_binary_conv(name, layers[-1].name, stage, stride=2 if shrinks else 1)
+            layers += _parts.add_shortcut(name, conv, stage, shrinks=shrinks)
     return _parts.make_classifier("birealnet18", channels, resolution, classes, widths, layers)
-
-
-def _shortcut_conv(stage: str, index: int, entry: str) -> list[Layer]:
-    """A binary 3×3 convolution, its batch norm, and what it is added to; the first of a later stage halves the image."""
-    name = f"{stage}_{index}"
-    shrinks = stage != "stage0" and index == 0
-    layers = _parts.make_binary_conv(name, entry, stage, stride=2 if shrinks else 1)
-    if shrinks:
-        layers += _parts.make_shrinking_skip(name, layers[0].name, stage)
-    skip = layers[-1].name if shrinks else entry
-    return [*layers, Layer(name=f"{name}_add", op="add", inputs=(f"{name}_norm", skip))]

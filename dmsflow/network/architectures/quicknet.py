@@ -22,7 +22,6 @@ def build(channels: int, resolution: int, classes: int) -> Network:
             layers.append(Layer(name=f"{stage}_pool", op="max_pool", inputs=(layers[-1].name,), kernel=2, stride=2))
             layers += _parts.make_binary_conv(stage, f"{stage}_pool", stage, kernel=1)
         for index in range(CONVS):
-            name, entry = f"{stage}_{index}", layers[-1].name
-            layers += _parts.make_binary_conv(name, entry, stage)
-            layers.append(Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, entry)))
+            conv = _parts.make_binary_conv(f"{stage}_{index}", layers[-1].name, stage)
+            layers += _parts.add_shortcut(f"{stage}_{index}", conv, stage, shrinks=False)
     return _parts.make_classifier("quicknet", channels, resolution, classes, widths, layers)

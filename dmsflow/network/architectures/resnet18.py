@@ -29,11 +29,5 @@ def _basic_block(inner: str, outer: str, entry: str, *, shrinks: bool) -> list[L
     """Two convolutions of these widths and a shortcut; both convs that read `entry` share one quantiser."""
     layers = _parts.make_binary_conv(inner, entry, inner, stride=2 if shrinks else 1, number=1)
     layers += _parts.make_binary_conv(inner, layers[-1].name, outer, number=2)
-    if shrinks:
-        layers += _parts.make_shrinking_skip(inner, f"{inner}_quantize1", outer)
-    skip = layers[-1].name if shrinks else entry
-    return [
-        *layers,
-        Layer(name=f"{inner}_add", op="add", inputs=(f"{inner}_norm2", skip)),
-        Layer(name=f"{inner}_relu", op="relu", inputs=(f"{inner}_add",)),
-    ]
+    layers = _parts.add_shortcut(inner, layers, outer, shrinks=shrinks)
+    return [*layers, Layer(name=f"{inner}_relu", op="relu", inputs=(f"{inner}_add",))]
