@@ -19,21 +19,16 @@ from msgspec import Meta
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.plugin import shipped_folder
+from dmsflow.settings import Count
 
 SCHEMA = 1  # of the file; another one is refused
 SLOWEST_MS = 1e7  # no network takes three hours: such a number has another unit
 
 Ms = Annotated[float, Meta(ge=0, le=SLOWEST_MS)]
 Percent = Annotated[float, Meta(ge=0)]
-Width = Annotated[int, Meta(ge=1)]
-Step = Annotated[int, Meta(ge=1)]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The times of one block over a grid of widths.
 
     Attributes:
@@ -47,8 +42,8 @@ class Table(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     block: str = msgspec.field(name="piece")  # the key in files that users already have
-    inputs: tuple[Width, ...] = ()
-    outputs: tuple[Width, ...] = ()
+    inputs: tuple[Count, ...] = ()
+    outputs: tuple[Count, ...] = ()
     ms: tuple[tuple[Ms, ...], ...]
     spread_percent: tuple[tuple[Percent, ...], ...]
 
@@ -58,23 +53,23 @@ def round_up(width: int, step: int) -> int:
     return -(-width // step) * step
 
 
-class Granularity(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Granularity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The edges of an op's kernels: all widths up to the next multiple of a step take the same time."""
 
-    inputs: Step = 1
-    outputs: Step = 1
+    inputs: Count = 1
+    outputs: Count = 1
 
 
 # Of binary convolutions in LCE's kernels and dmsflow's: a word of 32 bits in, a block of 8 filters out.
 PACKED_GRANULARITY = Granularity(inputs=32, outputs=8)
 
 
-class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A held-out network, none of whose times are in the profile: its predicted and its measured time."""
 
     network: str
     resolution: int
-    widths: tuple[Width, ...]
+    widths: tuple[Count, ...]
     predicted_ms: Ms
     measured_ms: Ms
 
@@ -84,7 +79,7 @@ class Checked(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return 100 * (self.predicted_ms / self.measured_ms - 1)
 
 
-class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device, with one runtime and one number of threads.
 
     Attributes:
@@ -111,7 +106,7 @@ class Profile(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     target: str
     precision: Literal["binary", "float"] = "binary"
     device: str
-    threads: Annotated[int, Meta(ge=1)]
+    threads: Count
     runtime: str
     overhead_ms: Ms
     steps: dict[str, Granularity]
