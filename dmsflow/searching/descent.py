@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ class Descent:
         net.model.requires_grad_(False)
         batches = net.given.width_batches.run(at.round * count, (at.round + 1) * count)
         for step, (images, labels) in enumerate(batches):
-            passes.append(width_pass(self, images, labels, step))
+            passes.append(WidthPass(self, images, labels, step))
             self.after_pass(passes[-1])
         net.model.requires_grad_(True)
         loss, right = torch.stack([each.result for each in passes]).double().mean(0).tolist()
@@ -239,44 +238,36 @@ def remember(rows: list[dict[str, Any]], gradient: Ratios, error: Ratios) -> tup
     return mean, np.maximum(within, np.sqrt(variance / effective))
 
 
-@dataclass(frozen=True)
 class WidthPass:
-    """One batch of the half for widths, forward and backward.
+    """One batch of the half for widths, forward and backward: means over the batch's parts, in all processes.
 
     The network's part of the gradient stays on its device until `gradient()` is called: reading it
     at once would wait for the device at every batch.
 
     Attributes:
         mu: [n], the leaf of the masks' graph, on the CPU.
-        masks: values of every width's, on the CPU.
+        masks: of every width, on the CPU.
         mask_gradients: ∂L_valid/∂mask of every width, [channels] each.
         result: loss and fraction classified right, [2].
     """
 
-    mu: Tensor
-    masks: tuple[Tensor, ...]
-    mask_gradients: tuple[Tensor, ...]
-    result: Tensor
+    def __init__(self, descent: Descent, images: Tensor, labels: Tensor, step: int) -> None:
+        net, where = descent.net, descent.net.given.where
+        self.mu = torch.tensor(net.at.mu).requires_grad_()
+        self.masks = descent.make_masks(self.mu, "widths", step)
+        placed = net.place_masks(self.masks)
+        leaves = [mask.values.requires_grad_() for mask in placed.values()]
+
+        def parts() -> Iterator[list[Tensor]]:
+            for part, answers in where.share.split(images, labels):
+                loss, right = forward_loss(net.model, part, answers, where, placed)
+                yield [torch.stack([loss.detach(), right]), *torch.autograd.grad(loss, leaves)]
+
+        self.result, *self.mask_gradients = where.share.mean(parts())
 
     def gradient(self) -> Ratios:
         """∂L_valid/∂mu, [n]."""
+        masks = [mask.values for mask in self.masks]
         outer = [each.to("cpu", torch.float64) for each in self.mask_gradients]
-        (gradient,) = torch.autograd.grad(self.masks, self.mu, outer, retain_graph=True)
+        (gradient,) = torch.autograd.grad(masks, self.mu, outer, retain_graph=True)
         return gradient.numpy()
-
-
-def width_pass(descent: Descent, images: Tensor, labels: Tensor, step: int) -> WidthPass:
-    """The loss of one batch under the masks, and its gradient: means over the batch's parts, in all processes."""
-    net = descent.net
-    mu = torch.tensor(net.at.mu).requires_grad_()
-    masks = descent.make_masks(mu, "widths", step)
-    placed = net.place_masks(masks)
-    leaves, where = [mask.values.requires_grad_() for mask in placed.values()], net.given.where
-
-    def parts() -> Iterator[list[Tensor]]:
-        for part, answers in where.share.split(images, labels):
-            loss, right = forward_loss(net.model, part, answers, where, placed)
-            yield [torch.stack([loss.detach(), right]), *torch.autograd.grad(loss, leaves)]
-
-    result, *gradients = where.share.mean(parts())
-    return WidthPass(mu, tuple(mask.values for mask in masks), tuple(gradients), result)

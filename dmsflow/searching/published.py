@@ -99,10 +99,9 @@ class PublishedSearch(Descent):
         """A step of Adam on mu after every batch, no further than sigma from the frozen candidates."""
         at, (adam,) = self.net.at, self.net.others
         (mu,) = adam.param_groups[0]["params"]
-        gradient = torch.tensor(each.gradient())
         with torch.no_grad():
             mu.copy_(torch.tensor(at.mu))
-        mu.grad = gradient + torch.tensor(self._hinge_gradient())
+        mu.grad = torch.tensor(each.gradient() + self._hinge_gradient())
         adam.step()
         # The gradient fades outside the window that the candidates were frozen for.
         reach = self.sigma()
@@ -113,9 +112,7 @@ class PublishedSearch(Descent):
         mu = torch.tensor(self.net.at.mu, requires_grad=True)
         network = self.budgets.network
         costs = [budget.cost(network, as_widths(network, list(mu))) - budget.limit for budget in self.budgets.limits]
-        if all(cost <= 0 for cost in costs):
-            return np.zeros_like(self.net.at.mu)
-        (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack([torch.relu(c) for c in costs]).sum(), mu)
+        (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack(costs).relu().sum(), mu)
         return gradient.numpy()
 
     def move(self, gradient: Ratios, error: Ratios) -> None:

@@ -134,16 +134,7 @@ def begin(
     allocated = budgets.bounds.clip(CAPACITY_HEADROOM * np.maximum(widest, 1.0))
     capacity = {name: math.ceil(width) for name, width in as_widths(budgets.network, allocated.tolist()).items()}
     model = make_model(budgets.network, capacity, settings, where.device)
-    batches = _batches(settings, dataset, where, workers)
-    sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
-    given = Given(settings, budgets, where, *batches, start, sampling)
-    return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(model, settings))
-
-
-def _batches(
-    settings: SearchSettings, dataset: Dataset, where: Place, workers: int
-) -> tuple[Batches, Batches, Batches]:
-    """One half of the training set for weights; of the other, most for widths and the rest for neither."""
+    # One half of the training set is for weights; of the other, most is for widths and the rest for neither.
     weight_half, width_half = halves(dataset.train, settings.seed)
     shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
     cut = max(1, round(HELD_OUT_SHARE * len(shuffled)))
@@ -155,7 +146,10 @@ def _batches(
         return Batches(cropped, dataset.train, order, where, workers)
 
     held_out = batches("held out", shuffled[:cut], where=replace(where, share=ALONE))
-    return batches("weights", weight_half, True), batches("widths", shuffled[cut:]), held_out
+    weights, widths = batches("weights", weight_half, augment=True), batches("widths", shuffled[cut:])
+    sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
+    given = Given(settings, budgets, where, weights, widths, held_out, start, sampling)
+    return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(model, settings))
 
 
 def save(net: SuperNetwork, path: Path) -> None:

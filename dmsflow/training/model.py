@@ -207,9 +207,10 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:  # type: ignore[override]
         weight, bias = _narrow(self.weight, active_out), _narrow(self.bias, active_out)
         use_batch = self.training or self.running_mean is None
-        running = (self.running_mean, self.running_var)
-        mean, variance = (None if tensor is None else _narrow(tensor, active_out) for tensor in running)
-        return F.batch_norm(x, mean, variance, weight, bias, use_batch, self.momentum or 0.0, self.eps)
+        # Where there are running statistics, no width is narrowed.
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, weight, bias, use_batch, self.momentum or 0.0, self.eps
+        )
 
 
 class Quantise(nn.Module):

@@ -290,7 +290,7 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     settings = SearchSettings(**{**SMALL, **(changes if variant == "published" else {})})
     search.run_stage(DATA, settings, tmp_path / "straight", Flow(COMMAND))
     monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
-    deaths = [(descent, "weight_step", 1), (descent, "width_pass", 2), (descent, "weight_step", 0), (Log, "add", 0)]
+    deaths = [(descent, "weight_step", 1), (descent, "WidthPass", 2), (descent, "weight_step", 0), (Log, "add", 0)]
     for owner, name, calls in deaths:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             _dies_after(patch, owner, name, calls)

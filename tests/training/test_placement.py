@@ -52,7 +52,7 @@ def test_no_step_of_a_search_reads_from_its_device(
             active = search.choose_active()
             net.at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.given.where, active))
         passes = [
-            descent.width_pass(search, images, labels, step)
+            descent.WidthPass(search, images, labels, step)
             for step, (images, labels) in enumerate(net.given.width_batches.run(0, 2))
         ]
     gradients = [each for one in passes for each in one.mask_gradients]
