@@ -76,10 +76,10 @@ def main() -> None:
 def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
     search = prepared(largest, batch, narrow, threads)
     net, window = search.net, search.make_window(search.net.widths)
-    where = net.given.where
+    where = net.where
     plain = Model(net.model.network, net.model.widths).to(where.device)
     optimiser = make_optimiser(plain, TrainSettings())
-    images, labels = next(net.given.weight_batches.run(0, 1))
+    images, labels = next(net.weight_batches.run(0, 1))
 
     def search_step() -> None:
         active = net.place_masks(exact_masks(torch.tensor(net.at.mu), window))

@@ -24,11 +24,11 @@ def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> 
     rows: list[dict[str, Any]] = []
     reference = None
     for name, widths in candidates.items():
-        logits, labels = evaluate(net.model, net.given.held_out, widths)
+        logits, labels = evaluate(net.model, net.held_out, widths)
         losses = F.cross_entropy(logits, labels, reduction="none").double()
         reference = losses if reference is None else reference
         difference = losses - reference
-        row: dict[str, Any] = {"name": name, "widths": widths, **net.given.budgets.figures(widths)}
+        row: dict[str, Any] = {"name": name, "widths": widths, **net.budgets.figures(widths)}
         row |= {"loss": float(losses.mean()), "top1_percent": top1_percent(logits, labels)}
         error = float(difference.std() / math.sqrt(len(difference)))
         row |= {"loss_difference": float(difference.mean()), "standard_error": error, "images": len(losses)}

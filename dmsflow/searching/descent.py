@@ -49,12 +49,12 @@ class Descent:
     REACH = 2.5  # sigmas: half-width of what the mask mixes; 2 · 7.6 % of a logistic distribution lie beyond
 
     def __init__(self, net: SuperNetwork, *, moves: bool = True) -> None:
-        self.net, self.settings, self.budgets = net, net.given.settings, net.given.budgets
+        self.net, self.settings, self.budgets = net, net.settings, net.budgets
         # The gradient of weights that have hardly been trained is of no use to trained ones.
         rounds = self.settings.rounds
         self.first_move = int(self.settings.width_warmup * rounds) if moves else rounds
         epochs, steps = self.settings.weight_epochs, self.settings.weight_steps
-        self.steps = steps if epochs is None else max(1, round(epochs * net.given.weight_batches.steps))
+        self.steps = steps if epochs is None else max(1, round(epochs * net.weight_batches.steps))
 
     def search(self, saved: Path, log: Log) -> Ratios:
         """Do the rounds that are left, each saved, and return the ratios [n] found, within every budget."""
@@ -153,12 +153,10 @@ class Descent:
     def _train_weights(self, saved: Path) -> None:
         net, at = self.net, self.net.at
         first, last_saved = at.round * self.steps, time.monotonic()
-        for images, labels in net.given.weight_batches.run(first + at.weight_step, first + self.steps):
+        for images, labels in net.weight_batches.run(first + at.weight_step, first + self.steps):
             set_learning_rate(net.optimiser, self.learning_rate())
             # The results stay on the device: reading one would wait for its step.
-            at.results.append(
-                weight_step(net.model, net.optimiser, (images, labels), net.given.where, self.choose_active())
-            )
+            at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.where, self.choose_active()))
             at.weight_step += 1
             if time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 self._check_weights()
@@ -173,10 +171,10 @@ class Descent:
     def _move_widths(self) -> dict[str, Any]:
         """One pass of mu on the half for widths; its part of the log's row."""
         net, at = self.net, self.net.at
-        count = self.settings.width_batches or net.given.width_batches.steps
+        count = self.settings.width_batches or net.width_batches.steps
         passes = []
         net.model.requires_grad_(False)
-        batches = net.given.width_batches.run(at.round * count, (at.round + 1) * count)
+        batches = net.width_batches.run(at.round * count, (at.round + 1) * count)
         for step, (images, labels) in enumerate(batches):
             passes.append(WidthPass(self, images, labels, step))
             self.after_pass(passes[-1])
@@ -252,7 +250,7 @@ class WidthPass:
     """
 
     def __init__(self, descent: Descent, images: Tensor, labels: Tensor, step: int) -> None:
-        net, where = descent.net, descent.net.given.where
+        net, where = descent.net, descent.net.where
         self.mu = torch.tensor(net.at.mu).requires_grad_()
         self.masks = descent.make_masks(self.mu, "widths", step)
         placed = net.place_masks(self.masks)

@@ -36,19 +36,19 @@ class Trial:
 
 def count_equal_effort(net: SuperNetwork) -> int:
     """How many sub-networks can be tried in the time that the gradient's width phases take."""
-    settings = net.given.settings
-    batches = settings.rounds * (settings.width_batches or net.given.width_batches.steps)
+    settings = net.settings
+    batches = settings.rounds * (settings.width_batches or net.width_batches.steps)
     return max(POPULATION, batches * (1 + BACKWARD_COST) // BATCHES)
 
 
 def evolve(net: SuperNetwork, first: list[Ratios], count: int) -> Ratios:
     """The ratios [n] of the best of `count` sub-networks, within every budget; the first generation has those given."""
-    images = list(net.given.width_batches.run(0, min(BATCHES, net.given.width_batches.steps)))
+    images = list(net.width_batches.run(0, min(BATCHES, net.width_batches.steps)))
     trials: list[Trial] = []
     with track("evolution", count, "sub-network") as progress:
         generation = 0
         while len(trials) < count:
-            draw = generator(net.given.settings.seed, "evolution", generation)
+            draw = generator(net.settings.seed, "evolution", generation)
             if trials:
                 ratios = _breed(trials, draw)
             else:
@@ -77,9 +77,9 @@ def _breed(trials: list[Trial], draw: torch.Generator) -> list[Ratios]:
 @torch.no_grad()
 def _try(net: SuperNetwork, ratios: Ratios, images: list[tuple[Tensor, Tensor]]) -> Trial:
     widths = net.widths_near(ratios)
-    where, losses = net.given.where, []
+    where, losses = net.where, []
     for batch in images:
         parts = where.share.split(*batch)
         losses += where.share.mean([forward_loss(net.model, each, labels, where, widths)[0]] for each, labels in parts)
-    tried = np.array(list(widths.values())) / net.given.budgets.base
+    tried = np.array(list(widths.values())) / net.budgets.base
     return Trial(float(torch.stack(losses).mean()), tried)

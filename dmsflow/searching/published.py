@@ -55,7 +55,7 @@ class PublishedSearch(Descent):
         new = self._model(net.widths)
         if at.round:
             best_effort_initialise(new, old)
-        net.model = self._fit_into_compiled(new) if net.given.where.compiled else new
+        net.model = self._fit_into_compiled(new) if net.where.compiled else new
         net.optimiser = make_optimiser(net.model, self.settings)
 
     def _network_in_use(self) -> Model:
@@ -75,7 +75,7 @@ class PublishedSearch(Descent):
         return model
 
     def _model(self, widths: Mapping[str, int]) -> Model:
-        return make_model(self.budgets.network, widths, self.settings, self.net.given.where.device)
+        return make_model(self.budgets.network, widths, self.settings, self.net.where.device)
 
     def sigma(self) -> Ratios:
         """One scale for all widths, in units of their base."""

@@ -131,13 +131,13 @@ def _search(
         supernetwork.restore(net, saved)
     if as_published:  # its network has no channels beyond the last candidates, so there is nothing to compare on
         found = published.PublishedSearch(net).search(saved, log)
-        return budgets.round_within(found), {}, net.given.where.facts()
+        return budgets.round_within(found), {}, net.where.facts()
     found = Descent(net, moves=settings.method == "gradient").search(saved, log)
     if settings.method == "evolution":
-        found = evolve(net, [net.given.start, budgets.equal(), budgets.uniform()], count_equal_effort(net))
+        found = evolve(net, [net.start, budgets.equal(), budgets.uniform()], count_equal_effort(net))
     candidates: dict[str, Ratios] = {"searched": found, "equal": budgets.equal(), "uniform": budgets.uniform()}
     if len(budgets.limits) > 1:
-        candidates["start"] = net.given.start
+        candidates["start"] = net.start
     rows = compare_widths(net, {name: net.widths_near(ratios) for name, ratios in candidates.items()})
     chosen = choose_row(rows)
     print_comparison(rows, chosen, budgets.latency)
@@ -145,7 +145,7 @@ def _search(
     metrics: dict[str, Any] = {"chosen": chosen["name"], "comparison": rows}
     if settings.align:
         widths, metrics["alignment"] = align(net, widths)
-    return widths, metrics, net.given.where.facts()
+    return widths, metrics, net.where.facts()
 
 
 def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
@@ -155,8 +155,8 @@ def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], di
         The widths to keep; and what was compared: "before" and "after", each a row of `compare_widths` with what
         the file stores (bytes) and the kernels do (million multiply-accumulates), and whether "after" was taken.
     """
-    network = net.given.budgets.network
-    rounded = round_widths(net.given.budgets, widths, net.model.widths)
+    network = net.budgets.network
+    rounded = round_widths(net.budgets, widths, net.model.widths)
     rows = {}
     for row in compare_widths(net, {"before": widths, "after": rounded}):
         stored = round(stored_bytes(network, row["widths"]))

@@ -35,26 +35,6 @@ SAMPLING_TOP = 1.3  # sub-networks are sampled up to this many times the widest 
 HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the end
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a search is given, and what follows from it alone.
-
-    Attributes:
-        start: ratios [n] that the widths start from.
-        sampling: the range that sub-networks are sampled from.
-        weight_batches, width_batches, held_out: of one half of the training set; of most of the other; of the rest.
-    """
-
-    settings: SearchSettings
-    budgets: Budgets
-    where: Place
-    weight_batches: Batches
-    width_batches: Batches
-    held_out: Batches
-    start: Ratios
-    sampling: Range
-
-
 @dataclass
 class Schedule:
     """Where a search stands.
@@ -77,13 +57,23 @@ class Schedule:
 
 @dataclass
 class SuperNetwork:
-    """The shared weights, with what trains them.
+    """The shared weights, what trains them and how far that is, and what the search was given.
 
     Attributes:
+        weight_batches, width_batches, held_out: of one half of the training set; of most of the other; of the rest.
+        start: ratios [n] that the widths start from.
+        sampling: the range that sub-networks are sampled from.
         widths: allocated channels of the network as it stands; the model has at least these.
     """
 
-    given: Given
+    settings: SearchSettings
+    budgets: Budgets
+    where: Place
+    weight_batches: Batches
+    width_batches: Batches
+    held_out: Batches
+    start: Ratios
+    sampling: Range
     at: Schedule
     widths: dict[str, int]
     model: Model
@@ -92,9 +82,8 @@ class SuperNetwork:
 
     def allocated(self) -> Budgets:
         """The budgets, their range as far as the super-network is wide enough for it."""
-        budgets = self.given.budgets
-        widest = np.array(list(self.widths.values())) / budgets.base
-        return replace(budgets, bounds=Range(budgets.bounds.low, np.minimum(budgets.bounds.high, widest)))
+        bounds, widest = self.budgets.bounds, np.array(list(self.widths.values())) / self.budgets.base
+        return replace(self.budgets, bounds=Range(bounds.low, np.minimum(bounds.high, widest)))
 
     def widths_near(self, ratios: Ratios) -> dict[str, int]:
         """Integer widths that fill the budgets near `ratios`, no wider than the super-network is."""
@@ -103,13 +92,13 @@ class SuperNetwork:
 
     def sample_ratios(self, draw: torch.Generator) -> Ratios:
         """Ratios [n] anywhere in the sampling range, evenly in their logarithm; not at the budgets yet."""
-        sampling = self.given.sampling
-        position = torch.rand(len(sampling.low), generator=draw, dtype=torch.float64).numpy()
-        return np.asarray(np.exp(np.log(sampling.low) * (1 - position) + np.log(sampling.high) * position))
+        low, high = np.log(self.sampling.low), np.log(self.sampling.high)
+        position = torch.rand(len(low), generator=draw, dtype=torch.float64).numpy()
+        return np.asarray(np.exp(low * (1 - position) + high * position))
 
     def place_masks(self, masks: list[Mask]) -> dict[str, Mask]:
         """A mask of every width as the network takes them: leaves, on its device, moved there in one go."""
-        values = torch.cat([mask.values.detach() for mask in masks]).to(self.given.where.device, torch.float32)
+        values = torch.cat([mask.values.detach() for mask in masks]).to(self.where.device, torch.float32)
         parts = torch.split(values, [len(mask.values) for mask in masks])
         return {name: Mask(part, mask.active) for name, mask, part in zip(self.widths, masks, parts, strict=True)}
 
@@ -148,22 +137,24 @@ def begin(
     held_out = batches("held out", shuffled[:cut], where=replace(where, share=ALONE))
     weights, widths = batches("weights", weight_half, augment=True), batches("widths", shuffled[cut:])
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
-    given = Given(settings, budgets, where, weights, widths, held_out, start, sampling)
-    return SuperNetwork(given, Schedule(start, start), capacity, model, make_optimiser(model, settings))
+    at, optimiser = Schedule(start, start), make_optimiser(model, settings)
+    return SuperNetwork(
+        settings, budgets, where, weights, widths, held_out, start, sampling, at, capacity, model, optimiser
+    )
 
 
 def save(net: SuperNetwork, path: Path) -> None:
     """The whole state, in one file, whole or not at all."""
     at = net.at
-    facts: dict[str, Any] = {"settings": net.given.settings, "source": _fingerprint(net.given), "rows": at.rows}
+    facts: dict[str, Any] = {"settings": net.settings, "source": _fingerprint(net), "rows": at.rows}
     facts |= {"widths": net.widths, "allocated": net.model.widths, "round": at.round, "weight_step": at.weight_step}
     facts |= {"mu": at.mu.tolist(), "centre": at.centre.tolist(), "results": [each.tolist() for each in at.results]}
     checkpoint.save_checkpoint(path, net.model, [net.optimiser, *net.others], facts)
 
 
-def _fingerprint(given: Given) -> str:
-    data = given.weight_batches.dataset
-    content = msgspec.json.encode((data.name, len(data.train), data.mean, data.std, given.budgets.network))
+def _fingerprint(net: SuperNetwork) -> str:
+    data = net.weight_batches.dataset
+    content = msgspec.json.encode((data.name, len(data.train), data.mean, data.std, net.budgets.network))
     return hashlib.sha256(content).hexdigest()
 
 
@@ -173,12 +164,12 @@ def restore(net: SuperNetwork, path: Path) -> None:
     Raises:
         DmsflowError: it is damaged, or was written under other settings.
     """
-    tensors, facts = checkpoint.load_checkpoint(path, net.given.settings, _fingerprint(net.given))
+    tensors, facts = checkpoint.load_checkpoint(path, net.settings, _fingerprint(net))
     if facts["allocated"] != net.model.widths:
-        net.model = make_model(net.model.network, facts["allocated"], net.given.settings, net.given.where.device)
-        net.optimiser = make_optimiser(net.model, net.given.settings)
+        net.model = make_model(net.model.network, facts["allocated"], net.settings, net.where.device)
+        net.optimiser = make_optimiser(net.model, net.settings)
     net.widths = facts["widths"]
     checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
-    results = [torch.tensor(each, device=net.given.where.device) for each in facts["results"]]
+    results = [torch.tensor(each, device=net.where.device) for each in facts["results"]]
     mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
     net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)

@@ -32,10 +32,10 @@ def begin_search(**changes: Any) -> SuperNetwork:
 
 def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
     """Of integer widths, on the images that evolution compares on."""
-    widths, batches = net.given.budgets.round_within(ratios), net.given.width_batches
+    widths, batches = net.budgets.round_within(ratios), net.width_batches
     with torch.no_grad():
         losses = [
-            forward_loss(net.model, images, labels, net.given.where, widths)[0]
+            forward_loss(net.model, images, labels, net.where, widths)[0]
             for images, labels in batches.run(0, min(evolution.BATCHES, batches.steps))
         ]
     return float(torch.stack(losses).mean())
@@ -43,8 +43,8 @@ def loss_at(net: SuperNetwork, ratios: Ratios) -> float:
 
 def test_evolution_is_never_worse_than_what_it_was_given() -> None:
     net = begin_search()
-    budgets = net.given.budgets
-    first = [net.given.start, budgets.uniform()]
+    budgets = net.budgets
+    first = [net.start, budgets.uniform()]
     best = evolution.evolve(net, first, 40)
     assert budgets.met(dict(zip(net.widths, np.round(best * budgets.base).tolist(), strict=True)))
     assert loss_at(net, best) <= min(loss_at(net, each) for each in first) + 1e-6
@@ -60,7 +60,7 @@ def test_evolution_tries_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
         return evolution.Trial(tried[-1], ratios)
 
     monkeypatch.setattr(evolution, "_try", narrow_is_good)
-    best = evolution.evolve(net, [net.given.start], 75)
+    best = evolution.evolve(net, [net.start], 75)
     assert len(tried) == 75 and float(best[0]) == min(tried)
     assert sum(tried[32:]) / 43 < sum(tried[:32]) / 32
 
@@ -111,9 +111,9 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
             net.at.round, net.at.mu = number, net.at.mu * factor
             search.begin_round()
             search.window = search.make_window(net.widths)
-            images, labels = next(iter(net.given.weight_batches.run(number, number + 1)))
+            images, labels = next(iter(net.weight_batches.run(number, number + 1)))
             for active in (search.mask_active(), net.widths):
-                losses = forward_loss(net.model, images, labels, net.given.where, active)
+                losses = forward_loss(net.model, images, labels, net.where, active)
                 seen.append([each.item() for each in losses])
         assert plain.widths == compiled.widths == plain.model.widths
         assert seen[2:] == [pytest.approx(each, rel=1e-4) for each in seen[:2]]
@@ -123,7 +123,7 @@ def test_a_rebuilt_network_stays_in_the_compiled_one(monkeypatch: pytest.MonkeyP
 
 def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
     net = begin_search(method="published")
-    net.given = dataclasses.replace(net.given, where=dataclasses.replace(net.given.where, compiled=True))
+    net.where = dataclasses.replace(net.where, compiled=True)
     search = published.PublishedSearch(net)
     search.begin_round()
     first, before = net.model, dict(net.widths)
@@ -140,7 +140,7 @@ def test_a_compiled_network_gives_way_to_a_wider_one() -> None:
 
 def test_the_hinge_of_eq_7_pulls_on_what_is_over_its_budget() -> None:
     net = begin_search(method="published", memory_mib=0.1, macs_m=100.0, penalty=0.01)
-    search, budgets = published.PublishedSearch(net), net.given.budgets
+    search, budgets = published.PublishedSearch(net), net.budgets
     net.at.mu = np.full_like(budgets.base, 0.5)
     assert not search._hinge_gradient().any()
     net.at.mu = np.full_like(budgets.base, 2.0)
@@ -167,7 +167,7 @@ def test_mu_stays_near_the_frozen_candidates_and_in_its_range(tmp_path: Path) ->
 
 def test_sub_networks_fill_the_budgets_and_fit_in_the_super_network(monkeypatch: pytest.MonkeyPatch) -> None:
     net = begin_search()
-    steps, budgets = descent.Descent(net), net.given.budgets
+    steps, budgets = descent.Descent(net), net.budgets
     for kind in ("sampled", "near"):
         monkeypatch.setattr(descent, "pick", lambda draw, kind=kind: kind)
         for net.at.weight_step in range(20):

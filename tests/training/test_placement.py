@@ -46,14 +46,14 @@ def test_no_step_of_a_search_reads_from_its_device(
         search.window = search.make_window(net.widths)
         kinds = iter(("mask", "sampled", "near", "full"))
         monkeypatch.setattr(descent, "pick", lambda draw, kinds=kinds: next(kinds))
-        for step, (images, labels) in enumerate(net.given.weight_batches.run(0, 4)):
+        for step, (images, labels) in enumerate(net.weight_batches.run(0, 4)):
             assert images.is_meta and labels.is_meta
             net.at.weight_step = step
             active = search.choose_active()
-            net.at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.given.where, active))
+            net.at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.where, active))
         passes = [
             descent.WidthPass(search, images, labels, step)
-            for step, (images, labels) in enumerate(net.given.width_batches.run(0, 2))
+            for step, (images, labels) in enumerate(net.width_batches.run(0, 2))
         ]
     gradients = [each for one in passes for each in one.mask_gradients]
     assert all(each.is_meta for each in (*net.at.results, *gradients))
@@ -64,7 +64,7 @@ def test_no_step_of_a_search_reads_from_its_device(
 def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
     net = begin_search()
-    images, labels = next(iter(net.given.weight_batches.run(0, 1)))
+    images, labels = next(iter(net.weight_batches.run(0, 1)))
     masks = net.place_masks(exact_masks(torch.tensor(net.at.mu), Descent(net).make_window(net.widths)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
         stack = None if active is None else net.model.stack_masks(active)

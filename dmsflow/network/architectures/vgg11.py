@@ -17,12 +17,10 @@ POOLED_CONVS = (0, 1, 3, 5, 7)  # the convolutions that a 2×2 max pool follows
 def build(channels: int, resolution: int, classes: int) -> Network:
     layers: list[Layer] = []
     widths: dict[str, int] = {}
-    last = INPUT
 
     def add(name: str, op: str, **fields: object) -> None:
-        nonlocal last
-        layers.append(Layer(name=name, op=op, inputs=(last,), **fields))  # type: ignore[arg-type]
-        last = name
+        inputs = (layers[-1].name if layers else INPUT,)
+        layers.append(Layer(name=name, op=op, inputs=inputs, **fields))  # type: ignore[arg-type]
 
     for index, base in enumerate(CHANNELS):
         widths[f"conv{index}"] = _parts.base_width(base, resolution)
