@@ -155,9 +155,9 @@ Rule = tuple[bool, str, str]  # whether it is broken, what is wrong, what would 
 def check(network: Network) -> None:
     """Raise DmsflowError unless the layers form one well-shaped network."""
     where = f"network {network.name}"
-    ends = bool(network.layers) and (network.layers[-1].op, network.layers[-1].width) == ("dense", network.classes)
-    right = f"end it in a dense layer of width {network.classes}"
-    _refuse_broken(where, [(not ends, "does not end in the class scores", right)])
+    if [(layer.op, layer.width) for layer in network.layers[-1:]] != [("dense", network.classes)]:
+        right = f"end it in a dense layer of width {network.classes}"
+        raise DmsflowError(where, "does not end in the class scores", right)
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:

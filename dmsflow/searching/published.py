@@ -47,7 +47,8 @@ class PublishedSearch(Descent):
         """Freeze the candidates around the present mu, and rebuild the network as wide as the widest of them."""
         super().begin_round()
         net, at = self.net, self.net.at
-        old = self._network_in_use()
+        old = self._model(net.widths)  # the network as it stands: its model may have channels beyond that
+        best_effort_initialise(old, net.model)
         draw = generator(self.settings.seed, "reallocate", at.round)
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
         widest = self.make_window(None).high.tolist()
@@ -57,14 +58,6 @@ class PublishedSearch(Descent):
             best_effort_initialise(new, old)
         net.model = self._fit_into_compiled(new) if net.where.compiled else new
         net.optimiser = make_optimiser(net.model, self.settings)
-
-    def _network_in_use(self) -> Model:
-        """The network as it stands, without the channels that its model has beyond that."""
-        if self.net.widths == self.net.model.widths:
-            return self.net.model
-        narrow = self._model(self.net.widths)
-        best_effort_initialise(narrow, self.net.model)
-        return narrow
 
     def _fit_into_compiled(self, new: Model) -> Model:
         """A model with the new network in its first channels: the compiled one, as long as it is wide enough."""
