@@ -38,10 +38,12 @@ def exhaust(budgets: Budgets, ratios: Ratios) -> Ratios:
     found = projected = budgets.project(ratios)
     if len(budgets.limits) == 1:
         return found
+    bounds = budgets.bounds
+    reach = np.log(bounds.high / bounds.low)  # a longer step ends at a bound all the same, and may overflow
     for _ in range(NEWTON_STEPS):
         left = -np.log(budgets.utilisation(found))
         step: Any = np.linalg.lstsq(normals(budgets, found), left, rcond=None)[0]
-        found = budgets.bounds.clip(found * np.exp(step))
+        found = bounds.clip(found * np.exp(np.clip(step, -reach, reach)))
         if not (np.abs(np.log(found / projected)) < NEARBY).all():
             return projected
     found = budgets.project(found)

@@ -6,7 +6,7 @@ import doctest
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import small_network
 from tiny import build as build_tiny
@@ -75,6 +75,7 @@ def test_the_baselines_fill_every_budget_that_they_can(case: Case) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(build_tiny(3, 8, 4), 1.0, 0.4375, 573544)  # a Newton step whose exponential overflows
 @given(
     st.integers(0, 300).map(small_network) | st.sampled_from([ONE_WIDTH, build_tiny(3, 8, 4)]),
     st.floats(0, 1),
