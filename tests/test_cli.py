@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -352,3 +353,36 @@ def test_force_does_all_again(
     monkeypatch.setattr(train, "run_stage", interrupt)
     assert cli.main(["run", *tiny_run[:-1], str(copy), "--force"]) == 1
     assert sorted(path.stem for path in copy.glob("*.json") if path.stem in cli.STAGES) == ["search"]
+
+
+def test_a_dry_run_writes_nothing_and_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for part, kind in itertools.product(("train", "test"), ("ant", "bee")):
+        (tmp_path / "insects" / part / kind).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (40, 32)).save(tmp_path / "insects" / part / kind / f"{index}.png")
+    command = ["--dataset", "image-folder:insects", "--resolution", "32", "--train-images", "4", "--method", "equal"]
+    for dry in (["search", *command], ["run", *command]):
+        assert cli.main([*dry, "--dry-run"]) == 0
+        err = capsys.readouterr().err
+        assert "4 training and 6 test images" in err and "decode" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["insects"]
+    assert cli.main(["search", *command, "--out", "run"]) == 0
+    assert cli.main(["train", "run/search.json", "--dry-run"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["search.json"]
+
+
+def test_a_search_says_what_it_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["search", "--method", "equal", "--out", str(tmp_path / "a")]) == 0
+    assert (
+        "search: vgg11 on 1,437 images of digits, equal, at most 0.0767 MiB, the memory of the base widths, for no budget was given\n"
+        in capsys.readouterr().err
+    )
+    given = ["--macs-m", "6", "--memory-mib", "0.04"]
+    assert cli.main(["search", "--method", "equal", *given, "--out", str(tmp_path / "b")]) == 0
+    assert "equal, at most 0.04 MiB and 6 M\n" in capsys.readouterr().err

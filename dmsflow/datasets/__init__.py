@@ -112,13 +112,14 @@ class Dataset:
         return int(self.test.images(np.array([0])).shape[1])
 
 
-def load_dataset(data: Data, download: bool = False) -> Dataset:
+def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -> Dataset:
     """The data set of a chain, with `data.train_images` and `data.resolution` applied.
 
     Args:
         data: its name is a plug-in's, with an argument behind a colon where it takes one, or the
             path of a user's own `.py` file.
         download: fetch a missing set, where that is possible.
+        planned: only count and describe the images, where that is less work than to decode and cache them.
 
     Raises:
         DmsflowError: no such data set, files that are missing or damaged, or a count of training
@@ -131,7 +132,8 @@ def load_dataset(data: Data, download: bool = False) -> Dataset:
     module = load_plugin("datasets", name)
     if not hasattr(module, "load"):
         raise DmsflowError(name, "has no load()", "define load(argument, data, download) -> Dataset")
-    dataset = module.load(argument or None, data, download)
+    load = getattr(module, "plan", module.load) if planned else module.load
+    dataset = load(argument or None, data, download)
     if not isinstance(dataset, Dataset):
         raise DmsflowError(name, f"load() returned a {type(dataset).__name__}", "return a dmsflow.datasets.Dataset")
     _check(dataset)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dmsflow.datasets._decoding import decode_centre, decode_exact, decode_random
 from dmsflow.errors import DmsflowError
+from dmsflow.terminal import list_names
 
 # Formats that Pillow decodes without further libraries; files with other suffixes are left out.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -97,17 +98,19 @@ def list_images(folder: Path) -> Listing:
         raise DmsflowError(folder, f"has {len(classes)} class folders", right)
     files: list[bytes] = []
     labels: list[int] = []
+    empty: list[str] = []
     for label, name in enumerate(classes):
         images = sorted(
             entry.name
             for entry in os.scandir(folder / name)
             if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and entry.is_file()
         )
-        if not images:
-            right = "put images of this class into it, or remove it"
-            raise DmsflowError(folder / name, f"has no images ({' '.join(SUFFIXES)})", right)
+        empty += [] if images else [name]
         files += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
+    if empty:
+        what = f"no images ({' '.join(SUFFIXES)}) in {list_names(empty)}"
+        raise DmsflowError(folder, what, "put images into each class folder, or remove it")
     return Listing(folder, tuple(classes), np.array(files), np.array(labels))
 
 

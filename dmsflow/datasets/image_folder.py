@@ -41,6 +41,22 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
         DmsflowError: a folder, class or image is missing, damaged or of another size, or they do
             not fit into memory.
     """
+    splits = _list_files(argument, data)
+    resolution = splits[0].resolution
+    pixels = _load_pixels(*splits)
+    mean, std = statistics(pixels.train)
+    train, test = (ArraySplit(array, split.labels) for array, split in zip(pixels, splits, strict=True))
+    classes = splits[0].listing.classes
+    return Dataset(data.name, classes, train, test, mean, std, crop_padding=resolution // 8, flip=True)
+
+
+def plan(argument: str | None, data: Data, download: bool) -> Dataset:
+    """The data set of `load`, without decoding its images: mean and deviation are not those of its pixels."""
+    train, test = _list_files(argument, data)
+    return Dataset(data.name, train.listing.classes, train, test, (0, 0, 0), (1.0, 1.0, 1.0))
+
+
+def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]:
     path = argument or data.data_dir
     if path is None:
         raise DmsflowError(f"--dataset {data.name}", "does not say which folder", "use --dataset image-folder:PATH")
@@ -48,10 +64,7 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     train, test = list_splits(root, "test", "val")
     resolution = data.resolution or _own_resolution(train)
     _check_memory(root, len(train.labels) + len(test.labels), resolution)
-    pixels = _load_pixels(*(FileSplit(listing, resolution, data.resolution) for listing in (train, test)))
-    mean, std = statistics(pixels.train)
-    splits = ArraySplit(pixels.train, train.labels), ArraySplit(pixels.test, test.labels)
-    return Dataset(data.name, train.classes, *splits, mean, std, crop_padding=resolution // 8, flip=True)
+    return FileSplit(train, resolution, data.resolution), FileSplit(test, resolution, data.resolution)
 
 
 def one_split(listing: Listing, resolution: int, channels: int) -> Split:

@@ -26,6 +26,7 @@ Op = Literal[
     "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
     "add",
 ]
+WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "max_pool")  # those with a kernel, stride and padding
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
 BATCH_NORM_EPS = 1e-5  # torch's default
@@ -137,7 +138,7 @@ def resolutions(network: Network) -> dict[str, int]:
 
 def _out_resolution(layer: Layer, size: int) -> int:
     """Pixels on a side of what a layer puts out, if it reads `size` of them."""
-    if layer.op in ("conv", "binary_conv", "max_pool"):
+    if layer.op in WINDOWED_OPS:
         return (size + 2 * layer.padding - layer.kernel) // layer.stride + 1
     return 1 if layer.op in ("average_pool", "dense") else size
 
@@ -182,12 +183,17 @@ def _layer_rules(
     if "dense" in op:
         right = "a dense binary layer is a binary_conv whose kernel is as large as its image, without padding"
     yield op not in get_args(Op), f"the op {op!r} is unknown", right
+    for field in ("kernel", "stride", "padding", "groups", "dilation"):
+        value = getattr(layer, field)
+        yield not isinstance(value, int), f"{field} is {value!r}", "give one whole number: kernels are square"
     right = "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
     yield layer.groups != 1, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and take a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
     yield layer.name in ops, "the name is taken", "give every layer a name of its own"
 
+    right = f"write inputs=({str(layer.inputs)!r},)"
+    yield isinstance(layer.inputs, str), f"inputs is {layer.inputs!r}, and a tuple is needed", right
     count = len(layer.inputs)
     right = "an add reads two layers, any other op one"
     yield count != (2 if op == "add" else 1), f"{op} has {count} inputs", right
@@ -209,6 +215,9 @@ def _layer_rules(
     yield (op == "conv") != (read == INPUT), f"{op} reads {layer.inputs[0]!r}", right
     too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
     yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
+    for field, default in (("kernel", 1), ("stride", 1), ("padding", 0)):
+        what = f"{op} has {field} {getattr(layer, field)}, which it does not use"
+        yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"
 
 
 def _network_rules(network: Network, keys: Mapping[str, str | int]) -> Iterator[Rule]:

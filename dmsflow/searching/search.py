@@ -49,6 +49,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
         dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
+    print_line(describe_search(settings, dataset, budgets))
     began = time.monotonic()
     artifacts, metrics, environment = dict[str, Path](), dict[str, Any](), dict[str, Any]()
     if settings.method in BASELINES:
@@ -74,7 +75,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
 
 def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[str, str]]:
     """What `run_stage` would do, and what the network can cost; raises where it cannot be done."""
-    dataset = datasets.load_dataset(source)
+    dataset = datasets.load_dataset(source, planned=True)
     budgets = _make_budgets(settings, dataset)
     side = dataset.resolution
     images = f"{dataset.channels}×{side}×{side} pixels, {len(dataset.classes)} classes"
@@ -91,6 +92,15 @@ def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[
         widths = budgets.round_within(ratios)
         rows.append((name, f"{budgets.describe(widths)}: {' '.join(map(str, widths.values()))}"))
     return [*rows, ("writes", str(out / "search.json"))]
+
+
+def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets) -> str:
+    """What is searched on which images, in a line: also what was not asked for but assumed."""
+    limits = " and ".join(f"{each.limit:.4g} {each.unit}" for each in budgets.limits)
+    given = settings.memory_mib or settings.macs_m or settings.latency_ms
+    whose = "" if given else ", the memory of the base widths, for no budget was given"
+    images = f"{len(dataset.train):,} images of {dataset.name}"
+    return f"search: {budgets.network.name} on {images}, {settings.method}, at most {limits}{whose}"
 
 
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:

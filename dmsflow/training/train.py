@@ -84,7 +84,7 @@ def plan_stage(source: Path, settings: TrainSettings, out: Path) -> list[tuple[s
     """What `run_stage` would do."""
     parent = load_manifest(source, "search")
     _check(settings)
-    dataset = _load_dataset(source, parent)
+    dataset = _load_dataset(source, parent, planned=True)
     _load_teacher(settings, dataset)
     epochs = count_epochs(settings, max(1, len(dataset.train) // settings.batch_size))
     plan = f"{settings.float_epochs or epochs} epochs float, then " if needs_float(settings) else ""
@@ -152,9 +152,9 @@ def _load_weights(model: Model, path: Path, done: Manifest) -> None:
     model.load(tensors)
 
 
-def _load_dataset(source: Path, parent: Manifest) -> Dataset:
+def _load_dataset(source: Path, parent: Manifest, *, planned: bool = False) -> Dataset:
     """The data set of a search, refused unless it still has the shape that the network was searched for."""
-    dataset, network = datasets.load_dataset(parent.data), parent.network
+    dataset, network = datasets.load_dataset(parent.data, planned=planned), parent.network
     present = (dataset.channels, dataset.resolution, len(dataset.classes))
     expected = (network.channels, network.resolution, network.classes)
     if present != expected:
