@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,48 +23,6 @@ Logits = NDArray[np.float32]  # [N, classes]
 Reference = Callable[[Images], Logits]
 
 
-@dataclass(frozen=True)
-class Check:
-    """How a file computes the first test images.
-
-    Attributes:
-        images: how many.
-        difference: the largest of any logit between the file and the integer graph; None for a float
-            file, which has no integer graph.
-        compared: images whose logits the trained network recorded.
-        same_class: those of them that the file puts into the class of the trained network.
-        moved: those of them with a logit that differs by more than TOLERANCE.
-    """
-
-    images: int
-    difference: float | None
-    compared: int
-    same_class: int
-    moved: int
-
-    def metrics(self) -> dict[str, Any]:
-        """As the manifest records it."""
-        difference = {} if self.difference is None else {"deploy_form_largest_logit_difference": self.difference}
-        return {
-            "check_images": self.images,
-            **difference,
-            "trained_compared_images": self.compared,
-            **({"trained_agreement_percent": 100 * self.same_class / self.compared} if self.compared else {}),
-            "trained_moved_images": self.moved,
-        }
-
-    def show(self) -> None:
-        """Print it, a line for each comparison."""
-        if self.difference is not None:
-            moved = f"no logit differs by more than {self.difference:.1e}"
-            terminal.print_line(f"{self.images} images: equal to the integer graph, {moved}")
-        if not self.compared:
-            return
-        classes = f"{self.same_class} of {self.compared} in the same class"
-        moved = f"{self.moved} with a logit that differs by more than {TOLERANCE}"
-        terminal.print_line(f"compared with the trained network: {classes}, {moved}")
-
-
 def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
     """Every binary convolution must be an op on packed bits, and only the stem a float one.
 
@@ -80,8 +37,10 @@ def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
             raise DmsflowError(path.name, what, "report this: the exporter is wrong")
 
 
-def check_file(runner: str, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int) -> Check:
-    """Run a file on the first `count` test images.
+def check_file(
+    runner: str, path: Path, reference: Reference | None, test: Split, trained: Logits, count: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Run a file on the first `count` test images; metrics for the manifest, and a line on each comparison.
 
     Args:
         reference: what it must compute; None for a float32 network, which the trained one must resemble.
@@ -104,7 +63,7 @@ def check_file(runner: str, path: Path, reference: Reference | None, test: Split
             parts += [session.run(image[None].astype(np.float32)) for image in images]
             expected += [reference(images)] if reference else []
             track.advance(len(images))
-    logits, difference = np.concatenate(parts), None
+    logits, lines, metrics = np.concatenate(parts), [], {"check_images": count}
     if reference:
         wanted = np.concatenate(expected)
         same_class, moved = compare_logits(logits, wanted)
@@ -113,12 +72,20 @@ def check_file(runner: str, path: Path, reference: Reference | None, test: Split
             what = f"gives other logits than the integer graph on {moved} of {count} images (up to {difference:.3g})"
             what += f", and another class on {count - same_class}"
             raise DmsflowError(path.name, what, "report this: the exporter or the runtime is wrong")
+        metrics["deploy_form_largest_logit_difference"] = difference
+        lines.append(f"{count} images: equal to the integer graph, no logit differs by more than {difference:.1e}")
     compared = min(len(trained), count)
     same_class, moved = compare_logits(logits[:compared], trained[:compared])
     if not reference and 100 * (compared - same_class) > MOST_CHANGED_PERCENT * compared:
         what = f"finds another class than the trained network on {compared - same_class} of {compared} images"
         raise DmsflowError(path.name, what, "report this: the exporter is wrong")
-    return Check(count, difference, compared, same_class, moved)
+    metrics["trained_compared_images"] = compared
+    if compared:
+        metrics["trained_agreement_percent"] = 100 * same_class / compared
+        classes = f"{same_class} of {compared} in the same class"
+        above = f"{moved} with a logit that differs by more than {TOLERANCE}"
+        lines.append(f"compared with the trained network: {classes}, {above}")
+    return {**metrics, "trained_moved_images": moved}, lines
 
 
 def compare_logits(logits: Logits, wanted: Logits) -> tuple[int, int]:

@@ -7,6 +7,7 @@ convolution became an op on packed bits and its logits are those of the integer 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,13 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         candidate = Path(folder) / model.name
         report, reference = write_model(train, weights, data, candidate, target, **converter)
-        check = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
+        checked, lines = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
         candidate.replace(model)
     report.show(model)
-    check.show()
-    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB
-    metrics = {"memory_mib": memory, "trained_top1_percent": train.metrics["top1_percent"]}
-    metrics |= report.metrics() | check.metrics()
+    for line in lines:
+        print_line(line)
+    metrics = {"memory_mib": _memory_mib(train), "trained_top1_percent": train.metrics["top1_percent"]}
+    metrics |= report.metrics() | checked
     environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}
     done = manifest.Done({"model": model}, metrics, environment)
     return manifest.finish_stage(path, settings, flow, done, (source, train))
@@ -80,9 +81,9 @@ def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[
     converter = choose_converter(target, settings)
     _load_exporter(target, train)
     images = _count_images(train, settings)
-    memory = cost.memory_bytes(train.network, train.widths, binary=not _is_float(train))
+    precision = "float32" if _is_float(train) else "1-bit"
     return [
-        ("network", f"{train.network.name}, {'float32' if _is_float(train) else '1-bit'}, {memory / cost.MIB:.4f} MiB"),
+        ("network", f"{train.network.name}, {precision}, {_memory_mib(train):.4f} MiB"),
         ("target", f"{target.name}: {target.description}"),
         ("exporter", ", ".join([target.exporter, *converter.values()])),
         ("check", f"on {images} test images of {train.data.name}, run by {choose_runner(target)}"),
@@ -121,6 +122,10 @@ def _count_images(train: Manifest, settings: ExportSettings) -> int:
 
 def _is_float(train: Manifest) -> bool:
     return bool(train.settings.get("precision") == "float")
+
+
+def _memory_mib(train: Manifest) -> float:
+    return float(cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB)
 
 
 def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
@@ -173,12 +178,13 @@ def write_model(
     exporter = _load_exporter(target, train)
     if _is_float(train):
         exporter.write_float(train.network, train.widths, weights, data.mean, data.std, path)
-        sizes = []
-        for layer in train.network.layers:
-            arrays = [array for name, array in weights.items() if name.rpartition(".")[0] == layer.name]
-            if arrays:
-                sizes.append(LayerSize(layer.name, layer.op, 0, sum(array.nbytes for array in arrays)))
-        return SizeReport(sizes, exporter.layer_bytes(path), path.stat().st_size), None
+        sizes = Counter[str]()
+        for name, array in weights.items():
+            sizes[name.rpartition(".")[0]] += array.nbytes
+        layers = [
+            LayerSize(each.name, each.op, 0, sizes[each.name]) for each in train.network.layers if sizes[each.name]
+        ]
+        return SizeReport(layers, exporter.layer_bytes(path), path.stat().st_size), None
     graph = folding.fold(train.network, train.widths, weights, data.mean, data.std)
     exporter.write(graph, path, **converter)
     check_packed(exporter, graph, path)

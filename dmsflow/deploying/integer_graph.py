@@ -13,14 +13,13 @@ weights are whole numbers so small that its sums are exact in float32, whatever 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dmsflow.network.cost import LayerSize
 from dmsflow.network.network import INPUT
 
 CHUNK = 2**23  # values of the largest tensor that are computed at a time
@@ -30,16 +29,14 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Op:
+class Op(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One step. `name` is the layer's, and names the tensor it puts out; `inputs` are such names."""
 
     name: str
     inputs: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Conv(Op):
+class Conv(Op, frozen=True, kw_only=True, eq=False):
     """What the two convolutions share: they put out bits, `sum >= threshold`, or, without thresholds, floats."""
 
     stride: int
@@ -61,8 +58,7 @@ class Conv(Op):
         return self.stride == 1 and 2 * self.padding == self.kernel - 1
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Stem(Conv):
+class Stem(Conv, frozen=True, kw_only=True, eq=False):
     """Convolution of `pixel - mean` with zero padding, in float32 and yet exact.
 
     The weights are whole numbers, and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
@@ -77,8 +73,7 @@ class Stem(Conv):
         return self.weight
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BinaryConv(Conv):
+class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
     """Convolution of bits (padded with 0) with ±1, in integers: `sum = Σ_on sign`.
 
     One filter + - + over three channels, with the threshold 1: the bits 1 0 1 sum to 2, and 1 1 0 to 0.
@@ -108,8 +103,7 @@ class BinaryConv(Conv):
     @property
     def negatives(self) -> Int32:
         """[C_out]: weights of each output channel that are -1."""
-        negatives: Int32 = np.count_nonzero(self.signs < 0, axis=(1, 2, 3)).astype(np.int32)
-        return negatives
+        return np.asarray((self.signs < 0).sum((1, 2, 3)), np.int32)
 
     @property
     def offset(self) -> Float32:
@@ -118,8 +112,7 @@ class BinaryConv(Conv):
         return (self.bias.astype(np.float64) - self.count * self.multiplier.astype(np.float64)).astype(np.float32)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MaxPool(Op):
+class MaxPool(Op, frozen=True, kw_only=True, eq=False):
     """Maximum over a window, of floats or of bits (their OR); padding never wins."""
 
     kernel: int
@@ -128,38 +121,32 @@ class MaxPool(Op):
     binary: bool  # of bits
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scale(Op):
+class Scale(Op, frozen=True, kw_only=True, eq=False):
     """float32: `x * multiplier + bias` per channel, each operation rounded."""
 
     multiplier: Float32  # [C]
     bias: Float32  # [C]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Quantize(Op):
+class Quantize(Op, frozen=True, kw_only=True, eq=False):
     """Bits of floats: `x > threshold`, with threshold = alpha / 2."""
 
     threshold: np.float32
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Add(Op):
+class Add(Op, frozen=True, kw_only=True, eq=False):
     """Sum of two tensors of floats."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Relu(Op):
+class Relu(Op, frozen=True, kw_only=True, eq=False):
     """Of floats: max(x, 0)."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AveragePool(Op):
+class AveragePool(Op, frozen=True, kw_only=True, eq=False):
     """Mean over the whole image: [H, W, C] -> [1, 1, C]."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dense(Op):
+class Dense(Op, frozen=True, kw_only=True, eq=False):
     weight: Float32  # [C_out, C_in]
     bias: Float32  # [C_out]
 
@@ -167,8 +154,7 @@ class Dense(Op):
 GraphOp: TypeAlias = Stem | BinaryConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class IntegerGraph:
+class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The ops in the order they are computed; the last one gives the logits.
 
     Attributes:
@@ -230,8 +216,7 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
                 return sums
             return 2 * (sums + op.negatives.astype(np.float32)) * op.multiplier + op.offset
         case MaxPool():
-            fill = False if op.binary else -np.inf
-            return np.maximum.reduce([pixels for *_, pixels in _taps(x, op.kernel, op.stride, op.padding, fill)])
+            return _windows(x, op, False if op.binary else -np.inf).max((4, 5))
         case Scale():
             return x * op.multiplier + op.bias
         case Quantize():
@@ -249,29 +234,16 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
 def _convolve(x: NDArray[Any], conv: Conv) -> Any:
     """Sums of whole numbers below 2^24, so exact: [N, H, W, C_in] -> [N, H', W', C_out]."""
     weight = np.ascontiguousarray(conv.filters, np.float32)  # with other strides NumPy takes fifty times as long
-    total: Any = 0
-    for row, column, pixels in _taps(x.astype(np.float32), conv.kernel, conv.stride, conv.padding, 0):
-        sums = pixels.reshape(-1, pixels.shape[3]) @ weight[:, row, column].T
-        total = total + sums.reshape(*pixels.shape[:3], len(weight))
-    return total
+    windows, total = _windows(x.astype(np.float32), conv, 0), np.float32(0)
+    for row, column in np.ndindex(conv.kernel, conv.kernel):
+        pixels = windows[..., row, column].reshape(-1, windows.shape[3])
+        total = total + pixels @ weight[:, row, column].T
+    return total.reshape(*windows.shape[:3], -1)
 
 
-def _taps(x: Any, kernel: int, stride: int, padding: int, fill: Any) -> Iterator[tuple[int, int, NDArray[Any]]]:
-    """For each row and column of the window, the pixels that it reads there: [N, H', W', C]."""
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
-    height, width = ((size - kernel) // stride * stride + 1 for size in x.shape[1:3])
-    for row in range(kernel):
-        for column in range(kernel):
-            yield row, column, x[:, row : row + height : stride, column : column + width : stride]
-
-
-def measure_sizes(graph: IntegerGraph) -> list[LayerSize]:
-    """The size of each op that has parameters, in order: signs at 8 to the byte, and everything else."""
-    sizes = []
-    for op in graph.ops:
-        arrays = [array for array in vars(op).values() if isinstance(array, (np.ndarray, np.generic))]
-        binary_bytes = sum(-(-array.size // 8) for array in arrays if array.dtype == np.int8)
-        float_bytes = sum(array.nbytes for array in arrays if array.dtype != np.int8)
-        if arrays:
-            sizes.append(LayerSize(op.name, type(op).__name__, binary_bytes, float_bytes))
-    return sizes
+def _windows(x: Any, op: Conv | MaxPool, fill: float) -> Any:
+    """What each window reads: [N, H', W', C, k, k]."""
+    around = op.padding, op.padding
+    x = np.pad(x, ((0, 0), around, around, (0, 0)), constant_values=fill)
+    view: Any = sliding_window_view  # NumPy's own stub lets it have one axis only
+    return view(x, (op.kernel, op.kernel), (1, 2))[:, :: op.stride, :: op.stride]

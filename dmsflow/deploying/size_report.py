@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from msgspec import structs
+
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import BinaryConv, GraphOp, IntegerGraph
 from dmsflow.network.cost import LayerSize
@@ -69,39 +72,45 @@ class SizeReport:
 
     def show(self, model: Path) -> None:
         """Print a table of the bytes, and the warnings."""
-        channels = any(isinstance(size, OpSize) for size in self.sizes)
-        rows, empty, rest = [], ("", "", "") if channels else (), self.file_bytes
-        for size in self.sizes:
-            cells: Sequence[str] = empty
-            if isinstance(size, OpSize):  # `55 (64)` where kernels pad 55 channels
-                pairs = (size.reads, size.padded_reads), (size.writes, size.padded_writes)
-                cells = [size.shape, *(f"{real}" if real == padded else f"{real} ({padded})" for real, padded in pairs)]
-            in_file = self.in_file.get(size.layer, 0)
-            rest -= in_file
-            rows.append(
-                (size.layer, size.op, *cells, f"{size.binary_bytes:,}", f"{size.float_bytes:,}", f"{in_file:,}")
-            )
-        rows.append(("", "graph, names, alignment", *empty, "0", "0", f"{rest:,}"))
-        totals = [f"{self.metrics()[key]:,}" for key in ("binary_memory_bytes", "float_memory_bytes", "file_bytes")]
-        rows.append(("sum", "", *empty, *totals))
-        head = ("layer", "op", *(("shape", "reads", "writes") if channels else ()))
-        print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), rows)
+        metrics, rows = self.metrics(), []
+        for layer in metrics["layers"]:
+            cells = [layer["layer"], layer["op"]]
+            if "shape" in layer:  # `55 (64)` where kernels pad 55 channels
+                pairs = (layer["reads"], layer["padded_reads"]), (layer["writes"], layer["padded_writes"])
+                cells += [
+                    layer["shape"],
+                    *(str(real) if real == padded else f"{real} ({padded})" for real, padded in pairs),
+                ]
+            rows.append([*cells, layer["binary_bytes"], layer["float_bytes"], layer["file_bytes"]])
+        head = ["layer", "op", "shape", "reads", "writes"][: len(cells)]
+        empty, in_layers = [""] * (len(cells) - 2), sum(row[-1] for row in rows)
+        rows.append(["", "graph, names, alignment", *empty, 0, 0, self.file_bytes - in_layers])
+        totals = (metrics[f"{key}_bytes"] for key in ("binary_memory", "float_memory", "file"))
+        rows.append(["sum", "", *empty, *totals])
+        shown = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
+        print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), shown)
         for line in self.warnings:
             print_line(line)
 
 
 def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
-    """The size of each op with parameters, in order; `granularity` is that of the kernels of binary convolutions."""
-    ops, shapes, sizes = {op.name: op for op in graph.ops}, graph.shapes(), []
-    for size in integer_graph.measure_sizes(graph):
-        op = ops[size.layer]
+    """The size of each op with parameters, in order: signs at 8 to the byte, and everything else.
+
+    `granularity` is that of the kernels of binary convolutions.
+    """
+    shapes, sizes = graph.shapes(), []
+    for op in graph.ops:
+        arrays = [array for array in structs.asdict(op).values() if isinstance(array, (np.ndarray, np.generic))]
+        if not arrays:
+            continue
+        binary_bytes = sum(-(-array.size // 8) for array in arrays if array.dtype == np.int8)
+        float_bytes = sum(array.nbytes for array in arrays if array.dtype != np.int8)
         reads, writes = shapes[op.inputs[0]][2], shapes[op.name][2]
         steps = granularity if isinstance(op, BinaryConv) else Granularity()
-        padded_reads, padded_writes = round_up(reads, steps.inputs), round_up(writes, steps.outputs)
-        padded_bytes = round_up(size.binary_bytes * padded_reads, reads) // reads
+        channels = reads, writes, round_up(reads, steps.inputs), round_up(writes, steps.outputs)
+        padded_bytes = round_up(binary_bytes * channels[2], reads) // reads
         shape = "×".join(map(str, shapes[op.name]))
-        channels = reads, writes, padded_reads, padded_writes
-        sizes.append(OpSize(size.layer, size.op, size.binary_bytes, size.float_bytes, shape, *channels, padded_bytes))
+        sizes.append(OpSize(op.name, type(op).__name__, binary_bytes, float_bytes, shape, *channels, padded_bytes))
     return sizes
 
 

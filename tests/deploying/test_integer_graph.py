@@ -11,8 +11,10 @@ from made_up import MEAN, STD, odd_widths, pixels, plain, small_network, trained
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import lce
+from dmsflow.deploying.size_report import measure_ops
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.profile import Granularity
 
 CHAIN = Network(
     name="chain",
@@ -101,7 +103,7 @@ def test_the_examples_of_the_docstrings():
 
 def test_sizes_count_bits_and_words():
     widths = {"a": 3, "b": 5}
-    rows = integer_graph.measure_sizes(folding.fold(CHAIN, widths, trained(CHAIN, widths), (0,), (1.0,)))
+    rows = measure_ops(folding.fold(CHAIN, widths, trained(CHAIN, widths), (0,), (1.0,)), Granularity())
     assert [(row.layer, row.binary_bytes, row.float_bytes) for row in rows] == [
         ("stem", 0, 4 * (3 + 1 + 3)),  # weights, mean, thresholds
         ("conv", math.ceil(3 * 9 * 5 / 8), 4 * 5),  # thresholds

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
 
 import damaged_files
 import numpy as np
 import pytest
 from made_up import MEAN, STD, odd_widths, pixels, small_network, trained
+from msgspec.structs import replace
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.deploying.size_report import measure_ops
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import reader, tflite
 from dmsflow.modelfile.graph import BITS
 from dmsflow.modelfile.runners import lce as runner
 from dmsflow.network.architectures import resnet18, vgg11
+from dmsflow.network.profile import Granularity
 
 
 def written(tmp_path, network, widths, seed=0, magnitude=1.0, images=None):
@@ -131,7 +133,7 @@ def test_a_file_is_about_as_large_as_its_bits(tmp_path, build, resolution, facto
     network = build(3, resolution, 10)
     widths = {name: base * factor for name, base in network.widths.items()}
     form, path = written(tmp_path, network, widths)
-    ideal = sum(row.binary_bytes + row.float_bytes for row in integer_graph.measure_sizes(form))
+    ideal = sum(row.binary_bytes + row.float_bytes for row in measure_ops(form, Granularity()))
     assert ideal < path.stat().st_size < most * ideal
 
 

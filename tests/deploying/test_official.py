@@ -23,6 +23,7 @@ from dmsflow import cli, datasets, environment
 from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters.official import convert
+from dmsflow.deploying.size_report import measure_ops
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest
 from dmsflow.modelfile import reader, tflite
@@ -30,6 +31,7 @@ from dmsflow.modelfile.graph import BITS
 from dmsflow.modelfile.runners import lce as runner
 from dmsflow.network.architectures import resnet18
 from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.profile import Granularity
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import ExportSettings
 
@@ -166,7 +168,7 @@ def test_the_account_knows_the_layers_of_both_files(files, name):
     """In front of a pool the official file has a factor and an addend a channel, the direct one a threshold."""
     both = files[name]
     official, direct = exporter.layer_bytes(both.official), exporter.layer_bytes(both.direct)
-    shapes, rows = both.form.shapes(), [row.layer for row in integer_graph.measure_sizes(both.form)]
+    shapes, rows = both.form.shapes(), [row.layer for row in measure_ops(both.form, Granularity())]
     more = {layer: official[layer] - direct[layer] for layer in rows}
     pooled = ["conv1", "conv3", "conv5"] if name == "vgg11" else []
     assert {layer: more[layer] for layer in pooled} == {layer: 4 * shapes[layer][2] for layer in pooled}

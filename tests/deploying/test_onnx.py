@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import onnx.reference
@@ -13,13 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import pixels, small_network, trained
+from msgspec.structs import replace
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.deploying.exporters import _onnx_graph
 from dmsflow.deploying.exporters import onnx as exporter
+from dmsflow.deploying.size_report import measure_ops
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile.runners import onnxruntime as runner
+from dmsflow.network.profile import Granularity
 from dmsflow.plugin import load_plugin
 from dmsflow.training.model import Model
 
@@ -335,7 +336,7 @@ def test_layers_between_bits_are_one_op_and_nothing_is_turned_between_them(tmp_p
 
 def test_the_file_is_little_larger_than_its_parameters(written):
     form, path = written
-    parameters = sum(row.binary_bytes + row.float_bytes for row in integer_graph.measure_sizes(form))
+    parameters = sum(row.binary_bytes + row.float_bytes for row in measure_ops(form, Granularity()))
     assert path.stat().st_size < parameters + 1500 * len(form.ops)
 
 
