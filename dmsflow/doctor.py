@@ -12,6 +12,7 @@ from dmsflow.deploying.target import Target, list_targets, load_target
 from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_installed, version
 from dmsflow.errors import DmsflowError
 
+AGAIN = "install dmsflow again, for this system"
 BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
 
 Row = tuple[str, str, str]  # what, its state, what to do
@@ -58,7 +59,7 @@ def report() -> tuple[list[Row], bool]:
 def _try_libraries() -> Iterator[Row]:
     """Native libraries, each tried in a process of its own: a broken one may take the process along."""
     program = "from dmsflow import native; print(native.kernels(), 'kernels')"
-    yield _try_library("LCE delegate for LiteRT", native.library, program)
+    yield _try_program("LCE delegate for LiteRT", program, AGAIN, native.library)
     if is_installed("torch") and is_installed("torchvision"):  # a CUDA build of one beside a CPU build of the other
         program = "from dmsflow.datasets import _torchvision; _torchvision.import_torchvision()"
         right = "install both from the same place, at matching versions"
@@ -66,41 +67,35 @@ def _try_libraries() -> Iterator[Row]:
     if is_installed("torch"):
         yield _try_training()
     if is_installed("larq_compute_engine"):
-        what = "LCE interpreter"
         if int((version("numpy") or "0").split(".")[0]) >= 2:
-            yield what, "broken", "it needs NumPy 1: pip install 'numpy<2'"
+            yield "LCE interpreter", "broken", "it needs NumPy 1: pip install 'numpy<2'"
         else:
             program = "from dmsflow.modelfile.runners import lce; lce._interpreter()"
-            yield _try_program(what, program, "pip install --force-reinstall larq-compute-engine")
-
-
-def _try_library(what: str, find: Callable[[], object], program: str) -> Row:
-    """A part of dmsflow in C++, which may not have been built; `program` uses it, and may print what to add."""
-    try:
-        find()
-    except DmsflowError as error:
-        return what, "absent", str(error).partition("; ")[2]
-    failure, output = _run_program(program)
-    works = f"works, {output}" if output else "works"
-    return (what, "broken", f"{failure}; install dmsflow again, for this system") if failure else (what, works, "")
+            yield _try_program("LCE interpreter", program, "pip install --force-reinstall larq-compute-engine")
 
 
 def _try_training() -> Row:
     """Without it torch's operations do the same, more slowly."""
     program = "from dmsflow.training import fast_ops; assert fast_ops.library()"
-    return _try_library("C++ part of training", native.training, program)
+    return _try_program("C++ part of training", program, AGAIN, native.training)
 
 
-def _try_program(what: str, program: str, right: str, works: str = "works") -> Row:
-    failure, _ = _run_program(program)
-    return (what, "broken", f"{failure}; {right}") if failure else (what, works, "")
+def _try_program(
+    what: str, program: str, right: str, find: Callable[[], object] | None = None, works: str = "works"
+) -> Row:
+    """Whether a line of Python works, with what it prints; the last line that it says if it fails.
 
-
-def _run_program(program: str) -> tuple[str, str]:
-    """Why a line of Python fails, the last that it says; "" if it does not. And what it prints."""
+    `find` is of a part of dmsflow in C++ that it uses, which may not have been built.
+    """
+    try:
+        if find:
+            find()
+    except DmsflowError as error:
+        return what, "absent", str(error).partition("; ")[2]
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=plugin.PACKAGE.parent)
-    if not done.returncode:
-        return "", done.stdout.strip()
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit status {done.returncode}", ""
+    if done.returncode:
+        last = [f"exit status {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        return what, "broken", f"{last}; {right}"
+    output = done.stdout.strip()
+    return what, f"{works}, {output}" if output else works, ""

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -176,15 +176,9 @@ def finish_stage(
         parent, above = describe_artifact(source[0], path.parent), source[1]
         made = {"network": above.network, "widths": above.widths, "data": above.data}
     artifacts = {role: describe_artifact(file, path.parent) for role, file in done.artifacts.items()}
-    facts = {"settings": msgspec.to_builtins(settings), "environment": describe_environment(**done.environment)}
-    made |= {
-        "stage": path.stem,
-        "parent": parent,
-        "command": flow.command,
-        "artifacts": artifacts,
-        "metrics": done.metrics,
-    }
-    return save_manifest(path, Manifest(**facts, **made))
+    made |= {"stage": path.stem, "parent": parent, "command": flow.command, "settings": msgspec.to_builtins(settings)}
+    made |= {"artifacts": artifacts, "metrics": done.metrics, "environment": describe_environment(**done.environment)}
+    return save_manifest(path, Manifest(**made))
 
 
 @dataclass(frozen=True)
@@ -221,9 +215,8 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
         what = f"was made of {done.data.name} with other data options"
         raise DmsflowError(path, what, "--resume with its own options, or --force")
     if difference := find_change(done, settings):
-        field, before, now = difference
         right = "--resume with the options it was made with, or --force to do it again"
-        raise DmsflowError(path, f"was made with {field} {before}, not {now}", right)
+        raise DmsflowError(path, "was made with {} {}, not {}".format(*difference), right)
     return True
 
 
@@ -245,11 +238,9 @@ class StageModule(Protocol):
 
     def run_stage(self, source: Any, settings: Any, out: Path, flow: Flow) -> Path:
         """Do the stage, and return the path of its manifest in `out`."""
-        ...
 
     def plan_stage(self, source: Any, settings: Any, out: Path) -> list[tuple[str, str]]:
         """What `run_stage` would do, as rows of a table; raises where it cannot be done. Writes nothing."""
-        ...
 
 
 def import_stage(stage: str) -> StageModule:

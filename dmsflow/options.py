@@ -5,7 +5,6 @@ Each setting is declared once, in `settings`: as an option, or as one that only 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from click.shell_completion import CompletionItem
 from msgspec import inspect
 
 from dmsflow import plugin, settings
+from dmsflow.deploying.target import list_targets
 from dmsflow.errors import DmsflowError
 from dmsflow.reporting import shipped
 
@@ -42,22 +42,20 @@ RUN_OPTIONS: dict[str, tuple[str, ...]] = {
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Values(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
-    """Values with commas between them: whole numbers, or words."""
-
-    def __init__(self, kind: type[int] | type[str]) -> None:
-        self.kind, self.name = kind, "numbers" if kind is int else "words"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers such as 140,220,260.", param, ctx)
+def words(value: str) -> tuple[str, ...]:
+    """Words with commas between them; click calls the type of an option as its function is called."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]  # as above
+def numbers(value: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    try:
+        return tuple(map(int, words(value)))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 140,220,260.") from error
+
+
+class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
     """One of some words; a word of an earlier version is answered with the present one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -132,9 +130,14 @@ def settings_options(*records: str, only: dict[str, tuple[str, ...]] | None = No
                 options[name].records += (record,)
             else:
                 options[name] = _option(record, field, name, kind, meta)
+    return _add(*options.values())
+
+
+def _add(*params: click.Parameter) -> Callable[[Command], Command]:
+    """These parameters of a command, in this order."""
 
     def decorate(function: Command) -> Command:
-        function.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options.values())]  # type: ignore[attr-defined]
+        function.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(params)]  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -144,9 +147,9 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
     flag = f"--{name.replace('_', '-')}"
     flag = f"{flag}/--no-{flag[2:]}" if isinstance(kind, inspect.BoolType) else flag
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    complete = COMPLETED.get(name)
+    complete = _completion(COMPLETED[name]) if name in COMPLETED else None
     facts = {"type": _type(kind), "default": default, "show_default": default is not None, "help": meta["description"]}
-    return SettingOption(record, field.name, [flag, name], shell_complete=complete and _completion(complete), **facts)
+    return SettingOption(record, field.name, [flag, name], shell_complete=complete, **facts)
 
 
 def as_words(record: str, values: Mapping[str, Any]) -> list[str]:
@@ -185,7 +188,7 @@ def _type(kind: inspect.Type) -> Any:
     if isinstance(kind, inspect.LiteralType):
         return Choice(kind.values)
     if isinstance(kind, inspect.VarTupleType):
-        return Values(str if isinstance(peel_type(kind.item_type)[0], inspect.StrType) else int)
+        return words if isinstance(peel_type(kind.item_type)[0], inspect.StrType) else numbers
     if isinstance(kind, (inspect.BoolType, inspect.StrType)):
         return click.BOOL if isinstance(kind, inspect.BoolType) else click.STRING
     if not isinstance(kind, (inspect.IntType, inspect.FloatType)):
@@ -198,16 +201,11 @@ def _type(kind: inspect.Type) -> Any:
 # --- shell completion ---------------------------------------------------------------------------
 
 
-def _call(module: str, function: str) -> Callable[[], list[str]]:
-    """A function of a module that is imported when it is called."""
-    return lambda: getattr(importlib.import_module(module), function)()
-
-
 COMPLETED: dict[str, Callable[[], list[str]]] = {
     "network": lambda: plugin.list_plugins("networks"),
     "dataset": lambda: plugin.list_plugins("datasets"),
-    "target": _call("dmsflow.deploying.target", "list_targets"),
-    "profile": _call("dmsflow.network.profile", "profile_names"),
+    "target": list_targets,
+    "profile": lambda: importlib.import_module("dmsflow.network.profile").profile_names(),
     "preset": settings.preset_names,
 }
 
@@ -235,18 +233,13 @@ class Source(click.Path):  # type: ignore[type-arg, unused-ignore]  # as above
 # --- options of several commands ----------------------------------------------------------------
 
 
-def _stack(*made: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """All of some options, in this order."""
-    return lambda function: functools.reduce(lambda command, option: option(command), reversed(made), function)
-
-
 def flow_options(out: str) -> Callable[[Command], Command]:
     """What every stage has; `out` describes the folder that is taken where none is given."""
-    return _stack(
-        click.option("--out", type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
-        click.option("--resume", is_flag=True, help="Start where an interrupted run stopped; leave what is done."),
-        click.option("--force", is_flag=True, help="Do the stage again, and overwrite."),
-        click.option("--dry-run", is_flag=True, help="Print the plan; compute and write nothing."),
+    return _add(
+        click.Option(["--out"], type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
+        click.Option(["--resume"], is_flag=True, help="Start where an interrupted run stopped; leave what is done."),
+        click.Option(["--force"], is_flag=True, help="Do the stage again, and overwrite."),
+        click.Option(["--dry-run"], is_flag=True, help="Print the plan; compute and write nothing."),
     )
 
 
@@ -255,11 +248,11 @@ EFFORT_HELP = "Scale rounds, steps and epochs of the preset: half to a quarter, 
 PRESET_HELP = "Take settings from a preset: dmsflow list presets, or the path of a .toml file."
 SET_HELP = "Give any other setting a value, such as search.rounds=32 (docs/settings.md)."
 EFFORTS = click.Choice(list(settings.EFFORTS))
-COMPLETE_PRESET = _completion(settings.preset_names)
-preset_options = _stack(
-    click.option("--effort", type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
-    click.option("--preset", default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
-    click.option("--set", multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
+COMPLETE_PRESET = _completion(COMPLETED["preset"])
+preset_options: Callable[[Any], Any] = _add(
+    click.Option(["--effort"], type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
+    click.Option(["--preset"], default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
+    click.Option(["--set"], multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 tensorboard_option = click.option(
     "--tensorboard", is_flag=True, help="Write curves for TensorBoard too, in OUT/tensorboard."

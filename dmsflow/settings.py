@@ -27,6 +27,8 @@ PRESET_TABLES = ("search", "train", "export", "bench")
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Precision = Literal["binary", "float"]
 
 
 def option(description: str, **bounds: Any) -> Meta:
@@ -91,7 +93,7 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 0.0
     centred: Annotated[bool, preset_only("Start with half of the activations on, and not with 31 %.")] = True
     crop: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None,
+        Share | None,
         preset_only("Random crops: this share of the data set's own padding; without it more in longer trainings."),
     ] = None
     batch_parts: Annotated[
@@ -142,9 +144,7 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
 class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the chosen network is trained."""
 
-    precision: Annotated[
-        Literal["binary", "float"], option("float trains the same widths in full precision: the baseline.")
-    ] = "binary"
+    precision: Annotated[Precision, option("float trains the same widths in full precision: the baseline.")] = "binary"
     epochs: Annotated[Count | None, option("Passes over the training set; without it those of --effort.")] = None
     normal_epochs: Annotated[Count, preset_only("Passes of --effort normal.")] = 12
     min_steps: Annotated[Natural, preset_only("Steps that --effort normal takes at least, on a small data set.")] = 3000
@@ -204,9 +204,7 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a profile covers, and how long it is measured."""
 
     target: Annotated[str, option("Build for this target: see dmsflow list targets.")] = "x86-64"
-    precision: Annotated[
-        Literal["binary", "float"], option("float measures the float32 networks of the same widths.")
-    ] = "binary"
+    precision: Annotated[Precision, option("float measures the float32 networks of the same widths.")] = "binary"
     networks: Annotated[tuple[str, ...], option("Measure the fused blocks of these, with commas between.")] = (
         "vgg11",
         "resnet18",

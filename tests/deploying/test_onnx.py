@@ -393,8 +393,6 @@ def test_a_truncated_file_is_refused(written, tmp_path):
     path.write_bytes(written[1].read_bytes()[:-100])
     with pytest.raises(DmsflowError, match="export it again"):
         runner.open(path, 1)
-    with pytest.raises(DmsflowError, match="is not an ONNX file"):
-        exporter.count_ops(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.tflite import IDENTIFIER, OPTIONS, SCALARS, SCHEMA
 
 ALIGNMENT = 16  # of the constants, so that kernels may load them with SIMD instructions
@@ -14,7 +13,9 @@ ALIGNMENT = 16  # of the constants, so that kernels may load them with SIMD inst
 
 def dumps(model: dict[str, Any]) -> bytes:
     """The bytes of a file; `model` holds the fields of a Model, nested, those that are set."""
-    builder = _flatbuffers().Builder(1 << 20)
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1 << 20)
     builder.Finish(_write_table(builder, "Model", model), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
@@ -60,15 +61,6 @@ def _write_field(builder: Any, schema: dict[str, str], fields: dict[str, Any], n
 
 def flexible(fields: dict[str, int]) -> bytes:
     """Options of a custom operator: a FlexBuffer map."""
-    _flatbuffers()
     from flatbuffers import flexbuffers
 
     return bytes(flexbuffers.Dumps(fields))
-
-
-def _flatbuffers() -> Any:
-    try:
-        import flatbuffers
-    except ImportError as error:
-        raise DmsflowError("flatbuffers", "is not installed", "pip install 'dmsflow[lce]'") from error
-    return flatbuffers

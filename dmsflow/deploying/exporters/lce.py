@@ -25,6 +25,7 @@ from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.files import write_atomically
 from dmsflow.modelfile import tflite
+from dmsflow.modelfile.tflite_reader import read_graph
 from dmsflow.network.network import INPUT
 from dmsflow.network.profile import PACKED_GRANULARITY, round_up
 
@@ -68,6 +69,7 @@ class LceWriter:
         self.operators: list[dict[str, Any]] = []
         self.codes: list[str] = []
         self.constants: dict[tuple[Any, ...], int] = {}
+        self.fused: set[str] = set()  # the ReLUs that the addition before them does itself
         self.numbers = {INPUT: self.tensor(INPUT, (1, *self.shapes[INPUT]), FLOATS)}  # of the integer graph's tensors
         for op in graph.ops:
             self.numbers[op.name] = self.add(op, *(self.numbers[name] for name in op.inputs))
@@ -116,7 +118,6 @@ class LceWriter:
     def add(self, op: integer_graph.GraphOp, x: int, *others: int) -> int:
         """Add what computes `op`; the number of its tensor."""
         name, shape = op.name, (1, *self.shapes[op.name])
-        fused = {"fused_activation_function": RELU} if self.fuses_relu(name) else {}
         match op:
             case integer_graph.Stem():
                 return self.stem(op, x, shape)
@@ -128,14 +129,14 @@ class LceWriter:
                 multiplier = self.constant(f"{name}/multiplier", op.multiplier)
                 bias = self.constant(f"{name}/bias", op.bias)
                 scaled = self.operator("MUL", [x, multiplier], f"{name}/scaled", shape)
-                return self.operator("ADD", [scaled, bias], name, shape, **fused)
+                return self.addition([scaled, bias], name, shape)
             case integer_graph.Quantize():
                 half = self.constant(f"{name}/half_alpha", np.array([op.threshold], np.float32))
                 return self.sign_bits(self.operator("SUB", [half, x], f"{name}/below", shape), name)
             case integer_graph.Add():
-                return self.operator("ADD", [x, *others], name, shape, **fused)
+                return self.addition([x, *others], name, shape)
             case integer_graph.Relu():
-                return x if self.fuses_relu(op.inputs[0]) else self.operator("RELU", [x], name, shape)
+                return x if name in self.fused else self.operator("RELU", [x], name, shape)
             case integer_graph.AveragePool():
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))
@@ -210,13 +211,13 @@ class LceWriter:
         ones = self.constant(f"{op.name}/ones", pack(np.ones(shape[3], np.bool_)))
         return self.operator("SUB", [ones, off], op.name, _packed_shape(shape), BITS)
 
-    def fuses_relu(self, name: str) -> bool:
-        """Whether an addition's only reader is a ReLU, which it then does itself."""
-        adds = any(
-            op.name == name and isinstance(op, (integer_graph.Add, integer_graph.Scale)) for op in self.graph.ops
-        )
+    def addition(self, inputs: list[int], name: str, shape: Shape) -> int:
+        """Add two tensors; where a ReLU is the sum's only reader, the addition does it itself."""
         readers = self.graph.consumers(name)
-        return adds and len(readers) == 1 and isinstance(readers[0], integer_graph.Relu)
+        if len(readers) != 1 or not isinstance(readers[0], integer_graph.Relu):
+            return self.operator("ADD", inputs, name, shape)
+        self.fused.add(readers[0].name)
+        return self.operator("ADD", inputs, name, shape, fused_activation_function=RELU)
 
 
 def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -240,42 +241,28 @@ def _window(kernel: int, stride: int) -> dict[str, int]:
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Ops of a file and how often each occurs.
-
-    Raises:
-        DmsflowError: not a .tflite file, or a damaged one.
-    """
-    model = tflite.read_model(path)
-    names = [tflite.operator_name(code) for code in model["operator_codes"]]
-    return dict(
-        Counter(names[operator.get("opcode_index", 0)] for operator in model["subgraphs"][0].get("operators", ()))
-    )
+    """Ops of a written file and how often each occurs."""
+    return dict(Counter(node.op for node in read_graph(path, path.read_bytes()).nodes))
 
 
 def layer_bytes(path: Path) -> dict[str, int]:
-    """Bytes that the constants of each op take in a file.
+    """Bytes that the constants of each op take in a written file.
 
     The official converter leaves most constants without the name of their layer: they are of the
     first operator that reads them.
-
-    Raises:
-        DmsflowError: not a .tflite file, or a damaged one.
     """
-    model = tflite.read_model(path)
-    graph = model["subgraphs"][0]
-    tensors = graph["tensors"]
+    graph = read_graph(path, path.read_bytes())
     readers: dict[int, str] = {}
-    for operator in graph.get("operators", ()):
-        for number in operator.get("inputs", ()):
-            readers.setdefault(number, layer_of_tensor(tensors[operator["outputs"][0]]))
-    sizes: Counter[str] = Counter()
-    for number, tensor in enumerate(tensors):
-        layer = layer_of_tensor(tensor) if "/" in tensor.get("name", "") else readers.get(number, "")
-        sizes[layer] += len(model["buffers"][tensor.get("buffer", 0)].get("data", b""))
+    for node in graph.nodes:
+        for number in node.inputs:
+            readers.setdefault(number, layer_of_tensor(node.name))
+    sizes = Counter[str]()
+    for number, tensor in enumerate(graph.tensors):
+        sizes[layer_of_tensor(tensor.name) if "/" in tensor.name else readers.get(number, "")] += tensor.stored_bytes
     return dict(sizes)
 
 
-def layer_of_tensor(tensor: dict[str, Any]) -> str:
+def layer_of_tensor(name: str) -> str:
     """The layer of a tensor. The official converter joins the names of what it fuses; a ReLU has no constants."""
-    names: list[str] = tensor.get("name", "").split(";")
-    return next((name for name in names if not name.endswith("/Relu")), names[0]).partition("/")[0]
+    names = name.split(";")
+    return next((each for each in names if not each.endswith("/Relu")), names[0]).partition("/")[0]

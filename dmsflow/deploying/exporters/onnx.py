@@ -30,8 +30,7 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.errors import DmsflowError
-from dmsflow.modelfile import onnx_reader
-from dmsflow.modelfile.tflite import Damaged
+from dmsflow.modelfile.onnx_reader import read_graph
 
 REQUIRES: tuple[str, ...] = ("onnx",)
 FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names of `count_ops`
@@ -222,14 +221,11 @@ class OnnxWriter:
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Ops of a file and how often each occurs; those that onnxruntime folds on loading are not counted.
+    """Ops of a written file and how often each occurs; those that onnxruntime folds on loading are not counted.
 
     A convolution, or a product that counts for one, whose weights are unpacked from bits counts as PACKED_CONV.
-
-    Raises:
-        DmsflowError: not an ONNX file.
     """
-    graph, counts = _read(path), Counter[str]()
+    graph, counts = read_graph(path, path.read_bytes()), Counter[str]()
     constants = {number for number, tensor in enumerate(graph.tensors) if tensor.values}
     unpacked: set[int] = set()  # those computed from bits
     for node in graph.nodes:
@@ -243,20 +239,9 @@ def count_ops(path: Path) -> dict[str, int]:
 
 
 def layer_bytes(path: Path) -> dict[str, int]:
-    """Bytes that the constants of each op take in a file.
-
-    Raises:
-        DmsflowError: not an ONNX file.
-    """
-    sizes: Counter[str] = Counter()
-    for tensor in _read(path).tensors:
+    """Bytes that the constants of each op take in a written file."""
+    sizes = Counter[str]()
+    for tensor in read_graph(path, path.read_bytes()).tensors:
         if tensor.values:
             sizes[tensor.name.rpartition(".")[0]] += tensor.stored_bytes
     return dict(sizes)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return onnx_reader.read_graph(path, path.read_bytes())
-    except Damaged as error:
-        raise DmsflowError(path, f"is not an ONNX file ({error})", "export it again") from error
