@@ -24,7 +24,7 @@ from dmsflow.reporting import shipped
 from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
-STAGES: tuple[str, ...] = get_args(manifest.Stage)
+STAGES = tuple(manifest.STAGE_MODULES)
 
 
 @click.group(

@@ -38,13 +38,22 @@ def load_plugin(kind: str, name: str) -> ModuleType:
     Raises:
         DmsflowError: no such plug-in, or its file cannot be imported.
     """
-    if name.endswith(".py"):
-        return _load_file(Path(name))
-    if name not in list_plugins(kind):
-        right = f"use one of {', '.join(list_plugins(kind))}, or the path of a .py file"
-        raise DmsflowError(f"{kind.rstrip('s')} {name}", "is unknown", right)
-    folder = FOLDERS[kind].replace("/", ".")
-    return importlib.import_module(f"dmsflow.{folder}.{name.replace('-', '_')}")
+    path = path_of(kind, name)
+    if not name.endswith(".py"):
+        if name not in list_plugins(kind):
+            right = f"use one of {', '.join(list_plugins(kind))}, or the path of a .py file"
+            raise DmsflowError(f"{kind.rstrip('s')} {name}", "is unknown", right)
+        return importlib.import_module(f"dmsflow.{FOLDERS[kind].replace('/', '.')}.{path.stem}")
+    if not path.is_file():
+        raise DmsflowError(path, "no such file", "give the path of an existing .py file")
+    spec = importlib.util.spec_from_file_location(f"dmsflow_user_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
+        raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
+    return module
 
 
 def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -60,19 +69,6 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:  # a user's file may raise anything, as when it is imported
         what = f"{type(error).__name__} in {function.__name__}(): {error}"
         raise DmsflowError(where, what, "correct the file") from error
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise DmsflowError(path, "no such file", "give the path of an existing .py file")
-    spec = importlib.util.spec_from_file_location(f"dmsflow_user_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
-        raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
-    return module
 
 
 def shipped_folder(name: str) -> Path:

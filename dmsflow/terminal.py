@@ -140,6 +140,8 @@ def print_table(
         rows: cells, shown by `str`; None is shown as a dash.
         stream: stderr unless given, since a stage's stdout carries only its manifest's path.
     """
+    if stream is None and _listener.get():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -160,8 +162,6 @@ def print_table(
 
 def milliseconds(value: float) -> str:
     """Three significant digits, and no more of a thousand: 0.00123, 0.123, 12.3, 1234."""
-    if stream is None and _listener.get():
-        return
     return f"{value:.0f}" if value == 0 or value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 

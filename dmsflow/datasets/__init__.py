@@ -125,9 +125,6 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
         DmsflowError: no such data set, files that are missing or damaged, or a count of training
             images that cannot be had.
     """
-    resolution, count = data.resolution, data.train_images
-    if resolution is not None and resolution < 1:
-        raise DmsflowError(f"--resolution {resolution}", "is below 1", "use e.g. 32")
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
     module = load_plugin("datasets", name)
     if not hasattr(module, "load"):
@@ -137,11 +134,14 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
     if not isinstance(dataset, Dataset):
         raise DmsflowError(name, f"load() returned a {type(dataset).__name__}", "return a dmsflow.datasets.Dataset")
     _check(dataset)
-    if resolution is not None and resolution != dataset.resolution:
-        dataset = _resize_dataset(dataset, resolution)
-    if count is not None:
-        dataset = replace(dataset, train=_take(dataset.train, first_of_each_class(dataset, count)))
-    return dataset
+    if data.resolution not in (None, dataset.resolution):
+        dataset = _resize_dataset(dataset, data.resolution)
+    if data.train_images is None:
+        return dataset
+    split, indices = dataset.train, first_of_each_class(dataset, data.train_images)
+    if isinstance(split, ArraySplit):
+        return replace(dataset, train=ArraySplit(split.pixels[indices], split.labels[indices]))
+    return replace(dataset, train=Subset(split, indices))
 
 
 def takes_no_argument(data: Data, argument: str | None) -> None:
@@ -160,13 +160,6 @@ def data_folder(data: Data) -> Path:
     """Where a data set's files are: --data-dir, else `$DMSFLOW_DATA_DIR`, else the cache folder."""
     given = data.data_dir or os.environ.get("DMSFLOW_DATA_DIR")
     return Path(given).expanduser() if given else cache_folder()
-
-
-def _take(split: Split, indices: NDArray[np.int64]) -> Split:
-    """The images at `indices` as a split of their own."""
-    if isinstance(split, ArraySplit):
-        return ArraySplit(split.pixels[indices], split.labels[indices])
-    return Subset(split, indices)
 
 
 def first_of_each_class(dataset: Dataset, count: int) -> NDArray[np.int64]:

@@ -45,26 +45,21 @@ def open_image(path: Path) -> Iterator[Image]:
         raise DmsflowError(path, f"cannot be read as an image ({error})", "replace it or remove it") from error
 
 
-def decode_exact(path: Path, resolution: int) -> NDArray[np.uint8]:
-    """An image [resolution, resolution, 3] that has this size already; any other is refused."""
-    with open_image(path) as image:
-        if image.size != (resolution, resolution):
-            width, height = image.size
-            what = f"is {width}x{height}, and others are {resolution}x{resolution}"
-            raise DmsflowError(path, what, "--resolution N resizes all images to N pixels")
-        return np.asarray(_to_rgb(image))
+def decode_centre(path: Path, resolution: int, shorter_side: int | None) -> NDArray[np.uint8]:
+    """The centre [resolution, resolution, 3] of an image whose shorter side is brought to `shorter_side`.
 
-
-def decode_centre(path: Path, resolution: int, shorter_side: int) -> NDArray[np.uint8]:
-    """The centre [resolution, resolution, 3] of an image whose shorter side is brought to `shorter_side`."""
+    None refuses an image that is not of this size already.
+    """
     from PIL.Image import Resampling
 
     with open_image(path) as image:
-        rgb = _to_rgb(image)
-        short = min(rgb.size)
-        if short != shorter_side:
-            width, height = (shorter_side * side // short for side in rgb.size)
-            rgb = rgb.resize((width, height), Resampling.BILINEAR)
+        width, height = image.size
+        if shorter_side is None and not width == height == resolution:
+            what = f"is {width}x{height}, and others are {resolution}x{resolution}"
+            raise DmsflowError(path, what, "--resolution N resizes all images to N pixels")
+        rgb, short = _to_rgb(image), min(width, height)
+        if shorter_side not in (None, short):
+            rgb = rgb.resize((shorter_side * width // short, shorter_side * height // short), Resampling.BILINEAR)
         left, top = (round((side - resolution) / 2) for side in rgb.size)
         return np.asarray(rgb.crop((left, top, left + resolution, top + resolution)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.datasets._decoding import decode_centre, decode_exact, decode_random
+from dmsflow.datasets._decoding import decode_centre, decode_random
 from dmsflow.errors import DmsflowError
 from dmsflow.terminal import list_names
 
@@ -71,8 +71,6 @@ class FileSplit:
             path = self.listing.path(index)
             if augment_seed is not None:
                 image = decode_random(path, self.resolution, np.random.default_rng((augment_seed, index)))
-            elif self.shorter_side is None:
-                image = decode_exact(path, self.resolution)
             else:
                 image = decode_centre(path, self.resolution, self.shorter_side)
             if self.channels == 1 and (image != image[..., :1]).any():

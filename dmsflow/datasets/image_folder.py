@@ -5,13 +5,14 @@ They are decoded once into memory and kept in the cache folder, until a file or 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,6 @@ CACHE_FORMAT = 1  # of the cache; a new one makes old files unknown
 SMALL_FILE_BYTES = 16 << 10  # below, more threads do not decode faster
 
 
-class Pixels(NamedTuple):
-    train: NDArray[np.uint8]  # [N, H, H, 3]
-    test: NDArray[np.uint8]  # [M, H, H, 3]
-
-
 def load(argument: str | None, data: Data, download: bool) -> Dataset:
     """Three channels. Without `data.resolution` all images must be squares of one size; with it the
     shorter side is resized to it and the centre is cut out.
@@ -44,7 +40,7 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     splits = _list_files(argument, data)
     resolution = splits[0].resolution
     pixels = _load_pixels(*splits)
-    mean, std = statistics(pixels.train)
+    mean, std = statistics(pixels[0])
     train, test = (ArraySplit(array, split.labels) for array, split in zip(pixels, splits, strict=True))
     classes = splits[0].listing.classes
     return Dataset(data.name, classes, train, test, mean, std, crop_padding=resolution // 8, flip=True)
@@ -63,7 +59,11 @@ def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]
     root = Path(path).expanduser()
     train, test = list_splits(root, "test", "val")
     resolution = data.resolution or _own_resolution(train)
-    _check_memory(root, len(train.labels) + len(test.labels), resolution)
+    needed = (len(train.labels) + len(test.labels)) * resolution**2 * 3
+    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
+        what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
+        right = f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
+        raise DmsflowError(root, what, right)
     return FileSplit(train, resolution, data.resolution), FileSplit(test, resolution, data.resolution)
 
 
@@ -84,36 +84,27 @@ def _own_resolution(listing: Listing) -> int:
     return width
 
 
-def _check_memory(root: Path, count: int, resolution: int) -> None:
-    needed = count * resolution**2 * 3
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > installed // 2:
-        what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
-        right = f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
-        raise DmsflowError(root, what, right)
-
-
 # --- the cache --------------------------------------------------------------------------------------
 
 
-def _load_pixels(train: FileSplit, test: FileSplit) -> Pixels:
-    """The decoded images, from the cache if it was made from these very files."""
-    fingerprint = _fingerprint(train, test)
-    path = _cache_path(train.listing.folder.parent, train.resolution)
-    pixels = _read_cache(path, fingerprint)
-    if pixels is None:
-        pixels = _decode(train, test)
-        with writing(path) as partial, partial.open("wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), train=pixels.train, test=pixels.test)
-    return pixels
+def _load_pixels(train: FileSplit, test: FileSplit) -> Sequence[NDArray[np.uint8]]:
+    """The decoded images [N, H, H, 3] of both, from the cache if it was made from these very files.
 
-
-def _cache_path(root: Path, resolution: int) -> Path:
-    """One file for each folder and resolution, so that a changed folder replaces its own old images."""
-    root = root.resolve()
+    It has one file for each folder and resolution, so that a changed folder replaces its own old images.
+    """
+    fingerprint, root = _fingerprint(train, test), train.listing.folder.parent.resolve()
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     title = re.sub(r"[^A-Za-z0-9_-]+", "-", root.name)
-    return cache_folder() / "images" / f"{title}-{resolution}-{place}.npz"
+    path = cache_folder() / "images" / f"{title}-{train.resolution}-{place}.npz"
+    # It is decoded again, to the same pixels, where there is no cache or its checksums (CRC-32, of zip) are wrong.
+    unreadable = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+    with contextlib.suppress(*unreadable), path.open("rb") as stored, np.load(stored, allow_pickle=False) as cache:
+        if cache["fingerprint"].item() == fingerprint:
+            return cache["train"], cache["test"]
+    pixels = _decode(train, test)
+    with writing(path) as partial, partial.open("wb") as file:
+        np.savez(file, fingerprint=np.array(fingerprint), train=pixels[0], test=pixels[1])
+    return pixels
 
 
 def _fingerprint(train: FileSplit, test: FileSplit) -> str:
@@ -131,23 +122,12 @@ def _fingerprint(train: FileSplit, test: FileSplit) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(path: Path, fingerprint: str) -> Pixels | None:
-    """None if there is no cache, it was made from other files, or its checksums (CRC-32, of zip) are wrong."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            if cache["fingerprint"].item() != fingerprint:
-                return None
-            return Pixels(cache["train"], cache["test"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None  # decoding again gives the same pixels
-
-
-def _decode(*splits: FileSplit) -> Pixels:
+def _decode(*splits: FileSplit) -> list[NDArray[np.uint8]]:
     """Every image; large ones on all cores, for Pillow lets other threads run while it decodes.
 
     With small ones most of the time is Python's own, and threads would only wait for each other.
     """
-    pixels = Pixels(*(np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits))
+    pixels = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
     chunks = [
         (split, array, start)
         for split, array in zip(splits, pixels, strict=True)

@@ -238,10 +238,10 @@ def _fold_binary_conv(
 ) -> list[integer_graph.GraphOp]:
     signs, magnitude = trained.binary_filters(layer)
     scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
-    conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, signs=signs)
+    conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, weight=signs)
     if tail.half is not None:
         thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
-        conv = replace(conv, signs=_flip_signs(signs, scale), thresholds=thresholds)
+        conv = replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds)
     else:
         multiplier = _narrow(layer.name, scale / 2)
         bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)

@@ -39,18 +39,14 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Conv(Op, frozen=True, kw_only=True, eq=False):
     """What the two convolutions share: they put out bits, `sum >= threshold`, or, without thresholds, floats."""
 
+    weight: NDArray[Any]  # [C_out, k, k, C_in], whole numbers
     stride: int
     padding: int
     thresholds: Int32 | None = None  # [C_out]
 
     @property
-    def filters(self) -> NDArray[Any]:
-        """[C_out, k, k, C_in]: the weights, whole numbers."""
-        raise NotImplementedError
-
-    @property
     def kernel(self) -> int:
-        return int(self.filters.shape[1])
+        return int(self.weight.shape[1])
 
     @property
     def pads_same(self) -> bool:
@@ -61,25 +57,20 @@ class Conv(Op, frozen=True, kw_only=True, eq=False):
 class Stem(Conv, frozen=True, kw_only=True, eq=False):
     """Convolution of `pixel - mean` with zero padding, in float32 and yet exact.
 
-    The weights are whole numbers, and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
+    The weights are float32, and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
     for any pixels and however far a sum has got. Without thresholds it puts out the sums themselves.
     """
 
-    weight: Float32  # [C_out, k, k, C_in], whole numbers
     mean: Float32  # [C_in]
-
-    @property
-    def filters(self) -> NDArray[Any]:
-        return self.weight
 
 
 class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
-    """Convolution of bits (padded with 0) with ±1, in integers: `sum = Σ_on sign`.
+    """Convolution of bits (padded with 0) with ±1 (int8), in integers: `sum = Σ_on sign`.
 
     One filter + - + over three channels, with the threshold 1: the bits 1 0 1 sum to 2, and 1 1 0 to 0.
 
     >>> signs, thresholds = np.array([[[[1, -1, 1]]]], np.int8), np.array([1], np.int32)
-    >>> conv = BinaryConv(name="conv", inputs=("bits",), signs=signs, stride=1, padding=0, thresholds=thresholds)
+    >>> conv = BinaryConv(name="conv", inputs=("bits",), weight=signs, stride=1, padding=0, thresholds=thresholds)
     >>> [compute_op(conv, np.array([[[bits]]], np.bool_)).item() for bits in ((1, 0, 1), (1, 1, 0))]
     [True, False]
 
@@ -87,23 +78,18 @@ class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
     these are `float32(2 disagreements) * multiplier + offset`, each operation rounded.
     """
 
-    signs: NDArray[np.int8]  # [C_out, k, k, C_in], ±1
     multiplier: Float32 | None = None  # [C_out]
     bias: Float32 | None = None  # [C_out]: what is added at 2 disagreements = K
 
     @property
-    def filters(self) -> NDArray[Any]:
-        return self.signs
-
-    @property
     def count(self) -> int:
         """K: weights of one output channel."""
-        return int(self.signs[0].size)
+        return int(self.weight[0].size)
 
     @property
     def negatives(self) -> Int32:
         """[C_out]: weights of each output channel that are -1."""
-        return np.asarray((self.signs < 0).sum((1, 2, 3)), np.int32)
+        return np.asarray((self.weight < 0).sum((1, 2, 3)), np.int32)
 
     @property
     def offset(self) -> Float32:
@@ -184,7 +170,7 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             match op:
                 case Conv() | MaxPool():
                     size = (size + 2 * op.padding - op.kernel) // op.stride + 1
-                    channels = len(op.filters) if isinstance(op, Conv) else channels
+                    channels = len(op.weight) if isinstance(op, Conv) else channels
                 case AveragePool():
                     size = 1
                 case Dense():
@@ -233,7 +219,7 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
 
 def _convolve(x: NDArray[Any], conv: Conv) -> Any:
     """Sums of whole numbers below 2^24, so exact: [N, H, W, C_in] -> [N, H', W', C_out]."""
-    weight = np.ascontiguousarray(conv.filters, np.float32)  # with other strides NumPy takes fifty times as long
+    weight = np.ascontiguousarray(conv.weight, np.float32)  # with other strides NumPy takes fifty times as long
     windows, total = _windows(x.astype(np.float32), conv, 0), np.float32(0)
     for row, column in np.ndindex(conv.kernel, conv.kernel):
         pixels = windows[..., row, column].reshape(-1, windows.shape[3])

@@ -739,7 +739,6 @@ def test_own_streamed_set_must_honour_the_resolution(tmp_path: Path) -> None:
 
 
 def test_unknown_and_arguments() -> None:
-    assert refused("digits", resolution=0) == "--resolution 0: is below 1; use e.g. 32"
     assert "use one of arrays, cifar10, cifar100, digits, image-folder, imagenet" in refused("mnist")
     assert refused("digits:7") == "--dataset digits:7: digits takes nothing after a colon; use --dataset digits"
     assert refused("cifar10:7").endswith("use --dataset cifar10")

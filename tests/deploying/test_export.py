@@ -157,9 +157,9 @@ def test_a_file_that_computes_something_else_is_not_kept(name, vgg, tmp_path, mo
 
     def wrong(form, path, **converter):
         last = [op for op in form.ops if isinstance(op, integer_graph.BinaryConv)][-1]
-        last.signs[:] = -last.signs
+        last.weight[:] = -last.weight
         right(form, path, **converter)
-        last.signs[:] = -last.signs
+        last.weight[:] = -last.weight
 
     monkeypatch.setattr(exporter, "write", wrong)
     with pytest.raises(DmsflowError, match=r"gives other logits than the integer graph on \d+ of 20 images"):

@@ -43,7 +43,7 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
     form = folding.fold(CHAIN, widths, weights, (0,), (1.0,))
     conv = next(op for op in form.ops if op.name == "conv")
     before, magnitude = folding.binarise(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
-    turned = -1 if (conv.signs != before).any() else 1
+    turned = -1 if (conv.weight != before).any() else 1
     for count in range(-conv.count, conv.count + 1):
         left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
         right = Fraction(following) / 2 - Fraction(beta)

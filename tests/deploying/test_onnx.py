@@ -175,11 +175,11 @@ def by_hand(channels, thresholds, quantize=None, seed=0):
         thresholds=None if few else np.zeros(channels, np.int32),
     )
     plain = {"stride": 1, "padding": 1}
-    bits = integer_graph.BinaryConv(name="bits", inputs=("stem",), signs=signs(random, 7, 3, 3, channels), **plain)
+    bits = integer_graph.BinaryConv(name="bits", inputs=("stem",), weight=signs(random, 7, 3, 3, channels), **plain)
     floats = integer_graph.BinaryConv(
         name="floats",
         inputs=("on" if few else "bits",),
-        signs=signs(random, 5, 3, 3, channels if few else 7),
+        weight=signs(random, 5, 3, 3, channels if few else 7),
         **plain,
         multiplier=scale,
         bias=scale[::-1].copy(),
@@ -224,7 +224,7 @@ def test_sums_at_the_ends_of_their_range(extreme, tmp_path):
     """Weights all of one sign, every bit on: nothing saturates on the way."""
     form = by_hand(250, lambda count: (count, -count, count + 1, -count - 1, 1 - count, count - 1))
     stem = replace(form.ops[0], thresholds=np.full(250, -(2**23), np.int32))
-    bits = replace(form.ops[1], signs=np.full_like(form.ops[1].signs, extreme))
+    bits = replace(form.ops[1], weight=np.full_like(form.ops[1].weight, extreme))
     form = replace(form, ops=(stem, bits, *form.ops[2:]))
     exporter.write(form, tmp_path / "model.onnx")
     images = np.zeros((1, 9, 9, 1), np.float32)
@@ -237,8 +237,8 @@ def test_counts_at_the_ends_of_their_range(channels, tmp_path):
     """The largest count that a byte holds, and the next."""
     form = by_hand(channels, lambda count: (0,))
     stem = replace(form.ops[0], thresholds=np.full(channels, -(2**23), np.int32))
-    floats = replace(form.ops[2], inputs=("stem",), signs=np.ones((5, 1, 1, channels), np.int8), padding=0)
-    floats.signs[0] = -1
+    floats = replace(form.ops[2], inputs=("stem",), weight=np.ones((5, 1, 1, channels), np.int8), padding=0)
+    floats.weight[0] = -1
     form = replace(form, ops=(stem, floats, *form.ops[3:]))
     exporter.write(form, tmp_path / "model.onnx")
     assert exporter.count_ops(tmp_path / "model.onnx").get("Gather") is None
@@ -276,7 +276,7 @@ def test_the_reference_of_onnx_computes_the_same(tmp_path):
 
 def test_more_weights_than_can_be_counted_are_refused(tmp_path):
     form = by_hand(1, lambda count: (0,))
-    wide = replace(form.ops[1], signs=np.ones((1, 1, 1, 2**20), np.int8))
+    wide = replace(form.ops[1], weight=np.ones((1, 1, 1, 2**20), np.int8))
     with pytest.raises(
         DmsflowError, match=r"^bits: has 1048576 weights in each output channel; fewer than 1048576 can"
     ):
@@ -306,7 +306,7 @@ def test_weights_are_bits_in_the_file_and_no_unpacking_is_left_once_loaded(writt
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
     for op in binary:
         assert stored[f"{op.name}.bits"].dtype == np.uint8
-        assert stored[f"{op.name}.bits"].size == -(-op.signs.size // 8)
+        assert stored[f"{op.name}.bits"].size == -(-op.weight.size // 8)
     assert exporter.count_ops(path)[exporter.PACKED_CONV] == len(binary)
     assert exporter.count_ops(path)[exporter.FLOAT_CONV] == 1
     left = optimised(path, tmp_path)

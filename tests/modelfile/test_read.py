@@ -48,7 +48,7 @@ def sums_up(found):
 def layer_widths(form):
     """Output channels of all layers with weights."""
     return [
-        len(op.signs) if isinstance(op, integer_graph.BinaryConv) else len(op.weight)
+        len(op.weight)
         for op in form.ops
         if isinstance(op, (integer_graph.Stem, integer_graph.BinaryConv, integer_graph.Dense))
     ]
@@ -70,7 +70,7 @@ def test_an_lce_file_tells_its_ops_widths_and_bytes(tmp_path):
     binary = [op for op in found.ops if op.binary]
     assert [op.name for op in binary] == [f"conv{index}" for index in range(1, 8)]
     ideal = [
-        np.prod(one.signs.shape[:3]) * -(-one.signs.shape[3] // 32) * 4
+        np.prod(one.weight.shape[:3]) * -(-one.weight.shape[3] // 32) * 4
         for one in form.ops
         if isinstance(one, integer_graph.BinaryConv)
     ]
@@ -106,7 +106,7 @@ def test_an_onnx_file_tells_that_its_weights_are_unpacked(tmp_path):
     binary = [op for op in found.ops if op.binary]
     assert len(binary) == 7 and {op.weight_bits for op in binary} == {1} and not any(op.packed for op in binary)
     for op, layer in zip(binary, (one for one in form.ops if isinstance(one, integer_graph.BinaryConv)), strict=True):
-        assert op.weight_bytes == -(-layer.signs.size // 8)
+        assert op.weight_bytes == -(-layer.weight.size // 8)
     assert {"BitShift", "BitwiseAnd", "Reshape"} <= {node.op_type for node in onnx.load(found.path).graph.node}
     assert not {"BitShift", "BitwiseAnd"} & {op.op for op in found.ops}
     assert found.totals.constant_ops >= 7 * 5

@@ -166,7 +166,7 @@ class LceWriter:
         return self.operator("LceQuantize", [x], name, _packed_shape(self.shape(x)), BITS)
 
     def binary_conv(self, op: integer_graph.BinaryConv, x: int, shape: Shape) -> int:
-        signs, multiplier, bias, threshold = op.signs, ABSENT, ABSENT, ABSENT
+        signs, multiplier, bias, threshold = op.weight, ABSENT, ABSENT, ABSENT
         if op.thresholds is not None:
             least = op.thresholds + op.negatives - 1  # bit 1 where disagreements > least
             if self.graph.feeds_max_pool(op):  # of the opposite signs there are count - disagreements
@@ -178,7 +178,7 @@ class LceWriter:
             bias = self.constant(f"{op.name}/bias", op.bias)
         x, padding = self.padded(op, x)
         inputs = [x, self.constant(f"{op.name}/weight", pack(signs < 0)), multiplier, bias, threshold]
-        options = {"channels_in": op.signs.shape[3], "dilation_height_factor": 1, "dilation_width_factor": 1}
+        options = {"channels_in": op.weight.shape[3], "dilation_height_factor": 1, "dilation_width_factor": 1}
         options |= {"fused_activation_function": 0, "pad_values": 1, "padding": padding}
         options |= {"stride_height": op.stride, "stride_width": op.stride}
         if op.thresholds is None:

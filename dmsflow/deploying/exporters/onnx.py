@@ -137,7 +137,7 @@ class OnnxWriter:
             count = graph.node("Transpose", planes, name=f"{name}.count", perm=[0, 2, 3, 1])
             disagreements = graph.cast(count, np.float32, f"{name}.disagreements")
         else:
-            weight = graph.signs(name, op.signs.transpose(1, 2, 3, 0).reshape(op.count, -1))
+            weight = graph.signs(name, op.weight.transpose(1, 2, 3, 0).reshape(op.count, -1))
             total = graph.node("MatMulInteger", self.windows(op), weight, name=f"{name}.sum")
             sums = graph.cast(total, np.float32, f"{name}.float")
             negatives = self.spread(op, "negatives", op.negatives)
@@ -161,7 +161,7 @@ class OnnxWriter:
         graph, one = self.graph, self.graph.scalar(1)
         zero, signed_zero = graph.scalar(0, np.uint8), graph.scalar(0, np.int8)
         bits = self.get(op.inputs[0], last=False, dtype=np.uint8)
-        weight = graph.signs(op.name, channels_first(op.signs))
+        weight = graph.signs(op.name, channels_first(op.weight))
         steps = graph.scalar(step)
         offset = graph.constant(f"{op.name}.bias", bias, np.int32)
         inputs = (bits, one, zero, weight, one, signed_zero, steps, zero, offset)

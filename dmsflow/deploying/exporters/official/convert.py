@@ -136,10 +136,10 @@ class Program:
     def binary_conv(self, op: integer_graph.BinaryConv, x: Value) -> Value:
         step, name = self.step, op.name
         pooled = op.thresholds is not None and self.graph.feeds_max_pool(op)
-        filters = (-op.signs if pooled else op.signs).transpose(1, 2, 3, 0)
+        filters = (-op.weight if pooled else op.weight).transpose(1, 2, 3, 0)
         sums = step("conv", name, self.padded_signs(op, x), constants=[filters], stride=op.stride)
         if op.thresholds is not None:
-            bias = 2 * op.thresholds - op.signs.sum((1, 2, 3), dtype=np.int32) - 1
+            bias = 2 * op.thresholds - op.weight.sum((1, 2, 3), dtype=np.int32) - 1
             number = step("add", name, sums, constants=[-bias if pooled else bias])
             return Value(number, name, "from" if pooled else "below", odd=True)
         assert op.multiplier is not None and op.bias is not None
