@@ -24,7 +24,7 @@ from dmsflow.reporting import shipped
 from dmsflow.terminal import print_table
 
 FILE = click.Path(path_type=Path)
-STAGES = tuple(manifest.STAGE_MODULES)
+STAGES = tuple(manifest.PACKAGES)
 
 
 @click.group(
@@ -128,9 +128,8 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
 
 
 def _flow(ctx: click.Context) -> manifest.Flow:
-    return manifest.Flow(
-        ctx.obj, *(ctx.params.get(name, False) for name in ("resume", "force", "download", "tensorboard"))
-    )
+    given = (ctx.params.get(name, False) for name in ("resume", "force", "download", "tensorboard"))
+    return manifest.Flow(ctx.obj, *given)
 
 
 @cli.command("profile", cls=options.StageCommand)

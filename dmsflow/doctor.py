@@ -31,12 +31,9 @@ def find_missing_modules(target: Target) -> list[str]:
 def _find_missing(kind: str, name: str) -> list[str]:
     """What a plug-in REQUIRES and is not installed; of modules that stand in for each other, the first is named."""
     modules = getattr(plugin.load_plugin(kind, name), "REQUIRES", ())
-    spare = {other for module in modules for other in ALTERNATIVES.get(module, ())}
-    return [
-        module
-        for module in modules
-        if module not in spare and not any(map(is_installed, (module, *ALTERNATIVES.get(module, ()))))
-    ]
+    groups = [(module, *ALTERNATIVES.get(module, ())) for module in modules]
+    spare = {other for _, *others in groups for other in others}
+    return [group[0] for group in groups if group[0] not in spare and not any(map(is_installed, group))]
 
 
 def report() -> tuple[list[Row], bool]:

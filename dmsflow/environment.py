@@ -60,10 +60,8 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True
-        )
-        return done.stdout.strip()
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.check_output(command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
     return None
 
 

@@ -63,9 +63,8 @@ def writing(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~umask)
         partial.replace(path)
     except OSError as error:
-        raise DmsflowError(
-            path, f"cannot be written ({error.strerror or error})", "free some space or choose another folder"
-        ) from error
+        right = "free some space or choose another folder"
+        raise DmsflowError(path, f"cannot be written ({error.strerror or error})", right) from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)

@@ -22,12 +22,7 @@ from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
-STAGE_MODULES = {
-    "search": "dmsflow.searching.search",
-    "train": "dmsflow.training.train",
-    "export": "dmsflow.deploying.export",
-    "bench": "dmsflow.measuring.bench",
-}
+PACKAGES = {"search": "searching", "train": "training", "export": "deploying", "bench": "measuring"}  # of the stages
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -245,4 +240,4 @@ class StageModule(Protocol):
 
 def import_stage(stage: str) -> StageModule:
     """The module of a stage; imported when it is needed, for some need torch."""
-    return importlib.import_module(STAGE_MODULES[stage])
+    return importlib.import_module(f"dmsflow.{PACKAGES[stage]}.{stage}")

@@ -81,7 +81,6 @@ def _read(reader: Any, folder: Path, name: str, download: bool, *, train: bool) 
             right = f"check the connection, or put {name} there and leave out --download"
             raise DmsflowError(files, f"{name} cannot be downloaded ({error})", right) from error
         what = f"{name} is damaged or has files missing" if files.is_dir() else f"{name} is not there"
-        raise DmsflowError(
-            files, what, "dmsflow search --download fetches it; DMSFLOW_DATA_DIR names the folder that holds it"
-        ) from error
+        right = "dmsflow search --download fetches it; DMSFLOW_DATA_DIR names the folder that holds it"
+        raise DmsflowError(files, what, right) from error
     return ArraySplit(np.ascontiguousarray(read.data), np.array(read.targets, np.int64)), tuple(read.classes)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from dmsflow.deploying import integer_graph
+from dmsflow.deploying.integer_graph import GraphOp, IntegerGraph
 from dmsflow.errors import DmsflowError
 from dmsflow.network import blocks
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, STANDARDISATION_EPS, Layer, Network, out_widths, value
@@ -27,9 +28,7 @@ Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
 
 
-def fold(
-    network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any
-) -> integer_graph.IntegerGraph:
+def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> IntegerGraph:
     """Fold a trained network.
 
     Args:
@@ -46,7 +45,7 @@ def fold(
             max pool).
     """
     trained = TrainedWeights(network, widths, weights)
-    ops: list[integer_graph.GraphOp] = []
+    ops: list[GraphOp] = []
     names = {INPUT: INPUT}  # of each layer's tensor in the integer graph
     for layer in network.layers:
         if layer.name in names:
@@ -63,12 +62,10 @@ def fold(
             ops.append(_convert_layer(trained, layer, inputs))
         names[layer.name] = ops[-1].name
     image = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
-    return integer_graph.IntegerGraph(name=network.name, **image, ops=tuple(ops))
+    return IntegerGraph(name=network.name, **image, ops=tuple(ops))
 
 
-def round_stem(
-    network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any
-) -> dict[str, NDArray[Any]]:
+def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> Weights:
     """The same weights, those of the stem rounded as `fold` rounds them.
 
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
@@ -169,18 +166,15 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
     gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
     half = trained.alpha(names["quantize"]) / 2 if "quantize" in names else None
-    pool: tuple[integer_graph.MaxPool, ...] = ()
-    if "max_pool" in layers:
-        if (gain < 0).any():  # the maximum would become a minimum
-            what = "has a negative scale behind a max pool"
-            raise DmsflowError(names["batch_norm"], what, "train with that scale kept positive")
-        pool = (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),)
-    return Tail(names, gain, shift, half, pool)
+    if "max_pool" not in layers:
+        return Tail(names, gain, shift, half, ())
+    if (gain < 0).any():  # the maximum would become a minimum
+        what = "has a negative scale behind a max pool"
+        raise DmsflowError(names["batch_norm"], what, "train with that scale kept positive")
+    return Tail(names, gain, shift, half, (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),))
 
 
-def _fold_stem(
-    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
-) -> list[integer_graph.GraphOp]:
+def _fold_stem(trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64) -> list[GraphOp]:
     weight, step = _round_stem_filters(trained, layer, tail, mean, std)
     thresholds = None
     if tail.half is not None:
@@ -189,7 +183,7 @@ def _fold_stem(
         thresholds = _compute_thresholds(step * abs(tail.gain), tail.shift, tail.half, limit)
     arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": mean.astype(np.float32)}
     stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays, thresholds=thresholds)
-    ops: list[integer_graph.GraphOp] = [stem, *tail.pool]
+    ops: list[GraphOp] = [stem, *tail.pool]
     if thresholds is None:
         name = tail.names.get("batch_norm", f"{layer.name}_scale")
         ops.append(_scale(name, (ops[-1].name,), step * tail.gain, tail.shift))
@@ -233,9 +227,7 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
     return np.rint(weight / step[:, None, None, None]) + 0.0, step
 
 
-def _fold_binary_conv(
-    trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]
-) -> list[integer_graph.GraphOp]:
+def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]) -> list[GraphOp]:
     signs, magnitude = trained.binary_filters(layer)
     scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
     conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, weight=signs)
@@ -277,7 +269,7 @@ def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Floa
     return np.clip(least, -limit, limit).astype(np.int32)
 
 
-def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> integer_graph.GraphOp:
+def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> GraphOp:
     name = layer.name
     match layer.op:
         case "batch_norm":
@@ -289,7 +281,7 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "dense":
             weight, bias = (_narrow(name, array) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
-    kinds: dict[str, Callable[..., integer_graph.GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
+    kinds: dict[str, Callable[..., GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
     return kinds.get(layer.op, integer_graph.AveragePool)(name=name, inputs=inputs)
 
 

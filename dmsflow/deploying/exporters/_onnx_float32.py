@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.deploying.folding import TrainedWeights, Weights
@@ -11,14 +12,7 @@ from dmsflow.network.blocks import tail
 from dmsflow.network.network import INPUT, Layer, Network
 
 
-def write_float(
-    network: Network,
-    widths: Mapping[str, int],
-    weights: Weights,
-    mean: Sequence[float],
-    std: Sequence[float],
-    path: Path,
-) -> None:
+def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
     """Write the network in full precision: every binary conv a plain one, every quantiser a ReLU.
 
     A batch norm behind a convolution is folded into it, also through a max pool if its scale is

@@ -211,15 +211,13 @@ def _run_child(folder: str) -> subprocess.CompletedProcess[bytes]:
 
 def explain_failure(done: subprocess.CompletedProcess[bytes]) -> DmsflowError:
     """What the child's end means to the user."""
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    last = lines[-1] if lines else "no output"
+    last = ["no output", *done.stderr.decode(errors="replace").strip().splitlines()][-1]
     if missing := re.search(r"No module named '(\w+)", last):
         package, system, processor = missing[1].replace("_", "-"), platform.system(), platform.machine()
         # Of larq-compute-engine there are wheels for other systems and for this processor, as in pyproject.toml.
         if package.startswith("larq") and system == "Linux" and processor not in ("x86_64", "AMD64"):
             return DmsflowError(package, f"has no package for {system} {processor}", "leave out --converter official")
         return DmsflowError(package, "is not installed", f"pip install 'dmsflow[lce,tensorflow]', {INSTEAD}")
-    status = f"exit status {done.returncode}"
-    if done.returncode < 0:
-        status = signal.Signals(-done.returncode).name
+    code = done.returncode
+    status = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return DmsflowError("larq-compute-engine", f"its converter failed ({status}: {last})", f"report this, {INSTEAD}")
