@@ -19,7 +19,7 @@ import script
 PACKAGE = Path(__file__).parent.parent / "dmsflow"
 CORE = ("root", "network", "datasets", "deploying", "training", "searching")
 CORE_LIMIT = (
-    5_800  # lines of code; 5,400 when the packages were made, and the recipe, teachers and many processes since
+    6_000  # lines of code: 5,400 when the packages were made, then the recipe, many processes, and Python functions
 )
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
