@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from dmsflow import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +42,33 @@ def test_the_notebook_runs() -> None:
     )
     assert float(re.search(r"([\d.]+) % of the test images", printed)[1]) > 90
     assert re.search(r"model\.onnx: [\d,]+ bytes", printed)
+
+
+def masked(text: str) -> str:
+    """Words with their numbers masked, so that lines are compared and not the speed of a machine."""
+    return re.sub(r"\d[\d.,]*(e-\d+)?", "#", " ".join(text.split()))
+
+
+@pytest.mark.slow
+def test_getting_started_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every command in order; each line of the text below a command is among what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=2 search.weight_steps=2 search.width_batches=2")
+    monkeypatch.setenv("DMSFLOW_TRAIN_EPOCHS", "2")
+    page = (ROOT / "docs" / "getting-started.md").read_text("utf-8")
+    ran = []
+    for commands, said in re.findall(r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", page, re.MULTILINE | re.DOTALL):
+        for line in commands.splitlines():
+            program, *arguments = shlex.split(line)
+            if program == "python":
+                subprocess.run([sys.executable, ROOT / arguments[0], *arguments[1:]], check=True)
+            else:
+                assert cli.main(arguments) == 0, f"{line}: {capfd.readouterr().err}"
+                ran.append(arguments[0])
+        printed = [masked(line) for line in "\n".join(capfd.readouterr()).splitlines()]
+        printed = [re.sub("measured on: .*", "measured on: AMD EPYC, Linux x#_#", line) for line in printed]
+        assert not [line for line in said.splitlines() if masked(line) not in printed]
+    assert ran == ["doctor", "search", "search", "train", "export", "bench", "show", "report"]
