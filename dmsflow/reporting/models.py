@@ -24,7 +24,7 @@ def format_json(model: ModelFile) -> str:
 
 
 def print_model(model: ModelFile, stream: TextIO) -> None:
-    """Print what the file is, its ops in order, its bytes by kind, and what is binary but not packed."""
+    """Print what the file is, its ops in order, its totals, and what is binary but not packed."""
     rows = [("size", f"{model.size_bytes:,} bytes"), *model.about.items()]
     if exported := _find_export(Path(model.path)):
         rows.append(("exported", exported))
@@ -44,25 +44,11 @@ def print_model(model: ModelFile, stream: TextIO) -> None:
         parts.setdefault(op.part, []).append(row)
     for part, ops in parts.items():
         print_table(f"ops of {part}, {len(ops)}", HEAD, ops, stream=stream)
-    totals = model.totals
-    sums = {
-        "convolutions": _count(totals.convolutions, totals.binary_convolutions, totals.packed_convolutions),
-        "matrix products": _count(totals.products, totals.binary_products, totals.packed_products),
-        "packed weights": f"{totals.binary_weight_bytes:,} bytes",
-        "float weights": f"{totals.float_weight_bytes:,} bytes",
-        "integer weights": f"{totals.integer_weight_bytes:,} bytes" if totals.integer_weight_bytes else "",
-        "other constants": f"{totals.other_constant_bytes:,} bytes",
-        "the rest": f"{totals.rest_bytes:,} bytes",
-        "ops on constants": f"{totals.constant_ops}, computed while the file is loaded" if totals.constant_ops else "",
-    }
-    print_table("bytes", (), [row for row in sums.items() if row[1]], stream=stream)
+    totals = msgspec.to_builtins(model.totals)
+    counts = [(name.replace("_", " "), f"{count:,}") for name, count in totals.items() if count]
+    print_table("totals", (), counts, stream=stream)
     for warning in model.warnings:
         print(warning, file=stream)
-
-
-def _count(count: int, binary: int, packed: int) -> str:
-    words = f"{count}, {binary or 'none'} of them binary"
-    return f"{words}, {packed or 'none'} packed to 1 bit in the file" if binary else words
 
 
 def _format_shape(port: Port) -> str | None:

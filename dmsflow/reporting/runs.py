@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +17,7 @@ from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Manifest
 from dmsflow.network import cost, profile
-from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
-from dmsflow.searching.budget import Budgets
 from dmsflow.settings import RENAMED_METHODS, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads
 
@@ -27,10 +25,8 @@ STAGES: tuple[str, ...] = get_args(manifest.Stage)
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
+LOG = msgspec.json.Decoder(dict[str, Any])  # of each line, a round
 BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
-# Those that decide which uniform network a search is compared with.
-UNIFORM_SETTINGS = ("network", *BUDGET_UNITS, "min_ratio", "max_ratio")
-LOG_FIELDS = {"round": int, "mu": list, "sigma": list, "widths": dict, "memory_mib": float, "macs_m": float}
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Run:
     last: Manifest
     folder: Path
     used_profile: profile.Profile | None = None
-    rounds: tuple[dict[str, Any], ...] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
     label: str = ""
 
     @property
@@ -167,24 +163,9 @@ def with_present_methods(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def uniform_widths(run: Run) -> dict[str, int] | None:
-    """Widths of the uniform network within the budgets of a run: those its search compared with, or else computed.
-
-    None where the chain has no search, and so no budgets, or a latency budget that nothing predicts.
-    """
-    for row in run.metrics("search").get("comparison") or ():
-        if row["name"] == "uniform":
-            return dict(row["widths"])
-    if not run.limits:
-        return None
-    given = run.settings("search")
-    kept = {name: given[name] for name in UNIFORM_SETTINGS if given.get(name) is not None}
-    try:
-        used = run.used_profile if "latency_ms" in run.limits else None
-        latency = build_latency(run.network, used) if used else None
-        budgets = Budgets.from_settings(SearchSettings(**kept), run.network, latency)
-        return budgets.round_within(budgets.uniform())
-    except (DmsflowError, ValueError):  # nothing predicts the latency budget, or min_ratio is above a budget
-        return None
+    """Widths of the uniform network within the budgets of a run, which its search compared with, if it did."""
+    rows = run.metrics("search").get("comparison") or ()
+    return next((row["widths"] for row in rows if row["name"] == "uniform"), None)
 
 
 # --- where they lie -----------------------------------------------------------------------------
@@ -207,7 +188,7 @@ def collect(paths: Sequence[Path]) -> list[Group]:
         if path not in parents:
             search = chain[:1] if chain[0][1].stage == "search" else []
             log, used = manifest.inherited(search, "log"), manifest.inherited(search, "profile")
-            rounds = tuple(_read_rounds(log, chain[0][1])) if log else ()
+            rounds = LOG.decode_lines(log.read_bytes()) if log else []
             stages: dict[str, Manifest] = {each.stage: each for _, each in chain}
             at, last = chain[-1]
             run = Run(stages, last, at.parent, profile.load_profile(str(used)) if used else None, rounds)
@@ -229,21 +210,6 @@ def _last_manifests(path: Path) -> list[Path]:
         names = ", ".join(f"{stage}.json" for stage in STAGES)
         raise DmsflowError(path, "holds no manifest", f"give a folder with one of {names}, or of such folders")
     return sorted(lasts.values())
-
-
-def _read_rounds(path: Path, search: Manifest) -> Iterator[dict[str, Any]]:
-    """Rows of search.jsonl, each with all that a figure must have."""
-    right = "search again; a log is written whole, after every round"
-    count = len(search.network.widths)
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            row = msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DmsflowError(path, f"line {number} is not a record ({error})", right) from error
-        for name, kind in LOG_FIELDS.items():
-            if not isinstance(row.get(name), kind) or (kind is list and len(row[name]) != count):
-                raise DmsflowError(path, f"line {number} has no good {name!r}", right)
-        yield row
 
 
 # --- groups -------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import profile
-from dmsflow.network.latency import Grid, build_latency
-from dmsflow.network.profile import Granularity, Profile, Table
+from dmsflow.network.latency import build_latency
+from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models, shipped
 from dmsflow.reporting.runs import costs_of, with_present_methods
@@ -29,7 +29,6 @@ from dmsflow.settings import with_present_names
 from dmsflow.terminal import block, format_threads, milliseconds, print_table
 
 WITHIN_PERCENT = 10.0  # an error below it is called small, as in the papers on latency prediction
-MOST_SAMPLES = 64  # widths of a staircase: what a line of a terminal has room for
 
 
 def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
@@ -253,7 +252,7 @@ def print_profile(shown: Profile, stream: TextIO) -> None:
     ]
     print_table(f"profile {shown.title}", (), rows, stream=stream)
     for table in shown.tables:
-        _print_times(table, shown.steps.get(table.block.partition(" ")[0], Granularity()), word, stream)
+        _print_times(table, word, stream)
     if shown.checked:
         checks = []
         for row in shown.checked:
@@ -267,8 +266,8 @@ def _median_and_largest(percents: list[float]) -> str:
     return f"median {statistics.median(percents):.1f} %, largest {max(percents):.1f} %"
 
 
-def _print_times(table: Table, steps: Granularity, word: str, stream: TextIO) -> None:
-    """Widths in go down and widths out across; a block with one of them has one row. Below it, its staircases."""
+def _print_times(table: Table, word: str, stream: TextIO) -> None:
+    """Widths in go down and widths out across; a block with one of them has one row."""
     times = [ms for row in table.ms for ms in row]
     largest, least = max(times), min((ms for ms in times if ms), default=0.0)
 
@@ -284,16 +283,3 @@ def _print_times(table: Table, steps: Granularity, word: str, stream: TextIO) ->
         head = ["in" if table.inputs else "", *map(str, table.inputs or ("any width",))]
         rows = [["ms", *map(cell, times)]]
     print_table(f"{table.block}, ms{word}", head, rows, stream=stream)
-    # The time along each direction, with the other at its widest, as a line whose height is the time: all widths
-    # between the narrowest and the widest, or as many as a line can show.
-    grid, reads, writes = Grid.from_table(table, steps), max(table.inputs, default=1), max(table.outputs, default=1)
-    drawn = []
-    for label, widths in (("in", table.inputs), ("out", table.outputs)):
-        if len(widths) > 1 and largest:
-            low, high = widths[0], widths[-1]
-            count = min(MOST_SAMPLES, high - low + 1)
-            samples = [low + (high - low) * index // (count - 1) for index in range(count)]
-            heights = [(grid(at, writes) if label == "in" else grid(reads, at)) / largest for at in samples]
-            drawn.append(f"  {label:>3} {low:>4} {''.join(map(block, heights))} {high}")
-    if drawn:
-        print(*drawn, sep="\n", end="\n\n", file=stream)
