@@ -9,7 +9,7 @@ import msgspec
 
 from dmsflow.files import hash_file
 from dmsflow.manifest import Manifest
-from dmsflow.modelfile.reader import ModelFile, Port
+from dmsflow.modelfile.summary import ModelFile, Port
 from dmsflow.terminal import print_table
 
 LONGEST_NAME = 40  # of an op; the end of a name says more than its beginning
@@ -44,8 +44,7 @@ def print_model(model: ModelFile, stream: TextIO) -> None:
         parts.setdefault(op.part, []).append(row)
     for part, ops in parts.items():
         print_table(f"ops of {part}, {len(ops)}", HEAD, ops, stream=stream)
-    totals = msgspec.to_builtins(model.totals)
-    counts = [(name.replace("_", " "), f"{count:,}") for name, count in totals.items() if count]
+    counts = [(name.replace("_", " "), f"{count:,}") for name, count in model.totals.items() if count]
     print_table("totals", (), counts, stream=stream)
     for warning in model.warnings:
         print(warning, file=stream)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import math
 import shlex
@@ -20,7 +19,6 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import profile
-from dmsflow.network.latency import build_latency
 from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models, shipped
@@ -72,18 +70,11 @@ def print_chain(chain: Chain, stream: TextIO) -> None:
     rows = [(name, base[name], width, f"{width / base[name]:.2f}") for name, width in last.widths.items()]
     title = f"{last.network.name} on {last.data.name}, {last.network.resolution}×{last.network.resolution} pixels"
     print_table(title, ("width", "base", "chosen", "ratio"), rows, stream=stream)
-    costs: list[list[str | None]] = []
+    costs = []
     for name, widths in (("base", base), ("chosen", last.widths)):
         memory, macs = costs_of(last.network, widths)
-        costs.append([name, f"{memory:.4f}", f"{macs:.2f}"])
-        if used:
-            # The profile may say nothing of widths so large, or of a network that was not searched with it.
-            ms = None
-            with contextlib.suppress(DmsflowError):
-                ms = milliseconds(build_latency(last.network, used)(widths))
-            costs[-1].append(ms)
-    head = ["widths", "memory MiB", "million MACs", *([f"ms, predicted by {used.title}"] if used else [])]
-    print_table("cost", head, costs, stream=stream)
+        costs.append((name, f"{memory:.4f}", f"{macs:.2f}"))
+    print_table("cost", ("widths", "memory MiB", "million MACs"), costs, stream=stream)
     for path, each in chain:
         _print_stage(path, each, used if each.stage == "search" else None, stream)
 
@@ -96,14 +87,13 @@ def _print_stage(path: Path, each: Manifest, used: Profile | None, stream: TextI
     ran = with_present_names(each.environment)
     named = {"name": used.name, "method": used.method} if used else ran.get("profile")
     word = " (modelled)" if named and named["method"] == "modelled" else ""
-
-    def marked(name: str) -> str:
-        """A number that nobody measured has that word beside its name."""
-        return name + word if name.startswith("predict") else name
-
     metrics = with_present_methods(each.metrics)
     tables = {name: value for name, value in metrics.items() if isinstance(value, (dict, list))}
-    rows = [(marked(name), format_value(value)) for name, value in metrics.items() if name not in tables]
+    rows = [
+        (name + word if name.startswith("predict") else name, format_value(value))
+        for name, value in metrics.items()
+        if name not in tables
+    ]
     machine = measured_machine(ran)
     facts = {"governor": machine.get("governor"), "temperature °C": machine.get("temperature_c")}
     facts |= {name: ran.get(name) for name in ("torch_device", "device", "threads", "amp", "runtimes")}
@@ -115,14 +105,23 @@ def _print_stage(path: Path, each: Manifest, used: Profile | None, stream: TextI
         rows.append((f"file: {role}", f"{path.parent / file.path} ({file.size_bytes:,} bytes)"))
     print_table(f"{each.stage}: {path}", (), rows, stream=stream)
     for name, value in tables.items():
-        pairs = [*(value.items() if isinstance(value, dict) else enumerate(value))]
-        if pairs and all(isinstance(row, dict) for _, row in pairs):
-            records = [{"": key, **row} if isinstance(value, dict) else row for key, row in pairs]
-            keys = list(dict.fromkeys(key for row in records for key in row))
-            cells = [[format_value(row.get(key)) for key in keys] for row in records]
-            print_table(name, [marked(key) for key in keys], cells, stream=stream)
-        elif pairs:
-            print_table(name, (), [(key, format_value(inner)) for key, inner in pairs], stream=stream)
+        _print_nested(name, value, word, stream)
+
+
+def _print_nested(name: str, value: dict[str, Any] | list[Any], word: str, stream: TextIO) -> None:
+    """A list or record as a table of its own: of records a row each, of other values beside their names or numbers.
+
+    `word` stands beside the name of what was predicted, unless it is empty.
+    """
+    pairs = [*(value.items() if isinstance(value, dict) else enumerate(value))]
+    if pairs and all(isinstance(row, dict) for _, row in pairs):
+        records = [{"": key, **row} if isinstance(value, dict) else row for key, row in pairs]
+        keys = list(dict.fromkeys(key for row in records for key in row))
+        cells = [[format_value(row.get(key)) for key in keys] for row in records]
+        head = [key + word if key.startswith("predict") else key for key in keys]
+        print_table(name, head, cells, stream=stream)
+    elif pairs:
+        print_table(name, (), [(key, format_value(inner)) for key, inner in pairs], stream=stream)
 
 
 def format_value(value: Any) -> Any:
@@ -131,6 +130,8 @@ def format_value(value: Any) -> Any:
         return " ".join(map(str, value.values()))  # widths, in the order of the table above
     if isinstance(value, dict):
         return ", ".join(f"{name} {format_value(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else value
@@ -225,41 +226,24 @@ def _describe_profile(name: str) -> str:
 
 def print_profile(shown: Profile, stream: TextIO) -> None:
     """Print where a profile comes from, every block as a table of widths, and its error on other networks."""
-    machine, word = measured_machine(shown.environment), " (modelled)" if shown.method == "modelled" else ""
-    degrees = {"before": machine.get("temperature_before_c"), "after": machine.get("temperature_c")}
-    steps = [f"{op} {each.inputs} in, {each.outputs} out" for op, each in shown.steps.items()]
+    word, record = " (modelled)" if shown.method == "modelled" else "", msgspec.to_builtins(shown)
     spreads = [spread for table in shown.tables for row in table.spread_percent for spread in row]
     quality, errors = "not checked", [abs(row.error_percent) for row in shown.checked]
     if errors:
         within = sum(error <= WITHIN_PERCENT for error in errors)
         quality = f"{_median_and_largest(errors)}; {within} of {len(errors)} within ±{WITHIN_PERCENT:g} %"
-    rows: list[tuple[str, object]] = [
-        ("method", shown.method),
-        ("target", shown.target),
-        ("networks", "1-bit" if shown.precision == "binary" else "float32"),
-        ("device", shown.device),
-        *((name, machine.get(name)) for name in ("processor", "system", "governor")),
-        ("temperature", ", ".join(f"{value:.0f} °C {when}" for when, value in degrees.items() if value) or None),
-        ("runtime", f"{shown.runtime}, {format_threads(shown.threads)}"),
-        ("date", shown.environment.get("date")),
-        ("overhead of a run", f"{milliseconds(shown.overhead_ms)} ms"),
-        ("steps of widths", "; ".join(steps) or "none"),
-        ("points", f"{len(spreads)}, of {len(shown.tables)} fused blocks"),
-        ("spread of a point", _median_and_largest(spreads)),
-        ("drift", f"{shown.drift_percent:+.1f} % from start to end"),
-        ("error on other networks", quality),
-        *(("command", shlex.join(command)) for command in shown.commands),
-    ]
+    facts = {**record, **measured_machine(shown.environment), "date": shown.environment.get("date")}
+    del facts["schema"], facts["name"]
+    rows = [(name, format_value(value)) for name, value in facts.items() if not isinstance(value, (dict, tuple))]
+    rows.append(("points", f"{len(spreads)}, of {len(shown.tables)} fused blocks"))
+    rows += [("spread of a point", _median_and_largest(spreads)), ("error on other networks", quality)]
+    rows += [("command", shlex.join(command)) for command in shown.commands]
     print_table(f"profile {shown.title}", (), rows, stream=stream)
+    _print_nested("steps of widths", record["steps"], "", stream)
     for table in shown.tables:
         _print_times(table, word, stream)
-    if shown.checked:
-        checks = []
-        for row in shown.checked:
-            times = milliseconds(row.predicted_ms), milliseconds(row.measured_ms), f"{row.error_percent:+.1f}"
-            checks.append((row.network, row.resolution, " ".join(map(str, row.widths)), *times))
-        head = ("network", "pixels", "widths", "predicted ms", "measured ms", "error %")
-        print_table(f"networks that gave no point of the profile{word}", head, checks, stream=stream)
+    checked = [{**msgspec.to_builtins(row), "error_percent": row.error_percent} for row in shown.checked]
+    _print_nested(f"networks that gave no point of the profile{word}", checked, "", stream)
 
 
 def _median_and_largest(percents: list[float]) -> str:

@@ -26,7 +26,6 @@ from dmsflow.environment import describe_environment
 from dmsflow.files import describe_artifact
 from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
-from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
 from dmsflow.reporting import figures, page, report, runs, sections
@@ -255,39 +254,11 @@ def test_a_chain_without_its_search_has_a_label(tmp_path: Path) -> None:
     assert (run.label, list(run.stages)) == ("unknown (run)", ["export", "bench"])
 
 
-def fits(run: runs.Run, widths: dict[str, int], limits: dict[str, float]) -> bool:
-    memory, macs = cost.memory_bytes(run.network, widths) / cost.MIB, cost.macs(run.network, widths) / 1e6
-    return bool(memory <= limits.get("memory_mib", math.inf) and macs <= limits.get("macs_m", math.inf))
-
-
-@pytest.mark.parametrize("chosen", [{"memory_mib": 0.1}, {"memory_mib": 0.2, "macs_m": 12.0}, {"memory_mib": None}])
-def test_the_uniform_network_is_the_widest_within_the_budgets(chosen: dict[str, float], tmp_path: Path) -> None:
-    ((run,),) = (
-        group.runs for group in runs.collect([write(tmp_path / "x", "equal", top1=None, network=VGG11, **chosen)])
-    )
-    widths = runs.uniform_widths(run)
-    assert widths and fits(run, widths, run.limits)
-    pairs = list(zip(widths.values(), VGG11.widths.values(), strict=True))
-    lowest, highest = max((width - 1) / base for width, base in pairs), min((width + 1) / base for width, base in pairs)
-    assert lowest < highest, "one ratio gives all of them, to a channel"
-    assert not any(fits(run, {**widths, name: width + 2}, run.limits) for name, width in widths.items())
-
-
-def test_the_uniform_network_meets_a_latency_budget(tmp_path: Path, make_profile: Any) -> None:
-    made = make_profile(VGG11)
-    limit = build_latency(VGG11, made)(dict.fromkeys(VGG11.widths, 40))
-    path = write(tmp_path / "x", "equal", top1=None, network=VGG11, memory_mib=1.0, profile="board", latency_ms=limit)
-    profile.save_profile(path.parent / "profile.json", made)
-    artifact = describe_artifact(path.parent / "profile.json", path.parent)
-    save_manifest(path, msgspec.structs.replace(load_manifest(path), artifacts={"profile": artifact}))
-    ((run,),) = (group.runs for group in runs.collect([path]))
-    widths = runs.uniform_widths(run)
-    assert widths and 0.5 * limit < build_latency(VGG11, made)(widths) <= limit
-
-
 def test_the_uniform_network_is_the_one_its_search_compared_with(tmp_path: Path) -> None:
     ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "x", memory_mib=5.0)]))
     assert runs.uniform_widths(run) == run.metrics("search")["comparison"][2]["widths"]
+    ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "y", "equal")]))
+    assert runs.uniform_widths(run) is None
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -560,22 +531,9 @@ def test_a_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (folder / "search.jsonl").write_bytes(whole[:-40])
     assert "search.jsonl: changed after search.json was written; restore it" in refused(capsys, folder)
     search = folder / "search.json"
-    artifact = describe_artifact(folder / "search.jsonl", folder)
-    content = json.loads(search.read_text())
-    content["artifacts"]["log"] = msgspec.to_builtins(artifact)
-    search.write_text(json.dumps(content))
     (folder / "train.json").unlink()
-    assert f"search.jsonl: line {ROUNDS} is not a record (" in refused(capsys, folder)
     search.write_text("{}")
     assert "search.json: not a dmsflow manifest (" in refused(capsys, folder)
-
-
-@pytest.mark.parametrize("field", ["mu", "widths", "round"])
-def test_a_log_that_lacks_what_is_drawn(field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = rounds(0)
-    log[1][field] = [] if field == "mu" else None
-    path = write(tmp_path / "run", log=log)
-    assert f"line 2 has no good {field!r}; search again" in refused(capsys, path)
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:

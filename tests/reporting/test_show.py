@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -40,16 +41,15 @@ def printed(found) -> str:
 
 
 def test_a_profile_tells_where_it_is_from_and_how_good_it_is(network, make_profile):
-    rows = dict(line.strip().split("  ", 1) for line in printed(make_profile(network)).splitlines()[2:19])
-    rows = {name: text.strip() for name, text in rows.items()}
+    shown = [line.strip() for line in printed(make_profile(network)).splitlines()]
+    rows = dict(re.split("  +", line, maxsplit=1) for line in shown[2 : shown.index("", 2)])
     assert rows["method"] == "measured"
-    assert (rows["target"], rows["networks"], rows["device"]) == ("arm64", "1-bit", "ssh://pi@board")
-    assert (rows["processor"], rows["runtime"]) == ("Cortex-A72", "LCE 9.9, 1 thread")
+    assert (rows["target"], rows["precision"], rows["device"]) == ("arm64", "binary", "ssh://pi@board")
+    assert (rows["processor"], rows["runtime"], rows["threads"]) == ("Cortex-A72", "LCE 9.9", "1")
     assert rows["date"] == "2026-01-01"
-    assert (rows["governor"], rows["temperature"]) == ("–", "–")
-    assert rows["overhead of a run"] == "0.00200 ms"
-    assert rows["steps of widths"] == "binary_conv 16 in, 8 out"
-    assert rows["drift"] == "+0.5 % from start to end"
+    assert rows["overhead_ms"] == "0.002"
+    assert re.split("  +", shown[shown.index("steps of widths") + 4]) == ["binary_conv", "16", "8"]
+    assert rows["drift_percent"] == "0.5"
     # errors of -25 %, 2 % and 4 %
     assert rows["error on other networks"] == "median 4.0 %, largest 25.0 %; 2 of 3 within ±10 %"
     assert rows["command"] == "dmsflow profile --name board"
@@ -60,8 +60,10 @@ def test_a_profile_tells_where_it_is_from_and_how_good_it_is(network, make_profi
 def test_what_the_machine_told_is_shown(network, make_profile):
     heat = {"governor": "ondemand", "temperature_before_c": 40.0, "temperature_c": 61.0}
     shown = printed(make_profile(network, environment={"processor": "A72", **heat}, checked=(), precision="float"))
-    for words in ("ondemand", "40 °C before, 61 °C after", "not checked", "float32"):
-        assert words in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for words in ("governor ondemand", "temperature_before_c 40", "temperature_c 61", "precision float"):
+        assert words in lines
+    assert "error on other networks not checked" in lines
 
 
 def test_every_piece_is_a_table_of_its_times(network, make_profile):
@@ -85,30 +87,10 @@ def test_every_piece_is_a_table_of_its_times(network, make_profile):
         assert len(shades) == 1 or shades[min(times)] == 0
 
 
-def test_a_staircase_is_drawn_step_by_step(network, make_profile):
-    """Flat within a step of the kernels, never falling, and at its highest at the widest."""
-    found = make_profile(network)
-    steps = found.steps["binary_conv"]
-    lines = printed(found).splitlines()
-    table = next(table for table in found.tables if table.block.startswith("binary_conv"))
-    below = [line.split() for line in lines[lines.index(f"{table.block}, ms") :]]
-    drawn = {label: next(words for words in below if words[:2] == [label, "16"]) for label in ("in", "out")}
-    for label, step in (("in", steps.inputs), ("out", steps.outputs)):
-        _, low, stairs, high = drawn[label]
-        assert (int(low), int(high)) == (16, 64)
-        assert len(stairs) == 49
-        heights = [BLOCKS.index(character) for character in stairs]
-        assert heights == sorted(heights)
-        assert heights[-1] == len(BLOCKS) - 1 > heights[0]
-        for width in range(17, 65):
-            if (width - 1) % step:
-                assert stairs[width - 16] == stairs[width - 17], f"a step within {step} channels {label}"
-
-
 def test_the_networks_it_was_checked_on_are_listed(network, make_profile):
     lines = [" ".join(line.split()) for line in printed(make_profile(network)).splitlines()]
-    assert "vgg11 32 8 9 0.750 1.00 -25.0" in lines
-    assert "vgg11 32 8 9 1.02 1.00 +2.0" in lines
+    assert "vgg11 32 8 9 0.75 1 -25" in lines
+    assert "vgg11 32 8 9 1.02 1 2" in lines
 
 
 def test_the_word_stands_at_every_block_of_modelled_numbers(network, make_profile):
@@ -217,10 +199,6 @@ def test_a_chain_shows_what_was_predicted(chain, capsys):
     used = profile.load_profile(str(chain.parent / "profile.json"))
     assert cli.main(["show", str(chain)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert f"widths memory MiB million MACs ms, predicted by {used.title}" in lines
-    chosen = next(line for line in lines if line.startswith("chosen"))
-    assert chosen.endswith(f" {milliseconds(written.metrics['predicted_latency_ms'])}")
-    assert next(line for line in lines if line.startswith("base ")).endswith(" –")  # wider than was measured
     word = " (modelled)" if used.method == "modelled" else ""
     predicted = f"{written.metrics['predicted_latency_ms']:.4g}"
     assert lines.count(f"predicted_latency_ms{word} {predicted}") == 2  # of the search, and of the bench
