@@ -14,10 +14,9 @@ from pathlib import Path
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import onnx_reader, tflite_reader
 from dmsflow.modelfile.graph import plain
-from dmsflow.modelfile.summary import ModelFile, Op, Port, summarize_graph
+from dmsflow.modelfile.summary import ModelFile, summarize_graph
 from dmsflow.modelfile.tflite import Damaged
 
-__all__ = ["ModelFile", "Op", "Port", "is_model_file", "parse_model_file", "read_model_file"]
 FORMATS = {".tflite": tflite_reader.read_graph, ".onnx": onnx_reader.read_graph}
 
 

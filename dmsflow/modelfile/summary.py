@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,36 +61,13 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     constant_bytes: int
 
 
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a whole file; the five numbers of bytes add up to its size.
-
-    Attributes:
-        products: matrix products with constant weights; some files compute convolutions as such.
-        packed_convolutions, packed_products: those whose weights take one bit each in the file.
-        constant_ops: ops that only compute constants while the file is loaded; they have no rows.
-        rest_bytes: names, shapes, and all else that is no constant.
-    """
-
-    convolutions: int
-    binary_convolutions: int
-    packed_convolutions: int
-    products: int
-    binary_products: int
-    packed_products: int
-    constant_ops: int
-    binary_weight_bytes: int
-    float_weight_bytes: int
-    integer_weight_bytes: int
-    other_constant_bytes: int
-    rest_bytes: int
-
-
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a model file.
 
     Attributes:
         about: what else the file says of itself.
         widths: output channels of each op with weights, in order; that of a classifier is its classes.
+        totals: of the whole file, by what is counted (`_count_totals`).
         warnings: a line for each thing that is binary but neither smaller nor faster for it; "remarks" in JSON.
     """
 
@@ -103,7 +79,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[Port, ...]
     ops: tuple[Op, ...]
     widths: tuple[int | None, ...]
-    totals: Totals
+    totals: dict[str, int]
     warnings: tuple[str, ...] = msgspec.field(name="remarks")
 
 
@@ -121,7 +97,7 @@ def summarize_graph(graph: Graph, path: str, size_bytes: int) -> ModelFile:
         outputs=tuple(_port(graph.tensors[number]) for number in graph.outputs),
         ops=ops,
         widths=tuple(op.channels_out for op in ops if op.weight_bits != 0),
-        totals=_totals(ops, constants, size_bytes),
+        totals=_count_totals(ops, constants, size_bytes),
         warnings=tuple(_warnings(graph, ops)),
     )
 
@@ -248,28 +224,29 @@ def _port(tensor: Tensor) -> Port:
     return Port(tensor.name, tensor.dtype, tensor.shape)
 
 
-def _totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> Totals:
+def _count_totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> dict[str, int]:
+    """Ops and bytes of a whole file; the five numbers of bytes add up to its size.
+
+    Products are matrix products with constant weights (some files compute convolutions as such); packed are ops whose
+    weights take one bit each in the file. Ops that only compute constants while the file is loaded have no rows. The
+    rest is names, shapes, and all else that is no constant.
+    """
+    totals: dict[str, int] = {}
     convolutions = [op for op in ops if op.convolves]
     products = [op for op in ops if op.weight_bits != 0 and not op.convolves]
-    kinds: Counter[str] = Counter()
+    for name, chosen in (("convolutions", convolutions), ("products", products)):
+        totals[name] = len(chosen)
+        totals[f"binary_{name}"] = sum(op.binary for op in chosen)
+        totals[f"packed_{name}"] = sum(op.weight_bits == 1 for op in chosen)
+    totals["constant_ops"] = len({id(node) for node in constants.computed.values()})
+    totals |= dict.fromkeys(("binary_weight_bytes", "float_weight_bytes", "integer_weight_bytes"), 0)
     for op in ops:
         kind = "binary" if op.weight_bits == 1 else "float" if "float" in op.weight_dtype else "integer"
-        kinds[kind] += op.weight_bytes
+        totals[f"{kind}_weight_bytes"] += op.weight_bytes
     constant_bytes = sum(tensor.stored_bytes for tensor in constants.tensors)
-    return Totals(
-        convolutions=len(convolutions),
-        binary_convolutions=sum(op.binary for op in convolutions),
-        packed_convolutions=sum(op.weight_bits == 1 for op in convolutions),
-        products=len(products),
-        binary_products=sum(op.binary for op in products),
-        packed_products=sum(op.weight_bits == 1 for op in products),
-        constant_ops=len({id(node) for node in constants.computed.values()}),
-        binary_weight_bytes=kinds["binary"],
-        float_weight_bytes=kinds["float"],
-        integer_weight_bytes=kinds["integer"],
-        other_constant_bytes=constant_bytes - sum(kinds.values()),
-        rest_bytes=size_bytes - constant_bytes,
-    )
+    totals["other_constant_bytes"] = constant_bytes - sum(op.weight_bytes for op in ops)
+    totals["rest_bytes"] = size_bytes - constant_bytes
+    return totals
 
 
 def _warnings(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:

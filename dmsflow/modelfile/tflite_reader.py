@@ -6,15 +6,13 @@ or the other.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dmsflow.modelfile import tflite
-from dmsflow.modelfile.graph import BITS, Graph, Node, Shape, Tensor, Weights, numpy_type, plain, stored_size, whole
+from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, numpy_type, plain, stored_size, whole
 
 _TYPES = """
     float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
@@ -106,8 +104,8 @@ class _File:
                 raise tflite.Damaged(f"{tensor.name} has {len(stored)} bytes, its shape says {expected}")
             tensor.stored_bytes = len(stored)
             dtype = None if fields.get("sparsity") else numpy_type(tensor.dtype)
-            lengths = tensor.shape or ()
-            tensor.values = partial(_array, stored, dtype, lengths)
+            sizes = [length for length in tensor.shape or () if isinstance(length, int)]
+            tensor.values = lambda: None if dtype is None else np.frombuffer(stored, dtype).reshape(sizes)
         return tensor
 
     def node(self, operator: dict[str, Any], part: str, first: int, count: int) -> Node:
@@ -162,12 +160,6 @@ def _numbers(listed: Any, first: int, count: int) -> list[int]:
     if any(not tflite.ABSENT <= number < count for number in listed):
         raise tflite.Damaged("a tensor that is not there")
     return [first + number for number in listed if number >= 0]
-
-
-def _array(stored: memoryview, dtype: np.dtype[Any] | None, shape: Shape) -> NDArray[Any] | None:
-    if dtype is None:
-        return None
-    return np.frombuffer(stored, dtype).reshape([length for length in shape if isinstance(length, int)])
 
 
 def _last(tensor: Tensor) -> int | None:

@@ -1,6 +1,10 @@
-"""Runtimes; each file has `open(path, threads) -> Session` and `version() -> str`.
+"""Runtimes, one a file. Each has, with NumPy only and no torch,
 
-NumPy only, no torch.
+    open(path, threads) -> Session    a missing runtime or a damaged file is a DmsflowError
+    version() -> str                  the runtime's name and version
+
+A Session is a loaded file with one float32 input of `input_shape` [1, H, W, C]; its `run(images)` gives the logits
+[1, classes] of raw pixels 0..255 in that shape.
 
     REQUIRES: tuple[str, ...] = ("onnxruntime",)
 
@@ -18,40 +22,9 @@ If the runtime invents names, the runner also has a function that runs on this m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import load_plugin
-
-
-class Session(Protocol):
-    """A loaded model file.
-
-    Attributes:
-        input_shape: of its one float32 input, [1, H, W, C].
-    """
-
-    input_shape: tuple[int, ...]
-
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [1, classes] of raw pixels 0..255, float32, in `input_shape`."""
-        ...
-
-
-class Runner(Protocol):
-    """What a file of this folder offers."""
-
-    def open(self, path: Path, threads: int = 1) -> Session:
-        """Load a model file; a missing runtime or a damaged file is a DmsflowError."""
-        ...
-
-    def version(self) -> str:
-        """The runtime's name and version."""
-        ...
 
 
 def first_usable(names: Sequence[str]) -> tuple[str, DmsflowError | None]:
