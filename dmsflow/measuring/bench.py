@@ -35,7 +35,8 @@ from dmsflow.terminal import format_method, format_threads, milliseconds, print_
 FLOAT32 = "float32"
 BASELINE = "float32 network of the same widths"
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
-TIME = "latency_ms_median"
+TIMES = ("latency_ms_median", "latency_ms_p90", "latency_ms_minimum", "load_ms")  # of each file
+TIME = TIMES[0]
 
 Timings = dict[str, Timing]  # by the file's name first, then "float32" if there is a baseline
 
@@ -70,7 +71,9 @@ def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> P
     environment: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
     environment["machine"] = {name: fact for name, fact in msgspec.to_builtins(machine).items() if fact is not None}
     environment["runtimes"] = {label: timing.runtime for label, timing in timings.items()}
-    environment |= {"profile": prediction.facts()} if prediction else {}
+    if prediction:
+        used = prediction.profile
+        environment["profile"] = {"name": used.name, "method": used.method, "sha256": prediction.sha256}
     done = manifest.Done({"model": benched.path, "timings": out / "bench-timings.json"}, metrics, environment)
     manifest.finish_stage(path, settings, flow, done, (source, benched.export) if benched.export else None)
     check_required(path, settings)
@@ -150,11 +153,9 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
     numbers: dict[str, float] = {}
     for label, timing in timings.items():
         prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
-        median, p90 = np.percentile(timing.runs_ms, (50, 90))
-        numbers[f"{prefix}{TIME}"] = float(median)
-        numbers[f"{prefix}latency_ms_p90"] = float(p90)
-        numbers[f"{prefix}latency_ms_minimum"] = min(timing.runs_ms)
-        numbers[f"{prefix}load_ms"] = timing.load_ms
+        median, p90 = map(float, np.percentile(timing.runs_ms, (50, 90)))
+        times = dict(zip(TIMES, (median, p90, min(timing.runs_ms), timing.load_ms), strict=True))
+        numbers |= {f"{prefix}{name}": ms for name, ms in times.items()}
         if timing.peak_memory_bytes is not None:
             numbers[f"{prefix}peak_memory_mib"] = timing.peak_memory_bytes / MIB
     median = numbers[TIME]
@@ -178,7 +179,7 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
     rows = []
     for label, timing in timings.items():
         prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
-        ms = [metrics[f"{prefix}{name}"] for name in (TIME, "latency_ms_p90", "latency_ms_minimum", "load_ms")]
+        ms = [metrics[f"{prefix}{name}"] for name in TIMES]
         median, p90, minimum, load = map(milliseconds, ms)
         ratio = f"{ms[0] / metrics[f'{FLOAT32}_{TIME}']:.2f}×" if FLOAT32 in timings else None
         peak, top1 = metrics.get(f"{prefix}peak_memory_mib"), metrics.get("top1_percent")

@@ -45,10 +45,6 @@ class Prediction:
         error = 100 * (self.ms / measured_ms - 1)
         return {"predicted_latency_ms": self.ms, "prediction_error_percent": error, "pieces": self.blocks}
 
-    def facts(self) -> dict[str, Any]:
-        """The profile, as a manifest names it."""
-        return {"name": self.profile.name, "method": self.profile.method, "sha256": self.sha256}
-
 
 def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> Prediction | None:
     """Predict with the profile asked for, else with the search's.

@@ -232,14 +232,10 @@ def _load_state(saved: Path, settings: ProfileSettings) -> State:
         state = msgspec.json.decode(saved.read_bytes(), type=State)
     except msgspec.MsgspecError as error:
         raise DmsflowError(saved, f"is damaged ({error})", "begin again, without --resume") from error
-    if _differs(with_present_names(state.settings), settings):
+    recorded, wanted = with_present_names(state.settings), msgspec.json.decode(msgspec.json.encode(settings))
+    if any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED):
         raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
     return state
-
-
-def _differs(recorded: dict[str, Any], settings: ProfileSettings) -> bool:
-    wanted = msgspec.json.decode(msgspec.json.encode(settings))
-    return any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED)
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -337,12 +333,11 @@ def _fit_table(state: State, plane: Plane) -> Table:
 def _describe_device(state: State) -> dict[str, Any]:
     """The device, and what measured it."""
     first, last = state.machine[0], state.machine[-1]
-    machine = msgspec.to_builtins(last)
-    del machine["method"]  # the profile has it itself
     here = describe_environment()
-    versions = {"dmsflow": here["versions"]["dmsflow"]}
-    facts = {"temperature_before_c": first.temperature_c, "versions": versions}
-    return {**machine, **facts, "commit": here["commit"], "date": here["date"]}
+    facts: dict[str, Any] = msgspec.to_builtins(last) | {"temperature_before_c": first.temperature_c}
+    del facts["method"]  # the profile has it itself
+    facts |= {"versions": {"dmsflow": here["versions"]["dmsflow"]}, "commit": here["commit"], "date": here["date"]}
+    return facts
 
 
 # --- the profile's own error --------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_nodes_without_names_are_called_as_their_outputs(tmp_path):
     assert [names.get(name, name) for _, name, _ in rows] == ["a", "sum", "last"]
 
 
-def test_files_take_turns():
+def test_files_take_turns(monkeypatch):
     """One run of each in turn, the warm-up uncounted, the load timed apart."""
     order = []
 
@@ -164,7 +164,8 @@ def test_files_take_turns():
 
     asked = {"files": [{"path": name, "runner": "turns"} for name in "ab"]}
     asked |= {"threads": 1, "warm_up": 2, "runs": 3, "operations": True}
-    seen = _program.run_job(asked, lambda name: Runner)
+    monkeypatch.setattr(_program, "load_runner", lambda name: Runner)
+    seen = _program.run_job(asked)
     assert order == ["a", "b"] * 5
     assert [len(timing["runs_ms"]) for timing in seen["timings"]] == [3, 3]
     assert [timing["runtime"] for timing in seen["timings"]] == ["turns 1.0", "turns 1.0"]

@@ -77,7 +77,7 @@ def test_the_searchs_profile_predicts_piece_by_piece(folder: Path) -> None:
     assert sum(row["share_percent"] for row in found.blocks) == pytest.approx(100)
     assert blocks[1]["input_width"] == next(iter(WIDTHS.values()))
     sha256 = hash_file(folder / "profile.json")
-    assert found.facts() == {"name": "board", "method": "measured", "sha256": sha256}
+    assert (found.profile.name, found.profile.method, found.sha256) == ("board", "measured", sha256)
 
 
 def test_its_error_is_held_against_what_was_measured(folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_its_error_is_held_against_what_was_measured(folder: Path) -> None:
 def test_the_profile_asked_for_predicts_instead(folder: Path, saved: Save) -> None:
     found = of(folder, profile=saved(name="dream", method="modelled", overhead_ms=100.0))
     assert found and found.ms > 100
-    assert (found.profile.title, found.facts()["method"]) == ("dream (modelled)", "modelled")
+    assert (found.profile.title, found.profile.method) == ("dream (modelled)", "modelled")
 
 
 OTHER_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,18 +32,16 @@ HOTTEST_C = 150.0  # sensors that read more, or nothing above zero, are not conn
 COUNTED = "DMSFLOW_MARK"  # the variable that an emulated device sets, which counts (native/count.c)
 
 
-def run_job(job: dict[str, Any], load: Callable[[str], ModuleType] | None = None) -> dict[str, Any]:
-    """Run a job in this process and give a devices.Measurement, whose memory is that of the whole process.
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a devices.Job, as JSON gives it back, in this process.
 
-    Args:
-        job: a devices.Job as JSON gives it back.
-        load: finds a runner by its name.
+    What it gives is a devices.Measurement, whose memory is that of the whole process.
 
     Raises:
         DmsflowError: a file cannot be loaded.
     """
     files, threads = job["files"], job["threads"]
-    runners = [(load or load_runner)(file["runner"]) for file in files]
+    runners = [load_runner(file["runner"]) for file in files]
     runtimes = [one.version() for one in runners]  # imports them, which is no part of loading a file
     sessions, load_ms = [], []
     for one, file in zip(runners, files, strict=True):

@@ -146,7 +146,7 @@ def measure(device: Emulated, job: Job) -> Measurement:
     once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
     counted = device.folder / "counts"
     measured = _python.measure(once, partial(_run_program, device, counted), f"device {device.address}")
-    counts = llvm_mca.read_counts(counted)
+    codes, runs = llvm_mca.read_counts(counted)
     counted.unlink()
     core = CORES[device.name]
     per_ms = core.ghz * 1e6  # cycles
@@ -154,8 +154,8 @@ def measure(device: Emulated, job: Job) -> Measurement:
     timings = []
     # First each file was loaded, which is much code that runs once; then each ran.
     for index, (file, timing) in enumerate(zip(files, measured.timings, strict=True)):
-        load = model.cycles(counts.run(index), llvm_mca.LOAD_COVERAGE)
-        spans = model.cycles(counts.run(len(files) + index))
+        load = model.cycles(codes, runs[index], llvm_mca.LOAD_COVERAGE)
+        spans = model.cycles(codes, runs[len(files) + index])
         # The delegate marks where each of its operations begins and ends; other runtimes mark nothing.
         marked = job.operations and file.runner == "litert"
         rows = litert.name_operations(Path(file.path), [span / per_ms for span in spans]) if marked else []

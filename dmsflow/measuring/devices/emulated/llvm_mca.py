@@ -15,24 +15,20 @@ One call of the analyser takes many blocks, and its result for a block is kept o
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
+from dmsflow.measuring.devices._python import last_line
 
 INSTALL = "apt install qemu-user llvm-19 g++-aarch64-linux-gnu"
 ANALYSER, DISASSEMBLER = "llvm-mca-19", "llvm-mc-19"  # one version: another one's models give other numbers
-# Cores that LLVM 19 has a model of its own for. It takes other names too, and silently uses one of these.
-CORES = ("cortex-a53", "cortex-a55", "cortex-a57", "neoverse-n1", "neoverse-v1")
 FEATURES = "--mattr=+all"
 INSTRUCTION_BYTES = 4
 ITERATIONS = 100
@@ -46,31 +42,11 @@ CALLS = re.compile(r"^\t(bl|blr)\t", re.MULTILINE)
 JUMPS = {"bl": "b", "blr": "br"}
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What an emulator counted (see native/count.c).
-
-    Attributes:
-        codes: of each block, its instructions' bytes.
-        spans: from one mark to the next, how often which block ran.
-        runs: of each run that was counted, its first span and the one after its last.
-    """
-
-    codes: tuple[bytes, ...]
-    spans: tuple[Mapping[int, int], ...]
-    runs: tuple[slice, ...]
-
-    def run(self, index: int) -> Counts:
-        """One run alone."""
-        return Counts(self.codes, self.spans[self.runs[index]], (slice(None),))
-
-    def length(self, block: int) -> int:
-        """Instructions of a block."""
-        return len(self.codes[block]) // INSTRUCTION_BYTES
+Spans = Sequence[Mapping[int, int]]  # from one mark to the next, how often which block ran
 
 
-def read_counts(path: Path) -> Counts:
-    """The file that the emulator's plugin wrote.
+def read_counts(path: Path) -> tuple[list[bytes], list[Spans]]:
+    """What an emulator counted (see native/count.c): the bytes of each block's instructions; the spans of each run.
 
     Raises:
         DmsflowError: it is not whole, or other threads than the first took part.
@@ -79,41 +55,31 @@ def read_counts(path: Path) -> Counts:
     if not text.endswith("end\n"):
         raise DmsflowError(path, "the emulator did not finish counting", "try again")
     codes: list[bytes] = []
-    spans: list[dict[int, int]] = []
-    begins: list[int] = []
+    runs: list[list[dict[int, int]]] = []
     for line in text.splitlines()[:-1]:
         word, *words = line.split()
         if word == "run":
-            begins.append(len(spans))
+            runs.append([])
         elif word == "block":  # its number, which rises by one, address and bytes
             codes.append(bytes.fromhex(words[2]))
         elif word == "span":
-            spans.append({})
+            runs[-1].append({})
             if words[0] != "0":
                 raise DmsflowError(path, "the work was shared by several threads", "count with one thread")
         else:
-            spans[-1][int(word)] = int(words[0])
-    runs = itertools.pairwise((*begins, len(spans)))
-    return Counts(tuple(codes), tuple(spans), tuple(slice(*run) for run in runs))
+            runs[-1][-1][int(word)] = int(words[0])
+    return codes, list(runs)
 
 
 class Model:
     """One core.
 
     Args:
-        core: one of `CORES`.
+        core: that LLVM has a model of its own for; it takes other names too, and silently uses another core's model.
         folder: where the cycles of blocks are kept; None: nowhere.
-
-    Raises:
-        DmsflowError: LLVM has no model of this core, or is not installed.
     """
 
     def __init__(self, core: str, folder: Path | None = None) -> None:
-        if core not in CORES:
-            raise DmsflowError(f"core {core}", "has no model of its own in LLVM", f"use one of {', '.join(CORES)}")
-        for tool in (ANALYSER, DISASSEMBLER):
-            if not shutil.which(tool):
-                raise DmsflowError(tool, "is not installed", INSTALL)
         self.core = core
         self.path = folder and folder / f"{core}.json"
         self.known: dict[str, float] = _read_known(self.path)
@@ -132,23 +98,23 @@ class Model:
             write_atomically(self.path, msgspec.json.encode(_read_known(self.path) | self.known))
         return [self.known[key] for key in keys]
 
-    def cycles(self, counts: Counts, coverage: float = RUN_COVERAGE) -> tuple[float, ...]:
+    def cycles(self, codes: Sequence[bytes], spans: Spans, coverage: float = RUN_COVERAGE) -> tuple[float, ...]:
         """Cycles of each span; the hottest blocks are analysed, until they run this part of all instructions."""
         total: Counter[int] = Counter()
-        for span in counts.spans:
+        for span in spans:
             total.update(span)
-        work = {block: times * counts.length(block) for block, times in total.items()}
+        lengths = [len(code) // INSTRUCTION_BYTES for code in codes]
+        work = {block: times * lengths[block] for block, times in total.items()}
         limit, covered, hot = coverage * sum(work.values()), 0, []
         for block in sorted(work, key=lambda block: (-work[block], block)):
             if covered >= limit:
                 break
             hot.append(block)
             covered += work[block]
-        cost = dict(zip(hot, self.per_block([counts.codes[block] for block in hot]), strict=True))
+        cost = dict(zip(hot, self.per_block([codes[block] for block in hot]), strict=True))
         average = sum(total[block] * cost[block] for block in hot) / max(1, covered)  # cycles per instruction
         return tuple(
-            sum(times * cost.get(block, average * counts.length(block)) for block, times in span.items())
-            for span in counts.spans
+            sum(times * cost.get(block, average * lengths[block]) for block, times in span.items()) for span in spans
         )
 
 
@@ -182,11 +148,10 @@ def _analyse(blocks: Sequence[str], core: str) -> list[float]:
 
 
 def _run(command: Sequence[str], stdin: str) -> str:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=stdin.encode(), capture_output=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise DmsflowError(command[0], f"failed ({reason})", INSTALL)
-    return done.stdout
+        raise DmsflowError(command[0], f"failed ({last_line(done)})", INSTALL)
+    return done.stdout.decode()
 
 
 def _read_known(path: Path | None) -> dict[str, float]:

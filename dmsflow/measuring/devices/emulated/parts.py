@@ -4,8 +4,7 @@ No root, no container and no emulator in the kernel: Debian's arm64 packages are
 state of its own and unpacked, wheels for aarch64 are put beside them by pip, and what is compiled is
 compiled here. All of it has fixed versions, so that the device is the same everywhere.
 
-Each part is made in a temporary folder and takes its place by rename; a part that is not as it was made
-is made again.
+Each part is made in a temporary folder and takes its place by rename, so it is whole or not there.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ WHEELS = {
 }
 PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in (34, 31, 28, 27, 26, 24, 17))
 NATIVE = Path(native.__file__).parent
-CONTENTS = ".contents"  # written last: how many files a part has, and their bytes
 STALE_S = 3600.0  # a temporary folder of that age belongs to no process that still runs
 CLOCK_CORES = 4
 NETWORK = "see that the network works, and try again"
@@ -93,8 +91,7 @@ def root(cpuinfo: str) -> Path:
 
     def make(place: Path) -> None:
         for path in base.iterdir():
-            if path.name != CONTENTS:
-                (place / path.name).symlink_to(path)
+            (place / path.name).symlink_to(path)
         # Runtimes choose their kernels by these, and crash on the host's own.
         cores = "".join(f"processor\t: {core}\n{cpuinfo}\n" for core in range(CLOCK_CORES))
         _write(place / "proc" / "cpuinfo", cores)
@@ -203,41 +200,22 @@ def make_part(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
         make: fills an empty folder.
     """
     path = folder() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if _is_whole(path):
+    if path.is_dir():
         return path
     folder().mkdir(parents=True, exist_ok=True)
     for abandoned in folder().glob(".making-*"):  # by processes that were killed
         if time.time() - abandoned.stat().st_mtime > STALE_S:
             shutil.rmtree(abandoned, ignore_errors=True)
-    if path.is_dir():
-        _print_step(f"{path} is damaged: it is made again")
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder()) as private:
         place = Path(private, "part")
         place.mkdir()
         make(place)
-        _write(place / CONTENTS, _describe_contents(place))
-        if path.is_dir() and not _is_whole(path):
-            path.rename(Path(private, "damaged"))
         try:
             place.rename(path)
         except OSError:
-            if not _is_whole(path):  # else another process was faster
+            if not path.is_dir():  # else another process was faster
                 raise
     return path
-
-
-def _is_whole(path: Path) -> bool:
-    contents = path / CONTENTS
-    return contents.is_file() and contents.read_text(encoding="utf-8") == _describe_contents(path)
-
-
-def _describe_contents(path: Path) -> str:
-    """How many files there are and their bytes, but for what Python compiles by itself."""
-    sizes = []
-    for place, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        sizes += [os.lstat(os.path.join(place, file)).st_size for file in files if file != CONTENTS]
-    return f"{len(sizes)} files, {sum(sizes)} bytes\n"
 
 
 def _hash(paths: Sequence[Path]) -> str:
