@@ -82,13 +82,9 @@ def lay_out(
     steps: dict[str, Granularity],
     before: Profile | None,
 ) -> list[Plane]:
-    """The points of every block that is missing.
+    """The points of every block that `find_missing` found.
 
-    Args:
-        missing: by `find_missing`.
-        settings: how wide, and how many points.
-        steps: of the kernels.
-        before: the profile that these are added to; points of a table that is too narrow are timed again.
+    `before` is the profile that these are added to; points of a table that is too narrow are timed again.
     """
     planes = []
     for block, bases in missing:
@@ -120,11 +116,7 @@ def _middle_of_step(edge: int, step: int) -> int:
 
 
 def isolate_steps(channels: int) -> dict[tuple[str, str], list[Sum]]:
-    """Micro-benchmarks that show the steps of kernels: by op and side a sum for each width that `find_step` takes.
-
-    Args:
-        channels: of the image.
-    """
+    """Micro-benchmarks that show the steps of kernels: by op and side a sum for each width that `find_step` takes."""
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
     rest = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
     binary = FusedBlock((Layer(name="c", op="binary_conv", **window), *rest), microbenchmarks.CHANNELS, 32, 64, 64)

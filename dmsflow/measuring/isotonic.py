@@ -15,11 +15,7 @@ def fit_rising_table(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> N
     """The nearest table, in weighted squares, that falls along no row and no column, and nowhere below zero.
 
     Rows and columns are fitted by turns (Dykstra's projections). To raise whatever falls would be simpler,
-    and biased: of noisy times the largest would stay.
-
-    Args:
-        ms: [rows, columns].
-        weights: of the same shape, above zero.
+    and biased: of noisy times the largest would stay. Weights are above zero.
     """
     table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
     for index in range(2 * PROJECTIONS):

@@ -94,14 +94,7 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
 
 
 def why_not_comparable(used: Profile, target_name: str, precision: str, threads: int) -> str | None:
-    """Why a profile does not predict a network trained, exported and run in this way; None: it does.
-
-    Args:
-        used: the profile.
-        target_name: what the file is for.
-        precision: "binary" or "float".
-        threads: of the runtime.
-    """
+    """Why a profile does not predict a network trained, exported and run in this way; None: it does."""
     if used.precision != precision:
         return f"is of {used.precision} networks, and this one is {precision}"
     if used.target != target_name and load_target(used.target).exporter != load_target(target_name).exporter:
@@ -114,11 +107,7 @@ def why_not_comparable(used: Profile, target_name: str, precision: str, threads:
 def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, machine: Machine) -> None:
     """Print it beside what was measured, where it comes from, and what each block takes of it.
 
-    Args:
-        prediction: of the file.
-        measured: the file's own timing.
-        measured_ms: the number of that timing to compare with.
-        machine: that measured it.
+    `measured_ms` is the number of the file's timing to compare with.
     """
     used, title = prediction.profile, prediction.profile.title
     error = f"{prediction.metrics(measured_ms)['prediction_error_percent']:+.1f}"

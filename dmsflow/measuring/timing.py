@@ -69,10 +69,7 @@ class Stopwatch:
     """Times files on one device.
 
     Attributes:
-        measure: of the device.
         reference: what runs in every round.
-        threads: of the runtime.
-        history: of the device so far.
         until: on the clock of time.monotonic(): from then on, noisy rounds are not repeated.
         runtime: as the device named it.
     """

@@ -123,8 +123,8 @@ class Series:
     signs: Sequence[int] = ()
 
 
-def _start(height: float, width: float = WIDTH, layout: Any = "constrained") -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
+def _start(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     axes = figure.add_subplot()
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -165,7 +165,7 @@ def draw_lines(
     title: str, y_label: str, lines: Sequence[Series], *, limits: Mapping[str, float] | None = None, small: bool = False
 ) -> Figure:
     """Lines over the rounds of a search; limits are drawn across, with their labels in the legend."""
-    figure, axes = _start(SMALL_HEIGHT, SMALL_WIDTH, None) if small else _start(HEIGHT)
+    figure, axes = _start(SMALL_HEIGHT, SMALL_WIDTH) if small else _start(HEIGHT)
     for line in lines:
         size = 0 if line.signs else 2.5 if len(line.x) > 20 or small else 3.5
         axes.plot(line.x, line.y, linestyle=line.style.dash, label=line.label, **line.style.marks(size))
@@ -183,8 +183,6 @@ def draw_lines(
         return _finish(figure, title, "round", y_label)
     axes.set_title(title)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    # The same margins in all of them, since they are arranged in rows.
-    figure.subplots_adjust(38 / SMALL_WIDTH, 22 / SMALL_HEIGHT, 1 - 6 / SMALL_WIDTH, 1 - 20 / SMALL_HEIGHT)
     return figure
 
 
@@ -285,11 +283,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def write_figure(figure: Figure, path: Path | io.BytesIO, form: str) -> None:
-    """A file of its own, light, as the page has it; the same bytes for the same figure, without a date.
-
-    Args:
-        form: "svg" or "png".
-    """
+    """A file of its own (svg or png), light, as the page has it; the same bytes for the same figure, without a date."""
     absent = ("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",)
     with mpl.rc_context(SETTINGS):
         figure.savefig(path, format=form, dpi=72 * (1 if form == "svg" else PNG_SCALE), metadata=dict.fromkeys(absent))

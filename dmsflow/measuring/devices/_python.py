@@ -54,7 +54,6 @@ def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurem
     """Time all files of a job in one process, then each file's memory in another.
 
     Args:
-        job: what to measure.
         run: runs the program on a job, and gives back its stdout.
         device: as errors call it, unless it is this machine.
 

@@ -144,13 +144,7 @@ def last_line(text: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """A private folder on a device.
-
-    Attributes:
-        shell: of the device.
-        path: of the folder.
-        put: copies a file of this machine (its path) to a path there.
-    """
+    """A private folder on a device; `put` copies a file of this machine (its path) to a path there."""
 
     shell: Shell
     path: str
@@ -164,7 +158,7 @@ def make_folder(shell: Shell, first: Shell, put: Callable[[str, str], None], par
     Args:
         shell: for what is run meanwhile.
         first: makes the connection that the folder exists with.
-        put: copies a file of this machine to a path there.
+        put: as in `Folder`.
         parent: where to make it; by default where the device has its temporary files.
 
     Raises:

@@ -176,12 +176,8 @@ def emulate(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the emulated Python, with dmsflow's runners and the delegate to import.
 
-    Args:
-        device: set up.
-        arguments: of Python.
-        stdin: of the process.
-        runners: whose wheels it has (`parts.WHEELS`) beside LiteRT's, with which NumPy comes.
-        counted: where to write what was counted; None: nothing is.
+    It has the wheels of `runners` (`parts.WHEELS`) beside LiteRT's, with which NumPy comes. What is counted is written
+    to `counted`, if anything is.
     """
     root = parts.root(CORES[device.name].cpuinfo)
     sites = [parts.site(name) for name in ("litert", *sorted(set(runners) & parts.WHEELS.keys() - {"litert"}))]

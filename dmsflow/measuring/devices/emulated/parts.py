@@ -194,10 +194,7 @@ def _plugin_api(version: str) -> int:
 def make_part(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
     """The folder of a part: as it is, or made now.
 
-    Args:
-        name: of the part.
-        recipe: all that decides what is in it.
-        make: fills an empty folder.
+    `recipe` is all that decides what is in it, `make` fills an empty folder.
     """
     path = folder() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if path.is_dir():

@@ -85,12 +85,7 @@ def install(folder: Folder, program: Path, address: str) -> Measure:
 
 
 def time_files(job: Job, program: Path, run: RunProgram) -> tuple[Timing, ...]:
-    """Run the program on each file of a job.
-
-    Args:
-        job: what to measure.
-        program: this machine's copy, for its name.
-        run: runs it.
+    """Run the program on each file of a job; `program` is this machine's copy, for its name.
 
     Raises:
         DmsflowError: it printed no timings.
