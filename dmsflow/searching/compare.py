@@ -9,26 +9,26 @@ import torch.nn.functional as F
 
 from dmsflow.network.latency import Latency
 from dmsflow.searching.supernetwork import SuperNetwork
+from dmsflow.searching.verdict import describe_verdict
 from dmsflow.terminal import print_line, print_table
 from dmsflow.training.step import evaluate, top1_percent
-
-MEANING = "(standard error, the same images)"  # of what stands behind ±
 
 
 def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     """Loss of each candidate's integer widths on held-out images, against the first of them.
 
-    Returns a row a candidate: name, widths, costs, loss, top1_percent, and the paired difference of its
-    loss to the first one's with its standard error.
+    Returns a row a candidate: name, widths, costs, what it takes of each budget, loss, top1_percent, and the paired
+    difference of its loss to the first one's with its standard error.
     """
     rows: list[dict[str, Any]] = []
-    reference = None
+    reference, budgets = None, net.budgets
     for name, widths in candidates.items():
         logits, labels = evaluate(net.model, net.held_out, widths)
         losses = F.cross_entropy(logits, labels, reduction="none").double()
         reference = losses if reference is None else reference
         difference = losses - reference
-        row: dict[str, Any] = {"name": name, "widths": widths, **net.budgets.figures(widths)}
+        used = {each.name: each.cost(budgets.network, widths) / each.limit for each in budgets.limits}
+        row: dict[str, Any] = {"name": name, "widths": widths, **budgets.figures(widths), "budgets_used": used}
         row |= {"loss": float(losses.mean()), "top1_percent": top1_percent(logits, labels)}
         error = float(difference.std() / math.sqrt(len(difference)))
         row |= {"loss_difference": float(difference.mean()), "standard_error": error, "images": len(losses)}
@@ -55,16 +55,3 @@ def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency
         cells.append((row["name"], *costs, f"{row['top1_percent']:.2f}", f"{row['loss']:.4f}", difference, mark))
     print_table(f"Shared weights, integer widths, {rows[0]['images']} held-out training images", head, cells)
     print_line(describe_verdict(rows, chosen))
-
-
-def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
-    """Whether the searched widths beat the equal ones, or which others are taken in their place, in a sentence."""
-    if chosen is not rows[0]:
-        facts = f"{-chosen['loss_difference']:.4f} ± {chosen['standard_error']:.4f} lower {MEANING}"
-        return f"The widths of {chosen['name']} are taken in place of the searched ones: their loss is {facts}."
-    equal = next(row for row in rows if row["name"] == "equal")
-    lead, error = equal["loss_difference"], equal["standard_error"]
-    side = "lower" if lead > 0 else "higher"
-    facts = f"its loss is {abs(lead):.4f} ± {error:.4f} {side} {MEANING}"
-    verdict = "beat equal widths" if lead > error else "did not beat equal widths by more than a standard error"
-    return f"The search {verdict}: {facts}."

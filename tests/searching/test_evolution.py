@@ -16,8 +16,8 @@ from small_search import DATA, threads_as_before  # noqa: F401
 from dmsflow.manifest import Flow
 from dmsflow.searching import descent, evolution, published, search
 from dmsflow.searching.budget import Ratios, as_widths, memory_mib
-from dmsflow.searching.compare import describe_verdict
 from dmsflow.searching.supernetwork import SuperNetwork
+from dmsflow.searching.verdict import describe_verdict
 from dmsflow.settings import SearchSettings
 from dmsflow.training import forward
 from dmsflow.training.forward import forward_loss
@@ -184,16 +184,33 @@ def test_weight_steps_are_mixed_by_their_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lead", "words"),
+    ("leads", "words"),
     [
-        (0.3, "beat equal widths: its loss is 0.3000 ± 0.1000 lower"),
-        (0.05, "did not beat"),
-        (-0.2, "0.2000 ± 0.1000 higher"),
+        (
+            {"equal": (0.3, 0.1), "uniform": (0.5, 0.1)},
+            "The search beat the best baseline, equal: its loss is 0.3000 ± ",
+        ),
+        ({"equal": (0.3, 0.1), "uniform": (0.15, 0.1)}, "did not beat the best baseline, uniform, by two standard err"),
+        (
+            {"equal": (0.3, 0.1), "start": (-0.2, 0.3)},
+            "baseline, start, by two standard errors: its loss is 0.2000 ± 0.3000 h",
+        ),
+        ({"equal": (0.0, 0.0)}, "The search did not beat the best baseline, equal, by two standard errors"),
     ],
 )
-def test_the_search_says_whether_it_beat_equal_widths(lead: float, words: str) -> None:
-    rows = [{"name": "searched"}, {"name": "equal", "loss_difference": lead, "standard_error": 0.1}]
+def test_the_search_says_whether_it_beat_the_best_baseline(leads: dict[str, tuple[float, float]], words: str) -> None:
+    rows: list[dict[str, Any]] = [{"name": "searched"}]
+    rows += [{"name": name, "loss_difference": lead, "standard_error": error} for name, (lead, error) in leads.items()]
     assert words in describe_verdict(rows, rows[0])
+
+
+def test_the_verdict_names_baselines_that_leave_a_budget_unused() -> None:
+    rows: list[dict[str, Any]] = [{"name": "searched", "budgets_used": {"memory": 0.5}}]
+    used = {"equal": {"memory": 0.19, "latency": 0.99}, "uniform": {"memory": 0.95, "latency": 0.91}}
+    for name, shares in used.items():
+        rows.append({"name": name, "loss_difference": 0.1, "standard_error": 0.01, "budgets_used": shares})
+    verdict = describe_verdict(rows, rows[0])
+    assert verdict.endswith("images). Budgets that a baseline does not fill: equal takes 19 % of the memory.")
 
 
 def test_the_verdict_names_the_widths_that_are_taken_in_place_of_the_searched_ones() -> None:
