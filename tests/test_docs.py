@@ -113,7 +113,7 @@ def test_the_profile_page_shows_what_show_prints() -> None:
     labels = [re.split(r"\s{2,}", line.strip())[0] for line in lines]
     words = {label for label in labels if re.match(r"[a-z]", label)}
     assert words <= {re.split(r"\s{2,}", line.strip())[0] for line in out.getvalue().splitlines()}
-    assert words >= {"method", "steps of widths", "error on other networks", "date", "out"}
+    assert words >= {"method", "steps of widths", "error on other networks", "date"}
 
 
 def test_settings_and_metrics_of_latency_are_in_the_manifest_page() -> None:

@@ -18,7 +18,7 @@ from dmsflow.network.latency import build_latency
 from dmsflow.network.network import load_network
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import MEGA, Budgets, Ratios
-from dmsflow.searching.compare import MEANING, choose_row, compare_widths, print_comparison
+from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.evolution import count_equal_effort, evolve
 from dmsflow.searching.round_to_blocks import padded_macs, round_widths, stored_bytes
@@ -183,6 +183,6 @@ def _describe_alignment(rows: dict[str, dict[str, Any]], taken: bool) -> str:
         return "No rounding of the widths to multiples that the kernels use would cost less."
     stored = f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored"
     macs = f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
-    loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} {MEANING}"
+    loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
     widths = " ".join(map(str, after["widths"].values()))
     return f"{'Aligned' if taken else 'Not aligned'}, {widths}: {stored}, {macs}, {loss}."

@@ -1,4 +1,6 @@
-"""Runtimes, one a file. Each has, with NumPy only and no torch,
+"""Runtimes; each file has `open(path, threads) -> Session` and `version() -> str`.
+
+NumPy only, no torch.
 
     open(path, threads) -> Session    a missing runtime or a damaged file is a DmsflowError
     version() -> str                  the runtime's name and version
