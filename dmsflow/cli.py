@@ -244,7 +244,8 @@ def list_command(kind: str) -> None:
 def show_command(source: Path, as_json: bool) -> None:
     """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
 
-    The name of a model that comes with dmsflow stands for the last manifest of its chain.
+    The name of a model that comes with dmsflow stands for the last manifest of its chain, and so does the folder of a
+    run; while its search is not finished, where that stands.
 
     Of a model file, whoever wrote it: its ops with their shapes, channels and bytes, and what is binary in it
     but neither smaller nor faster.
@@ -261,17 +262,19 @@ def show_command(source: Path, as_json: bool) -> None:
 @click.option("--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write this page.")
 @click.option("--figures", type=FILE, help="Write each figure as a file of its own too, to this folder.")
 @click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these.")
-def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str) -> None:
+@click.option("--watch", is_flag=True, help="Write the page again while a search runs, until it is finished.")
+def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str, watch: bool) -> None:
     """Draw what runs found: one HTML page that needs no network.
 
     RUN is the folder of a run, a folder of such folders, a manifest, or a model's name. Runs that differ in their seed
-    alone are put together. An earlier report is overwritten, any other file is not.
+    alone are put together. An earlier report is overwritten, any other file is not. The page of a search that still
+    runs loads itself again every few seconds.
 
     Example: dmsflow report runs --figures pictures
     """
     from dmsflow.reporting.report import write_report
 
-    click.echo(write_report(sources, out, folder=figures, form=form))
+    click.echo(write_report(sources, out, folder=figures, form=form, watch=watch))
 
 
 @cli.command("doctor")

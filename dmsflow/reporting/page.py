@@ -39,8 +39,20 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; 
 th { font-weight: 600; }
 thead th { color: var(--soft); }
 td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflow-wrap: anywhere; }
-@media (min-width: 48rem) { td:first-child { min-width: 20rem; } }
 td.number, th.number { text-align: right; }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
+.facts th { color: var(--soft); }
+@media (min-width: 48rem) { tbody td:first-child { min-width: 20rem; } }
+@media (max-width: 48rem) {
+  .table thead { display: none; }
+  .table table, .table caption, .table tbody, .table tr, .table td, .facts th { display: block; min-width: 0; }
+  .table tr { border-bottom: 1px solid var(--rule); padding: .35rem 0; }
+  .table td, .facts th { border: 0; padding: 0; white-space: normal; overflow-wrap: anywhere; }
+  .table td[data-head] { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+  .table td[data-head]::before { content: attr(data-head); color: var(--soft); white-space: nowrap; text-align: left; }
+  .table td:first-child { font-weight: 600; }
+  .facts td:nth-child(2) { font-weight: 400; }
+}
 pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
 summary { cursor: pointer; padding: .25rem 0; }
 """
@@ -51,7 +63,7 @@ DOCUMENT = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="@POLICY@">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 @GENERATOR@
-<link rel="icon" href="data:,">
+@REFRESH@<link rel="icon" href="data:,">
 <title>@TITLE@</title>
 <style>@STYLE@</style>
 </head>
@@ -62,11 +74,17 @@ DOCUMENT = """<!doctype html>
 """
 
 
-def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[str]) -> str:
-    """The whole page; `colours` are the light and dark values of the variables that its figures name."""
+def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[str], reload_s: int = 0) -> str:
+    """The whole page.
+
+    Args:
+        colours: the light and dark values of the variables that its figures name.
+        reload_s: a browser loads it again after so many seconds; 0: never.
+    """
     light, dark = (" ".join(f"--{name}: {pair[mode]};" for name, pair in colours.items()) for mode in (0, 1))
     style = STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
     parts = {"POLICY": POLICY, "GENERATOR": GENERATOR, "TITLE": escape(title), "STYLE": style, "BODY": "\n".join(body)}
+    parts["REFRESH"] = f'<meta http-equiv="refresh" content="{reload_s}">\n' if reload_s else ""
     return re.sub("@([A-Z]+)@", lambda name: parts[name[1]], DOCUMENT)
 
 
@@ -96,21 +114,32 @@ def figure(drawings: Iterable[str], caption: str, label: str, *, small: bool = F
 def table(caption: str, rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of cells by their heads, the same heads in each; columns of numbers are aligned right.
 
-    It scrolls within itself where it is too wide.
+    Where it is too wide it scrolls within itself; on a phone every row is a block of its own, of heads and cells.
     """
     cells = [["–" if cell is None else str(cell) for cell in row.values()] for row in rows]
     numeric = [all(cell == "–" or is_number(cell) for cell in column) for column in zip(*cells, strict=True)]
 
-    def line(row: Iterable[str], tag: str) -> str:
-        kinds = (f"{tag}{' scope=col' * (tag == 'th')}{' class=number' * right}" for right in numeric)
-        parts = (f"<{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
-        return f"<tr>{''.join(parts)}</tr>"
+    heads, kinds = list(rows[0]), [" class=number" * right for right in numeric]
+    names = ["", *(f' data-head="{escape(head)}"' for head in heads[1:])]
+    top = "".join(f"<th scope=col{kind}>{escape(head)}</th>" for head, kind in zip(heads, kinds, strict=True))
+    lines = []
+    for row in cells:
+        parts = zip(kinds, names, row, strict=True)
+        lines.append("".join(f"<td{kind}{name}>{escape(cell)}</td>" for kind, name, cell in parts))
+    return _framed("table", caption, f"<thead><tr>{top}</tr></thead>\n", lines)
 
-    body = "\n".join(line(row, "td") for row in cells)
+
+def facts(caption: str, rows: Mapping[str, str]) -> str:
+    """A table of labels and values, whose values may be sentences."""
+    lines = [f"<th scope=row>{escape(label)}</th><td>{escape(value)}</td>" for label, value in rows.items()]
+    return _framed("table facts", caption, "", lines)
+
+
+def _framed(kind: str, caption: str, head: str, lines: Iterable[str]) -> str:
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{escape(caption)}">\n<table>\n'
-        f"<caption>{escape(caption)}</caption>\n<thead>{line(rows[0], 'th')}</thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{escape(caption)}">\n<table>\n'
+        f"<caption>{escape(caption)}</caption>\n{head}<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
 
 

@@ -1,7 +1,8 @@
 """What runs found, as one HTML page: from widths and training errors to memory, accuracy and latency.
 
     runs.py        the chains in the folders given, in groups that differ in their seed alone
-    sections.py    accuracy, widths, what happened over the rounds, size, latency, comparison, facts
+    sections.py    result, accuracy, widths, what happened over the rounds, size, files, comparison, facts
+    result.py      what was found in words: its cost, and whether it beat the baselines
     figures.py     plain numbers as drawings, with matplotlib
     page.py        HTML
 
@@ -11,6 +12,8 @@ the reason. The same runs give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,19 +26,24 @@ from dmsflow.reporting.sections import Section, all_runs
 from dmsflow.reporting.shipped import default_out
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
+    ("result", "Result", sections.result_section),
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
     ("widths", "Widths per layer", sections.widths_section),
     ("error", "Error over the search", sections.error_section),
     ("rounds", "μ ± σ of every width", sections.rounds_section),
     ("budgets", "Cost against the budgets", sections.budgets_section),
     ("size", "Size per layer", sections.size_section),
-    ("latency", "Latency", sections.latency_section),
+    ("files", "Files and latency", sections.files_section),
     ("comparison", "Comparison at the end of the search", sections.comparison_section),
     ("facts", "Facts", sections.facts_section),
 )
+LIVE = ("result", "error", "rounds", "budgets")  # the sections of a search that is not finished
+RELOAD_S = 5
 
 
-def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | None = None, form: str = "svg") -> Path:
+def write_report(
+    sources: Sequence[Path], out: Path | None, *, folder: Path | None = None, form: str = "svg", watch: bool = False
+) -> Path:
     """Write the page of some runs, and give its path.
 
     Args:
@@ -43,24 +51,38 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
         out: the page; report.html beside the first source unless given. An earlier report is overwritten.
         folder: where the figures go as files of their own, if anywhere.
         form: of these files, "svg" or "png".
+        watch: write it again every few seconds, until none of the searches is running, or until an interrupt.
 
     Raises:
         DmsflowError: no runs there, or damaged ones; `out` is a file that is not a report.
     """
     path = out or (sources[0] if sources[0].is_dir() else default_out(sources[0])) / "report.html"
-    groups = collect(sources)
+    with contextlib.suppress(KeyboardInterrupt):
+        while _write_page(collect(sources), path, folder, form) and watch:
+            time.sleep(RELOAD_S)
+    return path
+
+
+def _write_page(groups: Sequence[Group], path: Path, folder: Path | None, form: str) -> bool:
+    """Write the page of some groups; whether one of them is running."""
     if path.is_dir():
         raise DmsflowError(path, "is a folder", "give --out the name of a file")
     if path.exists() and not page.is_report(path.read_bytes()):
         raise DmsflowError(path, "is there, and is no report of dmsflow", "give --out another name")
-    built = [(anchor, title, build(groups)) for anchor, title, build in SECTIONS]
+    finished = [group for group in groups if not group.is_running]
+    built: list[tuple[str, str, Section]] = []
+    for anchor, title, build in SECTIONS:
+        shown = groups if anchor in LIVE else finished
+        built.append((anchor, title, build(shown) if shown else "the search is not finished"))
     links = [(anchor, title) for anchor, title, blocks in built if not isinstance(blocks, str)]
     runs = all_runs(groups)
     title = f"dmsflow: {runs[0].label}" if len(runs) == 1 else f"dmsflow: {len(runs)} runs"
     networks = ", ".join(dict.fromkeys(run.network.name for run in runs))
-    data = ", ".join(dict.fromkeys(run.last.data.name for run in runs))
+    data = ", ".join(dict.fromkeys(run.last.data.name for run in runs if not run.is_running))
     counts = f"; {len(runs)} runs, {len(groups)} settings (runs that differ in their seed alone form one)"
-    summary = f"{networks} on {data}{counts * (len(runs) > 1)}. A deviation is that of the sample, over seeds."
+    summary = f"{networks}{data and f' on {data}'}{counts * (len(runs) > 1)}."
+    if any(len(group.results()) > 1 for group in groups):
+        summary += " A deviation is that of the sample, over seeds."
     body = [page.heading(1, title), page.paragraph(summary), page.contents(links)]
     absent = []
     for anchor, heading, blocks in built:
@@ -81,5 +103,6 @@ def write_report(sources: Sequence[Path], out: Path | None, *, folder: Path | No
             body.append(page.figure(drawings, block.caption, block.panels[0].label, small=block.small))
     if absent:
         body += [page.heading(2, "Left out", "left-out"), page.listing(absent)]
-    write_atomically(path, page.document(title, COLOURS, body).encode("utf-8"))
-    return path
+    is_running = len(finished) < len(groups)
+    write_atomically(path, page.document(title, COLOURS, body, is_running * RELOAD_S).encode("utf-8"))
+    return is_running

@@ -1,4 +1,4 @@
-"""Finished chains: where they lie, what they found, and which of them differ in their seed alone."""
+"""Finished chains and running searches: where they lie, what they found, and which differ in their seed alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
 from dmsflow import manifest
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.manifest import Manifest
+from dmsflow.files import hash_file
+from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
-from dmsflow.network.network import Network
-from dmsflow.settings import RENAMED_METHODS, SearchSettings, TrainSettings, with_present_names
+from dmsflow.network.network import Network, load_network
+from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
@@ -30,22 +32,54 @@ BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
 
 
 @dataclass(frozen=True)
+class File:
+    """One file of a run on one device: its export and its bench, where they are there."""
+
+    stages: Mapping[str, Manifest]
+
+    @property
+    def target(self) -> str | None:
+        return self.stages["export"].settings["target"] if "export" in self.stages else None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return {name: value for each in self.stages.values() for name, value in each.metrics.items()}
+
+    @property
+    def platform(self) -> str | None:
+        """Of its bench: processor, runtime and threads, and the word where nothing was measured."""
+        if "bench" not in self.stages:
+            return None
+        environment = self.stages["bench"].environment
+        machine = measured_machine(environment)
+        runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
+        words = [machine.get("processor"), *runtimes, format_threads(environment.get("threads", 1))]
+        return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
+
+
+@dataclass(frozen=True)
 class Run:
-    """One chain, as far as it went.
+    """One search with its training, as far as they went.
 
     Attributes:
-        stages: the manifests by their stage, the last one last.
+        stages: the manifests of its longest chain by their stage, the last one last.
         last: the last of them, whose network, widths and data are those of the run.
+        sha256: of the manifest that its files are made from: two runs with the same one are the same.
+        files: what was exported of it, for each target, and measured, on each device.
         used_profile: the one that the search predicted latency with.
         rounds: a record a round of the search's log; none of a baseline.
+        is_running: the search is not finished, or was interrupted.
         label: of this run among those it was collected with.
     """
 
     stages: Mapping[str, Manifest]
     last: Manifest
     folder: Path
+    sha256: str
+    files: Sequence[File] = ()
     used_profile: profile.Profile | None = None
     rounds: Sequence[Mapping[str, Any]] = ()
+    is_running: bool = False
     label: str = ""
 
     @property
@@ -94,13 +128,10 @@ class Run:
         return next((value for value in values if value is not None), None)
 
     @property
-    def platform(self) -> str:
-        """Of its bench: processor, runtime and threads, and the word where nothing was measured."""
-        environment = self.stages["bench"].environment
-        machine = measured_machine(environment)
-        runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
-        words = [machine.get("processor"), *runtimes, format_threads(environment.get("threads", 1))]
-        return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
+    def seeds(self) -> tuple[object, ...]:
+        """Of search and training; random widths are a draw, which is the same however it is trained."""
+        known = tuple(self.settings(stage).get("seed") for stage in ("search", "train"))
+        return (self.sha256,) if known == (None, None) else known[:1] if self.method == "random" else known
 
     @property
     def is_modelled(self) -> bool:
@@ -131,13 +162,16 @@ class Group:
     def is_searched(self) -> bool:
         return self.method not in BASELINES
 
+    @property
+    def is_running(self) -> bool:
+        return self.runs[0].is_running
+
     def results(self) -> list[tuple[float, float, float]]:
-        """Memory (MiB), million MACs and top-1 (%) of each trained network; the mean where random widths were trained twice."""
+        """Memory (MiB), million MACs and top-1 (%) of each seed that is trained; the mean where one is there twice."""
         results: dict[object, list[tuple[float, float, float]]] = {}
-        for number, run in enumerate(self.runs):
+        for run in self.runs:
             if run.top1_percent is not None:
-                draw = tuple(run.widths.values()) if self.method == "random" else number
-                results.setdefault(draw, []).append((*run.costs, run.top1_percent))
+                results.setdefault(run.seeds, []).append((*run.costs, run.top1_percent))
         return [(rows[0][0], rows[0][1], statistics.fmean(row[2] for row in rows)) for rows in results.values()]
 
 
@@ -174,41 +208,93 @@ def uniform_widths(run: Run) -> dict[str, int] | None:
 def collect(paths: Sequence[Path]) -> list[Group]:
     """The runs in folders and files, in groups that differ in their seed alone: searches first, then baselines.
 
+    Chains that are made from one training are one run with several files.
+
     Args:
-        paths: folders of a run, folders of such folders, or manifests.
+        paths: folders of a run, folders of such folders, manifests, or the log of a running search.
 
     Raises:
         DmsflowError: nothing there, no manifest in a folder, or one that is damaged.
     """
-    lasts = {last.resolve(): last for path in paths for last in _last_manifests(path)}
-    chains = {path: manifest.chain(last, whole=False) for path, last in lasts.items()}
+    lasts = {last.resolve(): last for path in paths for last in find_lasts(path)}
+    runs = [read_running(last) for last in lasts.values() if last.suffix == ".jsonl"]
+    chains = {path: manifest.chain(last, whole=False) for path, last in lasts.items() if path.suffix != ".jsonl"}
     parents = {path.resolve() for chain in chains.values() for path, _ in chain[:-1]}
-    grouped: dict[str, list[Run]] = {}
+    same: dict[str, list[Chain]] = {}
     for path, chain in chains.items():
         if path not in parents:
-            search = chain[:1] if chain[0][1].stage == "search" else []
-            log, used = manifest.inherited(search, "log"), manifest.inherited(search, "profile")
-            rounds = LOG.decode_lines(log.read_bytes()) if log else []
-            stages: dict[str, Manifest] = {each.stage: each for _, each in chain}
-            at, last = chain[-1]
-            run = Run(stages, last, at.parent, profile.load_profile(str(used)) if used else None, rounds)
-            grouped.setdefault(_group_key(run), []).append(run)
+            made = [at for at, each in chain if each.stage in ("search", "train")]
+            same.setdefault(hash_file(made[-1] if made else path), []).append(chain)
+    runs += [_join(sha256, found) for sha256, found in same.items()]
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(_group_key(run), []).append(run)
     groups = sorted(_labelled([*grouped.values()]), key=lambda group: not group.is_searched)
     budgets = list(dict.fromkeys(group.budgets for group in groups))
     colours = [budgets.index(group.budgets) if len(budgets) > 1 else number for number, group in enumerate(groups)]
     return [replace(group, colour=colour) for group, colour in zip(groups, colours, strict=True)]
 
 
-def _last_manifests(path: Path) -> list[Path]:
-    """The last manifest of every run in a folder and its folders."""
+def _join(sha256: str, chains: Sequence[Chain]) -> Run:
+    """The run that chains are of, which have search and training in common."""
+    longest = max(chains, key=len)
+    search = longest[:1] if longest[0][1].stage == "search" else []
+    log, used = manifest.inherited(search, "log"), manifest.inherited(search, "profile")
+    stages: dict[str, Manifest] = {each.stage: each for _, each in longest}
+    files = [File({each.stage: each for _, each in chain if each.stage in ("export", "bench")}) for chain in chains]
+    at, last = longest[-1]
+    return Run(
+        stages,
+        last,
+        at.parent,
+        sha256,
+        files=[file for file in files if file.stages],
+        used_profile=profile.load_profile(str(used)) if used else None,
+        rounds=LOG.decode_lines(log.read_bytes()) if log else (),
+    )
+
+
+def read_running(log: Path) -> Run:
+    """A search that is not finished: its log, and its settings from its checkpoint.
+
+    Neither says which images it has; what its network costs is in the log.
+
+    Raises:
+        DmsflowError: there is no checkpoint.
+    """
+    saved = log.with_name("search.checkpoint")
+    try:
+        with safe_open(saved, "numpy") as file:
+            settings = with_present_names(msgspec.json.decode(file.metadata()["facts"])["settings"])
+    except (OSError, SafetensorError) as error:
+        what = f"is the log of a search that is not finished, and {saved.name} is not there to go on"
+        raise DmsflowError(log, what, "search again with --force") from error
+    rounds = LOG.decode_lines(log.read_bytes())
+    network = load_network(settings["network"], 3, 32, 10)  # for its base widths, which any images leave as they are
+    search = Manifest(
+        stage="search",
+        command=(),
+        settings=settings,
+        network=network,
+        widths=rounds[-1]["widths"],
+        data=Data(name=""),
+        metrics={},
+        environment={},
+    )
+    return Run({"search": search}, search, log.parent, hash_file(log), rounds=rounds, is_running=True)
+
+
+def find_lasts(path: Path) -> list[Path]:
+    """The last manifest of every run in a folder and its folders; of a search that is not finished, its log."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DmsflowError(path, "no such file or folder", "give the folder of a run, or a manifest")
-    lasts = {file.parent: file for stage in STAGES for file in path.rglob(f"{stage}.json")}
+    names = ("search.jsonl", *(f"{stage}.json" for stage in STAGES))
+    lasts = {file.parent: file for name in names for file in path.rglob(name)}
     if not lasts:
-        names = ", ".join(f"{stage}.json" for stage in STAGES)
-        raise DmsflowError(path, "holds no manifest", f"give a folder with one of {names}, or of such folders")
+        right = f"give a folder with one of {', '.join(names[1:])}, or of such folders"
+        raise DmsflowError(path, "holds no manifest", right)
     return sorted(lasts.values())
 
 

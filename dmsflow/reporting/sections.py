@@ -1,4 +1,4 @@
-"""The sections of a report: accuracy, widths, what happened over the rounds, size, latency, comparison, facts.
+"""The sections of a report: result, accuracy, widths, what happened over the rounds, size, files, comparison, facts.
 
 Each is made from the runs that have its data, or else says why there is nothing to show.
 """
@@ -15,7 +15,8 @@ from dmsflow.environment import measured_machine
 from dmsflow.network import cost
 from dmsflow.reporting import page
 from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane
-from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run, costs_of, uniform_widths
+from dmsflow.reporting.result import describe_comparison, describe_progress, describe_result
+from dmsflow.reporting.runs import BUDGET_UNITS, File, Group, Run, costs_of, uniform_widths
 from dmsflow.terminal import milliseconds
 
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
@@ -80,6 +81,26 @@ def describe_mean(count: int) -> str:
     return f", mean of {count}" if count > 1 else ""
 
 
+# --- the result ---------------------------------------------------------------------------------
+
+
+def result_section(groups: Sequence[Group]) -> Section:
+    """What was found, what it cost, and whether a search was worth it; of a running search, how far it is."""
+    running = [group for group in groups if group.is_running]
+    finished = [group for group in groups if not group.is_running]
+    chosen = [*running, *([group for group in finished if group.is_searched] or finished)]
+    blocks: Blocks = []
+    for group in chosen[:MOST_GROUPS]:
+        facts = describe_progress(group.runs[0]) if group.is_running else describe_result(group, groups)
+        blocks.append(page.facts(group.label, facts))
+    if running:
+        words = "The search is not finished. To have this page written again as it goes on: dmsflow report RUN --watch"
+        blocks.append(page.paragraph(words))
+    if cut := describe_cut(MOST_GROUPS, len(chosen), "settings"):
+        blocks.append(page.paragraph(cut.strip()))
+    return blocks
+
+
 # --- accuracy -----------------------------------------------------------------------------------
 
 
@@ -130,15 +151,8 @@ def _accuracy_row(group: Group, means: Sequence[float], fronts: Mapping[str, lis
     deviation = statistics.stdev(values) if len(values) > 1 else None
     count = f"{len(values)} draws" if group.method == "random" and len(values) > 1 else len(values)
     row: dict[str, object] = {"settings": group.label, "top-1 %": f"{means[2]:.2f}", "± deviation": _format(deviation)}
-    row |= {"runs": count, **_cost_cells(means)}
-    row["file, bytes"] = _format(_mean(group.runs, "export", "file_bytes"), ",.0f")
-    row["latency ms"] = _format_ms(_mean(group.runs, "bench", "latency_ms_median"))
+    row |= {"seeds": count, **_cost_cells(means)}
     return row | {"on the front of": ", ".join(name for name, front in fronts.items() if group.label in front)}
-
-
-def _mean(runs: Sequence[Run], stage: str, name: str) -> float | None:
-    values = [value for run in runs if (value := run.metrics(stage).get(name)) is not None]
-    return statistics.fmean(values) if values else None
 
 
 def _format(value: float | None, form: str = ".2f") -> str | None:
@@ -307,29 +321,37 @@ def budgets_section(groups: Sequence[Group]) -> Section:
     return [Panels(panels, caption)]
 
 
-# --- latency ------------------------------------------------------------------------------------
+# --- files and latency --------------------------------------------------------------------------
 
 
-def latency_section(groups: Sequence[Group]) -> Section:
-    """Measured, predicted and the float32 baseline, a row for each setting and platform."""
-    benched: dict[tuple[str, str], list[Run]] = {}
+def files_section(groups: Sequence[Group]) -> Section:
+    """Bytes and milliseconds of the files: a row for each setting, target and platform, which are never averaged."""
+    files: dict[tuple[str, str | None, str | None], list[tuple[Run, File]]] = {}
     for group in groups:
         for run in group.runs:
-            if "bench" in run.stages:
-                benched.setdefault((group.label, run.platform), []).append(run)
+            for file in run.files:
+                files.setdefault((group.label, file.target, file.platform), []).append((run, file))
     rows: list[dict[str, object]] = []
-    for (label, platform), runs in benched.items():
-        bench = runs[0].stages["bench"].environment
-        used = bench.get("profile") or {}
+    for (label, target, platform), pairs in files.items():
+        found = [file.metrics for _, file in pairs]
+        bench = pairs[0][1].stages.get("bench")
+        ran = bench.environment if bench else {}
+        used = ran.get("profile") or {}
         word = " modelled" if used.get("method") == "modelled" else ""  # must stand beside what nobody measured
-        means = {name: _mean(runs, "bench", name) for name in LATENCIES}
-        row: dict[str, object] = {"settings": label, "runs": len(runs)}
-        row |= {head: _format_ms(means[name], word * name.startswith("predict")) for name, head in LATENCIES.items()}
-        row["error %"] = _format(_mean(runs, "bench", "prediction_error_percent"), "+.1f")
-        row["÷ float32"] = _format(_mean(runs, "bench", "latency_ratio_to_float32"))
-        rows.append({**row, "on": platform, "profile": used.get("name"), "date": bench.get("date")})
+        row: dict[str, object] = {"settings": label, "target": target, "seeds": len({run.seeds for run, _ in pairs})}
+        row["file, bytes"] = _format(_mean(found, "file_bytes"), ",.0f")
+        for name, head in LATENCIES.items():
+            row[head] = _format_ms(_mean(found, name), word * name.startswith("predict"))
+        row["error %"] = _format(_mean(found, "prediction_error_percent"), "+.1f")
+        row["÷ float32"] = _format(_mean(found, "latency_ratio_to_float32"))
+        rows.append({**row, "on": platform, "profile": used.get("name"), "date": ran.get("date")})
     title = "Milliseconds for one image: measured, predicted, and float32; of several seeds the mean"
-    return [page.table(title, rows)] if rows else "no run is measured yet (dmsflow bench)"
+    return [page.table(title, rows)] if rows else "no file is exported yet (dmsflow export)"
+
+
+def _mean(found: Sequence[Mapping[str, float]], name: str) -> float | None:
+    values = [metrics[name] for metrics in found if metrics.get(name) is not None]
+    return statistics.fmean(values) if values else None
 
 
 # --- the end of the search, and the facts -------------------------------------------------------
@@ -338,18 +360,19 @@ def latency_section(groups: Sequence[Group]) -> Section:
 def comparison_section(groups: Sequence[Group]) -> Section:
     """How the result of each search compares with the baselines, weights shared."""
     rows: list[dict[str, object]] = []
-    verdicts: dict[str, list[bool]] = {}
+    verdicts: list[str] = []
     counts: dict[str, None] = {}
     for run in all_runs(groups):
         metrics = run.metrics("search")
+        if metrics.get("comparison"):
+            verdicts.append(f"{run.label}: {describe_comparison(run)}")
         for row in metrics.get("comparison") or ():
             difference, error = row["loss_difference"], row["standard_error"]
             counts[str(row["images"])] = None
-            if row["name"] != "searched":
-                verdicts.setdefault(row["name"], []).append(difference > error)
             chosen = "chosen" if row["name"] == metrics.get("chosen") else ""
             cells = {"run": run.label, "widths of": row["name"], "": chosen}
-            cells |= {"loss − searched": f"{difference:+.4f} ± {error:.4f}", "loss": f"{row['loss']:.4f}"}
+            apart = None if row["name"] == "searched" else f"{difference:+.4f} ± {error:.4f}"
+            cells |= {"loss − searched": apart, "loss": f"{row['loss']:.4f}"}
             cells |= {"top-1 %": f"{row['top1_percent']:.2f}", **_cost_cells((row["memory_mib"], row["macs_m"]))}
             cells["predicted ms"] = _format_ms(row.get("predicted_latency_ms"), " modelled" * run.is_modelled)
             rows.append({**cells, "widths": " ".join(map(str, row["widths"].values()))})
@@ -360,9 +383,8 @@ def comparison_section(groups: Sequence[Group]) -> Section:
         "losses is paired, with its standard error; above zero, the search’s widths are better. Baselines are networks "
         "that fill the same budgets without a search."
     )
-    beaten = (f"{name} in {sum(better)} of {len(better)}" for name, better in verdicts.items())
-    words += f" By more than that error the searched widths beat {', '.join(beaten)}." if verdicts else ""
-    return [page.paragraph(words), page.table("Loss of the searched widths and of the baselines", rows)]
+    table = page.table("Loss of the searched widths and of the baselines", rows)
+    return [page.paragraph(words), page.listing(verdicts), table]
 
 
 def facts_section(groups: Sequence[Group]) -> Section:

@@ -6,7 +6,10 @@ import ast
 import json
 import math
 import shlex
+import shutil
 import statistics
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,21 +25,35 @@ from dmsflow.network import profile
 from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models, shipped
-from dmsflow.reporting.runs import costs_of, with_present_methods
+from dmsflow.reporting.result import describe_progress
+from dmsflow.reporting.runs import costs_of, find_lasts, read_running, with_present_methods
 from dmsflow.settings import with_present_names
 from dmsflow.terminal import block, format_threads, milliseconds, print_table
 
+LINE, GAP = 120, 3  # characters of a line that is not a terminal's, and between two columns
 WITHIN_PERCENT = 10.0  # an error below it is called small, as in the papers on latency prediction
 
 
 def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
     """Print a manifest with those it was made from, a profile, or what is in a .tflite or .onnx file.
 
-    What a JSON file is, its content says: a manifest has the stage that wrote it, a profile has tables.
+    What a JSON file is, its content says: a manifest has the stage that wrote it, a profile has tables. Of the folder
+    of a run it is the last manifest, or where a search stands that is not finished.
 
     Raises:
         DmsflowError: it is none of them, or it is damaged.
     """
+    if path.is_dir():
+        path, *others = find_lasts(path)
+        if others:
+            raise DmsflowError(path.parent, "is one of several runs in this folder", "give the folder of one run")
+    if path.suffix == ".jsonl":
+        run = read_running(path)
+        record = {"path": str(path), "settings": run.settings("search"), "rounds": run.rounds}
+        title = f"{path}: a search that is not finished"
+        rows = describe_progress(run).items()
+        print(json.dumps(record, indent=1), file=stream) if as_json else print_table(title, (), rows, stream=stream)
+        return
     if reader.is_model_file(path):
         model = reader.read_model_file(path)
         print(models.format_json(model), file=stream) if as_json else models.print_model(model, stream)
@@ -118,10 +135,33 @@ def _print_nested(name: str, value: dict[str, Any] | list[Any], word: str, strea
         records = [{"": key, **row} if isinstance(value, dict) else row for key, row in pairs]
         keys = list(dict.fromkeys(key for row in records for key in row))
         cells = [[format_value(row.get(key)) for key in keys] for row in records]
-        head = [key + word if key.startswith("predict") else key for key in keys]
-        print_table(name, head, cells, stream=stream)
+        head = [key.replace("_", " ") + word if key.startswith("predict") else key.replace("_", " ") for key in keys]
+        _print_columns(name, head, cells, stream)
     elif pairs:
         print_table(name, (), [(key, format_value(inner)) for key, inner in pairs], stream=stream)
+
+
+def _print_columns(title: str, head: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO) -> None:
+    """A table that breaks its cells at spaces alone.
+
+    Where a line has no room for the longest words of all columns there are several tables, each with the first column.
+    """
+    room = shutil.get_terminal_size().columns if stream.isatty() else LINE
+    cells = [["–" if cell is None else str(cell) for cell in column] for column in zip(head, *rows, strict=True)]
+    least = [GAP + max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    parts = [[0]]
+    for column in range(1, len(head)):
+        if len(parts[-1]) > 1 and sum(least[at] for at in parts[-1]) + least[column] > room:
+            parts.append([0])
+        parts[-1].append(column)
+    for part in parts:
+        spare, wrapped = room - sum(least[at] for at in part), []
+        for at in part:  # what a line has left is for those that come first
+            width = min(GAP + max(map(len, cells[at])), least[at] + max(0, spare))
+            spare -= width - least[at]
+            wrapped.append([textwrap.fill(cell, width - GAP, break_on_hyphens=False) for cell in cells[at]])
+        top, *below = zip(*wrapped, strict=True)
+        print_table(title if part is parts[0] else f"{title}, continued", top, below, stream=stream)
 
 
 def format_value(value: Any) -> Any:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 CLEAR_ERRORS = 2  # standard errors from which on a lower loss is called better
 UNUSED_SHARE = 0.9  # a baseline that takes less of a budget is named: it could have been wider
 
 
-def describe_verdict(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str:
+def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     """Whether the searched widths (the first row) beat the best baseline, or which are taken in their place.
 
     Baselines that leave a budget unused are named; a step of the latency can stop all their widths at once.
     """
     searched, *baselines = rows
     best = min(baselines, key=lambda row: row["loss_difference"]) if chosen is searched else chosen
-    lead, error = best["loss_difference"], best["standard_error"]
+    name, lead, error = (best[key] for key in ("name", "loss_difference", "standard_error"))
     if chosen is not searched:
-        verdict = f"The widths of {best['name']} are taken in place of the searched ones: their loss is"
+        verdict = f"The widths of {name} are taken in place of the searched ones: their loss is"
     elif lead > 0 and lead >= CLEAR_ERRORS * error:
-        verdict = f"The search beat the best baseline, {best['name']}: its loss is"
+        verdict = f"The search beat the best baseline, {name}: the searched loss is"
     else:
-        verdict = f"The search did not beat the best baseline, {best['name']}, by two standard errors: its loss is"
+        verdict = f"The search did not beat the best baseline, {name}, by two standard errors: the searched loss is"
     side = "lower" if (lead > 0) == (chosen is searched) else "higher"
     verdict += f" {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)."
     unused = [

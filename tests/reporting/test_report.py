@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import browser
 import msgspec
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tiny import build
 
 from dmsflow import cli, manifest, settings
@@ -35,7 +38,7 @@ VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
 SMALL = build(1, 32, 10)
 DATA = Data(name="digits", train_images=200)
 ROUNDS = 4
-SECTIONS = ("accuracy", "widths", "error", "rounds", "budgets", "size", "latency", "comparison", "facts")
+SECTIONS = ("result", "accuracy", "widths", "error", "rounds", "budgets", "size", "files", "comparison", "facts")
 
 
 # --- chains, written by hand --------------------------------------------------------------------
@@ -223,8 +226,8 @@ def test_a_run_of_an_earlier_version_is_shown_in_present_names(tmp_path: Path) -
 
     rewrite(path, older)
     content = report.write_report([path], None).read_text("utf-8")
-    assert "beat equal in 1 of 1, uniform in 1 of 1." in content and "flat" not in content
-    assert re.search(r"<td>equal</td><td>chosen</td>", content)
+    assert "The widths of equal are taken in place of the searched ones" in content and "flat" not in content
+    assert re.search(r"<td[^>]*>equal</td><td[^>]*>chosen</td>", content)
 
 
 def test_budgets_tell_apart_and_equal_settings_do_not(tmp_path: Path) -> None:
@@ -304,18 +307,133 @@ def test_every_section_is_there(text: str) -> None:
 
 def test_a_table_has_means_and_deviations(text: str) -> None:
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
-    found = {row[0]: row for row in rows if row and len(row) == 9}
+    found = {row[0]: row for row in rows if row and len(row) == 7}
     searched = found["gradient, 0.1 MiB (gradient-0)"]
     assert searched[1:4] == ["51.00", f"{statistics.stdev([50, 52]):.2f}", "2"]
     assert found["random, 0.1 MiB"][1:4] == ["36.00", f"{statistics.stdev([30, 42]):.2f}", "2 draws"]
-    assert searched[6:8] == ["90,000", "0.300"]
-    assert "memory" in searched[8]
-    assert found["random, 0.1 MiB"][8] == ""
+    assert "memory" in searched[6]
+    assert found["random, 0.1 MiB"][6] == ""
 
 
-def test_the_comparison_says_how_often_baselines_were_beaten(text: str) -> None:
-    assert "By more than that error the searched widths beat equal in 4 of 4, uniform in 4 of 4." in text
-    assert "<td>+0.1000 ± 0.0200</td>" in text.replace(" class=number", "")
+def test_the_comparison_says_of_each_search_whether_it_beat_the_best_baseline(text: str) -> None:
+    assert text.count("The search beat the best baseline, equal: the searched loss is 0.1000 ± 0.0200 lower") == 4 + 3
+    assert re.search(r"<td[^>]*>\+0.1000 ± 0.0200</td>", text)
+
+
+def facts_of(content: str, label: str) -> dict[str, str]:
+    """The first section's labels and values of a group."""
+    (table,) = re.findall(
+        rf'<div class="table facts"[^>]*aria-label="{re.escape(label)}".*?</table>', content, re.DOTALL
+    )
+    return dict(re.findall(r"<th scope=row>(.*?)</th><td>(.*?)</td>", table))
+
+
+def test_the_first_section_says_what_came_out_at_what_cost_and_whether_it_was_worth_it(text: str) -> None:
+    assert text.index('id="result"') < text.index('id="accuracy"')
+    facts = facts_of(text, "gradient, 0.1 MiB (gradient-0)")
+    assert facts["top-1"] == f"51.00 % ± {statistics.stdev([50, 52]):.2f} (deviation of 2 seeds)"
+    assert facts["file for x86-64"].startswith("90,000 bytes; 0.300 ms for one image on ")
+    assert facts["took"] == "0.0 min of search and 0.1 min of training"
+    assert re.fullmatch(r"\d\.\d{4} MiB \(base widths: \d\.\d{4}\)", facts["parameters"])
+    assert "million" in facts["multiply-accumulates"]
+    assert facts["search and baselines"].startswith("The search beat the best baseline, equal: ")
+
+
+def test_a_searched_network_stands_beside_the_best_trained_baseline(tmp_path: Path) -> None:
+    for seed, top1 in ((0, 50.0), (1, 52.0)):
+        write(tmp_path / f"gradient-{seed}", seed=seed, top1=top1)
+        write(tmp_path / f"equal-{seed}", "equal", seed, top1=top1 - 3)
+        write(tmp_path / f"uniform-{seed}", "uniform", seed, top1=top1 - 9)
+    content = report.write_report([tmp_path], None).read_text("utf-8")
+    words = "top-1 +3.00 points from equal, 0.1 MiB, the best of 2, ± 1.41 (standard error, 2 and 2 seeds)"
+    assert facts_of(content, "gradient, 0.1 MiB")["trained baselines"] == words
+    content = report.write_report([tmp_path / "gradient-0", tmp_path / "equal-0"], None).read_text("utf-8")
+    assert facts_of(content, "gradient, 0.1 MiB")["trained baselines"].endswith("one seed does not say")
+
+
+def test_files_of_one_training_are_one_seed_and_stand_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", bench=True)
+    other = tmp_path / "run" / "onnx"
+    other.mkdir()
+    for stage, parent in (("export", path.with_name("train.json")), ("bench", other / "export.json")):
+        record = load_manifest(path.with_name(f"{stage}.json"))
+        made = {"target": "onnx"} if stage == "export" else record.settings
+        found = {"file_bytes": 70_000} if stage == "export" else {**record.metrics, "latency_ms_median": 0.9}
+        changed = {"settings": made, "metrics": found, "parent": describe_artifact(parent, other)}
+        save_manifest(other / f"{stage}.json", msgspec.structs.replace(record, **changed))
+    ((run,),) = (group.runs for group in runs.collect([tmp_path]))
+    assert {file.target: file.metrics["file_bytes"] for file in run.files} == {"x86-64": 90_000, "onnx": 70_000}
+    content = report.write_report([tmp_path], None).read_text("utf-8")
+    facts = facts_of(content, "gradient, 0.1 MiB")
+    assert facts["file for x86-64"].startswith("90,000 bytes; 0.300 ms")
+    assert facts["file for onnx"].startswith("70,000 bytes; 0.900 ms")
+    assert facts["top-1"] == "50.00 %" and "± 0.00" not in content
+
+
+def test_a_seed_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "a", top1=50.0)
+    write(tmp_path / "b", top1=51.0)
+    (group,) = runs.collect([tmp_path])
+    assert len(group.runs) == 2 and [row[2] for row in group.results()] == [50.5]
+    content = report.write_report([tmp_path], None).read_text("utf-8")
+    assert facts_of(content, "gradient, 0.1 MiB")["top-1"] == "50.50 %"
+
+
+# --- a search that is not finished --------------------------------------------------------------
+
+
+def write_running(folder: Path, count: int) -> Path:
+    """What a search has in its folder after some rounds."""
+    folder.mkdir(exist_ok=True)
+    (folder / "search.jsonl").write_bytes(
+        b"".join(msgspec.json.encode(row) + b"\n" for row in rounds(0, VGG11)[:count])
+    )
+    settings_made = {**msgspec.to_builtins(settings.SearchSettings()), "memory_mib": 0.5, "rounds": 40}
+    header = {"facts": json.dumps({"settings": settings_made})}
+    save_file({"weight": np.zeros(1)}, folder / "search.checkpoint", header)
+    return folder
+
+
+def test_a_running_search_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_running(tmp_path / "run", 3)
+    row = rounds(0, VGG11)[2]
+    for source in (folder, folder / "search.jsonl"):
+        assert cli.main(["show", str(source)]) == 0
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert {"round 3 of 40", "loss 2.0000, on the half of the images that trains widths"} <= set(lines)
+        assert f"widths {' '.join(map(str, row['widths'].values()))}" in lines
+        assert f"memory {row['memory_mib']:.4g} of 0.5 MiB" in lines
+    assert cli.main(["show", "--json", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["rounds"][-1]["round"] == 3
+
+
+def test_the_page_of_a_running_search_loads_itself_again_until_the_search_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, finished = write_running(tmp_path / "run", 1), write(tmp_path / "finished", top1=None).parent
+    pages = []
+
+    def wait(seconds: float) -> None:
+        pages.append((folder / "report.html").read_text("utf-8"))
+        if len(pages) == 1:
+            write_running(folder, 2)
+        else:
+            shutil.copytree(finished, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(report, "time", SimpleNamespace(sleep=wait))
+    assert cli.main(["report", str(folder), "--watch"]) == 0
+    pages.append((folder / "report.html").read_text("utf-8"))
+    assert ['http-equiv="refresh"' in page for page in pages] == [True, True, False]
+    assert ["1 of 40" in pages[0], "2 of 40" in pages[1]] == [True, True]
+    assert re.findall(r'<h2 id="([\w-]+)">', pages[1]) == ["result", "error", "rounds", "budgets", "left-out"]
+    assert "The search beat the best baseline" in pages[2]
+
+
+def test_a_log_without_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (write_running(tmp_path / "run", 2) / "search.checkpoint").unlink()
+    assert "search.jsonl: is the log of a search that is not finished, and search.checkpoint is not there" in refused(
+        capsys, tmp_path
+    )
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -396,17 +514,17 @@ def test_labels_that_matplotlib_would_typeset_are_drawn() -> None:
 def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "x", "equal", top1=None)
     content = report.write_report([tmp_path / "x"], None).read_text("utf-8")
-    assert re.findall(r'<h2 id="([\w-]+)">', content) == ["widths", "size", "facts", "left-out"]
+    assert re.findall(r'<h2 id="([\w-]+)">', content) == ["result", "widths", "size", "facts", "left-out"]
     left = re.findall(r"<li>(.*?)</li>", content)
     assert [line.partition(":")[0] for line in left] == [
         "Accuracy against memory",
         "Error over the search",
         "μ ± σ of every width",
         "Cost against the budgets",
-        "Latency",
+        "Files and latency",
         "Comparison at the end of the search",
     ]
-    assert "Latency: no run is measured yet (dmsflow bench)." in left
+    assert "Files and latency: no file is exported yet (dmsflow export)." in left
 
 
 def test_logs_of_older_versions_and_of_evolution_are_drawn(tmp_path: Path) -> None:
@@ -598,6 +716,7 @@ LAYOUT = """
   return {
     page: [wide.scrollWidth, wide.clientWidth], drawings, background: colour(document.body, 'backgroundColor'),
     tables: [...document.querySelectorAll('.table')].map(table => table.getBoundingClientRect().right),
+    scrolling: [...document.querySelectorAll('.table')].filter(table => table.scrollWidth > table.clientWidth).length,
   };
 })()
 """
@@ -617,6 +736,7 @@ def test_a_browser_shows_it(
     assert tab.requests() == [path.resolve().as_uri()]
     assert found["page"] == [width, width]
     assert max(found["tables"]) <= width
+    assert width > 390 or not found["scrolling"], "on a phone no table is cut"
     assert len(found["drawings"]) == path.read_text("utf-8").count("<svg ")
     values = [[int(part) for part in re.findall(r"\d+", colour)] for colour in (found["background"],)]
     assert values[0] == [int(figures.COLOURS["paper"][dark][at : at + 2], 16) for at in (1, 3, 5)]

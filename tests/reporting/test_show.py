@@ -203,8 +203,9 @@ def test_a_chain_shows_what_was_predicted(chain, capsys):
     predicted = f"{written.metrics['predicted_latency_ms']:.4g}"
     assert lines.count(f"predicted_latency_ms{word} {predicted}") == 2  # of the search, and of the bench
     assert f"prediction_error_percent{word} {written.metrics['prediction_error_percent']:.4g}" in lines
-    assert f"name predicted_latency_ms{word}" in lines
-    assert f"piece input_width output_width predicted_ms{word} share_percent" in lines
+    assert f"name predicted latency ms{word}" in lines
+    (head,) = (at for at, line in enumerate(lines) if line.startswith("piece "))
+    assert {"predicted", "share", *word.split()} <= set(" ".join(lines[head - 2 : head + 1]).split())
     assert lines.count(f"profile board{word}") == 2
     for words in ("on Kirin 990, Linux aarch64", "governor schedutil", "temperature °C 41.5"):
         assert words in lines
@@ -222,6 +223,32 @@ def test_the_end_of_a_run_shows_predicted_beside_measured(chain):
     error = f"{100 * (metrics['predicted_latency_ms'] / 2 - 1):+.1f} %"
     assert lines[at + 1] == f"latency, predicted {metrics['predicted_latency_ms']:.3f} ms by profile {title}, {error}"
     assert any(line.startswith("measured Kirin 990, 1 thread, LCE 0.17, 3 runs") for line in lines)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_breaks_no_word(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    names = ("loss_difference", "standard_error", "memory_mib", "macs_m", "top1_percent", "images")
+    record = {
+        "name": "searched",
+        "widths": {f"conv{at}": 111 + at for at in range(12)},
+        **dict.fromkeys(names, 0.12345),
+    }
+    stream = Terminal()
+    show._print_nested("comparison", [record, {**record, "name": "uniform"}], "", stream)
+    words = re.findall(r"[\w.]+", stream.getvalue())
+    assert set(words) == {
+        *("comparison", "continued", "name", "searched", "uniform", "widths", "0.1235"),
+        *(str(111 + at) for at in range(12)),
+        *(word for name in names for word in name.split("_")),
+    }
+    assert max(map(len, stream.getvalue().splitlines())) <= columns
 
 
 # --- numbers ------------------------------------------------------------------------------------

@@ -188,12 +188,12 @@ def test_weight_steps_are_mixed_by_their_shares() -> None:
     [
         (
             {"equal": (0.3, 0.1), "uniform": (0.5, 0.1)},
-            "The search beat the best baseline, equal: its loss is 0.3000 ± ",
+            "The search beat the best baseline, equal: the searched loss is 0.3000 ± ",
         ),
         ({"equal": (0.3, 0.1), "uniform": (0.15, 0.1)}, "did not beat the best baseline, uniform, by two standard err"),
         (
             {"equal": (0.3, 0.1), "start": (-0.2, 0.3)},
-            "baseline, start, by two standard errors: its loss is 0.2000 ± 0.3000 h",
+            "baseline, start, by two standard errors: the searched loss is 0.2000 ± 0.3000 h",
         ),
         ({"equal": (0.0, 0.0)}, "The search did not beat the best baseline, equal, by two standard errors"),
     ],
