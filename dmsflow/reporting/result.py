@@ -35,17 +35,16 @@ def describe_result(group: Group, groups: Sequence[Group]) -> dict[str, str]:
         deviation = f" ± {statistics.stdev(top1):.2f} (deviation of {len(top1)} seeds)" if len(top1) > 1 else ""
         facts["top-1"] = f"{statistics.fmean(top1):.2f} %{deviation}"
     for file in run.files:
-        found, place = file.metrics, file.target or "a device"
-        words = [f"{found['file_bytes']:,} bytes" if "file_bytes" in found else ""]
+        found, name = file.metrics, f"file for {file.target or 'a device'}"
+        facts.setdefault(name, f"{found['file_bytes']:,} bytes" if "file_bytes" in found else "of unknown size")
         if "latency_ms_median" in found:
-            words.append(f"{milliseconds(found['latency_ms_median'])} ms for one image on {file.platform}")
-        facts.setdefault(f"file for {place}", "; ".join(filter(None, words)))
+            facts[name] += f"; {milliseconds(found['latency_ms_median'])} ms for one image on {file.platform}"
     facts["parameters"] = f"{memory:.4f} MiB (base widths: {base_memory:.4f})"
     facts["multiply-accumulates"] = f"{macs:.2f} million (base widths: {base_macs:.2f})"
     seconds = {"search": run.metrics("search").get("seconds"), "training": run.metrics("train").get("seconds")}
     taken = [f"{count / 60:.1f} min of {stage}" for stage, count in seconds.items() if count is not None]
     facts["took"] = " and ".join(taken) or "–"
-    facts["search and baselines"] = describe_comparison(run)
+    facts["search and baselines"] = describe_comparison(run) + several
     if lead := _describe_trained(group, groups):
         facts["trained baselines"] = lead
     return facts
@@ -57,11 +56,10 @@ def describe_comparison(run: Run) -> str:
     rows = list(metrics.get("comparison") or ())
     if not rows:
         return "not compared: only a search compares its widths with baselines"
-    for row in rows:  # of an earlier version
-        shares = {
-            word: row[metric] / run.limits[name] for name, (word, metric) in BUDGETS.items() if name in run.limits
-        }
-        row.setdefault("budgets_used", shares)
+    for row in rows:
+        if "budgets_used" not in row:  # of an earlier version
+            limited = [(*BUDGETS[name], limit) for name, limit in run.limits.items()]
+            row["budgets_used"] = {word: row[metric] / limit for word, metric, limit in limited if metric in row}
     chosen = next((row for row in rows if row["name"] == metrics.get("chosen")), rows[0])
     return describe_verdict(rows, chosen)
 
