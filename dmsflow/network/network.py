@@ -91,7 +91,14 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
         DmsflowError: no such network, or it does not fit such images.
     """
     if name.endswith(".json"):
-        return _read_network(Path(name), channels, resolution, classes)
+        network = read_network(Path(name))
+        made_for = network.channels, network.resolution, network.classes
+        if made_for != (channels, resolution, classes):
+            what = (
+                f"is for (channels, pixels, classes) {made_for}, and the images have {(channels, resolution, classes)}"
+            )
+            raise DmsflowError(name, what, "build it for these images")
+        return network
     module = plugin.load_plugin("networks", name)
     if not callable(getattr(module, "build", None)):
         raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
@@ -101,19 +108,14 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     return network
 
 
-def _read_network(path: Path, channels: int, resolution: int, classes: int) -> Network:
+def read_network(path: Path) -> Network:
     """A network from its record as JSON, which the Python functions write of an object."""
     try:
-        network = msgspec.json.decode(path.read_bytes(), type=Network)
+        return msgspec.json.decode(path.read_bytes(), type=Network)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of a network's file") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DmsflowError(path, f"is not a network ({error})", "write it again") from error
-    made_for = network.channels, network.resolution, network.classes
-    if made_for != (channels, resolution, classes):
-        what = f"is for (channels, pixels, classes) {made_for}, and the images have {(channels, resolution, classes)}"
-        raise DmsflowError(path, what, "build it for these images")
-    return network
 
 
 def out_widths(network: Network) -> dict[str, str | int]:

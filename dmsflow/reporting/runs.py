@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import msgspec
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network, load_network, read_network
 from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads
 
@@ -27,6 +27,18 @@ STAGES: tuple[str, ...] = get_args(manifest.Stage)
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
+
+
+class Round(TypedDict):
+    """What every row of a search's log has."""
+
+    round: int
+    weight_loss: float
+    widths: dict[str, int]
+    memory_mib: float
+    macs_m: float
+
+
 LOG = msgspec.json.Decoder(dict[str, Any])  # of each line, a round
 BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
 
@@ -269,8 +281,17 @@ def read_running(log: Path) -> Run:
     except (OSError, SafetensorError) as error:
         what = f"is the log of a search that is not finished, and {saved.name} is not there to go on"
         raise DmsflowError(log, what, "search again with --force") from error
-    rounds = LOG.decode_lines(log.read_bytes())
-    network = load_network(settings["network"], 3, 32, 10)  # for its base widths, which any images leave as they are
+    try:
+        rounds = LOG.decode_lines(log.read_bytes())
+        for row in rounds:
+            msgspec.convert(row, Round)
+    except msgspec.MsgspecError as error:
+        raise DmsflowError(log, f"is damaged ({error})", "go on with the search: --resume writes it again") from error
+    if not rounds:
+        raise DmsflowError(log, "has no round yet", "wait for the first one")
+    name = settings["network"]
+    # For its base widths, which any images leave as they are.
+    network = read_network(Path(name)) if name.endswith(".json") else load_network(name, 3, 32, 10)
     search = Manifest(
         stage="search",
         command=(),

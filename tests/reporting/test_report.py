@@ -436,6 +436,14 @@ def test_a_log_without_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.parametrize(("content", "what"), [(b"", "has no round yet"), (b"{}\n", "damaged"), (b"\x00{", "damaged")])
+def test_a_damaged_log_is_one_line(
+    content: bytes, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (write_running(tmp_path / "run", 2) / "search.jsonl").write_bytes(content)
+    assert f"search.jsonl: {'is ' * (what == 'damaged')}{what}" in refused(capsys, tmp_path)
+
+
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "run", bench=True)
     first = report.write_report([tmp_path / "run"], None).read_bytes()
