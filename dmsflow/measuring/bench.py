@@ -176,29 +176,27 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
 
 
 def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics: dict[str, Any]) -> None:
-    rows = []
-    for label, timing in timings.items():
+    columns = []  # one a file, so that the table fits a narrow terminal
+    for label in timings:
         prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
         ms = [metrics[f"{prefix}{name}"] for name in TIMES]
-        median, p90, minimum, load = map(milliseconds, ms)
         ratio = f"{ms[0] / metrics[f'{FLOAT32}_{TIME}']:.2f}×" if FLOAT32 in timings else None
         peak, top1 = metrics.get(f"{prefix}peak_memory_mib"), metrics.get("top1_percent")
-        memory = f"{peak:.1f}" if peak else None
-        size, correct = (
-            (None, None) if prefix else (f"{metrics['file_bytes'] / 1024:.1f}", None if top1 is None else f"{top1:.2f}")
-        )
-        rows.append((label, timing.runtime, median, p90, minimum, ratio, load, memory, size, correct))
-    times = ("median ms", "p90 ms", "min ms", "÷ float32", "load ms")
+        size = None if prefix else f"{metrics['file_bytes'] / 1024:.1f}"
+        correct = None if prefix or top1 is None else f"{top1:.2f}"
+        columns.append((*map(milliseconds, ms), ratio, f"{peak:.1f}" if peak else None, size, correct))
+    labels = ("median ms", "p90 ms", "min ms", "load ms", "÷ float32", "peak MiB", "file KiB", "top-1 %")
     modelled = machine.method == "modelled"
     runs = "modelled: one run of each was counted" if modelled else f"{settings.runs} runs of each in turn"
     title = f"{settings.device}, {format_threads(settings.threads)}, {runs}"
-    print_table(title, ("file", "runtime", *times, "peak MiB", "file KiB", "top-1 %"), rows)
+    print_table(title, ("", *timings), zip(labels, *columns, strict=True))
     governor = machine.governor and f"governor {machine.governor}"
     degrees = None if machine.temperature_c is None else f"{machine.temperature_c:.0f} °C"
     known = ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
     print_line(f"{format_method(machine.method)}: {known}")
-    if FLOAT32 in timings:
-        print_line(f"float32: the {BASELINE.removeprefix('float32 ')}")
+    for label, timing in timings.items():
+        what = f"the {BASELINE.removeprefix('float32 ')}, in " if label == FLOAT32 else ""
+        print_line(f"{label}: {what}{timing.runtime}")
     if "peak_memory_mib" in metrics:
         print_line(PEAK)
     if settings.device != "local" and "top1_percent" in metrics:
