@@ -1,7 +1,7 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test test-fast check size format docs wheels native clean
+.PHONY: demo test test-fast check size format docs site wheels native clean
 
 STAMP := .venv/.installed
 NATIVE := .venv/.native
@@ -22,7 +22,7 @@ demo: $(NATIVE)
 	$(BIN)/dmsflow run --preset digits --target $(TARGET) --out runs/demo --force
 
 test: $(NATIVE) $(WITNESS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(OPTIONS)
 
 # For daily work: what is not marked slow, in less than a minute on two cores.
 test-fast: $(NATIVE)
@@ -60,6 +60,10 @@ docs: $(STAMP)
 	$(BIN)/python docs/settings_page.py
 	$(BIN)/python docs/results.py
 	$(BIN)/python docs/tree.py
+
+# The documentation as a site, in dist/site.
+site: $(STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs dist/site
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt

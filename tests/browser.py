@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import tools
 
 OPTIONS = (
     "--headless=new",
@@ -25,7 +26,6 @@ OPTIONS = (
     "--hide-scrollbars",
 )
 PATIENCE_SECONDS = 60.0  # for one answer: a busy machine is slow to start it
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Browser:
@@ -99,8 +99,8 @@ class Browser:
 @contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Browser]:
     """A browser with its profile in a folder; it ends with the block."""
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    assert program, f"none of {', '.join(NAMES)} is installed: see .ci/run"
+    program = tools.find_program("browser")
+    assert program, "no browser is installed: see tests/tools.py"
     (their_read, my_write), (my_read, their_write) = os.pipe(), os.pipe()
     # Chromium reads commands from descriptor 3 and answers on 4.
     line = f'exec "$@" 3<&{their_read} 4>&{their_write}'

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tools
 
 from dmsflow.manifest import Flow
 from dmsflow.measuring.devices import File
@@ -88,16 +93,54 @@ SLOW = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        path = item.path.relative_to(here)
-        if {path.parts[0], path.as_posix(), f"{path.as_posix()}::{item.name.partition('[')[0]}"} & set(SLOW):
-            item.add_marker(pytest.mark.slow)
+NOT_RUN = pytest.StashKey[Counter[tuple[str, ...]]]()  # tests that were left out, by the tools that they lack
+# The programs of the installed packages, such as cmake, come before those of the system.
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--agreement", type=int, default=12, help="random networks that are written in every form")
+    parser.addoption("--all-tools", action="store_true", help="a missing tool is an error, and leaves no test out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here, missing = Path(__file__).parent, set(tools.find_missing())
+    if missing and config.getoption("all_tools"):
+        raise pytest.UsageError(
+            f"not installed: {', '.join(sorted(missing))}; {tools.describe_install(sorted(missing))}"
+        )
+    left_out, kept = Counter[tuple[str, ...]](), list[pytest.Item]()
+    for item in items:
+        path = item.path.relative_to(here)
+        names = {path.parts[0], path.as_posix(), f"{path.as_posix()}::{item.name.partition('[')[0]}"}
+        if names & set(SLOW):
+            item.add_marker(pytest.mark.slow)
+        lacking = missing & find_needed(item, names)
+        if lacking:
+            left_out[tuple(sorted(lacking))] += 1
+        else:
+            kept.append(item)
+    config.stash[NOT_RUN] = left_out
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def find_needed(item: pytest.Item, names: set[str]) -> set[str]:
+    """The tools that a test needs, itself or for its fixtures."""
+    keys = names & tools.NEEDED_BY.keys()
+    words = {*getattr(item, "fixturenames", ()), *re.split(r"[\[\]-]", item.name)}
+    fixtures = words & tools.NEEDED_BY_FIXTURE.keys()
+    needed = {tool for key in keys for tool in tools.NEEDED_BY[key]}
+    return needed | {tool for fixture in fixtures for tool in tools.NEEDED_BY_FIXTURE[fixture]}
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name and count what was not run."""
+    if left_out := config.stash.get(NOT_RUN, Counter[tuple[str, ...]]()):
+        for missing, count in sorted(left_out.items()):
+            terminalreporter.line(f"not run here: {count} test{'s' * (count != 1)} that need {' and '.join(missing)}")
+        every = sorted({tool for missing in left_out for tool in missing})
+        terminalreporter.line(f"to run them: {tools.describe_install(every)}")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tools
 
 from dmsflow import cli, native
 from dmsflow.errors import DmsflowError
@@ -33,7 +34,7 @@ from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import load_network
 
-SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:/sbin")
+SSHD = tools.find_program("sshd")
 FLAKY_S = 20.0
 
 

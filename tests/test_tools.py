@@ -1,0 +1,51 @@
+"""A missing tool leaves out the tests that need it, names and counts them; with --all-tools it is an error."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tools
+
+TESTS = Path(__file__).parent
+# As on a machine that has none of the tools.
+BARE = "import sys; sys.path.insert(0, sys.argv[1]); import tools; tools.SEARCHED = ''; import pytest; sys.exit(pytest.main(sys.argv[2:]))"
+
+
+def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BARE, str(TESTS), "--collect-only", *arguments, "-p", "no:cacheprovider"]
+    return subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_what_is_not_run_is_named_and_counted() -> None:
+    done = collect("tests/measuring/test_ssh.py", "tests/test_tools.py")
+    assert done.returncode == 0 and "test_ssh.py::" not in done.stdout and "test_tools.py::" in done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("not run here: "))
+    assert line.endswith(" tests that need ssh and sshd") and int(line.split()[3]) > 50
+    assert "to run them: apt install openssh-client openssh-server" in done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_with_all_tools_a_missing_one_is_an_error() -> None:
+    done = collect("--all-tools", "tests/test_tools.py")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "not installed: " in done.stderr and "sshd" in done.stderr and "apt install " in done.stderr
+
+
+def test_ci_installs_all_tools() -> None:
+    script = (TESTS.parent / ".ci" / "run").read_text("utf-8")
+    assert "packages=$(python3 tests/tools.py)" in script and "make test OPTIONS=--all-tools" in script
+
+
+@pytest.mark.parametrize("name", tools.NEEDED_BY)
+def test_what_needs_a_tool_is_there(name: str) -> None:
+    path, _, test = name.partition("::")
+    functions = [
+        node.name for node in ast.parse((TESTS / path).read_text("utf-8")).body if isinstance(node, ast.FunctionDef)
+    ]
+    assert not test or test in functions
+    assert set(tools.NEEDED_BY[name]) <= tools.TOOLS.keys()

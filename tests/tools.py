@@ -1,0 +1,95 @@
+"""The programs that some tests need beside Python, git, make and a C++ compiler.
+
+python3 tests/tools.py     # the Debian packages of those that are missing, which .ci/run installs
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+
+SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin"
+ON_X86_64 = platform.system() == "Linux" and platform.machine() == "x86_64"
+# Each tool: the names of its program, the Debian packages, and whether it is of use on this machine: ARM is compiled
+# for, emulated and modelled on x86-64 Linux.
+TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
+    "ssh": (("ssh",), ("openssh-client",), True),
+    "sshd": (("sshd",), ("openssh-server",), True),
+    "browser": (("chromium", "chromium-browser", "google-chrome"), ("chromium",), True),
+    "aarch64-compiler": (("aarch64-linux-gnu-g++",), ("g++-aarch64-linux-gnu", "libc6-dev-arm64-cross"), ON_X86_64),
+    "qemu": (("qemu-aarch64",), ("qemu-user",), ON_X86_64),
+    "llvm-mca": (("llvm-mca-19",), ("llvm-19",), ON_X86_64),
+}
+# What tests need, by their file, by file::test, or by a fixture that they use.
+ARM_CORE = ("aarch64-compiler", "llvm-mca", "qemu")  # what the emulated device is made of
+# What tests need, by their file or by file::test.
+NEEDED_BY: dict[str, tuple[str, ...]] = (
+    {
+        "measuring/test_ssh.py": ("ssh", "sshd"),
+        "native/test_native.py::test_the_wheels_say_where_they_run": ("aarch64-compiler",),
+        "native/test_native.py::test_a_wheel_holds_all_that_an_installation_needs": ("aarch64-compiler",),
+        "native/test_kernels.py::test_on_emulated_arm": ("aarch64-compiler", "qemu"),
+        "native/test_kernels.py::test_training_finds_the_same_bits_on_every_processor": ("aarch64-compiler", "qemu"),
+        "reporting/test_report.py::test_a_browser_shows_it": ("browser",),
+        "reporting/test_report.py::test_the_browser_test_sees_what_is_wrong": ("browser",),
+    }
+    | {
+        f"measuring/test_llvm_mca.py::{name}": ("llvm-mca",)
+        for name in (
+            "test_a_chain_takes_its_latencies",
+            "test_what_does_not_wait_for_each_other_shares_the_pipes",
+            "test_popcounts_take_two_pipes",
+            "test_a_call_is_no_more_than_its_jump",
+            "test_data_among_the_code_takes_no_time",
+            "test_blocks_are_weighed_by_how_often_they_ran",
+            "test_cold_blocks_run_as_fast_as_the_hot_ones",
+            "test_what_was_analysed_is_kept",
+            "test_a_damaged_record_is_made_again",
+        )
+    }
+    | {
+        f"measuring/test_qemu.py::{name}": ARM_CORE
+        for name in (
+            "test_vgg11_and_resnet18_give_the_logits_of_x86_64",
+            "test_random_operators_give_the_official_interpreters_bits",
+            "test_the_wheel_gives_the_top1_of_x86_64",
+            "test_times_are_modelled_and_repeat",
+            "test_the_first_measurement_compiles_no_python",
+            "test_operations_are_those_of_the_file",
+            "test_classes_of_cores_differ",
+            "test_other_runtimes_are_modelled_beside_it",
+            "test_bench_says_modelled",
+            "test_a_profile_of_it_is_modelled",
+            "test_several_threads_are_refused",
+            "test_a_damaged_file_is_one_line",
+            "test_a_runtime_that_has_no_wheel_there_is_named",
+            "test_a_cached_device_needs_no_network",
+        )
+    }
+)
+# And by a fixture that they use, or that a parameter names.
+NEEDED_BY_FIXTURE: dict[str, tuple[str, ...]] = {
+    "arm_wheel": ("aarch64-compiler",),
+    "arm_program": ("aarch64-compiler",),
+    "arm": ("aarch64-compiler", "qemu"),  # the program for phones
+}
+
+
+def find_program(tool: str) -> str | None:
+    """The path of a tool's program; None: it is not installed."""
+    return next((found for name in TOOLS[tool][0] if (found := shutil.which(name, path=SEARCHED))), None)
+
+
+def find_missing() -> list[str]:
+    """Tools that are of use on this machine and not installed."""
+    return [tool for tool, (_, _, useful) in TOOLS.items() if useful and not find_program(tool)]
+
+
+def describe_install(missing: list[str]) -> str:
+    """The line that installs some tools."""
+    return f"apt install {' '.join(package for tool in missing for package in TOOLS[tool][1])}"
+
+
+if __name__ == "__main__":
+    print(*(package for tool in find_missing() for package in TOOLS[tool][1]))
