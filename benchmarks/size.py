@@ -18,9 +18,8 @@ import script
 
 PACKAGE = Path(__file__).parent.parent / "dmsflow"
 CORE = ("root", "network", "datasets", "deploying", "training", "searching")
-CORE_LIMIT = (
-    6_000  # lines of code: 5,400 when the packages were made, then the recipe, many processes, and Python functions
-)
+# Lines of code. It was 5,400 when the packages were made; the recipe, many processes, and Python functions came after.
+CORE_LIMIT = 6_100
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

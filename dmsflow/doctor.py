@@ -13,7 +13,7 @@ from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_instal
 from dmsflow.errors import DmsflowError
 
 AGAIN = "install dmsflow again, for this system"
-BASE = ("click", "msgspec", "numpy", "rich", "safetensors")
+BASE = ("click", "flatbuffers", "msgspec", "numpy", "rich", "safetensors")
 
 Row = tuple[str, str, str]  # what, its state, what to do
 

@@ -70,7 +70,7 @@ def _commit() -> str | None:
 # Modules by the extra of pyproject.toml that brings them; a test compares the two.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "PIL", "sklearn"),
-    "lce": ("flatbuffers", "larq_compute_engine"),
+    "lce": ("larq_compute_engine",),
     "onnx": ("onnx", "onnxruntime"),
     "tensorflow": ("tensorflow",),
     "device": ("ai_edge_litert",),

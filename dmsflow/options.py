@@ -33,7 +33,7 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
 # What `run` has an option for, of the many settings of its stages; the rest is set by --set and presets.
 RUN_OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("name", "data_dir", "train_images", "resolution"),
-    "search": ("network", "memory_mib", "macs_m", "profile", "latency_ms", "seed"),
+    "search": ("network", "memory_mib", "macs_m", "file_kib", "profile", "latency_ms", "seed"),
     "train": ("seed",),
     "export": ("target",),
     "bench": (),

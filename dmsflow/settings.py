@@ -117,6 +117,7 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
         Positive | None, option("Budget: MiB of parameters. Without any budget: those of the base network.")
     ] = None
     macs_m: Annotated[Positive | None, option("Budget: million multiply-accumulates for one image.")] = None
+    file_kib: Annotated[Positive | None, option("Budget: KiB of the .tflite file, with padding and graph.")] = None
     profile: Annotated[str | None, option("Predict latency with this profile: its name, or a path.")] = None
     latency_ms: Annotated[
         Positive | None, option("Budget: milliseconds for one image, as --profile predicts them.")

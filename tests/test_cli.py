@@ -179,14 +179,13 @@ def test_doctor_knows_the_extras_of_the_package() -> None:
 
 
 def test_doctor_names_what_a_target_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        doctor, "is_installed", lambda module: module not in ("flatbuffers", "larq_compute_engine", "torch")
-    )
+    absent = ("ai_edge_litert", "tflite_runtime", "tensorflow", "larq_compute_engine", "torch")
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module not in absent)
     rows, sound = doctor.report()
     state = {what: (found, right) for what, found, right in rows}
     assert sound
     assert state["torch [train]"] == ("absent", "pip install 'dmsflow[train]'")
-    assert state["target arm64"] == ("lacks flatbuffers", "pip install 'dmsflow[lce]'")  # LiteRT runs its files
+    assert state["target arm64"] == ("lacks ai_edge_litert", "pip install 'dmsflow[device]'")
     assert state["target onnx"] == ("ready", "")
 
 

@@ -15,6 +15,7 @@ from dmsflow.terminal import milliseconds
 BUDGETS = {
     "memory_mib": ("memory", "memory_mib"),
     "macs_m": ("MACs", "macs_m"),
+    "file_kib": ("file", "file_kib"),
     "latency_ms": ("latency", "predicted_latency_ms"),
 }
 

@@ -40,7 +40,7 @@ class Round(TypedDict):
 
 
 LOG = msgspec.json.Decoder(dict[str, Any])  # of each line, a round
-BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "latency_ms": "ms"}
+BUDGET_UNITS = {"memory_mib": "MiB", "macs_m": "M MACs", "file_kib": "KiB of file", "latency_ms": "ms"}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, ev
 COSTS = {
     "memory_mib": ("Memory", "memory, MiB"),
     "macs_m": ("Multiply-accumulates", "million MACs"),
+    "file_kib": ("File", "file, KiB"),
     "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
 }
 

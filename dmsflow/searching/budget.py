@@ -19,6 +19,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.network import cost
 from dmsflow.network.latency import Latency
 from dmsflow.network.network import Network
+from dmsflow.searching.file_size import FileSize
 from dmsflow.settings import SearchSettings
 
 Ratios: TypeAlias = NDArray[np.float64]  # [n]
@@ -106,6 +107,8 @@ class Budgets:
                 right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
                 raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
             limits.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
+        if settings.file_kib is not None:
+            limits.append(Budget("file", "KiB", settings.file_kib, FileSize(network).kib))
         limits = limits or [Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib)]
         bases = np.array(list(network.widths.values()), np.float64)
         low, high = np.maximum(settings.min_ratio, 1 / bases), np.full_like(bases, settings.max_ratio)
@@ -119,18 +122,25 @@ class Budgets:
         """Channels at ratio 1, [n]."""
         return np.array(list(self.network.widths.values()), np.float64)
 
+    @functools.cached_property
+    def file_size(self) -> FileSize:
+        """Of the .tflite file."""
+        return FileSize(self.network)
+
     # --- what widths cost ---
 
     def figures(self, widths: Mapping[str, Any]) -> dict[str, float]:
         """What the network costs at integer widths, by the name of the metric."""
         found = {"memory_mib": memory_mib(self.network, widths), "macs_m": macs_m(self.network, widths)}
+        found["file_kib"] = self.file_size.kib(self.network, widths)
         return found if self.latency is None else {**found, "predicted_latency_ms": self.latency(widths)}
 
-    def describe(self, widths: Mapping[str, int]) -> str:
-        """The same in a line: `0.0778 MiB, 9.90 M MACs, 0.131 ms`, and the word for it where that is modelled."""
+    def describe(self, widths: Mapping[str, int], *, with_file: bool = True) -> str:
+        """The same in a line: `0.0778 MiB, file 86.7 KiB, 9.90 M MACs, 0.131 ms`, and the word where that is modelled."""
         figures = self.figures(widths)
         latency = f", {figures['predicted_latency_ms']:.3f} {self.latency.unit}" if self.latency else ""
-        return f"{figures['memory_mib']:.4f} MiB, {figures['macs_m']:.2f} M MACs{latency}"
+        size = f", file {figures['file_kib']:.1f} KiB" if with_file else ""
+        return f"{figures['memory_mib']:.4f} MiB{size}, {figures['macs_m']:.2f} M MACs{latency}"
 
     def met(self, widths: Mapping[str, float]) -> bool:
         """Whether widths are within every budget."""

@@ -45,10 +45,10 @@ def choose_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency: Latency | None) -> None:
     """The rows as a table, and a sentence on the searched widths, on stderr."""
     predicted = [latency.unit] if latency else []
-    head = ("widths of", "MiB", "M MACs", *predicted, "top-1 %", "loss", "loss − searched", "")
+    head = ("widths of", "MiB", "file KiB", "M MACs", *predicted, "top-1 %", "loss", "loss − searched", "")
     cells = []
     for row in rows:
-        costs = [f"{row['memory_mib']:.4f}", f"{row['macs_m']:.2f}"]
+        costs = [f"{row['memory_mib']:.4f}", f"{row['file_kib']:.1f}", f"{row['macs_m']:.2f}"]
         costs += [f"{row['predicted_latency_ms']:.3f}"] if latency else []
         difference = f"{row['loss_difference']:+.4f} ± {row['standard_error']:.4f}"
         mark = "chosen" if row is chosen else ""

@@ -204,7 +204,7 @@ class Descent:
     def _note(self, row: dict[str, Any]) -> str:
         phase = "width" if "width_loss" in row else "weight"
         loss, top1 = row[f"{phase}_loss"], row[f"{phase}_top1_percent"]
-        costs = self.budgets.describe(row["widths"])
+        costs = self.budgets.describe(row["widths"], with_file=False)
         return f"loss {loss:.3f}, top-1 {top1:.1f} %, {costs}, widths {' '.join(map(str, row['widths'].values()))}"
 
 

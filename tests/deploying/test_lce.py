@@ -246,14 +246,5 @@ def test_a_missing_wheel_is_named(tmp_path, monkeypatch):
         runner.open(tmp_path / "model.tflite", 1)
 
 
-def test_a_missing_flatbuffers_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    network = small_network(1)
-    form = folding.fold(network, network.widths, trained(network, network.widths), MEAN, STD)
-    with pytest.raises(ModuleNotFoundError, match="flatbuffers"):
-        exporter.write(form, tmp_path / "model.tflite")
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_version_is_that_of_the_wheel():
     assert runner.version().startswith("LCE 0.")

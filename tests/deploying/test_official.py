@@ -224,7 +224,7 @@ def test_a_file_that_lost_a_binary_layer_is_not_kept(files, source, tmp_path, mo
 
 
 def test_other_exports_need_no_tensorflow():
-    assert exporter.REQUIRES == ("flatbuffers",)
+    assert exporter.REQUIRES == ()
     assert not [name for name in list_plugins("exporters") if "official" in name]
 
 

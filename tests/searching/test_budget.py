@@ -132,7 +132,7 @@ def test_interpolated_widths_exhaust_both_budgets() -> None:
 @pytest.mark.parametrize(("memory", "macs"), [(0.001, None), (None, 0.01), (0.0778, 0.01)])
 def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: float | None) -> None:
     budgets = Budgets.from_settings(SearchSettings(memory_mib=memory, macs_m=macs), NETWORKS["vgg11"])
-    possible = r"smallest .* MiB, .* base 0\.0778 MiB, 9\.88 M MACs, largest .*; allow at least"
+    possible = r"smallest .* MiB, .* base 0\.0778 MiB, file 86\.7 KiB, 9\.88 M MACs, largest .*; allow at least"
     with pytest.raises(DmsflowError, match=possible):
         budgets.check_feasible()
 

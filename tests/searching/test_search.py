@@ -352,7 +352,7 @@ def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
 def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
     rows = dict(search.plan_stage(DATA, SearchSettings(**SMALL), tmp_path))
     assert {"smallest", "base", "largest", "memory budget", "uniform", "equal"} <= rows.keys()
-    assert "0.0767 MiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
+    assert "0.0767 MiB, file 85.6 KiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
 
 
 def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from dmsflow.modelfile.tflite_reader import read_graph
 from dmsflow.network.network import INPUT
 from dmsflow.network.profile import PACKED_GRANULARITY, round_up
 
-REQUIRES: tuple[str, ...] = ("flatbuffers",)
+REQUIRES: tuple[str, ...] = ()
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names of `count_ops`
 CONVERTERS = ("direct", "official")
 WORD = 32  # channels in an int32

@@ -1,0 +1,73 @@
+"""The size of the .tflite file that a network becomes, before it is trained: constants, padded to words, and the graph.
+
+The constants follow from the widths. The rest, tensors, operators and names, hardly depends on them: it is measured
+once, on a file that the exporter writes of the network with few channels and random weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmsflow.deploying import folding
+from dmsflow.deploying.exporters import _flatbuffer
+from dmsflow.deploying.exporters.lce import WORD, LceWriter
+from dmsflow.measuring.random_weights import draw_weights
+from dmsflow.network.blocks import FusedBlock, fused_blocks
+from dmsflow.network.cost import FLOAT_BYTES
+from dmsflow.network.network import Network, value
+
+KIB = 1024
+FEW_CHANNELS = 8  # of every layer of the file that is written to measure the graph
+
+
+class FileSize:
+    """Predicts the bytes of the file of a network at any widths, to 2 %."""
+
+    def __init__(self, network: Network) -> None:
+        self.blocks = fused_blocks(network)
+        widths = dict.fromkeys(network.widths, FEW_CHANNELS)
+        noise = np.random.default_rng(0)
+        # Equal constants are stored once, and those of a trained network never are equal.
+        weights = {
+            name: (array + noise.uniform(0.01, 0.3, array.shape)).astype(np.float32) if array.ndim == 1 else array
+            for name, array in draw_weights(network, widths).items()
+        }
+        graph = folding.fold(network, widths, weights, np.zeros(network.channels), np.ones(network.channels))
+        self.graph_bytes = len(_flatbuffer.dumps(LceWriter(graph).model())) - self.constant_bytes(widths)
+
+    def kib(self, _: Network, widths: Mapping[str, Any]) -> Any:
+        """KiB of the file; of tensors a smooth stand-in, in which words are not whole."""
+        return (self.constant_bytes(widths) + self.graph_bytes) / KIB
+
+    def constant_bytes(self, widths: Mapping[str, Any]) -> Any:
+        """Bytes of weights, thresholds and factors."""
+        return sum(_constants(block, value(widths, block.reads), value(widths, block.writes)) for block in self.blocks)
+
+
+def _constants(block: FusedBlock, reads: Any, writes: Any) -> Any:
+    """Bytes of the constants of a fused block, at channels that are whole or not."""
+    ops, kernel = {layer.op for layer in block.layers}, block.layers[0].kernel
+    per_channel = 1 if "quantize" in ops else 2  # a threshold, or a factor and a bias
+    match block.op:
+        case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too
+            after = 0 if "quantize" in ops or "batch_norm" not in ops else 2 * writes
+            return FLOAT_BYTES * (kernel**2 * reads * writes + writes + reads + after)
+        case "binary_conv":
+            ones = _words(writes) if {"max_pool", "quantize"} <= ops else 0  # which a pool of bits is inverted with
+            return FLOAT_BYTES * (kernel**2 * _words(reads) * writes + per_channel * writes + ones)
+        case "batch_norm":
+            return FLOAT_BYTES * 2 * reads
+        case "quantize":
+            return FLOAT_BYTES
+        case _:
+            return FLOAT_BYTES * (reads + 1) * writes if "dense" in ops else 0
+
+
+def _words(channels: Any) -> Any:
+    """Words of 32 bits for some channels; the derivative of a step would be zero, so of a tensor there is none."""
+    return channels / WORD if isinstance(channels, torch.Tensor) else math.ceil(channels / WORD)
