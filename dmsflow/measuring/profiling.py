@@ -175,7 +175,7 @@ def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool =
         ("device", f"{settings.device}, {format_threads(settings.threads)}"),
         ("fused blocks", f"{len(missing)} of {', '.join(settings.networks)} at {pixels} pixels"),
         ("micro-benchmarks", f"about {count}, {settings.runs} runs of each"),
-        ("check", f"{networks} networks that gave no point"),
+        ("check", f"{networks} held-out networks"),
         ("writes", str(path)),
     ]
 

@@ -283,7 +283,7 @@ def print_profile(shown: Profile, stream: TextIO) -> None:
     for table in shown.tables:
         _print_times(table, word, stream)
     checked = [{**msgspec.to_builtins(row), "error_percent": row.error_percent} for row in shown.checked]
-    _print_nested(f"networks that gave no point of the profile{word}", checked, "", stream)
+    _print_nested(f"held-out networks{word}", checked, "", stream)
 
 
 def _median_and_largest(percents: list[float]) -> str:
