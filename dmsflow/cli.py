@@ -32,12 +32,14 @@ STAGES = tuple(manifest.PACKAGES)
 )
 @click.version_option(__version__, prog_name="dmsflow")
 def cli() -> None:
-    """Find how wide each layer of a binary neural network should be, train it, write it as a 1-bit file, measure it.
+    """Find the width of each layer of a binary neural network, train it, write it as a 1-bit file and measure it.
 
-    Each stage reads one manifest and writes one: search, train, export, bench. `dmsflow run` is all
-    four. The path of the manifest goes to stdout, everything else to stderr.
+    There are four stages: search, train, export and bench. Each reads the JSON file of the one before (its manifest) and
+    writes its own. `dmsflow run` does all four. The path of the manifest goes to stdout, everything else to stderr.
 
     Every option is also an environment variable: DMSFLOW_SEARCH_MEMORY_MIB is --memory-mib of search.
+
+    Example: dmsflow run --preset digits --out runs/demo
     """
 
 
@@ -66,9 +68,9 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Train the chosen network. FILE is a search.json or a model's name; writes train.json and the weights.
+    """Train the network of a search. Writes train.json and the weights.
 
-    With --resume and more --epochs, a finished training goes on from its weights.
+    FILE is a search.json or a model's name. With --resume and more --epochs, a finished training continues.
 
     Example: dmsflow train runs/vgg11-cifar10/search.json --epochs 60
     """
@@ -81,7 +83,9 @@ def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Write the network as a 1-bit file for a target. FILE is a train.json or a model's name; writes export.json and the file.
+    """Write the trained network as a 1-bit file for a target. Writes export.json and the file.
+
+    FILE is a train.json or a model's name.
 
     Example: dmsflow export runs/vgg11-cifar10/train.json --target arm64
     """
@@ -95,9 +99,10 @@ def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.flow_options("the folder of FILE")
 @click.pass_context
 def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
-    """Measure the file. FILE is an export.json, a model's name, or a bare .tflite or .onnx file; writes bench.json.
+    """Measure latency and top-1 of a model file on a device. Writes bench.json.
 
-    A model that comes with dmsflow is exported first, for the device: dmsflow list models.
+    FILE is an export.json, a .tflite or .onnx file, or a model's name (dmsflow list models). Such a model is first
+    exported for the device.
 
     Example: dmsflow bench runs/vgg11-cifar10/export.json --device ssh://pi@raspberry
     """
@@ -135,20 +140,20 @@ def _flow(ctx: click.Context) -> manifest.Flow:
 @cli.command("profile", cls=options.StageCommand)
 @options.settings_options("profile")
 @options.flow_options("profiles")
-@click.option("--name", required=True, help="Name of the profile, as in search --profile NAME.")
-@click.option("--add", is_flag=True, help="Keep what the profile has, and measure what it lacks.")
+@click.option("--name", required=True, help="Give the profile this name, for search --profile NAME.")
+@click.option("--add", is_flag=True, help="Keep the times of the profile, and measure only missing blocks.")
 @click.pass_context
 def profile_command(
     ctx: click.Context, /, name: str, resume: bool, force: bool, add: bool, dry_run: bool, **_: Any
 ) -> None:
-    """Measure a device for the latency budget of search. Writes OUT/NAME.json.
+    """Measure a device, so that search can predict latency on it. Writes OUT/NAME.json.
 
     Example: dmsflow profile --name pi5 --target arm64 --device ssh://pi@raspberry
     """
     from dmsflow.measuring import profiling
 
     if force and (resume or add):
-        raise click.UsageError("--force measures everything again: give it without --resume and --add.")
+        raise click.UsageError("--force measures everything again: use it without --resume and --add.")
     chosen, out = options.resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
     if dry_run:
         _print_plan("profile", profiling.plan_profile(chosen, name, out, add=add))
@@ -163,9 +168,9 @@ def profile_command(
 @options.download_option
 @click.pass_context
 def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, **_: Any) -> None:
-    """All four stages, in one folder: search, train, export, bench.
+    """Run all four stages in one folder: search, train, export, bench.
 
-    Every other setting of a stage is set by a preset, or by --set STAGE.NAME=VALUE.
+    To change a setting that has no option here, use a preset or --set STAGE.NAME=VALUE.
 
     Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
@@ -204,7 +209,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     if bench.has_baseline(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:
-        raise click.UsageError("--images are for the bench of a bare file; all four stages take --dataset.")
+        raise click.UsageError("--images is only for bench of a file without a manifest: use --dataset.")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
         if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
@@ -217,7 +222,7 @@ def _default_out(data: settings.Data, chosen: settings.SearchSettings) -> Path:
 
 def _check_one_of(resume: bool, force: bool) -> None:
     if resume and force:
-        raise click.UsageError("--resume leaves what is done and --force does it again: give one of them.")
+        raise click.UsageError("--resume keeps finished stages and --force repeats them: use only one of them.")
 
 
 def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
@@ -229,7 +234,7 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
     "kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets", "models"])
 )
 def list_command(kind: str) -> None:
-    """List what options can name, or the models: trained networks that come with dmsflow.
+    """List the names that options accept, or the trained networks that come with dmsflow (models).
 
     Example: dmsflow list networks
     """
@@ -240,15 +245,13 @@ def list_command(kind: str) -> None:
 
 @cli.command("show")
 @options.source_argument
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; of a chain an array of manifests, the search first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; for a manifest, an array with its parents first.")
 def show_command(source: Path, as_json: bool) -> None:
-    """Print a manifest and its parents, a profile, or what is in a .tflite or .onnx file.
+    """Print a manifest and its parents, a profile, or the contents of a .tflite or .onnx file.
 
-    The name of a model that comes with dmsflow stands for the last manifest of its chain, and so does the folder of a
-    run; while its search is not finished, where that stands.
-
-    Of a model file, whoever wrote it: its ops with their shapes, channels and bytes, and what is binary in it
-    but neither smaller nor faster.
+    For the name of a model that comes with dmsflow, or the folder of a run, print its manifests; while the search of a
+    run is not finished, print how far it is. For a model file of any origin, print its ops with their shapes, channels
+    and bytes, and the layers that are binary but neither smaller nor faster.
 
     Example: dmsflow show runs/vgg11-cifar10/bench.json
     """
@@ -259,16 +262,25 @@ def show_command(source: Path, as_json: bool) -> None:
 
 @cli.command("report")
 @click.argument("sources", metavar="RUN...", nargs=-1, required=True, type=options.Source())
-@click.option("--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write this page.")
-@click.option("--figures", type=FILE, help="Write each figure as a file of its own too, to this folder.")
-@click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", show_default=True, help="Of these.")
+@click.option(
+    "--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write the page to this file."
+)
+@click.option("--figures", type=FILE, help="Also write each figure to a file in this folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["svg", "png"]),
+    default="svg",
+    show_default=True,
+    help="Format of these figures.",
+)
 @click.option("--watch", is_flag=True, help="Write the page again while a search runs, until it is finished.")
 def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str, watch: bool) -> None:
-    """Draw what runs found: one HTML page that needs no network.
+    """Write the results of runs as one HTML page that works offline.
 
-    RUN is the folder of a run, a folder of such folders, a manifest, or a model's name. Runs that differ in their seed
-    alone are put together. An earlier report is overwritten, any other file is not. The page of a search that still
-    runs loads itself again every few seconds.
+    RUN is the folder of a run, a folder of such folders, a manifest, or a model's name. Runs that differ only in their
+    seed are combined. An earlier report is overwritten; any other file is not. The page of a search that still runs
+    loads itself again every few seconds.
 
     Example: dmsflow report runs --figures pictures
     """
@@ -280,7 +292,7 @@ def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | 
 @cli.command("doctor")
 @click.pass_context
 def doctor_command(ctx: click.Context, /) -> None:
-    """Print what is installed, and what targets lack. The exit code is 1 if something is broken.
+    """Print what is installed, and what each target still needs. The exit code is 1 if something is broken.
 
     Example: dmsflow doctor
     """
@@ -312,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except OSError as error:
         where = error.filename or "a file or connection"
-        return _say(f"{where}: {error.strerror or error}; correct that, and resume with --resume")
+        return _say(f"{where}: {error.strerror or error}; correct that, then use --resume to continue")
 
 
 def _say(line: str, exit_code: int = 1) -> int:

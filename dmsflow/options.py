@@ -43,20 +43,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def words(value: str) -> tuple[str, ...]:
-    """Words with commas between them; click calls the type of an option as its function is called."""
+    """Words separated by commas. (click shows the function's name as the type of an option.)"""
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def numbers(value: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
+    """Integers separated by commas."""
     try:
         return tuple(map(int, words(value)))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 140,220,260.") from error
+        raise click.BadParameter(f"{value!r} is not a list of integers such as 140,220,260.") from error
 
 
 class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only
-    """One of some words; a word of an earlier version is answered with the present one."""
+    """One of some words. For a word of an earlier version, the error names the present one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if (present := settings.RENAMED_METHODS.get(value)) in self.choices:
@@ -74,7 +74,7 @@ class SettingOption(click.Option):
 
 
 class StageCommand(click.Command):
-    """A command that names what an option of an earlier version, or its environment variable, is now."""
+    """A command whose errors name the present form of an option or variable of an earlier version."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -97,12 +97,12 @@ def _records_of(command: click.Command) -> list[str]:
 
 
 def _explain_option(command: click.Command, given: str, name: str) -> DmsflowError | None:
-    """What an option or variable of an earlier version is now; None if it is one of today, or never was one."""
+    """The error for an option or variable of an earlier version; None if it exists today, or never existed."""
     params = {param.name for param in command.params}
     if name in params:
         return None
     if name in settings.REMOVED_FIELDS:
-        return DmsflowError(given, "is gone", settings.REMOVED_FIELDS[name])
+        return DmsflowError(given, "was removed", settings.REMOVED_FIELDS[name])
     holders = {}  # records that have such a setting, with its present name
     for record in _records_of(command):
         for short in (name, name.removeprefix(f"{record}_")):  # `run` had the stage before some: --train-batch-size
@@ -118,7 +118,7 @@ def _explain_option(command: click.Command, given: str, name: str) -> DmsflowErr
 
 
 def settings_options(*records: str, only: dict[str, tuple[str, ...]] | None = None) -> Callable[[Command], Command]:
-    """An option for each field of the records that is to have one; fields of one name share it."""
+    """An option for each field of the records that should have one; fields with the same name share it."""
     options: dict[str, SettingOption] = {}
     for record in records:
         for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
@@ -221,7 +221,7 @@ def _completion(names: Callable[[], list[str]]) -> Any:
 
 
 class Source(click.Path):  # type: ignore[type-arg, unused-ignore]  # as above
-    """A path, or the name of a model that comes with dmsflow, which stands for the manifest that the command reads."""
+    """A path, or the name of a model that comes with dmsflow: then the path of the manifest that the command reads."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return shipped.find_model(Path(value), ctx.command.name or "" if ctx else "")
@@ -234,19 +234,19 @@ class Source(click.Path):  # type: ignore[type-arg, unused-ignore]  # as above
 
 
 def flow_options(out: str) -> Callable[[Command], Command]:
-    """What every stage has; `out` describes the folder that is taken where none is given."""
+    """The options of every stage; `out` describes the default folder."""
     return _add(
         click.Option(["--out"], type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
-        click.Option(["--resume"], is_flag=True, help="Start where an interrupted run stopped; leave what is done."),
-        click.Option(["--force"], is_flag=True, help="Do the stage again, and overwrite."),
+        click.Option(["--resume"], is_flag=True, help="Continue an interrupted run; keep finished stages."),
+        click.Option(["--force"], is_flag=True, help="Repeat the stage, and overwrite its files."),
         click.Option(["--dry-run"], is_flag=True, help="Print the plan; compute and write nothing."),
     )
 
 
 # Where settings come from that have no option.
-EFFORT_HELP = "Scale rounds, steps and epochs of the preset: half to a quarter, as they are, or 2 to 8 times."
-PRESET_HELP = "Take settings from a preset: dmsflow list presets, or the path of a .toml file."
-SET_HELP = "Give any other setting a value, such as search.rounds=32 (docs/settings.md)."
+EFFORT_HELP = "Scale rounds, steps and epochs of the preset: by 1/2 or 1/4, by 1, or by 2 to 8."
+PRESET_HELP = "Take settings from a preset (dmsflow list presets) or from the path of a .toml file."
+SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
 EFFORTS = click.Choice(list(settings.EFFORTS))
 COMPLETE_PRESET = _completion(COMPLETED["preset"])
 preset_options: Callable[[Any], Any] = _add(
@@ -255,9 +255,9 @@ preset_options: Callable[[Any], Any] = _add(
     click.Option(["--set"], multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 tensorboard_option = click.option(
-    "--tensorboard", is_flag=True, help="Write curves for TensorBoard too, in OUT/tensorboard."
+    "--tensorboard", is_flag=True, help="Also write curves for TensorBoard, to OUT/tensorboard."
 )
-download_option = click.option("--download", is_flag=True, help="Fetch the data set if its files are missing.")
+download_option = click.option("--download", is_flag=True, help="Download the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=Source())
 
 

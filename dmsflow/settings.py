@@ -32,17 +32,17 @@ Precision = Literal["binary", "float"]
 
 
 def option(description: str, **bounds: Any) -> Meta:
-    """Of a field that is an option on the command line."""
+    """The Meta of a field that is an option on the command line."""
     return Meta(description=description, **bounds)
 
 
 def preset_only(description: str, **bounds: Any) -> Meta:
-    """Of a field that is set in a preset or by --set, and has no option of its own."""
+    """The Meta of a field that has no option: a preset or --set changes it."""
     return Meta(description=description, extra={"option": False}, **bounds)
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which images a chain works on: enough to load the same ones again.
+    """Which images a run uses: enough to load the same ones again.
 
     Attributes:
         name: as given to --dataset, e.g. "cifar10" or "image-folder:/data/flowers".
@@ -52,11 +52,11 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         workers: processes that decode a streamed data set.
     """
 
-    name: Annotated[str, option("A data set's name, or image-folder:PATH.")] = "digits"
-    data_dir: Annotated[str | None, option("Folder of the data set's files.")] = None
+    name: Annotated[str, option("Use this data set: its name, or image-folder:PATH.")] = "digits"
+    data_dir: Annotated[str | None, option("Look for the data set's files in this folder.")] = None
     train_images: Annotated[Count | None, option("Use only this many training images, evenly over the classes.")] = None
     resolution: Annotated[Count | None, option("Resize images to this many pixels a side.")] = None
-    workers: Annotated[Natural, preset_only("Processes that decode a streamed data set.")] = 2
+    workers: Annotated[Natural, preset_only("Decode a streamed data set in this many processes.")] = 2
 
 
 def anchored(data: Data) -> Data:
@@ -73,34 +73,36 @@ Method = Literal["gradient", "published", "evolution", "uniform", "equal", "inte
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every stage that computes has."""
+    """The settings that search and train share: where and how torch computes."""
 
-    seed: Annotated[Natural, option("Seed of every random choice.")] = 0
-    device: Annotated[str, option("Run torch on auto, cpu, cuda or mps.")] = "auto"
-    threads: Annotated[Natural, preset_only("CPU threads; 0: one per core.")] = 0
-    amp: Annotated[Choice, preset_only("Train in bfloat16 mixed precision; auto: where that is quicker.")] = "auto"
-    compile: Annotated[Choice, preset_only("Compile the training step; auto: on a GPU that Triton knows.")] = "auto"
+    seed: Annotated[Natural, option("Derive every random choice from this seed.")] = 0
+    device: Annotated[str, option("Run torch on this device: auto, cpu, cuda or mps.")] = "auto"
+    threads: Annotated[Natural, preset_only("Use this many CPU threads; 0: one for each core.")] = 0
+    amp: Annotated[Choice, preset_only("Train in bfloat16 mixed precision; auto: if it is faster.")] = "auto"
+    compile: Annotated[Choice, preset_only("Compile the training step; auto: on a GPU that Triton supports.")] = "auto"
 
 
 class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How weights are trained, in a search and after it."""
 
-    optimiser: Annotated[Literal["adam", "sgd"], preset_only("Adam with decoupled decay, or SGD with momentum.")] = (
-        "adam"
-    )
-    learning_rate: Annotated[Positive, preset_only("Learning rate of the weights at the start.")] = 5e-3
-    momentum: Annotated[float, preset_only("Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Weight decay, not on norms and alphas.", ge=0)] = 0.0
-    centred: Annotated[bool, preset_only("Start with half of the activations on, and not with 31 %.")] = True
+    optimiser: Annotated[
+        Literal["adam", "sgd"], preset_only("Train with Adam (decoupled weight decay) or SGD (momentum).")
+    ] = "adam"
+    learning_rate: Annotated[Positive, preset_only("Start the weights with this learning rate.")] = 5e-3
+    momentum: Annotated[float, preset_only("Use this momentum with SGD.", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, preset_only("Use this weight decay, except for batch norms and alphas.", ge=0)] = 0.0
+    centred: Annotated[bool, preset_only("Start with half of the activations on, instead of 31 %.")] = True
     crop: Annotated[
         Share | None,
-        preset_only("Random crops: this share of the data set's own padding; without it more in longer trainings."),
+        preset_only(
+            "Pad random crops with this share of the data set's own padding; default: more in longer trainings."
+        ),
     ] = None
     batch_parts: Annotated[
         Count | None,
         preset_only(
-            "Parts of a batch that are normalised apart; by default one a process. With the same number, a run is the "
-            "same function in any number of processes."
+            "Normalise a batch in this many separate parts; default: one for each process. With the same number, a run "
+            "is the same function in any number of processes."
         ),
     ] = None
 
@@ -108,59 +110,89 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the widths are chosen."""
 
-    network: Annotated[str, option("A network's name, or the path of a .py file with build().")] = "vgg11"
+    network: Annotated[str, option("Use this network: its name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Method,
-        option("gradient, evolution and published (--preset paper) search; the others fill the budgets without."),
+        Method, option("Search by gradient, evolution or published (--preset paper), or take a baseline's widths.")
     ] = "gradient"
     memory_mib: Annotated[
-        Positive | None, option("Budget: MiB of parameters. Without any budget: those of the base network.")
+        Positive | None,
+        option("Budget: allow at most this many MiB of parameters. Without any budget: those of the base network."),
     ] = None
-    macs_m: Annotated[Positive | None, option("Budget: million multiply-accumulates for one image.")] = None
-    file_kib: Annotated[Positive | None, option("Budget: KiB of the .tflite file, with padding and graph.")] = None
-    profile: Annotated[str | None, option("Predict latency with this profile: its name, or a path.")] = None
+    macs_m: Annotated[
+        Positive | None, option("Budget: allow at most this many million multiply-accumulates for one image.")
+    ] = None
+    file_kib: Annotated[
+        Positive | None, option("Budget: allow at most this many KiB of the .tflite file, padding and graph included.")
+    ] = None
+    profile: Annotated[str | None, option("Predict latency with this device profile: its name, or a path.")] = None
     latency_ms: Annotated[
-        Positive | None, option("Budget: milliseconds for one image, as --profile predicts them.")
+        Positive | None, option("Budget: allow at most this many milliseconds for one image, predicted by --profile.")
     ] = None
     align: Annotated[
-        bool, option("Round widths to multiples the kernels use (32 in, 8 out) where nothing gets worse.")
+        bool, option("Round widths to multiples that kernels use (32 in, 8 out) if nothing gets worse.")
     ] = False
-    rounds: Annotated[Count, preset_only("Rounds of one weight phase and one width phase.")] = 16
-    weight_steps: Annotated[Count, preset_only("Length of a weight phase in steps.")] = 40
-    weight_epochs: Annotated[Positive | None, preset_only("The same in epochs; overrides weight_steps.")] = None
-    width_batches: Annotated[Natural, preset_only("Length of a width phase in batches; 0: all of its half.")] = 40
-    width_warmup: Annotated[float, preset_only("Share of the rounds before widths move.", ge=0, lt=1)] = 0.25
-    step_size: Annotated[Positive, preset_only("Largest change of a log width in a round; Adam's rate.")] = 0.15
-    min_ratio: Annotated[Positive, preset_only("Smallest width, as a ratio to its base.")] = 0.3
-    max_ratio: Annotated[Positive, preset_only("Largest width, as a ratio to its base.")] = 8.0
-    sigma_start: Annotated[Positive, preset_only("Scale of the width distribution in the first round.")] = 0.3
-    sigma_end: Annotated[Positive, preset_only("Scale in the last round, reached by a constant factor.")] = 0.15
-    batch_size: Annotated[Count, preset_only("Images in a batch.")] = 128
-    learning_rate_end: Annotated[Positive, preset_only("Learning rate at the end of the cosine.")] = 1e-3
-    start_ratio: Annotated[Positive, preset_only("Published: width to start from, as a ratio to its base.")] = 1.5
-    penalty: Annotated[Positive, preset_only("Published: weight of Eq. 7, per MiB, million MACs and ms.")] = 0.01
-    temperature: Annotated[Positive, preset_only("Published: temperature of the Gumbel-softmax.")] = 1.0
+    rounds: Annotated[Count, preset_only("Search for this many rounds, each a weight phase and a width phase.")] = 16
+    weight_steps: Annotated[Count, preset_only("Train this many steps in a weight phase.")] = 40
+    weight_epochs: Annotated[
+        Positive | None, preset_only("Train this many epochs in a weight phase; overrides weight_steps.")
+    ] = None
+    width_batches: Annotated[
+        Natural, preset_only("Use this many batches in a width phase; 0: all of its half of the images.")
+    ] = 40
+    width_warmup: Annotated[
+        float, preset_only("Train weights only in this share of the rounds, at the start.", ge=0, lt=1)
+    ] = 0.25
+    step_size: Annotated[
+        Positive,
+        preset_only("Change a log width by at most this much in a round; published: the learning rate of widths."),
+    ] = 0.15
+    min_ratio: Annotated[Positive, preset_only("Allow no width below this ratio to its base width.")] = 0.3
+    max_ratio: Annotated[Positive, preset_only("Allow no width above this ratio to its base width.")] = 8.0
+    sigma_start: Annotated[Positive, preset_only("Use this scale of the width distribution in the first round.")] = 0.3
+    sigma_end: Annotated[Positive, preset_only("Use this scale in the last round; it falls by a constant factor.")] = (
+        0.15
+    )
+    batch_size: Annotated[Count, preset_only("Use this many images in a batch.")] = 128
+    learning_rate_end: Annotated[Positive, preset_only("End the cosine schedule at this learning rate.")] = 1e-3
+    start_ratio: Annotated[Positive, preset_only("Published: start at this ratio to the base widths.")] = 1.5
+    penalty: Annotated[
+        Positive, preset_only("Published: use this weight for the penalty of Eq. 7, per MiB, million MACs and ms.")
+    ] = 0.01
+    temperature: Annotated[Positive, preset_only("Published: use this temperature of the Gumbel-softmax.")] = 1.0
 
 
 class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the chosen network is trained."""
 
-    precision: Annotated[Precision, option("float trains the same widths in full precision: the baseline.")] = "binary"
-    epochs: Annotated[Count | None, option("Passes over the training set; without it those of --effort.")] = None
-    normal_epochs: Annotated[Count, preset_only("Passes of --effort normal.")] = 12
-    min_steps: Annotated[Natural, preset_only("Steps that --effort normal takes at least, on a small data set.")] = 3000
-    from_float: Annotated[bool, option("Train in full precision first, and start from that.")] = False
+    precision: Annotated[Precision, option("Train a binary network, or the same widths in full precision (float).")] = (
+        "binary"
+    )
+    epochs: Annotated[Count | None, option("Train for this many epochs; default: those of --effort.")] = None
+    normal_epochs: Annotated[Count, preset_only("Train for this many epochs with --effort normal.")] = 12
+    min_steps: Annotated[
+        Natural, preset_only("Train for at least this many steps with --effort normal, on a small data set.")
+    ] = 3000
+    from_float: Annotated[bool, option("Train in full precision first, and start from those weights.")] = False
     teacher: Annotated[
-        str | None,
-        option("Learn from a teacher's outputs too: float (the same widths in full precision) or a train.json."),
+        str | None, option("Distil from a teacher: float (the same widths in full precision) or a train.json.")
     ] = None
     float_epochs: Annotated[
-        Count | None, preset_only("Passes in full precision (from_float, teacher); without it as many as binary.")
+        Count | None,
+        preset_only("Train a from_float or teacher network for this many epochs; default: as many as binary."),
     ] = None
-    batch_size: Annotated[Count, preset_only("Images in a batch.")] = 64
-    schedule: Annotated[Literal["cosine", "step"], preset_only("Fall to 0, or multiply at milestones.")] = "cosine"
-    milestones: Annotated[tuple[Natural, ...], preset_only("Epochs at which step multiplies.")] = (140, 220, 260)
-    milestone_factor: Annotated[Positive, preset_only("What it multiplies by.")] = 0.1
+    batch_size: Annotated[Count, preset_only("Use this many images in a batch.")] = 64
+    schedule: Annotated[
+        Literal["cosine", "step"],
+        preset_only("Lower the learning rate by a cosine to 0, or by a factor at milestones (step)."),
+    ] = "cosine"
+    milestones: Annotated[tuple[Natural, ...], preset_only("Lower the learning rate at these epochs (step).")] = (
+        140,
+        220,
+        260,
+    )
+    milestone_factor: Annotated[
+        Positive, preset_only("Multiply the learning rate by this factor at each milestone.")
+    ] = 0.1
 
 
 class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +202,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     check_images: Annotated[Count | None, option("Check the file on this many test images; default: up to 256.")] = None
     converter: Annotated[
         Literal["direct", "official"],
-        option("Write a .tflite file by dmsflow itself, or by larq-compute-engine's converter (needs TensorFlow)."),
+        option("Write a .tflite file directly, or with larq-compute-engine's own converter (needs TensorFlow)."),
     ] = "direct"
 
 
@@ -180,59 +212,65 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     device: Annotated[str, option("Run on local, ssh://user@host, adb://SERIAL or qemu (an emulated ARM core).")] = (
         "local"
     )
-    python: Annotated[str, option("Command that is Python on an ssh device.")] = "python3"
-    runner_file: Annotated[str | None, option("Benchmark binary to run on the device instead of Python.")] = None
+    python: Annotated[str, option("Use this Python on an ssh device.")] = "python3"
+    runner_file: Annotated[str | None, option("Run this benchmark binary on the device instead of Python.")] = None
     runner: Annotated[
-        str | None, option("Runtime: litert, lce, onnxruntime or a .py file; by default the target's own.")
+        str | None, option("Use this runtime: litert, lce, onnxruntime or a .py file; default: the target's.")
     ] = None
-    threads: Annotated[Count, option("Threads of the runtime.")] = 1
+    threads: Annotated[Count, option("Use this many threads of the runtime.")] = 1
 
 
 class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a file is measured."""
 
-    warm_up: Annotated[Natural, option("Runs that are not counted.")] = 10
-    runs: Annotated[Count, option("Runs that are counted, of each file.")] = 100
-    baseline: Annotated[bool, option("Measure the float32 network of the same widths too, in onnxruntime.")] = True
+    warm_up: Annotated[Natural, option("Warm up with this many runs, which are not counted.")] = 10
+    runs: Annotated[Count, option("Time this many runs of each file.")] = 100
+    baseline: Annotated[bool, option("Also measure the float32 network of the same widths, in onnxruntime.")] = True
     accuracy: Annotated[bool, option("Measure top-1 on the test split.")] = True
-    images: Annotated[str | None, option("Measure top-1 of a bare file on this folder of class folders.")] = None
-    operations: Annotated[bool, option("Time each operation too, where the runtime can.")] = False
-    profile: Annotated[str | None, option("Predict with this profile; by default the search's own.")] = None
-    require_ms: Annotated[Positive | None, option("Exit with 3 if the median takes more milliseconds.")] = None
+    images: Annotated[
+        str | None, option("Measure top-1 of a file without a manifest on this folder of class folders.")
+    ] = None
+    operations: Annotated[bool, option("Also time each operation, if the runtime can.")] = False
+    profile: Annotated[str | None, option("Predict latency with this profile; default: the search's own.")] = None
+    require_ms: Annotated[Positive | None, option("Exit with code 3 if the median takes more milliseconds.")] = None
 
 
 class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a profile covers, and how long it is measured."""
 
     target: Annotated[str, option("Build for this target: see dmsflow list targets.")] = "x86-64"
-    precision: Annotated[Precision, option("float measures the float32 networks of the same widths.")] = "binary"
-    networks: Annotated[tuple[str, ...], option("Measure the fused blocks of these, with commas between.")] = (
+    precision: Annotated[Precision, option("Measure binary networks, or the same widths in float32 (float).")] = (
+        "binary"
+    )
+    networks: Annotated[tuple[str, ...], option("Measure the fused blocks of these networks, separated by commas.")] = (
         "vgg11",
         "resnet18",
     )
-    resolutions: Annotated[tuple[Count, ...], option("Pixels on a side of their images.")] = (32,)
-    channels: Annotated[Count, option("Channels of their images.")] = 3
-    classes: Annotated[Count, option("Number of their classes.")] = 10
-    max_ratio: Annotated[Positive, option("Largest width to measure, as a ratio to its base.")] = 8.0
-    points: Annotated[int, option("Widths to measure in each direction.", ge=2)] = 6
-    runs: Annotated[Count, option("Runs of each point.")] = 80
+    resolutions: Annotated[
+        tuple[Count, ...], option("Measure them for images of these pixels a side, separated by commas.")
+    ] = (32,)
+    channels: Annotated[Count, option("Measure them for images of this many channels.")] = 3
+    classes: Annotated[Count, option("Measure them for this many classes.")] = 10
+    max_ratio: Annotated[Positive, option("Measure widths up to this ratio to the base width.")] = 8.0
+    points: Annotated[int, option("Measure this many widths for inputs, and as many for outputs.", ge=2)] = 6
+    runs: Annotated[Count, option("Time this many runs of each point.")] = 80
     timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after this many minutes.", ge=0)] = 5.0
     check: Annotated[Natural, option("Check predictions on this many networks of each kind and resolution.")] = 4
-    seed: Annotated[Natural, option("Seed of the widths of those networks.")] = 0
+    seed: Annotated[Natural, option("Derive the widths of these networks from this seed.")] = 0
 
 
-# What fields and values were called in earlier versions, and what is gone since.
+# Old names of fields and values, and removed fields.
 RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup", "patience_minutes": "timeout_minutes"}
 RENAMED_METHODS = {"flat": "equal", "between": "interpolated"}
 OF_THE_PAPER = ("estimator", "reallocate", "step", "start", "sigma_relative", "subnetworks", "restart")
 WITHOUT_GAIN = ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort")
 REMOVED_FIELDS = dict.fromkeys(OF_THE_PAPER, "leave it out; --preset paper is the search as published")
 REMOVED_FIELDS |= dict.fromkeys(WITHOUT_GAIN, "leave it out; it gained nothing (docs/results.md)")
-REMOVED_FIELDS["onnx_form"] = "leave it out; integers up to every sum are the only form"
+REMOVED_FIELDS["onnx_form"] = "leave it out; onnx files always compute sums with integers"
 
 
 def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a manifest, also of an earlier version, with fields and methods as they are called now.
+    """The settings of a manifest, with the old names of an earlier version replaced by today's.
 
     >>> with_present_names({"method": "flat", "mixed": "off"})
     {'method': 'equal', 'amp': 'off'}
@@ -246,7 +284,7 @@ def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
 def find_difference(
     recorded: Mapping[str, Any], wanted: msgspec.Struct, ignored: Collection[str] = ()
 ) -> tuple[str, Any, Any] | None:
-    """The first setting that was another one when something was recorded: its name, the value then, and now."""
+    """The first setting that differs from a record: its name, the recorded value, and the wanted one; or None."""
     for name, value in msgspec.json.decode(msgspec.json.encode(wanted)).items():
         if name not in ignored and recorded.get(name) != value:
             return name, recorded.get(name), value
@@ -313,14 +351,14 @@ def load_preset(stage: str, name: str) -> dict[str, Any]:
     values = read_toml(path)
     if unknown := set(values) - set(PRESET_TABLES):
         tables = " ".join(f"[{table}]" for table in PRESET_TABLES)
-        raise DmsflowError(path, f"has {sorted(unknown)[0]!r}", f"give tables among {tables}")
+        raise DmsflowError(path, f"has an unknown table {sorted(unknown)[0]!r}", f"use only the tables {tables}")
     return dict(values.get(stage, {}))
 
 
 def parse_assignments(
     stage: str, kinds: Mapping[str, type[msgspec.Struct]], assignments: Iterable[str]
 ) -> dict[str, Any]:
-    """What `--set search.rounds=32` and the like say of one stage; a value is TOML, or else a word.
+    """The values that options such as `--set search.rounds=32` give to one stage; a value is TOML, or else a word.
 
     Raises:
         DmsflowError: it is not of that form, or none of `kinds`, the records of a command, has such a setting.
@@ -333,7 +371,7 @@ def parse_assignments(
         # `resolve` says what a setting of an earlier version is called now.
         if not equals or table not in kinds or field not in (*fields, *RENAMED_FIELDS, *REMOVED_FIELDS):
             right = f"write STAGE.NAME=VALUE with one of {', '.join(fields)}"
-            raise DmsflowError(f"--set {text}", "is no setting of this command", right)
+            raise DmsflowError(f"--set {text}", "is not a setting of this command", right)
         if table == stage:
             try:
                 found[field] = tomllib.loads(f"value = {value}")["value"]
@@ -350,7 +388,7 @@ def resolve(kind: type[S], **values: Any) -> S:
     """
     for name in set(values) - set(kind.__struct_fields__):
         if name in REMOVED_FIELDS:
-            raise DmsflowError(f"setting {name}", "is gone", REMOVED_FIELDS[name])
+            raise DmsflowError(f"setting {name}", "was removed", REMOVED_FIELDS[name])
         if name in RENAMED_FIELDS:
             raise DmsflowError(f"setting {name}", "was renamed", f"use {RENAMED_FIELDS[name]}")
     method = values.get("method")

@@ -15,39 +15,42 @@ INTRODUCTION = """\
 
 <!-- Written by docs/cli.py from the program's own help: edit that, then run `make docs`. -->
 
+One command runs all four stages:
+
     dmsflow run --preset digits --out runs/demo
 
-does all four stages. One after the other they are
+You can also run them one by one:
 
     dmsflow search --preset digits --out runs/demo
     dmsflow train  runs/demo/search.json
     dmsflow export runs/demo/train.json
     dmsflow bench  runs/demo/export.json
 
-Each stage reads one manifest and writes one, and prints the path of what it wrote on stdout, so that
-`dmsflow train "$(dmsflow search …)"` works. Progress and tables go to stderr.
+Each stage reads one [manifest](concepts.md) and writes one. It prints the path of its manifest to stdout, so that
+`dmsflow train "$(dmsflow search …)"` works. Progress and tables go to stderr. [Concepts](concepts.md) explains the
+terms of this page.
 
-**For a latency budget on a device**, measure the device once, and give the search its budget in milliseconds;
-bench then prints the predicted latency beside the measured one ([profiles](profiles.md)).
+**For a latency budget on a device**, measure the device once, then give the search a budget in milliseconds.
+bench prints the predicted latency beside the measured one ([profiles](profiles.md)).
 
     dmsflow profile --name desk
     dmsflow search  --dataset cifar10 --profile desk --latency-ms 0.3 --out runs/desk
 
-**Settings** come from, last wins: the defaults, `--preset`, `--effort`, `--set`, environment variables, options
-([every setting](settings.md)). The variable of an option is its name behind the command's: `DMSFLOW_SEARCH_PRESET=paper` stands for
-`--preset paper` of search, `DMSFLOW_SEARCH_SET="search.rounds=32 search.batch_size=64"` for two `--set`;
-[others](environment.md). `--dry-run` shows what would be done, and what budgets are
-possible.
+**Settings** come from the defaults, `--preset`, `--effort`, `--set`, environment variables and options. If several of
+them set the same value, the last one in this list wins ([every setting](settings.md)). The variable of an option has the
+names of the command and the option: `DMSFLOW_SEARCH_PRESET=paper` is `--preset paper` of search, and
+`DMSFLOW_SEARCH_SET="search.rounds=32 search.batch_size=64"` is two `--set`
+([other variables](environment.md)). `--dry-run` prints the plan, and the budgets that are possible.
 
-**After an interruption**, the same command with `--resume` continues where it stopped: search and train
-from their last checkpoint, and finished stages are kept. `--resume` with settings that differ from those of a
-finished stage is refused. `--force` does everything again.
+**After an interruption**, run the same command with `--resume`. search and train continue from their last checkpoint,
+and finished stages are kept. `--resume` is refused if the settings differ from those of a
+finished stage. `--force` repeats everything.
 
-**Exit codes**: 0 done; 1 an error with a line that says what would be right; 2 wrong usage; 3 a
-budget, or what `--require-ms` of bench asks for, was missed.
+**Exit codes**: 0 means success, 1 an error (one line says what would be right), 2 wrong usage, and 3 a missed
+budget, or a latency above `--require-ms` of bench.
 
-**Shell completion**: Tab completes commands, options and their values once one of these lines is in your
-shell's start-up file.
+**Shell completion**: put one of these lines into your shell's start-up file. Tab then completes commands, options and
+their values.
 
     eval "$(_DMSFLOW_COMPLETE=bash_source dmsflow)"     # ~/.bashrc; bash 4.4 or newer
     eval "$(_DMSFLOW_COMPLETE=zsh_source dmsflow)"      # ~/.zshrc

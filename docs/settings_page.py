@@ -14,13 +14,14 @@ INTRODUCTION = """\
 
 <!-- Written by docs/settings_page.py from dmsflow/settings.py: edit that, then run `make docs`. -->
 
-A setting has a default. `--preset`, `--effort`, `--set`, an environment variable and an option can change it; if several
-do, the last in this list wins. The manifest of a stage records every value.
+Every setting has a default. `--preset`, `--effort`, `--set`, an environment variable or an option can change it. If
+several of them do, the last one in this list wins. The [manifest](manifest.md) of a stage records every value.
+[Concepts](concepts.md) explains the terms of this page; settings that begin with *Published* are for `--preset paper`.
 
     dmsflow search --preset digits --set search.rounds=12 --set search.batch_size=32 --out runs/a
     dmsflow run --preset mine.toml --out runs/b
 
-A preset is a TOML file of tables by stage; only `[search]`, `[train]`, `[export]` and `[bench]` are read:
+A preset is a TOML file with a table for each stage: `[search]`, `[train]`, `[export]` and `[bench]`.
 
 ```toml
 [search]
@@ -30,8 +31,9 @@ rounds = 32
 epochs = 60
 ```
 
-`--effort` multiplies the lengths that stand in the preset: `quick` takes half of the search and a quarter of the
-epochs, `long` twice the rounds of four times as long weight phases, and eight times the epochs.
+`--effort` multiplies the lengths in the preset. `quick` takes half of the rounds, half of the steps in each, and a
+quarter of the epochs. `long` takes twice the rounds, four times the weight steps and twice the width batches in each,
+and eight times the epochs.
 """
 
 
@@ -39,7 +41,7 @@ def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for record, kind in RECORDS.items():
-        rows = ["| setting | default | option | what it is |", "|---|---|---|---|"]
+        rows = ["| setting | default | option | what it does |", "|---|---|---|---|"]
         for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
             _, meta = peel_type(field.type)
             option = f"`--{'dataset' if (record, field.name) == ('data', 'name') else field.name.replace('_', '-')}`"

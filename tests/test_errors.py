@@ -27,12 +27,12 @@ def test_an_error_is_one_line() -> None:
         (
             OSError(28, "No space left on device", "runs/a"),
             1,
-            "dmsflow: runs/a: No space left on device; correct that, and resume with --resume",
+            "dmsflow: runs/a: No space left on device; correct that, then use --resume to continue",
         ),
         (
             PermissionError(13, "Permission denied", "/runs"),
             1,
-            "dmsflow: /runs: Permission denied; correct that, and resume with --resume",
+            "dmsflow: /runs: Permission denied; correct that, then use --resume to continue",
         ),
         (KeyboardInterrupt(), 1, "dmsflow: interrupted; resume with: dmsflow list networks --resume"),
         (

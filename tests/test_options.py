@@ -95,13 +95,13 @@ def test_run_takes_every_setting_of_its_stages() -> None:
     [
         (
             "search.mood=3",
-            r"--set search.mood=3: is no setting of this command; write STAGE.NAME=VALUE with one of seed, .*rounds",
+            r"--set search.mood=3: is not a setting of this command; write STAGE.NAME=VALUE with one of seed, .*rounds",
         ),
         (
             "serch.rounds=3",
-            r"--set serch.rounds=3: is no setting of this command; .* with one of data.NAME, search.NAME",
+            r"--set serch.rounds=3: is not a setting of this command; .* with one of data.NAME, search.NAME",
         ),
-        ("search.rounds", "--set search.rounds: is no setting of this command; write STAGE.NAME=VALUE"),
+        ("search.rounds", "--set search.rounds: is not a setting of this command; write STAGE.NAME=VALUE"),
         ("search.rounds=many", "setting rounds: 'many' is not valid; expected `int`, got `str`"),
         ("search.amp=maybe", "setting amp: 'maybe' is not valid; use one of auto, off, on"),
         ("search.method=flat", "method flat: was renamed; use equal"),
@@ -142,14 +142,14 @@ def test_an_option_of_an_earlier_version_names_the_new_one(command: str, words: 
 def test_a_setting_that_is_gone_says_what_to_do(name: str) -> None:
     command = "export" if name == "onnx_form" else "search"
     option = f"--{name.replace('_', '-')}"
-    with pytest.raises(DmsflowError, match=rf"{option}: is gone; leave it out"):
+    with pytest.raises(DmsflowError, match=rf"{option}: was removed; leave it out"):
         context(command, option, "x", *SOURCES.get(command, []))
-    with pytest.raises(DmsflowError, match=rf"setting {name}: is gone; leave it out"):
+    with pytest.raises(DmsflowError, match=rf"setting {name}: was removed; leave it out"):
         settings.resolve(SearchSettings, **{name: "x"})
 
 
 RIGHT = {f"setting {old}: was renamed; use {new}": old for old, new in settings.RENAMED_FIELDS.items()}
-RIGHT |= {f"setting {old}: is gone; {what}": old for old, what in settings.REMOVED_FIELDS.items()}
+RIGHT |= {f"setting {old}: was removed; {what}": old for old, what in settings.REMOVED_FIELDS.items()}
 
 
 @pytest.mark.parametrize("line", RIGHT)
@@ -186,7 +186,7 @@ def test_set_refuses_what_the_command_does_not_read(
     words: list[str], tables: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 1
-    right = f"is no setting of this command; write STAGE.NAME=VALUE with one of {tables}"
+    right = f"is not a setting of this command; write STAGE.NAME=VALUE with one of {tables}"
     assert capsys.readouterr().err == f"dmsflow: --set {words[-1]}: {right}\n"
 
 
@@ -195,7 +195,7 @@ def test_set_refuses_what_the_command_does_not_read(
     [
         ("SEARCH_ROUNDS", "is no longer an option; use --set search.rounds=VALUE, or a preset"),
         ("SEARCH_MIXED", "is no longer an option; use --set search.amp=VALUE, or a preset"),
-        ("SEARCH_BAND", f"is gone; {settings.REMOVED_FIELDS['band']}"),
+        ("SEARCH_BAND", f"was removed; {settings.REMOVED_FIELDS['band']}"),
         ("RUN_TRAIN_EPOCHS", "is no longer an option; use --set train.epochs=VALUE, or a preset"),
         ("PROFILE_PATIENCE_MINUTES", "was renamed; use --timeout-minutes"),
     ],
@@ -220,7 +220,7 @@ def test_set_comes_from_the_environment_too(
 ) -> None:
     monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.mood=4")
     assert cli.main(["search"]) == 1
-    assert "--set search.mood=4: is no setting" in capsys.readouterr().err
+    assert "--set search.mood=4: is not a setting" in capsys.readouterr().err
     monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.align=true")
     assert options.resolved(context("search"), "search") == SearchSettings(rounds=3, align=True)
 

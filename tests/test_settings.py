@@ -84,6 +84,7 @@ def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[serch]\nrounds = 3\n")
     with pytest.raises(
-        DmsflowError, match=r"mine.toml: has 'serch'; give tables among \[search\] \[train\] \[export\] \[bench\]"
+        DmsflowError,
+        match=r"mine.toml: has an unknown table 'serch'; use only the tables \[search\] \[train\] \[export\] \[bench\]",
     ):
         settings.load_preset("search", str(path))

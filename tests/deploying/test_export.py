@@ -184,7 +184,7 @@ def test_a_converter_of_another_exporter_is_refused(vgg, tmp_path):
 
 
 def test_the_float_form_is_gone():
-    with pytest.raises(DmsflowError, match="setting onnx_form: is gone; leave it out"):
+    with pytest.raises(DmsflowError, match="setting onnx_form: was removed; leave it out"):
         resolve(ExportSettings, onnx_form="float")
 
 
