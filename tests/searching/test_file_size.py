@@ -83,6 +83,6 @@ def test_a_file_budget_stands_alone_and_is_recorded(tmp_path: Path, capsys: pyte
     assert done.metrics["file_kib"] <= 40 and done.settings["memory_mib"] is None
     assert "at most 40 KiB\n" in capsys.readouterr().err
     rows = dict(search.plan_stage(Data(), chosen, tmp_path))
-    assert rows["file budget"].startswith("40 KiB, ") and "(file " in rows["uniform"]
+    assert rows["file budget"].startswith("40 KiB, ") and ", file " in rows["uniform"]
     with pytest.raises(DmsflowError, match="file budget of 5 KiB: vgg11 cannot be that small"):
         search.plan_stage(Data(), msgspec.structs.replace(chosen, file_kib=5.0), tmp_path)
