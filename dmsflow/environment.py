@@ -112,4 +112,4 @@ def require(where: str, modules: list[str]) -> None:
     """Raise unless every module is installed, so that hours of training do not end in that error."""
     absent = [module for module in modules if not is_installed(module)]
     if absent:
-        raise DmsflowError(where, f"needs {', '.join(absent)}, not installed here", install_command(absent))
+        raise DmsflowError(where, f"needs {', '.join(absent)} (not installed)", install_command(absent))

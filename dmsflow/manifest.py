@@ -76,19 +76,23 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         right = "give the path of a manifest that a stage wrote"
         raise DmsflowError(path, error.strerror or str(error), right) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DmsflowError(path, f"not a dmsflow manifest ({error})", "run the stage that writes it again") from error
+        raise DmsflowError(
+            path, f"is not a dmsflow manifest ({error})", "run the stage that writes it again"
+        ) from error
     if manifest.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {manifest.schema}", f"this version reads schema {SCHEMA}")
     if stages and manifest.stage not in stages:
-        raise DmsflowError(path, f"is the manifest of {manifest.stage}", f"give one of {' or '.join(stages)}")
+        raise DmsflowError(path, f"is a manifest of {manifest.stage}", f"give a manifest of {' or '.join(stages)}")
     if not (manifest.network and manifest.data):
         if manifest.stage != "bench":
             raise DmsflowError(path, "has no network or no data", "run the stage that writes it again")
         if not bare:
-            raise DmsflowError(path, "measures a bare file, which has no chain", "read it as JSON")
+            raise DmsflowError(
+                path, "is the bench of a file without a manifest, so it has no network", "open it as JSON"
+            )
     named = manifest.network.widths if manifest.network else {}
     if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
-        what = "its widths are not those of its network, or one is below 1"
+        what = "has widths that do not fit its network"
         raise DmsflowError(path, what, "run the stage that writes it again")
     for artifact in manifest.artifacts.values():
         verify(path, artifact)
@@ -127,7 +131,7 @@ def verify(manifest_path: Path, artifact: Artifact) -> Path:
     path, writer = manifest_path.parent / artifact.path, manifest_path.name
     if not path.is_file():
         right = f"put it back, or write it again: see 'command' in {writer}"
-        raise DmsflowError(path, f"is missing, and {writer} names it", right)
+        raise DmsflowError(path, f"is missing, but {writer} names it", right)
     if hash_file(path) != artifact.sha256:
         right = f"restore it, or write it again: see 'command' in {writer}"
         raise DmsflowError(path, f"changed after {writer} was written", right)
@@ -204,13 +208,13 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
     if not path.exists() or flow.force:
         return False
     if not flow.resume:
-        raise DmsflowError(path, "is already there", "--force writes it again, --out takes another folder")
+        raise DmsflowError(path, "already exists", "use --force to overwrite it, or --out for another folder")
     done = load_manifest(path, bare=True)
     if data and anchored(data) != done.data:
-        what = f"was made of {done.data.name} with other data options"
-        raise DmsflowError(path, what, "--resume with its own options, or --force")
+        what = f"was made from {done.data.name} with other data options"
+        raise DmsflowError(path, what, "use --resume with the same options, or --force to repeat the stage")
     if difference := find_change(done, settings):
-        right = "--resume with the options it was made with, or --force to do it again"
+        right = "use --resume with the same options, or --force to repeat the stage"
         raise DmsflowError(path, "was made with {} {}, not {}".format(*difference), right)
     return True
 

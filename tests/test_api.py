@@ -68,7 +68,9 @@ def test_the_command_line_makes_the_same_files(chain: tuple[Any, ...], tmp_path:
 def test_a_finished_stage_is_left_or_refused(chain: tuple[Any, ...]) -> None:
     trained = chain[1]
     assert dmsflow.train(chain[0], epochs=2, threads=1, resume=True).path == trained.path
-    with pytest.raises(dmsflow.DmsflowError, match="is already there; force=True writes it again, out takes another"):
+    with pytest.raises(
+        dmsflow.DmsflowError, match="already exists; use force=True to overwrite it, or out for another"
+    ):
         dmsflow.train(chain[0], epochs=2, threads=1)
 
 

@@ -80,7 +80,7 @@ assert main(["run", "--out", "/nowhere"]) == 1
 """
     done = python(program)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "dmsflow: search and train: needs torch, not installed here; pip install 'dmsflow[train]'\n"
+    assert done.stderr == "dmsflow: search and train: needs torch (not installed); pip install 'dmsflow[train]'\n"
 
 
 def test_help_imports_no_framework() -> None:
@@ -272,7 +272,7 @@ def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.Capt
     source = bench.parent / f"{parents[stage]}.json"
     done = json.loads((bench.parent / f"{stage}.json").read_text())
     assert cli.main([stage, str(source)]) == 1
-    assert "is already there; --force writes it again, --out takes another folder" in capsys.readouterr().err
+    assert "already exists; use --force to overwrite it, or --out for another folder" in capsys.readouterr().err
     other = {"train": ["--seed", "2"], "export": ["--check-images", "17"], "bench": ["--runs", "4"]}[stage]
     assert cli.main([stage, str(source), "--resume", *other]) == 1
     assert "was made with" in capsys.readouterr().err
@@ -285,14 +285,14 @@ def test_a_wrong_source_is_reported_before_what_is_already_there(
 ) -> None:
     assert cli.main([stage, str(bench.parent / "nothing.json")]) == 1
     error = capsys.readouterr().err
-    assert "nothing.json: No such file or directory" in error and "already there" not in error
+    assert "nothing.json: No such file or directory" in error and "already exists" not in error
 
 
 def test_resume_with_other_data_is_refused(
     tiny_run: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", *tiny_run, "--resume", "--train-images", "100"]) == 1
-    assert "was made of digits with other data options" in capsys.readouterr().err
+    assert "was made from digits with other data options" in capsys.readouterr().err
     assert cli.main(["run", *tiny_run, "--resume", "--memory-mib", "0.004"]) == 1
     assert "search.json: was made with memory_mib 0.003, not 0.004" in capsys.readouterr().err
 

@@ -70,9 +70,7 @@ def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.
 
 def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "is_installed", lambda module: module != "torch")
-    with pytest.raises(
-        DmsflowError, match=r"^search: needs torch, not installed here; pip install 'dmsflow\[train\]'$"
-    ):
+    with pytest.raises(DmsflowError, match=r"^search: needs torch \(not installed\); pip install 'dmsflow\[train\]'$"):
         environment.require("search", ["torch", "onnx"])
 
 
@@ -92,7 +90,7 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
             "_path",
             "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'",
         ),
-        ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which carries it, is not installed"),
+        ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which contains it, is not installed"),
         ("torchvision", "datasets._torchvision", "import_torchvision", "torchvision: cannot be imported"),
     ],
 )

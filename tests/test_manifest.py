@@ -94,7 +94,7 @@ def test_widths_that_do_not_fit_are_refused(tmp_path: Path, widths: dict[str, in
 
 
 def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DmsflowError, match="is the manifest of search; give one of train or export"):
+    with pytest.raises(DmsflowError, match="is a manifest of search; give a manifest of train or export"):
         load_manifest(make(tmp_path), "train", "export")
 
 
@@ -113,7 +113,7 @@ def test_a_changed_artifact_is_refused(tmp_path: Path) -> None:
 def test_a_missing_artifact_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path)
     (tmp_path / "log.jsonl").unlink()
-    with pytest.raises(DmsflowError, match=r"log\.jsonl: is missing, and search\.json names it"):
+    with pytest.raises(DmsflowError, match=r"log\.jsonl: is missing, but search\.json names it"):
         load_manifest(path)
 
 
@@ -142,9 +142,11 @@ def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path:
     save_manifest(path, msgspec.structs.replace(load_manifest(path), settings=msgspec.to_builtins(settings)))
     assert manifest.is_finished(path, settings, Flow((), resume=True))
     assert not manifest.is_finished(path, settings, Flow((), force=True))
-    with pytest.raises(DmsflowError, match="is already there; --force writes it again, --out takes another folder"):
+    with pytest.raises(DmsflowError, match="already exists; use --force to overwrite it, or --out for another folder"):
         manifest.is_finished(path, settings, Flow(()))
-    with pytest.raises(DmsflowError, match=r"search\.json: was made with seed 0, not 1; --resume with the options"):
+    with pytest.raises(
+        DmsflowError, match=r"search\.json: was made with seed 0, not 1; use --resume with the same options"
+    ):
         manifest.is_finished(path, SearchSettings(seed=1), Flow((), resume=True))
 
 
@@ -165,7 +167,7 @@ def test_a_stage_of_an_earlier_version_is_finished_under_its_present_names(
 def test_a_search_of_other_images_is_not_finished(tmp_path: Path) -> None:
     path, resumed = make(tmp_path, data=anchored(Data())), Flow((), resume=True)
     assert manifest.is_finished(path, SearchSettings(), resumed, Data())
-    with pytest.raises(DmsflowError, match="was made of digits with other data options; --resume with its own"):
+    with pytest.raises(DmsflowError, match="was made from digits with other data options; use --resume with the same"):
         manifest.is_finished(path, SearchSettings(), resumed, Data(train_images=60))
 
 
@@ -186,7 +188,7 @@ def test_the_bench_of_a_bare_file_is_finished(tmp_path: Path) -> None:
     assert manifest.is_finished(path, settings, Flow((), resume=True))
     with pytest.raises(DmsflowError, match="was made with runs 3, not 4"):
         manifest.is_finished(path, BenchSettings(runs=4), Flow((), resume=True))
-    with pytest.raises(DmsflowError, match="measures a bare file"):
+    with pytest.raises(DmsflowError, match="is the bench of a file without a manifest"):
         load_manifest(path)
 
 

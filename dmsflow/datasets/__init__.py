@@ -222,7 +222,7 @@ def _resize_dataset(dataset: Dataset, resolution: int) -> Dataset:
     train, test = dataset.train, dataset.test
     if not (isinstance(train, ArraySplit) and isinstance(test, ArraySplit)):
         what = f"its images have {dataset.resolution} pixels, not the {resolution} asked for"
-        raise DmsflowError(f"data set {dataset.name}", what, "a streamed data set's load() must honour data.resolution")
+        raise DmsflowError(f"data set {dataset.name}", what, "a streamed data set's load() must use data.resolution")
     return replace(
         dataset,
         train=replace(train, pixels=resize(train.pixels, resolution)),
@@ -240,14 +240,14 @@ def _check(dataset: Dataset) -> None:
 
     mean, std, channels = dataset.mean, dataset.std, dataset.channels
     sound = len(std) == channels and all(m == int(m) for m in mean) and min(std) > 0
-    require(sound, "its mean must be whole numbers and its std above 0, one of each per channel")
+    require(sound, "it needs an integer mean and a positive std for each channel")
     last = len(dataset.classes) - 1
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         sound = len(split) > 0 and split.labels.min() >= 0 and split.labels.max() <= last
         require(sound, f"{part} must have images, with labels from 0 to {last}")
         images = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
         square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == channels
-        what = f"{part} has {images.dtype} images {list(images.shape)}, and uint8 [N, H, H, {channels}] is needed"
+        what = f"{part} has {images.dtype} images {list(images.shape)}, but uint8 [N, H, H, {channels}] is needed"
         require(square and images.dtype == np.uint8, what)
         if isinstance(split, ArraySplit):
             counts = len(images), len(split.labels)

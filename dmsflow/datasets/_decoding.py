@@ -55,8 +55,8 @@ def decode_centre(path: Path, resolution: int, shorter_side: int | None) -> NDAr
     with open_image(path) as image:
         width, height = image.size
         if shorter_side is None and not width == height == resolution:
-            what = f"is {width}x{height}, and others are {resolution}x{resolution}"
-            raise DmsflowError(path, what, "--resolution N resizes all images to N pixels")
+            what = f"is {width}x{height}, but others are {resolution}x{resolution}"
+            raise DmsflowError(path, what, "use --resolution N to resize all images to N pixels")
         rgb, short = _to_rgb(image), min(width, height)
         if shorter_side not in (None, short):
             rgb = rgb.resize((shorter_side * width // short, shorter_side * height // short), Resampling.BILINEAR)

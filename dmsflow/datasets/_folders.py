@@ -74,8 +74,8 @@ class FileSplit:
             else:
                 image = decode_centre(path, self.resolution, self.shorter_side)
             if self.channels == 1 and (image != image[..., :1]).any():
-                what = "is in colour, and grey images are needed"
-                raise DmsflowError(path, what, "convert it as the training images were")
+                what = "is in colour, but the training images are grey"
+                raise DmsflowError(path, what, "convert it to grey")
             images[row] = image[..., : self.channels]
         return images
 

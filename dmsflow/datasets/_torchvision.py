@@ -80,7 +80,7 @@ def _read(reader: Any, folder: Path, name: str, download: bool, *, train: bool) 
         if download:
             right = f"check the connection, or put {name} there and leave out --download"
             raise DmsflowError(files, f"{name} cannot be downloaded ({error})", right) from error
-        what = f"{name} is damaged or has files missing" if files.is_dir() else f"{name} is not there"
-        right = "dmsflow search --download fetches it; DMSFLOW_DATA_DIR names the folder that holds it"
+        what = f"{name} is damaged or incomplete" if files.is_dir() else f"{name} is missing"
+        right = "use search --download, or name its folder with --data-dir"
         raise DmsflowError(files, what, right) from error
     return ArraySplit(np.ascontiguousarray(read.data), np.array(read.targets, np.int64)), tuple(read.classes)

@@ -40,7 +40,7 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     except OSError as error:
         raise DmsflowError(argument, error.strerror or str(error), LAYOUT) from error
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise DmsflowError(argument, f"is no archive of arrays ({error})", LAYOUT) from error
+        raise DmsflowError(argument, f"is not an archive of arrays ({error})", LAYOUT) from error
     if missing := [name for name in PARTS if name not in found]:
         raise DmsflowError(argument, f"has no {missing[0]}", LAYOUT)
     train, test = ((found[f"{part}_images"], found[f"{part}_labels"]) for part in ("train", "test"))
@@ -81,7 +81,7 @@ def make_dataset(
             what = f"are {pixels.dtype} {list(pixels.shape)}"
             raise DmsflowError(f"{part} images", what, "give squares of raw pixels, uint8 [N, H, H, C]")
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-            raise DmsflowError(f"{part} labels", f"are {numbers.dtype} {list(numbers.shape)}", "give whole numbers [N]")
+            raise DmsflowError(f"{part} labels", f"are {numbers.dtype} {list(numbers.shape)}", "give integers [N]")
         splits.append(ArraySplit(pixels, numbers.astype(np.int64)))
     mean, std = statistics(splits[0].pixels)
     padding = round(splits[0].pixels.shape[1] * CROP_SHARE) if crop_padding is None else crop_padding

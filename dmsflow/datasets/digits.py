@@ -44,7 +44,7 @@ def _file() -> Path:
     """The bundled table; found without importing scikit-learn, which takes a second."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        what = "scikit-learn, which carries it, is not installed"
+        what = "scikit-learn, which contains it, is not installed"
         raise DmsflowError("--dataset digits", what, 'pip install "dmsflow[train]"')
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():

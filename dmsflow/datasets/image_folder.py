@@ -62,7 +62,7 @@ def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]
     needed = (len(train.labels) + len(test.labels)) * resolution**2 * 3
     if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
         what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
-        right = f"--dataset imagenet --data-dir {root} streams them, a smaller --resolution needs less"
+        right = f"use --dataset imagenet --data-dir {root}, which streams them, or a smaller --resolution"
         raise DmsflowError(root, what, right)
     return FileSplit(train, resolution, data.resolution), FileSplit(test, resolution, data.resolution)
 
@@ -80,7 +80,9 @@ def _own_resolution(listing: Listing) -> int:
     with open_image(path) as image:
         width, height = image.size
     if width != height:
-        raise DmsflowError(path, f"is {width}x{height}, not square", "--resolution N resizes all images to N pixels")
+        raise DmsflowError(
+            path, f"is {width}x{height}, not square", "use --resolution N to resize all images to N pixels"
+        )
     return width
 
 

@@ -33,8 +33,8 @@ def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
     for op, kind in ((exporter.PACKED_CONV, BinaryConv), (exporter.FLOAT_CONV, Stem)):
         wanted, count = sum(isinstance(one, kind) for one in graph.ops), counts.get(op, 0)
         if count != wanted:
-            what = f"has {count} ops {op} for {wanted} layers"
-            raise DmsflowError(path.name, what, "report this: the exporter is wrong")
+            what = f"has {count} ops of kind {op!r}, but the network has {wanted} such layers"
+            raise DmsflowError(path.name, what, "report this: it is a bug of the exporter")
 
 
 def check_file(
@@ -53,8 +53,8 @@ def check_file(
     count = min(count, len(test))
     session = plugin.load_plugin("runners", runner).open(path, 1)
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
-        what = f"has images {list(shape[1:])}, and the network takes {list(session.input_shape[1:])}"
-        raise DmsflowError("the data set", what, "use the one of the search")
+        what = f"has images {list(shape[1:])}, but the network takes {list(session.input_shape[1:])}"
+        raise DmsflowError("the data set", what, "use the data set of the search")
     parts: list[Logits] = []
     expected: list[Logits] = []
     with terminal.track("export: check", total=count, unit="image") as track:
@@ -70,16 +70,16 @@ def check_file(
         same_class, moved = compare_logits(logits, wanted)
         difference = float(abs(logits - wanted).max())
         if moved or same_class < count:
-            what = f"gives other logits than the integer graph on {moved} of {count} images (up to {difference:.3g})"
+            what = f"has other logits than the integer graph on {moved} of {count} images (they differ by up to {difference:.3g})"
             what += f", and another class on {count - same_class}"
-            raise DmsflowError(path.name, what, "report this: the exporter or the runtime is wrong")
+            raise DmsflowError(path.name, what, "report this: it is a bug of the exporter or the runtime")
         metrics["deploy_form_largest_logit_difference"] = difference
         lines.append(f"{count} images: equal to the integer graph, no logit differs by more than {difference:.1e}")
     compared = min(len(trained), count)
     same_class, moved = compare_logits(logits[:compared], trained[:compared])
     if not reference and 100 * (compared - same_class) > MOST_CHANGED_PERCENT * compared:
-        what = f"finds another class than the trained network on {compared - same_class} of {compared} images"
-        raise DmsflowError(path.name, what, "report this: the exporter is wrong")
+        what = f"predicts another class than the trained network on {compared - same_class} of {compared} images"
+        raise DmsflowError(path.name, what, "report this: it is a bug of the exporter")
     metrics["trained_compared_images"] = compared
     if compared:
         metrics["trained_agreement_percent"] = 100 * same_class / compared

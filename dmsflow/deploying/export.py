@@ -109,7 +109,7 @@ def choose_converter(target: Target, settings: ExportSettings) -> dict[str, str]
     known = getattr(plugin.load_plugin("exporters", target.exporter), "CONVERTERS", ())
     if settings.converter not in (known or ("direct",)):
         what = f"is not for target {target.name}"
-        right = f"its files are written by exporter {target.exporter}"
+        right = f"leave it out: exporter {target.exporter} writes files for this target"
         raise DmsflowError(f"--converter {settings.converter}", what, right)
     return {"converter": settings.converter} if known else {}
 

@@ -99,9 +99,13 @@ class TrainedWeights:
             raise DmsflowError(name, "is not among the trained weights", "export with the manifest that train wrote")
         array = np.asarray(self.weights[name], np.float64)
         if array.shape != shape:
-            raise DmsflowError(name, f"has shape {list(array.shape)}", f"the widths make it {list(shape)}")
+            raise DmsflowError(
+                name,
+                f"has shape {list(array.shape)}, but the widths need {list(shape)}",
+                "export with the manifest that train wrote",
+            )
         if not np.isfinite(array).all():
-            raise DmsflowError(name, "holds values that are not finite", "train again, with a smaller learning rate")
+            raise DmsflowError(name, "has values that are not finite", "train again, with a smaller learning rate")
         return array
 
     def filters(self, layer: Layer) -> Float64:
@@ -130,7 +134,7 @@ class TrainedWeights:
     def alpha(self, quantize: str) -> float:
         alpha = float(self.take(f"{quantize}.alpha"))
         if alpha <= 0:
-            raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train with alpha kept above 0")
+            raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train again: it must be above 0")
         return alpha
 
     def fold_batch_norm(self, norm: str | None, channels: int) -> tuple[Float64, Float64]:
@@ -170,7 +174,7 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
         return Tail(names, gain, shift, half, ())
     if (gain < 0).any():  # the maximum would become a minimum
         what = "has a negative scale behind a max pool"
-        raise DmsflowError(names["batch_norm"], what, "train with that scale kept positive")
+        raise DmsflowError(names["batch_norm"], what, "train again: it must be positive")
     return Tail(names, gain, shift, half, (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),))
 
 
@@ -196,7 +200,9 @@ def _round_stem_filters(
     """The stem's weights over std as whole numbers, and their step in each output channel."""
     if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
         numbers = f"are {mean.tolist()} and {std.tolist()}"
-        raise DmsflowError("the data set's mean and std", numbers, "whole numbers and positive ones, one a channel")
+        raise DmsflowError(
+            "the data set's mean and std", numbers, "give an integer mean and a positive std for each channel"
+        )
     weight = trained.filters(layer) / std
     threshold = np.zeros(len(weight))
     if tail.half is not None:
@@ -302,5 +308,7 @@ def _narrow(where: str, values: Float64) -> integer_graph.Float32:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise DmsflowError(where, "has a scale beyond float32", "train again, with a smaller learning rate")
+        raise DmsflowError(
+            where, "has a scale that is too large for float32", "train again, with a smaller learning rate"
+        )
     return narrow

@@ -60,7 +60,7 @@ def load_target(name: str) -> Target:
     try:
         table = read_toml(path)
         if "name" in table:
-            raise DmsflowError(path, "has a name", "remove it: a target is called as its file is")
+            raise DmsflowError(path, "has a field 'name'", "remove it: a target has the name of its file")
         if "witness" in table:  # the key of earlier versions
             table = {"reference_runner": table.pop("witness"), **table}
         return msgspec.convert({**table, "name": path.stem}, Target)

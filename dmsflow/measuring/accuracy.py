@@ -27,8 +27,8 @@ def runner_for(benched: Benched, settings: BenchSettings) -> str | None:
             are given for a chain, which has its own.
     """
     if benched.export and settings.images:
-        what = f"are not those of {benched.export.data.name}, which {benched.path.name} was exported with"
-        raise DmsflowError("--images", what, f"give {benched.path} instead of its manifest, or leave them out")
+        what = f"is only for a file without a manifest, and this one was exported for {benched.export.data.name}"
+        raise DmsflowError("--images", what, f"leave it out, or give {benched.path} instead of its manifest")
     if not (settings.accuracy and (benched.export or settings.images)):
         return None
     if settings.images:
@@ -39,7 +39,7 @@ def runner_for(benched: Benched, settings: BenchSettings) -> str | None:
         if settings.device == "local":
             raise
         what = f"is computed on this machine, which cannot run the file ({error})"
-        raise DmsflowError("top-1", what, "or leave it out: --no-accuracy") from error
+        raise DmsflowError("top-1", what, "give --no-accuracy, or install the runtime here") from error
 
 
 def measure_top1(benched: Benched, settings: BenchSettings, runner: str) -> dict[str, Any]:
@@ -76,16 +76,16 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
         data = benched.export.data
         test = datasets.load_dataset(data).test
         if (own := test.images(np.array([0])).shape) != shape:
-            what = f"has images {list(own[1:])}, and the file takes {list(shape[1:])}"
-            raise DmsflowError(f"data set {data.name}", what, "use the one of the search, or --no-accuracy")
+            what = f"has images {list(own[1:])}, but the file takes {list(shape[1:])}"
+            raise DmsflowError(f"data set {data.name}", what, "use the data set of the search, or --no-accuracy")
         return test
     listing = list_images(Path(settings.images or ""))
     outputs = session.run(np.zeros(shape, np.float32)).size
     if len(shape) != 4 or shape[0] != 1 or shape[1] != shape[2] or shape[3] not in (1, 3) or outputs < 2:
-        what = f"takes {list(shape)} and gives {outputs} numbers: it does not classify square images"
+        what = f"has the input {list(shape)} and {outputs} outputs: it does not classify square images"
         raise DmsflowError(benched.path, what, "leave out --images")
     if outputs != len(listing.classes):
-        what = f"has {len(listing.classes)} class folders, and the file has {outputs}"
-        right = "give a folder for each class, in the alphabetical order of the training"
+        what = f"has {len(listing.classes)} class folders, but the file has {outputs} classes"
+        right = "give one folder for each class, with the same names as in training"
         raise DmsflowError(settings.images, what, right)
     return image_folder.one_split(listing, shape[1], shape[3])

@@ -29,7 +29,9 @@ def find_benched(source: Path) -> Benched:
     if source.suffix == ".json":
         export = load_manifest(source, "export")
         if "model" not in export.artifacts:  # as in a folder of models/
-            raise DmsflowError(source, "names no model file", "export its train.json, and give what that writes")
+            raise DmsflowError(
+                source, "names no model file", "run dmsflow export on its train.json, and give the export.json"
+            )
         path = manifest.verify(source, export.artifacts["model"])
         return Benched(path, load_target(export.settings["target"]), export)
     targets = {each.suffix: each for each in map(load_target, list_targets())}

@@ -70,7 +70,7 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
     if path is None:
         if missing := chain[0][1].parent:
             print_line(
-                f"no prediction: {missing.path}, which {chain[0][0]} was made from, is not there to name a profile"
+                f"no prediction: {chain[0][0]} was made from {missing.path}, which is missing, so the profile is unknown"
             )
         return None
     used = profile.load_profile(str(path))
@@ -96,11 +96,11 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
 def why_not_comparable(used: Profile, target_name: str, precision: str, threads: int) -> str | None:
     """Why a profile does not predict a network trained, exported and run in this way; None: it does."""
     if used.precision != precision:
-        return f"is of {used.precision} networks, and this one is {precision}"
+        return f"has times of {used.precision} networks, and this network is {precision}"
     if used.target != target_name and load_target(used.target).exporter != load_target(target_name).exporter:
-        return f"is of files for {used.target}, and this one is for {target_name}"
+        return f"has times of files for {used.target}, and this file is for {target_name}"
     if used.threads != threads:
-        return f"is of {format_threads(used.threads)}, and this bench of {format_threads(threads)}"
+        return f"was measured with {format_threads(used.threads)}, and bench uses {format_threads(threads)}"
     return None
 
 

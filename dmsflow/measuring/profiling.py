@@ -187,14 +187,14 @@ def _load_before(path: Path, settings: ProfileSettings, *, free: bool, add: bool
     """The profile to add to, if that was asked for; if not, there must be none, unless its name is free all the same."""
     if not add:
         if path.exists() and not free:
-            right = "--add measures what it lacks, --force measures it again, --name takes another"
-            raise DmsflowError(path, "is already there", right)
+            right = "use --add to measure missing blocks, --force to measure everything again, or another --name"
+            raise DmsflowError(path, "already exists", right)
         return None
     before = profile.load_profile(str(path))
     for name in KEPT:
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:
-            raise DmsflowError(path, f"has {name} {old}, not {new}", f"give --{name} {old}, or take another --name")
+            raise DmsflowError(path, f"has {name} {old}, not {new}", f"use --{name} {old}, or another --name")
     return before
 
 
@@ -202,8 +202,8 @@ def _check_same_device(path: Path, before: Profile, watch: Stopwatch) -> None:
     """An address such as "local" is another device elsewhere: times of two are never mixed in one profile."""
     then, now = (before.environment.get("processor"), before.runtime), (watch.machine.processor, watch.runtime)
     if then != now:
-        what = f"is of {then[0]} with {then[1]}, and this is {now[0]} with {now[1]}"
-        raise DmsflowError(path, what, "take another --name, or measure all of it again with --force")
+        what = f"was measured on {then[0]} with {then[1]}, and this is {now[0]} with {now[1]}"
+        raise DmsflowError(path, what, "use another --name, or --force to measure everything again")
 
 
 def _add_to(before: Profile, measured: Profile) -> Profile:
@@ -231,10 +231,12 @@ def _load_state(saved: Path, settings: ProfileSettings) -> State:
     try:
         state = msgspec.json.decode(saved.read_bytes(), type=State)
     except msgspec.MsgspecError as error:
-        raise DmsflowError(saved, f"is damaged ({error})", "begin again, without --resume") from error
+        raise DmsflowError(saved, f"is damaged ({error})", "start again without --resume") from error
     recorded, wanted = with_present_names(state.settings), msgspec.json.decode(msgspec.json.encode(settings))
     if any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED):
-        raise DmsflowError(saved, "was begun with other options", "give the same ones, or begin again without --resume")
+        raise DmsflowError(
+            saved, "was started with other options", "use the same options, or start again without --resume"
+        )
     return state
 
 

@@ -92,7 +92,7 @@ def read_graph(path: Path, data: bytes) -> Graph:
     except (decode_error, ValueError) as error:
         raise Damaged("protobuf cannot decode it") from error
     if not (model.HasField("ir_version") and model.opset_import and model.HasField("graph")):
-        raise Damaged("it lacks the version of the format, the set of its ops, or the graph")
+        raise Damaged("it has no format version, no op set, or no graph")
     functions = list(model.functions)
     model.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
     refusals = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, decode_error, ValueError)
@@ -124,7 +124,7 @@ class _File:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             places = {entry.key: entry.value for entry in proto.external_data}
             place = plain(places.get("location", "one without a name"))
-            right = "put it all in one: onnx.save_model(onnx.load(PATH), OTHER_PATH)"
+            right = "put everything into one file: onnx.save_model(onnx.load(PATH), OTHER_PATH)"
             raise DmsflowError(self.path, f"keeps weights in another file ({plain(name)} in {place})", right)
         if proto.data_type not in TYPES:
             raise Damaged(f"{plain(name)} is of type {proto.data_type}")
@@ -303,5 +303,5 @@ def _stored_bytes(proto: Any, dtype: str, dims: tuple[int, ...], where: str) -> 
             values = np.array(numbers, np.uint64 if field == "uint64_data" else np.int64).view(np.uint64)
             stored = count + sum(int(np.count_nonzero(values >> np.uint64(7 * more))) for more in range(1, 10))
     if count != expected:
-        raise Damaged(f"{where} does not hold what its shape {list(dims)} says")
+        raise Damaged(f"{where} does not fit its shape {list(dims)}")
     return stored

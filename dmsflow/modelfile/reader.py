@@ -35,7 +35,7 @@ def read_model_file(path: Path) -> ModelFile:
     right = f"give the path of an existing {path.suffix} file"
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DmsflowError(path, "is a folder" if path.is_dir() else "is no regular file", right)
+            raise DmsflowError(path, "is a folder" if path.is_dir() else "is not a regular file", right)
         content = path.read_bytes()
     except (OSError, MemoryError) as error:
         raise DmsflowError(path, getattr(error, "strerror", None) or "is too large to read here", right) from error
@@ -52,5 +52,5 @@ def parse_model_file(path: Path, content: bytes) -> ModelFile:
         graph = FORMATS[path.suffix.lower()](path, content)
         return summarize_graph(graph, str(path), len(content))
     except Damaged as error:
-        what = f"is not a whole {path.suffix} file ({plain(str(error))})"
+        what = f"is not a complete {path.suffix} file ({plain(str(error))})"
         raise DmsflowError(path, what, "export it again") from error

@@ -121,14 +121,14 @@ def read_model(path: Path) -> dict[str, Any]:
     `read_model(path)["subgraphs"][0]["tensors"][0]["shape"]` is, for example, [1, 32, 32, 3].
 
     Raises:
-        DmsflowError: it cannot be read, or is not a whole .tflite file.
+        DmsflowError: it cannot be read, or is not a complete .tflite file.
     """
     try:
         return parse_model(path.read_bytes())
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .tflite file") from error
     except Damaged as error:
-        raise DmsflowError(path, f"is not a whole .tflite file ({error})", "export it again") from error
+        raise DmsflowError(path, f"is not a complete .tflite file ({error})", "export it again") from error
 
 
 def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
         Damaged: something points outside the file, or to a tensor, buffer or operator that is not there.
     """
     if data[4:8] != IDENTIFIER:
-        raise Damaged("it does not begin as one")
+        raise Damaged("it does not begin like one")
     model = _Reader(data).table("Model", 0)
     if runnable:
         _check(model)
@@ -205,7 +205,7 @@ class _Reader:
     def count_bytes(self, size: int) -> None:
         self.bytes_left -= size
         if self.bytes_left < 0 or self.tables_left < 0:
-            raise Damaged("it describes more than it holds")
+            raise Damaged("it describes more data than it has")
 
     def copied_list(self, letter: str, pointer: int) -> memoryview:
         """As `list_bytes`, for lists that are copied."""
@@ -239,7 +239,7 @@ def _check(model: dict[str, Any]) -> None:
             if not written.issuperset(inputs) or not written.isdisjoint(outputs):
                 raise Damaged("an operator on a tensor that is not there")
             if (kind := operator.get("opcode_index", 0)) >= len(codes):
-                raise Damaged("an operator of no kind")
+                raise Damaged("an operator without a type")
             written.update(outputs)
             _check_options(codes[kind], operator, [tensors[i] if 0 <= i < len(tensors) else {} for i in inputs])
         if not written.issuperset(graph.get("outputs", ())) or not written <= {ABSENT, *range(len(tensors))}:

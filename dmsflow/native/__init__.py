@@ -39,8 +39,8 @@ def training() -> Path:
 def _built(name: str) -> Path:
     path = Path(__file__).with_name(name)
     if not path.is_file():
-        right = "install dmsflow from a wheel, or again from its source where a C++ compiler is (g++ or clang++)"
-        raise DmsflowError(path, "this installation was made without the C++ part", right)
+        right = "install dmsflow from a wheel, or from source with a C++ compiler (g++ or clang++)"
+        raise DmsflowError(path, "is missing: dmsflow was installed without its C++ part", right)
     return path
 
 
@@ -57,14 +57,16 @@ def kernels(path: Path | None = None) -> str:
         path: of another library than this installation's.
 
     Raises:
-        DmsflowError: the library was not built, or does not load here.
+        DmsflowError: the library was not built, or cannot be loaded here.
     """
     path = path or library()
     try:
         loaded = ctypes.CDLL(str(path))
         create, destroy = loaded.tflite_plugin_create_delegate, loaded.tflite_plugin_destroy_delegate
     except (OSError, AttributeError) as error:
-        raise DmsflowError(path, f"does not load here ({error})", "install dmsflow again, for this system") from error
+        raise DmsflowError(
+            path, f"cannot be loaded here ({error})", "install dmsflow again, for this system"
+        ) from error
     create.restype, destroy.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
     text = ctypes.c_char_p * 1
     for name in (os.environ.get("DMSFLOW_KERNELS", ""), *KERNELS):

@@ -187,21 +187,21 @@ def _layer_rules(
     yield op not in get_args(Op), f"the op {op!r} is unknown", right
     for field in ("kernel", "stride", "padding", "groups", "dilation"):
         value = getattr(layer, field)
-        yield not isinstance(value, int), f"{field} is {value!r}", "give one whole number: kernels are square"
+        yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
     right = "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
     yield layer.groups != 1, f"{op} has groups {layer.groups}", right
-    right = "leave dilation at 1, and take a larger kernel or a stride"
+    right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
-    yield layer.name in ops, "the name is taken", "give every layer a name of its own"
+    yield layer.name in ops, "another layer has the same name", "give every layer its own name"
 
     right = f"write inputs=({str(layer.inputs)!r},)"
-    yield isinstance(layer.inputs, str), f"inputs is {layer.inputs!r}, and a tuple is needed", right
+    yield isinstance(layer.inputs, str), f"inputs is {layer.inputs!r}, but must be a tuple", right
     count = len(layer.inputs)
     right = "an add reads two layers, any other op one"
     yield count != (2 if op == "add" else 1), f"{op} has {count} inputs", right
     missing = next((name for name in layer.inputs if name not in ops), None)
-    what = f"reads {missing!r}, which no earlier layer is called"
-    yield missing is not None, what, "layers stand in the order they are computed"
+    what = f"reads {missing!r}, but no earlier layer has this name"
+    yield missing is not None, what, "put layers into the order in which they are computed"
 
     right = "conv, binary_conv and dense name a width, other ops none"
     yield (op in WEIGHTED_OPS) != (layer.width is not None), f"{op} has width {layer.width!r}", right
@@ -235,7 +235,7 @@ def _network_rules(network: Network, keys: Mapping[str, str | int]) -> Iterator[
     for layer in network.layers:
         title, reads = f"layer {layer.name!r}", [sizes[name] for name in layer.inputs]
         right = f"use images larger than {network.resolution} pixels"
-        yield sizes[layer.name] < 1, f"{title} is left with no pixels", right
+        yield sizes[layer.name] < 1, f"{title} has no pixels left", right
         what = f"{title} adds {reads[0]} and {reads[-1]} pixels"
         yield reads[0] != reads[-1], what, "let both have the same stride"
         what = f"{title} reads {reads[0]}×{reads[0]} pixels"

@@ -68,7 +68,7 @@ def _write_page(groups: Sequence[Group], path: Path, folder: Path | None, form: 
     if path.is_dir():
         raise DmsflowError(path, "is a folder", "give --out the name of a file")
     if path.exists() and not page.is_report(path.read_bytes()):
-        raise DmsflowError(path, "is there, and is no report of dmsflow", "give --out another name")
+        raise DmsflowError(path, "exists, and is not a dmsflow report", "give --out another name")
     finished = [group for group in groups if not group.is_running]
     built: list[tuple[str, str, Section]] = []
     for anchor, title, build in SECTIONS:

@@ -314,8 +314,8 @@ def find_lasts(path: Path) -> list[Path]:
     names = ("search.jsonl", *(f"{stage}.json" for stage in STAGES))
     lasts = {file.parent: file for name in names for file in path.rglob(name)}
     if not lasts:
-        right = f"give a folder with one of {', '.join(names[1:])}, or of such folders"
-        raise DmsflowError(path, "holds no manifest", right)
+        right = f"give a folder with one of {', '.join(names[1:])}, or a folder of such folders"
+        raise DmsflowError(path, "has no manifest", right)
     return sorted(lasts.values())
 
 

@@ -105,7 +105,7 @@ class Budgets:
         if settings.latency_ms is not None:
             if latency is None:
                 right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
-                raise DmsflowError("--latency-ms", "needs --profile, the device to predict for", right)
+                raise DmsflowError("--latency-ms", "needs --profile, the times of a device", right)
             limits.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
         if settings.file_kib is not None:
             limits.append(Budget("file", "KiB", settings.file_kib, FileSize(network).kib))
@@ -243,7 +243,7 @@ class Budgets:
                 raise DmsflowError(where, f"{self.network.name} cannot be that small ({facts})", right)
         if self.met(largest):
             what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"
-            raise DmsflowError("budgets", what, "give a smaller one, or set a larger search.max_ratio")
+            raise DmsflowError("budgets", what, "give a smaller budget, or set a larger search.max_ratio")
         for budget in self.limits:
             share = budget.limit / budget.cost(self.network, self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"

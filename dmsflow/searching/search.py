@@ -106,7 +106,7 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
     if settings.align and settings.method not in ("gradient", "evolution"):
-        what = "is for widths that a search compares on its weights"
+        what = "needs a search that trains shared weights"
         raise DmsflowError("--align", what, "leave it out, or use --method gradient or evolution")
     if settings.min_ratio >= settings.max_ratio:
         what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
@@ -115,8 +115,8 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
         return Budgets.from_settings(settings, network)
     measured = profile.load_profile(settings.profile)
     if measured.precision == "float":
-        what = "is of float32 networks, and the search is for binary ones"
-        raise DmsflowError(f"profile {measured.title}", what, "give one that was measured with --precision binary")
+        what = "has times of float32 networks, and the search is for binary ones"
+        raise DmsflowError(f"profile {measured.title}", what, "use a profile that was measured with --precision binary")
     return Budgets.from_settings(settings, network, build_latency(network, measured))
 
 

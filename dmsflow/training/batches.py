@@ -90,7 +90,7 @@ class Batches:
         self.order = replace(order, size=min(order.size, len(order.indices)))
         self.steps = self.order.steps  # in an epoch
         if rest := self.order.size % (parts := where.share.parts):
-            right = f"use {max(parts, self.order.size - rest)}, or more images"
+            right = f"use a batch_size of {max(parts, self.order.size - rest)}, or more images"
             raise DmsflowError(f"batch of {self.order.size} images", f"cannot be split into {parts} parts", right)
         self.side = dataset.resolution + 2 * dataset.crop_padding  # of a padded image
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=where.device)

@@ -108,15 +108,15 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
         source: what the stage works on, as a fingerprint.
     """
     if facts["source"] != source:
-        raise DmsflowError(path, "was written for other images or another network", "--force starts again")
+        raise DmsflowError(path, "was written for other images or another network", "use --force to start again")
     recorded = with_present_names(facts["settings"])
     if other := set(recorded) ^ set(settings.__struct_fields__):
         what = f"was written by another version of dmsflow, which differs in the setting {min(other)!r}"
-        raise DmsflowError(path, what, "--force starts again")
+        raise DmsflowError(path, what, "use --force to start again")
     if difference := find_difference(recorded, settings):
         name, before, now = difference
         what = f"was written with {name} {before}, not {now}"
-        raise DmsflowError(path, what, "resume with the same settings, or --force a new start")
+        raise DmsflowError(path, what, "use --resume with the same settings, or --force to start again")
 
 
 def prepare(path: Path, flow: Flow) -> Path:
@@ -128,7 +128,7 @@ def prepare(path: Path, flow: Flow) -> Path:
     if flow.force:
         path.unlink(missing_ok=True)
     elif path.exists() and not flow.resume:
-        right = "--resume starts from it, --force starts again"
-        raise DmsflowError(path, "an interrupted run left its state here", right)
+        right = "use --resume to continue, or --force to start again"
+        raise DmsflowError(path, "is the checkpoint of an interrupted run", right)
     processes.wait()  # for those that still look at what is there, before the first one writes
     return path

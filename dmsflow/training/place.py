@@ -63,7 +63,7 @@ def choose_place(settings: WeightSettings) -> Place:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         right = "use auto, cpu, or a device that torch can use"
-        raise DmsflowError(f"--device {name}", "is not here", right) from error
+        raise DmsflowError(f"--device {name}", "is not available", right) from error
     share = processes.choose_share(settings.batch_parts)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // processes.local()[1])
     torch.set_num_threads(threads)
@@ -94,8 +94,8 @@ def within_memory() -> Iterator[None]:
         why = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
             raise
-        right = "set a smaller batch_size, or give another --device"
-        raise DmsflowError("memory", f"does not suffice ({why})", right) from error
+        right = "set a smaller batch_size, or use another --device"
+        raise DmsflowError("memory", f"is too small ({why})", right) from error
 
 
 def _keep_freed_memory() -> None:

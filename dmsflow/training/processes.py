@@ -58,7 +58,7 @@ def joined(command: str = "") -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         if command not in ("search", "train"):
-            raise DmsflowError(f"torchrun: {command}", "works in one process", "start it without torchrun")
+            raise DmsflowError(f"torchrun: {command}", "runs in one process only", "start it without torchrun")
         yield
 
 
@@ -153,4 +153,6 @@ def _add_up(tensor: Tensor) -> None:
         distributed.all_reduce(tensor)
     except RuntimeError as error:
         why = str(error).partition("\n")[0].partition(". ")[0]
-        raise DmsflowError("torchrun", f"a process has lost the others ({why})", "start again with --resume") from error
+        raise DmsflowError(
+            "torchrun", f"a process lost its connection to the others ({why})", "start again with --resume"
+        ) from error

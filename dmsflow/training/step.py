@@ -83,7 +83,7 @@ def predict(model: Model, images: Tensor, where: Place) -> Tensor:
 
 def check_finite(loss: float, where: str) -> None:
     if not math.isfinite(loss):
-        raise DmsflowError(where, f"the loss became {loss}", "set a lower learning_rate, or amp to off")
+        raise DmsflowError(where, f"the loss became {loss}", "set a lower learning_rate, or set amp to off")
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
     done = load_manifest(path, "train")
     if (answers := done.network.classes) != len(dataset.classes) or done.network.channels != dataset.channels:
         what = f"has {answers} classes and {done.network.channels} channels, unlike {dataset.name}"
-        raise DmsflowError(f"--teacher {path}", what, "give one that was trained on such images")
+        raise DmsflowError(f"--teacher {path}", what, "give a network that was trained on such images")
     model = Model(done.network, done.widths, precision=done.settings["precision"])
     _load_weights(model, path, done)
     return model.eval()
@@ -158,7 +158,7 @@ def _load_dataset(source: Path, parent: Manifest, *, planned: bool = False) -> D
     present = (dataset.channels, dataset.resolution, len(dataset.classes))
     expected = (network.channels, network.resolution, network.classes)
     if present != expected:
-        what = f"has (channels, pixels, classes) {present}, and {source.name} was searched on {expected}"
+        what = f"has (channels, pixels, classes) {present}, but {source.name} was searched on {expected}"
         raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
     return dataset
 

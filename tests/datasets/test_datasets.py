@@ -286,13 +286,14 @@ def test_folder_sizes_without_resolution(tmp_path: Path) -> None:
     Image.fromarray(noise(0, 9, 8)).save(odd)
     assert (
         refused(f"image-folder:{root}")
-        == f"{odd}: is 9x8, and others are 8x8; --resolution N resizes all images to N pixels"
+        == f"{odd}: is 9x8, but others are 8x8; use --resolution N to resize all images to N pixels"
     )
     assert load(f"image-folder:{root}", resolution=8).resolution == 8
     first = root / "train" / "Cat" / "0.png"
     Image.fromarray(noise(0, 9, 8)).save(first)
     assert (
-        refused(f"image-folder:{root}") == f"{first}: is 9x8, not square; --resolution N resizes all images to N pixels"
+        refused(f"image-folder:{root}")
+        == f"{first}: is 9x8, not square; use --resolution N to resize all images to N pixels"
     )
 
 
@@ -607,14 +608,14 @@ def test_cifar_resolution_and_data_dir_variable(tmp_path: Path, monkeypatch: pyt
 
 
 def test_cifar_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    right = "dmsflow search --download fetches it; DMSFLOW_DATA_DIR names the folder that holds it"
-    assert refused("cifar10") == f"{own_cache / 'cifar-10-batches-py'}: cifar10 is not there; {right}"
+    right = "use search --download, or name its folder with --data-dir"
+    assert refused("cifar10") == f"{own_cache / 'cifar-10-batches-py'}: cifar10 is missing; {right}"
     assert not own_cache.exists()
     write_cifar(tmp_path, monkeypatch, "CIFAR10")
     folder = tmp_path / "cifar-10-batches-py"
     with (folder / "data_batch_3").open("ab") as file:
         file.write(b"x")
-    assert refused("cifar10", data_dir=str(tmp_path)) == f"{folder}: cifar10 is damaged or has files missing; {right}"
+    assert refused("cifar10", data_dir=str(tmp_path)) == f"{folder}: cifar10 is damaged or incomplete; {right}"
 
 
 def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -709,14 +710,14 @@ def test_own_data_set(tmp_path: Path) -> None:
     [
         ("def load", "def lode", "has no load(); define load(argument, data, download) -> Dataset"),
         ("return Dataset", "return str(Dataset", "load() returned a str; return a dmsflow.datasets.Dataset"),
-        ("(100,)", "(100.5,)", "its mean must be whole numbers"),
-        ("(50.0,)", "(0.0,)", "and its std above 0"),
-        ("(50.0,)", "(50.0, 50.0)", "one of each per channel"),
+        ("(100,)", "(100.5,)", "it needs an integer mean"),
+        ("(50.0,)", "(0.0,)", "and a positive std"),
+        ("(50.0,)", "(50.0, 50.0)", "for each channel"),
         ("np.array([0, 1, 0, 1])", "np.array([0, 1, 0, 2])", "train must have images, with labels from 0 to 1"),
         ("np.array([0, 1, 0, 1])", "np.array([0, 1, 0])", "train has 4 images and 3 labels"),
-        ("dtype=np.uint8", "dtype=float", "train has float64 images [4, 8, 8, 1], and uint8 [N, H, H, 1] is needed"),
+        ("dtype=np.uint8", "dtype=float", "train has float64 images [4, 8, 8, 1], but uint8 [N, H, H, 1] is needed"),
         ("reshape(4, 8, 8, 1)", "reshape(4, 4, 16, 1)", "train has uint8 images [4, 4, 16, 1]"),
-        ("(100,), (50.0,)", "(1, 2, 3), (1.0, 1.0, 1.0)", "and uint8 [N, H, H, 3] is needed"),
+        ("(100,), (50.0,)", "(1, 2, 3), (1.0, 1.0, 1.0)", "but uint8 [N, H, H, 3] is needed"),
     ],
 )
 def test_own_data_set_has_to_keep_the_contract(tmp_path: Path, old: str, new: str, message: str) -> None:

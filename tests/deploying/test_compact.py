@@ -90,10 +90,10 @@ def put(name, array):
         (lambda tensors: tensors.pop("conv3.magnitude"), r"conv3\.magnitude: is not among the trained weights"),
         (lambda tensors: tensors.pop("conv3.signs"), r"conv3\.weight: is not among the trained weights"),
         (lambda tensors: tensors.pop("std"), "std: is not among the trained weights"),
-        (put("conv3.signs", np.zeros((14, 2), np.uint8)), r"conv3\.signs: has shape \[14, 2\]; the widths make it"),
-        (put("conv3.magnitude", np.full(14, np.nan)), r"conv3\.magnitude: holds values that are not finite"),
-        (put("mean", np.zeros(3)), r"mean: has shape \[3\]; the widths make it \[1\]"),
-        (put("std", np.zeros(1)), "mean and std: are .* and positive ones"),
+        (put("conv3.signs", np.zeros((14, 2), np.uint8)), r"conv3\.signs: has shape \[14, 2\], but the widths need"),
+        (put("conv3.magnitude", np.full(14, np.nan)), r"conv3\.magnitude: has values that are not finite"),
+        (put("mean", np.zeros(3)), r"mean: has shape \[3\], but the widths need \[1\]"),
+        (put("std", np.zeros(1)), "mean and std: are .* an integer mean and a positive std"),
     ],
 )
 def test_damaged_weights_end_in_one_line(vgg, change, message, tmp_path):
@@ -127,4 +127,4 @@ def test_training_does_not_start_from_them(vgg, tmp_path, capsys):
     with pytest.raises(DmsflowError, match="compact weights: have no latent weights to train; train again"):
         Model(train.network, train.widths).load({name: torch.from_numpy(array) for name, array in tensors.items()})
     assert cli.main(["train", str(packed), "--resume"]) == 1
-    assert capsys.readouterr().err == f"dmsflow: {packed}: is the manifest of train; give one of search\n"
+    assert capsys.readouterr().err == f"dmsflow: {packed}: is a manifest of train; give a manifest of search\n"

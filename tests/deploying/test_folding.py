@@ -142,24 +142,23 @@ def test_a_negative_scale_behind_a_max_pool_is_refused():
     weights = trained(network, network.widths)
     weights["norm3.weight"][2] = -0.5
     assert (
-        refusal(network, weights)
-        == "norm3: has a negative scale behind a max pool; train with that scale kept positive"
+        refusal(network, weights) == "norm3: has a negative scale behind a max pool; train again: it must be positive"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train with alpha kept above 0"),
+        ("quantize2.alpha", lambda alpha: 0 * alpha, "quantize2.alpha: is 0; train again: it must be above 0"),
         (
             "conv3.weight",
             lambda weight: weight[1:],
-            "conv3.weight: has shape [63, 64, 3, 3]; the widths make it [64, 64, 3, 3]",
+            "conv3.weight: has shape [63, 64, 3, 3], but the widths need [64, 64, 3, 3]; export with the manifest that train wrote",
         ),
         (
             "norm1.bias",
             lambda bias: bias * np.nan,
-            "norm1.bias: holds values that are not finite; train again, with a smaller learning rate",
+            "norm1.bias: has values that are not finite; train again, with a smaller learning rate",
         ),
         (
             "norm1.running_var",
@@ -169,7 +168,7 @@ def test_a_negative_scale_behind_a_max_pool_is_refused():
         (
             "norm7.weight",
             lambda weight: weight * 1e38,
-            "conv7: has a scale beyond float32; train again, with a smaller learning rate",
+            "conv7: has a scale that is too large for float32; train again, with a smaller learning rate",
         ),
     ],
 )
@@ -197,4 +196,4 @@ def test_a_broken_mean_is_refused():
     assert refusal(network, weights, mean=(125.5, 123, 114)).startswith(
         "the data set's mean and std: are [125.5, 123.0, 114.0]"
     )
-    assert "whole numbers and positive ones" in refusal(network, weights, std=(1.0, 0.0, 1.0))
+    assert "an integer mean and a positive std" in refusal(network, weights, std=(1.0, 0.0, 1.0))

@@ -192,7 +192,7 @@ def test_reading_and_writing_are_inverse(tmp_path):
         (lambda operator: operator["inputs"].__setitem__(4, -1), "a LceBconv2d without its weights"),
         (lambda operator: operator["inputs"].__setitem__(1, 10**6), "an operator on a tensor that is not there"),
         (lambda operator: operator.update(outputs=[0]), "an operator on a tensor that is not there"),
-        (lambda operator: operator.update(opcode_index=99), "an operator of no kind"),
+        (lambda operator: operator.update(opcode_index=99), "an operator without a type"),
     ],
 )
 def test_what_would_crash_the_interpreter_is_refused(tmp_path, change, expected):
@@ -219,7 +219,8 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_text("not a model")
     with pytest.raises(
-        DmsflowError, match=r"model.tflite: is not a whole .tflite file \(it does not begin as one\); export it again"
+        DmsflowError,
+        match=r"model.tflite: is not a complete .tflite file \(it does not begin like one\); export it again",
     ):
         runner.open(path, 1)
     with pytest.raises(
@@ -234,7 +235,7 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
 def test_numpy_2_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "__version__", "2.1.0")
     with pytest.raises(
-        DmsflowError, match=r"numpy 2.1.0: the LCE interpreter reads its arrays wrongly; pip install 'numpy<2'"
+        DmsflowError, match=r"numpy 2.1.0: the LCE interpreter misreads its arrays; pip install 'numpy<2'"
     ):
         runner.open(tmp_path / "model.tflite", 1)
 

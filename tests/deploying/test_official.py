@@ -231,7 +231,7 @@ def test_other_exports_need_no_tensorflow():
 @pytest.mark.parametrize(
     ("target", "line"),
     [
-        ("x86-64", r"--converter official: needs tensorflow, not installed here; pip install 'dmsflow\[tensorflow\]'"),
+        ("x86-64", r"--converter official: needs tensorflow \(not installed\); pip install 'dmsflow\[tensorflow\]'"),
         ("onnx", r"--converter official: is not for target onnx"),
     ],
 )

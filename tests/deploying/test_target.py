@@ -51,7 +51,7 @@ def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (OWN + 'name = "x"\n', "has a name; remove it"),
+        (OWN + 'name = "x"\n', "has a field 'name'; remove it"),
         (OWN + "tunes = 3\n", "unknown field `tunes`); give exactly"),
         (OWN.replace('runner = "lce"\n', ""), "missing required field `runner`); give exactly"),
         (OWN.replace(".tflite", "tflite"), "matching regex"),

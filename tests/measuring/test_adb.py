@@ -310,7 +310,7 @@ def test_adb_is_not_installed(tmp_path, monkeypatch, model):
         ),
         ("error: device offline", "is offline; plug it in again"),
         ("error: more than one device/emulator", "could be any of several; name one that adb devices lists: adb://S"),
-        ("error: protocol fault", "went away (protocol fault); see that it stays plugged in"),
+        ("error: protocol fault", "went away (protocol fault); keep it plugged in"),
     ],
 )
 def test_a_phone_that_is_not_there(state, what, phone, model):
@@ -360,8 +360,8 @@ def test_a_program_for_another_processor(phone, model):
     access = phone.benchmark("")
     Path(access.runner_file).write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(200))
     said = refused(phone, access, job(model))
-    assert said.startswith("cannot run the program sent") and said.endswith(
-        "name one that it has with --python, or one that is built for it with --runner-file"
+    assert said.startswith("cannot run the copied program") and said.endswith(
+        "name a Python of the device with --python, or a program built for it with --runner-file"
     )
 
 
@@ -384,7 +384,7 @@ def test_a_program_that_fails_says_why(phone, model):
 def test_a_phone_that_is_too_slow(phone, model, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark_program, "limit_s", lambda runs: 1.0)
     said = refused(phone, phone.benchmark(f"#!/bin/sh\necho $$ >{tmp_path}/pid; exec sleep 60\n"), job(model))
-    assert said == "is too slow: -a b.tflite took more than 1 s; ask for fewer runs"
+    assert said == "is too slow: -a b.tflite took more than 1 s; use fewer --runs"
     assert subprocess.run(["kill", "-0", (tmp_path / "pid").read_text()], capture_output=True, check=False).returncode
 
 
@@ -392,5 +392,5 @@ def test_a_phone_that_is_unplugged_midway(phone, model):
     """Its shell ends with the connection, and takes the folder with it; from here nobody can see that."""
     state = shlex.quote(str(phone.home / "state"))
     said = refused(phone, phone.benchmark(f"#!/bin/sh\necho 'error: device offline' >{state}; echo\n"), job(model))
-    assert said == "went away (the connection ended); see that it stays plugged in and awake"
+    assert said == "went away (the connection ended); keep it plugged in and awake"
     assert phone.left() == []

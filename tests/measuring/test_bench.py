@@ -104,7 +104,9 @@ def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, t
     assert (tmp_path / written["artifacts"]["model"]["path"]).samefile(exported[name].parent / file)
     assert not {"network", "widths", "data", "parent"} & set(written)
     assert "float32_latency_ms_median" not in written["metrics"]
-    with pytest.raises(DmsflowError, match="measures a bare file, which has no chain; read it as JSON"):
+    with pytest.raises(
+        DmsflowError, match="is the bench of a file without a manifest, so it has no network; open it as JSON"
+    ):
         load_manifest(path)
 
 
@@ -143,7 +145,7 @@ def test_what_is_no_model_is_refused(exported, tmp_path):
             r"model\.h5: is neither a manifest nor a model file; give an export\.json, or a \.onnx or \.tflite file",
         ),
         (tmp_path / "none.onnx", r"none\.onnx: no such file"),
-        (exported["onnx"].parent.parent / "train.json", "is the manifest of train; give one of export"),
+        (exported["onnx"].parent.parent / "train.json", "is a manifest of train; give a manifest of export"),
     ):
         with pytest.raises(DmsflowError, match=message):
             bench.run_stage(path, FEW, tmp_path, Flow(COMMAND))
@@ -158,7 +160,7 @@ def test_an_unknown_device_lists_the_known_ones(exported, tmp_path):
 
 def test_done_is_not_done_again(exported, tmp_path):
     (tmp_path / "bench.json").write_text("{}")
-    with pytest.raises(DmsflowError, match="is already there; --force"):
+    with pytest.raises(DmsflowError, match="already exists; use --force"):
         bench.run_stage(exported["onnx"], FEW, tmp_path, Flow(COMMAND))
 
 
@@ -176,7 +178,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
     digits = datasets.load_dataset(Data(name="digits", resolution=16))
     monkeypatch.setattr(datasets, "load_dataset", lambda data: digits)
     with pytest.raises(
-        DmsflowError, match=r"data set digits: has images \[16, 16, 1\], and the file takes \[32, 32, 1\]"
+        DmsflowError, match=r"data set digits: has images \[16, 16, 1\], but the file takes \[32, 32, 1\]"
     ):
         bench.run_stage(exported["onnx"], FEW, tmp_path, Flow(COMMAND))
 
@@ -215,14 +217,17 @@ def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path)
         return str(raised.value)
 
     assert refused(tmp_path / "none").startswith(f"{tmp_path / 'none'}: No such file or directory; give a folder")
-    assert refused(pictures, exported["x86-64"]).startswith("--images: are not those of digits, which model.tflite")
+    said = (
+        "--images: is only for a file without a manifest, and this one was exported for digits; leave it out, or give"
+    )
+    assert refused(pictures, exported["x86-64"]).startswith(said)
     few = tmp_path / "few"
     for label in "01":
         shutil.copytree(pictures / label, few / label)
-    assert refused(few).startswith(f"{few}: has 2 class folders, and the file has 10; give a folder for each")
+    assert refused(few).startswith(f"{few}: has 2 class folders, but the file has 10 classes; give one folder")
     red = Path(shutil.copytree(pictures, tmp_path / "red"))
     Image.new("RGB", (32, 32), "red").save(red / "3" / "0.png")
-    assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, and grey images are needed; ")
+    assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, but the training images are grey; ")
 
 
 # --- predicted beside measured ------------------------------------------------------------------

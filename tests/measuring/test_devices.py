@@ -85,7 +85,7 @@ def test_an_unusable_address_is_refused_before_anything_runs(address, monkeypatc
     with pytest.raises(DmsflowError) as raised, devices.connect(address, access):
         pass
     assert str(raised.value).startswith(f"device {' '.join(address.split())}")
-    assert "is unusable; " in str(raised.value)
+    assert "is not a valid address; " in str(raised.value)
 
 
 def test_an_unknown_device_lists_the_known_ones():
@@ -198,7 +198,7 @@ def test_a_child_that_dies_is_reported(monkeypatch):
 def test_garbage_from_a_child_is_reported_in_one_line(written, monkeypatch):
     done = subprocess.CompletedProcess([], 0, stdout=written, stderr=b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings.*; try again$"):
+    with pytest.raises(DmsflowError, match=r"^x\.onnx: the process that measures it wrote no timings.*; try again$"):
         local.measure(job(devices.File(path="x.onnx", runner="onnxruntime")))
 
 
@@ -225,7 +225,7 @@ def test_timings_of_another_job_are_refused(changed, value):
 
     assert _python.read_answer(asked, answer(timing)).timings[0].runs_ms == (1.0, 2.0)
     for timings in ([{**timing, changed: value}], [timing, timing], []):
-        with pytest.raises(DmsflowError, match=r"^x\.onnx: what measures it wrote no timings"):
+        with pytest.raises(DmsflowError, match=r"^x\.onnx: the process that measures it wrote no timings"):
             _python.read_answer(asked, answer(*timings))
 
 

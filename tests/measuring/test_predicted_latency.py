@@ -99,10 +99,10 @@ def test_the_profile_asked_for_predicts_instead(folder: Path, saved: Save) -> No
 
 
 OTHER_FILES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"precision": "float"}, {}, "is of float networks, and this one is binary"),
-    ({"target": "onnx"}, {}, "is of files for onnx, and this one is for x86-64"),
-    ({"threads": 4}, {}, "is of 4 threads, and this bench of 1 thread"),
-    ({}, {"threads": 2}, "is of 1 thread, and this bench of 2 threads"),
+    ({"precision": "float"}, {}, "has times of float networks, and this network is binary"),
+    ({"target": "onnx"}, {}, "has times of files for onnx, and this file is for x86-64"),
+    ({"threads": 4}, {}, "was measured with 4 threads, and bench uses 1 thread"),
+    ({}, {"threads": 2}, "was measured with 1 thread, and bench uses 2 threads"),
 ]
 
 
@@ -118,7 +118,7 @@ def test_the_searchs_profile_of_other_files_predicts_nothing_and_a_line_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert of(folder, threads=2) is None
-    line = "no prediction: the search's profile board is of 1 thread, and this bench of 2 threads\n"
+    line = "no prediction: the search's profile board was measured with 1 thread, and bench uses 2 threads\n"
     assert capsys.readouterr().err == line
 
 
@@ -142,8 +142,8 @@ def test_a_profile_that_is_absent_damaged_or_changed_is_refused(folder: Path, sa
 def test_an_export_alone_is_predicted_by_nothing(folder: Path, saved: Save, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(folder, folder / "copy", ignore=shutil.ignore_patterns("train.json", "copy"))
     assert of(copy) is None
-    assert "no prediction: train.json, which " in capsys.readouterr().err
-    with pytest.raises(DmsflowError, match="train.json: is missing, and export.json names it"):
+    assert "was made from train.json, which is missing" in capsys.readouterr().err
+    with pytest.raises(DmsflowError, match="train.json: is missing, but export.json names it"):
         of(copy, profile=saved())
 
 

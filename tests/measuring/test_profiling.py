@@ -171,7 +171,7 @@ def test_an_interrupted_profile_resumes(device: Path, tmp_path: Path) -> None:
     done = heard(device)["files"]
     assert (tmp_path / "halves.partial").exists() and not (tmp_path / "halves.json").exists()
     tell(device)
-    with pytest.raises(DmsflowError, match="was begun with other options"):
+    with pytest.raises(DmsflowError, match="was started with other options"):
         measured(device, tmp_path, "halves", resume=True, points=5)
     resumed = measured(device, tmp_path, "halves", resume=True)
     assert heard(device)["files"] <= needed - done + profiling.BATCH
@@ -231,9 +231,9 @@ def test_times_of_two_devices_are_never_mixed(device: Path, tmp_path: Path, chan
 
 def test_a_profile_is_not_overwritten_nor_mixed_with_another(device: Path, tmp_path: Path) -> None:
     measured(device, tmp_path)
-    with pytest.raises(DmsflowError, match="is already there; --add measures what it lacks"):
+    with pytest.raises(DmsflowError, match="already exists; use --add to measure missing blocks"):
         measured(device, tmp_path)
-    with pytest.raises(DmsflowError, match="has threads 1, not 2; give --threads 1, or take another --name"):
+    with pytest.raises(DmsflowError, match="has threads 1, not 2; use --threads 1, or another --name"):
         measured(device, tmp_path, add=True, threads=2)
     measured(device, tmp_path, force=True)
 

@@ -249,7 +249,7 @@ def test_an_unknown_class_is_refused(address):
 
 
 def test_it_has_a_python_of_its_own():
-    own = "measures with a Python of its own; leave out what to run there"
+    own = "measures with its own Python; leave out --python and --runner-file"
     with pytest.raises(DmsflowError, match=own), devices.connect("qemu", Access(python="python3.12")):
         pass
 

@@ -329,8 +329,8 @@ def test_a_program_for_another_machine_is_reported(server, files, tmp_path):
     program = tmp_path / "benchmark_model"
     program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(200))
     said = refused(server, job(files[1]), Access(runner_file=str(program)))
-    assert said.startswith(f"{server.where}cannot run the program sent")
-    assert said.endswith("; name one that it has with --python, or one that is built for it with --runner-file")
+    assert said.startswith(f"{server.where}cannot run the copied program")
+    assert said.endswith("; name a Python of the device with --python, or a program built for it with --runner-file")
 
 
 # --- what can go wrong --------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_nobody_listens(server):
     port = address.rpartition(":")[2]
     assert str(raised.value) == (
         f"device {address}: cannot be reached (connect to host 127.0.0.1 port {port}: Connection refused); "
-        f"see that it is on, and that ssh -p {port} 127.0.0.1 works"
+        f"check that it is on and connected, and that ssh -p {port} 127.0.0.1 works"
     )
 
 
@@ -357,7 +357,10 @@ def test_a_key_that_is_not_allowed(server, files, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("known", "message"),
-    [("", "has a host key that known_hosts lacks; "), ("other", "has another host key than known_hosts has; ")],
+    [
+        ("", "has a host key that is not in known_hosts; "),
+        ("other", "has another host key than the one in known_hosts; "),
+    ],
 )
 def test_a_host_key_that_is_not_known(known, message, server, files, monkeypatch, tmp_path):
     written = f"[127.0.0.1]:{server.port} {key(tmp_path / 'other')}" if known else ""
@@ -373,7 +376,7 @@ def test_a_host_key_that_is_not_known(known, message, server, files, monkeypatch
 def test_no_such_python(python, server, files):
     said = refused(server, job(*files), Access(python=python))
     assert said.startswith(f"{server.where}cannot run {python.replace('~', '.')} ("), said
-    assert said.endswith("; name one that it has with --python, or one that is built for it with --runner-file")
+    assert said.endswith("; name a Python of the device with --python, or a program built for it with --runner-file")
 
 
 def test_a_python_in_the_home_there(server, files):
@@ -387,7 +390,7 @@ def test_a_python_in_the_home_there(server, files):
 def test_a_python_that_cannot_be_one(python, server, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     said = refused(server, None, Access(python=python))
-    assert said.endswith("is unusable; give the name or the path of one there")
+    assert said.endswith("is not a valid command; give the name or the path of a Python on the device")
 
 
 def test_a_python_without_numpy(server, files):
@@ -415,7 +418,7 @@ def test_a_program_that_is_killed_midway(server, files):
     said = refused(server, job(*files), Access(python="python-killed"))
     assert said == (
         f"{server.where}the program that runs a b.onnx, model.tflite was killed there (signal 9); "
-        "see whether it ran out of memory"
+        "check whether the device ran out of memory"
     )
 
 
@@ -428,7 +431,7 @@ def test_a_program_that_fails_says_why(server, files):
 def test_a_program_that_prints_garbage(server, files):
     server.program("python-garbage", "echo '4 8 15'")
     said = refused(server, job(files[1]), Access(python="python-garbage"))
-    assert said == f"{files[1].path}: what measures it wrote no timings, but '4 8 15'; try again"
+    assert said == f"{files[1].path}: the process that measures it wrote no timings, but '4 8 15'; try again"
 
 
 def test_a_full_disk_when_files_are_copied(tmp_path, files, monkeypatch):
@@ -472,7 +475,7 @@ def test_a_device_that_is_too_slow(server, files, tmp_path, monkeypatch):
             measure(job(files[1]))
         process = int((tmp_path / "pid").read_text())
         wait_for(lambda: not runs(process))  # stopped at once: the next job would wait for it
-    assert str(raised.value) == f"{server.where}is too slow: model.tflite took more than 0 s; ask for fewer runs"
+    assert str(raised.value) == f"{server.where}is too slow: model.tflite took more than 0 s; use fewer --runs"
 
 
 @contextlib.contextmanager
@@ -525,7 +528,7 @@ def test_the_connection_breaks_midway(server, files, tmp_path):
         error = here.communicate(timeout=FLAKY_S)[1].strip().splitlines()[-1]
     assert server.left() == []
     wait_for(lambda: not runs(there))
-    assert f"{server.where}went away (" in error and "see that it is on" in error
+    assert f"{server.where}went away (" in error and "check that it is on and connected" in error
 
 
 def test_the_machine_is_gone_midway(tmp_path, files, monkeypatch):

@@ -195,11 +195,13 @@ def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
         reader.read_model_file(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert ("a tensor without its buffer" if count == 3 else "it describes more than it holds") in line_of(raised.value)
+    assert ("a tensor without its buffer" if count == 3 else "it describes more data than it has") in line_of(
+        raised.value
+    )
     assert peak < 100 * path.stat().st_size + (1 << 20)
 
 
-UNDECODED = "is not a whole .onnx file (protobuf cannot decode it); export it again"
+UNDECODED = "is not a complete .onnx file (protobuf cannot decode it); export it again"
 
 
 @pytest.mark.parametrize(
@@ -208,19 +210,16 @@ UNDECODED = "is not a whole .onnx file (protobuf cannot decode it); export it ag
         (deep(60), UNDECODED),
         (deep(5000), UNDECODED),
         (many(field(5, field(1, b"\x01" * 2000) + b"\x10\x01")), "a shape of too many lengths"),
-        (
-            many(field(5, field(1, varint(1 << 40) * 3) + b"\x10\x01" + field(9, b"1234"))),
-            "does not hold what its shape",
-        ),
+        (many(field(5, field(1, varint(1 << 40) * 3) + b"\x10\x01" + field(9, b"1234"))), "does not fit its shape"),
         (many(field(5, b"\x10\x63")), "is of type 99"),
         (many(field(5, field(1, varint(1 << 41) + b"\x00") + b"\x10\x01")), "a shape with a negative or a huge length"),
         (many(field(1, field(1, b"lost"))), "lost is read before it is written"),
         (many(field(1, field(1, b"\xff"))), "\ufffd is read before it is written"),
         (many(field(1, field(2, b"y")) * 2), "y is written twice"),
         (many(field(12, field(1, b"y"))), "y is read before it is written"),
-        (b"\x08\x08" + field(7, b""), "it lacks the version of the format, the set of its ops, or the graph"),
+        (b"\x08\x08" + field(7, b""), "it has no format version, no op set, or no graph"),
         (b"\x0a\x08", UNDECODED),
-        (field(1, b"12345678"), "it lacks the version of the format, the set of its ops, or the graph"),
+        (field(1, b"12345678"), "it has no format version, no op set, or no graph"),
         (b"\x08" + b"\xff" * 30, UNDECODED),
         (b"\x0b", UNDECODED),
     ],

@@ -143,7 +143,7 @@ def test_the_runtime_keeps_quiet_and_xnnpack_runs_the_floats(residual):
 def test_what_is_no_tflite_file_is_refused(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_text("not a model")
-    with pytest.raises(DmsflowError, match=r"model\.tflite: is not a whole \.tflite file .*; export it again"):
+    with pytest.raises(DmsflowError, match=r"model\.tflite: is not a complete \.tflite file .*; export it again"):
         litert.open(path, 1)
     with pytest.raises(DmsflowError, match=r"none\.tflite: No such file or directory"):
         litert.open(tmp_path / "none.tflite", 1)
@@ -191,14 +191,16 @@ def test_a_runtime_that_does_not_import_is_reported(monkeypatch):
 
 def test_a_library_that_was_not_built_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: this installation was made without the C\+\+ part"):
+    with pytest.raises(
+        DmsflowError, match=r"libdmsflow_lce\.so: is missing: dmsflow was installed without its C\+\+ part"
+    ):
         litert.version()
 
 
 def test_a_library_that_does_not_load_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / native.LIBRARY).write_bytes(b"not a library")
-    with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: does not load here"):
+    with pytest.raises(DmsflowError, match=r"libdmsflow_lce\.so: cannot be loaded here"):
         litert.version()
 
 

@@ -469,7 +469,8 @@ def test_weights_in_other_files_are_refused(tmp_path):
     external = onnx.load(path, load_external_data=False)
     assert any(one.data_location == TensorProto.EXTERNAL for one in external.graph.initializer)
     with pytest.raises(
-        DmsflowError, match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put it all in one"
+        DmsflowError,
+        match=r"model\.onnx: keeps weights in another file \(\w+ in weights\.bin\); put everything into one file",
     ):
         reader.read_model_file(path)
 

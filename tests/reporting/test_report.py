@@ -641,14 +641,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_a_file_that_is_no_report_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "run", "equal")
-    assert "is there, and is no report of dmsflow; give --out another name" in refused(capsys, path, "--out", path)
+    assert "exists, and is not a dmsflow report; give --out another name" in refused(capsys, path, "--out", path)
     assert load_manifest(path)
     assert "is a folder; give --out the name of a file" in refused(capsys, path, "--out", tmp_path)
 
 
 def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path / 'none'}: no such file or folder; give" in refused(capsys, tmp_path / "none")
-    assert f"{tmp_path}: holds no manifest; give a folder with one of search.json" in refused(capsys, tmp_path)
+    assert f"{tmp_path}: has no manifest; give a folder with one of search.json" in refused(capsys, tmp_path)
 
 
 def test_a_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -659,7 +659,7 @@ def test_a_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     search = folder / "search.json"
     (folder / "train.json").unlink()
     search.write_text("{}")
-    assert "search.json: not a dmsflow manifest (" in refused(capsys, folder)
+    assert "search.json: is not a dmsflow manifest (" in refused(capsys, folder)
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:

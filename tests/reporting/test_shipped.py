@@ -88,7 +88,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(command, capsys):
 def test_a_path_that_exists_wins(capsys):
     Path("digits").write_text("{}")
     assert cli.main(["export", "digits"]) == 1
-    assert "digits: not a dmsflow manifest" in capsys.readouterr().err
+    assert "digits: is not a dmsflow manifest" in capsys.readouterr().err
 
 
 def test_a_models_own_export_names_no_file(capsys):
@@ -96,7 +96,9 @@ def test_a_models_own_export_names_no_file(capsys):
     export = plugin.shipped_folder("models") / "digits" / "export.json"
     Path("export.json").write_bytes(export.read_bytes())
     assert cli.main(["bench", "export.json"]) == 1
-    assert capsys.readouterr().err.startswith("dmsflow: export.json: names no model file; export its train.json")
+    assert capsys.readouterr().err.startswith(
+        "dmsflow: export.json: names no model file; run dmsflow export on its train.json"
+    )
 
 
 @pytest.mark.parametrize(

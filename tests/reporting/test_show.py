@@ -129,7 +129,7 @@ def test_show_takes_a_profile(network, make_profile, tmp_path, capsys):
         ),
         ('{"name": "x"}', "is neither a manifest nor a profile; "),
         ('{"tables": 3}', "is not a profile (Expected `array`"),
-        ('{"tables": [], "stage": "bench"}', "not a dmsflow manifest ("),
+        ('{"tables": [], "stage": "bench"}', "is not a dmsflow manifest ("),
     ],
 )
 def test_what_is_neither_is_refused(content, message, tmp_path, capsys):

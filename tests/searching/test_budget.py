@@ -140,5 +140,5 @@ def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: 
 @pytest.mark.parametrize("memory", [100.0, float("inf")])
 def test_budgets_that_leave_nothing_to_choose_are_refused(memory: float) -> None:
     budgets = Budgets.from_settings(SearchSettings(memory_mib=memory), NETWORKS["vgg11"])
-    with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller one, or set"):
+    with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller budget, or set"):
         budgets.check_feasible()

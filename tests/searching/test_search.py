@@ -145,7 +145,7 @@ def with_error(compare: Any, error: float) -> Any:
 
 @pytest.mark.parametrize("method", ["equal", "published"])
 def test_align_needs_weights_to_compare_on(tmp_path: Path, method: str) -> None:
-    with pytest.raises(DmsflowError, match="--align: is for widths that a search compares on its weights; leave it"):
+    with pytest.raises(DmsflowError, match="--align: needs a search that trains shared weights; leave it"):
         searched(tmp_path, align=True, method=method)
 
 
@@ -199,7 +199,7 @@ def test_too_little_memory_is_an_error_in_one_line(
     }
     assert cli.main(arguments[stage]) == 1
     *_, line = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"dmsflow: memory: does not suffice \(.*allocate.*\); set a smaller batch_size, .*", line)
+    assert re.fullmatch(r"dmsflow: memory: is too small \(.*allocate.*\); set a smaller batch_size, .*", line)
     assert source.exists()
 
 
@@ -221,11 +221,11 @@ def test_a_user_network_is_a_file(tmp_path: Path) -> None:
 
 def test_a_done_search_is_kept(tmp_path: Path) -> None:
     done = searched(tmp_path, method="equal")
-    with pytest.raises(DmsflowError, match="search.json: is already there; --force"):
+    with pytest.raises(DmsflowError, match="search.json: already exists; use --force"):
         searched(tmp_path, method="equal")
     again = SearchSettings(**SMALL, method="equal", device="cpu")  # where it runs changes nothing
     assert load_manifest(search.run_stage(DATA, again, tmp_path, Flow(COMMAND, resume=True))) == done
-    with pytest.raises(DmsflowError, match="search.json: was made with method equal, not uniform; --resume with"):
+    with pytest.raises(DmsflowError, match="search.json: was made with method equal, not uniform; use --resume with"):
         search.run_stage(DATA, SearchSettings(**SMALL, method="uniform"), tmp_path, Flow(COMMAND, resume=True))
 
 
@@ -444,7 +444,7 @@ def test_a_modelled_profile_says_so_wherever_it_is_used(tmp_path: Path, capsys: 
 def test_profiles_of_float32_networks_are_refused(tmp_path: Path) -> None:
     other = msgspec.structs.replace(profile.load_profile(SHIPPED), precision="float")
     path = profile.save_profile(tmp_path / "float.json", other)
-    with pytest.raises(DmsflowError, match="is of float32 networks, and the search is for binary ones"):
+    with pytest.raises(DmsflowError, match="has times of float32 networks, and the search is for binary ones"):
         searched(tmp_path / "run", profile=str(path), latency_ms=0.11)
 
 
@@ -453,6 +453,6 @@ def test_a_profile_of_other_files_is_refused_before_the_search(
 ) -> None:
     given = ["run", "--preset", "digits", "--profile", SHIPPED, "--latency-ms", "0.11", "--out", str(tmp_path / "run")]
     assert cli.main([*given, "--target", "onnx"]) == 1
-    assert f"--profile {SHIPPED}: is of files for x86-64, and this one is for onnx" in capsys.readouterr().err
+    assert f"--profile {SHIPPED}: has times of files for x86-64, and this file is for onnx" in capsys.readouterr().err
     assert cli.main([*given, "--set", "bench.threads=2"]) == 1
     assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_ends_the_stage() -> None:
 
 def test_an_absent_device_is_refused() -> None:
     for name in ("cuda:7", "abacus"):
-        with pytest.raises(DmsflowError, match=f"--device {name}: is not here; use auto, cpu"):
+        with pytest.raises(DmsflowError, match=f"--device {name}: is not available; use auto, cpu"):
             choose_place(TrainSettings(device=name))
 
 

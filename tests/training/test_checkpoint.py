@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
 def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     path = tmp_path / "search.checkpoint"
     path.write_bytes(b"state")
-    with pytest.raises(DmsflowError, match="--resume starts from it, --force starts again"):
+    with pytest.raises(DmsflowError, match="use --resume to continue, or --force to start again"):
         checkpoint.prepare(path, Flow(()))
     assert checkpoint.prepare(path, Flow((), resume=True)).exists()
     assert not checkpoint.prepare(path, Flow((), force=True)).exists()
@@ -67,7 +67,7 @@ def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> No
 def test_other_settings_or_another_source_do_not_go_on_from_a_checkpoint() -> None:
     facts = msgspec.json.decode(msgspec.json.encode({"settings": TrainSettings(), "source": "a"}))
     checkpoint.check_same(Path("x"), facts, TrainSettings(), "a")
-    with pytest.raises(DmsflowError, match="written with batch_size 64, not 32; resume with the same settings"):
+    with pytest.raises(DmsflowError, match="written with batch_size 64, not 32; use --resume with the same settings"):
         checkpoint.check_same(Path("x"), facts, TrainSettings(batch_size=32), "a")
-    with pytest.raises(DmsflowError, match="written for other images or another network; --force starts again"):
+    with pytest.raises(DmsflowError, match="written for other images or another network; use --force to start again"):
         checkpoint.check_same(Path("x"), facts, TrainSettings(), "b")

@@ -219,7 +219,9 @@ def test_parts_are_normalised_apart() -> None:
 
 
 def test_parts_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DmsflowError, match="batch of 8 images: cannot be split into 3 parts; use 6, or more images"):
+    with pytest.raises(
+        DmsflowError, match="batch of 8 images: cannot be split into 3 parts; use a batch_size of 6, or more images"
+    ):
         next(iter(images_of(dataset(), Share(parts=3))))
     with pytest.raises(DmsflowError, match="batch of 22 images: cannot be split into 32 parts; use 32, or more images"):
         next(iter(images_of(dataset(), Share(parts=32), size=COUNT)))

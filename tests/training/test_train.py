@@ -56,7 +56,7 @@ def test_a_data_set_of_another_shape(source: Path, tmp_path: Path) -> None:
     stored = load_manifest(source)
     changed = msgspec.structs.replace(stored, data=msgspec.structs.replace(stored.data, resolution=40))
     save_manifest(source, changed)
-    with pytest.raises(DmsflowError, match=r"has \(channels, pixels, classes\) \(1, 40, 10\), and search.json was"):
+    with pytest.raises(DmsflowError, match=r"has \(channels, pixels, classes\) \(1, 40, 10\), but search.json was"):
         train.run_stage(source, QUICK, tmp_path, Flow(COMMAND))
 
 
@@ -92,7 +92,7 @@ def test_a_finished_run_goes_on_where_more_epochs_are_asked(source: Path, tmp_pa
     """From its weights, over the images of the epochs that follow, along a cosine of its own; killed or not."""
     path = train.run_stage(source, QUICK, tmp_path, Flow(COMMAND))
     first, longer = load_manifest(path).metrics, msgspec.structs.replace(QUICK, epochs=3)
-    with pytest.raises(DmsflowError, match="is already there"):
+    with pytest.raises(DmsflowError, match="already exists"):
         train.run_stage(source, longer, tmp_path, Flow(COMMAND))
     train.run_stage(source, longer, tmp_path, Flow(COMMAND, resume=True))
     done = load_manifest(path)
@@ -157,5 +157,5 @@ def test_a_teacher_that_cannot_teach(source: Path, tmp_path: Path) -> None:
         train.run_stage(source, taught("float", precision="float"), tmp_path, Flow(COMMAND))
     with pytest.raises(DmsflowError, match="no.json: No such file or directory; give the path of a manifest"):
         train.run_stage(source, taught(str(tmp_path / "no.json")), tmp_path, Flow(COMMAND))
-    with pytest.raises(DmsflowError, match="is the manifest of search; give one of train"):
+    with pytest.raises(DmsflowError, match="is a manifest of search; give a manifest of train"):
         train.run_stage(source, taught(str(source)), tmp_path, Flow(COMMAND))

@@ -128,7 +128,7 @@ class OnnxWriter:
     def binary_conv(self, op: integer_graph.BinaryConv) -> Tensor:
         if op.count >= MOST_WEIGHTS:
             what = f"has {op.count} weights in each output channel"
-            raise DmsflowError(op.name, what, f"fewer than {MOST_WEIGHTS} can be counted: search narrower widths")
+            raise DmsflowError(op.name, what, f"use narrower widths: an .onnx file can count fewer than {MOST_WEIGHTS}")
         if op.thresholds is not None:
             return Tensor(self.threshold_bits(op, op.thresholds), last=False, type=np.uint8)
         graph, name = self.graph, op.name

@@ -27,13 +27,13 @@ SHIPPED = (
     "modelfile/tflite.py",
     "modelfile/runners/*.py",
 )
-LAUNCHER = f"""# Any Python can read this far, and says what it lacks.
+LAUNCHER = f"""# Any Python can read this far, and says what is missing.
 import json, sys
 def lacks(what, right):
     print({RESULT!r} + json.dumps({{"error": [sys.executable, what, right]}}))
     sys.exit()
 if sys.version_info < (3, 10):
-    lacks("is Python %d.%d" % sys.version_info[:2], "3.10 or newer is needed there: name another with --python")
+    lacks("is Python %d.%d" % sys.version_info[:2], "3.10 or newer is needed there: name another Python with --python")
 try:
     import numpy
 except ImportError:
@@ -95,7 +95,9 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
         answer = msgspec.json.decode(line.partition(b"\n")[0] if marker else b"", type=Answer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         shown = output.decode(errors="replace").strip()[-80:] or "nothing"
-        raise DmsflowError(files, f"what measures it wrote no timings, but {shown!r}", "try again") from error
+        raise DmsflowError(
+            files, f"the process that measures it wrote no timings, but {shown!r}", "try again"
+        ) from error
     if answer.error:
         where, what, right = answer.error
         if device and not any(where == file.path for file in job.files):
@@ -105,13 +107,13 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
                 if where == "larq-compute-engine":  # it has no wheel for Linux on ARM
                     right += ", or leave out --runner"
                 if where == "ai-edge-litert":
-                    right = "pip install 'dmsflow[device]' there, or give --runner-file, or take --target onnx"
+                    right = "pip install 'dmsflow[device]' there, or use --runner-file or --target onnx"
             where = f"{device}, {where}"
         raise DmsflowError(where, what, right)
     timings = answer.measured.timings if answer.measured else ()
     # Each file has its timing, with the runs asked for; none took no time at all.
     if len(timings) != len(job.files) or any(len(t.runs_ms) != job.runs or min(t.runs_ms) <= 0 for t in timings):
-        raise DmsflowError(files, "what measures it wrote no timings of this job", "try again")
+        raise DmsflowError(files, "the process that measures it wrote no timings of this job", "try again")
     assert answer.measured
     return answer.measured
 

@@ -177,7 +177,7 @@ def make_folder(shell: Shell, first: Shell, put: Callable[[str, str], None], par
             if _is_left(shell, keeper, path):
                 known = sys.exc_info()[1]
                 story = str(known).removeprefix(f"{shell.device}: ") if isinstance(known, DmsflowError) else "went away"
-                what = f"{story}; and its folder {path} may still be there"
+                what = f"{story}, and its folder {path} may still be there"
                 raise DmsflowError(shell.device, what, "remove it there")
 
 
@@ -190,7 +190,9 @@ def _read_path(shell: Shell, keeper: Popen[bytes], errors: IO[bytes]) -> str:
         chunk = os.read(keeper.stdout.fileno(), 4096) if ready else b""
         if not chunk:
             if not ready:
-                raise DmsflowError(shell.device, f"did not answer within {ANSWER_S:.0f} s", "see that it is on")
+                raise DmsflowError(
+                    shell.device, f"did not answer within {ANSWER_S:.0f} s", "check that it is on and connected"
+                )
             keeper.wait(LEAVE_S)
             errors.seek(0)
             error = errors.read().decode(errors="replace")
@@ -198,7 +200,9 @@ def _read_path(shell: Shell, keeper: Popen[bytes], errors: IO[bytes]) -> str:
         written += chunk
     path = match[1].decode(errors="replace")
     if not re.fullmatch(r"/[\w./+-]+/dmsflow\.\w+", path, re.ASCII):
-        raise DmsflowError(shell.device, f"keeps temporary files in {path!r}", "set a TMPDIR of plain letters there")
+        raise DmsflowError(
+            shell.device, f"keeps temporary files in {path!r}", "set TMPDIR there to a path without special characters"
+        )
     return path
 
 
@@ -256,16 +260,16 @@ def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: f
         with contextlib.suppress(DmsflowError):
             call_script(shell, STOP, path)
         what = f"is too slow: {files} took more than {limit_s:.0f} s"
-        raise DmsflowError(shell.device, what, "ask for fewer runs") from error
+        raise DmsflowError(shell.device, what, "use fewer --runs") from error
     if output.status == 0:
         return output
     what, right = f"the program that runs {files} failed there ({output.reason})", "see what it needs"
     if output.status in (126, 127):
-        what = f"cannot run {command[0].replace(path, 'the program sent')} ({output.reason})"
-        right = "name one that it has with --python, or one that is built for it with --runner-file"
+        what = f"cannot run {command[0].replace(path, 'the copied program')} ({output.reason})"
+        right = "name a Python of the device with --python, or a program built for it with --runner-file"
     elif output.status > 128:
         what = f"the program that runs {files} was killed there (signal {output.status - 128})"
-        right = "see whether it ran out of memory"
+        right = "check whether the device ran out of memory"
     raise DmsflowError(shell.device, what, right)
 
 

@@ -44,7 +44,9 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     """
     scheme, slashes, serial = address.partition("://")
     if scheme != "adb" or not slashes or (serial and not SERIAL.fullmatch(serial)):
-        raise DmsflowError(f"device {address}", "is unusable", "write adb://SERIAL, or adb:// for the only phone")
+        raise DmsflowError(
+            f"device {address}", "is not a valid address", "write adb://SERIAL, or adb:// for the only phone"
+        )
     if access == Access() and (own := native.benchmark()):
         access = Access(runner_file=str(own))
     if not access.runner_file:
@@ -68,7 +70,7 @@ def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
     try:
         done = _shell.run_client(shell, (*adb, "push", str(path), there), b"", limit_s)
     except _shell.TooSlow as error:
-        what = f"did not take {path.name} within {limit_s:.0f} s"
+        what = f"did not receive {path.name} within {limit_s:.0f} s"
         raise DmsflowError(shell.device, what, "plug it in again") from error
     if _shell.FULL in (done.stderr + done.stdout).decode(errors="replace"):
         raise _shell.full(shell)
@@ -82,4 +84,4 @@ def _explain(text: str) -> tuple[str, str]:
         if sign in text:
             return explained
     reason = _shell.last_line(text).removeprefix("adb: ").removeprefix("error: ")
-    return f"went away ({reason or 'the connection ended'})", "see that it stays plugged in and awake"
+    return f"went away ({reason or 'the connection ended'})", "keep it plugged in and awake"

@@ -23,9 +23,11 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
         DmsflowError: the address has more than the name, or something else than this Python is to run.
     """
     if address != "local":
-        raise DmsflowError(f"device {address}", "is unusable", "this machine is called local, and nothing more")
+        raise DmsflowError(f"device {address}", "is not a valid address", "write local for this machine")
     if access != Access():
-        raise DmsflowError("device local", "measures with the Python that runs dmsflow", "leave out what to run there")
+        raise DmsflowError(
+            "device local", "measures with the Python that runs dmsflow", "leave out --python and --runner-file"
+        )
     yield measure
 
 

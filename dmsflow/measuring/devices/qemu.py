@@ -100,7 +100,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
             from `measure`, a file cannot be run, or more is asked for than can be modelled.
     """
     if access != Access():
-        raise DmsflowError(f"device {address}", "measures with a Python of its own", "leave out what to run there")
+        raise DmsflowError(f"device {address}", "measures with its own Python", "leave out --python and --runner-file")
     with set_up(address) as device:
         yield partial(measure, device)
 
@@ -116,7 +116,7 @@ def set_up(address: str) -> Iterator[Emulated]:
     name = name if slashes else DEFAULT
     if scheme != "qemu" or name not in CORES:
         right = f"write qemu://CLASS, with one of {', '.join(CORES)}; qemu alone is {DEFAULT}"
-        raise DmsflowError(f"device {address}", "is unusable", right)
+        raise DmsflowError(f"device {address}", "is not a valid address", right)
     parts.check_tools()
     library = parts.library()
     with zipfile.ZipFile(io.BytesIO(_python.pack_program())) as packed:
@@ -130,7 +130,7 @@ def set_up(address: str) -> Iterator[Emulated]:
             done = emulate(Emulated(address, name, place, place), "-c", WARM_UP)
             if done.returncode:
                 what = f"does not start ({_python.last_line(done)})"
-                raise DmsflowError(f"device {address}", what, f"see that {parts.EMULATOR} works, and try again")
+                raise DmsflowError(f"device {address}", what, f"check that {parts.EMULATOR} works, and try again")
 
         program = parts.make_part("program", f"{hashlib.sha256(whole).hexdigest()} {library}", make)
     with tempfile.TemporaryDirectory() as private:
@@ -141,7 +141,7 @@ def measure(device: Emulated, job: Job) -> Measurement:
     """Run a job, as devices/__init__.py describes it; the memory of an emulated process is left out."""
     if job.threads != 1:
         what = f"is modelled for one thread, and not for {job.threads}"
-        raise DmsflowError(f"device {device.address}", what, "give --threads 1")
+        raise DmsflowError(f"device {device.address}", what, "use --threads 1")
     files = tuple(msgspec.structs.replace(file, primers=0) for file in job.files)
     once = msgspec.structs.replace(job, files=files, warm_up=1, runs=1, memory=False, operations=False)
     counted = device.folder / "counts"

@@ -38,11 +38,14 @@ OPTIONS = (
 )
 ERRORS = {
     "IDENTIFICATION HAS CHANGED": (
-        "has another host key than known_hosts has",
-        "make sure that it is the same machine, and see ssh {host}",
+        "has another host key than the one in known_hosts",
+        "make sure that it is the same machine, then follow the advice of ssh {host}",
     ),
-    "Host key verification failed": ("has a host key that known_hosts lacks", "ssh {host} once, and compare the key"),
-    "Permission denied (": ("refuses your key", "ssh-copy-id {host}, so that ssh {host} asks for nothing"),
+    "Host key verification failed": (
+        "has a host key that is not in known_hosts",
+        "run ssh {host} once, and compare the key",
+    ),
+    "Permission denied (": ("refuses your key", "run ssh-copy-id {host}, so that ssh {host} asks for nothing"),
     "Too many authentication failures": ("refuses your keys", "name the right one in ~/.ssh/config"),
 }
 UPLOAD_BYTES_S = 20_000
@@ -58,9 +61,13 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     """
     match = ADDRESS.fullmatch(address)
     if not match or not 0 < int(match["port"] or 22) < 2**16:
-        raise DmsflowError(f"device {address}", "is unusable", "write ssh://user@host, or ssh://user@host:port")
+        raise DmsflowError(
+            f"device {address}", "is not a valid address", "write ssh://user@host, or ssh://user@host:port"
+        )
     if not PYTHON.fullmatch(access.python):
-        raise DmsflowError(f"--python {access.python}", "is unusable", "give the name or the path of one there")
+        raise DmsflowError(
+            f"--python {access.python}", "is not a valid command", "give the name or the path of a Python on the device"
+        )
     program = benchmark_program.find_program(access) if access.runner_file else None
     port = ("-p", match["port"]) if match["port"] else ()
     user = f"{match['user']}@" if match["user"] else ""
@@ -106,7 +113,7 @@ def _put(shell: Shell, here: str, there: str) -> None:
     output = call_script(shell, _shell.WRITE, there, stdin=content, limit_s=limit_s)
     if output.status:
         what = f"cannot be written to ({output.reason})"
-        raise DmsflowError(shell.device, what, "see that its folder is still there")
+        raise DmsflowError(shell.device, what, "check that its folder still exists")
 
 
 def _bring_library(folder: Folder) -> None:

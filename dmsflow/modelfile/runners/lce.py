@@ -67,7 +67,7 @@ def version() -> str:
 def _interpreter() -> Any:
     """The wheel's interpreter; its arguments: model, threads, reference kernels, indirect kernels, XNNPACK."""
     if int(np.__version__.partition(".")[0]) >= 2:
-        what = "the LCE interpreter reads its arrays wrongly"
+        what = "the LCE interpreter misreads its arrays"
         raise DmsflowError(f"numpy {np.__version__}", what, "pip install 'numpy<2'")
     if MODULE not in sys.modules:
         spec = importlib.util.spec_from_file_location(MODULE, _path())

@@ -161,8 +161,8 @@ def name_operations(path: Path, ms: Sequence[float]) -> list[tuple[str, str, flo
     operators = _operators(path)
     order = [index for index, (kind, _) in enumerate(operators) if kind.startswith("Lce")]
     if len(ms) != 2 * len(order) + 1:
-        what = f"ran {len(ms) // 2} operations by the delegate, and has {len(order)} of its kinds"
-        raise DmsflowError(path, what, "leave the operations out")
+        what = f"ran {len(ms) // 2} operations in the delegate, but has {len(order)} for it"
+        raise DmsflowError(path, what, "leave out --operations")
     return _rows(operators, order, ms)
 
 

@@ -65,7 +65,7 @@ def read_counts(path: Path) -> tuple[list[bytes], list[Spans]]:
         elif word == "span":
             runs[-1].append({})
             if words[0] != "0":
-                raise DmsflowError(path, "the work was shared by several threads", "count with one thread")
+                raise DmsflowError(path, "the work was shared by several threads", "use --threads 1")
         else:
             runs[-1][-1][int(word)] = int(words[0])
     return codes, list(runs)

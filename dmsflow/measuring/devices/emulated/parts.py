@@ -104,7 +104,7 @@ def root(cpuinfo: str) -> Path:
 def _make_debian(place: Path) -> None:
     if not Path(KEYRING).is_file():
         right = "apt install debian-archive-keyring"
-        raise DmsflowError(KEYRING, "is not there to check Debian's packages with", right)
+        raise DmsflowError(KEYRING, "is missing, and Debian's packages cannot be checked without it", right)
     _print_step("Debian's Python for arm64: downloading 15 MB")
     with tempfile.TemporaryDirectory() as private:
         state = Path(private)

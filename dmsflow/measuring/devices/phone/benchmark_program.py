@@ -106,7 +106,7 @@ def time_files(job: Job, program: Path, run: RunProgram) -> tuple[Timing, ...]:
             rows = parse_operations(operations)
         except (ValueError, KeyError) as error:
             what = f"the benchmark program printed no table of operations ({error})"
-            raise DmsflowError(file.path, what, "leave the operations out") from error
+            raise DmsflowError(file.path, what, "leave out --operations") from error
         timing = Timing(
             runtime=f"{program.name} sha256:{hash_file(program)[:12]}",
             load_ms=statistics.median(_parse_ms(file.path, text, LOAD, 0) for text in texts),
@@ -140,7 +140,9 @@ def _parse_ms(path: str, text: str, patterns: dict[str, float], which: int) -> f
             break
     if not 0 < value < math.inf:
         shown = " ".join(text.split())[-80:] or "nothing"
-        raise DmsflowError(path, f"the benchmark program printed no timings, but {shown!r}", "see what it needs")
+        raise DmsflowError(
+            path, f"the benchmark program printed no timings, but {shown!r}", "run it on the device by hand to see why"
+        )
     return value
 
 
