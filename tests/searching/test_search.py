@@ -245,7 +245,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -
     for name, settings in (("hold", {**msgspec.to_builtins(now), "hold": "projection"}), ("optimiser", recorded)):
         facts = {"source": "x", "settings": settings}
         with pytest.raises(
-            DmsflowError, match=f"by another version .*, which differs in the setting '{name}'; --force"
+            DmsflowError, match=f"by another version .*, which differs in the setting '{name}'; use --force"
         ):
             checkpoint.check_same(tmp_path / "search.checkpoint", facts, now, "x")
 
