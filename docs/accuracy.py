@@ -68,7 +68,7 @@ def limits(cell: Row) -> str:
 def budgets(content: Any) -> str:
     """Of benchmarks/budgets.py."""
     jobs = [job for cell in content["cells"] for made in cell["methods"].values() for job in made] if content else []
-    title = "## Searched widths beside baselines that meet the same budgets"
+    title = "## Searched widths and baselines under the same budgets"
     return figures.part(title, COMMAND.format("budgets.py"), _budgets(content, jobs) if jobs else None)
 
 
@@ -80,15 +80,15 @@ def _budgets(content: Row, jobs: Sequence[Row]) -> tuple[str, str]:
     seeds, draws = content["cells"][0]["seeds"], content["cells"][0]["draws"]
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), batch 64,
-SGD 0.1 with a cosine (the recipe before 2026-11-29, on JPEG images), all networks alike; top-1 on the whole test set. A search uses training images only.
+SGD 0.1 with a cosine (the recipe before 2026-11-29, on JPEG images), the same for all networks. Top-1 is on the full test set. A search uses training images only.
 **uniform** scales every layer of the base network by one factor. **equal** makes all layers equally wide.
 **interpolated** is the point between those two that exhausts every budget. **random** draws widths around equal ones
 ({draws} draws, trained with seed {seeds[0]}; the best of them then with every seed). **evolution** tries sub-networks of the same
 super-network for as long as the width phases of the gradient take. All are shrunk to fit every budget. **DMS as published** is
-not a baseline but the method that dmsflow changed: DMS with its settings as printed (`--preset paper`, its phases
+not a baseline, but the method from which dmsflow started: DMS with its published settings (`--preset paper`, with phases
 shortened to minutes), under the same budgets.
 
-*Gain*: top-1 of the searched widths less that row's, ± the deviation of the difference over the seeds, paired.
+*Gain*: top-1 of the searched widths minus top-1 of that row, ± the deviation of this difference over the seeds (paired).
 *Verdict*: the difference of the means, compared with the larger of the two deviations.
 
 {_summary(content["cells"])}
@@ -129,9 +129,9 @@ def _summary(cells: Sequence[Row]) -> str:
             *(f"over DMS as published {one}, {one.verdict}" for one in leads(cell, ["paper"]).values()),
         )
         lines.append(f"- {limits(cell)}: {'; '.join(filter(None, parts))}.")
-    note = f"""All cells together, paired by seed, ± the standard error: {together(finished)}. This sum was made after the
-verdicts. Its pairs are not independent, since some trainings are in several rows or cells, so its errors are too small:
-it describes these runs, and the verdicts are those of the cells."""
+    note = f"""All cells together, paired by seed, ± the standard error: {together(finished)}. This total was computed after the
+verdicts. Its pairs are not independent, since some trainings are in several rows or cells, so its errors are too small. It
+only summarises these runs; the verdicts are those of the cells."""
     return "\n".join(lines) + f"\n\n{note}"
 
 
@@ -215,11 +215,11 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
         )
     runs = [run for row in content for run in row["runs"]]
     before = f"""\
-VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, otherwise alike; one setting changed at
-a time. *Against the default*: difference of top-1, ± its deviation over the seeds, paired. The verdict has the rule
+VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, with one setting changed at
+a time. *Against the default*: difference of top-1, ± its deviation over the seeds (paired). The verdict follows the rule
 above, so "no gain" also means "no loss". We keep the default unless a variant is better by more than one standard deviation. One
 deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance. Variants marked "at {PAST_COMMIT}"
-need settings that are gone since; check out that commit to run them.
+need settings that were removed later; check out that commit to run them.
 
 {figures.table(head, rows)}"""
     made = figures.machine(environments(runs), *TRAINED)
@@ -239,10 +239,10 @@ def recipe(content: Any) -> str:
 def _recipe(content: Row) -> tuple[str, str]:
     lines = [[NONE if cell is None else NETWORKS.get(cell, str(cell)) for cell in line] for line in content["table"]]
     before = f"""\
-CIFAR-10, lossless pixels, base widths, one change at a time. Top-1 is of a tenth of the training images that no run trains
-on; the test images are not read. Other data (`--dataset digits --data digits --epochs 0`, or a folder; *by effort*: the epochs of `--effort normal`) have the
-top-1 of their test images, which choose nothing. *Gain*: over the default, paired by seed, ± its standard error. A difference below two
-standard errors is none. The default is Adam at 0.005 with a cosine to 0, no weight decay, centred quantisers, batches of
+CIFAR-10, lossless pixels, base widths, one change at a time. Top-1 is on a tenth of the training images, on which no run
+trains; the test images are not read. For other data (`--dataset digits --data digits --epochs 0`, or a folder) top-1 is on the
+test images, which no choice depends on. *By effort*: the epochs of `--effort normal`. *Gain*: over the default, paired by seed, ± its standard error. A difference below two
+standard errors does not count. The default is Adam at 0.005 with a cosine to 0, no weight decay, centred quantisers, batches of
 64, flips, and crops that grow with the epochs.
 
 {figures.table(tuple(content["head"]), lines)}"""
@@ -257,9 +257,9 @@ def table1(contents: dict[str, Any]) -> str:
     intro = """## The paper's Table 1, and baselines
 
 CIFAR-10. *full precision* to *4×* scale the base network uniformly; *DMS-A* and *DMS-B* are searched under the memory that
-the paper prints. Below each are DMS as published with its settings as printed (`--preset paper`, as long as the
-protocol allows) and the baselines, all at the same memory and trained alike. Memory is counted as in the paper; its
-figures for ResNet-18's 2× to 4× fit no uniformly scaled network.
+the paper prints. Below each are DMS with its published settings (`--preset paper`, for as long as the
+protocol allows) and the baselines, all at the same memory and with the same training. Memory is counted as in the paper; the
+paper's figures for ResNet-18's 2× to 4× fit no uniformly scaled network.
 """
     return "\n".join((intro, *(_protocol(name, content) for name, content in contents.items())))
 
@@ -388,17 +388,17 @@ def files(rows: Any) -> str:
     first = rows[0]
     return f"""## Exported files, and a budget of milliseconds
 
-Whole chains at an earlier commit: search, training, and the **exported 1-bit file**, whose own top-1 and latency these
-are. VGG-11 on {first["train_images"]:,} training images, {first["epochs"]} epochs, at most 0.08 MiB: alone, with at most 16 million
-multiply-accumulates beside it, and with at most 0.3 ms beside it, as the profile `epyc-lce` predicts them.
+Complete runs at an earlier commit: search, training and export. Top-1 and latency are those of the **exported 1-bit
+file**. VGG-11 on {first["train_images"]:,} training images, {first["epochs"]} epochs, under three budgets: at most 0.08 MiB alone, with at most 16 million
+multiply-accumulates too, or with at most 0.3 ms too, predicted by the profile `epyc-lce`.
 
 {figures.table(head, [_chain(case, method, group) for (case, method), group in groups.items()])}
 
-- predicted ms: by the profile that the search was given. ms: median of the file in the LCE interpreter, and of the float32
-  network of the same widths in onnxruntime, taking turns; 1 thread; mean over the seeds.
-- Pixels: CIFAR-10 as JPEG folders, so compare these numbers with each other and not with papers.
+- predicted ms: the prediction of the search's profile. ms: median of the file in the LCE interpreter, and of the float32
+  network of the same widths in onnxruntime, in turns; 1 thread; mean over the seeds.
+- The images are CIFAR-10 as JPEG folders, so compare these numbers with each other, not with papers.
 
-**Memory alone**: searched widths lie {figures.lead(groups["memory", "gradient"], groups["memory", "uniform"]).sentence("uniform ones")}, and
+**Memory alone**: searched widths are {figures.lead(groups["memory", "gradient"], groups["memory", "uniform"]).sentence("uniform ones")}, and
 {figures.lead(groups["memory", "gradient"], groups["memory", "flat"]).sentence("equal ones")}, at {figures.more(figures.mean(groups["memory", "gradient"], "macs_m") / figures.mean(groups["memory", "flat"], "macs_m") - 1, "fewer")} multiply-accumulates than equal ones.
 
 **Memory and MACs**: {figures.lead(both, groups["memory+MACs", "uniform"]).sentence("uniform")}, and {figures.lead(both, wide).sentence("equal")}; MACs are not
@@ -411,7 +411,7 @@ standard error in {sum(beaten)} of {len(beaten)} runs. {len(searched)} seeds are
 
     python benchmarks/cifar10.py --data PATH/TO/CIFAR10/FOLDERS
 
-measures memory+latency again; the other two budgets, with more baselines, are those of benchmarks/budgets.py above.
+measures memory+latency again. For the other two budgets, with more baselines, see benchmarks/budgets.py above.
 
 {figures.machine(environments(rows), *TRAINED, "larq-compute-engine", "onnxruntime")};
 seeds {figures.listed(sorted(row["seed"] for row in rows))}; {_times(rows)}. Every run:

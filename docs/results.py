@@ -24,10 +24,10 @@ INTRODUCTION = """\
 
 <!-- Written by docs/results.py from results/*.json: run those programs, then `make docs`. -->
 
-Every figure here carries the command that makes it, the machine, versions, seeds and date. It was
-measured unless it says `modelled` (counted on an emulated processor) or `predicted` (from a profile).
-Results of files and of predictions are from LCE's official interpreter unless they say otherwise.
-Deviations are standard deviations over seeds. What was not run says so.
+Every figure on this page comes with its command, machine, versions, seeds and date. Figures are
+measured, except those marked `modelled` (counted on an emulated processor) or `predicted` (from a profile).
+Files ran in LCE's official interpreter unless the text says otherwise.
+Deviations are standard deviations over seeds. Missing runs are listed. [Concepts](concepts.md) explains the terms.
 """
 Load = Callable[[str], Any]
 

@@ -30,25 +30,25 @@ def predicted(content: Any) -> str:
     worst = max(rows, key=lambda row: abs(row["error_percent"]))
     first = worst["widths"][0]
     reason = (
-        "LCE packs bits faster from\nwhole words of 32 than from the widths around them, and a model that never falls with a width cannot say so\n(docs/profiles.md)"
+        "LCE packs bits faster from\nfull words of 32 than from the widths around them, but a prediction never falls as a width grows\n([profiles](profiles.md))"
         if first % WORD == 0
-        else "docs/profiles.md says what a profile does not know"
+        else "[profiles](profiles.md) has the limits of predictions"
     )
     return f"""## Latency, predicted and measured
 
-A fresh profile of the host, then {content["count"]} networks of random widths that gave it no point ({figures.listed(map(len, groups.values()))} of each kind,
-every layer off its base width by a factor of its own), predicted and measured in the same run:
+A fresh profile of the host, then {content["count"]} held-out networks of random widths ({figures.listed(map(len, groups.values()))} of each kind,
+every layer scaled by its own factor), predicted and measured in the same run:
 
 {figures.table(("networks", "pixels", "measured ms", "median error %", "largest error %"), [*lines, whole])}
 
-{content["within_10_percent"]} of {content["count"]} lie within ±10 %. The profile, {content["points"]:,} points, took {content["profile_seconds"]} s. The largest error is that of a
+{content["within_10_percent"]} of {content["count"]} are within ±10 %. The profile, {content["points"]:,} points, took {content["profile_seconds"]} s. The largest error is that of a
 {NETWORKS[worst["network"]]} at {worst["resolution"]} pixels whose first layer is {first} channels wide: {reason}.
 
     python benchmarks/predict.py --target {content["target"]} --runner lce
 
 {figures.machine([content["environment"]])}, {content["runtime"]} with its indirect kernels, {content["threads"]} thread.
 Every network: [results/predict-x86-64-binary-lce.json](results/predict-x86-64-binary-lce.json).
-Each profile that ships carries its own error on such networks: `dmsflow list profiles`.
+`dmsflow list profiles` shows the error of each profile that comes with dmsflow, on such networks.
 """
 
 
@@ -84,8 +84,8 @@ turn by turn in one process. Outputs {"are equal, bit for bit" if equal else "di
 
     python benchmarks/kernels.py --out docs/results/kernels-x86-64.json
 
-Whole networks with random weights at {ratios} times the base widths: ms and, in brackets, over float32, which is
-the network of the same widths in onnxruntime. dmsflow and LCE run the same file{_forms(files)}.
+Complete networks with random weights at {ratios} times the base widths: ms and, in brackets, the ratio to float32 (the
+network of the same widths in onnxruntime). dmsflow and LCE run the same file{_forms(files)}.
 Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
 
 {_networks(networks)}
@@ -158,10 +158,10 @@ def arm(content: Any) -> str:
     environment = content["environment"]
     return f"""## The kernels on 64-bit ARM: {content["method"]}
 
-Million cycles of one 3×3 layer: the aarch64 library in stock LiteRT for aarch64, each instruction counted in an
-emulator, blocks of them costed by a model of the processor: {environment["machine"]["processor"]}.
-The model knows no caches and no mispredicted branches. LCE's figures are of its best kernels (the better
-of default and indirect) in the same model. Counting alone, three instructions for 128 bits on two pipes,
+Million cycles of one 3×3 layer, for the aarch64 library in stock LiteRT for aarch64. An emulator counts each
+instruction, and a model of the processor gives the cycles: {environment["machine"]["processor"]}.
+The model has no caches and no mispredicted branches. LCE's figures are for its best kernels (the better
+of default and indirect) in the same model. Counting alone (three instructions for 128 bits on two pipes)
 takes {content["bound_million_cycles"]:.3f} in every row.
 
 {figures.table(("layer", "floats out", "LCE", "bits out", "LCE", "bits ÷ counting alone"), rows)}
@@ -192,8 +192,8 @@ def _search_cost(content: Any) -> tuple[str, str]:
         for row in content["rows"]
     ]
     before = f"""\
-One weight step of the search under its masks ÷ one training step of the plain network at the same
-largest widths, on the same batch, taking turns. It does not matter how many widths the masks mix.
+The ratio of one weight step of the search with masks to one training step of the plain network at the same
+largest widths, on the same batch, in turns. The number of widths that the masks mix does not matter.
 
 {figures.table(head, rows)}"""
     how = f"{content['threads']} thread, float32, processor time, medians of {content['steps']} steps"
@@ -218,7 +218,7 @@ PARTS = {
 def train_step(content: Any) -> str:
     """Of benchmarks/train_step.py."""
     command = "python benchmarks/train_step.py --out docs/results/train-step.json"
-    return figures.part("## What makes a training step quick on a CPU", command, content and _train_step(content))
+    return figures.part("## What makes a training step fast on a CPU", command, content and _train_step(content))
 
 
 def _train_step(content: Any) -> tuple[str, str]:
@@ -252,11 +252,11 @@ the same batches and steps as `dmsflow train`, each in turns with the convolutio
 
 {figures.table(head, rows)}
 
-Where the rest of a mixed step goes, each part alone:
+The other parts of a mixed-precision step, each measured alone:
 
 {figures.table(("batch", "threads", *PARTS.values()), parts)}"""
     behind = f"""\
-{figures.machine([content["environment"]], "torch")}. bfloat16 (`amp`: `auto`) is used where that is quicker. The convolutions alone are torch's own; a step has a quicker weight gradient for small outputs. Binarising, quantising
+{figures.machine([content["environment"]], "torch")}. bfloat16 (`amp`: `auto`) is used where it is faster. The convolutions alone are torch's; a step has a faster weight gradient for small outputs. Binarising, quantising
 and max pooling are dmsflow's own (`native/training.cc`) in every column."""
     return before, behind
 
@@ -285,11 +285,11 @@ def elsewhere(networks: Any, steps: Any) -> str:
     )
     return f"""## The same on another processor: {environments[0]["processor"]}
 
-Whole networks, as the table of files on LiteRT above: ms and, in brackets, over float32.
+Complete networks, as in the table of files on LiteRT above: ms and, in brackets, the ratio to float32.
 
 {_networks(networks)}
 
-Training VGG-11 at its base widths, as the part before this one:
+Training VGG-11 at its base widths, as in the part before this one:
 
 {figures.table(head, rows)}
 

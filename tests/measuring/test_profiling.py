@@ -223,7 +223,8 @@ def test_times_of_two_devices_are_never_mixed(device: Path, tmp_path: Path, chan
     before = measured(device, tmp_path)
     tell(device, **{changed: "another"})
     with pytest.raises(
-        DmsflowError, match=r"paper\.json: was measured on paper with LCE 0, and this is .*another.*; use another --name"
+        DmsflowError,
+        match=r"paper\.json: was measured on paper with LCE 0, and this is .*another.*; use another --name",
     ):
         measured(device, tmp_path, add=True, networks=("resnet18",))
     assert profile.load_profile(str(tmp_path / "paper.json")) == before

@@ -144,7 +144,9 @@ def test_a_process_that_is_killed_ends_all_and_one_resumes(source: Path, tmp_pat
 def test_an_error_of_all_processes_is_one_line(source: Path, tmp_path: Path) -> None:
     done = run_two("train", source, "--epochs", 1, "--out", tmp_path / "out", **{**TRAIN, "batch_size": 15})
     lines = [line for line in done.stderr.splitlines() if "dmsflow:" in line]
-    assert lines == ["dmsflow: batch of 15 images: cannot be split into 2 parts; use a batch_size of 14, or more images"]
+    assert lines == [
+        "dmsflow: batch of 15 images: cannot be split into 2 parts; use a batch_size of 14, or more images"
+    ]
     assert done.returncode == 1 and done.stdout == "" and not list((tmp_path / "out").glob("*"))
 
 
@@ -223,7 +225,9 @@ def test_parts_that_cannot_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> Non
         DmsflowError, match="batch of 8 images: cannot be split into 3 parts; use a batch_size of 6, or more images"
     ):
         next(iter(images_of(dataset(), Share(parts=3))))
-    with pytest.raises(DmsflowError, match="batch of 22 images: cannot be split into 32 parts; use a batch_size of 32, or more images"):
+    with pytest.raises(
+        DmsflowError, match="batch of 22 images: cannot be split into 32 parts; use a batch_size of 32, or more images"
+    ):
         next(iter(images_of(dataset(), Share(parts=32), size=COUNT)))
     monkeypatch.setattr(processes, "count_processes", lambda: 3)
     with pytest.raises(DmsflowError, match="batch_parts 4: is not a multiple of the 3 processes; use 3"):
