@@ -1,4 +1,4 @@
-"""`python -m dmsflow`, where the script is not on the path."""
+"""`python -m dmsflow`, for when the script is not on the path."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FLAGS = ("align", "download", "force", "from_float", "operations", "resume", "te
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage found.
+    """The result of a stage.
 
     Attributes:
         path: of its manifest, which the next stage reads, here or on the command line.
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Every number that was found, units in the names."""
+        """The results as numbers, with units in the names."""
         return self.manifest.metrics
 
     @property
@@ -115,7 +115,7 @@ class Exported(Result):
 
 
 class Benched(Result):
-    """What a device measured of a file."""
+    """The measurements of a file on a device."""
 
     @property
     def latency_ms(self) -> float:
@@ -261,7 +261,7 @@ def bench(
 
 
 def load(source: Path | str) -> Result:
-    """Read what a stage found: the path of its manifest, or the name of a model that comes with dmsflow (its training).
+    """Read the result of a stage: the path of its manifest, or the name of a model that comes with dmsflow (its training).
 
     Raises:
         DmsflowError: there is no such file, or it, or a file that it names, was changed.

@@ -38,7 +38,7 @@ def describe_environment(**extra: Any) -> dict[str, Any]:
 
 
 def measured_machine(environment: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an environment says of the machine that measured: not always the one that ran dmsflow."""
+    """The machine that measured, according to an environment: not always the one that ran dmsflow."""
     return environment.get("machine") or environment
 
 
@@ -91,7 +91,7 @@ def extra_of(module: str) -> str | None:
 
 
 def install_command(modules: Sequence[str]) -> str:
-    """What installs some modules: "pip install 'dmsflow[lce,onnx]'"."""
+    """The command that installs some modules: "pip install 'dmsflow[lce,onnx]'"."""
     return f"pip install 'dmsflow[{','.join(sorted({extra_of(module) or module for module in modules}))}]'"
 
 
@@ -101,7 +101,7 @@ def is_installed(module: str) -> bool:
 
 
 def version(module: str) -> str | None:
-    """Of the distribution that an installed module came from."""
+    """The version of the distribution of an installed module."""
     for name in DISTRIBUTIONS.get(module, (module,)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
@@ -109,7 +109,7 @@ def version(module: str) -> str | None:
 
 
 def require(where: str, modules: list[str]) -> None:
-    """Raise unless every module is installed, so that hours of training do not end in that error."""
+    """Raise unless every module is installed, before hours of training and not after."""
     absent = [module for module in modules if not is_installed(module)]
     if absent:
         raise DmsflowError(where, f"needs {', '.join(absent)} (not installed)", install_command(absent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DmsflowError(Exception):
-    """Something the user can put right; printed as one line, exit code 1.
+    """An error that the user can correct; printed as one line, exit code 1.
 
     Args:
         where: the file, option or object that is wrong.

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and known again by their hashes."""
+"""Files that are written atomically, and recognised by their hashes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def hash_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or none: to a neighbour first, flushed to the disk, then renamed."""
+    """Write a file atomically: to a temporary neighbour, flushed to the disk, then renamed."""
     with writing(path) as partial:
         partial.write_bytes(content)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well and vanishes when it does not.
+    """A path to write to; it is renamed to `path` at the end of the block, or deleted after an exception.
 
     Raises:
         DmsflowError: the file cannot be written (a full disk, no permission).

@@ -1,4 +1,4 @@
-"""What passes between stages: one JSON file each, with the hashes of all that it names.
+"""The JSON file that each stage passes to the next, with the hashes of all files that it names.
 
 A manifest is written last and by rename: where it stands, its stage is done. Loading verifies the
 schema, the stage and every artifact, so no stage works on a file that changed underneath it.
@@ -102,7 +102,7 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
 
 
 def chain(path: Path, *, whole: bool = True) -> Chain:
-    """A manifest and those it was made from, each verified.
+    """A manifest and its parents, each verified.
 
     Args:
         path: of the last one.
@@ -119,7 +119,7 @@ def chain(path: Path, *, whole: bool = True) -> Chain:
 
 
 def inherited(manifests: Chain, role: str) -> Path | None:
-    """The file of a role, from the last manifest of the chain that has one; None: none has."""
+    """The file of a role, from the last manifest of the chain that has one; None if there is none."""
     for path, each in reversed(manifests):
         if role in each.artifacts:
             return verify(path, each.artifacts[role])
@@ -127,7 +127,7 @@ def inherited(manifests: Chain, role: str) -> Path | None:
 
 
 def verify(manifest_path: Path, artifact: Artifact) -> Path:
-    """The artifact's full path, once its bytes are known to be those that were written."""
+    """The artifact's full path, after a check that its bytes have not changed."""
     path, writer = manifest_path.parent / artifact.path, manifest_path.name
     if not path.is_file():
         right = f"put it back, or write it again: see 'command' in {writer}"
@@ -200,7 +200,7 @@ class Flow:
 
 
 def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | None = None) -> bool:
-    """Whether the stage that writes `path` is done with these very settings and may be left as it is.
+    """Whether the stage that writes `path` is already done with exactly these settings.
 
     Raises:
         DmsflowError: it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
@@ -220,7 +220,7 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
 
 
 def find_change(done: Manifest, settings: msgspec.Struct, ignored: Collection[str] = ()) -> tuple[str, Any, Any] | None:
-    """The first setting that a finished stage had otherwise: its name, the value then, and now.
+    """The first setting that differs from a finished stage: its name, the old value, and the new one.
 
     Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
     """

@@ -175,7 +175,7 @@ def as_words(record: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def peel_type(kind: inspect.Type, meta: dict[str, Any] | None = None) -> tuple[inspect.Type, dict[str, Any]]:
-    """The type inside `Annotated` and `| None`, and what its Meta says of it."""
+    """The type inside `Annotated` and `| None`, and the contents of its Meta."""
     meta = meta or {}
     if isinstance(kind, inspect.Metadata):
         return peel_type(kind.type, {**(kind.extra_json_schema or {}), **(kind.extra or {}), **meta})

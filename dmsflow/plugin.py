@@ -72,6 +72,6 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def shipped_folder(name: str) -> Path:
-    """Where the files of a kind that come with dmsflow are: in a wheel inside the package, in a checkout beside it."""
+    """The folder of the files of a kind that come with dmsflow: inside the package in a wheel, beside it in a checkout."""
     packed = PACKAGE / name
     return packed if packed.is_dir() else PACKAGE.parent / name

@@ -91,7 +91,7 @@ class _Lines:
         self.started, self.last_line = time.monotonic(), -LINE_EVERY_S
 
     def advance(self, by: int = 1, note: str = "") -> None:
-        """Move on by `by` units; `note` says what the last ones gave, e.g. "loss 1.20"."""
+        """Advance by `by` units; `note` is the latest result, e.g. "loss 1.20"."""
         self.done += by
         elapsed = time.monotonic() - self.started
         remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)

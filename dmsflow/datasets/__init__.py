@@ -25,7 +25,7 @@ CHUNK = 256  # images in one block of work; 256 · 255² still fits 32 bits
 
 
 class Split(Protocol):
-    """Images of one part of a data set, in memory or streamed from files."""
+    """The images of one part of a data set, in memory or streamed from files."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -34,7 +34,7 @@ class Split(Protocol):
 
     @property
     def in_memory(self) -> bool:
-        """Whether images() is indexing, so that the whole split may live on a GPU."""
+        """Whether images() only indexes an array, so that the full split can be on a GPU."""
         ...
 
     def __len__(self) -> int: ...
@@ -113,7 +113,7 @@ class Dataset:
 
 
 def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -> Dataset:
-    """The data set of a chain, with `data.train_images` and `data.resolution` applied.
+    """The data set of a run, with `data.train_images` and `data.resolution` applied.
 
     Args:
         data: its name is a plug-in's, with an argument behind a colon where it takes one, or the

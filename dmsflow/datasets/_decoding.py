@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @contextlib.contextmanager
 def open_image(path: Path) -> Iterator[Image]:
-    """An open image; whatever Pillow raises while it is in use becomes one line.
+    """An open image; an exception of Pillow inside the block becomes a DmsflowError.
 
     Raises:
         DmsflowError: the file is missing, damaged, or has more than 8 bits a channel.

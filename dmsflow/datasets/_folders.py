@@ -81,7 +81,7 @@ class FileSplit:
 
 
 def list_images(folder: Path) -> Listing:
-    """Find the images in `folder/<class>/`. Hidden entries and files that are no images are left out.
+    """Find the images in `folder/<class>/`. Hidden entries and files that are not images are skipped.
 
     Raises:
         DmsflowError: fewer than two classes, or a class without images.
@@ -113,7 +113,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def list_splits(root: Path, *tests: str) -> tuple[Listing, Listing]:
-    """The images in `root/train` and in the first of `root/<tests>` that is there.
+    """The images in `root/train` and in the first of `root/<tests>` that exists.
 
     Raises:
         DmsflowError: a folder is missing, or the two do not have the same classes.

@@ -1,4 +1,4 @@
-"""Handwritten digits: the 1,797 images of 8×8 pixels that scikit-learn carries, so nothing is downloaded.
+"""Handwritten digits: the 1,797 images of 8×8 pixels in scikit-learn, so nothing is downloaded.
 
 Source: the test part of "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, E. Alpaydin and C. Kaynak, 1998.

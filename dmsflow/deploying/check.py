@@ -1,4 +1,4 @@
-"""A written file beside the network that it must compute, on real test images."""
+"""Compares a written file with the network that it must compute, on real test images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Reference = Callable[[Images], Logits]
 
 
 def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
-    """Every binary convolution must be an op on packed bits, and only the stem a float one.
+    """Check that every binary convolution is an op on packed bits, and only the stem a float convolution.
 
     Raises:
         DmsflowError: the file has another number of either.
@@ -90,6 +90,6 @@ def check_file(
 
 
 def compare_logits(logits: Logits, wanted: Logits) -> tuple[int, int]:
-    """Images of the same class, and images with a logit that differs by more than TOLERANCE or is no number."""
+    """How many images have the same class, and how many a logit that differs by more than TOLERANCE or is NaN."""
     near = (abs(logits - wanted) <= TOLERANCE).all(1)
     return int((logits.argmax(1) == wanted.argmax(1)).sum()), int((~near).sum())

@@ -92,7 +92,7 @@ def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[
 
 
 def choose_runner(target: Target) -> str:
-    """What checks the written file: the reference runner, whose kernels are not ours, where it is installed.
+    """The runner that checks the written file: the reference runner, with other kernels than ours, if it is installed.
 
     Raises:
         DmsflowError: no runner of the target works here.
@@ -171,7 +171,7 @@ def _load_exporter(target: Target, train: Manifest) -> Any:
 def write_model(
     train: Manifest, weights: Weights, data: Dataset, path: Path, target: Target, **converter: str
 ) -> tuple[SizeReport, Reference | None]:
-    """Write a network; what the file weighs, and what it must compute.
+    """Write a network; return the size of the file, and what it must compute.
 
     A float32 network is written one way, whatever the converter, and has no integer graph to be compared with.
     """

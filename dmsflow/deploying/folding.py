@@ -1,4 +1,4 @@
-"""From trained weights to the integer graph: what of batch norms, quantisers and scales a convolution takes in.
+"""From trained weights to the integer graph: folds batch norms, quantisers and scales into convolutions.
 
 All constants are decided in float64, and then kept in the type that the runtime uses. Batch norm and
 quantiser behind a convolution become one integer threshold a channel; the stem's weights become whole
@@ -66,7 +66,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
 
 
 def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> Weights:
-    """The same weights, those of the stem rounded as `fold` rounds them.
+    """The same weights, with those of the stem rounded as in `fold`.
 
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.

@@ -30,14 +30,14 @@ Int32 = NDArray[np.int32]
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One step. `name` is the layer's, and names the tensor it puts out; `inputs` are such names."""
+    """One step. `name` is the layer's name and the name of its output; `inputs` are such names."""
 
     name: str
     inputs: tuple[str, ...]
 
 
 class Conv(Op, frozen=True, kw_only=True, eq=False):
-    """What the two convolutions share: they put out bits, `sum >= threshold`, or, without thresholds, floats."""
+    """The common part of both convolutions: they write bits, `sum >= threshold`, or floats if there are no thresholds."""
 
     weight: NDArray[Any]  # [C_out, k, k, C_in], whole numbers
     stride: int

@@ -1,4 +1,4 @@
-"""Where the bytes of an exported file are, and what makes it larger or slower than it need be.
+"""Where the bytes of an exported file are, and warnings about avoidable size and time.
 
 Kernels of binary convolutions read channels in words and write them in blocks (`Granularity`). The rest of
 a layer's last word or block is padding: stored, or computed, for nothing.
@@ -115,7 +115,7 @@ def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
 
 
 def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Granularity) -> list[str]:
-    """A line for each thing that makes the network larger or slower than it need be, with what would avoid it."""
+    """A line for each avoidable cost in size or time, with the way to avoid it."""
     total = sum(size.padded_bytes + size.float_bytes for size in sizes)
     dominating = [
         f"{size.layer}: its float32 parameters are {size.float_bytes / total:.0%} of all bytes; {NARROWER[size.op]}"

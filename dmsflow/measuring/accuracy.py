@@ -20,7 +20,7 @@ BATCH = 64  # images fetched from a split at once
 
 
 def runner_for(benched: Benched, settings: BenchSettings) -> str | None:
-    """The runner that computes top-1 on this machine; None: there are no labelled images, or it is not wanted.
+    """The runner that computes top-1 on this machine; None if there are no labelled images, or top-1 is not wanted.
 
     Raises:
         DmsflowError: no runner of the file works here (known before a device is reached), or images

@@ -1,4 +1,4 @@
-"""The fourth stage: how fast, how large and how right a model file is on a device.
+"""The fourth stage: how fast, how large and how accurate a model file is on a device.
 
 The file and the float32 network of the same widths run by turns in one process, so that whatever slows
 the machine down slows both. `predicted_latency` says beforehand how fast the file should be. A bare
@@ -122,7 +122,7 @@ def check_required(path: Path, settings: BenchSettings) -> None:
 
 
 def has_baseline(settings: BenchSettings) -> bool:
-    """Whether a file of a chain is measured beside its float32 network."""
+    """Whether the float32 network is measured too."""
     # A benchmark program, and a phone needs one, does not run the baseline's file.
     return settings.baseline and not settings.runner_file and not settings.device.startswith("adb")
 

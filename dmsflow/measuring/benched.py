@@ -1,4 +1,4 @@
-"""The file that `dmsflow bench` measures: the one of a chain, or a bare one."""
+"""The file that `dmsflow bench` measures: that of an export.json, or one without a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Isotonic regression: the nearest line or table that never falls.
+"""Isotonic regression: the closest line or table that never falls.
 
 [1, 3, 2, 4]  ->  [1, 2.5, 2.5, 4]       what falls is replaced by its mean, weighted
 """

@@ -50,7 +50,7 @@ class MicroBenchmark(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """By which a profile that is interrupted finds its time again."""
+        """The key of its time in the file of an interrupted profile."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
 
 
@@ -59,7 +59,7 @@ Sum = Counter[MicroBenchmark]  # how often the time of each is added; below zero
 
 
 def isolate_overhead() -> Sum:
-    """What any network takes, whatever its layers: the time of the smallest one, less its exit."""
+    """The overhead of any network: the time of the smallest one, minus its exit."""
     return _combine((1, _build("bits", SMALLEST)), (-1, _isolate_exit()))
 
 

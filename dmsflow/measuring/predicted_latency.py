@@ -1,4 +1,4 @@
-"""How long a file should take, by a profile: the one asked for, or the one that its search used.
+"""Predicts the time of a file with a profile: the one of --profile, or the one that its search used.
 
 A profile predicts only for files like those it was measured with: the same exporter, precision and
 number of threads.
@@ -47,7 +47,7 @@ class Prediction:
 
 
 def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> Prediction | None:
-    """Predict with the profile asked for, else with the search's.
+    """Predict with the profile of --profile, or else with the search's.
 
     None: there is no profile, or it is of files that cannot be compared (a line on stderr says so).
 
@@ -105,7 +105,7 @@ def why_not_comparable(used: Profile, target_name: str, precision: str, threads:
 
 
 def print_beside(prediction: Prediction, measured: Timing, measured_ms: float, machine: Machine) -> None:
-    """Print it beside what was measured, where it comes from, and what each block takes of it.
+    """Print the predicted and the measured time, where the prediction comes from, and the share of each block.
 
     `measured_ms` is the number of the file's timing to compare with.
     """

@@ -73,7 +73,7 @@ class State(History, kw_only=True):
 
 @dataclass
 class Session:
-    """A device, the files written for it, and what is known of it."""
+    """A device, the files written for it, and the results so far."""
 
     settings: ProfileSettings
     target: Target

@@ -1,4 +1,4 @@
-"""Times of model files on a machine that is not always left alone.
+"""Times model files on a machine where other programs run too.
 
 Other programs, other guests of the same host and heat slow a machine down for seconds at a time, by
 half and more; a median over such runs is that of another machine. So one reference file runs in every
@@ -51,7 +51,7 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, kw_only=True):
-    """What a stopwatch knows of its device, kept by a profile that is interrupted.
+    """What a stopwatch knows about its device; an interrupted profile saves it.
 
     Attributes:
         baseline_ms: of the reference on the quiet machine; infinite before anything was measured.

@@ -28,7 +28,7 @@ def library() -> Path:
 
 
 def training() -> Path:
-    """The library of training's operations (see cpp.py), which runs without it too.
+    """The library of training's operations (see training/fast_ops.py); training also works without it.
 
     Raises:
         DmsflowError: it was not built when dmsflow was installed.

@@ -146,7 +146,7 @@ def _out_resolution(layer: Layer, size: int) -> int:
 
 
 def value(widths: Mapping[str, Any], key: str | int) -> Any:
-    """Channels behind a width key: a fixed number stands for itself."""
+    """The channels of a width key: the value of a named width, or the fixed number itself."""
     return key if isinstance(key, int) else widths[key]
 
 

@@ -1,4 +1,4 @@
-"""What one device was measured at: the times of fused blocks of networks, as plain JSON.
+"""The measured times of one device for fused blocks of networks, as plain JSON.
 
 `dmsflow profile` writes them and `latency.build_latency` computes with them. A block is a layer with
 what folds into it (`blocks.fused_blocks`), and is known by its name: a profile does not name networks,
@@ -75,7 +75,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def error_percent(self) -> float:
-        """Of the prediction; below zero where the network took longer."""
+        """Error of the prediction; below zero if the network took longer."""
         return 100 * (self.predicted_ms / self.measured_ms - 1)
 
 
@@ -170,13 +170,13 @@ def load_profile(name: str) -> Profile:
 
 
 def save_profile(path: Path, profile: Profile) -> Path:
-    """Write a profile, whole or not at all."""
+    """Write a profile atomically."""
     write_atomically(path, encode_profile(profile))
     return path
 
 
 def encode_profile(profile: Profile) -> bytes:
-    """As it stands in a file: a line for each field, and one for each table and each checked network."""
+    """The text of its file: a line for each field, and one for each table and each checked network."""
     lines = []
     for name in Profile.__struct_fields__:
         field = getattr(profile, name)

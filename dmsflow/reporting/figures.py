@@ -80,7 +80,7 @@ Drawing: TypeAlias = Figure
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks: never by colour alone.
+    """How a series looks; colour is never the only difference.
 
     Attributes:
         index: of the colour and of the dashes; below zero, the colour of text.
@@ -283,7 +283,11 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
 
 def write_figure(figure: Figure, path: Path | io.BytesIO, form: str) -> None:
-    """A file of its own (svg or png), light, as the page has it; the same bytes for the same figure, without a date."""
+    """Write the figure to a file, in its light colours; the same figure gives the same bytes, without a date.
+
+    Args:
+        form: "svg" or "png".
+    """
     absent = ("Creator", "Date", "Format", "Type") if form == "svg" else ("Software",)
     with mpl.rc_context(SETTINGS):
         figure.savefig(path, format=form, dpi=72 * (1 if form == "svg" else PNG_SCALE), metadata=dict.fromkeys(absent))

@@ -1,4 +1,4 @@
-"""Finished chains and running searches: where they lie, what they found, and which differ in their seed alone."""
+"""Finished runs and running searches: where they are, their results, and which differ only in their seed."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
         label: method and budgets, and a folder where another group has the same: "gradient, 0.08 MiB".

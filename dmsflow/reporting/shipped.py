@@ -22,7 +22,7 @@ def model_names() -> list[str]:
 
 
 def find_model(given: Path, command: str) -> Path:
-    """The manifest that a command reads of a model's name; any other path is returned as it is.
+    """The manifest that a command reads for a model's name; any other path is returned unchanged.
 
     Raises:
         DmsflowError: neither a path nor the name of a model.

@@ -1,4 +1,4 @@
-"""The searched widths beside the baselines, on images that no choice was made on."""
+"""Compares the searched widths with the baselines, on images that the search did not use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evolution on the weights that a search has trained: a baseline of the gradient.
+"""Evolution on the shared weights of a search: a baseline for the gradient search.
 
 Sub-networks that fill the budgets are compared with integer widths, all on the same images of the half for
 widths. The best ones are crossed and mutated, generation after generation, until a given number were tried.

@@ -1,4 +1,4 @@
-"""The DMS paper's search to the letter, without the corrections of `descent`: chosen by `--preset paper`.
+"""The search exactly as in the DMS paper, without the corrections of `descent`: chosen by `--preset paper`.
 
 The network is rebuilt every round on three candidates of each width, with best-effort initialisation
 (Eq. 9–10), weighted by a Gumbel-softmax (Eq. 5–6); Adam moves mu on every batch, and the hinge of Eq. 7
@@ -81,7 +81,7 @@ class PublishedSearch(Descent):
         return clustered_masks(mu, self.window, self.settings.temperature, noise)
 
     def learning_rate(self) -> float:
-        """One cosine a round."""
+        """One cosine for each round."""
         return self.cosine(self.net.at.weight_step / self.steps)
 
     def choose_active(self) -> Active:
@@ -109,7 +109,7 @@ class PublishedSearch(Descent):
         return gradient.numpy()
 
     def move(self, gradient: Ratios, error: Ratios) -> None:
-        """Nothing is left to do: mu moved with every batch."""
+        """Do nothing: mu moved with every batch."""
 
     def result(self) -> Ratios:
         """Mu itself, shifted within the budgets where the penalty left it outside."""

@@ -95,7 +95,7 @@ def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[
 
 
 def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets) -> str:
-    """What is searched on which images, in a line: also what was not asked for but assumed."""
+    """A line that says what is searched on which images, with defaults included."""
     limits = " and ".join(f"{each.limit:.4g} {each.unit}" for each in budgets.limits)
     given = settings.memory_mib or settings.macs_m or settings.latency_ms or settings.file_kib
     whose = "" if given else ", the memory of the base widths, for no budget was given"

@@ -1,4 +1,4 @@
-"""The super-network of a search: what it is given, where its schedule stands, and its shared weights.
+"""The super-network of a search: its inputs, the state of its schedule, and its shared weights.
 
 It has a fixed capacity and ordered rows, so that a round costs what training costs, however many widths the
 mask mixes; any sub-network is a slice of it. A checkpoint contains where the schedule stands and the weights.
@@ -37,7 +37,7 @@ HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the e
 
 @dataclass
 class Schedule:
-    """Where a search stands.
+    """The position of a search in its schedule.
 
     Attributes:
         mu: ratios [n], the centre of every width's distribution.

@@ -1,4 +1,4 @@
-"""The state that an interrupted search or training resumes from: one safetensors file, whole or not at all.
+"""The state from which an interrupted search or training resumes: one safetensors file, written atomically.
 
 The generators of random numbers are not part of it: every random number of a run follows from its position (see
 `training.batches`).
@@ -41,7 +41,7 @@ def save_checkpoint(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as partial:
         try:

@@ -1,4 +1,4 @@
-"""The loss of a batch, as it stands or compiled.
+"""The loss of a batch, eager or compiled.
 
 Compiled, forward and backward are one graph each: on a GPU two launches instead of hundreds, on a
 CPU fewer passes over memory. A graph has fixed shapes, so there the widths of a sub-network do not

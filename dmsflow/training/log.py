@@ -1,4 +1,4 @@
-"""What a search and a training report of every round or epoch: a line of a .jsonl file, and TensorBoard's curves."""
+"""The log of every round or epoch: a line in a .jsonl file, and TensorBoard's curves."""
 
 from __future__ import annotations
 

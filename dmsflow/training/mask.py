@@ -1,4 +1,4 @@
-"""The distribution of a width, and the mask that stands for it in the network (Eq. 4-6).
+"""The distribution of a width, and the mask that represents it in the network (Eq. 4-6).
 
 A width of base channels c has the expansion ratio r ~ Logistic(mu, sigma), truncated to the range
 of the search. Rows are shared and ordered, so the mixture of all widths is one vector: channel k

@@ -87,7 +87,7 @@ def torch_unchanged() -> Iterator[None]:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Turn running out of memory inside, a GPU's or this machine's, into a DmsflowError."""
+    """Turn an out-of-memory error in the block, of a GPU or this machine, into a DmsflowError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -72,14 +72,14 @@ def is_first() -> bool:
 
 
 def wait() -> None:
-    """Return when every process has come here."""
+    """Wait until every process is here."""
     if count_processes() > 1:
         _add_up(torch.zeros(1))
 
 
 @contextlib.contextmanager
 def first_ahead() -> Iterator[None]:
-    """The first process does the block before the others: what it fetches or caches is there for them."""
+    """The first process runs the block before the others, so that they find what it downloads or caches."""
     if not is_first():
         wait()
     yield
@@ -88,7 +88,7 @@ def first_ahead() -> Iterator[None]:
 
 
 def local() -> tuple[int, int]:
-    """The number of this process on its machine, and how many are there."""
+    """The index of this process on its machine, and the number of processes there."""
     return (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if count_processes() > 1 else (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""One step of the weights, and how right a network is."""
+"""One step of the weights, and the evaluation of a network."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _averaged(model: Model, where: Place) -> list[Tensor]:
 
 @torch.no_grad()
 def predict(model: Model, images: Tensor, where: Place) -> Tensor:
-    """Logits [N, classes] of a model in evaluation, as quickly as the device can."""
+    """Logits [N, classes] of a model in evaluation mode, as fast as the device can."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=where.amp):
         return model(images).float()  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""The train stage: the chosen network from scratch, from its full-precision self, or on from a finished run."""
+"""The train stage: trains the chosen network from scratch or from its full-precision weights, or continues a finished run."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _load_dataset(source: Path, parent: Manifest, *, planned: bool = False) -> D
 
 @dataclass(frozen=True)
 class Course:
-    """What a training is made of, in full precision or binary.
+    """The parts of a training, in full precision or binary.
 
     Attributes:
         parent, fingerprint: the search manifest, and its hash.

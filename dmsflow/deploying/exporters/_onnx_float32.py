@@ -1,4 +1,4 @@
-"""Writes the network of the same widths in full precision: what a binary one is measured against."""
+"""Writes the network of the same widths in full precision, the baseline of a binary one."""
 
 from __future__ import annotations
 

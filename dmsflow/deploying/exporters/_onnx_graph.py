@@ -1,4 +1,4 @@
-"""Models of standard ONNX ops (opset 18) in the making.
+"""Builds models of standard ONNX ops (opset 18).
 
 Binary weights lie in the file as bits, eight a byte in a uint8 constant. Standard ops look each byte's
 eight signs up in a table; onnxruntime folds them, and whatever else comes from constants alone, when
@@ -22,7 +22,7 @@ OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
 
 
 class Graph:
-    """Nodes and constants of a model in the making; tensors are called by name."""
+    """Nodes and constants of a model under construction; tensors have names."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -46,11 +46,11 @@ class Graph:
         return name
 
     def scalar(self, value: float, dtype: DTypeLike = np.float32) -> str:
-        """A constant that whoever asks for the same value shares."""
+        """A constant; equal values share one."""
         return self.constant(f"constant.{np.dtype(dtype).name}.{value}", value, dtype)
 
     def integers(self, *values: int) -> str:
-        """A list of int64: a shape, axes, what is padded."""
+        """A list of int64, such as a shape, axes or paddings."""
         return self.constant("constant." + ".".join(map(str, values)), values, np.int64)
 
     def per_channel(self, name: str, values: Any) -> str:

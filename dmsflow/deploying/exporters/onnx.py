@@ -1,4 +1,4 @@
-"""Writes .onnx files of standard ops (opset 18), node by node: integers as far as they go, float32 behind them.
+"""Writes .onnx files of standard ops (opset 18), node by node: integers where possible, float32 after them.
 
 All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks when it loads the file.
 
@@ -52,7 +52,7 @@ def write(graph: integer_graph.IntegerGraph, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the integer graph as one of the graph."""
+    """A tensor of the integer graph, as a tensor of the ONNX graph."""
 
     name: str
     last: bool  # channels-last, or channels-first

@@ -64,7 +64,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """One file's part.
+    """The times of one file.
 
     Attributes:
         runtime: name and version.
@@ -126,7 +126,7 @@ Measure: TypeAlias = Callable[[Job], Measurement]
 
 
 def runner_of(target: Target, reach: Reach) -> str:
-    """Which of `modelfile/runners/` a device is to run a target's files with.
+    """The file of `modelfile/runners/` with which a device runs a target's files.
 
     Unless the user names one, it is the target's own. On this machine it is the reference runner if only
     that works here; a line on stderr then gives the reason.
@@ -143,7 +143,7 @@ def runner_of(target: Target, reach: Reach) -> str:
 
 
 def find(address: str) -> ModuleType:
-    """The file of this folder that an address is for.
+    """The module of this folder for an address.
 
     Raises:
         DmsflowError: there is none.

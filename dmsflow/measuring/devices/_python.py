@@ -1,4 +1,4 @@
-"""What devices that measure with Python share: what is sent to `_program.py`, and what comes back."""
+"""For all devices that measure with Python: what is sent to `_program.py`, and what it answers."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
 
 
 def last_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Of what a process wrote to stderr; or else its exit status."""
+    """The last line that a process wrote to stderr, or its exit status."""
     return (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
 def pack_program() -> bytes:
-    """The program and all that it needs of dmsflow, as a zip file that Python can run."""
+    """The program and the modules of dmsflow that it needs, as a zip file that Python can run."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
         for pattern in SHIPPED:

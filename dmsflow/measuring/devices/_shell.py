@@ -114,7 +114,7 @@ def call_script(shell: Shell, script: str, *arguments: str, stdin: bytes = b"", 
 
 
 def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: float) -> CompletedProcess[bytes]:
-    """Run ssh or adb itself, on this machine; where the device takes too long, the error is a TooSlow."""
+    """Run ssh or adb on this machine; raises TooSlow if the device takes too long."""
     check_installed(command[0])
     try:  # in a session of its own, so that Ctrl-C reaches only this process, which cleans up
         return subprocess.run(
@@ -232,7 +232,7 @@ def _is_left(shell: Shell, keeper: Popen[bytes], path: str) -> bool:
 
 @contextlib.contextmanager
 def bring_files(folder: Folder, job: Job) -> Iterator[tuple[str, ...]]:
-    """Paths on the device of a job's files, for as long as the block lasts; names of our own, not the user's."""
+    """The paths of a job's files on the device, inside the block; the names are ours, not the user's."""
     suffixes = [Path(file.path).suffix for file in job.files]
     plain = [suffix if re.fullmatch(r"\.[a-z0-9]+", suffix) else "" for suffix in suffixes]
     paths = tuple(f"{folder.path}/{index}{suffix}" for index, suffix in enumerate(plain))
@@ -248,7 +248,7 @@ def bring_files(folder: Folder, job: Job) -> Iterator[tuple[str, ...]]:
 
 
 def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: float, stdin: bytes = b"") -> Output:
-    """Run a program there, to a good end; errors call what it runs `files`.
+    """Run a program there, and raise if it fails; `files` is what it runs, for the error.
 
     Raises:
         DmsflowError: it is not there, does not end in time, or ends badly.

@@ -17,7 +17,7 @@ from dmsflow.measuring.devices import Access, Job, Measure, Measurement, _python
 
 @contextlib.contextmanager
 def connect(address: str, access: Access) -> Iterator[Measure]:
-    """There is nothing to reach.
+    """Yield `measure`; this machine needs no connection.
 
     Raises:
         DmsflowError: the address has more than the name, or something else than this Python is to run.

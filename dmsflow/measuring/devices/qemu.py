@@ -93,7 +93,7 @@ class Emulated:
 
 @contextlib.contextmanager
 def connect(address: str, access: Access) -> Iterator[Measure]:
-    """Set the device up, where that was not done before.
+    """Set up the device, unless it is set up already.
 
     Raises:
         DmsflowError: the address names no class of cores, a tool is missing, or the set-up fails; and
@@ -107,7 +107,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
 
 @contextlib.contextmanager
 def set_up(address: str) -> Iterator[Emulated]:
-    """The device, for whatever is to run in its Python.
+    """The device, to run something in its Python.
 
     Raises:
         DmsflowError: as `connect`.

@@ -56,7 +56,7 @@ def find_program(access: Access) -> Path:
 
 
 def install(folder: Folder, program: Path, address: str) -> Measure:
-    """Bring the program to a device's folder; what then measures with it.
+    """Copy the program to a device's folder, and return the function that measures with it.
 
     Raises:
         DmsflowError: the device is full or goes away; and from `measure`, a file is not for the program, or
