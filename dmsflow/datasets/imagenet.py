@@ -1,4 +1,4 @@
-"""ImageNet, or any set of its layout: train/ and val/ with a folder for each class, decoded while training.
+"""ImageNet, or any data set with its layout: train/ and val/ with a folder for each class, decoded while training.
 
 Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015.
 """

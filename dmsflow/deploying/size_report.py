@@ -133,8 +133,8 @@ def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Gra
 
 
 NARROWER = {
-    "Stem": "fewer channels of the first layer, or a smaller kernel, make it smaller",
-    "Dense": "fewer channels of the last layer before it make it smaller",
+    "Stem": "use fewer channels in the first layer, or a smaller kernel, to make it smaller",
+    "Dense": "use fewer channels in the layer before it to make it smaller",
 }
 
 
@@ -161,9 +161,9 @@ def _warn_of_floats(graph: IntegerGraph) -> list[str]:
         if isinstance(op, BinaryConv) and op.thresholds is None:
             convs[_describe_readers(graph, op)].append(op.name)
     convs.pop(KINDS["AveragePool"], None)
-    right = "a quantizer straight behind the batch norm, and no other reader, would fuse into thresholds"
+    right = "a quantizer directly behind the batch norm, as its only reader, would fuse into thresholds"
     return [
-        f"{list_names(names)}: float32 put out, 32 times the bits, for {reader}; {right}"
+        f"{list_names(names)}: writes float32, 32 times the bits, for {reader}; {right}"
         for reader, names in convs.items()
     ]
 

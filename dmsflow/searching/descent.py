@@ -1,7 +1,7 @@
 """The search by gradient descent on the widths: Algorithm 1 of the DMS paper with its errors corrected.
 
 Each round trains the weights on one half of the training set, then moves the widths on the other half
-along the budgets, and deflates sigma. The paper's search to the letter is in `published`.
+along the budgets, and deflates sigma. The paper's search as published is in `published`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
     """A line that says what is searched on which images, with defaults included."""
     limits = " and ".join(f"{each.limit:.4g} {each.unit}" for each in budgets.limits)
     given = settings.memory_mib or settings.macs_m or settings.latency_ms or settings.file_kib
-    whose = "" if given else ", the memory of the base widths, for no budget was given"
+    whose = "" if given else " (no budget given: the memory of the base widths)"
     images = f"{len(dataset.train):,} images of {dataset.name}"
     return f"search: {budgets.network.name} on {images}, {settings.method}, at most {limits}{whose}"
 
@@ -180,7 +180,7 @@ def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], di
 def _describe_alignment(rows: dict[str, dict[str, Any]], taken: bool) -> str:
     before, after = rows["before"], rows["after"]
     if before["widths"] == after["widths"]:
-        return "No rounding of the widths to multiples that the kernels use would cost less."
+        return "Rounding the widths to multiples that the kernels use saves nothing."
     stored = f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored"
     macs = f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
     loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"

@@ -44,7 +44,7 @@ def test_kernels_without_steps_waste_nothing() -> None:
 def test_a_float_layer_that_dominates_is_reported() -> None:
     lines = find_warnings("vgg11", (16, 16, 16, 16, 16, 16, 16, 512), Granularity())
     assert [line.partition(":")[0] for line in lines] == ["dense"]
-    assert "fewer channels of the last layer before it make it smaller" in lines[0]
+    assert "use fewer channels in the layer before it to make it smaller" in lines[0]
 
 
 def test_floats_between_binary_convolutions_are_reported_in_one_line() -> None:
@@ -52,7 +52,7 @@ def test_floats_between_binary_convolutions_are_reported_in_one_line() -> None:
     lines = find_warnings("resnet18", tuple(network.widths.values()), Granularity())
     assert len(lines) == 1
     assert lines[0].startswith("stage0_block0_conv2, stage0_block1_conv2, ")
-    assert " and 8 more: float32 put out, 32 times the bits, for an addition; a quantizer straight behind" in lines[0]
+    assert " and 8 more: writes float32, 32 times the bits, for an addition; a quantizer directly behind" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])

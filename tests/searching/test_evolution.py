@@ -218,7 +218,7 @@ def test_the_verdict_names_the_widths_that_are_taken_in_place_of_the_searched_on
         {"name": "searched", "loss_difference": 0.0, "standard_error": 0.0},
         {"name": "uniform", "loss_difference": -0.1099, "standard_error": 0.0743},
     ]
-    words = "The widths of uniform are taken in place of the searched ones: their loss is 0.1099 ± 0.0743 lower"
+    words = "The widths of uniform were kept instead of the searched ones: their loss is 0.1099 ± 0.0743 lower"
     assert describe_verdict(rows, rows[1]).startswith(words)
 
 

@@ -1,4 +1,4 @@
-"""An Android phone on adb: adb://SERIAL, or adb:// for the only one, with a benchmark program built for it.
+"""An Android phone on adb: adb://SERIAL, or adb:// with one phone connected; a benchmark program runs there.
 
 A phone has no Python, so a program does the measuring: dmsflow's own, unless the user names another, such
 as LCE's lce_benchmark_model or TFLite's benchmark_model. Files lie in /data/local/tmp meanwhile.

@@ -1,4 +1,4 @@
-"""A machine reached by OpenSSH: ssh://[user@]host[:port], with the keys and known_hosts you have.
+"""A machine reached by OpenSSH: ssh://[user@]host[:port], with your keys and known_hosts.
 
 It needs Python, NumPy and the runtime, and no dmsflow unless its processor is of another kind than this
 one's (runners/litert.py); or, with a benchmark program of its own, not even Python. One connection serves

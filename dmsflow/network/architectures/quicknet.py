@@ -1,4 +1,4 @@
-"""A sibling of QuickNet (Bannink et al., arXiv 2011.09398): residual binary convolutions, cheap transitions.
+"""Similar to QuickNet (Bannink et al., arXiv 2011.09398): residual binary convolutions, cheap transitions.
 
 As there, each stage is a row of binary 3×3 convolutions with a shortcut around every one, and the image
 is made small early, by the stem. Between two stages QuickNet blurs, pools and widens with a float 1×1
