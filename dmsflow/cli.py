@@ -210,6 +210,9 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         environment.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:
         raise click.UsageError("--images is only for bench of a file without a manifest: use --dataset.")
+    if chosen["search"].file_kib and target.suffix != ".tflite":
+        right = f"leave it out, or give a target that is no {target.suffix} file, such as arm64"
+        raise DmsflowError("--file-kib", f"is a budget of .tflite files, and --target is {target.name}", right)
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
         if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
