@@ -352,7 +352,7 @@ def test_a_key_that_is_not_allowed(server, files, monkeypatch, tmp_path):
     text = (server.folder / "client").read_text().replace(f"{server.folder}/key", f"{tmp_path}/other")
     (tmp_path / "client").write_text(text)
     monkeypatch.setenv("DMSFLOW_SSH_CONFIG", str(tmp_path / "client"))
-    assert refused(server, job(*files)).startswith(f"{server.where}refuses your key; ssh-copy-id -p {server.port} ")
+    assert refused(server, job(*files)).startswith(f"{server.where}refuses your key; run ssh-copy-id -p {server.port} ")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,10 @@ def _explain(destination: tuple[str, ...], otherwise: str, text: str) -> tuple[s
         if sign in text:
             return what, right.format(host=host)
     reason = _shell.last_line(text).removeprefix("ssh: ")
-    return f"{otherwise} ({reason or 'the connection ended'})", f"see that it is on, and that ssh {host} works"
+    return (
+        f"{otherwise} ({reason or 'the connection ended'})",
+        f"check that it is on and connected, and that ssh {host} works",
+    )
 
 
 def _put(shell: Shell, here: str, there: str) -> None:
