@@ -244,7 +244,7 @@ def flow_options(out: str) -> Callable[[Command], Command]:
 
 
 # Where settings come from that have no option.
-EFFORT_HELP = "Scale rounds, steps and epochs of the preset: by 1/2 or 1/4, by 1, or by 2 to 8."
+EFFORT_HELP = "Scale the preset: quick has half of its rounds and a quarter of its epochs, long 2 and 8 times as many."
 PRESET_HELP = "Take settings from a preset (dmsflow list presets) or from the path of a .toml file."
 SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
 EFFORTS = click.Choice(list(settings.EFFORTS))

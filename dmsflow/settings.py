@@ -112,7 +112,8 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
 
     network: Annotated[str, option("Use this network: its name, or the path of a .py file with build().")] = "vgg11"
     method: Annotated[
-        Method, option("Search by gradient, evolution or published (--preset paper), or take a baseline's widths.")
+        Method,
+        option("Search by gradient or evolution, or as published (--preset paper), or take a baseline's widths."),
     ] = "gradient"
     memory_mib: Annotated[
         Positive | None,

@@ -106,6 +106,7 @@ paper has {found["paper"]["top1_percent"]:.2f} % after 300 epochs. [Results](doc
 
 
 def _tie(cells: list[Row]) -> str:
+    cells = [cell for cell in cells if "macs_m" in cell]
     won = [sum(lead.gains for lead in accuracy.leads(cell).values()) for cell in cells]
     over = [len(accuracy.leads(cell)) for cell in cells]
     return (
