@@ -17,7 +17,7 @@ def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     best = min(baselines, key=lambda row: row["loss_difference"]) if chosen is searched else chosen
     name, lead, error = (best[key] for key in ("name", "loss_difference", "standard_error"))
     if chosen is not searched:
-        verdict = f"The widths of {name} are taken in place of the searched ones: their loss is"
+        verdict = f"The widths of {name} were kept instead of the searched ones: their loss is"
     elif lead > 0 and lead >= CLEAR_ERRORS * error:
         verdict = f"The search beat the best baseline, {name}: the searched loss is"
     else:

@@ -163,7 +163,7 @@ def test_a_library_that_needs_more_gets_no_tag_of_an_old_system(build: ModuleTyp
 
 def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(DmsflowError, match="without the C\\+\\+ part; install dmsflow from a wheel"):
+    with pytest.raises(DmsflowError, match="without its C\\+\\+ part; install dmsflow from a wheel"):
         native.library()
 
 

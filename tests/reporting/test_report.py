@@ -226,7 +226,7 @@ def test_a_run_of_an_earlier_version_is_shown_in_present_names(tmp_path: Path) -
 
     rewrite(path, older)
     content = report.write_report([path], None).read_text("utf-8")
-    assert "The widths of equal are taken in place of the searched ones" in content and "flat" not in content
+    assert "The widths of equal were kept instead of the searched ones" in content and "flat" not in content
     assert re.search(r"<td[^>]*>equal</td><td[^>]*>chosen</td>", content)
 
 
