@@ -84,6 +84,13 @@ $(STAMP): pyproject.toml constraints.txt
 	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,report,tensorboard,dev]'
 	@touch $@
 
+# A cross compiler that was installed since: the program for phones can be built now.
+ifneq ($(shell command -v aarch64-linux-gnu-g++ 2>/dev/null),)
+ifeq ($(wildcard dmsflow/native/dmsflow-benchmark-aarch64),)
+.PHONY: $(NATIVE)
+endif
+endif
+
 # DMSFLOW_NO_NATIVE=1 leaves the C++ part out.
 $(NATIVE): $(STAMP) hatch_build.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
