@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ SLOW = (
 )
 
 
-NOT_RUN = pytest.StashKey[Counter[tuple[str, ...]]]()  # tests that were left out, by the tools that they lack
+NOT_RUN = pytest.StashKey[dict[tuple[str, ...], list[str]]]()  # files of left-out tests, by the tools that they lack
 # The programs of the installed packages, such as cmake, come before those of the system.
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -109,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(
             f"not installed: {', '.join(sorted(missing))}; {tools.describe_install(sorted(missing))}"
         )
-    left_out, kept = Counter[tuple[str, ...]](), list[pytest.Item]()
+    left_out, kept = dict[tuple[str, ...], list[str]](), list[pytest.Item]()
     for item in items:
         path = item.path.relative_to(here)
         names = {path.parts[0], path.as_posix(), f"{path.as_posix()}::{item.name.partition('[')[0]}"}
@@ -117,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         lacking = missing & find_needed(item, names)
         if lacking:
-            left_out[tuple(sorted(lacking))] += 1
+            left_out.setdefault(tuple(sorted(lacking)), []).append(path.as_posix())
         else:
             kept.append(item)
     config.stash[NOT_RUN] = left_out
@@ -128,17 +127,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def find_needed(item: pytest.Item, names: set[str]) -> set[str]:
     """The tools that a test needs, itself or for its fixtures."""
     keys = names & tools.NEEDED_BY.keys()
-    words = {*getattr(item, "fixturenames", ()), *re.split(r"[\[\]-]", item.name)}
-    fixtures = words & tools.NEEDED_BY_FIXTURE.keys()
+    named = {word for word in re.split(r"[\[\]-]", item.name) if hasattr(getattr(item, "module", None), word)}
+    fixtures = {*getattr(item, "fixturenames", ()), *named} & tools.NEEDED_BY_FIXTURE.keys()
     needed = {tool for key in keys for tool in tools.NEEDED_BY[key]}
     return needed | {tool for fixture in fixtures for tool in tools.NEEDED_BY_FIXTURE[fixture]}
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Name and count what was not run."""
-    if left_out := config.stash.get(NOT_RUN, Counter[tuple[str, ...]]()):
-        for missing, count in sorted(left_out.items()):
-            terminalreporter.line(f"not run here: {count} test{'s' * (count != 1)} that need {' and '.join(missing)}")
+    if left_out := config.stash.get(NOT_RUN, {}):
+        for missing, files in sorted(left_out.items()):
+            need = "1 test that needs" if len(files) == 1 else f"{len(files)} tests that need"
+            places = ", ".join(sorted(set(files)))
+            terminalreporter.line(f"not run here: {need} {' and '.join(missing)} ({places})")
         every = sorted({tool for missing in left_out for tool in missing})
         terminalreporter.line(f"to run them: {tools.describe_install(every)}")
 

@@ -6,33 +6,32 @@ python3 tests/tools.py     # the Debian packages of those that are missing, whic
 from __future__ import annotations
 
 import os
-import platform
 import shutil
+import sys
 
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin"
-ON_X86_64 = platform.system() == "Linux" and platform.machine() == "x86_64"
-# Each tool: the names of its program, the Debian packages, and whether it is of use on this machine: ARM is compiled
-# for, emulated and modelled on x86-64 Linux.
-TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], bool]] = {
-    "ssh": (("ssh",), ("openssh-client",), True),
-    "sshd": (("sshd",), ("openssh-server",), True),
-    "browser": (("chromium", "chromium-browser", "google-chrome"), ("chromium",), True),
-    "aarch64-compiler": (("aarch64-linux-gnu-g++",), ("g++-aarch64-linux-gnu", "libc6-dev-arm64-cross"), ON_X86_64),
-    "qemu": (("qemu-aarch64",), ("qemu-user",), ON_X86_64),
-    "llvm-mca": (("llvm-mca-19",), ("llvm-19",), ON_X86_64),
+# Each tool: the names of its program, the Debian packages, and what `brew install` takes (empty: Homebrew has none).
+TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "ssh": (("ssh",), ("openssh-client",), "openssh"),
+    "sshd": (("sshd",), ("openssh-server",), "openssh"),
+    "browser": (("chromium", "chromium-browser", "google-chrome"), ("chromium",), "chromium"),
+    "aarch64-compiler": (("aarch64-linux-gnu-g++",), ("g++-aarch64-linux-gnu", "libc6-dev-arm64-cross"), ""),
+    "qemu": (("qemu-aarch64",), ("qemu-user",), ""),
+    "llvm-mca": (("llvm-mca-19",), ("llvm-19",), ""),
 }
-# What tests need, by their file, by file::test, or by a fixture that they use.
+SERVER = ("ssh", "sshd")  # what the tests of ssh start
 ARM_CORE = ("aarch64-compiler", "llvm-mca", "qemu")  # what the emulated device is made of
 # What tests need, by their file or by file::test.
 NEEDED_BY: dict[str, tuple[str, ...]] = (
     {
-        "measuring/test_ssh.py": ("ssh", "sshd"),
+        "measuring/test_ssh.py::test_what_a_login_prints_does_no_harm": SERVER,
+        "measuring/test_ssh.py::test_a_full_disk_when_files_are_copied": SERVER,
+        "measuring/test_ssh.py::test_no_room_for_a_folder": SERVER,
+        "measuring/test_ssh.py::test_the_machine_is_gone_midway": SERVER,
         "native/test_native.py::test_the_wheels_say_where_they_run": ("aarch64-compiler",),
         "native/test_native.py::test_a_wheel_holds_all_that_an_installation_needs": ("aarch64-compiler",),
         "native/test_kernels.py::test_on_emulated_arm": ("aarch64-compiler", "qemu"),
         "native/test_kernels.py::test_training_finds_the_same_bits_on_every_processor": ("aarch64-compiler", "qemu"),
-        "reporting/test_report.py::test_a_browser_shows_it": ("browser",),
-        "reporting/test_report.py::test_the_browser_test_sees_what_is_wrong": ("browser",),
     }
     | {
         f"measuring/test_llvm_mca.py::{name}": ("llvm-mca",)
@@ -72,6 +71,8 @@ NEEDED_BY: dict[str, tuple[str, ...]] = (
 NEEDED_BY_FIXTURE: dict[str, tuple[str, ...]] = {
     "arm_wheel": ("aarch64-compiler",),
     "arm_program": ("aarch64-compiler",),
+    "started": SERVER,
+    "tab": ("browser",),
     "arm": ("aarch64-compiler", "qemu"),  # the program for phones
 }
 
@@ -82,13 +83,17 @@ def find_program(tool: str) -> str | None:
 
 
 def find_missing() -> list[str]:
-    """Tools that are of use on this machine and not installed."""
-    return [tool for tool, (_, _, useful) in TOOLS.items() if useful and not find_program(tool)]
+    return [tool for tool in TOOLS if not find_program(tool)]
 
 
-def describe_install(missing: list[str]) -> str:
+def describe_install(missing: list[str], system: str = sys.platform) -> str:
     """The line that installs some tools."""
-    return f"apt install {' '.join(package for tool in missing for package in TOOLS[tool][1])}"
+    if system != "darwin":
+        return f"apt install {' '.join(package for tool in missing for package in TOOLS[tool][1])}"
+    brews = " ".join(dict.fromkeys(TOOLS[tool][2] for tool in missing if TOOLS[tool][2]))
+    absent = ", ".join(tool for tool in missing if not TOOLS[tool][2])
+    lines = (f"brew install {brews}" if brews else "", f"Homebrew does not have {absent}" if absent else "")
+    return "; ".join(line for line in lines if line)
 
 
 if __name__ == "__main__":
