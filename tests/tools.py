@@ -24,6 +24,7 @@ ARM_CORE = ("aarch64-compiler", "llvm-mca", "qemu")  # what the emulated device 
 # What tests need, by their file or by file::test.
 NEEDED_BY: dict[str, tuple[str, ...]] = (
     {
+        "test_site.py::test_pages_load_nothing_from_the_network_and_fit": ("browser",),
         "measuring/test_ssh.py::test_what_a_login_prints_does_no_harm": SERVER,
         "measuring/test_ssh.py::test_a_full_disk_when_files_are_copied": SERVER,
         "measuring/test_ssh.py::test_no_room_for_a_folder": SERVER,
