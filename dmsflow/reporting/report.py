@@ -1,8 +1,9 @@
 """What runs found, as one HTML page: from widths and training errors to memory, accuracy and latency.
 
     runs.py        the chains in the folders given, in groups that differ in their seed alone
-    sections.py    result, accuracy, widths, what happened over the rounds, size, files, comparison, facts
-    result.py      what was found in words: its cost, and whether it beat the baselines
+    sections.py    result, accuracy, widths, size, files, comparison, facts
+    rounds.py      what happened over the rounds of searches
+    result.py      the result in words: its cost, and whether it beat the baselines
     figures.py     plain numbers as drawings, with matplotlib
     page.py        HTML
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically, writing
-from dmsflow.reporting import page, sections
+from dmsflow.reporting import page, rounds, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
 from dmsflow.reporting.sections import Section, all_runs
@@ -29,9 +30,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("result", "Result", sections.result_section),
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
     ("widths", "Widths per layer", sections.widths_section),
-    ("error", "Error over the search", sections.error_section),
-    ("rounds", "μ ± σ of every width", sections.rounds_section),
-    ("budgets", "Cost against the budgets", sections.budgets_section),
+    ("error", "Error over the search", rounds.error_section),
+    ("rounds", "μ ± σ of every width", rounds.rounds_section),
+    ("budgets", "Cost against the budgets", rounds.budgets_section),
     ("size", "Size per layer", sections.size_section),
     ("files", "Files and latency", sections.files_section),
     ("comparison", "Comparison at the end of the search", sections.comparison_section),

@@ -1,4 +1,4 @@
-"""What came of a run, at what cost, and whether it beat what no search would have found; or how far a search is."""
+"""The result of a run in words: its cost, and whether it beat the baselines; or how far a search is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a report: result, accuracy, widths, what happened over the rounds, size, files, comparison, facts.
+"""The sections of a report but for those over the rounds: result, accuracy, widths, size, files, comparison, facts.
 
 Each is made from the runs that have its data, or else says why there is nothing to show.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from dmsflow.environment import measured_machine
 from dmsflow.network import cost
 from dmsflow.reporting import page
-from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_lines, draw_plane
+from dmsflow.reporting.figures import MARKERS, Drawing, Series, Style, draw_bars, draw_plane
 from dmsflow.reporting.result import describe_comparison, describe_progress, describe_result
-from dmsflow.reporting.runs import BUDGET_UNITS, File, Group, Run, costs_of, uniform_widths
+from dmsflow.reporting.runs import File, Group, Run, costs_of, uniform_widths
 from dmsflow.terminal import milliseconds
 
 MOST_PANELS = 12  # of one figure; a page with more takes long to draw and to read
-MOST_GROUPS = 4  # whose rounds are drawn layer by layer: a panel for each width
-MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
+MOST_GROUPS = 4  # that are drawn layer by layer: a panel for each width
 MOST_NAMED = 8  # settings in the legend of a plane; more would be taller than the picture
-NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
 # By metric: the words of a title, the words beside an axis.
 COSTS = {
     "memory_mib": ("Memory", "memory, MiB"),
@@ -31,7 +29,6 @@ COSTS = {
     "file_kib": ("File", "file, KiB"),
     "predicted_latency_ms": ("Predicted latency", "predicted latency, ms"),
 }
-
 # By metric of a bench: the head of the column.
 LATENCIES = {
     "latency_ms_median": "median ms",
@@ -225,101 +222,6 @@ def size_section(groups: Sequence[Group]) -> Section:
         "Of several seeds the first is drawn."
     )
     return [Panels(panels, caption + cut)]
-
-
-# --- over the rounds ----------------------------------------------------------------------------
-
-
-def _logged(groups: Sequence[Group], key: str) -> list[tuple[Group, list[Run]]]:
-    """Groups with the runs whose logs have a number."""
-    pairs = [(group, [run for run in group.runs if run.rounds and key in run.rounds[-1]]) for group in groups]
-    return [(group, runs) for group, runs in pairs if runs]
-
-
-def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float]) -> list[Series]:
-    """A line a run; the mean of each group if that were too many."""
-    logged = _logged(groups, key)
-    as_means = sum(len(runs) for _, runs in logged) > MOST_LINES
-    lines = []
-    for group, runs in logged:
-        rows = [[(row["round"], convert(row[key])) for row in run.rounds if key in row] for run in runs]
-        if as_means:
-            # The rounds that all of them have.
-            rows = [[(each[0][0], statistics.fmean(y for _, y in each)) for each in zip(*rows, strict=False)]]
-        label = group.label + describe_mean(len(runs) if as_means else 1)
-        lines += [Series(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
-    return lines
-
-
-def error_section(groups: Sequence[Group]) -> Section:
-    """Top-1 error of the shared weights over the rounds, on both halves of the training set."""
-    panels: list[Panel] = []
-    for key, half in (("weight_top1_percent", "weights’ half, in training"), ("width_top1_percent", "widths’ half")):
-        if lines := _lines(groups, key, lambda percent: 100 - percent):
-            figure = draw_lines(f"Error on the {half}", "top-1 error, %", lines)
-            panels.append(Panel(f"error-{len(panels) + 1}", f"Top-1 error over the search, {half}", figure))
-    if not panels:
-        return NO_ROUNDS
-    caption = (
-        "Top-1 error of the shared weights over the rounds of the search: in training, on the half of the training set "
-        "that trains weights, and on the half that chooses widths. Lower is better."
-    )
-    return [Panels(panels, caption)]
-
-
-def rounds_section(groups: Sequence[Group]) -> Section:
-    """How each width moved: a small panel a width, a line a run."""
-    logged = _logged(groups, "gradient")
-    if not logged:
-        return NO_ROUNDS
-    caption = (
-        "Channels over the rounds: μ, and ± σ as a band, a line a seed. ▲ the loss falls as the layer grows, ▼ as it "
-        "shrinks, by more than the gradient’s standard error."
-    )
-    blocks: Blocks = []
-    for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
-        panels = []
-        for index, (name, base) in enumerate(runs[0].network.widths.items()):
-            figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
-            panels.append(Panel(f"mu-{number}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
-        blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
-    if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
-        blocks.append(page.paragraph(cut.strip()))
-    return blocks
-
-
-def _mu_line(run: Run, index: int, base: int, number: int) -> Series:
-    """One width over the rounds; ▲ where the loss falls as it grows (a negative gradient)."""
-    rows = [row for row in run.rounds if "gradient" in row]
-    pairs = ((row["gradient"][index], row["gradient_error"][index]) for row in rows)
-    signs = [0 if abs(gradient) <= error else -1 if gradient > 0 else 1 for gradient, error in pairs]
-    mu, sigma = ([base * row[key][index] for row in rows] for key in ("mu", "sigma"))
-    return Series(run.label, [row["round"] for row in rows], mu, Style(number), sigma, signs)
-
-
-def budgets_section(groups: Sequence[Group]) -> Section:
-    """Memory, and MACs and latency where they have a budget, round by round."""
-    runs = [run for _, members in _logged(groups, "gradient") for run in members]
-    if not runs:
-        return NO_ROUNDS
-    limits: dict[str, dict[str, float]] = {}
-    for run in runs:
-        for name, limit in run.limits.items():
-            key = "predicted_latency_ms" if name == "latency_ms" else name
-            limits.setdefault(key, {})[f"budget, {limit:.4g} {BUDGET_UNITS[name]}"] = limit
-    panels = []
-    for key, (title, words) in COSTS.items():
-        if (key == "memory_mib" or key in limits) and (lines := _lines(groups, key, float)):
-            if key == "predicted_latency_ms" and any(run.is_modelled for run in runs):
-                title += ", modelled"
-            figure = draw_lines(title, words, lines, limits=limits.get(key))
-            label = f"{title} over the rounds, against the budgets"
-            panels.append(Panel(f"budget-{key.partition('_')[0]}", label, figure))
-    caption = (
-        "What the widths of each round cost, rounded to whole channels, and the budgets across, each for the runs that "
-        "have it. A search that projects onto its budgets is never above them."
-    )
-    return [Panels(panels, caption)]
 
 
 # --- files and latency --------------------------------------------------------------------------

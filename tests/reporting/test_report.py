@@ -32,6 +32,7 @@ from dmsflow.network import cost, profile
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
 from dmsflow.reporting import figures, page, report, runs, sections
+from dmsflow.reporting import rounds as over_rounds
 from dmsflow.settings import Data
 
 VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
@@ -572,9 +573,9 @@ def test_many_settings_are_named_by_markers_and_colours(tmp_path: Path) -> None:
 
 
 def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
-    for at in range(sections.MOST_LINES + 1):
+    for at in range(over_rounds.MOST_LINES + 1):
         write(tmp_path / f"{at}", seed=at, top1=None)
-    (line,) = sections._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
+    (line,) = over_rounds._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
     assert line.label == "gradient, 0.1 MiB, mean of 17"
     assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
 
