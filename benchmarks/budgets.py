@@ -18,7 +18,7 @@ import jobs
 import script
 from jobs import Job, Runs
 
-from dmsflow import settings
+from dmsflow import preset, settings
 from dmsflow.network.network import load_network
 from dmsflow.searching import budget
 from dmsflow.searching.budget import Budgets
@@ -112,7 +112,7 @@ def searched(cell: Cell, method: str, seed: int) -> Job:
 def papers(cell: Cell, seed: int, **others: Any) -> Job:
     """Searched as the paper says, literally, with other settings where they differ from its preset; and trained."""
     search = {
-        **settings.load_preset("search", "paper"),
+        **preset.load_preset("search", "paper"),
         "step_size": PAPER_STEP_SIZE[cell.network],
         **others,
         **cell.budgets(),

@@ -28,7 +28,7 @@ import script
 from budgets import Cell
 from jobs import Job, Runs
 
-from dmsflow import settings
+from dmsflow import preset
 from dmsflow.network.network import load_network
 from dmsflow.searching import budget
 from dmsflow.terminal import print_table
@@ -97,7 +97,7 @@ def _phases(weight_steps: int, width_batches: int, **others: Any) -> dict[str, A
     return {"weight_steps": weight_steps, "width_batches": width_batches, **others}
 
 
-_SCHEDULE = settings.load_preset("train", "paper")
+_SCHEDULE = preset.load_preset("train", "paper")
 _FROM_FLOAT = {"from_float": True, "float_epochs": 200}
 _TOY: dict[str, Any] = {"rounds": 1, "weight_steps": 1, "width_batches": 1, "batch_size": 4}
 _LARGE = {"weight_decay": 2e-4}  # what the paper says of DMS-B; here of all as large, and of 4×

@@ -6,15 +6,16 @@ They write the same manifests as the command line, so the two can be mixed. Noth
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
-from dmsflow import manifest, options, settings
+from dmsflow import manifest, options, preset, settings
 from dmsflow.datasets import Dataset, arrays
 from dmsflow.datasets.arrays import make_dataset
 from dmsflow.errors import DmsflowError
@@ -64,73 +65,50 @@ class Result:
         return {role: self.path.parent / artifact.path for role, artifact in self.manifest.artifacts.items()}
 
 
+def _metric(name: str, doc: str) -> Any:
+    """An attribute of a result that is one of its metrics; None where the stage did not record it."""
+    return property(lambda result: result.metrics.get(name), doc=doc)
+
+
 class Searched(Result):
     """The widths of a search, and what they cost."""
 
-    @property
-    def memory_mib(self) -> float:
-        """MiB of parameters."""
-        return float(self.metrics["memory_mib"])
-
-    @property
-    def macs_m(self) -> float:
-        """Million multiply-accumulates for one image."""
-        return float(self.metrics["macs_m"])
-
-    @property
-    def latency_ms(self) -> float | None:
-        """Milliseconds for one image, as the profile predicts them; None without a profile."""
-        return self.metrics.get("predicted_latency_ms")
-
-    @property
-    def comparison(self) -> list[dict[str, Any]]:
-        """The searched widths and the baselines on held-out images, a row each; empty for a baseline."""
-        return list(self.metrics.get("comparison", ()))
+    memory_mib: float = _metric("memory_mib", "MiB of parameters.")
+    macs_m: float = _metric("macs_m", "Million multiply-accumulates for one image.")
+    file_kib: float = _metric("file_kib", "KiB of the .tflite file, predicted.")
+    latency_ms: float | None = _metric("predicted_latency_ms", "Milliseconds for one image, predicted by the profile.")
+    comparison: list[dict[str, Any]] | None = _metric(
+        "comparison", "The searched widths and the baselines on held-out images, a row each; None for a baseline."
+    )
 
 
 class Trained(Result):
     """A trained network."""
 
-    @property
-    def top1_percent(self) -> float:
-        """Top-1 accuracy on the test images, in percent."""
-        return float(self.metrics["top1_percent"])
-
-    @property
-    def epochs(self) -> int:
-        return int(self.metrics["epochs"])
+    top1_percent: float = _metric("top1_percent", "Top-1 accuracy on the test images, in percent.")
+    epochs: int = _metric("epochs", "Passes over the training images.")
 
 
 class Exported(Result):
     """A model file, checked against the integer graph."""
+
+    file_bytes: int = _metric("file_bytes", "Size of the file.")
 
     @property
     def file(self) -> Path:
         """The .tflite or .onnx file."""
         return self.files["model"]
 
-    @property
-    def file_bytes(self) -> int:
-        return self.manifest.artifacts["model"].size_bytes
-
 
 class Benched(Result):
-    """The measurements of a file on a device."""
+    """What a device measured of a file."""
 
-    @property
-    def latency_ms(self) -> float:
-        """Milliseconds for one image, the median."""
-        return float(self.metrics["latency_ms_median"])
-
-    @property
-    def top1_percent(self) -> float | None:
-        """Top-1 accuracy of the file on the test images, in percent; None where it was not measured."""
-        return self.metrics.get("top1_percent")
+    latency_ms: float = _metric("latency_ms_median", "Milliseconds for one image, the median.")
+    top1_percent: float | None = _metric("top1_percent", "Top-1 accuracy of the file, in percent; None: not measured.")
 
 
 Listener: TypeAlias = Callable[[Progress], object]
 Source: TypeAlias = Result | Path | str
-R = TypeVar("R", bound=Result)
 
 
 def search(
@@ -166,18 +144,16 @@ def search(
         DmsflowError: something the caller can put right. BudgetMissed: no widths meet the budgets.
     """
     with _in_python():
-        title = network.name if isinstance(network, Network) else Path(network).stem
-        named = Path(dataset.partition(":")[0]).stem if isinstance(dataset, str) else "arrays"
-        folder = (
-            Path(out) if out else Path("runs") / f"{title}-{'image-folder' if isinstance(dataset, Path) else named}"
-        )
+        title = network.name if isinstance(network, Network) else str(network)
+        kind = "image-folder" if isinstance(dataset, Path) else dataset if isinstance(dataset, str) else "arrays"
+        folder = Path(out) if out else manifest.run_folder(title, kind)
         of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
-        of_data["name"] = _name_dataset(dataset, folder)
+        of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
         chosen = {"network": _name_network(network, folder), **given}
-        source = settings.resolve(Data, **_plain(of_data))
-        flow = {"resume": resume, "force": force, "download": download}
-        call = _Call("search", preset, effort, progress, verbose)
-        return call.run(Searched, source, folder, chosen, of_data, flow)
+        how = _How(folder, progress, verbose, {"resume": resume, "force": force, "download": download})
+        source = settings.resolve(Data, **of_data)
+        words = options.as_words("data", of_data)
+        return Searched(*how.run("search", source, words, chosen, preset=preset, effort=effort))
 
 
 def train(
@@ -204,8 +180,8 @@ def train(
     """
     with _in_python():
         path, folder = _find(source, "train", out)
-        call = _Call("train", preset, effort, progress, verbose)
-        return call.run(Trained, path, folder, given, {}, {"resume": resume, "force": force})
+        how = _How(folder, progress, verbose, {"resume": resume, "force": force})
+        return Trained(*how.run("train", path, [str(path)], given, preset=preset, effort=effort))
 
 
 def export(
@@ -227,8 +203,8 @@ def export(
     """
     with _in_python():
         path, folder = _find(source, "export", out, given.get("target", settings.ExportSettings().target))
-        call = _Call("export", verbose=verbose)
-        return call.run(Exported, path, folder, given, {}, {"resume": resume, "force": force})
+        how = _How(folder, None, verbose, {"resume": resume, "force": force})
+        return Exported(*how.run("export", path, [str(path)], given))
 
 
 def bench(
@@ -253,11 +229,11 @@ def bench(
     with _in_python():
         target = shipped.choose_target(settings.resolve(settings.BenchSettings, **_plain(given)))
         path, folder = _find(source, "bench", out, target)
+        how = _How(folder, progress, verbose, {"resume": resume, "force": force})
         if shipped.is_model(path):
-            name = path.parent.name
-            path = export(name, target=target, out=folder, verbose=verbose, resume=not force, force=force).path
-        call = _Call("bench", progress=progress, verbose=verbose)
-        return call.run(Benched, path, folder, given, {}, {"resume": resume, "force": force})
+            with how.listening():
+                path = shipped.export_model(path, target, folder, force=force)
+        return Benched(*how.run("bench", path, [str(path)], given))
 
 
 def load(source: Path | str) -> Result:
@@ -276,40 +252,40 @@ def load(source: Path | str) -> Result:
 
 
 @dataclass(frozen=True)
-class _Call:
-    stage: str
-    preset: str | None = None
-    effort: str = "normal"
-    progress: Listener | None = None
-    verbose: bool = False
+class _How:
+    folder: Path
+    progress: Listener | None
+    verbose: bool
+    flow: Mapping[str, bool]
+
+    def listening(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is printed inside, unless the caller asked for it."""
+        quiet = self.progress or not self.verbose
+        return heard_by(self.progress or (lambda _: None)) if quiet else contextlib.nullcontext()
 
     def run(
-        self,
-        kind: type[R],
-        source: Any,
-        folder: Path,
-        given: Mapping[str, Any],
-        of_data: Mapping[str, Any],
-        flow: Mapping[str, bool],
-    ) -> R:
-        """Do the stage, with the settings of the preset and those given."""
-        record, values = options.RECORDS[self.stage], dict[str, Any]()
-        if self.preset:
-            values = settings.scale_effort(record, settings.load_preset(self.stage, self.preset), self.effort)
-        wanted = settings.resolve(record, **values | _plain(given))
-        command = [*options.as_words("data", of_data), *options.as_words(self.stage, _plain(given))]
-        command += [] if isinstance(source, Data) else [str(source)]
-        command += ["--preset", self.preset, "--effort", self.effort] if self.preset else []
-        how = Flow(("dmsflow", self.stage, *command, "--out", str(folder)), **flow)
+        self, stage: str, source: Any, words: list[str], given: Mapping[str, Any], **base: str
+    ) -> tuple[Path, Manifest]:
+        """Do the stage, with the settings of the preset and those given; its manifest.
+
+        Args:
+            words: of the command line, for the source.
+            base: preset and effort, of a stage that has them.
+        """
+        given = _plain(given)
+        values = preset.from_preset(options.RECORDS[stage], stage, **base) if base else {}
+        wanted = settings.resolve(options.RECORDS[stage], **values | given)
+        words = [*words, *options.as_words(stage, given), "--out", str(self.folder)]
+        words += [word for name, value in base.items() for word in (f"--{name}", value)]
+        flow = Flow(("dmsflow", stage, *words), **self.flow)
         with contextlib.ExitStack() as stack:
-            if self.stage in ("search", "train"):
+            if stage in ("search", "train"):
                 from dmsflow.training.place import torch_unchanged
 
                 stack.enter_context(torch_unchanged())
-            if self.progress or not self.verbose:
-                stack.enter_context(heard_by(self.progress or (lambda _: None)))
-            path = manifest.import_stage(self.stage).run_stage(source, wanted, folder, how)
-        return kind(path, manifest.load_manifest(path, bare=True))
+            stack.enter_context(self.listening())
+            path = manifest.import_stage(stage).run_stage(source, wanted, self.folder, flow)
+        return path, manifest.load_manifest(path, bare=True)
 
 
 def _find(source: Source, stage: str, out: Path | str | None, target: str = "") -> tuple[Path, Path]:
@@ -322,8 +298,9 @@ def _name_network(network: str | Path | Network, folder: Path) -> str:
     """The name by which a search loads the network; an object is written to `folder` first."""
     if not isinstance(network, Network):
         return str(network)
-    path = folder / "network.json"
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(network), indent=1) + b"\n")
+    content = msgspec.json.format(msgspec.json.encode(network), indent=1) + b"\n"
+    path = folder / f"network-{hashlib.sha256(content).hexdigest()[:12]}.json"
+    write_atomically(path, content)
     return str(path)
 
 

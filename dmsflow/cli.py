@@ -17,7 +17,7 @@ from typing import Any
 import click
 import msgspec
 
-from dmsflow import __version__, doctor, environment, manifest, options, settings
+from dmsflow import __version__, doctor, environment, manifest, options
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.reporting import shipped
@@ -57,7 +57,7 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
     """
     settings = options.resolved(ctx, "search")
     data = options.resolved(ctx, "data")
-    _start_stage(ctx, "search", data, settings, _default_out(data, settings))
+    _start_stage(ctx, "search", data, settings, manifest.run_folder(settings.network, data.name))
 
 
 @cli.command("train", cls=options.StageCommand)
@@ -109,15 +109,12 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     chosen, given = options.resolved(ctx, "bench"), ctx.params
     target = shipped.choose_target(chosen)
     out = given["out"] or shipped.default_out(source, target)
+    if shipped.is_model(source) and given["dry_run"]:
+        _print_plan("export", shipped.plan_export(source, target, out))
+        _print_plan("bench", msgspec.to_builtins(chosen).items())
+        return
     if shipped.is_model(source):
-        export, source = manifest.import_stage("export"), source.with_name("train.json")
-        wanted = settings.ExportSettings(target=target)
-        if given["dry_run"]:
-            _print_plan("export", export.plan_stage(source, wanted, out))
-            _print_plan("bench", msgspec.to_builtins(chosen).items())
-            return
-        command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
-        source = export.run_stage(source, wanted, out, manifest.Flow(command, not given["force"], given["force"]))
+        source = shipped.export_model(source, target, out, force=given["force"])
     _start_stage(ctx, "bench", source, chosen, out)
 
 
@@ -177,7 +174,7 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
     _check_one_of(resume, force)
     chosen = {record: options.resolved(ctx, record) for record in options.RUN_OPTIONS}
     source = chosen["data"]
-    out = ctx.params["out"] or _default_out(source, chosen["search"])
+    out = ctx.params["out"] or manifest.run_folder(chosen["search"].network, source.name)
     _check_ahead(chosen)
     from dmsflow.reporting import show
 
@@ -211,16 +208,12 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     if chosen["bench"].images:
         raise click.UsageError("--images is only for bench of a file without a manifest: use --dataset.")
     if chosen["search"].file_kib and target.suffix != ".tflite":
-        right = f"leave it out, or give a target that is no {target.suffix} file, such as arm64"
-        raise DmsflowError("--file-kib", f"is a budget of .tflite files, and --target is {target.name}", right)
+        what = f"is a budget of .tflite files, and target {target.name} has {target.suffix} files"
+        raise DmsflowError("--file-kib", what, "leave it out, or use another target, such as arm64")
     if name := chosen["search"].profile:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
         if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
-
-
-def _default_out(data: settings.Data, chosen: settings.SearchSettings) -> Path:
-    return Path("runs") / f"{Path(chosen.network).stem}-{Path(data.name.split(':')[0]).stem}"
 
 
 def _check_one_of(resume: bool, force: bool) -> None:

@@ -229,6 +229,15 @@ def find_change(done: Manifest, settings: msgspec.Struct, ignored: Collection[st
     return find_difference(recorded, settings, {"device", "threads", *unknown, *ignored})
 
 
+def run_folder(network: str, dataset: str) -> Path:
+    """Where a run is written that has no other folder; of paths and arguments only the name is taken.
+
+    >>> run_folder("nets/small.py", "image-folder:photos").as_posix()
+    'runs/small-image-folder'
+    """
+    return Path("runs") / f"{Path(network).stem}-{Path(dataset.partition(':')[0]).stem}"
+
+
 class StageModule(Protocol):
     """What the module of each stage has: search, train, export and bench.
 

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 from msgspec import inspect
 
-from dmsflow import plugin, settings
+from dmsflow import plugin, preset, settings
 from dmsflow.deploying.target import list_targets
 from dmsflow.errors import DmsflowError
 from dmsflow.reporting import shipped
@@ -206,7 +206,7 @@ COMPLETED: dict[str, Callable[[], list[str]]] = {
     "dataset": lambda: plugin.list_plugins("datasets"),
     "target": list_targets,
     "profile": lambda: importlib.import_module("dmsflow.network.profile").profile_names(),
-    "preset": settings.preset_names,
+    "preset": preset.preset_names,
 }
 
 
@@ -247,7 +247,7 @@ def flow_options(out: str) -> Callable[[Command], Command]:
 EFFORT_HELP = "Scale the preset: quick has half of its rounds and a quarter of its epochs, long 2 and 8 times as many."
 PRESET_HELP = "Take settings from a preset (dmsflow list presets) or from the path of a .toml file."
 SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
-EFFORTS = click.Choice(list(settings.EFFORTS))
+EFFORTS = click.Choice(list(preset.EFFORTS))
 COMPLETE_PRESET = _completion(COMPLETED["preset"])
 preset_options: Callable[[Any], Any] = _add(
     click.Option(["--effort"], type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
@@ -265,10 +265,9 @@ def resolved(ctx: click.Context, record: str) -> Any:
     """A settings record: its defaults, then preset, effort, --set, and options and environment variables."""
     values: dict[str, Any] = {}
     if "preset" in ctx.params:
-        values = settings.load_preset(record, ctx.params["preset"])
-        values = settings.scale_effort(RECORDS[record], values, ctx.params["effort"])
+        values = preset.from_preset(RECORDS[record], record, ctx.params["preset"], ctx.params["effort"])
     kinds = {each: RECORDS[each] for each in _records_of(ctx.command)}
-    values |= settings.parse_assignments(record, kinds, ctx.params.get("set", ()))
+    values |= preset.parse_assignments(record, kinds, ctx.params.get("set", ()))
     for param in ctx.command.params:
         if not isinstance(param, SettingOption) or record not in param.records or not param.name:
             continue

@@ -111,7 +111,9 @@ def test_the_caller_s_torch_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_network_can_be_an_object(tmp_path: Path) -> None:
     network = load_network("resnet18", 1, 32, 10)
     found = dmsflow.search(network, out=tmp_path, **BASELINE)
-    assert found.network == network and found.manifest.settings["network"] == str(tmp_path / "network.json")
+    assert found.network == network and [found.manifest.settings["network"]] == list(
+        map(str, tmp_path.glob("network-*.json"))
+    )
     with pytest.raises(dmsflow.DmsflowError, match="is for .* and the images have"):
         dmsflow.search(load_network("resnet18", 3, 32, 10), out=tmp_path / "other", **BASELINE)
     (tmp_path / "broken.json").write_text("{}")

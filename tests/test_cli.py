@@ -375,7 +375,7 @@ def test_a_dry_run_writes_nothing_and_decodes_nothing(
 
 def test_a_budget_of_the_file_is_refused_for_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--file-kib", "60", "--target", "onnx", "--out", str(tmp_path / "a")]) == 1
-    said = "dmsflow: --file-kib: is a budget of .tflite files, and --target is onnx; leave it out"
+    said = "dmsflow: --file-kib: is a budget of .tflite files, and target onnx has .onnx files; leave it out"
     assert capsys.readouterr().err.startswith(said) and not list(tmp_path.iterdir())
 
 

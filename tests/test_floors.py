@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first: packages, and modules of the root.
 FLOORS = (
-    ("errors", "files", "terminal", "environment", "settings", "plugin", "native"),
+    ("errors", "files", "terminal", "environment", "settings", "preset", "plugin", "native"),
     ("network", "datasets", "modelfile"),
     ("manifest",),
     ("deploying",),

@@ -7,47 +7,47 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsflow import settings
+from dmsflow import preset, settings
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import BenchSettings, ExportSettings, SearchSettings, TrainSettings
 
 STAGES = {"search": SearchSettings, "train": TrainSettings}
-PRESETS = sorted(path.stem for path in settings.PRESETS.glob("*.toml"))
+PRESETS = sorted(path.stem for path in preset.PRESETS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_presets_resolve(name: str, stage: str) -> None:
-    values = settings.load_preset(stage, name)
+    values = preset.load_preset(stage, name)
     resolved = settings.resolve(STAGES[stage], **values)
     for field, value in values.items():
         assert getattr(resolved, field) == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_quick_is_the_defaults() -> None:
-    assert settings.load_preset("search", "quick") == {}
-    assert settings.load_preset("train", "quick") == {}
+    assert preset.load_preset("search", "quick") == {}
+    assert preset.load_preset("train", "quick") == {}
 
 
 def test_paper_is_the_paper() -> None:
-    search = settings.resolve(SearchSettings, **settings.load_preset("search", "paper"))
+    search = settings.resolve(SearchSettings, **preset.load_preset("search", "paper"))
     assert (search.method, search.penalty, search.start_ratio) == ("published", 0.01, 1.5)
     assert (search.sigma_start, search.sigma_end, search.min_ratio, search.batch_size) == (1.0, 0.3, 0.3, 64)
     assert search.rounds * search.weight_epochs == 250  # type: ignore[operator]
-    train = settings.resolve(TrainSettings, **settings.load_preset("train", "paper"))
+    train = settings.resolve(TrainSettings, **preset.load_preset("train", "paper"))
     assert (train.epochs, train.learning_rate, train.milestones) == (300, 0.1, (140, 220, 260))
 
 
 def test_an_unknown_preset() -> None:
     with pytest.raises(DmsflowError, match=r"^--preset slow: is unknown; use one of .*paper.*quick"):
-        settings.load_preset("search", "slow")
+        preset.load_preset("search", "slow")
 
 
 def test_a_broken_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text("[search\n")
-    monkeypatch.setattr(settings, "PRESETS", tmp_path)
+    monkeypatch.setattr(preset, "PRESETS", tmp_path)
     with pytest.raises(DmsflowError, match=r"mine\.toml: is not TOML .*; correct the file"):
-        settings.load_preset("search", "mine")
+        preset.load_preset("search", "mine")
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:
         DmsflowError,
         match=r"mine.toml: has an unknown table 'serch'; use only the tables \[search\] \[train\] \[export\] \[bench\]",
     ):
-        settings.load_preset("search", str(path))
+        preset.load_preset("search", str(path))

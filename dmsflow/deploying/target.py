@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import shipped_folder
-from dmsflow.settings import read_toml
+from dmsflow.preset import read_toml
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

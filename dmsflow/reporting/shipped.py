@@ -8,7 +8,7 @@ from typing import TextIO
 
 from dmsflow import manifest, plugin
 from dmsflow.errors import DmsflowError
-from dmsflow.settings import BenchSettings
+from dmsflow.settings import BenchSettings, ExportSettings
 from dmsflow.terminal import print_table
 
 FILES = (".json", ".tflite", ".onnx")  # what a path that a command reads ends in
@@ -54,6 +54,18 @@ def choose_target(settings: BenchSettings) -> str:
         return "android-arm64" if device == "adb" else "arm64"
     arm = "macos-arm64" if platform.system() == "Darwin" else "arm64"
     return arm if platform.machine() in ("arm64", "aarch64") else "x86-64"
+
+
+def plan_export(source: Path, target: str, out: Path) -> list[tuple[str, str]]:
+    """What `export_model` would do, as rows of a table."""
+    return manifest.import_stage("export").plan_stage(source, ExportSettings(target=target), out)
+
+
+def export_model(source: Path, target: str, out: Path, *, force: bool = False) -> Path:
+    """Export a model for a target, unless that is done; the path of export.json. Errors as export."""
+    command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
+    flow = manifest.Flow(command, resume=not force, force=force)
+    return manifest.import_stage("export").run_stage(source, ExportSettings(target=target), out, flow)
 
 
 def print_models(stream: TextIO) -> None:

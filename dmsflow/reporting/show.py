@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from dmsflow import manifest, plugin, settings
+from dmsflow import manifest, plugin, preset
 from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
@@ -232,7 +232,7 @@ def listing(kind: str) -> list[tuple[str, str]]:
     if kind == "targets":
         return [(name, load_target(name).description) for name in list_targets()]
     if kind == "presets":  # described by a comment on their first line
-        paths = sorted(settings.PRESETS.glob("*.toml"))
+        paths = sorted(preset.PRESETS.glob("*.toml"))
         return [(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")) for path in paths]
     if kind == "profiles":
         return [(name, _describe_profile(name)) for name in profile.profile_names()]

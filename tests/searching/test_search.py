@@ -109,7 +109,8 @@ def test_the_widths_move_and_sigma_deflates(tmp_path: Path) -> None:
 
 def test_the_paper_preset_searches(tmp_path: Path) -> None:
     """Its values, on a short schedule; it may start above the budget and must end below."""
-    from dmsflow.settings import load_preset, resolve
+    from dmsflow.preset import load_preset
+    from dmsflow.settings import resolve
 
     chosen = resolve(
         SearchSettings, **{**load_preset("search", "paper"), "rounds": 2, "weight_epochs": 0.1, "threads": 1}

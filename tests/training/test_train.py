@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from dmsflow import datasets
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest, save_manifest
+from dmsflow.preset import load_preset
 from dmsflow.searching import search
-from dmsflow.settings import Data, SearchSettings, TrainSettings, load_preset, resolve
+from dmsflow.settings import Data, SearchSettings, TrainSettings, resolve
 from dmsflow.training import checkpoint, train
 from dmsflow.training.batches import Batches, Order
 from dmsflow.training.place import Place, choose_place
