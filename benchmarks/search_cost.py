@@ -27,6 +27,7 @@ from dmsflow.network.network import load_network
 from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.budget import Budgets, Range
 from dmsflow.searching.descent import Descent
+from dmsflow.searching.file_size import FileSize
 from dmsflow.searching.supernetwork import Schedule
 from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.terminal import print_table
@@ -105,7 +106,9 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     bases, most = (np.array(values, np.float64) for values in (list(network.widths.values()), largest))
     limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
-    net = supernetwork.begin(settings, Budgets(network, limits, Range(1 / bases, most / bases)), dataset, 0)
+    net = supernetwork.begin(
+        settings, Budgets(network, limits, Range(1 / bases, most / bases), FileSize(network)), dataset, 0
+    )
     # Around the widest but one: a channel on each side, or everything down to one channel.
     net.at = Schedule((most - 1) / bases, (most - 1) / bases)
     reach = np.ones_like(most) if narrow else most

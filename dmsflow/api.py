@@ -24,7 +24,7 @@ from dmsflow.manifest import Flow, Manifest
 from dmsflow.network import Network
 from dmsflow.reporting import shipped
 from dmsflow.settings import Data
-from dmsflow.terminal import Progress, heard_by
+from dmsflow.terminal import Progress, listening
 
 FLAGS = ("align", "download", "force", "from_float", "operations", "resume", "tensorboard")
 
@@ -231,7 +231,7 @@ def bench(
         path, folder = _find(source, "bench", out, target)
         how = _How(folder, progress, verbose, {"resume": resume, "force": force})
         if shipped.is_model(path):
-            with how.listening():
+            with how.quietly():
                 path = shipped.export_model(path, target, folder, force=force)
         return Benched(*how.run("bench", path, [str(path)], given))
 
@@ -258,10 +258,10 @@ class _How:
     verbose: bool
     flow: Mapping[str, bool]
 
-    def listening(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing is printed inside, unless the caller asked for it."""
+    def quietly(self) -> contextlib.AbstractContextManager[None]:
+        """Print nothing inside, unless the caller wants to see it."""
         quiet = self.progress or not self.verbose
-        return heard_by(self.progress or (lambda _: None)) if quiet else contextlib.nullcontext()
+        return listening(self.progress or (lambda _: None)) if quiet else contextlib.nullcontext()
 
     def run(
         self, stage: str, source: Any, words: list[str], given: Mapping[str, Any], **base: str
@@ -283,7 +283,7 @@ class _How:
                 from dmsflow.training.place import torch_unchanged
 
                 stack.enter_context(torch_unchanged())
-            stack.enter_context(self.listening())
+            stack.enter_context(self.quietly())
             path = manifest.import_stage(stage).run_stage(source, wanted, self.folder, flow)
         return path, manifest.load_manifest(path, bare=True)
 

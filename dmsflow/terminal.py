@@ -49,7 +49,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextlib.contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> Iterator[None]:
     """Give progress to a function, and print nothing, inside the block."""
     token = _listener.set(listener)
     try:

@@ -27,14 +27,14 @@ def images(count: int = 20, side: int = 32, channels: int = 1) -> tuple[np.ndarr
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """All four stages, and the progress that they told."""
-    heard: list[dmsflow.Progress] = []
+    """All four stages, and their progress."""
+    calls_made: list[dmsflow.Progress] = []
     found = dmsflow.search(
-        dataset="digits", memory_mib=0.02, out=tmp_path_factory.mktemp("api"), progress=heard.append, **SHORT
+        dataset="digits", memory_mib=0.02, out=tmp_path_factory.mktemp("api"), progress=calls_made.append, **SHORT
     )
-    trained = dmsflow.train(found, epochs=2, threads=1, progress=heard.append)
+    trained = dmsflow.train(found, epochs=2, threads=1, progress=calls_made.append)
     exported = dmsflow.export(trained, check_images=20)
-    return found, trained, exported, dmsflow.bench(exported, runs=3, baseline=False), heard
+    return found, trained, exported, dmsflow.bench(exported, runs=3, baseline=False), calls_made
 
 
 def test_stages_give_what_they_found(chain: tuple[Any, ...]) -> None:
@@ -47,12 +47,12 @@ def test_stages_give_what_they_found(chain: tuple[Any, ...]) -> None:
     assert str(found.path) in repr(found) and found.files["log"].exists()
 
 
-def test_progress_is_told_to_the_end(chain: tuple[Any, ...]) -> None:
-    heard = chain[-1]
+def test_progress_is_given_to_the_end(chain: tuple[Any, ...]) -> None:
+    calls_made = chain[-1]
     for title, unit in (("search", "round"), ("train", "epoch")):
-        told = [each for each in heard if each.title == title]
-        assert [each.done for each in told] == [1, 2] and {(each.unit, each.total) for each in told} == {(unit, 2)}
-        assert told[-1].seconds_left == 0 and str(told[-1]).startswith(f"{title}: {unit} 2/2")
+        calls = [each for each in calls_made if each.title == title]
+        assert [each.done for each in calls] == [1, 2] and {(each.unit, each.total) for each in calls} == {(unit, 2)}
+        assert calls[-1].seconds_left == 0 and str(calls[-1]).startswith(f"{title}: {unit} 2/2")
 
 
 def test_the_command_line_makes_the_same_files(chain: tuple[Any, ...], tmp_path: Path) -> None:

@@ -82,12 +82,14 @@ class Budgets:
     Attributes:
         limits: at least one.
         bounds: from min_ratio to max_ratio, but never below one channel nor wider than the profile has measured.
+        file_size: of the .tflite file.
         latency: the prediction of the profile, if there is one.
     """
 
     network: Network
     limits: tuple[Budget, ...]
     bounds: Range
+    file_size: FileSize
     latency: Latency | None = None
 
     @classmethod
@@ -97,7 +99,7 @@ class Budgets:
         Raises:
             DmsflowError: a latency budget, and no profile to predict with.
         """
-        limits = []
+        limits, file_size = [], FileSize(network)
         if settings.memory_mib is not None:
             limits.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
         if settings.macs_m is not None:
@@ -108,24 +110,19 @@ class Budgets:
                 raise DmsflowError("--latency-ms", "needs --profile, the times of a device", right)
             limits.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
         if settings.file_kib is not None:
-            limits.append(Budget("file", "KiB", settings.file_kib, FileSize(network).kib))
+            limits.append(Budget("file", "KiB", settings.file_kib, file_size.kib))
         limits = limits or [Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib)]
         bases = np.array(list(network.widths.values()), np.float64)
         low, high = np.maximum(settings.min_ratio, 1 / bases), np.full_like(bases, settings.max_ratio)
         if latency:
             widest = latency.widest()
             high = np.minimum(high, np.array([widest[name] for name in network.widths]) / bases)
-        return cls(network, tuple(limits), Range(low, np.maximum(low, high)), latency)
+        return cls(network, tuple(limits), Range(low, np.maximum(low, high)), file_size, latency)
 
     @functools.cached_property
     def base(self) -> Ratios:
         """Channels at ratio 1, [n]."""
         return np.array(list(self.network.widths.values()), np.float64)
-
-    @functools.cached_property
-    def file_size(self) -> FileSize:
-        """Of the .tflite file."""
-        return FileSize(self.network)
 
     # --- what widths cost ---
 

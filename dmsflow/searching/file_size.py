@@ -6,6 +6,7 @@ once, on a file that the exporter writes of the network with few channels and ra
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +30,12 @@ class FileSize:
     """Predicts the bytes of the file of a network at any widths, to 2 %."""
 
     def __init__(self, network: Network) -> None:
-        self.blocks = fused_blocks(network)
-        widths = dict.fromkeys(network.widths, FEW_CHANNELS)
+        self.network, self.blocks = network, fused_blocks(network)
+
+    @functools.cached_property
+    def graph_bytes(self) -> int:
+        """All but the constants, in a file of few channels."""
+        network, widths = self.network, dict.fromkeys(self.network.widths, FEW_CHANNELS)
         noise = np.random.default_rng(0)
         # Equal constants are stored once, and those of a trained network never are equal.
         weights = {
@@ -38,7 +43,7 @@ class FileSize:
             for name, array in draw_weights(network, widths).items()
         }
         graph = folding.fold(network, widths, weights, np.zeros(network.channels), np.ones(network.channels))
-        self.graph_bytes = len(_flatbuffer.dumps(LceWriter(graph).model())) - self.constant_bytes(widths)
+        return len(_flatbuffer.dumps(LceWriter(graph).model())) - int(self.constant_bytes(widths))
 
     def kib(self, _: Network, widths: Mapping[str, Any]) -> Any:
         """KiB of the file; of tensors a smooth stand-in, in which words are not whole."""

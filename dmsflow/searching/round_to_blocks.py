@@ -21,15 +21,6 @@ LARGEST_CHANGE = 0.2  # of a width: further away it would be another network, no
 Widths = dict[str, int]
 
 
-def stored_bytes(network: Network, widths: Mapping[str, int]) -> float:
-    """Bytes of all parameters as a file stores them: `cost.memory_bytes` with binary convs' inputs in whole words."""
-    keys, total = out_widths(network), 0.0
-    for size in cost.layer_bytes(network, widths):
-        reads = value(widths, keys[network.layer(size.layer).inputs[0]])
-        total += size.float_bytes + size.binary_bytes * round_up(reads, BLOCKS.inputs) / reads
-    return total
-
-
 def padded_macs(network: Network, widths: Mapping[str, int]) -> float:
     """Multiply-accumulates for one image as the kernels do them: binary ones on whole words and blocks."""
     keys, sizes, total = out_widths(network), resolutions(network), 0.0
@@ -45,7 +36,7 @@ def padded_macs(network: Network, widths: Mapping[str, int]) -> float:
 def round_widths(budgets: Budgets, widths: Widths, widest: Mapping[str, int]) -> Widths:
     """Widths on multiples of the blocks, as near to the given ones as no cost allows to grow.
 
-    The costs are bytes stored, and time: by the profile, or without one the multiply-accumulates that the
+    The costs are the size of the file, and time: by the profile, or without one the multiply-accumulates that the
     kernels do. The given widths are returned where no others stay within these and every budget.
 
     Args:
@@ -54,7 +45,7 @@ def round_widths(budgets: Budgets, widths: Widths, widest: Mapping[str, int]) ->
 
     def costs(each: Widths) -> tuple[float, float]:
         time = float(budgets.latency(each)) if budgets.latency else padded_macs(budgets.network, each)
-        return stored_bytes(budgets.network, each), time
+        return budgets.file_size.kib(budgets.network, each), time
 
     limits = costs(widths)
     top = {name: min(math.floor(width * (1 + LARGEST_CHANGE)), widest[name]) for name, width in widths.items()}

@@ -21,7 +21,7 @@ from dmsflow.searching.budget import MEGA, Budgets, Ratios
 from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.evolution import count_equal_effort, evolve
-from dmsflow.searching.round_to_blocks import padded_macs, round_widths, stored_bytes
+from dmsflow.searching.round_to_blocks import padded_macs, round_widths
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.settings import Data, SearchSettings, anchored
 from dmsflow.terminal import format_threads, print_line
@@ -163,15 +163,13 @@ def align(net: SuperNetwork, widths: dict[str, int]) -> tuple[dict[str, int], di
 
     Returns:
         The widths to keep; and what was compared: "before" and "after", each a row of `compare_widths` with what
-        the file stores (bytes) and the kernels do (million multiply-accumulates), and whether "after" was taken.
+        the kernels do (million multiply-accumulates), and whether "after" was taken.
     """
     network = net.budgets.network
     rounded = round_widths(net.budgets, widths, net.model.widths)
     rows = {}
     for row in compare_widths(net, {"before": widths, "after": rounded}):
-        stored = round(stored_bytes(network, row["widths"]))
-        macs = padded_macs(network, row["widths"]) / MEGA
-        rows[row["name"]] = {**row, "stored_bytes": stored, "padded_macs_m": macs}
+        rows[row["name"]] = {**row, "padded_macs_m": padded_macs(network, row["widths"]) / MEGA}
     taken = rounded != widths and rows["after"]["loss_difference"] <= rows["after"]["standard_error"]
     print_line(_describe_alignment(rows, taken))
     return (rounded if taken else widths), {**rows, "taken": taken}
@@ -181,7 +179,7 @@ def _describe_alignment(rows: dict[str, dict[str, Any]], taken: bool) -> str:
     before, after = rows["before"], rows["after"]
     if before["widths"] == after["widths"]:
         return "Rounding the widths to multiples that the kernels use saves nothing."
-    stored = f"{before['stored_bytes']:,} → {after['stored_bytes']:,} bytes stored"
+    stored = f"file {before['file_kib']:.1f} → {after['file_kib']:.1f} KiB"
     macs = f"{before['padded_macs_m']:.2f} → {after['padded_macs_m']:.2f} M MACs with padding"
     loss = f"loss {after['loss_difference']:+.4f} ± {after['standard_error']:.4f} (standard error, the same images)"
     widths = " ".join(map(str, after["widths"].values()))

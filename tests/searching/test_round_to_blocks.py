@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmsflow.deploying import folding
-from dmsflow.deploying.exporters import lce
-from dmsflow.measuring.random_weights import draw_weights
-from dmsflow.network import cost
 from dmsflow.network.network import Network, load_network
 from dmsflow.searching.budget import Budgets, macs_m, memory_mib
-from dmsflow.searching.round_to_blocks import LARGEST_CHANGE, padded_macs, round_widths, stored_bytes
+from dmsflow.searching.round_to_blocks import LARGEST_CHANGE, padded_macs, round_widths
 from dmsflow.settings import SearchSettings
 
 NETWORKS = {name: load_network(name, 3, 32, 10) for name in ("vgg11", "resnet18")}
@@ -36,7 +30,8 @@ def test_no_cost_grows(name: str, data: st.DataObject) -> None:
     found = round_widths(budgets, widths, FREE)
     assert budgets.met(found)
     macs = [padded_macs(network, each) for each in (widths, found)]
-    saved = [stored_bytes(network, widths) - stored_bytes(network, found), macs[0] - macs[1]]
+    file = [budgets.file_size.kib(network, each) for each in (widths, found)]
+    saved = [file[0] - file[1], macs[0] - macs[1]]
     assert min(saved) >= 0
     assert found == widths or max(saved) > 0  # nothing is given up for nothing
     for key, width in found.items():
@@ -47,9 +42,10 @@ def test_no_cost_grows(name: str, data: st.DataObject) -> None:
 def test_a_width_just_over_a_multiple_goes_back_and_the_others_get_what_that_frees() -> None:
     network = NETWORKS["vgg11"]
     widths = dict(zip(network.widths, (33, 65, 65, 63, 100, 100, 100, 100), strict=True))
-    found = round_widths(exhausted(network, widths), widths, FREE)
+    budgets = exhausted(network, widths)
+    found = round_widths(budgets, widths, FREE)
     assert list(found.values())[:3] == [32, 64, 64]
-    assert stored_bytes(network, found) < 0.9 * stored_bytes(network, widths)
+    assert budgets.file_size.constant_bytes(found) < 0.9 * budgets.file_size.constant_bytes(widths)
 
 
 def test_the_most_channels_are_kept_to() -> None:
@@ -57,14 +53,3 @@ def test_the_most_channels_are_kept_to() -> None:
     widths = dict.fromkeys(network.widths, 60)
     narrow = round_widths(exhausted(network, widths), widths, widths)
     assert set(narrow.values()) == {56}
-
-
-def test_stored_bytes_are_those_of_a_file(tmp_path: Path) -> None:
-    """But for its graph and names, and for batch norms folded into thresholds."""
-    network = NETWORKS["vgg11"]
-    widths = {key: 3 * base + 1 for key, base in network.widths.items()}
-    graph = folding.fold(network, widths, draw_weights(network, widths), (128.0,) * 3, (64.0,) * 3)
-    lce.write(graph, tmp_path / "model.tflite")
-    in_file = sum(lce.layer_bytes(tmp_path / "model.tflite").values())
-    assert in_file == pytest.approx(stored_bytes(network, widths), rel=0.01)
-    assert stored_bytes(network, widths) > 1.05 * cost.memory_bytes(network, widths)

@@ -132,7 +132,7 @@ def test_aligned_widths_are_taken_where_they_are_no_worse(tmp_path: Path, monkey
         assert before["widths"] == plain.widths != after["widths"]
         assert done.widths == (after if error > 0 else before)["widths"]
         assert done.metrics["alignment"]["taken"] == (error > 0)
-        assert after["stored_bytes"] <= before["stored_bytes"] and after["padded_macs_m"] <= before["padded_macs_m"]
+        assert after["file_kib"] <= before["file_kib"] and after["padded_macs_m"] <= before["padded_macs_m"]
 
 
 def with_error(compare: Any, error: float) -> Any:
