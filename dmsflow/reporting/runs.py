@@ -278,15 +278,15 @@ def read_running(log: Path) -> Run:
     try:
         with safe_open(saved, "numpy") as file:
             settings = with_present_names(msgspec.json.decode(file.metadata()["facts"])["settings"])
-    except (OSError, SafetensorError) as error:
-        what = f"is the log of a search that is not finished, and {saved.name} is not there to go on"
+    except (OSError, SafetensorError, msgspec.MsgspecError, TypeError, KeyError) as error:
+        what = f"is the log of a search that is not finished, and {saved.name} is missing or damaged"
         raise DmsflowError(log, what, "search again with --force") from error
     try:
         rounds = LOG.decode_lines(log.read_bytes())
         for row in rounds:
             msgspec.convert(row, Round)
     except msgspec.MsgspecError as error:
-        raise DmsflowError(log, f"is damaged ({error})", "go on with the search: --resume writes it again") from error
+        raise DmsflowError(log, f"is damaged ({error})", "continue the search: --resume writes it again") from error
     if not rounds:
         raise DmsflowError(log, "has no round yet", "wait for the first one")
     name = settings["network"]

@@ -1,4 +1,4 @@
-"""What the comparison at the end of a search says of it, in a sentence. No torch: the report says the same."""
+"""The result of the comparison at the end of a search, in a sentence. No torch, for the report prints it too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ UNUSED_SHARE = 0.9  # a baseline that takes less of a budget is named: it could 
 
 
 def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
-    """Whether the searched widths (the first row) beat the best baseline, or which are taken in their place.
+    """Whether the searched widths (the first row) beat the best baseline, or which widths were kept instead.
 
-    Baselines that leave a budget unused are named; a step of the latency can stop all their widths at once.
+    Baselines that leave a budget unused are named: where a cost moves in steps, a step can stop all their widths at once.
     """
     searched, *baselines = rows
     best = min(baselines, key=lambda row: row["loss_difference"]) if chosen is searched else chosen

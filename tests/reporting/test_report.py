@@ -432,7 +432,7 @@ def test_the_page_of_a_running_search_loads_itself_again_until_the_search_ends(
 
 def test_a_log_without_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (write_running(tmp_path / "run", 2) / "search.checkpoint").unlink()
-    assert "search.jsonl: is the log of a search that is not finished, and search.checkpoint is not there" in refused(
+    assert "search.jsonl: is the log of a search that is not finished, and search.checkpoint is missing" in refused(
         capsys, tmp_path
     )
 
