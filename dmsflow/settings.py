@@ -6,6 +6,7 @@ The command line makes an option of every field, a preset is a TOML file of fiel
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -297,6 +298,8 @@ def resolve(kind: type[S], **values: Any) -> S:
             raise DmsflowError(f"setting {name}", "was removed", REMOVED_FIELDS[name])
         if name in RENAMED_FIELDS:
             raise DmsflowError(f"setting {name}", "was renamed", f"use {RENAMED_FIELDS[name]}")
+        near = difflib.get_close_matches(name, kind.__struct_fields__, 1, cutoff=0)
+        raise DmsflowError(f"setting {name}", "is unknown", f"use a name of docs/settings.md, such as {near[0]}")
     method = values.get("method")
     if isinstance(method, str) and method in RENAMED_METHODS:
         raise DmsflowError(f"method {method}", "was renamed", f"use {RENAMED_METHODS[method]}")

@@ -153,6 +153,7 @@ def test_make_dataset_takes_names_and_augmentation(tmp_path: Path) -> None:
         ((np.zeros((4, 8, 9, 3), np.uint8), np.zeros(4, int)), "give squares"),
         ((np.zeros((4, 8, 8), np.uint8), np.zeros(4)), "train labels: are float64"),
         ((np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)), "train images: are uint8"),
+        (np.zeros((4, 8, 8), np.uint8), "train images: are one array without labels; give train and test, each a pair"),
         (TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4)), "without Normalize"),
         ([(np.zeros((8, 8), np.uint8), 0), (np.zeros((9, 9), np.uint8), 1)], "resize all images to one size"),
     ],
@@ -176,7 +177,9 @@ def test_an_archive_that_lacks_an_array_names_it(tmp_path: Path) -> None:
 
 
 def test_errors_name_arguments_not_options(tmp_path: Path) -> None:
-    with pytest.raises(dmsflow.DmsflowError, match=r"field `memory`"):
+    with pytest.raises(
+        dmsflow.DmsflowError, match="setting memory: is unknown; use a name of docs/settings.md, such as memory_mib"
+    ):
         dmsflow.search(out=tmp_path, memory=3)
     with pytest.raises(dmsflow.DmsflowError, match="train_images 7: is not a multiple"):
         dmsflow.search(out=tmp_path, train_images=7)

@@ -73,6 +73,9 @@ def make_dataset(
     """
     splits = list[ArraySplit]()
     for part, given in (("train", train), ("test", test)):
+        if hasattr(given, "shape"):
+            right = "give train and test, each a pair (images, labels)"
+            raise DmsflowError(f"{part} images", "are one array without labels", right)
         images, labels = given if isinstance(given, tuple) else _read_items(given)
         pixels, numbers = np.asarray(images), np.asarray(labels)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels

@@ -236,7 +236,8 @@ class Budgets:
             if least > budget.limit:
                 where = f"{budget.name} budget of {budget.limit:g} {budget.unit}"
                 facts = ", ".join(f"{name} {figures}" for name, figures in rows)
-                right = f"allow at least {least:.4g} {budget.unit}, or set a smaller search.min_ratio"
+                unit = 10.0 ** (math.floor(math.log10(least)) - 3)  # of the fourth digit, rounded up: it must suffice
+                right = f"allow at least {math.ceil(least / unit) * unit:.4g} {budget.unit}, or set a smaller search.min_ratio"
                 raise DmsflowError(where, f"{self.network.name} cannot be that small ({facts})", right)
         if self.met(largest):
             what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 
 import numpy as np
 import pytest
@@ -142,3 +143,14 @@ def test_budgets_that_leave_nothing_to_choose_are_refused(memory: float) -> None
     budgets = Budgets.from_settings(SearchSettings(memory_mib=memory), NETWORKS["vgg11"])
     with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller budget, or set"):
         budgets.check_feasible()
+
+
+@pytest.mark.parametrize("field", ["memory_mib", "macs_m", "file_kib"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_budget_that_an_error_names_is_enough(name: str, field: str) -> None:
+    def check(limit: float) -> None:
+        Budgets.from_settings(SearchSettings(**{field: limit}), NETWORKS[name]).check_feasible()
+
+    with pytest.raises(DmsflowError, match="allow at least") as refused:
+        check(1e-6)
+    check(float(re.search(r"allow at least ([\d.e+-]+) ", str(refused.value))[1]))
