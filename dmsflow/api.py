@@ -147,10 +147,11 @@ def search(
         title = network.name if isinstance(network, Network) else str(network)
         kind = "image-folder" if isinstance(dataset, Path) else dataset if isinstance(dataset, str) else "arrays"
         folder = Path(out) if out else manifest.run_folder(title, kind)
-        of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
-        of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
-        chosen = {"network": _name_network(network, folder), **given}
         how = _How(folder, progress, verbose, {"resume": resume, "force": force, "download": download})
+        of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
+        with how.quietly():
+            of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
+        chosen = {"network": _name_network(network, folder), **given}
         source = settings.resolve(Data, **of_data)
         words = options.as_words("data", of_data)
         return Searched(*how.run("search", source, words, chosen, preset=preset, effort=effort))

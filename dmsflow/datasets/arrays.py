@@ -19,6 +19,7 @@ from dmsflow.datasets import ArraySplit, Dataset, statistics
 from dmsflow.errors import DmsflowError
 from dmsflow.files import writing
 from dmsflow.settings import Data
+from dmsflow.terminal import track
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 CROP_SHARE = 1 / 8  # of the side: the four pixels that are usual for CIFAR's 32
@@ -98,18 +99,20 @@ def make_dataset(
 
 def _read_items(source: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [N, H, W, C] and labels [N] of a torch Dataset; refused where sizes differ or pixels were normalised."""
-    images, labels, held = [], [], 0
-    for index in range(len(source)):
-        image, label = source[index]
-        images.append(_pixels(image, index))
-        labels.append(int(label))
-        held += images[-1].nbytes
-        if images[-1].shape != images[0].shape:
-            what = f"has {list(images[-1].shape)} pixels, and the first one {list(images[0].shape)}"
-            raise DmsflowError(f"image {index}", what, "resize all images to one size")
-        if held > MOST_BYTES:
-            what = f"take more than {MOST_BYTES >> 30} GiB in memory"
-            raise DmsflowError("images", what, "keep them as files, and use image-folder:PATH with a resolution")
+    images, labels, held = list[NDArray[np.uint8]](), list[int](), 0
+    with track("read", len(source), "image") as progress:
+        for index in range(len(source)):
+            image, label = source[index]
+            images.append(_pixels(image, index))
+            labels.append(int(label))
+            held += images[-1].nbytes
+            if images[-1].shape != images[0].shape:
+                what = f"has {list(images[-1].shape)} pixels, and the first one {list(images[0].shape)}"
+                raise DmsflowError(f"image {index}", what, "resize all images to one size")
+            if held > MOST_BYTES:
+                what = f"take more than {MOST_BYTES >> 30} GiB in memory"
+                raise DmsflowError("images", what, "keep them as files, and use image-folder:PATH with a resolution")
+            progress.advance()
     return np.stack(images), np.array(labels, np.int64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,20 @@ def check_finite(loss: float, where: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: Model, batches: Batches, active: Active | None = None) -> tuple[Tensor, Tensor]:
-    """Logits [n, classes] and labels [n] in float32, on the CPU, in the order of the split."""
+def evaluate(
+    model: Model, batches: Batches, active: Active | None = None, advance: Callable[[int], object] = lambda count: None
+) -> tuple[Tensor, Tensor]:
+    """Logits [n, classes] and labels [n] in float32, on the CPU, in the order of the split.
+
+    Args:
+        advance: is called with the number of images after every batch.
+    """
     was_training = model.training
     model.eval()
-    parts = [(model(images, active).float().cpu(), labels.cpu()) for images, labels in batches]
+    parts = []
+    for images, labels in batches:
+        parts.append((model(images, active).float().cpu(), labels.cpu()))
+        advance(len(labels))
     model.train(was_training)
     logits, labels = map(torch.cat, zip(*parts, strict=True))
     return logits, labels

@@ -62,7 +62,9 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     processes.wait()  # nothing is read any more that is written now
     if not processes.is_first():
         return path
-    logits, labels = evaluate(model, whole(dataset, dataset.test, where, parent.data.workers))
+    test = whole(dataset, dataset.test, where, parent.data.workers)
+    with track("train: test", len(dataset.test), "image") as progress:
+        logits, labels = evaluate(model, test, advance=progress.advance)
     written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
