@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from dmsflow.terminal import Progress
 
 __version__ = "0.1.0"
+
+# GNU's OpenMP reads it when torch is imported. Threads that are done spin until the last one is, by default 30 times as
+# long: with one other program on two cores, the last one waits for a core, and a training of 6 s took minutes.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 __all__ = [
     "INPUT",
     "Benched",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +203,11 @@ def test_names_are_those_of_the_package() -> None:
 
 def test_a_search_by_hand_is_written_as_a_command(chain: tuple[Any, ...]) -> None:
     assert shlex.join(chain[0].manifest.command).startswith("dmsflow search --dataset digits --train-images 100 --set")
+
+
+def test_a_user_s_own_wait_of_openmp_stays() -> None:
+    code = "import dmsflow, os; print(os.environ['GOMP_SPINCOUNT'])"
+    for given, printed in (({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == printed
