@@ -57,7 +57,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, seed: int, method: str) -> Path:
     """One chain up to its export, or what is left of it."""
     out = arguments.out / f"{CASE}-{method}-{seed}"
-    data = ["--dataset", f"image-folder:{arguments.data}", "--train-images", arguments.train_images]
+    data = ["--dataset", f"image-folder:{arguments.data}", "--set", f"data.train_images={arguments.train_images}"]
     seeded = ["--seed", str(seed)]
     budgets = [*BUDGETS, "--profile", arguments.profile]
     search = stage(

@@ -310,7 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="as in dmsflow search: cifar10, or image-folder:PATH")
     parser.add_argument("--data-dir", help="as in dmsflow search")
-    parser.add_argument("--train-images", type=int, help="as in dmsflow search")
+    parser.add_argument("--train-images", type=int, help="as the setting data.train_images")
     parser.add_argument(
         "--data", default=CIFAR, help="what to call the data; others than CIFAR-10 keep their test images"
     )

@@ -32,7 +32,7 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
 }
 # What `run` has an option for, of the many settings of its stages; the rest is set by --set and presets.
 RUN_OPTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("name", "data_dir", "train_images", "resolution"),
+    "data": ("name", "data_dir", "resolution"),
     "search": ("network", "memory_mib", "macs_m", "file_kib", "profile", "latency_ms", "seed"),
     "train": ("seed",),
     "export": ("target",),
@@ -155,8 +155,8 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
 def as_words(record: str, values: Mapping[str, Any]) -> list[str]:
     """Settings as the words of a command line: an option, or --set for a field that has none.
 
-    >>> as_words("search", {"memory_mib": 0.08, "align": True, "rounds": 4})
-    ['--memory-mib', '0.08', '--align', '--set', 'search.rounds=4']
+    >>> as_words("search", {"memory_mib": 0.08, "rounds": 4})
+    ['--memory-mib', '0.08', '--set', 'search.rounds=4']
     """
     words: list[str] = []
     for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]

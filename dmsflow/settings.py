@@ -46,7 +46,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: Annotated[str, option("Use this data set: its name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, option("Look for the data set's files in this folder.")] = None
-    train_images: Annotated[Count | None, option("Use only this many training images, evenly over the classes.")] = None
+    train_images: Annotated[Count | None, preset_only("Use only this many training images, evenly over the classes.")] = None
     resolution: Annotated[Count | None, option("Resize images to this many pixels a side.")] = None
     workers: Annotated[Natural, preset_only("Decode a streamed data set in this many processes.")] = 2
 
@@ -122,7 +122,7 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
         Positive | None, option("Budget: allow at most this many milliseconds for one image, predicted by --profile.")
     ] = None
     align: Annotated[
-        bool, option("Round widths to multiples that kernels use (32 in, 8 out) if nothing gets worse.")
+        bool, preset_only("Round widths to multiples that kernels use (32 in, 8 out) if nothing gets worse.")
     ] = False
     rounds: Annotated[Count, preset_only("Search for this many rounds, each a weight phase and a width phase.")] = 16
     weight_steps: Annotated[Count, preset_only("Train this many steps in a weight phase.")] = 40

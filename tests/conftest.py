@@ -188,7 +188,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
     out = tmp_path_factory.mktemp("tiny") / "run"
     network = Path(__file__).with_name("tiny.py")
-    text = "--resolution 8 --train-images 200 --memory-mib 0.003 --macs-m 0.05 --target onnx"
+    text = "--resolution 8 --set data.train_images=200 --memory-mib 0.003 --macs-m 0.05 --target onnx"
     settings = (
         "search.rounds=3 search.weight_steps=2 search.width_batches=2 search.batch_size=32 search.threads=1 "
         "train.epochs=1 train.threads=1 export.check_images=16 bench.runs=3 bench.warm_up=1"

@@ -291,7 +291,7 @@ def test_a_wrong_source_is_reported_before_what_is_already_there(
 def test_resume_with_other_data_is_refused(
     tiny_run: list[str], bench: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", *tiny_run, "--resume", "--train-images", "100"]) == 1
+    assert cli.main(["run", *tiny_run, "--resume", "--set", "data.train_images=100"]) == 1
     assert "was made from digits with other data options" in capsys.readouterr().err
     assert cli.main(["run", *tiny_run, "--resume", "--memory-mib", "0.004"]) == 1
     assert "search.json: was made with memory_mib 0.003, not 0.004" in capsys.readouterr().err
@@ -362,7 +362,7 @@ def test_a_dry_run_writes_nothing_and_decodes_nothing(
         (tmp_path / "insects" / part / kind).mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (40, 32)).save(tmp_path / "insects" / part / kind / f"{index}.png")
-    command = ["--dataset", "image-folder:insects", "--resolution", "32", "--train-images", "4"]
+    command = ["--dataset", "image-folder:insects", "--resolution", "32", "--set", "data.train_images=4"]
     for dry in ("search", "run"):
         assert cli.main([dry, *command, "--dry-run"]) == 0
         err = capsys.readouterr().err

@@ -170,7 +170,7 @@ def first_of_each_class(dataset: Dataset, count: int) -> NDArray[np.int64]:
     """
     classes, labels = len(dataset.classes), dataset.train.labels
     each, rest = divmod(count, classes)
-    where = f"--train-images {count}"
+    where = f"data.train_images {count}"
     if rest or each < 1:
         nearest = max(round(count / classes), 1) * classes
         raise DmsflowError(where, f"is not a multiple of the {classes} classes of {dataset.name}", f"use {nearest}")

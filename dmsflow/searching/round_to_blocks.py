@@ -1,4 +1,4 @@
-"""Widths rounded to multiples that the kernels use (`search --align`), where that costs nothing.
+"""Widths rounded to multiples that the kernels use (`search.align`), where that costs nothing.
 
 A width just over a multiple pays for a whole block more: in the words of a file, and in the time of the
 kernels. So every width is rounded down to a near multiple, and what that saves is spent on the

@@ -107,7 +107,7 @@ def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
     if settings.align and settings.method not in ("gradient", "evolution"):
         what = "needs a search that trains shared weights"
-        raise DmsflowError("--align", what, "leave it out, or use --method gradient or evolution")
+        raise DmsflowError("search.align", what, "leave it out, or use --method gradient or evolution")
     if settings.min_ratio >= settings.max_ratio:
         what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
         raise DmsflowError("min_ratio", what, "lower it")

@@ -129,7 +129,7 @@ def test_train_images_are_the_first_of_each_class(count: int) -> None:
 def test_train_images_that_cannot_be_had() -> None:
     assert (
         refused("digits", train_images=204)
-        == "--train-images 204: is not a multiple of the 10 classes of digits; use 200"
+        == "data.train_images 204: is not a multiple of the 10 classes of digits; use 200"
     )
     assert refused("digits", train_images=3).endswith("use 10")
     assert refused("digits", train_images=0).endswith("use 10")

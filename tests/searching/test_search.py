@@ -146,7 +146,7 @@ def with_error(compare: Any, error: float) -> Any:
 
 @pytest.mark.parametrize("method", ["equal", "published"])
 def test_align_needs_weights_to_compare_on(tmp_path: Path, method: str) -> None:
-    with pytest.raises(DmsflowError, match="--align: needs a search that trains shared weights; leave it"):
+    with pytest.raises(DmsflowError, match="search.align: needs a search that trains shared weights; leave it"):
         searched(tmp_path, align=True, method=method)
 
 
@@ -324,7 +324,7 @@ def test_a_killed_training_ends_in_the_same_weights(
 
 
 def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
-    options = "--dataset digits --train-images 120 --memory-mib 0.03"
+    options = "--dataset digits --set data.train_images=120 --memory-mib 0.03"
     settings = ("rounds=4", "weight_steps=4", "width_batches=2", "batch_size=12", "threads=1", "amp=off")
     options += "".join(f" --set search.{setting}" for setting in settings)
     arguments = [sys.executable, "-m", "dmsflow", "search", *options.split()]

@@ -18,7 +18,7 @@ def test_the_example() -> None:
 
 
 def test_tensorboard_shows_what_the_rows_have(tmp_path: Path) -> None:
-    options = "--dataset digits --train-images 60 --memory-mib 0.02 --tensorboard"
+    options = "--dataset digits --set data.train_images=60 --memory-mib 0.02 --tensorboard"
     given = ["rounds=2", "weight_steps=1", "width_batches=1", "batch_size=10", "threads=1"]
     settings = [word for text in given for word in ("--set", f"search.{text}")]
     assert cli.main(["search", *options.split(), *settings, "--out", str(tmp_path)]) == 0
