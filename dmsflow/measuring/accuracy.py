@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmsflow import datasets, terminal
 from dmsflow.datasets import Split, image_folder
@@ -13,10 +14,12 @@ from dmsflow.datasets._folders import list_images
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.benched import Benched
 from dmsflow.modelfile import runners
+from dmsflow.modelfile.inputs import from_pixels, inputs_of
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
 
 BATCH = 64  # images fetched from a split at once
+WHITE = 255  # the largest pixel
 
 
 def runner_for(benched: Benched, settings: BenchSettings) -> str | None:
@@ -63,15 +66,27 @@ def measure_top1(benched: Benched, settings: BenchSettings, runner: str) -> dict
         for begin in range(0, len(test), BATCH):
             indices = np.arange(begin, min(begin + BATCH, len(test)))
             images = test.images(indices).astype(np.float32)
-            classes = [int(session.run(image[None]).argmax()) for image in images]
-            correct += int((classes == test.labels[indices]).sum())
+            correct += int((_classify(session, images) == test.labels[indices]).sum())
             track.advance(len(indices), note=f"top-1 {100 * correct / (indices[-1] + 1):.2f} %")
     return {"top1_percent": 100 * correct / len(test), "top1_images": len(test)}
 
 
+def _classify(session: Any, images: NDArray[np.float32]) -> NDArray[np.intp]:
+    """The classes that a file gives to images; where it takes several a run, zeros fill the last of its batches."""
+    (port,) = inputs_of(session)
+    batch, classes = port.sizes[0], []
+    for begin in range(0, len(images), batch):
+        few = images[begin : begin + batch]
+        filled = np.zeros(port.sizes, port.dtype)
+        filled[: len(few)] = from_pixels(port, few)
+        classes.append(session.run(filled).reshape(batch, -1)[: len(few)].argmax(1))
+    return np.concatenate(classes)
+
+
 def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Split:
     """The labelled images; their size and classes are those of the file."""
-    shape = session.input_shape
+    ports = inputs_of(session)
+    port, shape = ports[0], ports[0].sizes
     if benched.export:
         data = benched.export.data
         test = datasets.load_dataset(data).test
@@ -80,12 +95,20 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
             raise DmsflowError(f"data set {data.name}", what, "use the data set of the search, or --no-accuracy")
         return test
     listing = list_images(Path(settings.images or ""))
-    outputs = session.run(np.zeros(shape, np.float32)).size
-    if len(shape) != 4 or shape[0] != 1 or shape[1] != shape[2] or shape[3] not in (1, 3) or outputs < 2:
-        what = f"has the input {list(shape)} and {outputs} outputs: it does not classify square images"
+    classes = session.run(*(np.zeros(each.sizes, each.dtype) for each in ports)).size / max(1, *shape[:1])
+    lacking = ""
+    if len(ports) > 1 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or classes < 2:
+        lacking = "it does not classify square images, batch×height×width×channels"
+    elif port.dtype == "int8" and port.scale is None:
+        lacking = "without a scale, no pixel is an int8"
+    if lacking:
+        what = f"has the input {' and '.join(map(str, ports))}, and {classes:g} outputs for it: {lacking}"
         raise DmsflowError(benched.path, what, "leave out --images")
-    if outputs != len(listing.classes):
-        what = f"has {len(listing.classes)} class folders, but the file has {outputs} classes"
+    if classes != len(listing.classes):
+        what = f"has {len(listing.classes)} class folders, but the file has {classes:g} classes"
         right = "give one folder for each class, with the same names as in training"
         raise DmsflowError(settings.images, what, right)
+    if port.scale and (largest := port.scale * (np.iinfo(port.dtype).max - (port.zero_point or 0))) < WHITE:
+        what = f"by its scale and zero point the input holds no more than {largest:.3g}: larger pixels are clipped"
+        terminal.print_line(f"{benched.path.name}: {what}")
     return image_folder.one_split(listing, shape[1], shape[3])

@@ -27,6 +27,7 @@ from dmsflow.measuring.benched import Benched, find_benched
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
 from dmsflow.measuring.random_weights import draw_weights
+from dmsflow.modelfile.inputs import Port, images_per_run
 from dmsflow.network.cost import MIB
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
@@ -162,6 +163,8 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
     metrics: dict[str, Any] = {"file_bytes": benched.path.stat().st_size, TIME: median}
     metrics |= prediction.metrics(median) if prediction else {}
     metrics |= numbers
+    if (images := images_per_run(timings[benched.path.name].inputs)) > 1:
+        metrics |= {"images_per_run": images, "latency_ms_per_image": median / images}
     if FLOAT32 in timings:
         metrics["latency_ratio_to_float32"] = median / numbers[f"{FLOAT32}_{TIME}"]
     if operations := timings[benched.path.name].operations:
@@ -184,8 +187,11 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
         peak, top1 = metrics.get(f"{prefix}peak_memory_mib"), metrics.get("top1_percent")
         size = None if prefix else f"{metrics['file_bytes'] / 1024:.1f}"
         correct = None if prefix or top1 is None else f"{top1:.2f}"
-        columns.append((*map(milliseconds, ms), ratio, f"{peak:.1f}" if peak else None, size, correct))
-    labels = ("median ms", "p90 ms", "min ms", "load ms", "÷ float32", "peak MiB", "file KiB", "top-1 %")
+        columns.append([*map(milliseconds, ms), ratio, f"{peak:.1f}" if peak else None, size, correct])
+    labels = ["median ms", "p90 ms", "min ms", "load ms", "÷ float32", "peak MiB", "file KiB", "top-1 %"]
+    if images := metrics.get("images_per_run"):
+        labels.insert(1, f"÷ {images} images")
+        columns[0].insert(1, milliseconds(metrics["latency_ms_per_image"]))
     modelled = machine.method == "modelled"
     runs = "modelled: one run of each was counted" if modelled else f"{settings.runs} runs of each in turn"
     title = f"{settings.device}, {format_threads(settings.threads)}, {runs}"
@@ -197,10 +203,23 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
     for label, timing in timings.items():
         what = f"the {BASELINE.removeprefix('float32 ')}, in " if label == FLOAT32 else ""
         print_line(f"{label}: {what}{timing.runtime}")
+        _print_inputs(label, timing.inputs)
     if "peak_memory_mib" in metrics:
         print_line(PEAK)
     if settings.device != "local" and "top1_percent" in metrics:
         print_line("top-1: computed on this machine, with the same file")
+
+
+def _print_inputs(label: str, inputs: tuple[Port, ...]) -> None:
+    """What a file takes, if that is not one image of float32 in a fixed shape."""
+    images = images_per_run(inputs)
+    for port in inputs:
+        if port.free_batch:
+            print_line(f"{label}: {port} leaves the batch open, and ran with 1")
+        elif len(inputs) > 1 or images > 1 or port.dtype != "float32":
+            print_line(f"{label}: takes {port}, random here")
+    if images > 1:
+        print_line(f"{label}: times are of {images} images a run")
 
 
 def _print_operations(runtime: str, metrics: dict[str, Any]) -> None:

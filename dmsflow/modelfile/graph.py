@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Shape = tuple[int | str | None, ...]  # a name or None stands for a length that the file leaves open
+from dmsflow.modelfile.inputs import Port, Shape
+
 Values = Callable[[], "NDArray[np.generic] | None"]
 
-LONGEST_NAME = 200
 BITS = "int32 of bits"  # the type of a tensor that holds 32 channels in each of its numbers
 
 
@@ -24,7 +24,7 @@ class Tensor:
 
     Attributes:
         dtype: "float32", "int8", "uint4", … or BITS; "" where the file does not tell.
-        shape: None where the file does not tell.
+        shape, scale, zero_point: as those of a Port.
         stored_bytes: of a constant, in the file.
         values: of a constant, read when called; it gives None where NumPy has no such type.
     """
@@ -34,6 +34,12 @@ class Tensor:
     shape: Shape | None = None
     stored_bytes: int = 0
     values: Values | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+
+    @property
+    def port(self) -> Port:
+        return Port(self.name, self.dtype, self.shape, self.scale, self.zero_point)
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,10 @@ class Node:
         unpacks: such an op takes several numbers out of one.
         looks_up: such an op takes rows of its first input, as its second says.
         keeps_values: such an op changes no more than the type or the scale.
-        signs: such an op puts out signs.
+        signs: such an op puts out the signs of its first input, scaled by the others if it has some.
         scales: such an op on signs puts out scaled ones, if what they are scaled by is one number a channel.
         channels_in, channels_out: None where the file does not tell.
+        known: whether the reader knows what such an op does.
     """
 
     op: str
@@ -83,6 +90,7 @@ class Node:
     scales: bool = False
     channels_in: int | None = None
     channels_out: int | None = None
+    known: bool = True
 
 
 @dataclass
@@ -91,26 +99,18 @@ class Graph:
 
     Attributes:
         about: what else it says of itself, as labels and values.
+        beside: bytes of the other files that hold constants of this one.
         inputs, outputs: numbers of tensors.
         nodes: of all subgraphs, in the order of the file.
     """
 
     format: str
     about: dict[str, str]
+    beside: int = 0
     tensors: list[Tensor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
-
-
-def plain(text: str | bytes) -> str:
-    """A name that others chose, safe to print: one line, no control characters, no more than a line can hold."""
-    if isinstance(text, bytes):  # as protobuf gives back a name that is no UTF-8
-        text = text.decode("utf-8", "replace")
-    if len(text) <= LONGEST_NAME and text.isprintable():
-        return text
-    shown = "".join(character if character.isprintable() else "�" for character in text[: LONGEST_NAME + 1])
-    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 
 def elements(shape: Shape | None) -> int | None:

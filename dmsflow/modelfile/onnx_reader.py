@@ -1,8 +1,8 @@
 """Reads .onnx files, whatever wrote them: constants in any of the format's fields, subgraphs, functions.
 
 The package onnx decodes a file and infers the shapes that it leaves out; shapes that the file has take precedence.
-Tensors of files are called by name, and a subgraph reads those around it; here they get numbers. Weights that
-lie in other files are refused: they cannot be described.
+Tensors of files are called by name, and a subgraph reads those around it; here they get numbers. Weights may lie in
+a file beside the model (onnx_data.py). QONNX's quantisers are read as what they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from dmsflow.errors import DmsflowError
-from dmsflow.modelfile.graph import Graph, Node, Shape, Tensor, Weights, bits_of, numpy_type, plain, stored_size, whole
+from dmsflow.modelfile.graph import Graph, Node, Tensor, Weights, bits_of, elements, numpy_type, stored_size, whole
+from dmsflow.modelfile.inputs import Shape, plain
+from dmsflow.modelfile.onnx_data import DataFiles, read_bytes
 from dmsflow.modelfile.tflite import Damaged
 
 _TYPES = """
@@ -60,6 +62,11 @@ LITERALS = {  # attributes of a Constant: field and type of the numbers
 UNPACKING = ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", "And")
 VALUE_KEEPING = ("Cast", "DequantizeLinear", "Identity", "Constant")
 SCALING = (*VALUE_KEEPING, "Div", "Mul", "Neg", "Reshape", "Transpose")
+QUANTISERS = (
+    "BipolarQuant",
+    "Quant",
+    "IntQuant",
+)  # of QONNX, in whatever domain; what they put out has the input's shape
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 Type = tuple[str, "Shape | None"]  # of a tensor: "" and None where it is not known
 Scope = ChainMap[str, int]  # numbers of tensors by their names in the file
@@ -83,7 +90,7 @@ def read_graph(path: Path, data: bytes) -> Graph:
 
     Raises:
         Damaged: it is not whole, or no ONNX file.
-        DmsflowError: it keeps its weights in other files, or onnx is not installed.
+        DmsflowError: it keeps its weights where they may not be, or onnx is not installed.
     """
     onnx = import_onnx()
     decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
@@ -95,15 +102,26 @@ def read_graph(path: Path, data: bytes) -> Graph:
         raise Damaged("it has no format version, no op set, or no graph")
     functions = list(model.functions)
     model.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
+    saved = [(at, onnx.NodeProto.FromString(node.SerializeToString())) for at, node in _quantisers(model.graph.node)]
+    for _, node in _quantisers(model.graph.node):  # inference knows none of them
+        node.op_type, node.domain = "Identity", ""
+        del node.input[1:], node.attribute[:]
     refusals = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, decode_error, ValueError)
     with contextlib.suppress(*refusals, RuntimeError, MemoryError):  # then only the shapes in the file are known
         model = onnx.shape_inference.infer_shapes(model)
+    for at, node in saved:
+        model.graph.node[at].CopyFrom(node)
     return _File(path, model, functions).graph
+
+
+def _quantisers(nodes: Iterable[Any]) -> list[tuple[int, Any]]:
+    return [(at, node) for at, node in enumerate(nodes) if node.domain and node.op_type in QUANTISERS]
 
 
 class _File:
     def __init__(self, path: Path, model: Any, functions: Iterable[Any]) -> None:
-        self.path = path
+        self.data_files = DataFiles(path)
+        self.functions = {(function.domain, function.name) for function in functions}
         self.graph = Graph("ONNX", _about(model))
         self.tensors = self.graph.tensors
         scope = self.add_graph(model.graph, "main", ChainMap())
@@ -113,6 +131,11 @@ class _File:
         for function in functions:
             given = ChainMap({name: self.new(name) for name in function.input})
             self.add_nodes(function.node, plain(f"function {function.name}"), given, {})
+        if beside := self.data_files.found:
+            self.graph.beside = sum(size for _, size in beside.values())
+            self.graph.about["weights in"] = plain(
+                ", ".join(f"{name} beside it, {size:,} bytes" for name, (_, size) in beside.items())
+            )
 
     def new(self, name: str, dtype: str = "", shape: Shape | None = None) -> int:
         self.tensors.append(Tensor(plain(name), dtype, shape))
@@ -121,17 +144,24 @@ class _File:
     def add_constant(self, proto: Any, name: str) -> int:
         """Add a constant whose bytes were checked to be those of its shape."""
         onnx = import_onnx()
-        if proto.data_location == onnx.TensorProto.EXTERNAL:
-            places = {entry.key: entry.value for entry in proto.external_data}
-            place = plain(places.get("location", "one without a name"))
-            right = "put everything into one file: onnx.save_model(onnx.load(PATH), OTHER_PATH)"
-            raise DmsflowError(self.path, f"keeps weights in another file ({plain(name)} in {place})", right)
         if proto.data_type not in TYPES:
             raise Damaged(f"{plain(name)} is of type {proto.data_type}")
         dtype, dims = TYPES[proto.data_type], _dims(proto)
         number = self.new(name, dtype, dims)
-        self.tensors[number].stored_bytes = _stored_bytes(proto, dtype, dims, plain(name))
-        self.tensors[number].values = lambda: None if numpy_type(dtype) is None else onnx.numpy_helper.to_array(proto)
+        place = None
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            place = self.data_files.locate(proto, stored_size(dtype, dims))
+        self.tensors[number].stored_bytes = place[2] if place else _stored_bytes(proto, dtype, dims, plain(name))
+
+        def values() -> Any:
+            if numpy_type(dtype) is None:
+                return None
+            if place is None:
+                return onnx.numpy_helper.to_array(proto)
+            inline = onnx.TensorProto(data_type=proto.data_type, dims=dims, raw_data=read_bytes(place))
+            return onnx.numpy_helper.to_array(inline)
+
+        self.tensors[number].values = values
         return number
 
     def add_sparse(self, proto: Any, name: str) -> int:
@@ -215,8 +245,9 @@ class _File:
             unpacks=op in UNPACKING,
             looks_up=op == "Gather",
             keeps_values=op in VALUE_KEEPING,
-            signs=op == "Sign",
+            signs=op == "Sign" or self.has_one_bit(proto, inputs),
             scales=op in SCALING,
+            known=self.knows(proto, op),
         )
         if bits is not None:
             node.channels_in, node.channels_out = numbers.get("K"), numbers.get("N")
@@ -235,6 +266,21 @@ class _File:
             shapes = [self.tensors[number].shape or () for number in (node.inputs[0], outputs[0])]
             node.channels_in, node.channels_out = (whole(shape[1]) if len(shape) > 1 else None for shape in shapes)
         return node
+
+    def has_one_bit(self, proto: Any, inputs: list[int | None]) -> bool:
+        """Whether a node is a quantiser of QONNX that puts out two values."""
+        if proto.op_type == "BipolarQuant" or not _quantisers([proto]):
+            return bool(_quantisers([proto]))
+        width = self.tensors[inputs[3]] if len(inputs) == 4 and inputs[3] is not None else Tensor("")
+        value = width.values() if width.values and elements(width.shape) == 1 else None
+        return value is not None and bool(value.item() == 1)
+
+    def knows(self, proto: Any, op: str) -> bool:
+        """Whether it is known what a node does: it is of a standard, of QONNX, or a function of the file."""
+        if (proto.domain, proto.op_type) in self.functions or op in WEIGHTS or _quantisers([proto]):
+            return True
+        names = proto.op_type, "" if proto.domain == "ai.onnx" else proto.domain
+        return all(isinstance(name, str) for name in names) and bool(import_onnx().defs.has(*names))
 
 
 def _about(model: Any) -> dict[str, str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import onnx_reader, tflite_reader
-from dmsflow.modelfile.graph import plain
+from dmsflow.modelfile.inputs import plain
 from dmsflow.modelfile.summary import ModelFile, summarize_graph
-from dmsflow.modelfile.tflite import Damaged
+from dmsflow.modelfile.tflite import Damaged, remedy
 
 FORMATS = {".tflite": tflite_reader.read_graph, ".onnx": onnx_reader.read_graph}
 
@@ -29,8 +29,8 @@ def read_model_file(path: Path) -> ModelFile:
     """What is in a .tflite or .onnx file.
 
     Raises:
-        DmsflowError: it cannot be read, is damaged, is of another format, or keeps its weights in other files;
-            or it is an .onnx file, and onnx is not installed.
+        DmsflowError: it cannot be read, is damaged, is of another format, or keeps its weights where they may not
+            be; or it is an .onnx file, and onnx is not installed.
     """
     right = f"give the path of an existing {path.suffix} file"
     try:
@@ -53,4 +53,4 @@ def parse_model_file(path: Path, content: bytes) -> ModelFile:
         return summarize_graph(graph, str(path), len(content))
     except Damaged as error:
         what = f"is not a complete {path.suffix} file ({plain(str(error))})"
-        raise DmsflowError(path, what, "export it again") from error
+        raise DmsflowError(path, what, remedy(content)) from error

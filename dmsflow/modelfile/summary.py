@@ -10,22 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, bits_of, elements
+from dmsflow.modelfile.inputs import Port
 from dmsflow.terminal import list_names
 
 MIN_WEIGHTS = 32  # of an op that is called binary by its numbers, and
 MIN_CHANNEL_WEIGHTS = 8  # of each output channel: fewer may look binary by chance
 MAGNITUDE_TOLERANCE = 1e-6  # how far magnitudes of one channel may differ, relative: the rounding of float32
-PLURALS = {"has": "have", "puts": "put"}
+PLURALS = {"has": "have", "puts": "put", "is": "are"}
 PACKED_CONV, QUANTIZE = "LceBconv2d", "LceQuantize"
 THROUGH = ("ADD", "MAX_POOL_2D", "MUL", "RELU", "SUB")  # of LCE's files: a threshold could take these in
-
-
-class Port(msgspec.Struct, frozen=True):
-    """A tensor of a file; a length that the file leaves open is a name or None."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...] | None
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +30,9 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
         output: its first output; None where it has none.
         channels_in, channels_out: None where the file does not tell, or where there are none.
         weight_bits: of each weight in the file; 0 without weights, None where the file does not tell.
-        binary: its weights have two values in each output channel, however they are stored.
+        known: what such an op does is known; else its constant that looks binary, if it has one, counts as its weights.
+        binary: its weights have two values in each output channel, however they are stored; None where the file does
+            not tell: they are computed by what is not evaluated here or in each run, or the op is not known.
         packed: it computes with 1-bit weights as they are stored.
         convolves: it is a convolution.
         weight_dtype, stored_dtype: the type in which it computes with its weights, and that in the file.
@@ -54,7 +49,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     weight_bits: int | None
     weight_dtype: str
     stored_dtype: str
-    binary: bool
+    known: bool
+    binary: bool | None
     packed: bool
     convolves: bool
     weight_bytes: int
@@ -65,6 +61,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a model file.
 
     Attributes:
+        size_bytes: of the file, and of those beside it that hold its weights.
         about: what else the file says of itself.
         widths: output channels of each op with weights, in order; that of a classifier is its classes.
         totals: of the whole file, by what is counted (`_count_totals`).
@@ -91,13 +88,13 @@ def summarize_graph(graph: Graph, path: str, size_bytes: int) -> ModelFile:
     return ModelFile(
         path=path,
         format=graph.format,
-        size_bytes=size_bytes,
+        size_bytes=size_bytes + graph.beside,
         about=graph.about,
-        inputs=tuple(_port(graph.tensors[number]) for number in graph.inputs),
-        outputs=tuple(_port(graph.tensors[number]) for number in graph.outputs),
+        inputs=tuple(graph.tensors[number].port for number in graph.inputs),
+        outputs=tuple(graph.tensors[number].port for number in graph.outputs),
         ops=ops,
         widths=tuple(op.channels_out for op in ops if op.weight_bits != 0),
-        totals=_count_totals(ops, constants, size_bytes),
+        totals=_count_totals(ops, constants, size_bytes + graph.beside),
         warnings=tuple(_warnings(graph, ops)),
     )
 
@@ -134,34 +131,39 @@ class _Constants:
                 self.unpacked.add(number)
             if not node.keeps_values or not self.changed.isdisjoint(node.inputs):
                 self.changed.add(number)
-            if node.signs or (node.scales and self._scales_signs(node, number)):
+            if (node.signs or node.scales) and self._is_signs(node, number):
                 self.signs.add(number)
 
-    def _scales_signs(self, node: Node, output: int) -> bool:
-        counts = [elements(self.tensors[number].shape) for number in node.inputs if number not in self.signs]
+    def _is_signs(self, node: Node, output: int) -> bool:
+        """Whether an op puts out signs, each scaled by what many share."""
+        others = node.inputs[1:] if node.signs else [number for number in node.inputs if number not in self.signs]
+        counts = [elements(self.tensors[number].shape) for number in others]
         whole = elements(self.tensors[output].shape) or 0
         few = all(count is not None and count * MIN_CHANNEL_WEIGHTS <= whole for count in counts)
         return few and len(counts) < len(node.inputs)
 
     def op(self, node: Node) -> Op:
         constants = self._first_read(node)
-        weights = node.weights
+        weights = node.weights if node.known else self._find_weights(node)
         source = self.source(weights.tensor) if weights else None
         bits: int | None = 0
-        binary, dtype, stored = False, "", Tensor("")
+        unknown = not node.known or (weights is not None and weights.convolves)
+        binary, dtype, stored = None if unknown else False, "", Tensor("")
         if weights and source is not None:
             bits, binary = self._weights(weights, source)
-            dtype, stored = self.tensors[weights.tensor].dtype, self.tensors[source]
+            stored = self.tensors[source]
+            dtype = self.tensors[weights.tensor].dtype or stored.dtype
         return Op(
             op=node.op,
             name=node.name,
             part=node.part,
-            output=_port(self.tensors[node.outputs[0]]) if node.outputs else None,
+            output=self.tensors[node.outputs[0]].port if node.outputs else None,
             channels_in=node.channels_in,
             channels_out=node.channels_out,
             weight_bits=bits,
             weight_dtype=dtype,
             stored_dtype=stored.dtype,
+            known=node.known,
             binary=binary,
             packed=bits == 1 and weights is not None and weights.bits == 1,
             convolves=weights is not None and weights.convolves,
@@ -182,7 +184,16 @@ class _Constants:
                     constants.add(number)
         return constants
 
-    def _weights(self, weights: Weights, source: int) -> tuple[int | None, bool]:
+    def _find_weights(self, node: Node) -> Weights | None:
+        """The constant of an unknown op that looks binary, by its first axis or its last."""
+        for number in node.inputs:
+            if self.tensors[number].values:
+                for axis in (0, -1):
+                    if _is_binary(self.tensors[number], axis):
+                        return Weights(number, axis, convolves=False)
+        return None
+
+    def _weights(self, weights: Weights, source: int) -> tuple[int | None, bool | None]:
         """Bits of each weight in the file, and whether they are binary."""
         if weights.bits:
             return weights.bits, weights.bits == 1
@@ -190,13 +201,13 @@ class _Constants:
         count, held = elements(self.tensors[weights.tensor].shape), elements(stored.shape)
         if weights.tensor in self.unpacked:  # several weights in each number
             if count is None or held is None or bits is None or count <= held:
-                return None, False
+                return None, None
             return max(1, round(held * bits / count)), round(held * bits / count) <= 1
         if weights.tensor in self.signs:  # of latent weights, which take their place in the file
             return bits, True
         if weights.tensor not in self.changed:
             return bits, _is_binary(stored, weights.axis)
-        return bits if count == held else None, False
+        return bits if count == held else None, None
 
 
 @np.errstate(all="ignore")  # damaged files hold numbers that are none
@@ -220,24 +231,26 @@ def _is_binary(tensor: Tensor, axis: int) -> bool:
     return bool(one_magnitude.all() and values.min() < 0 < values.max())
 
 
-def _port(tensor: Tensor) -> Port:
-    return Port(tensor.name, tensor.dtype, tensor.shape)
-
-
 def _count_totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -> dict[str, int]:
     """Ops and bytes of a whole file; the five numbers of bytes add up to its size.
 
     Products are matrix products with constant weights (some files compute convolutions as such); packed are ops whose
-    weights take one bit each in the file. Ops that only compute constants while the file is loaded have no rows. The
-    rest is names, shapes, and all else that is no constant.
+    weights take one bit each in the file; undecided are those of which the file does not tell whether they are binary.
+    Ops that only compute constants while the file is loaded have no rows. The rest is names, shapes, and all else that
+    is no constant.
     """
     totals: dict[str, int] = {}
-    convolutions = [op for op in ops if op.convolves]
-    products = [op for op in ops if op.weight_bits != 0 and not op.convolves]
-    for name, chosen in (("convolutions", convolutions), ("products", products)):
+    known = [op for op in ops if op.known]
+    kinds = {
+        "convolutions": [op for op in known if op.convolves],
+        "products": [op for op in known if op.weight_bits != 0 and not op.convolves],
+        "unknown_ops": [op for op in ops if not op.known],
+    }
+    for name, chosen in kinds.items():
         totals[name] = len(chosen)
-        totals[f"binary_{name}"] = sum(op.binary for op in chosen)
+        totals[f"binary_{name}"] = sum(op.binary is True for op in chosen)
         totals[f"packed_{name}"] = sum(op.weight_bits == 1 for op in chosen)
+        totals[f"undecided_{name}"] = sum(op.binary is None for op in chosen)
     totals["constant_ops"] = len({id(node) for node in constants.computed.values()})
     totals |= dict.fromkeys(("binary_weight_bytes", "float_weight_bytes", "integer_weight_bytes"), 0)
     for op in ops:
@@ -258,6 +271,14 @@ def _warnings(graph: Graph, ops: tuple[Op, ...]) -> Iterable[str]:
     for name in _convolutions_to_bits(graph):
         what = f"out floats that {QUANTIZE} turns into bits again: a threshold in the convolution would save both"
         names.setdefault(("puts", what), []).append(name)
+    for op in ops:
+        what = ""
+        if op.op == "Conv2D" or op.op.startswith("Flex"):
+            what = f"{op.op} of TensorFlow: a runtime without TensorFlow's ops does not run it"
+        elif op.binary is None and not op.known:
+            what = f"{op.op}, an op that dmsflow does not know: whether it is binary is unknown"
+        if what:
+            names.setdefault(("is", what), []).append(op.name)
     for (verb, what), listed in names.items():
         yield f"{list_names(listed)} {verb if len(listed) == 1 else PLURALS[verb]} {what}"
 

@@ -8,6 +8,7 @@ Source: tensorflow/lite/schema/schema.fbs; fields stand in the order of their id
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import Port, check_inputs, plain
 
 IDENTIFIER = b"TFL3"
 
@@ -24,6 +26,12 @@ LONGEST_OPTION = 64  # bytes of the name of an option
 MOST_TABLES = 10**6  # as many as the format's own verifier allows
 LONGEST_LIST = 1 << 24  # bytes; of all that is not a constant
 SCALARS = {"bool": "?", "i8": "b", "u8": "B", "i32": "i", "u32": "I", "i64": "q", "u64": "Q", "f32": "f"}
+
+_TYPES = """
+    float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
+    uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
+"""
+TYPES = dict(enumerate(_TYPES.split()))  # by TensorType
 
 # A table a line: its name, then each field and its type. A type is a scalar, str, a table, a list of one of these,
 # or the union that the field before it selects from OPTIONS.
@@ -109,6 +117,34 @@ class Damaged(ValueError):
     """The bytes are no model file, or not a whole one."""
 
 
+def remedy(content: bytes, otherwise: str = "get a complete copy of it") -> str:
+    """What to do about a file that cannot be read or run: only what dmsflow wrote, and says so, can be exported again."""
+    return "export it again" if b"dmsflow" in content else otherwise
+
+
+def read_port(tensor: dict[str, Any]) -> Port:
+    """Name, type, shape and quantisation of an entry in tensors."""
+    kind, quantised = tensor.get("type", 0), tensor.get("quantization", {})
+    dtype = TYPES.get(kind, f"type {kind}")
+    shape = tensor.get("shape_signature") or tensor.get("shape", [])  # an open length is -1 in the signature
+    lengths = tuple(length if length >= 0 else None for length in shape)
+    scale, zero = None, None
+    if len(scales := quantised.get("scale", ())) == 1 and 0 < scales[0] < math.inf and "int" in dtype:
+        scale, zero = scales[0], next(iter(quantised.get("zero_point", ())), 0)
+    return Port(plain(tensor.get("name", "")), dtype, lengths, scale, zero)
+
+
+def read_inputs(path: Path) -> tuple[Port, ...]:
+    """The inputs of a file that a runtime is to run.
+
+    Raises:
+        DmsflowError: as `read_model` and `check_inputs`.
+    """
+    graph = read_model(path)["subgraphs"][0]
+    ports = [read_port(graph["tensors"][number]) for number in graph.get("inputs", ())]
+    return check_inputs(path, ports, len(graph.get("outputs", ())))
+
+
 def operator_name(code: dict[str, Any]) -> str:
     """What the runtime calls an operator, from its entry in operator_codes: "CONV_2D", "LceBconv2d", "builtin 999"."""
     number = max(code.get("deprecated_builtin_code", 0), code.get("builtin_code", 0))
@@ -123,12 +159,13 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         DmsflowError: it cannot be read, or is not a complete .tflite file.
     """
+    content = b""
     try:
-        return parse_model(path.read_bytes())
+        return parse_model(content := path.read_bytes())
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .tflite file") from error
     except Damaged as error:
-        raise DmsflowError(path, f"is not a complete .tflite file ({error})", "export it again") from error
+        raise DmsflowError(path, f"is not a complete .tflite file ({error})", remedy(content)) from error
 
 
 def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
@@ -228,6 +265,8 @@ def _check(model: dict[str, Any]) -> None:
     """Everything called by its number is there, and every tensor is written once, before it is read."""
     buffers = model.get("buffers", [])
     codes = [code.get("custom_code", "") for code in model.get("operator_codes", ())]
+    if not model.get("subgraphs"):
+        raise Damaged("it holds no graph")
     for graph in model.get("subgraphs", ()):
         tensors = graph.get("tensors", [])
         if any(tensor.get("buffer", 0) >= len(buffers) for tensor in tensors):
@@ -242,7 +281,11 @@ def _check(model: dict[str, Any]) -> None:
                 raise Damaged("an operator without a type")
             written.update(outputs)
             _check_options(codes[kind], operator, [tensors[i] if 0 <= i < len(tensors) else {} for i in inputs])
-        if not written.issuperset(graph.get("outputs", ())) or not written <= {ABSENT, *range(len(tensors))}:
+        if (
+            ABSENT in graph.get("inputs", ())
+            or not written.issuperset(graph.get("outputs", ()))
+            or not written <= {ABSENT, *range(len(tensors))}
+        ):
             raise Damaged("a tensor that is not there")
 
 

@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 
 from dmsflow.modelfile import tflite
-from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, numpy_type, plain, stored_size, whole
+from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, numpy_type, stored_size, whole
+from dmsflow.modelfile.inputs import plain
 
-_TYPES = """
-    float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant uint32
-    uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
-"""
-TYPES = dict(enumerate(_TYPES.split()))  # by TensorType
 PACKED = ("LceBconv2d", "LceBMaxPool2d", "LceQuantize")
 CONSTANT_MAKING = ("CAST", "DENSIFY", "DEQUANTIZE", "RESHAPE", "TRANSPOSE")  # ops that converters put behind constants
 VALUE_KEEPING = ("CAST", "DENSIFY", "DEQUANTIZE")
@@ -29,7 +25,11 @@ WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
     "TRANSPOSE_CONV": (1, 0, True),
     "LceBconv2d": (1, 0, True),
     "FULLY_CONNECTED": (1, 0, False),
+    # TensorFlow's own, left where the converter has none of TFLite's; [k, k, in, out].
+    "Conv2D": (1, 3, True),
+    "FlexConv2D": (1, 3, True),
 }
+KNOWN = {*tflite.OPERATORS.values(), *WEIGHTS, *PACKED, "LceDequantize"}
 PASSING = ("PAD", "PADV2", "SUB", "LceBMaxPool2d")  # these leave packed channels packed
 FAR = 2  # a smaller offset of a buffer stands for none
 
@@ -89,10 +89,9 @@ class _File:
         return {label: plain(text) for label, text in texts.items() if text}
 
     def tensor(self, fields: dict[str, Any], number: int) -> Tensor:
-        kind = fields.get("type", 0)
-        shape = fields.get("shape_signature") or fields.get("shape", [])  # an open length is -1 in the signature
-        lengths = tuple(length if length >= 0 else None for length in shape)
-        tensor = Tensor(plain(fields.get("name", "")) or f"tensor {number}", TYPES.get(kind, f"type {kind}"), lengths)
+        port = tflite.read_port(fields)
+        tensor = Tensor(port.name or f"tensor {number}", port.dtype, port.shape)
+        tensor.scale, tensor.zero_point = port.scale, port.zero_point
         if (place := fields.get("buffer", 0)) >= len(self.buffers):
             raise tflite.Damaged("a tensor without its buffer")
         stored = self.buffers[place]
@@ -129,6 +128,7 @@ class _File:
             weights=weights,
             computes_constants=op in CONSTANT_MAKING,
             keeps_values=op in VALUE_KEEPING,
+            known=op in KNOWN,
         )
         self.set_channels(node, operator)
         return node
@@ -143,6 +143,8 @@ class _File:
         if node.weights:
             shape = self.tensors[node.weights.tensor].shape or ()
             node.channels_out = whole(next(iter(shape[node.weights.axis :]), None))
+            if node.weights.axis == len(shape) - 1 > 1 and node.op.endswith("Conv2D"):
+                node.channels_in = whole(shape[-2])
         elif node.op in ("LceQuantize", "LceDequantize", *PASSING):
             node.channels_out = node.channels_in
         for output in node.outputs:

@@ -9,7 +9,8 @@ import msgspec
 
 from dmsflow.files import hash_file
 from dmsflow.manifest import Manifest
-from dmsflow.modelfile.summary import ModelFile, Port
+from dmsflow.modelfile.inputs import format_shape
+from dmsflow.modelfile.summary import ModelFile
 from dmsflow.terminal import print_table
 
 LONGEST_NAME = 40  # of an op; the end of a name says more than its beginning
@@ -29,15 +30,15 @@ def print_model(model: ModelFile, stream: TextIO) -> None:
     if exported := _find_export(Path(model.path)):
         rows.append(("exported", exported))
     for kind, ports in (("input", model.inputs), ("output", model.outputs)):
-        rows += [(kind, " ".join(filter(None, (port.name, port.dtype, _format_shape(port))))) for port in ports]
+        rows += [(kind, str(port)) for port in ports]
     widths = " ".join("?" if width is None else str(width) for width in model.widths)
     rows.append(("widths", widths or "no op has weights"))
     print_table(model.path, (), rows, stream=stream)
     parts: dict[str, list[tuple[object, ...]]] = {}
     for op in model.ops:
         name = op.name if len(op.name) <= LONGEST_NAME else f"…{op.name[1 - LONGEST_NAME :]}"
-        shape, dtype = (_format_shape(op.output), op.output.dtype or None) if op.output else (None, None)
-        bits = "?" if op.weight_bits is None else op.weight_bits or None
+        shape, dtype = (format_shape(op.output.shape), op.output.dtype or None) if op.output else (None, None)
+        bits = "?" if op.weight_bits is None or op.binary is None else op.weight_bits or None
         bits = f"{bits} (binary)" if op.binary and op.weight_bits != 1 else bits
         constants = f"{op.constant_bytes:,}" if op.constant_bytes else None
         row = (op.op, name, shape, dtype, op.channels_in, op.channels_out, bits, constants)
@@ -48,13 +49,6 @@ def print_model(model: ModelFile, stream: TextIO) -> None:
     print_table("totals", (), counts, stream=stream)
     for warning in model.warnings:
         print(warning, file=stream)
-
-
-def _format_shape(port: Port) -> str | None:
-    """`1×32×32×3`; a length that the file leaves open is its name or a question mark."""
-    if port.shape is None:
-        return None
-    return "×".join("?" if length is None else str(length) for length in port.shape) or "a number"
 
 
 def _find_export(path: Path) -> str | None:

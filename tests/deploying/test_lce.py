@@ -220,7 +220,7 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
     path.write_text("not a model")
     with pytest.raises(
         DmsflowError,
-        match=r"model.tflite: is not a complete .tflite file \(it does not begin like one\); export it again",
+        match=r"model.tflite: is not a complete .tflite file \(it does not begin like one\); get a complete copy of it",
     ):
         runner.open(path, 1)
     with pytest.raises(

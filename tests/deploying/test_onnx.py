@@ -385,7 +385,7 @@ def test_a_missing_weight_is_named(tmp_path):
 def test_a_damaged_file_is_refused(content, tmp_path):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
-    with pytest.raises(DmsflowError, match=r"bad\.onnx: onnxruntime cannot load it \(.+\); export it again"):
+    with pytest.raises(DmsflowError, match=r"bad\.onnx: onnxruntime cannot load it \(.+\); get a complete copy of it"):
         runner.open(path, 1)
 
 
@@ -399,20 +399,6 @@ def test_a_truncated_file_is_refused(written, tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DmsflowError, match=r"none\.onnx: no such file"):
         runner.open(tmp_path / "none.onnx", 1)
-
-
-def test_a_model_of_other_inputs_is_refused(tmp_path):
-    tensor = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["x"], ["y"])],
-        "free",
-        [tensor("x", onnx.TensorProto.FLOAT, ["batch", 3])],
-        [tensor("y", onnx.TensorProto.FLOAT, ["batch", 3])],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
-    onnx.save(model, tmp_path / "free.onnx")
-    with pytest.raises(DmsflowError, match=r"has the inputs x tensor\(float\).*; give a model with one float32 input"):
-        runner.open(tmp_path / "free.onnx", 1)
 
 
 def test_threads_are_set():

@@ -156,7 +156,7 @@ def model(tmp_path):
     folder = tmp_path / "it's $(touch odd) \"; `id`"
     folder.mkdir()
     path = folder / "-a b.tflite"
-    path.write_bytes(b"a model")
+    path.write_bytes((Path(__file__).parents[1] / "modelfile" / "cases" / "mean-softmax.tflite").read_bytes())
     return File(path=str(path), runner="lce")
 
 

@@ -133,7 +133,7 @@ print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "ch
 def test_a_damaged_file_is_refused(suffix, tmp_path):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(b"\x20\x00\x00\x00TFL3" + bytes(range(200)))
-    with pytest.raises(DmsflowError, match=rf"bad\{suffix}: .+; export it again"):
+    with pytest.raises(DmsflowError, match=rf"bad\{suffix}: .+; get a complete copy of it"):
         bench.run_stage(path, FEW, tmp_path, Flow(COMMAND))
     assert not (tmp_path / "bench.json").exists()
 

@@ -185,7 +185,9 @@ def test_peak_memory_is_that_of_the_process_alone(model_files):
 def test_a_child_that_dies_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with (
-        pytest.raises(DmsflowError, match=r"x\.onnx: the process that runs it died \(exit status 1\); export it again"),
+        pytest.raises(
+            DmsflowError, match=r"x\.onnx: the process that runs it died \(exit status 1\); see what its runtime"
+        ),
         devices.connect("local") as measure,
     ):
         measure(job(devices.File(path="x.onnx", runner="onnxruntime")))

@@ -201,7 +201,7 @@ def test_one_table_is_not_read_as_often_as_a_file_likes(tmp_path, count):
     assert peak < 100 * path.stat().st_size + (1 << 20)
 
 
-UNDECODED = "is not a complete .onnx file (protobuf cannot decode it); export it again"
+UNDECODED = "is not a complete .onnx file (protobuf cannot decode it); get a complete copy of it"
 
 
 @pytest.mark.parametrize(

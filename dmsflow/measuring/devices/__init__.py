@@ -21,6 +21,7 @@ import msgspec
 
 from dmsflow.deploying.target import Target
 from dmsflow.modelfile import runners
+from dmsflow.modelfile.inputs import Port
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import Reach
 from dmsflow.terminal import print_line
@@ -75,6 +76,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
             and runs it: the largest resident set, interpreter and runtime included. None: not asked
             for, or the device does not report it.
         operations: in the order of execution; empty if not asked for or not reported.
+        inputs: those of the file, which random numbers fill.
     """
 
     runtime: str
@@ -82,6 +84,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     runs_ms: tuple[float, ...]
     peak_memory_bytes: int | None = None
     operations: tuple[Operation, ...] = ()
+    inputs: tuple[Port, ...] = ()
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 
 from dmsflow.environment import read_processor_name
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import draw_values, inputs_of
 from dmsflow.plugin import load_plugin
 
 RESULT = "dmsflow-result "  # what a login prints by itself may stand before it
@@ -51,30 +53,32 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         load_ms.append((time.perf_counter_ns() - start) / 1e6)
         mark()
     random = np.random.default_rng(0)
-    images = [random.integers(0, 256, session.input_shape).astype(np.float32) for session in sessions]
+    inputs = [inputs_of(session) for session in sessions]
+    images = [[draw_values(port, random) for port in ports] for ports in inputs]
     runs_ms: list[list[float]] = [[] for _ in sessions]
     gc.disable()
     for index in range(job["warm_up"] + job["runs"]):
         for file, session, image, times in zip(files, sessions, images, runs_ms, strict=True):
             for _ in range(file.get("primers", 0)):
-                session.run(image)
+                session.run(*image)
             counts = index >= job["warm_up"]
             if counts:
                 mark()
             start = time.perf_counter_ns()
-            session.run(image)
+            session.run(*image)
             elapsed = time.perf_counter_ns() - start
             if counts:
                 mark()
                 times.append(elapsed / 1e6)
     gc.enable()
     peak, machine, timings = read_peak_memory(), describe_machine(), []
-    for session, image, *measured in zip(sessions, images, runtimes, load_ms, runs_ms, strict=True):
+    for session, ports, image, *measured in zip(sessions, inputs, images, runtimes, load_ms, runs_ms, strict=True):
         timed = job["operations"] and hasattr(session, "operations")
-        rows = session.operations(image, OPERATION_RUNS) if timed else []
+        rows = session.operations(image[0], OPERATION_RUNS, *image[1:]) if timed else []
         operations = [dict(zip(("op", "name", "ms"), row, strict=True)) for row in rows]
         timing = dict(zip(("runtime", "load_ms", "runs_ms"), measured, strict=True))
-        timings.append({**timing, "operations": operations, "peak_memory_bytes": peak})
+        described = [asdict(port) for port in ports]
+        timings.append({**timing, "inputs": described, "operations": operations, "peak_memory_bytes": peak})
     return {"machine": machine, "timings": timings}
 
 

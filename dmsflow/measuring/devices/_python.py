@@ -13,6 +13,7 @@ import msgspec
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices import Job, Measurement
 from dmsflow.measuring.devices._program import OPERATION_RUNS, RESULT
+from dmsflow.modelfile.tflite import remedy
 from dmsflow.plugin import load_plugin
 
 MEMORY_RUNS = 3
@@ -24,6 +25,7 @@ SHIPPED = (
     "plugin.py",
     "native/__init__.py",
     "modelfile/__init__.py",
+    "modelfile/inputs.py",
     "modelfile/tflite.py",
     "modelfile/runners/*.py",
 )
@@ -37,6 +39,8 @@ if sys.version_info < (3, 10):
 try:
     import numpy
 except ImportError:
+    if sys.maxsize < 2**32:
+        lacks("is a 32-bit Python without NumPy", "a 64-bit system is needed: runtimes have no wheels for 32 bits")
     lacks("has no NumPy", "run there: %s -m pip install 'numpy<2'" % sys.executable)
 from dmsflow import program
 program.main()
@@ -116,6 +120,14 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
         raise DmsflowError(files, "the process that measures it wrote no timings of this job", "try again")
     assert answer.measured
     return answer.measured
+
+
+def died(job: Job, what: str, more: str = "") -> DmsflowError:
+    """The error that a process which ran a job's files died."""
+    paths = [Path(file.path) for file in job.files]
+    contents = [path.read_bytes() for path in paths if path.is_file()]
+    right = remedy(b"".join(contents), "see what its runtime says of it, or whether memory ran out")
+    return DmsflowError(", ".join(map(str, paths)), what, right + more)
 
 
 def last_line(done: subprocess.CompletedProcess[bytes]) -> str:

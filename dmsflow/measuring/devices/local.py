@@ -51,6 +51,5 @@ def _in_child(job: Job) -> bytes:
         check=False,
     )
     if done.returncode:
-        files = ", ".join(file.path for file in job.files)
-        raise DmsflowError(files, f"the process that runs it died ({_python.last_line(done)})", "export it again")
+        raise _python.died(job, f"the process that runs it died ({_python.last_line(done)})")
     return done.stdout

@@ -203,7 +203,6 @@ def _run_program(device: Emulated, counted: Path, job: Job) -> bytes:
     runners = [file.runner for file in job.files]
     done = emulate(device, program, stdin=msgspec.json.encode(job), runners=runners, counted=counted)
     if done.returncode:
-        files = ", ".join(file.path for file in job.files)
         what = f"the emulated process that runs it died ({_python.last_line(done)})"
-        raise DmsflowError(files, what, f"export it again, or remove {parts.folder()}")
+        raise _python.died(job, what, f", or remove {parts.folder()}")
     return done.stdout

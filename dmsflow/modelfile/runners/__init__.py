@@ -6,15 +6,17 @@ NumPy only, no torch.
     version() -> str                  the runtime's name and version
 
 A Session is a loaded file with one float32 input of `input_shape` [1, H, W, C]; its `run(images)` gives the logits
-[1, classes] of raw pixels 0..255 in that shape.
+[1, classes] of raw pixels 0..255 in that shape. A Session of files that others made, which take several inputs or
+other types, has `inputs` instead, a tuple of modelfile.inputs.Port, and `run` takes an array for each.
 
     REQUIRES: tuple[str, ...] = ("onnxruntime",)
 
 names the top-level modules of dmsflow's extras that a runner of this folder needs; a user's own may leave it out.
-A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `plugin`, `native` and
-`modelfile.tflite` (measuring/devices/_python.py ships these). If its runtime has a profiler, a Session also has
+A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `plugin`, `native`,
+`modelfile.inputs` and `modelfile.tflite` (measuring/devices/_python.py ships these). If its runtime has a profiler, a
+Session also has
 
-    operations(images, runs) -> [(kind, name, median ms), ...] in the order of execution
+    operations(images, runs, *more) -> [(kind, name, median ms), ...] in the order of execution
 
 If the runtime invents names, the runner also has a function that runs on this machine, never on the device:
 

@@ -1,13 +1,22 @@
-"""For runners whose runtime is compiled code, which writes to stderr without Python."""
+"""For runners whose runtime is compiled code: it writes to stderr without Python, and has wheels for some systems only."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
+
+from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import plain
+from dmsflow.modelfile.tflite import remedy
+
+OTHER_SYSTEM = "a 64-bit system of x86-64 or ARM with a 64-bit Python is needed"
 
 
 @contextlib.contextmanager
@@ -22,6 +31,33 @@ def written_to_stderr() -> Iterator[IO[bytes]]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def lacks_wheels() -> str | None:
+    """What this Python is, if PyPI has no wheels of the runtimes for it; None: it has.
+
+    A system of 64 bits may have a Python of 32, as a Raspberry Pi OS of 32 bits has on its kernel of 64.
+    """
+    machine = platform.machine()
+    if sys.maxsize < 2**32:
+        return f"a 32-bit Python, on {machine}"
+    if machine.lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
+        return f"a Python for {machine}"
+    triple = sysconfig.get_config_var("HOST_GNU_TYPE") or ""
+    return f"a Python for {triple}" if "musl" in triple or "android" in triple else None
+
+
+def missing(package: str, extra: str) -> DmsflowError:
+    """The error that a runtime is not installed."""
+    if why := lacks_wheels():
+        return DmsflowError(package, f"is not installed, and has no wheel for {why}", OTHER_SYSTEM)
+    return DmsflowError(package, "is not installed", f"pip install 'dmsflow[{extra}]'")
+
+
+def refused(path: Path, what: str, why: str, *, damaged: bool = False) -> DmsflowError:
+    """The error that a runtime cannot run a file; `what` says so, `why` is what the runtime wrote."""
+    right = "get a complete copy of it" if damaged else f"see its ops with dmsflow show {path.name}"
+    return DmsflowError(path, f"{what} ({plain(why.strip())})", remedy(path.read_bytes(), right))
 
 
 def reason(written: IO[bytes]) -> str:

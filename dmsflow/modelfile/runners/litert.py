@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dmsflow import __version__, native
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
+from dmsflow.modelfile.inputs import Port
 from dmsflow.modelfile.runners import _compiled
 
 REQUIRES: tuple[str, ...] = ("ai_edge_litert", "tensorflow")  # one of them will do, see dmsflow.environment.INSTEAD
@@ -38,20 +39,29 @@ RUNTIMES = {
 class Session:
     """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote."""
 
-    def __init__(self, path: Path, threads: int, interpreter: Any) -> None:
-        self.path, self.threads, self.interpreter = path, threads, interpreter
-        source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        self.input, self.output = source["index"], result["index"]
-        self.input_shape: tuple[int, ...] = tuple(int(size) for size in source["shape"])
+    def __init__(self, path: Path, threads: int, interpreter: Any, inputs: tuple[Port, ...]) -> None:
+        self.path, self.threads, self.interpreter, self.inputs = path, threads, interpreter, inputs
+        self.input_shape: tuple[int, ...] = inputs[0].sizes
+        details = interpreter.get_input_details()
+        self.numbers = [each["index"] for each in details]
+        for number, port, each in zip(self.numbers, inputs, details, strict=True):
+            if tuple(each["shape"]) != port.sizes:
+                interpreter.resize_tensor_input(number, port.sizes)
+        interpreter.allocate_tensors()
+        self.output = interpreter.get_output_details()[0]["index"]
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
-        self.interpreter.set_tensor(self.input, images)
+    def run(self, images: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
+        """The first output, [batch, classes], for an array of each of `inputs`."""
+        self.set(images, *more)
         self.interpreter.invoke()
-        logits: NDArray[np.float32] = self.interpreter.get_tensor(self.output)
+        logits: NDArray[Any] = self.interpreter.get_tensor(self.output)
         return logits
 
-    def operations(self, images: NDArray[np.float32], runs: int) -> list[tuple[str, str, float]]:
+    def set(self, *values: NDArray[Any]) -> None:
+        for number, array in zip(self.numbers, values, strict=True):
+            self.interpreter.set_tensor(number, array)
+
+    def operations(self, images: NDArray[Any], runs: int, *more: NDArray[Any]) -> list[tuple[str, str, float]]:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
         The delegate notes when each of its operations begins and ends. What the runtime does between two
@@ -61,11 +71,11 @@ class Session:
         log = np.zeros(2 + 3 * len(operators), np.int64)  # records, room for so many, and three numbers of each
         log[1] = len(operators)
         profiled = _open_session(self.path, self.threads, times=str(log.ctypes.data))
-        profiled.run(images)
+        profiled.run(images, *more)
         runs_ms: list[list[float]] = []
         for _ in range(runs):
             log[0] = 0
-            profiled.interpreter.set_tensor(profiled.input, images)
+            profiled.set(images, *more)
             began = time.monotonic_ns()
             profiled.interpreter.invoke()
             edges = [began, *log[2:].reshape(-1, 3)[: log[0], 1:].ravel().tolist(), time.monotonic_ns()]
@@ -86,21 +96,19 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
 
 def _open_session(path: Path, threads: int, **options: str) -> Session:
     runtime, (library, _) = _runtime(), _library()
-    tflite.read_model(path)
+    inputs = tflite.read_inputs(path)
     with _compiled.written_to_stderr() as written:
         try:
             delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
             interpreter = runtime.Interpreter(
                 model_path=str(path), num_threads=threads, experimental_delegates=[delegate]
             )
-            interpreter.allocate_tensors()
-            session = Session(path, threads, interpreter)
-            session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
+            session = Session(path, threads, interpreter, inputs)
+            # Packs the weights, and proves that it runs.
+            session.run(*(np.zeros(port.sizes, port.dtype) for port in inputs))
         except (RuntimeError, ValueError, MemoryError) as error:
-            why = _compiled.reason(written) or error
-            raise DmsflowError(
-                path, f"{RUNTIMES[runtime.__name__]} cannot run it ({why})", "export it again"
-            ) from error
+            why = _compiled.reason(written) or str(error)
+            raise _compiled.refused(path, f"{RUNTIMES[runtime.__name__]} cannot run it", why) from error
     return session
 
 
@@ -126,7 +134,7 @@ def _runtime() -> Any:
             except ImportError as error:
                 what = f"cannot be imported ({error})"
                 raise DmsflowError(package, what, "install it again, or pip install 'dmsflow[device]'") from error
-    raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
+    raise _compiled.missing("ai-edge-litert", "device")
 
 
 def _library() -> tuple[Path, str]:
@@ -144,6 +152,8 @@ def _library() -> tuple[Path, str]:
     if (path := sent.with_name(native.LIBRARY)).is_file():
         return path, __version__
     what = f"has no {native.LIBRARY} for {platform.machine()}"
+    if why := _compiled.lacks_wheels():
+        raise DmsflowError(sys.executable, f"{what}: it is {why}", _compiled.OTHER_SYSTEM)
     raise DmsflowError(sys.executable, what, f"run there: {sys.executable} -m pip install 'dmsflow[device]'")
 
 

@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import Port, check_inputs, plain
+from dmsflow.modelfile.runners import _compiled
 
 REQUIRES: tuple[str, ...] = ("onnxruntime",)
 ERRORS_ONLY = 3  # of onnxruntime's levels of severity
@@ -22,16 +23,17 @@ ADDED = r"(_nchwc)?(_token_\d+)?_kernel_time$"  # what onnxruntime appends to th
 class Session:
     """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote."""
 
-    def __init__(self, session: Any, input_name: str, input_shape: tuple[int, ...], path: Path, threads: int) -> None:
-        self.session, self.input_name, self.input_shape = session, input_name, input_shape
-        self.path, self.threads = path, threads
+    def __init__(self, session: Any, inputs: tuple[Port, ...], path: Path, threads: int) -> None:
+        self.session, self.inputs, self.path, self.threads = session, inputs, path, threads
+        self.names = [one.name for one in session.get_inputs()]
+        self.input_shape: tuple[int, ...] = inputs[0].sizes
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
-        logits: NDArray[np.float32] = self.session.run(None, {self.input_name: images})[0]
+    def run(self, images: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
+        """The first output, [batch, classes], for an array of each of `inputs`."""
+        logits: NDArray[Any] = self.session.run(None, dict(zip(self.names, (images, *more), strict=True)))[0]
         return logits
 
-    def operations(self, images: NDArray[np.float32], runs: int) -> list[tuple[str, str, float]]:
+    def operations(self, images: NDArray[Any], runs: int, *more: NDArray[Any]) -> list[tuple[str, str, float]]:
         """Kind, name and median milliseconds of each operation, in the order of execution.
 
         The runtime's own profiler slows the run, so this is a session of its own. Operations
@@ -43,7 +45,7 @@ class Session:
             chosen.enable_profiling, chosen.profile_file_prefix = True, str(Path(folder, "profile"))
             session = runtime.InferenceSession(self.path, chosen, providers=["CPUExecutionProvider"])
             for _ in range(runs + 1):
-                session.run(None, {self.input_name: images})
+                session.run(None, dict(zip(self.names, (images, *more), strict=True)))
             events = json.loads(Path(session.end_profiling()).read_bytes())
         return _median_times([event for event in events if event["cat"] == "Node"], runs + 1)
 
@@ -64,14 +66,17 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     try:
         session = runtime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     except refusals as error:
-        reason = str(error).rpartition("failed:")[2]
-        raise DmsflowError(path, f"onnxruntime cannot load it ({reason})", "export it again") from error
-    inputs = session.get_inputs()
-    kinds = [one.type for one in inputs]
-    if kinds != ["tensor(float)"] or not all(isinstance(size, int) for size in inputs[0].shape):
-        listed = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-        raise DmsflowError(path, f"has the inputs {listed}", "give a model with one float32 input of a fixed shape")
-    return Session(session, inputs[0].name, tuple(inputs[0].shape), path, threads)
+        why = str(error).rpartition("failed:")[2]
+        raise _compiled.refused(path, "onnxruntime cannot load it", why, damaged="rotobuf" in why) from error
+    found = [_read_port(one) for one in session.get_inputs()]
+    return Session(session, check_inputs(path, found, len(session.get_outputs())), path, threads)
+
+
+def _read_port(found: Any) -> Port:
+    """An input as onnxruntime has it: its type is "tensor(float)", lengths left open are names or None."""
+    kind = found.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(plain(length) if isinstance(length, str) else length for length in found.shape)
+    return Port(plain(found.name), {"float": "float32", "double": "float64"}.get(kind, kind), shape)
 
 
 def session_options(threads: int) -> Any:
@@ -109,7 +114,7 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise DmsflowError("onnxruntime", "is not installed", "pip install 'dmsflow[onnx]'") from error
+        raise _compiled.missing("onnxruntime", "onnx") from error
     onnxruntime.set_default_logger_severity(ERRORS_ONLY)
     return onnxruntime
 

@@ -16,10 +16,13 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
 from dmsflow.measuring.devices import Access, Job, Measure, Measurement, Operation, Timing
 from dmsflow.measuring.devices._shell import ALLOW, Folder, bring_files, call_script, describe_machine, run_program
+from dmsflow.modelfile import tflite
 
 # One process of each file in turn, and again: whatever slows the device slows all files alike.
 # A process prints only the average of its runs, so it makes few, and each average is one sample.
@@ -78,7 +81,10 @@ def install(folder: Folder, program: Path, address: str) -> Measure:
                 output = run_program(folder, command, Path(job.files[index].path).name, limit_s)
                 return f"{output.out.decode(errors='replace')}\n{output.error}"  # which of the two: by its version
 
+            # A program would take lengths left open as 1, and time images of one pixel.
+            inputs = [tflite.read_inputs(Path(file.path)) for file in job.files]
             timings = time_files(job, program, run)
+            timings = tuple(replace(each, inputs=ports) for each, ports in zip(timings, inputs, strict=True))
         return Measurement(timings=timings, machine=describe_machine(folder.shell))
 
     return measure
