@@ -404,6 +404,26 @@ def test_a_python_without_the_runtime(index, runtime, server, files):
     assert said.startswith(f"device {server.address}, {runtime}: is not installed; pip install {runtime} there")
 
 
+def of_32_bits(line: str) -> str:
+    """A Python that `bare_python` made, which believes that its pointers have 4 bytes."""
+    start = "import runpy, sys; sys.maxsize = 2**31 - 1; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return line.replace('-S "$@"', f'-S -P -c "{start}" "$@"')
+
+
+@pytest.mark.parametrize(("index", "runtime"), [(0, "onnxruntime"), (1, "ai-edge-litert")])
+def test_a_32_bit_system_is_told_that_it_is_one(index, runtime, server, files, tmp_path):
+    """Whatever uname says: its kernel may be of 64 bits."""
+    server.program("python-32", of_32_bits(bare_python(tmp_path / "numpy", "numpy")))
+    given = (files[0], on_litert(files[1]))[index]
+    said = refused(server, job(given), Access(python="python-32"))
+    what = f"is not installed, and has no wheel for a 32-bit system (32-bit Python on {platform.machine()})"
+    assert said.startswith(f"{server.where[:-2]}, {runtime}: {what}; a 64-bit system is needed")
+    assert "pip install" not in said and "--target" not in said
+    server.program("python-32-bare", of_32_bits(bare_python(tmp_path / "nothing")))
+    said = refused(server, job(given), Access(python="python-32-bare"))
+    assert "has no NumPy, and is of a 32-bit system; a 64-bit system is needed" in said and "pip" not in said
+
+
 def test_a_damaged_file_is_called_as_it_is_here(server, tmp_path):
     path = tmp_path / 'a "quoted".onnx'
     path.write_bytes(b"no model")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import platform
 import re
 import subprocess
 import sys
+import sysconfig
 import types
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.modelfile import reader, runners
-from dmsflow.modelfile.runners import lce, litert
+from dmsflow.modelfile.runners import lce, litert, onnxruntime
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import BenchSettings
@@ -172,6 +174,29 @@ def test_a_missing_runtime_is_named(monkeypatch, tmp_path):
     for call in (litert.version, lambda: litert.open(tmp_path / "model.tflite", 1)):
         with pytest.raises(DmsflowError, match=r"ai-edge-litert: is not installed; pip install 'dmsflow\[device\]'"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("system", "told"),
+    [
+        ((2**31 - 1, "armv7l", "arm-linux-gnueabihf"), "a 32-bit system (32-bit Python on armv7l)"),
+        ((2**31 - 1, "aarch64", "arm-linux-gnueabihf"), "a 32-bit system (32-bit Python on aarch64)"),
+        ((2**63 - 1, "riscv64", "riscv64-linux-gnu"), "riscv64"),
+        ((2**63 - 1, "x86_64", "x86_64-alpine-linux-musl"), "x86_64-alpine-linux-musl"),
+        ((2**63 - 1, "aarch64", "aarch64-linux-gnu"), None),
+    ],
+)
+def test_pip_is_advised_only_where_there_are_wheels(system, told, monkeypatch, tmp_path):
+    without_runtimes(monkeypatch)
+    for module, name, value in ((sys, "maxsize", system[0]), (platform, "machine", lambda: system[1])):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"HOST_GNU_TYPE": system[2]}.get)
+    advice = f"is not installed, and has no wheel for {told}; a 64-bit system" if told else "; pip install 'dmsflow"
+    with pytest.raises(DmsflowError, match=re.escape(advice)):
+        litert.open(tmp_path / "model.tflite")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DmsflowError, match=re.escape(advice)):
+        onnxruntime.version()
 
 
 @pytest.mark.parametrize(

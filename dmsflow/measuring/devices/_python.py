@@ -40,7 +40,7 @@ try:
     import numpy
 except ImportError:
     if sys.maxsize < 2**32:
-        lacks("is a 32-bit Python without NumPy", "a 64-bit system is needed: runtimes have no wheels for 32 bits")
+        lacks("has no NumPy, and is of a 32-bit system", "a 64-bit system is needed: runtimes have no wheels for 32 bits")
     lacks("has no NumPy", "run there: %s -m pip install 'numpy<2'" % sys.executable)
 from dmsflow import program
 program.main()

@@ -16,7 +16,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.inputs import plain
 from dmsflow.modelfile.tflite import remedy
 
-OTHER_SYSTEM = "a 64-bit system of x86-64 or ARM with a 64-bit Python is needed"
+OTHER_SYSTEM = "a 64-bit system is needed: x86-64 or ARM, on Linux one with glibc"
 
 
 @contextlib.contextmanager
@@ -34,17 +34,17 @@ def written_to_stderr() -> Iterator[IO[bytes]]:
 
 
 def lacks_wheels() -> str | None:
-    """What this Python is, if PyPI has no wheels of the runtimes for it; None: it has.
+    """What this system is, if PyPI has no wheels of the runtimes for it; None: it has.
 
-    A system of 64 bits may have a Python of 32, as a Raspberry Pi OS of 32 bits has on its kernel of 64.
+    Under a kernel of 64 bits there may be a system of 32, as some Raspberry Pi OS are.
     """
     machine = platform.machine()
     if sys.maxsize < 2**32:
-        return f"a 32-bit Python, on {machine}"
+        return f"a 32-bit system (32-bit Python on {machine})"
     if machine.lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
-        return f"a Python for {machine}"
+        return machine
     triple = sysconfig.get_config_var("HOST_GNU_TYPE") or ""
-    return f"a Python for {triple}" if "musl" in triple or "android" in triple else None
+    return triple if "musl" in triple or "android" in triple else None
 
 
 def missing(package: str, extra: str) -> DmsflowError:

@@ -153,7 +153,7 @@ def _library() -> tuple[Path, str]:
         return path, __version__
     what = f"has no {native.LIBRARY} for {platform.machine()}"
     if why := _compiled.lacks_wheels():
-        raise DmsflowError(sys.executable, f"{what}: it is {why}", _compiled.OTHER_SYSTEM)
+        raise DmsflowError(sys.executable, f"{what}, and there is no wheel for {why}", _compiled.OTHER_SYSTEM)
     raise DmsflowError(sys.executable, what, f"run there: {sys.executable} -m pip install 'dmsflow[device]'")
 
 
