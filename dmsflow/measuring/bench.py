@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from dmsflow import environment, manifest
-from dmsflow.errors import BudgetMissed
+from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.manifest import Flow
 from dmsflow.measuring import accuracy, devices, predicted_latency
@@ -94,7 +94,7 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
     images = f"the test split of {benched.export.data.name}" if benched.export else f"the images in {settings.images}"
     with_baseline = benched.export and has_baseline(settings)
     rows = [
-        ("file", f"{benched.path} ({benched.path.stat().st_size / 1024:.1f} KiB)"),
+        ("file", f"{benched.path} ({benched.file_bytes / 1024:.1f} KiB)"),
         ("runner", settings.runner_file or settings.runner or " or ".join(benched.target.runners)),
         ("device", settings.device),
         ("baseline", f"{BASELINE}, in onnxruntime" if with_baseline else "none"),
@@ -129,6 +129,9 @@ def has_baseline(settings: BenchSettings) -> bool:
 
 
 def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
+    if benched.beside and not settings.device.startswith(("local", "qemu")):
+        what = f"keeps its weights in {benched.beside[0].name} beside it, and a device gets one file"
+        raise DmsflowError(benched.path, what, "put all into one: onnx.save_model(onnx.load(PATH), OTHER_PATH)")
     runner = devices.runner_of(benched.target, settings)
     files = {benched.path.name: devices.File(path=str(benched.path), runner=runner)}
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +163,7 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
         if timing.peak_memory_bytes is not None:
             numbers[f"{prefix}peak_memory_mib"] = timing.peak_memory_bytes / MIB
     median = numbers[TIME]
-    metrics: dict[str, Any] = {"file_bytes": benched.path.stat().st_size, TIME: median}
+    metrics: dict[str, Any] = {"file_bytes": benched.file_bytes, TIME: median}
     metrics |= prediction.metrics(median) if prediction else {}
     metrics |= numbers
     if (images := images_per_run(timings[benched.path.name].inputs)) > 1:

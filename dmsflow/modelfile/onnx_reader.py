@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import math
 from collections import ChainMap
 from collections.abc import Iterable
@@ -62,11 +63,7 @@ LITERALS = {  # attributes of a Constant: field and type of the numbers
 UNPACKING = ("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", "And")
 VALUE_KEEPING = ("Cast", "DequantizeLinear", "Identity", "Constant")
 SCALING = (*VALUE_KEEPING, "Div", "Mul", "Neg", "Reshape", "Transpose")
-QUANTISERS = (
-    "BipolarQuant",
-    "Quant",
-    "IntQuant",
-)  # of QONNX, in whatever domain; what they put out has the input's shape
+QUANTISERS = ("BipolarQuant", "Quant", "IntQuant")  # of QONNX, in whatever domain; they keep the shape of their input
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 Type = tuple[str, "Shape | None"]  # of a tensor: "" and None where it is not known
 Scope = ChainMap[str, int]  # numbers of tensors by their names in the file
@@ -92,14 +89,7 @@ def read_graph(path: Path, data: bytes) -> Graph:
         Damaged: it is not whole, or no ONNX file.
         DmsflowError: it keeps its weights where they may not be, or onnx is not installed.
     """
-    onnx = import_onnx()
-    decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
-    try:
-        model = onnx.load_model_from_string(data)
-    except (decode_error, ValueError) as error:
-        raise Damaged("protobuf cannot decode it") from error
-    if not (model.HasField("ir_version") and model.opset_import and model.HasField("graph")):
-        raise Damaged("it has no format version, no op set, or no graph")
+    onnx, decode_error, model = import_onnx(), _decode_error(), _decode(data)
     functions = list(model.functions)
     model.ClearField("functions")  # inference goes through each as often as it is called: it may take ages
     saved = [(at, onnx.NodeProto.FromString(node.SerializeToString())) for at, node in _quantisers(model.graph.node)]
@@ -112,6 +102,35 @@ def read_graph(path: Path, data: bytes) -> Graph:
     for at, node in saved:
         model.graph.node[at].CopyFrom(node)
     return _File(path, model, functions).graph
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files beside an .onnx file that hold its weights; none where they cannot be known, without the package onnx.
+
+    Raises:
+        DmsflowError: it keeps its weights where they may not be.
+    """
+    with contextlib.suppress(Damaged, OSError):  # the runtime says what it is
+        content = path.read_bytes()
+        if b"location" in content and importlib.util.find_spec("onnx"):
+            model = _decode(content)
+            return tuple(place for place, _ in _File(path, model, list(model.functions)).data_files.found.values())
+    return ()
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        model = import_onnx().load_model_from_string(data)
+    except (_decode_error(), ValueError) as error:
+        raise Damaged("protobuf cannot decode it") from error
+    if not (model.HasField("ir_version") and model.opset_import and model.HasField("graph")):
+        raise Damaged("it has no format version, no op set, or no graph")
+    return model
+
+
+def _decode_error() -> type[Exception]:
+    error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
+    return error
 
 
 def _quantisers(nodes: Iterable[Any]) -> list[tuple[int, Any]]:

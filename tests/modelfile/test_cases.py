@@ -245,6 +245,15 @@ def test_weights_are_read_only_inside_the_file(split, changed, told, capsys):
 def test_a_file_is_timed(name, tmp_path):
     metrics = benched(CASES / name, tmp_path)
     assert metrics["latency_ms_median"] > 0 and "images_per_run" not in metrics
+    assert metrics["file_bytes"] == sum(path.stat().st_size for path in CASES.glob(f"{name}*"))
+
+
+def test_weights_beside_a_file_are_not_left_behind(split, tmp_path, capsys):
+    placed(split)
+    line = refused(capsys, "bench", split, "--device", "ssh://nobody@localhost", "--out", tmp_path)
+    assert "keeps its weights in m.onnx.data beside it, and a device gets one file; put all into one" in line
+    split.with_name("m.onnx.data").unlink()
+    assert "which cannot be read (No such file or directory)" in refused(capsys, "bench", split, "--out", tmp_path)
 
 
 @pytest.mark.slow
