@@ -204,6 +204,13 @@ def test_weights_elsewhere_are_not_read(split, location, capsys):
     assert line.isprintable()
 
 
+@pytest.mark.parametrize("value", [b"m.onnx.data", b"1728"])
+def test_places_that_are_no_utf8_are_refused(split, value, capsys):
+    placed(split)
+    split.write_bytes(split.read_bytes().replace(value, value[:-1] + b"\xff"))
+    assert refused(capsys, "show", split).isprintable()
+
+
 def test_links_out_of_the_folder_and_what_is_no_file_are_not_read(split, capsys):
     data = split.with_name("m.onnx.data")
     placed(split)
