@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from dmsflow import cli
+from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.inputs import Port, draw_values, from_pixels
 from dmsflow.modelfile.runners import litert, onnxruntime
@@ -384,6 +385,13 @@ def test_values_reach_the_inputs_in_their_order(tmp_path):
     path = inputs_file(tmp_path / "m.onnx", (TensorProto.FLOAT, [2]), (TensorProto.INT8, [3]))
     session = onnxruntime.open(path)
     assert session.run(np.array([1, 2], np.float32), np.array([-5, 0, 0], np.int8)) == -2
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+    path = inputs_file(tmp_path / "m.onnx", (TensorProto.FLOAT, [2]))
+    path.write_bytes(path.read_bytes().replace(b"x0", b"x\xff"))
+    with pytest.raises(DmsflowError, match=r"m\.onnx: onnxruntime cannot load it \(a name is no UTF-8\); get a complete copy"):
+        onnxruntime.open(path)
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,12 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
     refusals = tuple(getattr(state, name) for name in names)
     try:
         session = runtime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+        found = [_read_port(one) for one in session.get_inputs()]
+    except UnicodeDecodeError as error:
+        raise _compiled.refused(path, "onnxruntime cannot load it", "a name is no UTF-8", damaged=True) from error
     except refusals as error:
         why = str(error).rpartition("failed:")[2]
         raise _compiled.refused(path, "onnxruntime cannot load it", why, damaged="rotobuf" in why) from error
-    found = [_read_port(one) for one in session.get_inputs()]
     return Session(session, check_inputs(path, found, len(session.get_outputs())), path, threads)
 
 
