@@ -32,7 +32,9 @@ class DataFiles:
             Damaged: the numbers are not inside the file, or not as many as the constant has.
             DmsflowError: the file is missing, or is not one beside the model.
         """
-        entries = {one.key: one.value if isinstance(one.value, str) else "\0" for one in proto.external_data}  # no UTF-8
+        entries = {
+            one.key: one.value if isinstance(one.value, str) else "\0" for one in proto.external_data
+        }  # no UTF-8
         path, size = self._find(plain(proto.name), entries.get("location", ""))
         offset, length = entries.get("offset", "0"), entries.get("length", str(expected))
         if not (offset + length).isascii() or not offset.isdigit() or length != str(expected):

@@ -390,7 +390,9 @@ def test_values_reach_the_inputs_in_their_order(tmp_path):
 def test_a_name_that_is_no_utf8_is_refused(tmp_path):
     path = inputs_file(tmp_path / "m.onnx", (TensorProto.FLOAT, [2]))
     path.write_bytes(path.read_bytes().replace(b"x0", b"x\xff"))
-    with pytest.raises(DmsflowError, match=r"m\.onnx: onnxruntime cannot load it \(a name is no UTF-8\); get a complete copy"):
+    with pytest.raises(
+        DmsflowError, match=r"m\.onnx: onnxruntime cannot load it \(a name is no UTF-8\); get a complete copy"
+    ):
         onnxruntime.open(path)
 
 
