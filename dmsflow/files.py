@@ -1,17 +1,22 @@
-"""Files that are written atomically, and recognised by their hashes."""
+"""Files that are read whole, written atomically, and recognised by their hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from dmsflow.errors import DmsflowError
+
+MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx can have more than 2 GiB
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +27,30 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     size_bytes: int
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a FIFO, device or socket is refused, for reading it may never end.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it is not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for its writer
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        is_folder = stat.S_ISDIR(kind)
+        number, what = (errno.EISDIR, "is a folder") if is_folder else (errno.EINVAL, "is not a regular file")
+        raise OSError(number, what, str(path))
+    return open(handle, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a regular file; errors as those of `open_regular`."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"has more than {MOST_BYTES >> 30} GiB", str(path))
+        return file.read()
+
+
 def describe_artifact(path: Path, folder: Path) -> Artifact:
     """Describe a file for a manifest in `folder`."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
@@ -30,7 +59,7 @@ def describe_artifact(path: Path, folder: Path) -> Artifact:
 
 def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

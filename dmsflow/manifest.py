@@ -16,7 +16,7 @@ import msgspec
 
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import Artifact, describe_artifact, hash_file, write_atomically
+from dmsflow.files import Artifact, describe_artifact, hash_file, read_bytes, write_atomically
 from dmsflow.network.network import Network
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
@@ -71,7 +71,7 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         DmsflowError: no such file, not a manifest, the wrong stage, or a changed or missing file.
     """
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(read_bytes(path), type=Manifest)
     except OSError as error:
         right = "give the path of a manifest that a stage wrote"
         raise DmsflowError(path, error.strerror or str(error), right) from error

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dmsflow.errors import DmsflowError
+from dmsflow.files import read_bytes
 from dmsflow.settings import REMOVED_FIELDS, RENAMED_FIELDS
 
 if sys.version_info >= (3, 11):
@@ -61,7 +62,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         DmsflowError: it is not TOML.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(read_bytes(path).decode())
         return tables
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error

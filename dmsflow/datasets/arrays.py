@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dmsflow.datasets import ArraySplit, Dataset, statistics
 from dmsflow.errors import DmsflowError
-from dmsflow.files import writing
+from dmsflow.files import open_regular, writing
 from dmsflow.settings import Data
 from dmsflow.terminal import track
 
@@ -36,7 +36,7 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     if not argument:
         raise DmsflowError("--dataset arrays", "names no file", "use --dataset arrays:PATH.npz")
     try:
-        with open(argument, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_regular(Path(argument)) as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise DmsflowError(argument, error.strerror or str(error), LAYOUT) from error

@@ -22,7 +22,7 @@ from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, st
 from dmsflow.datasets._decoding import open_image
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.errors import DmsflowError
-from dmsflow.files import writing
+from dmsflow.files import open_regular, writing
 from dmsflow.settings import Data
 
 CACHE_FORMAT = 1  # of the cache; a new one makes old files unknown
@@ -100,7 +100,7 @@ def _load_pixels(train: FileSplit, test: FileSplit) -> Sequence[NDArray[np.uint8
     path = cache_folder() / "images" / f"{title}-{train.resolution}-{place}.npz"
     # It is decoded again, to the same pixels, where there is no cache or its checksums (CRC-32, of zip) are wrong.
     unreadable = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
-    with contextlib.suppress(*unreadable), path.open("rb") as stored, np.load(stored, allow_pickle=False) as cache:
+    with contextlib.suppress(*unreadable), open_regular(path) as stored, np.load(stored, allow_pickle=False) as cache:
         if cache["fingerprint"].item() == fingerprint:
             return cache["train"], cache["test"]
     pixels = _decode(train, test)

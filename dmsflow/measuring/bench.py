@@ -20,7 +20,7 @@ import numpy as np
 
 from dmsflow import environment, manifest
 from dmsflow.errors import BudgetMissed, DmsflowError
-from dmsflow.files import write_atomically
+from dmsflow.files import read_bytes, write_atomically
 from dmsflow.manifest import Flow
 from dmsflow.measuring import accuracy, devices, predicted_latency
 from dmsflow.measuring.benched import Benched, find_benched
@@ -114,7 +114,7 @@ def check_required(path: Path, settings: BenchSettings) -> None:
     Raises:
         BudgetMissed: the median is above `settings.require_ms`.
     """
-    written = msgspec.json.decode(path.read_bytes())
+    written = msgspec.json.decode(read_bytes(path))
     median = written["metrics"][TIME]
     if settings.require_ms is not None and median > settings.require_ms:
         file = os.path.normpath(path.parent / written["artifacts"]["model"]["path"])

@@ -14,6 +14,7 @@ import msgspec
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
+from dmsflow.files import read_bytes
 
 Op = Literal[
     "conv",  # float convolution, no bias: [C_in, H, H] -> [width, H', H']
@@ -111,7 +112,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
 def read_network(path: Path) -> Network:
     """A network from its record as JSON, which the Python functions write of an object."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Network)
+        return msgspec.json.decode(read_bytes(path), type=Network)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of a network's file") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

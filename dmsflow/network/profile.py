@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
-from dmsflow.files import write_atomically
+from dmsflow.files import read_bytes, write_atomically
 from dmsflow.plugin import shipped_folder
 from dmsflow.settings import Count
 
@@ -157,7 +157,7 @@ def load_profile(name: str) -> Profile:
     """
     path = find_profile(name)
     try:
-        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+        profile = msgspec.json.decode(read_bytes(path), type=Profile)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of a profile") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

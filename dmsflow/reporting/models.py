@@ -7,7 +7,7 @@ from typing import TextIO
 
 import msgspec
 
-from dmsflow.files import hash_file
+from dmsflow.files import hash_file, read_bytes
 from dmsflow.manifest import Manifest
 from dmsflow.modelfile.inputs import format_shape
 from dmsflow.modelfile.summary import ModelFile
@@ -55,7 +55,7 @@ def _find_export(path: Path) -> str | None:
     """The manifest beside a file that says it wrote it, if it did."""
     beside = path.parent / "export.json"
     try:
-        written = msgspec.json.decode(beside.read_bytes(), type=Manifest)
+        written = msgspec.json.decode(read_bytes(beside), type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):  # none there, or not of this program
         return None
     model = written.artifacts.get("model")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmsflow.errors import DmsflowError
-from dmsflow.files import write_atomically, writing
+from dmsflow.files import read_bytes, write_atomically, writing
 from dmsflow.reporting import page, rounds, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
@@ -68,7 +68,7 @@ def _write_page(groups: Sequence[Group], path: Path, folder: Path | None, form: 
     """Write the page of some groups; whether one of them is running."""
     if path.is_dir():
         raise DmsflowError(path, "is a folder", "give --out the name of a file")
-    if path.exists() and not page.is_report(path.read_bytes()):
+    if path.exists() and not page.is_report(read_bytes(path)):
         raise DmsflowError(path, "exists, and is not a dmsflow report", "give --out another name")
     finished = [group for group in groups if not group.is_running]
     built: list[tuple[str, str, Section]] = []

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from dmsflow import manifest
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.files import hash_file
+from dmsflow.files import hash_file, read_bytes
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.network import Network, load_network, read_network
@@ -262,7 +262,7 @@ def _join(sha256: str, chains: Sequence[Chain]) -> Run:
         sha256,
         files=[file for file in files if file.stages],
         used_profile=profile.load_profile(str(used)) if used else None,
-        rounds=LOG.decode_lines(log.read_bytes()) if log else (),
+        rounds=LOG.decode_lines(read_bytes(log)) if log else (),
     )
 
 
@@ -282,7 +282,7 @@ def read_running(log: Path) -> Run:
         what = f"is the log of a search that is not finished, and {saved.name} is missing or damaged"
         raise DmsflowError(log, what, "search again with --force") from error
     try:
-        rounds = LOG.decode_lines(log.read_bytes())
+        rounds = LOG.decode_lines(read_bytes(log))
         for row in rounds:
             msgspec.convert(row, Round)
     except msgspec.MsgspecError as error:

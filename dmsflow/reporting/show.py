@@ -19,6 +19,7 @@ from dmsflow import manifest, plugin, preset
 from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
+from dmsflow.files import read_bytes
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import profile
@@ -60,7 +61,7 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
         return
     right = "give a manifest that a stage wrote, a profile, or a .tflite or .onnx file"
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = msgspec.json.decode(read_bytes(path))
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), right) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -73,7 +74,7 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
         print(json.dumps(records, indent=1), file=stream) if as_json else print_chain(chain, stream)
     else:
         shown = profile.load_profile(str(path))
-        stream.write(path.read_text(encoding="utf-8")) if as_json else print_profile(shown, stream)
+        print(json.dumps(content, indent=1), file=stream) if as_json else print_profile(shown, stream)
 
 
 # --- a chain ------------------------------------------------------------------------------------
