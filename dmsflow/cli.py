@@ -21,7 +21,7 @@ from dmsflow import __version__, doctor, environment, manifest, options
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.reporting import shipped
-from dmsflow.terminal import print_table
+from dmsflow.terminal import print_table, write_anything
 
 FILE = click.Path(path_type=Path)
 STAGES = tuple(manifest.PACKAGES)
@@ -300,6 +300,7 @@ def doctor_command(ctx: click.Context, /) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0 done, 1 an error the user can fix, 2 usage, 3 budget missed."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    write_anything()
     try:
         with contextlib.ExitStack() as stack:
             if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -1,4 +1,4 @@
-"""The one exception that a user can act on."""
+"""The one exception that a user can act on, and text that a terminal can be given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ class DmsflowError(Exception):
     exit_code = 1
 
     def __init__(self, where: object, what: str, right: str) -> None:
-        super().__init__(" ".join(f"{where}: {what}; {right}".split()))
+        super().__init__(printable(" ".join(f"{where}: {what}; {right}".split())))
+
+
+def printable(text: str) -> str:
+    r"""Text of any origin for a terminal or a page: what controls one becomes visible, and lines stay lines.
+
+    >>> printable("conv\x1b[31m × 2")
+    'conv\\x1b[31m × 2'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class BudgetMissed(DmsflowError):

@@ -6,7 +6,10 @@ the manifest instead; Python code that calls a stage listens, and then nothing i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import functools
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,8 +17,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from dmsflow.errors import printable
+
 LINE_EVERY_S = 1.0
 LISTED_NAMES = 4  # in one line of text, "3 more" being one of them
+PLAIN = str.maketrans(
+    {"×": "x", "±": "+-", "μ": "u", "µ": "u", "σ": "s", "–": "-", "−": "-", "→": "->", "’": "'", "…": "..."}
+)
 BLOCKS = "▁▂▃▄▅▆▇█"  # how large a number is, drawn beside it
 
 
@@ -74,10 +82,10 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Line
     from rich import progress
     from rich.console import Console
 
-    text = progress.TextColumn
+    text = functools.partial(progress.TextColumn, markup=False)
     left = (text("{task.description}"), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn(), text(unit))
     right = (progress.TimeElapsedColumn(), text("elapsed,"), progress.TimeRemainingColumn())
-    note = text("left {task.fields[note]}", markup=False)
+    note = text("left {task.fields[note]}")
     with progress.Progress(*left, *right, note, console=Console(stderr=True)) as shown:
         yield _Bar(shown, shown.add_task(title, total=total, completed=done, note=""))
 
@@ -120,10 +128,30 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def _in_ascii(error: UnicodeError) -> tuple[bytes, int]:
+    """What a stream writes where it lacks a character: a plain one, or of a file's name the byte on the disk."""
+    assert isinstance(error, UnicodeEncodeError)
+    written = b""
+    for character in error.object[error.start : error.end].translate(PLAIN):
+        on_disk = "\udc80" <= character <= "\udcff"
+        written += character.encode("ascii", "surrogateescape" if on_disk else "backslashreplace")
+    return written, error.end
+
+
+codecs.register_error("dmsflow", _in_ascii)
+
+
+def write_anything() -> None:
+    """Let stdout and stderr take any text, whatever their encoding is."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dmsflow")
+
+
 def print_line(line: str) -> None:
     """Print a line to stderr, since a stage's stdout carries only its manifest's path."""
     if not _listener.get():
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 # --- tables and numbers -------------------------------------------------------------------------
@@ -147,16 +175,18 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["–" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
     for column in range(len(head) or max(map(len, cells), default=0)):
         numeric = column > 0 and all(is_number(row[column]) for row in cells if row[column] != "–")
-        table.add_column(head[column] if head else "", justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            Text(printable(head[column]) if head else ""), justify="right" if numeric else "left", overflow="fold"
+        )
     for row in cells:
         table.add_row(*map(Text, row))
     stream = stream or sys.stderr
     console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
-    console.print(Text(title, style="bold"), soft_wrap=True)  # a table's own title would wrap to its width
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)  # a table's own title would wrap to its width
     console.print(table)
 
 

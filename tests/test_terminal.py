@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 
 import pytest
 
 from dmsflow import terminal
+from dmsflow.errors import DmsflowError
 from dmsflow.terminal import print_table
 
 
@@ -113,3 +116,39 @@ def test_a_number_is_aligned_right(cell: str) -> None:
 @pytest.mark.parametrize("cell", ["", "–", "16 32 64", "memory", "2 threads", "9d3f0ab", "0.12 ms by profile desk"])
 def test_text_is_aligned_left(cell: str) -> None:
     assert not terminal.is_number(cell)
+
+
+# --- text of others, and terminals that lack characters -------------------------------------------
+
+HOSTILE = "conv\x1b[31m\x07\u202e[/b]\udcff"
+VISIBLE = "conv\\x1b[31m\\x07\\u202e[/b]\\udcff"
+
+
+def test_names_of_others_are_printed_as_visible_text(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    print_table(HOSTILE, (HOSTILE, "[bold]x"), [(HOSTILE, "1")], stream=stream)
+    assert stream.getvalue().count(VISIBLE) == 3 and "[bold]x" in stream.getvalue()
+    assert stream.getvalue().replace("\n", "").isprintable()
+    terminal.print_line(HOSTILE)
+    assert capsys.readouterr().err == VISIBLE + "\n"
+    assert str(DmsflowError(HOSTILE, "is\nwrong", "x")) == f"{VISIBLE}: is wrong; x"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_stream_takes_every_character(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    terminal.write_anything()
+    print_table("0.2 ± 0.1 µm", ("3×3 – 4", "→"), [("▃ 0.12", "σ")], stream=sys.stdout)
+    print("a\udcffb", file=sys.stdout, flush=True)  # the path of a file, for a script
+    shown = written.getvalue()
+    assert shown.endswith(b"a\xffb\n")
+    assert {"ascii": b"0.2 +- 0.1 um", "latin-1": b"0.2 \xb1 0.1 \xb5m", "utf-8": "±".encode()}[encoding] in shown
+
+
+def test_the_command_line_prints_on_an_ascii_terminal() -> None:
+    """`show` of a network's widths has ×; Python turns LC_ALL=C into UTF-8 by itself, but not this."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "dmsflow", "show", "vgg11-cifar10-0.08"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"32x32 pixels" in done.stdout and done.stderr == b""
