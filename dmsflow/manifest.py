@@ -17,7 +17,7 @@ import msgspec
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import Artifact, describe_artifact, hash_file, read_bytes, write_atomically
-from dmsflow.network.network import Network
+from dmsflow.network.network import Network, check_size
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
@@ -94,6 +94,8 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
     if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
         what = "has widths that do not fit its network"
         raise DmsflowError(path, what, "run the stage that writes it again")
+    if manifest.network:
+        check_size(manifest.network, manifest.widths)
     for artifact in manifest.artifacts.values():
         verify(path, artifact)
     if manifest.parent and (path.parent / manifest.parent.path).exists():

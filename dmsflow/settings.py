@@ -20,6 +20,15 @@ Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+# What is larger is a slip, and would be allocated.
+MOST_CHANNELS = 1 << 16  # of images and layers; also classes
+MOST_PIXELS = 4096  # of a side
+Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
+Pixels = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]
+Threads = Annotated[int, Meta(ge=1, le=1024)]  # some runtimes crash with more than the system can start
+Batch = Annotated[int, Meta(ge=2)]  # one image has no variance to normalise with
+Seed = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Ratio = Annotated[float, Meta(gt=0, le=64)]
 Precision = Literal["binary", "float"]
 
 
@@ -47,8 +56,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[str, option("Use this data set: its name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, option("Look for the data set's files in this folder.")] = None
     train_images: Annotated[Count | None, preset_only("Use only this many training images, evenly over the classes.")] = None
-    resolution: Annotated[Count | None, option("Resize images to this many pixels a side.")] = None
-    workers: Annotated[Natural, preset_only("Decode a streamed data set in this many processes.")] = 2
+    resolution: Annotated[Pixels | None, option("Resize images to this many pixels a side.")] = None
+    workers: Annotated[int, preset_only("Decode a streamed data set in this many processes.", ge=0, le=1024)] = 2
 
 
 def anchored(data: Data) -> Data:
@@ -67,9 +76,9 @@ Method = Literal["gradient", "published", "evolution", "uniform", "equal", "inte
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings that search and train share: where and how torch computes."""
 
-    seed: Annotated[Natural, option("Derive every random choice from this seed.")] = 0
+    seed: Annotated[Seed, option("Derive every random choice from this seed.")] = 0
     device: Annotated[str, option("Run torch on this device: auto, cpu, cuda or mps.")] = "auto"
-    threads: Annotated[Natural, preset_only("Use this many CPU threads; 0: one for each core.")] = 0
+    threads: Annotated[int, preset_only("Use this many CPU threads; 0: one for each core.", ge=0, le=1024)] = 0
     amp: Annotated[Choice, preset_only("Train in bfloat16 mixed precision; auto: if it is faster.")] = "auto"
     compile: Annotated[Choice, preset_only("Compile the training step; auto: on a GPU that Triton supports.")] = "auto"
 
@@ -140,12 +149,12 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
         preset_only("Change a log width by at most this much in a round; published: the learning rate of widths."),
     ] = 0.15
     min_ratio: Annotated[Positive, preset_only("Allow no width below this ratio to its base width.")] = 0.3
-    max_ratio: Annotated[Positive, preset_only("Allow no width above this ratio to its base width.")] = 8.0
+    max_ratio: Annotated[Ratio, preset_only("Allow no width above this ratio to its base width.")] = 8.0
     sigma_start: Annotated[Positive, preset_only("Use this scale of the width distribution in the first round.")] = 0.3
     sigma_end: Annotated[Positive, preset_only("Use this scale in the last round; it falls by a constant factor.")] = (
         0.15
     )
-    batch_size: Annotated[Count, preset_only("Use this many images in a batch.")] = 128
+    batch_size: Annotated[Batch, preset_only("Use this many images in a batch.")] = 128
     learning_rate_end: Annotated[Positive, preset_only("End the cosine schedule at this learning rate.")] = 1e-3
     start_ratio: Annotated[Positive, preset_only("Published: start at this ratio to the base widths.")] = 1.5
     penalty: Annotated[
@@ -173,7 +182,7 @@ class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fi
         Count | None,
         preset_only("Train a from_float or teacher network for this many epochs; default: as many as binary."),
     ] = None
-    batch_size: Annotated[Count, preset_only("Use this many images in a batch.")] = 64
+    batch_size: Annotated[Batch, preset_only("Use this many images in a batch.")] = 64
     schedule: Annotated[
         Literal["cosine", "step"],
         preset_only("Lower the learning rate by a cosine to 0, or by a factor at milestones (step)."),
@@ -210,7 +219,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runner: Annotated[
         str | None, option("Use this runtime: litert, lce, onnxruntime or a .py file; default: the target's.")
     ] = None
-    threads: Annotated[Count, option("Use this many threads of the runtime.")] = 1
+    threads: Annotated[Threads, option("Use this many threads of the runtime.")] = 1
 
 
 class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,16 +249,16 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         "resnet18",
     )
     resolutions: Annotated[
-        tuple[Count, ...], option("Measure them for images of these pixels a side, separated by commas.")
+        tuple[Pixels, ...], option("Measure them for images of these pixels a side, separated by commas.")
     ] = (32,)
-    channels: Annotated[Count, option("Measure them for images of this many channels.")] = 3
-    classes: Annotated[Count, option("Measure them for this many classes.")] = 10
-    max_ratio: Annotated[Positive, option("Measure widths up to this ratio to the base width.")] = 8.0
+    channels: Annotated[Channels, option("Measure them for images of this many channels.")] = 3
+    classes: Annotated[Channels, option("Measure them for this many classes.")] = 10
+    max_ratio: Annotated[Ratio, option("Measure widths up to this ratio to the base width.")] = 8.0
     points: Annotated[int, option("Measure this many widths for inputs, and as many for outputs.", ge=2)] = 6
     runs: Annotated[Count, option("Time this many runs of each point.")] = 80
     timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after this many minutes.", ge=0)] = 5.0
     check: Annotated[Natural, option("Check predictions on this many networks of each kind and resolution.")] = 4
-    seed: Annotated[Natural, option("Derive the widths of these networks from this seed.")] = 0
+    seed: Annotated[Seed, option("Derive the widths of these networks from this seed.")] = 0
 
 
 # Old names of fields and values, and removed fields.

@@ -93,6 +93,13 @@ def test_widths_that_do_not_fit_are_refused(tmp_path: Path, widths: dict[str, in
         load_manifest(path)
 
 
+def test_widths_out_of_reason_are_refused(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    edit(path, widths={**NETWORK.widths, "conv0": 10**9})
+    with pytest.raises(DmsflowError, match="layer 'conv0': puts out 1000000000 channels"):
+        load_manifest(path)
+
+
 def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="is a manifest of search; give a manifest of train or export"):
         load_manifest(make(tmp_path), "train", "export")

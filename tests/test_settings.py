@@ -9,7 +9,7 @@ import pytest
 
 from dmsflow import preset, settings
 from dmsflow.errors import DmsflowError
-from dmsflow.settings import BenchSettings, ExportSettings, SearchSettings, TrainSettings
+from dmsflow.settings import BenchSettings, Data, ExportSettings, ProfileSettings, SearchSettings, TrainSettings
 
 STAGES = {"search": SearchSettings, "train": TrainSettings}
 PRESETS = sorted(path.stem for path in preset.PRESETS.glob("*.toml"))
@@ -58,6 +58,16 @@ def test_a_broken_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (SearchSettings, {"rounds": 0}, "setting rounds"),
         (SearchSettings, {"rounds": 1.5}, "setting rounds"),
         (TrainSettings, {"momentum": 1.0}, "setting momentum"),
+        (TrainSettings, {"batch_size": 1}, "setting batch_size"),
+        (SearchSettings, {"batch_size": 1}, "setting batch_size"),
+        (SearchSettings, {"seed": 2**70}, "setting seed"),
+        (SearchSettings, {"threads": 100_000}, "setting threads"),
+        (SearchSettings, {"max_ratio": 1e9}, "setting max_ratio"),
+        (BenchSettings, {"threads": 100_000}, "setting threads"),
+        (ProfileSettings, {"channels": 10**9}, "setting channels"),
+        (ProfileSettings, {"classes": 10**9}, "setting classes"),
+        (Data, {"resolution": 10**9}, "setting resolution"),
+        (Data, {"workers": 10**9}, "setting workers"),
         (TrainSettings, {"epochs": "8"}, "setting epochs"),
         (ExportSettings, {"check_images": 0}, "setting check_images"),
         (BenchSettings, {"threads": 0}, "setting threads"),

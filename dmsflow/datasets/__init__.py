@@ -199,6 +199,8 @@ def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float,
 
 def resize(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
     """Images [N, H, W, C] as [N, resolution, resolution, C]: bilinear, antialiased where they shrink."""
+    size = len(pixels) * resolution**2 * pixels.shape[3]
+    check_memory(f"{len(pixels)} images of {resolution} pixels a side", size, "use a smaller --resolution")
     rows, columns = (_bilinear(size, resolution) for size in pixels.shape[1:3])
     resized = np.empty((len(pixels), resolution, resolution, pixels.shape[3]), np.uint8)
     for start in range(0, len(pixels), CHUNK):
@@ -206,6 +208,13 @@ def resize(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
         chunk = rows @ chunk @ columns.T  # [n, C, resolution, resolution]
         resized[start : start + CHUNK] = np.rint(chunk).transpose(0, 2, 3, 1)
     return resized
+
+
+def check_memory(where: object, needed: int, right: str) -> None:
+    """Raise DmsflowError if pixels of `needed` bytes are more than half of this machine's memory."""
+    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
+        what = f"the pixels would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
+        raise DmsflowError(where, what, right)
 
 
 def _bilinear(size: int, resolution: int) -> NDArray[np.float32]:

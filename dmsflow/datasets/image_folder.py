@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import terminal
-from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, statistics
+from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, check_memory, statistics
 from dmsflow.datasets._decoding import open_image
 from dmsflow.datasets._folders import FileSplit, Listing, list_splits
 from dmsflow.errors import DmsflowError
@@ -59,11 +59,8 @@ def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]
     root = Path(path).expanduser()
     train, test = list_splits(root, "test", "val")
     resolution = data.resolution or _own_resolution(train)
-    needed = (len(train.labels) + len(test.labels)) * resolution**2 * 3
-    if needed > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
-        what = f"its images would take {needed / 2**30:.1f} GiB, more than half of this machine's memory"
-        right = f"use --dataset imagenet --data-dir {root}, which streams them, or a smaller --resolution"
-        raise DmsflowError(root, what, right)
+    right = f"use --dataset imagenet --data-dir {root}, which streams them, or a smaller --resolution"
+    check_memory(root, (len(train.labels) + len(test.labels)) * resolution**2 * 3, right)
     return FileSplit(train, resolution, data.resolution), FileSplit(test, resolution, data.resolution)
 
 

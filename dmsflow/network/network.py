@@ -15,6 +15,7 @@ import msgspec
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.files import read_bytes
+from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
 Op = Literal[
     "conv",  # float convolution, no bias: [C_in, H, H] -> [width, H', H']
@@ -30,6 +31,9 @@ Op = Literal[
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "max_pool")  # those with a kernel, stride and padding
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
+# No image classifier has as much; what is larger is refused before it is allocated (see also settings.MOST_CHANNELS).
+MOST_KERNEL = 63  # also of padding
+MOST_VALUES = 1 << 28  # weights of a network, and what one layer puts out for one image: 1 GiB of float32
 BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
 
@@ -162,12 +166,29 @@ def check(network: Network) -> None:
     if [(layer.op, layer.width) for layer in network.layers[-1:]] != [("dense", network.classes)]:
         right = f"end it in a dense layer of width {network.classes}"
         raise DmsflowError(where, "does not end in the class scores", right)
+    what = f"reads {network.channels} channels of {network.resolution} pixels a side"
+    too_large = network.channels > MOST_CHANNELS or network.resolution > MOST_PIXELS
+    _refuse_broken(where, [(too_large, what, f"use at most {MOST_CHANNELS} and {MOST_PIXELS}")])
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, str | int] = {INPUT: network.channels}
     for layer in network.layers:
         _refuse_broken(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
         ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
     _refuse_broken(where, _network_rules(network, keys))
+    check_size(network, network.widths)
+
+
+def check_size(network: Network, widths: Mapping[str, int]) -> None:
+    """Raise DmsflowError where a network of these widths is larger than any that is trained or measured."""
+    keys, sizes, weights = out_widths(network), resolutions(network), 0
+    for layer in network.layers:
+        read, channels = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
+        weights += read * channels * layer.kernel**2 if layer.op in WEIGHTED_OPS else 0
+        values = channels * sizes[layer.name] ** 2
+        what, right = f"puts out {channels} channels, {values} values in all", "use fewer channels or smaller images"
+        too_wide = (channels > MOST_CHANNELS or values > MOST_VALUES, what, right)
+        too_heavy = (weights > MOST_VALUES, f"brings the weights to {weights}", f"use at most {MOST_VALUES}")
+        _refuse_broken(f"network {network.name}, layer {layer.name!r}", [too_wide, too_heavy])
 
 
 def _refuse_broken(where: str, rules: Iterable[Rule]) -> None:
@@ -218,6 +239,11 @@ def _layer_rules(
     yield (op == "conv") != (read == INPUT), f"{op} reads {layer.inputs[0]!r}", right
     too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
     yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
+    too_large = max(layer.kernel, layer.padding) > MOST_KERNEL or layer.stride > MOST_PIXELS
+    right = f"use at most {MOST_KERNEL}, and {MOST_PIXELS} for the stride"
+    yield too_large, "kernel, stride or padding is too large", right
+    what = f"{op} has padding {layer.padding} and kernel {layer.kernel}"
+    yield op == "max_pool" and 2 * layer.padding > layer.kernel, what, "pad a max_pool by at most half of its kernel"
     for field, default in (("kernel", 1), ("stride", 1), ("padding", 0)):
         what = f"{op} has {field} {getattr(layer, field)}, which it does not use"
         yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"

@@ -126,7 +126,7 @@ def begin(
     # One half of the training set is for weights; of the other, most is for widths and the rest for neither.
     weight_half, width_half = halves(dataset.train, settings.seed)
     shuffled = np.random.default_rng([settings.seed, len(width_half)]).permutation(width_half)
-    cut = max(1, round(HELD_OUT_SHARE * len(shuffled)))
+    cut = max(2, round(HELD_OUT_SHARE * len(shuffled)))
     round_epochs = settings.weight_epochs or settings.weight_steps * settings.batch_size / len(weight_half)
     cropped = with_crop(dataset, settings.crop, settings.rounds * round_epochs)
 

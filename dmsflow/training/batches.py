@@ -84,14 +84,16 @@ class Batches:
     """
 
     def __init__(self, dataset: Dataset, split: Split, order: Order, where: Place, workers: int) -> None:
-        if not len(order.indices):
-            raise DmsflowError(f"data set {dataset.name}", f"has no images for {order.purpose}", "use more images")
         self.dataset, self.split, self.where, self.workers = dataset, split, where, workers
         self.order = replace(order, size=min(order.size, len(order.indices)))
-        self.steps = self.order.steps  # in an epoch
         if rest := self.order.size % (parts := where.share.parts):
             right = f"use a batch_size of {max(parts, self.order.size - rest)}, or more images"
             raise DmsflowError(f"batch of {self.order.size} images", f"cannot be split into {parts} parts", right)
+        if order.shuffle and self.order.size < 2 * parts:  # one image has no variance to normalise with
+            what, least = f"a batch for {order.purpose} has {self.order.size} images", 2 * parts
+            right = f"at least {least} are needed: use more images, or a larger batch_size"
+            raise DmsflowError(f"data set {dataset.name}", what, right)
+        self.steps = self.order.steps  # in an epoch
         self.side = dataset.resolution + 2 * dataset.crop_padding  # of a padded image
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=where.device)
         self.std = torch.tensor(dataset.std, dtype=torch.float32, device=where.device)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, out_widths, value
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, check_size, out_widths, value
 from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.mask import Mask
@@ -44,6 +44,7 @@ class Model(nn.Module):
         self, network: Network, widths: Mapping[str, int], *, precision: Precision = "binary", statistics: bool = True
     ) -> None:
         super().__init__()
+        check_size(network, widths)
         self.network = network
         self.widths = dict(widths)
         self.precision = precision

@@ -332,6 +332,10 @@ def test_folder_too_large_for_memory(tmp_path: Path) -> None:
     assert "more than half of this machine's memory" in message and "--dataset imagenet" in message
 
 
+def test_resizing_beyond_memory_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
+    assert "images of 1000000000 pixels a side: the pixels would take" in refused("digits", resolution=10**9)
+
+
 # the cache of image folders
 
 

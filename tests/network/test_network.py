@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -200,3 +201,31 @@ def test_pieces_are_called_by_what_they_do() -> None:
     assert "binary_conv 1x1 stride 2 + batch_norm on 56x56" in names
     vgg = fused_blocks(load_network("vgg11", 1, 32, 10))
     assert vgg[0].name == "conv 3x3 of 1 channel + max_pool 2x2 + batch_norm + quantize on 32x32"
+
+
+# --- sizes that are refused before anything is allocated ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "fields", "message"),
+    [
+        (GOOD, {"widths": {"a": 10**9, "b": 6}}, "layer 'stem': puts out 1000000000 channels, 64000000000 values"),
+        (GOOD, {"widths": {"a": 4, "b": 70_000}}, "layer 'conv': puts out 70000 channels"),
+        (GOOD, {"widths": {"a": 60_000, "b": 60_000}}, "layer 'conv': brings the weights to 32401620000; use at most"),
+        (GOOD, {"resolution": 10**9}, "reads 3 channels of 1000000000 pixels a side; use at most 65536 and 4096"),
+        (GOOD, {"channels": 10**9}, "reads 1000000000 channels of 8 pixels a side; use at most 65536 and 4096"),
+        (GOOD, {"resolution": 4096, "widths": {"a": 64, "b": 6}}, "puts out 64 channels, 1073741824 values in all"),
+        (swap("conv", kernel=10**6), {}, "layer 'conv': kernel, stride or padding is too large; use at most 63"),
+        (swap("conv", kernel=1001, padding=500), {}, "layer 'conv': kernel, stride or padding is too large"),
+        (swap("stem", stride=10**9), {}, "layer 'stem': kernel, stride or padding is too large"),
+        (swap("dense", width=10**9), {"classes": 10**9}, "layer 'dense': puts out 1000000000 channels"),
+        (
+            before_end(Layer(name="pool", op="max_pool", inputs=("conv",), kernel=3, padding=2)),
+            {},
+            "layer 'pool': max_pool has padding 2 and kernel 3; pad a max_pool by at most half of its kernel",
+        ),
+    ],
+)
+def test_sizes_out_of_reason_are_refused(layers: tuple[Layer, ...], fields: dict[str, object], message: str) -> None:
+    with pytest.raises(DmsflowError, match=re.escape(message)):
+        make(layers, **fields)

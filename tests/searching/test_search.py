@@ -20,12 +20,15 @@ from safetensors.torch import load_file
 from small_search import DATA, SMALL, threads_as_before  # noqa: F401
 
 from dmsflow import cli, manifest
+from dmsflow.datasets.arrays import make_dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
-from dmsflow.searching import budget, descent, search
+from dmsflow.network.network import load_network
+from dmsflow.searching import budget, descent, search, supernetwork
+from dmsflow.searching.budget import Budgets
 from dmsflow.searching.compare import choose_row, compare_widths
 from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.training import checkpoint, train
@@ -457,3 +460,13 @@ def test_a_profile_of_other_files_is_refused_before_the_search(
     assert f"--profile {SHIPPED}: has times of files for x86-64, and this file is for onnx" in capsys.readouterr().err
     assert cli.main([*given, "--set", "bench.threads=2"]) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_five_images_of_each_of_two_classes_are_enough() -> None:
+    """No part of them is a single image, which has no variance to normalise with."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 1), dtype=np.uint8)
+    data = make_dataset((pixels, np.arange(10) % 2), (pixels, np.arange(10) % 2))
+    settings = SearchSettings(**SMALL)
+    budgets = Budgets.from_settings(settings, load_network("vgg11", 1, 32, 2))
+    net = supernetwork.begin(settings, budgets, data, workers=0)
+    assert [each.order.size for each in (net.weight_batches, net.width_batches, net.held_out)] == [6, 2, 2]

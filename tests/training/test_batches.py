@@ -17,6 +17,7 @@ from dmsflow.training import place
 from dmsflow.training.batches import Batches, Order, halves, whole, with_crop
 from dmsflow.training.model import Model
 from dmsflow.training.place import Place, choose_place, has_fast_bfloat16
+from dmsflow.training.processes import Share
 from dmsflow.training.step import check_finite, make_optimiser, weight_step
 
 COUNT, SIZE, PADDING = 22, 8, 2
@@ -29,6 +30,20 @@ def dataset(in_memory: bool = True) -> Dataset:
     pixels = (10 * rows + columns)[None, :, :, None] + np.arange(COUNT)[:, None, None, None]
     split = ArraySplit(pixels.astype(np.uint8), np.arange(COUNT) % 4, in_memory)
     return Dataset("grid", ("a", "b", "c", "d"), split, split, (100,), (1.0,), PADDING, True)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "parts", "found", "least"), [(1, 8, 1, 1, 2), (0, 8, 1, 0, 2), (5, 1, 1, 1, 2), (2, 8, 2, 2, 4)]
+)
+def test_a_batch_of_one_image_is_refused(images: int, size: int, parts: int, found: int, least: int) -> None:
+    """It has no variance to normalise with; every training image counts, so none is dropped silently either."""
+    data, order = dataset(), Order(np.arange(images), size, seed=0, purpose="widths")
+    where = dataclasses.replace(CPU, share=Share(parts=parts))
+    message = f"data set grid: a batch for widths has {found} images; at least {least} are needed"
+    with pytest.raises(DmsflowError, match=message):
+        Batches(data, data.train, order, where, 0)
+    for order in (Order(np.arange(3), 2, 0, "widths"), Order(np.arange(1), 2, 0, "test", shuffle=False, augment=False)):
+        assert [len(labels) for _, labels in Batches(data, data.train, order, CPU, 0)] == [min(len(order.indices), 2)]
 
 
 @pytest.mark.parametrize(

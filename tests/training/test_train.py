@@ -77,7 +77,9 @@ def test_a_full_disk_leaves_no_half_written_weights(
 def test_no_images_for_a_part_are_refused() -> None:
     dataset = datasets.load_dataset(DATA)
     place = Place(choose_place(QUICK).device, 1, False)
-    with pytest.raises(DmsflowError, match="data set digits: has no images for widths; use more images"):
+    with pytest.raises(
+        DmsflowError, match="data set digits: a batch for widths has 0 images; at least 2 are needed: use more"
+    ):
         Batches(dataset, dataset.train, Order(np.arange(0), 1, seed=0, purpose="widths"), place, workers=0)
 
 
