@@ -10,17 +10,20 @@ NumPy only, no torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, printable
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import Data
+from dmsflow.terminal import list_names
 
+FEW_IMAGES = 20  # of a class, for training
 CHUNK = 256  # images in one block of work; 256 · 255² still fits 32 bits
 
 
@@ -90,6 +93,7 @@ class Dataset:
             `pixel - mean` is exact in every runtime.
         crop_padding: pixels of zero padding (after normalisation) before a random crop; 0: no crop.
         flip: mirror half of the training images.
+        left_out: files of its folders that are no images.
 
     Crop and flip are for splits in memory; a streamed split augments while it decodes.
     """
@@ -102,6 +106,7 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int = 0
     flip: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -142,6 +147,30 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
     if isinstance(split, ArraySplit):
         return replace(dataset, train=ArraySplit(split.pixels[indices], split.labels[indices]))
     return replace(dataset, train=Subset(split, indices))
+
+
+def count_images(dataset: Dataset) -> dict[str, Any]:
+    """How many images there are, for a manifest."""
+    sizes = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    smallest = int(sizes.argmin())
+    counts = {"train": len(dataset.train), "test": len(dataset.test), "classes": len(dataset.classes)}
+    named = {"smallest_class": printable(dataset.classes[smallest]), "smallest_class_images": int(sizes[smallest])}
+    return counts | named | {"left_out": len(dataset.left_out)}
+
+
+def describe_images(dataset: Dataset) -> list[str]:
+    """The counts in words; then what a user should know about the images, a line each."""
+    counts, sizes = count_images(dataset), np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    words = f"{counts['train']:,} training and {counts['test']:,} test images in {counts['classes']:,} classes"
+    lines = [f"{words}; the smallest, {counts['smallest_class']}, has {counts['smallest_class_images']:,} for training"]
+    if few := [f"{name} ({size})" for name, size in zip(dataset.classes, sizes, strict=True) if size < FEW_IMAGES]:
+        lines.append(f"fewer than {FEW_IMAGES} training images: {list_names(few)}; more would help")
+    return lines + describe_left_out(dataset.left_out)
+
+
+def describe_left_out(names: Sequence[str]) -> list[str]:
+    """A line, if there are any."""
+    return [f"left out, hidden or no image that Pillow can read: {len(names)} ({list_names(names)})"] if names else []
 
 
 def takes_no_argument(data: Data, argument: str | None) -> None:

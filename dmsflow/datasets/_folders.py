@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.datasets._decoding import decode_centre, decode_random
+from dmsflow.datasets._decoding import decode_centre, decode_random, open_image
 from dmsflow.errors import DmsflowError
 from dmsflow.terminal import list_names
 
-# Formats that Pillow decodes without further libraries; files with other suffixes are left out.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+# Files with other suffixes are opened, to see whether Pillow decodes them.
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Listing:
 
     Attributes:
         files: class/file as bytes, in one array: worker processes share it, a list would be copied.
+        left_out: files and folders that are no images.
     """
 
     folder: Path
     classes: tuple[str, ...]
     files: NDArray[np.bytes_]  # [N]
     labels: NDArray[np.int64]  # [N]
+    left_out: tuple[str, ...] = ()
 
     def path(self, index: int) -> Path:
         return self.folder / os.fsdecode(self.files[index].item())
@@ -81,16 +85,23 @@ class FileSplit:
 
 
 def list_images(folder: Path) -> Listing:
-    """Find the images in `folder/<class>/`. Hidden entries and files that are not images are skipped.
+    """Find the images in `folder/<class>/` and in the folders below. Hidden entries and what is no image are left out.
 
     Raises:
-        DmsflowError: fewer than two classes, or a class without images.
+        DmsflowError: fewer than two classes, a class without images, or a folder that cannot be read.
     """
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        return _list_classes(folder)
     except OSError as error:
-        right = "give a folder with one folder of images for each class"
-        raise DmsflowError(folder, error.strerror or str(error), right) from error
+        right = "give a folder that you can read, with one folder of images for each class"
+        raise DmsflowError(error.filename or folder, error.strerror or str(error), right) from error
+
+
+def _list_classes(folder: Path) -> Listing:
+    classes, left_out = list[str](), list[str]()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        is_class = entry.is_dir() and entry.name[0] != "."
+        (classes if is_class else left_out).append(entry.name)
     if len(classes) < 2:
         right = "make one folder of images for each class, at least two"
         raise DmsflowError(folder, f"has {len(classes)} class folders", right)
@@ -98,18 +109,39 @@ def list_images(folder: Path) -> Listing:
     labels: list[int] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
-        images = sorted(
-            entry.name
-            for entry in os.scandir(folder / name)
-            if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-        )
+        found = [*_walk(folder, name)]
+        images = sorted(path for path, is_image in found if is_image)
+        left_out += sorted(path for path, is_image in found if not is_image)
         empty += [] if images else [name]
-        files += [os.fsencode(f"{name}/{image}") for image in images]
+        files += map(os.fsencode, images)
         labels += [label] * len(images)
     if empty:
-        what = f"no images ({' '.join(SUFFIXES)}) in {list_names(empty)}"
+        what = f"no images in {list_names(empty)}"
+        what += f" ({len(left_out)} files cannot be read as images: {list_names(left_out)})" if left_out else ""
         raise DmsflowError(folder, what, "put images into each class folder, or remove it")
-    return Listing(folder, tuple(classes), np.array(files), np.array(labels))
+    return Listing(folder, tuple(classes), np.array(files), np.array(labels), tuple(left_out))
+
+
+def _walk(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
+    """Paths below `root` of all in a folder of it, and whether they are images; a link to a folder may be a loop."""
+    for entry in os.scandir(root / folder):
+        path, is_hidden = f"{folder}/{entry.name}", entry.name[0] == "."
+        if entry.is_dir(follow_symlinks=False) and not is_hidden:
+            yield from _walk(root, path)
+        else:
+            yield path, not is_hidden and entry.is_file() and (path.lower().endswith(SUFFIXES) or _is_image(entry.path))
+
+
+def _is_image(path: str) -> bool:
+    with contextlib.suppress(DmsflowError), open_image(Path(path)) as image:
+        image.load()
+        return True
+    return False
+
+
+def name_left_out(splits: Iterable[FileSplit]) -> tuple[str, ...]:
+    """What is no image, below the folder that both splits are in."""
+    return tuple(f"{split.listing.folder.name}/{name}" for split in splits for name in split.listing.left_out)
 
 
 def list_splits(root: Path, *tests: str) -> tuple[Listing, Listing]:

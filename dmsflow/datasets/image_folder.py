@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from dmsflow import terminal
 from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, check_memory, statistics
 from dmsflow.datasets._decoding import open_image
-from dmsflow.datasets._folders import FileSplit, Listing, list_splits
+from dmsflow.datasets._folders import FileSplit, Listing, list_splits, name_left_out
 from dmsflow.errors import DmsflowError
 from dmsflow.files import open_regular, writing
 from dmsflow.settings import Data
 
-CACHE_FORMAT = 1  # of the cache; a new one makes old files unknown
+CACHE_FORMAT = 2  # of the cache; a new one makes old files unknown
 SMALL_FILE_BYTES = 16 << 10  # below, more threads do not decode faster
 
 
@@ -42,14 +42,16 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     pixels = _load_pixels(*splits)
     mean, std = statistics(pixels[0])
     train, test = (ArraySplit(array, split.labels) for array, split in zip(pixels, splits, strict=True))
-    classes = splits[0].listing.classes
-    return Dataset(data.name, classes, train, test, mean, std, crop_padding=resolution // 8, flip=True)
+    classes, left_out = splits[0].listing.classes, name_left_out(splits)
+    padding = resolution // 8
+    return Dataset(data.name, classes, train, test, mean, std, crop_padding=padding, flip=True, left_out=left_out)
 
 
 def plan(argument: str | None, data: Data, download: bool) -> Dataset:
     """The data set of `load`, without decoding its images: mean and deviation are not those of its pixels."""
     train, test = _list_files(argument, data)
-    return Dataset(data.name, train.listing.classes, train, test, (0, 0, 0), (1.0, 1.0, 1.0))
+    left_out = name_left_out((train, test))
+    return Dataset(data.name, train.listing.classes, train, test, (0, 0, 0), (1.0, 1.0, 1.0), left_out=left_out)
 
 
 def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]:

@@ -95,6 +95,8 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
             raise DmsflowError(f"data set {data.name}", what, "use the data set of the search, or --no-accuracy")
         return test
     listing = list_images(Path(settings.images or ""))
+    for line in datasets.describe_left_out(listing.left_out):
+        terminal.print_line(line)
     classes = session.run(*(np.zeros(each.sizes, each.dtype) for each in ports)).size / max(1, *shape[:1])
     lacking = ""
     if len(ports) > 1 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or classes < 2:

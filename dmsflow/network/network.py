@@ -240,10 +240,9 @@ def _layer_rules(
     too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
     yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
     too_large = max(layer.kernel, layer.padding) > MOST_KERNEL or layer.stride > MOST_PIXELS
-    right = f"use at most {MOST_KERNEL}, and {MOST_PIXELS} for the stride"
-    yield too_large, "kernel, stride or padding is too large", right
-    what = f"{op} has padding {layer.padding} and kernel {layer.kernel}"
-    yield op == "max_pool" and 2 * layer.padding > layer.kernel, what, "pad a max_pool by at most half of its kernel"
+    yield too_large, "kernel, stride or padding is too large", f"use at most {MOST_KERNEL}"
+    too_large = op == "max_pool" and 2 * layer.padding > layer.kernel
+    yield too_large, f"{op} has padding {layer.padding}", f"use at most half of its kernel of {layer.kernel}"
     for field, default in (("kernel", 1), ("stride", 1), ("padding", 0)):
         what = f"{op} has {field} {getattr(layer, field)}, which it does not use"
         yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"

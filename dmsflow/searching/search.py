@@ -49,7 +49,8 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
         dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
     budgets.check_feasible()
-    print_line(describe_search(settings, dataset, budgets))
+    for line in (describe_search(settings, dataset, budgets), *datasets.describe_images(dataset)):
+        print_line(line)
     began = time.monotonic()
     artifacts, metrics, environment = dict[str, Path](), dict[str, Any](), dict[str, Any]()
     if settings.method in BASELINES:
@@ -67,6 +68,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     if budgets.latency:  # a copy, so that the chain can be read where the profile itself is not
         artifacts["profile"] = profile.save_profile(out / "profile.json", budgets.latency.profile)
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
+    metrics["images"] = datasets.count_images(dataset)
     made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": anchored(source)}
     manifest.finish_stage(path, settings, flow, manifest.Done(artifacts, metrics, environment), **made)
     saved.unlink(missing_ok=True)
@@ -81,7 +83,8 @@ def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[
     images = f"{dataset.channels}×{side}×{side} pixels, {len(dataset.classes)} classes"
     rows = [
         ("network", f"{budgets.network.name}, {images}"),
-        ("data", f"{dataset.name}, {len(dataset.train)} training and {len(dataset.test)} test images"),
+        ("data", dataset.name),
+        *(("images", line) for line in datasets.describe_images(dataset)),
     ]
     if budgets.latency:
         used = budgets.latency.profile

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ from PIL import Image
 from dmsflow import datasets, plugin
 from dmsflow.datasets import ArraySplit, Dataset, Subset, image_folder
 from dmsflow.datasets import _folders as folders
-from dmsflow.datasets._decoding import random_box
+from dmsflow.datasets._decoding import decode_centre, decode_random, open_image, random_box
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import Data
@@ -200,12 +203,162 @@ def test_folder_prefers_test_to_val(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(f"image-folder:{root}").test.images(np.array([0])), noise(100)[None])
 
 
-def test_folder_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+def test_folder_names_what_it_leaves_out(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set")
     (root / "train" / "ant" / "notes.txt").write_text("x")
+    (root / "train" / "ant" / "photo.heic").write_bytes(b"\0\0\0 ftypheic")
     (root / "train" / "ant" / ".hidden.png").write_text("x")
+    (root / "train" / "ant" / "gone.png").symlink_to("nowhere")
+    (root / "train" / "ant" / "loop").symlink_to(root, target_is_directory=True)
     (root / "train" / ".cache").mkdir()
-    assert len(load(f"image-folder:{root}").train) == 12
+    (root / "test" / "labels.csv").write_text("x")
+    os.mkfifo(root / "test" / "bee" / "pipe.png")
+    data = load(f"image-folder:{root}")
+    names = [".cache", "ant/.hidden.png", "ant/gone.png", "ant/loop", "ant/notes.txt", "ant/photo.heic"]
+    assert data.left_out == (*(f"train/{name}" for name in names), "test/labels.csv", "test/bee/pipe.png")
+    assert load("imagenet", data_dir=str(_as_val(root))).left_out[-1] == "val/bee/pipe.png"
+    assert len(data.train) == 12 and datasets.count_images(data)["left_out"] == 8
+    assert datasets.describe_images(data)[-1].startswith(
+        "left out, hidden or no image that Pillow can read: 8 (train/.c"
+    )
+
+
+def _as_val(root: Path) -> Path:
+    (root / "test").rename(root / "val")
+    return root
+
+
+def test_folder_takes_every_file_that_pillow_can_read(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    deeper = root / "train" / "ant" / "2021-05" / "cut"
+    deeper.mkdir(parents=True)
+    formats = {"jfif": "JPEG", "jpe": "JPEG", "tga": "TGA", "pcx": "PCX", "jp2": "JPEG2000", "": "PNG", "JPG": "JPEG"}
+    for suffix, form in formats.items():
+        Image.fromarray(noise(5)).save(deeper / f"x.{suffix}", form)
+    data = load(f"image-folder:{root}")
+    assert data.left_out == () and np.bincount(data.train.labels).tolist() == [4, 4 + len(formats), 4]
+    listing = folders.list_images(root / "train")
+    ours = [name.decode() for name in listing.files.tolist() if name.startswith(b"ant/")]
+    assert ours == sorted(ours) and "ant/2021-05/cut/x.jfif" in ours
+
+
+def test_images_one_folder_deeper_are_taken(tmp_path: Path) -> None:
+    """Of class Cat, 6 images lie in its folder and 20 one folder deeper."""
+    root = write_folder(tmp_path / "set", each=(6, 2))
+    (root / "train" / "Cat" / "2021-05").mkdir()
+    for number in range(20):
+        Image.fromarray(noise(number)).save(root / "train" / "Cat" / "2021-05" / f"{number}.png")
+    data = load(f"image-folder:{root}")
+    assert np.bincount(data.train.labels).tolist() == [26, 6, 6] and data.left_out == ()
+    np.testing.assert_array_equal(data.train.images(np.array([3]))[0], noise(0))  # between 2.png and 3.png
+
+
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    path = tmp_path / "x.png"
+    Image.fromarray(noise(0)).save(path, "EPS")
+    with pytest.raises(DmsflowError, match="cannot be read as an image .cannot identify"), open_image(path) as image:
+        image.load()
+
+
+def test_counts_are_in_words_and_in_the_manifest(tmp_path: Path) -> None:
+    data = load(f"image-folder:{write_folder(tmp_path / 'set', each=(21, 2))}")
+    counts = {"train": 63, "test": 6, "classes": 3, "smallest_class": "Cat", "smallest_class_images": 21, "left_out": 0}
+    assert datasets.count_images(data) == counts
+    words = "63 training and 6 test images in 3 classes; the smallest, Cat, has 21 for training"
+    assert datasets.describe_images(data) == [words]
+    (tmp_path / "set" / "train" / "bee" / "0.png").rename(tmp_path / "set" / "train" / "ant" / "x.png")
+    (tmp_path / "set" / "train" / "bee" / "1.png").unlink()
+    few = datasets.describe_images(load(f"image-folder:{tmp_path / 'set'}"))[1]
+    assert few == "fewer than 20 training images: bee (19); more would help"
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "[b]", "<script>", "caf\udcff", "a'b \"c"])
+def test_a_class_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    root = write_folder(tmp_path / "set")
+    for part in ("train", "test"):
+        (root / part / "ant").rename(root / part / name)
+    data = load(f"image-folder:{root}")
+    assert sorted(data.classes) == sorted(["Cat", name, "bee"]) and len(data.train) == 12
+    msgspec.json.encode(datasets.count_images(data))
+    (root / "test" / name / "0.png").write_bytes(b"")
+    assert refused(f"image-folder:{root}").isprintable()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    path = root / "train" / "ant" / "0.png"
+    path.chmod(0)
+    assert refused(f"image-folder:{root}").startswith(f"{path}: cannot be read as an image (Permission denied)")
+    path.parent.chmod(0)
+    assert refused(f"image-folder:{root}").startswith(f"{path.parent}: Permission denied; give a folder that you can")
+    path.parent.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folder(tmp_path / "set")
+    scan = os.scandir
+
+    def forbidden(path: Path) -> Any:
+        if Path(path).name == "ant":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(folders.os, "scandir", forbidden)
+    assert refused(f"image-folder:{root}").startswith(f"{root / 'train' / 'ant'}: Permission denied; give a folder")
+
+
+# the orientation of photographs
+
+
+def _oriented(orientation: int, form: str, size: tuple[int, int] = (8, 8)) -> tuple[bytes, NDArray[np.uint8]]:
+    """A file as a camera writes it that was held askew, and the image that people see."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored, written = smooth(*size), io.BytesIO()
+    stored.save(written, form, exif=exif, **({"quality": 95} if form == "JPEG" else {"lossless": True}))
+    turns = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}  # and mirrored
+    pixels = np.rot90(
+        np.asarray(Image.open(written).convert("RGB") if form == "JPEG" else stored), turns[orientation][0]
+    )
+    return written.getvalue(), pixels[:, ::-1] if turns[orientation][1] else pixels
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, form: str) -> None:
+    """In a data set, and of a folder of images that a model file is measured on."""
+    root = write_folder(tmp_path / "set", each=(1, 1), size=(8, 8))
+    content, expected = _oriented(orientation, form)
+    (root / "train" / "Cat" / "0.png").write_bytes(content)
+    bare = image_folder.one_split(folders.list_images(root / "train"), 8, 3)
+    for split in (load(f"image-folder:{root}").train, bare):
+        difference = np.abs(split.images(np.array([0]))[0].astype(int) - expected)
+        assert difference.mean() == 0
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_random_crops_are_of_the_upright_image(tmp_path: Path, orientation: int, form: str) -> None:
+    """The same seed crops the same part, whichever way the file is stored; a large JPEG is decoded reduced."""
+    content, expected = _oriented(orientation, form, (400, 300))
+    (tmp_path / "x.png").write_bytes(content)
+    Image.fromarray(expected).save(tmp_path / "upright.png")
+    for seed in range(4):
+        crops = [decode_random(tmp_path / name, 16, np.random.default_rng(seed)) for name in ("x.png", "upright.png")]
+        assert np.abs(crops[0].astype(int) - crops[1]).mean() < (6 if form == "JPEG" else 0.01)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@given(st.binary(max_size=80), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_damaged_exif_data_leave_the_image_as_it_is(content: bytes, marked: bool) -> None:
+    """60 random and half-right blocks of EXIF data."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jpg"
+        Image.fromarray(noise(0)).save(path, exif=b"Exif\0\0" + b"II*\0\x08\0\0\0" * marked + content)
+        assert decode_centre(path, 8, None).shape == (8, 8, 3)
 
 
 def test_folder_train_images(tmp_path: Path) -> None:
@@ -310,8 +463,11 @@ def test_folder_layout_errors(tmp_path: Path) -> None:
     (root / "train" / "ant").mkdir()
     assert refused(name).startswith(f"{root / 'train'}: has 1 class folders; make one folder")
     (root / "train" / "bee").mkdir()
-    assert refused(name).startswith(f"{root / 'train'}: no images (.jpg ")
-    assert refused(name).endswith("in ant and bee; put images into each class folder, or remove it")
+    assert refused(name).startswith(
+        f"{root / 'train'}: no images in ant and bee; put images into each class folder, or remove it"
+    )
+    (root / "train" / "bee" / "1.heic").write_bytes(b"unknown")
+    assert "no images in ant and bee (1 files cannot be read as images: bee/1.heic); put" in refused(name)
 
 
 def test_folder_classes_must_agree(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_pieces_are_called_by_what_they_do() -> None:
         (
             before_end(Layer(name="pool", op="max_pool", inputs=("conv",), kernel=3, padding=2)),
             {},
-            "layer 'pool': max_pool has padding 2 and kernel 3; pad a max_pool by at most half of its kernel",
+            "layer 'pool': max_pool has padding 2; use at most half of its kernel of 3",
         ),
     ],
 )
