@@ -124,7 +124,9 @@ def _list_classes(folder: Path) -> Listing:
 
 def _walk(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
     """Paths below `root` of all in a folder of it, and whether they are images; a link to a folder may be a loop."""
-    for entry in os.scandir(root / folder):
+    with os.scandir(root / folder) as entries:
+        listed = [*entries]
+    for entry in listed:
         path, is_hidden = f"{folder}/{entry.name}", entry.name[0] == "."
         if entry.is_dir(follow_symlinks=False) and not is_hidden:
             yield from _walk(root, path)

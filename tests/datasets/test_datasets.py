@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dmsflow import datasets, plugin
-from dmsflow.datasets import ArraySplit, Dataset, Subset, image_folder
+from dmsflow.datasets import ArraySplit, Dataset, Subset, _cifar, image_folder
 from dmsflow.datasets import _folders as folders
 from dmsflow.datasets._decoding import decode_centre, decode_random, open_image, random_box
 from dmsflow.errors import DmsflowError
@@ -709,58 +711,88 @@ def test_imagenet_errors(tmp_path: Path, own_cache: Path, monkeypatch: pytest.Mo
 # CIFAR
 
 
-def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> NDArray[np.uint8]:
-    """A tiny set in the official layout: planes of red, green and blue in pickles, their MD5 known to the reader.
-
-    Returns its images [60, 3, 32, 32]: 10 in each of five training batches and 10 test images (CIFAR100: one of 50).
-    """
-    reader = _torchvision().datasets.__dict__[kind]
-    pixels = np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
-    folder = root / reader.base_folder
-    folder.mkdir(parents=True)
-    md5 = {}
-
-    def write(name: str, content: dict[str, Any]) -> None:
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    parts = np.split(np.arange(60), len(reader.train_list) + 1 if kind == "CIFAR10" else [50])
-    for (name, _), rows in zip(reader.train_list + reader.test_list, parts, strict=True):
-        write(
-            name,
-            {
-                "data": pixels[rows].reshape(len(rows), -1),
-                "labels" if kind == "CIFAR10" else "fine_labels": [int(i) % 10 for i in rows],
-            },
-        )
-    write(reader.meta["filename"], {reader.meta["key"]: [f"class {i}" for i in range(10)]})
-    for listed in ("train_list", "test_list"):
-        monkeypatch.setattr(reader, listed, [[name, md5[name]] for name, _ in getattr(reader, listed)])
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5[reader.meta["filename"]]})
-    return pixels
-
-
 def _torchvision() -> Any:
     from dmsflow.datasets._torchvision import import_torchvision
 
     return import_torchvision()
 
 
-@pytest.mark.parametrize("kind", ["CIFAR10", "CIFAR100"])
-def test_cifar_reads_the_official_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    pixels = write_cifar(tmp_path, monkeypatch, kind).transpose(0, 2, 3, 1)
-    data = load(kind.lower(), data_dir=str(tmp_path))
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, pickled: bool) -> NDArray[np.uint8]:
+    """A tiny set in an official layout: planes of red, green and blue, the MD5 of its files known to the reader.
+
+    Returns its images [60, 3, 32, 32]: 10 in each of five training batches and 10 test images (cifar100: one of 50).
+    """
+    module = load_plugin("datasets", name)
+    files, pixels = module.FILES, np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    parts = np.split(np.arange(60), range(10, 60, 10) if name == "cifar10" else [50])
+    folder, md5 = root / files.pickles[0], {}
+
+    def write(file: str, content: dict[str, Any]) -> None:
+        (folder / file).write_bytes(pickle.dumps(content, protocol=2))
+        md5[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    if pickled:
+        folder.mkdir(parents=True)
+        *batches, names = files.pickles[1]
+        for file, rows in zip(batches, parts, strict=True):
+            labels = {files.keys[0]: [int(i) % 10 for i in rows], "coarse_labels": [7] * len(rows)}
+            content = {"batch_label": "x", **labels, "data": pixels[rows].reshape(len(rows), -1)}
+            write(file, content | {"filenames": [f"{i}.png" for i in rows]})
+        write(names, {"num_vis": 3072, files.keys[1]: [f"class{i}" for i in range(10)], "coarse_label_names": ["x"]})
+        monkeypatch.setattr(module, "FILES", dataclasses.replace(files, pickles=(files.pickles[0], md5)))
+        return pixels
+    written = {files.names: "".join(f"class{i}\n" for i in range(10)).encode() + b"\n"}
+    for file, rows in zip((*files.train, files.test), parts, strict=True):
+        front = [b"\x07"] * (files.label_bytes - 1)
+        written[file] = b"".join(b"".join([*front, bytes([i % 10]), pixels[i].tobytes()]) for i in rows)
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / files.archive, "w:gz") as archive:
+        for file, content in reversed(written.items()):
+            member = tarfile.TarInfo(f"some-folder/{file}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    digest = hashlib.md5((root / files.archive).read_bytes()).hexdigest()
+    monkeypatch.setattr(module, "FILES", dataclasses.replace(files, md5=digest))
+    return pixels
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_reads_both_official_layouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, pickled: bool
+) -> None:
+    pixels = write_cifar(tmp_path, monkeypatch, name, pickled=pickled).transpose(0, 2, 3, 1)
+    data = load(name, data_dir=str(tmp_path))
     assert isinstance(data.train, ArraySplit) and data.train.pixels.flags.c_contiguous
     np.testing.assert_array_equal(data.train.pixels, pixels[:50])
     np.testing.assert_array_equal(data.test.images(np.arange(10)), pixels[50:])
     assert data.train.labels.tolist() == [*range(10)] * 5 and data.train.labels.dtype == np.int64
-    assert data.classes[:2] == ("class 0", "class 1")
+    assert data.classes == tuple(f"class{number}" for number in range(10))
     assert (data.resolution, data.crop_padding, data.flip) == (32, 4, True)
     assert (data.mean, data.std) == datasets.statistics(pixels[:50])
 
 
+class Hostile:
+    """What unpickling would call."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["DMSFLOW_TEST_MARK"],)
+
+
+def test_cifar_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a file whose MD5 is right does not run what it names."""
+    monkeypatch.setenv("DMSFLOW_TEST_MARK", str(tmp_path / "mark"))
+    dumps = pickle.dumps
+    monkeypatch.setattr(pickle, "dumps", lambda content, protocol: dumps({"x": Hostile(), **content}, protocol))
+    write_cifar(tmp_path, monkeypatch, "cifar10", pickled=True)
+    assert len(load("cifar10", data_dir=str(tmp_path)).train) == 50
+    assert not (tmp_path / "mark").exists()
+    pickle.loads((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())
+    assert (tmp_path / "mark").exists()  # so the file is hostile indeed
+
+
 def test_cifar_resolution_and_data_dir_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cifar(tmp_path, monkeypatch, "CIFAR10")
+    write_cifar(tmp_path, monkeypatch, "cifar10", pickled=False)
     monkeypatch.setenv("DMSFLOW_DATA_DIR", str(tmp_path))
     data = load("cifar10", resolution=48, train_images=20)
     assert data.train.images(np.arange(20)).shape == (20, 48, 48, 3)
@@ -769,37 +801,44 @@ def test_cifar_resolution_and_data_dir_variable(tmp_path: Path, monkeypatch: pyt
 
 def test_cifar_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     right = "use search --download, or name its folder with --data-dir"
-    assert refused("cifar10") == f"{own_cache / 'cifar-10-batches-py'}: cifar10 is missing; {right}"
+    assert refused("cifar10") == f"{own_cache / 'cifar-10-binary.tar.gz'}: cifar10 is missing; {right}"
     assert not own_cache.exists()
-    write_cifar(tmp_path, monkeypatch, "CIFAR10")
-    folder = tmp_path / "cifar-10-batches-py"
-    with (folder / "data_batch_3").open("ab") as file:
-        file.write(b"x")
-    assert refused("cifar10", data_dir=str(tmp_path)) == f"{folder}: cifar10 is damaged or incomplete; {right}"
+    write_cifar(tmp_path, monkeypatch, "cifar10", pickled=True)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    content = batch.read_bytes()
+    batch.write_bytes(content + b"x")
+    damaged = f": cifar10 is damaged or incomplete; remove it, and {right}"
+    assert refused("cifar10", data_dir=str(tmp_path)) == f"{batch}{damaged}"
+    batch.unlink()
+    assert refused("cifar10", data_dir=str(tmp_path)) == f"{batch}: cifar10 is missing; {right}"
+    write_cifar(tmp_path, monkeypatch, "cifar10", pickled=False)  # the archive is read where both are there
+    assert len(load("cifar10", data_dir=str(tmp_path)).train) == 50
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-1])
+    assert refused("cifar10", data_dir=str(tmp_path)) == f"{archive}{damaged}"
 
 
 def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    reader = _torchvision().datasets.CIFAR10
-
-    def fetch(self: Any) -> None:
-        print("fetching")
-        write_cifar(tmp_path, monkeypatch, "CIFAR10")
-
-    monkeypatch.setattr(reader, "download", fetch)
-    data = datasets.load_dataset(Data(name="cifar10", data_dir=str(tmp_path)), download=True)
-    assert len(data.train) == 50
+    write_cifar(tmp_path / "site", monkeypatch, "cifar10", pickled=False)
+    monkeypatch.setattr(_cifar, "URL", (tmp_path / "site").as_uri() + "/")
+    data = datasets.load_dataset(Data(name="cifar10", data_dir=str(tmp_path / "here")), download=True)
+    assert len(data.train) == 50 and [path.name for path in (tmp_path / "here").iterdir()] == ["cifar-10-binary.tar.gz"]
     assert capsys.readouterr().out == ""  # stdout is for the manifest's path
+    monkeypatch.setattr(_cifar, "URL", "file:///nowhere/")
+    assert len(datasets.load_dataset(Data(name="cifar10", data_dir=str(tmp_path / "here")), download=True).train) == 50
 
 
-def test_cifar_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Any) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(_torchvision().datasets.CIFAR10, "download", fetch)
-    message = refused("cifar10", download=True, data_dir=str(tmp_path))
-    assert message.startswith(
-        f"{tmp_path / 'cifar-10-batches-py'}: cifar10 cannot be downloaded (no route to host); check"
-    )
+def test_cifar_download_fails_or_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path / "site", monkeypatch, "cifar10", pickled=False)
+    archive, here = tmp_path / "site" / "cifar-10-binary.tar.gz", tmp_path / "here"
+    archive.write_bytes(archive.read_bytes()[:-7])
+    monkeypatch.setattr(_cifar, "URL", archive.parent.as_uri() + "/")
+    start, end = f"{here / archive.name}: cannot be downloaded (", "check the connection, or put cifar-10-binary.tar.gz"
+    cut_off = refused("cifar10", download=True, data_dir=str(here))
+    assert cut_off.startswith(f"{start}it was cut off or changed); {end}") and not list(here.iterdir())
+    archive.unlink()
+    missing = refused("cifar10", download=True, data_dir=str(here))
+    assert missing.startswith(start) and "No such file" in missing and end in missing and not list(here.iterdir())
 
 
 FAKE_TORCHVISION = """
