@@ -13,7 +13,6 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +22,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from dmsflow.errors import printable
+from dmsflow.reporting.page import escape
 
 # By name: the value on white and the value on near-black. The six of series are told apart by people
 # who see no red or no green (after Okabe and Ito), and have a contrast of 3 to both backgrounds.
@@ -47,6 +49,7 @@ SMALL_WIDTH, SMALL_HEIGHT = 176, 132  # of a panel among many, without names of 
 LEGEND_ROWS = 12  # more would be taller than the picture
 LEGEND_ROW_HEIGHT = 16.5
 LEGEND_LETTERS = 45  # in a line of the legend, at WIDTH
+BAR_LETTERS, SMALL_LETTERS = 32, 20  # of the name of a bar and of a small panel; more would leave no room for it
 TITLE_LETTERS = 40
 TITLE_ROW_HEIGHT = 15.0
 WHISKER: Any = {"capsize": 3, "elinewidth": 1.1, "markeredgewidth": 1.5, "linestyle": "none"}
@@ -154,9 +157,14 @@ def _finish(figure: Figure, title: str, x_label: str, y_label: str) -> Figure:
     return figure
 
 
+def _cut(text: str, letters: int) -> str:
+    text = printable(text)
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
 def _wrapped(text: str, letters: int) -> str:
     """At most two lines."""
-    lines = textwrap.wrap(text, letters, max_lines=2, placeholder=" …", break_on_hyphens=False)
+    lines = textwrap.wrap(printable(text), letters, max_lines=2, placeholder=" …", break_on_hyphens=False)
     return "\n".join(lines) or " "
 
 
@@ -181,7 +189,7 @@ def draw_lines(
     axes.xaxis.set_major_locator(MaxNLocator(4 if small else 8, integer=True))
     if not small:
         return _finish(figure, title, "round", y_label)
-    axes.set_title(title)
+    axes.set_title(_cut(title, SMALL_LETTERS))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     return figure
 
@@ -205,6 +213,7 @@ def draw_bars(
         dots: more values of each bar, e.g. of several runs.
         outline: values by label, as a stepped line across the bars.
     """
+    names = [_cut(name, BAR_LETTERS) for name in names]
     letters = max(map(len, names))
     figure, axes = _start(HEIGHT + (5.6 * letters if letters > 3 else 0))
     places, bottom = range(len(names)), [0.0] * len(names)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
+from dmsflow.errors import printable
 from dmsflow.terminal import is_number
 
 GENERATOR = '<meta name="generator" content="dmsflow report">'  # says in a page's head who wrote it
@@ -72,6 +73,11 @@ DOCUMENT = """<!doctype html>
 </body>
 </html>
 """
+
+
+def escape(text: str) -> str:
+    """Text of any origin between tags or in an attribute: markup and control characters are shown, not followed."""
+    return html.escape(printable(text))
 
 
 def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[str], reload_s: int = 0) -> str:

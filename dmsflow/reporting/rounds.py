@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ from dmsflow.reporting.sections import (
     style_of,
 )
 
+SAFE = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # in an identifier and as the name of a file
 MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
 NO_ROUNDS = "no run has a log of moving widths; a gradient search writes one, evolution and baselines do not"
 
@@ -75,7 +77,8 @@ def rounds_section(groups: Sequence[Group]) -> Section:
         panels = []
         for index, (name, base) in enumerate(runs[0].network.widths.items()):
             figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
-            panels.append(Panel(f"mu-{number}-{name}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
+            safe = name if SAFE.fullmatch(name) else str(index)
+            panels.append(Panel(f"mu-{number}-{safe}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
         blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
     if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
         blocks.append(page.paragraph(cut.strip()))

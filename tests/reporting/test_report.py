@@ -514,6 +514,42 @@ def test_what_people_write_is_text(tmp_path: Path) -> None:
         ElementTree.fromstring(drawn)
 
 
+HOSTILE = '\x1b[31m../../x"><script>alert(1)</script>\u202e[/b]'
+
+
+def hostile_network() -> Network:
+    """Its names would leave an attribute, an element, a folder and a terminal's line."""
+    widths = {HOSTILE + name: base for name, base in SMALL.widths.items()}
+    layers = (
+        msgspec.structs.replace(each, name=HOSTILE + each.name, inputs=tuple(_hostile(name) for name in each.inputs))
+        for each in SMALL.layers
+    )
+    renamed = (
+        msgspec.structs.replace(each, width=HOSTILE + each.width if isinstance(each.width, str) else each.width)
+        for each in layers
+    )
+    return msgspec.structs.replace(SMALL, name=HOSTILE, widths=widths, layers=tuple(renamed))
+
+
+def _hostile(name: str) -> str:
+    return name if name == "input" else HOSTILE + name
+
+
+def test_names_of_others_are_text_on_the_page_in_its_files_and_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = write(tmp_path / "run", bench=True, network=hostile_network())
+    text = report.write_report([last], tmp_path / "x.html", folder=tmp_path / "pictures").read_text("utf-8")
+    assert "<script" not in text and "\x1b" not in text and "\u202e" not in text and "&lt;script&gt;" in text
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(drawing)
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "x.html", "pictures"}
+    assert {"mu-1-0.svg", "mu-1-1.svg"} <= {each.name for each in (tmp_path / "pictures").iterdir()}
+    assert cli.main(["show", str(last)]) == 0
+    shown = capsys.readouterr().out
+    assert "\\x1b[31m" in shown and "[/b]" in shown and shown.replace("\n", "").isprintable()
+
+
 def test_labels_that_matplotlib_would_typeset_are_drawn() -> None:
     drawn = figures.draw_lines("$x$", "a", [figures.Series("some $y_1$", [1, 2], [3, 4], figures.Style())])
     words = "".join(ElementTree.fromstring(figures.inline_svg(drawn, "x", "y")).itertext())
