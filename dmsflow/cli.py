@@ -19,7 +19,7 @@ import msgspec
 
 from dmsflow import __version__, doctor, environment, manifest, options
 from dmsflow.deploying.target import load_target
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, printable, require_utf8
 from dmsflow.reporting import shipped
 from dmsflow.terminal import print_table, write_anything
 
@@ -122,6 +122,8 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
     """Print the plan of a stage, or do it and print the path of its manifest."""
     given, out = ctx.params, ctx.params["out"] or out
     _check_one_of(given["resume"], given["force"])
+    if isinstance(source, Path):
+        require_utf8("FILE", str(source.absolute()))
     module = manifest.import_stage(stage)
     if given["dry_run"]:
         _print_plan(stage, module.plan_stage(source, settings, out))
@@ -305,7 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
-            return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *given)) or 0
+            return (
+                cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *map(printable, given)))
+                or 0
+            )
     except click.ClickException as error:
         error.show()
         return error.exit_code

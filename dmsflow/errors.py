@@ -29,6 +29,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def require_utf8(where: str, text: str) -> str:
+    """A name that is kept in a file, as it is; its bytes on the disk may be no text, and JSON has only text.
+
+    Raises:
+        DmsflowError: it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DmsflowError(where, f"{text} is not UTF-8", "rename the file or folder") from error
+    return text
+
+
 class BudgetMissed(DmsflowError):
     """A budget or a requirement was missed by a finished stage; exit code 3."""
 

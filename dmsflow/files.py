@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, require_utf8
 
 MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx can have more than 2 GiB
 
@@ -54,6 +54,7 @@ def read_bytes(path: Path) -> bytes:
 def describe_artifact(path: Path, folder: Path) -> Artifact:
     """Describe a file for a manifest in `folder`."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
+    require_utf8(str(path), relative)
     return Artifact(path=Path(relative).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
 
 

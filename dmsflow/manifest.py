@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from dmsflow.environment import describe_environment
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, require_utf8
 from dmsflow.files import Artifact, describe_artifact, hash_file, read_bytes, write_atomically
 from dmsflow.network.network import Network, check_size
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
@@ -205,8 +205,9 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
     """Whether the stage that writes `path` is already done with exactly these settings.
 
     Raises:
-        DmsflowError: it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
+        DmsflowError: runtimes cannot read the folder's name, or it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
     """
+    require_utf8("--out", str(path.parent.absolute()))
     if not path.exists() or flow.force:
         return False
     if not flow.resume:

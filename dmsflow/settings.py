@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, require_utf8
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -66,7 +66,8 @@ def anchored(data: Data) -> Data:
     plugin = str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin
     argument = str(Path(argument).expanduser().absolute()) if argument else argument
     folder = str(Path(data.data_dir).expanduser().absolute()) if data.data_dir else None
-    return msgspec.structs.replace(data, name=f"{plugin}{colon}{argument}", data_dir=folder)
+    name = require_utf8("data set", f"{plugin}{colon}{argument}")
+    return msgspec.structs.replace(data, name=name, data_dir=require_utf8("--data-dir", folder) if folder else None)
 
 
 Choice = Literal["auto", "on", "off"]
@@ -309,6 +310,9 @@ def resolve(kind: type[S], **values: Any) -> S:
             raise DmsflowError(f"setting {name}", "was renamed", f"use {RENAMED_FIELDS[name]}")
         near = difflib.get_close_matches(name, kind.__struct_fields__, 1, cutoff=0)
         raise DmsflowError(f"setting {name}", "is unknown", f"use a name of docs/settings.md, such as {near[0]}")
+    for name, value in values.items():
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            require_utf8(f"setting {name}", str(text))
     method = values.get("method")
     if isinstance(method, str) and method in RENAMED_METHODS:
         raise DmsflowError(f"method {method}", "was renamed", f"use {RENAMED_METHODS[method]}")

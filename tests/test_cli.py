@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -11,10 +12,13 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
+import tiny
 
 from dmsflow import cli, doctor, environment, options
 from dmsflow.deploying.target import list_targets, load_target
+from dmsflow.errors import DmsflowError
 from dmsflow.plugin import list_plugins
 from dmsflow.training import train
 
@@ -388,3 +392,47 @@ def test_a_search_says_what_it_assumed(tmp_path: Path, capsys: pytest.CaptureFix
     given = ["--macs-m", "6", "--memory-mib", "0.04"]
     assert cli.main(["search", "--method", "equal", *given, "--out", str(tmp_path / "b")]) == 0
     assert "equal, at most 0.04 MiB and 6 M\n" in capsys.readouterr().err
+
+
+BYTES = "caf\udce9"  # the name of a file in Latin-1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "--out", BYTES],
+        ["search", "--dataset", f"image-folder:{BYTES}"],
+        ["search", "--network", f"{BYTES}.py"],
+        ["run", "--out", BYTES],
+        ["train", f"{BYTES}/search.json"],
+        ["export", f"{BYTES}/train.json"],
+        ["bench", f"{BYTES}.tflite"],
+    ],
+)
+def test_a_name_that_no_file_can_keep_is_refused_before_any_work(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    line = capsys.readouterr().err
+    assert (
+        line.count("\n") == 1 and "caf\\udce9" in line and line.endswith(" is not UTF-8; rename the file or folder\n")
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_lies_in_a_folder_of_such_a_name_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / BYTES
+    shutil.copytree(Path(__file__).parents[1] / "models" / "vgg11-cifar10-0.08", folder)
+    for command in ("show", "report"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "utf-8"))
+        assert cli.main([command, str(folder)]) == 0
+        sys.stdout.flush()
+    assert written.getvalue() == os.fsencode(folder / "report.html") + b"\n" and (folder / "report.html").exists()
+
+
+def test_a_network_of_such_a_name_is_refused() -> None:
+    with pytest.raises(DmsflowError, match="is not UTF-8"):
+        msgspec.structs.replace(tiny.build(1, 32, 10), name=BYTES)

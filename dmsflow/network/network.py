@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dmsflow import plugin
-from dmsflow.errors import DmsflowError
+from dmsflow.errors import DmsflowError, require_utf8
 from dmsflow.files import read_bytes
 from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
@@ -163,6 +163,8 @@ Rule = tuple[bool, str, str]  # whether it is broken, what is wrong, what would 
 def check(network: Network) -> None:
     """Raise DmsflowError unless the layers form one well-shaped network."""
     where = f"network {network.name}"
+    for name in (network.name, *network.widths, *(layer.name for layer in network.layers)):
+        require_utf8(where, name)
     if [(layer.op, layer.width) for layer in network.layers[-1:]] != [("dense", network.classes)]:
         right = f"end it in a dense layer of width {network.classes}"
         raise DmsflowError(where, "does not end in the class scores", right)

@@ -41,7 +41,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     Raises:
         DmsflowError: an infeasible budget (before any training), bad data, a NaN loss, …
     """
-    path = out / "search.json"
+    path, data = out / "search.json", anchored(source)
     if manifest.is_finished(path, settings, flow, source):
         return path
     saved = checkpoint.prepare(out / "search.checkpoint", flow)
@@ -69,7 +69,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
         artifacts["profile"] = profile.save_profile(out / "profile.json", budgets.latency.profile)
     metrics = {**budgets.figures(widths), "seconds": round(time.monotonic() - began, 1), **metrics}
     metrics["images"] = datasets.count_images(dataset)
-    made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": anchored(source)}
+    made: dict[str, Any] = {"network": budgets.network, "widths": widths, "data": data}
     manifest.finish_stage(path, settings, flow, manifest.Done(artifacts, metrics, environment), **made)
     saved.unlink(missing_ok=True)
     return path
