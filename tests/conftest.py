@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import tools
 
+from dmsflow import native
 from dmsflow.manifest import Flow
 from dmsflow.measuring.devices import File
 from dmsflow.network.blocks import fused_blocks
@@ -293,3 +295,18 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
         environment=describe_environment(),
     )
     return save_manifest(folder / "train.json", written)
+
+
+@pytest.fixture(scope="session")
+def sanitized_benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The static benchmark program, built for this machine with sanitizers."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    sanitizers = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+    flags = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS=-Werror {sanitizers}")
+    for command in (
+        ("cmake", "-S", str(Path(native.__file__).parent), "-B", str(folder), *flags),
+        ("cmake", "--build", str(folder), "--target", "dmsflow-benchmark", "--parallel"),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return (str(folder / "dmsflow-benchmark"),)

@@ -202,7 +202,9 @@ def test_names_are_those_of_the_package() -> None:
 
 
 def test_a_search_by_hand_is_written_as_a_command(chain: tuple[Any, ...]) -> None:
-    assert shlex.join(chain[0].manifest.command).startswith("dmsflow search --dataset digits --set data.train_images=100 --set")
+    assert shlex.join(chain[0].manifest.command).startswith(
+        "dmsflow search --dataset digits --set data.train_images=100 --set"
+    )
 
 
 def test_a_user_s_own_wait_of_openmp_stays() -> None:

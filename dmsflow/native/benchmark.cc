@@ -17,7 +17,7 @@ namespace dmsflow {
 namespace {
 
 constexpr char kHelp[] =
-    "dmsflow's benchmark program: runs a .tflite file that dmsflow wrote, and says how long that takes.\n"
+    "dmsflow's benchmark program: runs a .tflite file, and says how long that takes.\n"
     "  --graph=FILE                         the file\n"
     "  --num_threads=1\n"
     "  --num_runs=50 --min_secs=1           as many runs, and as long, at least\n"
@@ -27,10 +27,11 @@ constexpr char kHelp[] =
     "                                       avx512, avx2, neon-dotprod, neon, portable\n"
     "  --enable_op_profiling=true           a table with the time of each operation\n"
     "  --report_peak_memory_footprint=true  the most memory that was held\n"
-    "  --input_file=FILE                    raw float32, one image or several, instead of noise\n"
-    "  --output_file=FILE                   where to write their outputs, raw float32; nothing is timed\n"
-    "LCE's operations are those of dmsflow's delegate. Float operations are simple loops, the first\n"
-    "convolution apart: TFLite's are faster, above all in networks with much floating-point arithmetic.\n";
+    "  --input_file=FILE                    the raw numbers of one run or several, instead of noise\n"
+    "  --output_file=FILE                   where to write their outputs, raw numbers; nothing is timed\n"
+    "LCE's operations are those of dmsflow's delegate. Operations on float32 and int8 are simple loops, the\n"
+    "first convolution apart: TFLite's are faster, above all in networks with much arithmetic besides the 1-bit one.\n"
+    "Other types of numbers, and operations that it lacks, are named in an error.\n";
 
 struct Settings {
   const char *graph = nullptr, *kernels = nullptr, *input_file = nullptr, *output_file = nullptr;
@@ -101,11 +102,13 @@ double now_us() {
 }
 
 // Numbers like a picture's, the same in each process.
-void fill_with_noise(float* values, size_t count) {
+void fill_with_noise(const Tensor& tensor) {
   uint32_t state = 1;
-  for (size_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < elements(&tensor); ++i) {
     state = state * 1664525u + 1013904223u;
-    values[i] = static_cast<float>(state >> 24);
+    if (tensor.type == kInt8) static_cast<uint8_t*>(tensor.data)[i] = static_cast<uint8_t>(state >> 24);
+    if (tensor.type == kInt32) static_cast<int32_t*>(tensor.data)[i] = static_cast<int32_t>(state >> 24);
+    if (tensor.type == kFloat32) static_cast<float*>(tensor.data)[i] = static_cast<float>(state >> 24);
   }
 }
 
@@ -114,23 +117,29 @@ void fill_with_noise(float* values, size_t count) {
 int run_files(Model& model, const Settings& s) {
   std::FILE* in = std::fopen(s.input_file, "rb");
   std::FILE* out = in && s.output_file ? std::fopen(s.output_file, "wb") : nullptr;
-  bool sound = in && out;
-  size_t images = 0;
-  while (sound) {
-    const size_t got = std::fread(model.input(), sizeof(float), model.input_size(), in);
-    if (got == 0 && std::feof(in)) break;
-    sound = got == model.input_size() && model.run(nullptr) &&
-            std::fwrite(model.output(), sizeof(float), model.output_size(), out) == model.output_size();
-    ++images;
+  bool sound = in && out, more = sound;
+  size_t runs = 0, bytes = 0;
+  for (int i = 0; i < model.inputs(); ++i) bytes += model.input(i).bytes;
+  while (sound && more) {
+    for (int i = 0; sound && more && i < model.inputs(); ++i) {
+      const size_t got = std::fread(model.input(i).data, 1, model.input(i).bytes, in);
+      more = got || i || !std::feof(in);
+      sound = !more || got == model.input(i).bytes;
+    }
+    if (!sound || !more) break;
+    sound = model.run(nullptr);
+    for (int i = 0; sound && i < model.outputs(); ++i)
+      sound = std::fwrite(model.output(i).data, 1, model.output(i).bytes, out) == model.output(i).bytes;
+    ++runs;
   }
   if (in) std::fclose(in);
   if (out && std::fclose(out) != 0) sound = false;
-  if (!sound || images == 0) {
-    std::fprintf(stderr, "ERROR: %s is no file of images of %zu float32 each, or --output_file cannot be written\n",
-                 s.input_file, model.input_size());
+  if (!sound || runs == 0) {
+    std::fprintf(stderr, "ERROR: %s does not hold inputs of %zu bytes each, or --output_file cannot be written\n",
+                 s.input_file, bytes);
     return 1;
   }
-  std::printf("INFO: wrote %zu outputs of %zu numbers\n", images, model.output_size());
+  std::printf("INFO: wrote the outputs of %zu runs\n", runs);
   return 0;
 }
 
@@ -200,7 +209,7 @@ int measure(Model& model, const Settings& s, double init_us) {
   if (!sums.resize(steps) || !firsts.resize(steps)) return 1;
   std::printf("INFO: Initialized session in %.3fms.\n", init_us / 1e3);
   Times warm_up, times;
-  fill_with_noise(model.input(), model.input_size());
+  for (int i = 0; i < model.inputs(); ++i) fill_with_noise(model.input(i));
   if (!run_for(model, s.warm_up_runs, s.warm_up_min_secs, s.max_secs, nullptr, nullptr, warm_up)) return 1;
   if (!run_for(model, s.runs, s.min_secs, s.max_secs, steps ? &sums : nullptr, &firsts, times)) return 1;
   const Times& before = warm_up.count ? warm_up : times;

@@ -4,15 +4,13 @@
 
 #include <cstdint>
 
-#include "benchmark_floats.h"
+#include "benchmark_ops.h"
 #include "flatbuffer.h"
 #include "memory.h"
 #include "tflite_abi.h"
 #include "workers.h"
 
 namespace dmsflow {
-
-struct Step;  // one operator of the file
 
 class Model {
  public:
@@ -28,31 +26,40 @@ class Model {
   int steps() const { return step_count_; }
   const char* type(int step) const;  // what TFLite calls the operator
   void name(int step, char* text, size_t size) const;
-  float* input() { return static_cast<float*>(tensors_[input_].data); }
-  const float* output() const { return static_cast<const float*>(tensors_[output_].data); }
-  size_t input_size() const { return tensors_[input_].bytes / sizeof(float); }
-  size_t output_size() const { return tensors_[output_].bytes / sizeof(float); }
+  int inputs() const { return inputs_->size; }
+  int outputs() const { return outputs_->size; }
+  const Tensor& input(int number) const { return tensors_[static_cast<size_t>(inputs_->data[number])]; }
+  const Tensor& output(int number) const { return tensors_[static_cast<size_t>(outputs_->data[number])]; }
 
  private:
   friend struct Host;
   bool read_file(const char* path);
   bool read_tensors(const Table& graph, const List& buffers);
+  void read_scales(const Table& table, Tensor& tensor, Scales& scales);
+  void read_text(const List& list, char* text, size_t size) const;  // of printable letters
   bool read_steps(const Table& graph, const List& codes);
-  bool read_step(Step& step, size_t pointer, const List& codes);
+  bool read_step(Step& step, const List& codes);
+  bool check_operators();
+  bool check_tensor(int number);
   bool check_order();
   bool delegate(int threads, const char* kernels);
   bool prepare(Step& step);
+  bool make_shadows(Step& step);
   bool place();
+  void run(Step& step);
 
   Buffer<uint8_t> content_;
   File file_;
   Buffer<Tensor> tensors_;
+  Buffer<Scales> scales_;
   Buffer<List> names_;
   Buffer<Step*> steps_;
   Buffer<int> last_use_;  // of each tensor: the last step that reads it
   Buffer<uint8_t> arena_;
+  Buffer<uint8_t> scratch_;  // of one step's shadows
+  size_t scratch_size_ = 0;
   int tensor_count_ = 0, step_count_ = 0;
-  size_t input_ = 0, output_ = 0;
+  IntArray *inputs_ = nullptr, *outputs_ = nullptr;
   Workers* workers_ = nullptr;
   Context context_ = {};
   Delegate* delegate_ = nullptr;

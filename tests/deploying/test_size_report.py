@@ -34,7 +34,9 @@ def test_a_width_just_over_an_edge_is_reported_with_the_edges_around_it() -> Non
     )
     narrow = find_warnings("vgg11", (32, 64, 96, 64, 17, 128, 128, 128))
     assert any(line.startswith("conv5: 17 channels read as 32: 47%") for line in narrow)
-    assert "conv4: 17 channels written as 24: 29% of the work is padding; use 16 or 24 (--set search.align=true)" in narrow
+    assert (
+        "conv4: 17 channels written as 24: 29% of the work is padding; use 16 or 24 (--set search.align=true)" in narrow
+    )
 
 
 def test_kernels_without_steps_waste_nothing() -> None:

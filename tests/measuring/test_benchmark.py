@@ -27,25 +27,14 @@ from dmsflow.modelfile import reader
 from dmsflow.modelfile.runners import lce
 from dmsflow.network.architectures import resnet18, vgg11
 
-NATIVE = Path(native.__file__).parent
-SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 IMAGES = 4
 ONCE = ("--num_runs=1", "--min_secs=0")
 phone = test_adb.phone
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Built for this machine, with sanitizers."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    flags = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS=-Werror {SANITIZERS}")
-    for command in (
-        ("cmake", "-S", str(NATIVE), "-B", str(folder), *flags),
-        ("cmake", "--build", str(folder), "--target", "dmsflow-benchmark", "--parallel"),
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return (str(folder / "dmsflow-benchmark"),)
+@pytest.fixture
+def host(sanitized_benchmark: tuple[str, ...]) -> tuple[str, ...]:
+    return sanitized_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +158,7 @@ def test_unknown_kernels_and_unfitting_images_are_reported(host: tuple[str, ...]
     given = tmp_path / "odd"
     given.write_bytes(bytes(100))
     files = (f"--input_file={given}", f"--output_file={tmp_path / 'out'}")
-    assert "no file of images of 3072 float32" in refused(host, f"--graph={model}", *files)
+    assert "does not hold inputs of 12288 bytes" in refused(host, f"--graph={model}", *files)
 
 
 def test_help_says_how_floats_are_calculated(host: tuple[str, ...]) -> None:

@@ -102,7 +102,17 @@ def test_two_processes_train_as_one(source: Path, tmp_path: Path) -> None:
 
 def test_two_processes_search_as_one(tmp_path: Path) -> None:
     done = run_two(
-        *("search", "--dataset", "digits", "--set", "data.train_images=120", "--memory-mib", 0.03, "--out", tmp_path / "two"),
+        *(
+            "search",
+            "--dataset",
+            "digits",
+            "--set",
+            "data.train_images=120",
+            "--memory-mib",
+            0.03,
+            "--out",
+            tmp_path / "two",
+        ),
         **SEARCH,
     )
     assert done.returncode == 0, done.stderr
