@@ -292,7 +292,7 @@ bool Model::check_operators() {
     names[count++] = step.type;
   }
   if (count)
-    std::fputs("; run it on LiteRT, or where there is none (a phone) give another benchmark program with --runner-file\n",
+    std::fputs("; run it on LiteRT, or where there is none (a phone) give LCE's lce_benchmark_model as --runner-file\n",
                stderr);
   return count == 0;
 }

@@ -12,14 +12,17 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import one_operator
 import pytest
 import test_adb
 from made_up import MEAN, STD, odd_widths, pixels, trained
+from one_operator import Tensor
 from test_delegate import exact_part
 
 from dmsflow import native
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import File, Job
 from dmsflow.measuring.devices.phone import benchmark_program
@@ -120,6 +123,22 @@ def test_a_phone_gets_it_unless_another_is_named(
     with devices.connect(f"adb://{test_adb.SERIAL}") as measure:
         (timing,) = measure(job).timings
     assert timing.runtime.startswith("dmsflow-benchmark sha256:") and min(timing.runs_ms) > 0
+
+
+def test_an_operator_that_a_phone_lacks_is_named(
+    phone, monkeypatch: pytest.MonkeyPatch, host: tuple[str, ...], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "benchmark", lambda: Path(host[0]))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(one_operator.dumps("GELU", [Tensor([1])], [Tensor([1])]))
+    job = Job(files=(File(path=str(path), runner="litert"),), threads=1, warm_up=1, runs=2, memory=False)
+    with devices.connect(f"adb://{test_adb.SERIAL}") as measure, pytest.raises(DmsflowError) as told:
+        measure(job)
+    assert str(told.value) == (
+        f"device adb://{test_adb.SERIAL}: the program that runs model.tflite failed there (ERROR: it needs operators that "
+        "dmsflow's benchmark program lacks: GELU); run it on LiteRT, or where there is none (a phone) give LCE's "
+        "lce_benchmark_model as --runner-file"
+    )
 
 
 def test_the_shipped_program_needs_nothing_of_a_device(arm: tuple[str, ...]) -> None:

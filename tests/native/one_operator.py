@@ -11,9 +11,16 @@ import numpy as np
 FORM = {"float32": 0, "float16": 1, "int32": 2, "int8": 9}
 # Options whose name is not the operator's.
 OPTIONS = {
-    "AVERAGE_POOL_2D": "Pool2D", "MAX_POOL_2D": "Pool2D", "CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
-    "MEAN": "Reducer", "SUM": "Reducer", "MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum", "PADV2": "PadV2",
-}  # fmt: skip
+    "AVERAGE_POOL_2D": "Pool2D",
+    "MAX_POOL_2D": "Pool2D",
+    "CONV_2D": "Conv2D",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+    "MEAN": "Reducer",
+    "SUM": "Reducer",
+    "MAXIMUM": "MaximumMinimum",
+    "MINIMUM": "MaximumMinimum",
+    "PADV2": "PadV2",
+}
 WITHOUT_OPTIONS = {"LOGISTIC", "TANH", "RELU", "RELU6", "RELU_N1_TO_1", "PRELU"}
 
 

@@ -286,20 +286,43 @@ def dequantise(rng: np.random.Generator, kind: str) -> Case:
 
 FLOATS, BOTH, ALL = ("float32",), ("float32", "int8"), ("float32", "int32", "int8")
 CASES: dict[str, tuple[tuple[str, ...], Callable[..., Case]]] = {
-    "ADD": (ALL, arithmetic), "SUB": (ALL, arithmetic), "MUL": (ALL, arithmetic), "DIV": (FLOATS, arithmetic),
-    "MAXIMUM": (FLOATS, extremes), "MINIMUM": (FLOATS, extremes), "PRELU": (BOTH, prelu), "CONV_2D": (BOTH, conv),
-    "DEPTHWISE_CONV_2D": (BOTH, depthwise), "FULLY_CONNECTED": (BOTH, dense), "AVERAGE_POOL_2D": (BOTH, pool),
-    "MAX_POOL_2D": (BOTH, pool), "MEAN": (BOTH, reduction), "SUM": (FLOATS, reduction), "SOFTMAX": (BOTH, softmax),
-    "RELU": (BOTH, each), "RELU6": (BOTH, each), "RELU_N1_TO_1": (FLOATS, each), "LEAKY_RELU": (BOTH, leaky),
+    "ADD": (ALL, arithmetic),
+    "SUB": (ALL, arithmetic),
+    "MUL": (ALL, arithmetic),
+    "DIV": (FLOATS, arithmetic),
+    "MAXIMUM": (FLOATS, extremes),
+    "MINIMUM": (FLOATS, extremes),
+    "PRELU": (BOTH, prelu),
+    "CONV_2D": (BOTH, conv),
+    "DEPTHWISE_CONV_2D": (BOTH, depthwise),
+    "FULLY_CONNECTED": (BOTH, dense),
+    "AVERAGE_POOL_2D": (BOTH, pool),
+    "MAX_POOL_2D": (BOTH, pool),
+    "MEAN": (BOTH, reduction),
+    "SUM": (FLOATS, reduction),
+    "SOFTMAX": (BOTH, softmax),
+    "RELU": (BOTH, each),
+    "RELU6": (BOTH, each),
+    "RELU_N1_TO_1": (FLOATS, each),
+    "LEAKY_RELU": (BOTH, leaky),
     "LOGISTIC": (BOTH, lambda rng, kind: each(rng, kind, 1 / 256, -128)),
     "TANH": (BOTH, lambda rng, kind: each(rng, kind, 1 / 128, 0)),
-    "CONCATENATION": (("any",), concatenation), "SPLIT": (("any",), split), "SPLIT_V": (("any",), split_v),
-    "PAD": (("any",), pad), "PADV2": (("any",), pad_v2), "TRANSPOSE": (("any",), transpose),
-    "RESHAPE": (("any",), reshape), "SQUEEZE": (("any",), squeeze), "EXPAND_DIMS": (("any",), expand),
-    "STRIDED_SLICE": (("any",), strided_slice), "SLICE": (("any",), plain_slice),
-    "RESIZE_BILINEAR": (BOTH, resize), "RESIZE_NEAREST_NEIGHBOR": (BOTH, resize),
-    "QUANTIZE": (BOTH, quantise), "DEQUANTIZE": (("int8",), dequantise),
-}  # fmt: skip
+    "CONCATENATION": (("any",), concatenation),
+    "SPLIT": (("any",), split),
+    "SPLIT_V": (("any",), split_v),
+    "PAD": (("any",), pad),
+    "PADV2": (("any",), pad_v2),
+    "TRANSPOSE": (("any",), transpose),
+    "RESHAPE": (("any",), reshape),
+    "SQUEEZE": (("any",), squeeze),
+    "EXPAND_DIMS": (("any",), expand),
+    "STRIDED_SLICE": (("any",), strided_slice),
+    "SLICE": (("any",), plain_slice),
+    "RESIZE_BILINEAR": (BOTH, resize),
+    "RESIZE_NEAREST_NEIGHBOR": (BOTH, resize),
+    "QUANTIZE": (BOTH, quantise),
+    "DEQUANTIZE": (("int8",), dequantise),
+}
 # int8 is calculated as TFLite's reference kernels do: the same bits. The others go through float32.
 EXACT = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE", "MAX_POOL_2D"}
 EXACT |= {name for name, (kinds, _) in CASES.items() if kinds == ("any",)} | {"RESIZE_NEAREST_NEIGHBOR"}
@@ -417,7 +440,7 @@ def test_all_operators_that_are_lacking_are_named_at_once(sanitized_benchmark: t
         named = ", ".join(names + ["custom Conv2D"] * (count - len(names)))
         assert refusal(sanitized_benchmark, path) == (
             f"ERROR: it needs operators that dmsflow's benchmark program lacks: {named}; "
-            "run it on LiteRT, or where there is none (a phone) give another benchmark program with --runner-file"
+            "run it on LiteRT, or where there is none (a phone) give LCE's lce_benchmark_model as --runner-file"
         )
 
 

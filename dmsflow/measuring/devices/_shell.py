@@ -263,7 +263,8 @@ def run_program(folder: Folder, command: tuple[str, ...], files: str, limit_s: f
         raise DmsflowError(shell.device, what, "use fewer --runs") from error
     if output.status == 0:
         return output
-    what, right = f"the program that runs {files} failed there ({output.reason})", "see what it needs"
+    reason, _, advice = output.reason.partition("; ")
+    what, right = f"the program that runs {files} failed there ({reason})", advice or "see what it needs"
     if output.status in (126, 127):
         what = f"cannot run {command[0].replace(path, 'the copied program')} ({output.reason})"
         right = "name a Python of the device with --python, or a program built for it with --runner-file"
