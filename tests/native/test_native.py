@@ -7,6 +7,7 @@ import itertools
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,19 @@ def test_a_library_imports_from_an_old_libc_alone(library: Path) -> None:
         version = re.fullmatch(r"\w+@GLIBC_(\d+)\.(\d+)(\.\d+)?", name)
         assert version, f"{name} is no symbol of libc"
         assert (int(version[1]), int(version[2])) <= (2, 17), name
+
+
+PAGE = 16384  # Android's largest: it refuses libraries with segments that are aligned to less
+
+
+def test_segments_are_aligned_to_large_pages(library: Path) -> None:
+    data = library.read_bytes()
+    table, size, count = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
+    headers = [struct.unpack_from("<IIQQQQQQ", data, table + size * index) for index in range(count)]
+    loaded = [header for header in headers if header[0] == 1]  # PT_LOAD
+    assert loaded
+    for _, _, offset, address, _, _, _, alignment in loaded:
+        assert alignment % PAGE == 0 and (address - offset) % PAGE == 0
 
 
 def test_the_wheels_say_where_they_run(host_wheel: Path, arm_wheel: Path) -> None:
