@@ -285,7 +285,7 @@ class _How:
 
                 stack.enter_context(torch_unchanged())
             stack.enter_context(self.quietly())
-            path = manifest.import_stage(stage).run_stage(source, wanted, self.folder, flow)
+            path = manifest.perform([stage], source, {stage: wanted}, self.folder, flow)
         return path, manifest.load_manifest(path, bare=True)
 
 

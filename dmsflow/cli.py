@@ -124,11 +124,10 @@ def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out
     _check_one_of(given["resume"], given["force"])
     if isinstance(source, Path):
         require_utf8("FILE", str(source.absolute()))
-    module = manifest.import_stage(stage)
     if given["dry_run"]:
-        _print_plan(stage, module.plan_stage(source, settings, out))
+        _print_plan(stage, manifest.import_stage(stage).plan_stage(source, settings, out))
     else:
-        click.echo(module.run_stage(source, settings, out, _flow(ctx)))
+        click.echo(manifest.perform([stage], source, {stage: settings}, out, _flow(ctx)))
 
 
 def _flow(ctx: click.Context) -> manifest.Flow:
@@ -185,13 +184,9 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
         for stage in STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
-    if force:  # stages after an overwritten one are no longer made from it
-        for stage in STAGES:
-            (out / f"{stage}.json").unlink(missing_ok=True)
-    for stage in STAGES:
-        source = manifest.import_stage(stage).run_stage(source, chosen[stage], out, _flow(ctx))
-    show.print_result(source, sys.stderr)
-    click.echo(source)
+    path = manifest.perform(STAGES, source, chosen, out, _flow(ctx))
+    show.print_result(path, sys.stderr)
+    click.echo(path)
 
 
 def _check_ahead(chosen: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import msgspec
 from dmsflow.errors import DmsflowError, require_utf8
 
 MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx can have more than 2 GiB
+
+PARTIAL = ".partial"  # ends the name of a file or folder that is being written; a dot begins it
+_locks = set[int]()
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,7 +86,7 @@ def writing(path: Path) -> Iterator[Path]:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         os.close(handle)
         partial = Path(name)
         yield partial
@@ -98,3 +102,68 @@ def writing(path: Path) -> Iterator[Path]:
     finally:
         if partial:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, and remove what a killed one left half-written there.
+
+    The system unlocks it when the process ends, however it ends. A folder that is made for it and stays empty is removed.
+
+    Raises:
+        DmsflowError: another process has it, or it cannot be made.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    except BlockingIOError as error:
+        right = "wait until that has finished, or use --out for another folder"
+        raise DmsflowError(folder, "is in use by another run of dmsflow", right) from error
+    except OSError as error:
+        right = "free some space or choose another folder"
+        raise DmsflowError(folder, f"cannot be written ({error.strerror or error})", right) from error
+    try:
+        remove_partials(folder)
+        yield
+    finally:
+        if lock is not None:
+            _locks.discard(lock)
+            os.close(lock)
+        with contextlib.suppress(OSError):  # which is that it is not empty
+            for each in made:
+                each.rmdir()
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that no other one writes to."""
+    for left in folder.glob(f".*{PARTIAL}"):
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock the folder itself, so that no file is left; None where the system cannot do that."""
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None  # some network file systems
+    _locks.add(lock)
+    return lock
+
+
+def _drop_locks() -> None:
+    """In a forked process, which would otherwise keep the lock of a parent that was killed."""
+    for lock in _locks:
+        os.close(lock)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)

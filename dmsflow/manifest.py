@@ -6,9 +6,12 @@ schema, the stage and every artifact, so no stage works on a file that changed u
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -16,13 +19,14 @@ import msgspec
 
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError, require_utf8
-from dmsflow.files import Artifact, describe_artifact, hash_file, read_bytes, write_atomically
+from dmsflow.files import Artifact, describe_artifact, hash_file, locked, read_bytes, remove_partials, write_atomically
 from dmsflow.network.network import Network, check_size
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
 PACKAGES = {"search": "searching", "train": "training", "export": "deploying", "bench": "measuring"}  # of the stages
+FORCED = ".forced"  # ends the name of the folder of a run with --force, until that is finished
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,11 +176,16 @@ def finish_stage(
         source: the manifest that it started from, and where that lies.
         made: network, widths and data, where there is no such manifest.
     """
+
+    def describe(file: Path) -> Artifact:
+        beside = file.resolve().is_relative_to(path.parent.resolve())
+        return describe_artifact(file, path.parent if beside else home(path.parent))
+
     parent = None
     if source:
-        parent, above = describe_artifact(source[0], path.parent), source[1]
+        parent, above = describe(source[0]), source[1]
         made = {"network": above.network, "widths": above.widths, "data": above.data}
-    artifacts = {role: describe_artifact(file, path.parent) for role, file in done.artifacts.items()}
+    artifacts = {role: describe(file) for role, file in done.artifacts.items()}
     made |= {"stage": path.stem, "parent": parent, "command": flow.command, "settings": msgspec.to_builtins(settings)}
     made |= {"artifacts": artifacts, "metrics": done.metrics, "environment": describe_environment(**done.environment)}
     return save_manifest(path, Manifest(**made))
@@ -257,3 +266,84 @@ class StageModule(Protocol):
 def import_stage(stage: str) -> StageModule:
     """The module of a stage; imported when it is needed, for some need torch."""
     return importlib.import_module(f"dmsflow.{PACKAGES[stage]}.{stage}")
+
+
+# --- a run in its folder ------------------------------------------------------------------------
+
+
+def home(folder: Path) -> Path:
+    """The folder where the results of a run will be that now writes to `folder`."""
+    return folder.parent if folder.suffix == FORCED else folder
+
+
+def perform(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out: Path, flow: Flow) -> Path:
+    """Do one or all stages in a folder, one after the other; return the path of the last manifest.
+
+    What is repeated with --force is written to a folder of its own, and takes the place of the old files at the end.
+    So the old result stands until then, and --resume continues the new one after an interruption.
+
+    Args:
+        source: of the first stage.
+        settings: by stage.
+
+    Raises:
+        DmsflowError: another process works in the folder, or what a stage raises.
+    """
+    forced = out / f"{stages[0] if len(stages) == 1 else 'run'}{FORCED}"
+    last = f"{stages[-1]}.json"
+    several = sys.modules.get("dmsflow.training.processes")  # that torchrun may have started
+    first = several is None or several.is_first()
+    with contextlib.ExitStack() as stack:
+        with several.first_ahead() if several else contextlib.nullcontext():
+            if first:
+                stack.enter_context(locked(out))
+                _prepare(stages, forced, last, flow)
+        if not forced.exists():
+            return _do_each(stages, source, settings, out, flow)
+        try:
+            _do_each(stages, source, settings, forced, replace(flow, force=False, resume=True))
+        finally:  # done too where a budget was missed
+            if first:
+                _put_in_place(stages, forced, last)
+                with contextlib.suppress(OSError):  # which is that it is gone, or that there is something to resume
+                    forced.rmdir()
+    return out / last
+
+
+def _do_each(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out: Path, flow: Flow) -> Path:
+    for stage in stages:
+        source = import_stage(stage).run_stage(source, settings[stage], out, flow)
+    return Path(source)
+
+
+def _prepare(stages: Sequence[str], forced: Path, last: str, flow: Flow) -> None:
+    """Make the folder of a run with --force where there is an old result, or see which one was interrupted."""
+    out = forced.parent
+    if flow.force:
+        shutil.rmtree(forced, ignore_errors=True)
+        if any((out / f"{stage}.json").exists() for stage in stages):
+            forced.mkdir()
+        return
+    remove_partials(forced)
+    _put_in_place(stages, forced, last)
+    if forced.exists() and not flow.resume:
+        right = "use --resume to continue it, or --force to start again"
+        raise DmsflowError(forced, "is a run with --force that was interrupted", right)
+    for other in set(out.glob(f"*{FORCED}")) - {forced} if flow.resume else ():
+        what = f"is a run of {other.stem} with --force that was interrupted"
+        raise DmsflowError(other, what, f"continue it first with dmsflow {other.stem} and --resume, or delete it")
+
+
+def _put_in_place(stages: Sequence[str], forced: Path, last: str) -> None:
+    """Replace the old files, if the run is finished. The last manifest goes last: killed before that, it is done again."""
+    out = forced.parent
+    if (forced / last).exists():
+        for stale in (
+            file for folder in (out, forced) for stage in stages for file in folder.glob(f"{stage}*.checkpoint")
+        ):
+            stale.unlink()
+        for new in sorted(forced.iterdir(), key=lambda path: path.name == last):
+            if (old := out / new.name).is_dir():
+                shutil.rmtree(old)
+            new.replace(old)
+        forced.rmdir()

@@ -238,7 +238,7 @@ def flow_options(out: str) -> Callable[[Command], Command]:
     return _add(
         click.Option(["--out"], type=click.Path(path_type=Path), show_default=out, help="Write to this folder."),
         click.Option(["--resume"], is_flag=True, help="Continue an interrupted run; keep finished stages."),
-        click.Option(["--force"], is_flag=True, help="Repeat the stage, and overwrite its files."),
+        click.Option(["--force"], is_flag=True, help="Repeat the stage; the old files stand until it is done."),
         click.Option(["--dry-run"], is_flag=True, help="Print the plan; compute and write nothing."),
     )
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import tiny
 
-from dmsflow import cli, doctor, environment, options
+from dmsflow import cli, doctor, environment, manifest, options
 from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import list_plugins
@@ -341,19 +341,25 @@ def test_an_interrupted_run_resumes(
     assert weights[0] == weights[1]
 
 
-def test_force_does_all_again(
+def test_force_keeps_the_old_run_until_all_is_done_again(
     tiny_run: list[str], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after the first stage, nothing of the earlier run is left that would look done."""
+    """Interrupted after the first stage, the earlier run is whole; --resume goes on with the new one."""
 
     def interrupt(*_: object, **__: object) -> Path:
         raise KeyboardInterrupt
 
     copy = tmp_path / "copy"
     shutil.copytree(bench.parent, copy)
-    monkeypatch.setattr(train, "run_stage", interrupt)
-    assert cli.main(["run", *tiny_run[:-1], str(copy), "--force"]) == 1
-    assert sorted(path.stem for path in copy.glob("*.json") if path.stem in cli.STAGES) == ["search"]
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    given = ["run", *tiny_run[:-1], str(copy), "--set", "train.seed=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run_stage", interrupt)
+        assert cli.main([*given, "--force"]) == 1
+    assert {path.name: path.read_bytes() for path in copy.glob("*.*[!d]")} == before
+    assert cli.main([*given, "--resume"]) == 0
+    seeds = [each.settings.get("seed") for _, each in manifest.chain(copy / "bench.json")]
+    assert seeds[:2] == [0, 3] and {path.name for path in copy.iterdir()} == before.keys()
 
 
 def test_a_dry_run_writes_nothing_and_decodes_nothing(

@@ -22,6 +22,7 @@ from dmsflow.deploying.folding import Weights
 from dmsflow.deploying.size_report import SizeReport
 from dmsflow.deploying.target import Target, load_target
 from dmsflow.errors import DmsflowError
+from dmsflow.files import PARTIAL
 from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
@@ -55,12 +56,12 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
         logits = _load_tensors(source, train, "logits")["logits"]
     model = out / f"model{target.suffix}"
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+    with tempfile.TemporaryDirectory(prefix=".export-", suffix=PARTIAL, dir=out) as folder:
         candidate = Path(folder) / model.name
         report, reference = write_model(train, weights, data, candidate, target, **converter)
         checked, lines = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
         candidate.replace(model)
-    report.show(model)
+    report.show(manifest.home(out) / model.name)
     for line in lines:
         print_line(line)
     metrics = {"memory_mib": _memory_mib(train), "trained_top1_percent": train.metrics["top1_percent"]}

@@ -117,9 +117,12 @@ def check_required(path: Path, settings: BenchSettings) -> None:
     written = msgspec.json.decode(read_bytes(path))
     median = written["metrics"][TIME]
     if settings.require_ms is not None and median > settings.require_ms:
-        file = os.path.normpath(path.parent / written["artifacts"]["model"]["path"])
+        folder = manifest.home(path.parent)
+        file = os.path.normpath(folder / written["artifacts"]["model"]["path"])
         what = f"takes {median:.4g} ms (median), more than --require-ms {settings.require_ms:g}"
-        raise BudgetMissed(file, what, f"search with a smaller --latency-ms; what was measured is in {path}")
+        raise BudgetMissed(
+            file, what, f"search with a smaller --latency-ms; what was measured is in {folder / path.name}"
+        )
 
 
 def has_baseline(settings: BenchSettings) -> bool:

@@ -312,7 +312,8 @@ def find_lasts(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DmsflowError(path, "no such file or folder", "give the folder of a run, or a manifest")
     names = ("search.jsonl", *(f"{stage}.json" for stage in STAGES))
-    lasts = {file.parent: file for name in names for file in path.rglob(name)}
+    found = [file for name in names for file in path.rglob(name)]
+    lasts = {file.parent: file for file in found if file.parent in (path, manifest.home(file.parent))}
     if not lasts:
         right = f"give a folder with one of {', '.join(names[1:])}, or a folder of such folders"
         raise DmsflowError(path, "has no manifest", right)

@@ -65,7 +65,7 @@ def export_model(source: Path, target: str, out: Path, *, force: bool = False) -
     """Export a model for a target, unless that is done; the path of export.json. Errors as export."""
     command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
     flow = manifest.Flow(command, resume=not force, force=force)
-    return manifest.import_stage("export").run_stage(source, ExportSettings(target=target), out, flow)
+    return manifest.perform(["export"], source, {"export": ExportSettings(target=target)}, out, flow)
 
 
 def print_models(stream: TextIO) -> None:

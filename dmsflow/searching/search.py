@@ -61,7 +61,7 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
         artifacts["log"] = log.path
     if not budgets.met(widths):
         what = f"the chosen widths need {budgets.describe(widths)}"
-        raise BudgetMissed(out, what, "search again with more rounds")
+        raise BudgetMissed(manifest.home(out), what, "search again with more rounds")
     processes.wait()  # nothing is read any more that is written now
     if not processes.is_first():
         return path

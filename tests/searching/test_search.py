@@ -303,6 +303,29 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
 
 
+def test_a_search_with_force_that_is_killed_continues_beside_the_old_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (SearchSettings(**SMALL, seed=seed) for seed in (0, 1))
+
+    def perform(settings: SearchSettings, out: str, **flow: bool) -> Path:
+        return manifest.perform(["search"], DATA, {"search": settings}, tmp_path / out, Flow(COMMAND, **flow))
+
+    perform(old, "killed")
+    before = _outcome(tmp_path / "killed")
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
+    for flow in ({"force": True}, {"resume": True}):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _dies_after(patch, descent, "weight_step", 2)
+            perform(new, "killed", **flow)
+        assert _outcome(tmp_path / "killed") == before
+    with pytest.raises(DmsflowError, match="search.checkpoint: was written with seed 1, not 0; use --resume with"):
+        perform(old, "killed", resume=True)
+    perform(new, "killed", resume=True)
+    perform(new, "straight")
+    assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight") != before
+
+
 @pytest.mark.parametrize("from_float", [False, True])
 def test_a_killed_training_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_float: bool
