@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import msgspec
 
 from dmsflow import __version__, doctor, environment, manifest, options
 from dmsflow.deploying.target import load_target
-from dmsflow.errors import DmsflowError, printable, require_utf8
+from dmsflow.errors import DmsflowError, printable, require_utf8, within_memory
 from dmsflow.reporting import shipped
-from dmsflow.terminal import print_table, write_anything
+from dmsflow.terminal import end_interrupted, interruptible, lasting_streams, print_table, write_anything
 
 FILE = click.Path(path_type=Path)
 STAGES = tuple(manifest.PACKAGES)
@@ -295,33 +295,46 @@ def doctor_command(ctx: click.Context, /) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code: 0 done, 1 an error the user can fix, 2 usage, 3 budget missed."""
+    """Run the command line and give its exit code.
+
+    0 done, 1 an error the user can fix or Ctrl-C, 2 usage, 3 budget missed, 70 a bug, 143 SIGTERM.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     write_anything()
-    try:
-        with contextlib.ExitStack() as stack:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
-            return (
-                cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=("dmsflow", *map(printable, given)))
-                or 0
-            )
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except click.Abort:
-        again = shlex.join(word for word in ("dmsflow", *given) if word not in ("--force", "--resume"))
-        return _say(f"interrupted; resume with: {again} --resume")
-    except DmsflowError as error:
-        return _say(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
+    with lasting_streams(), interruptible() as received:
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(within_memory())
+                if "TORCHELASTIC_RUN_ID" in os.environ:
+                    stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
+                obj = ("dmsflow", *map(printable, given))
+                return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=obj) or 0
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except DmsflowError as error:
+            return _say(str(error), error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            return end_interrupted(given, received)
+        except Exception as error:  # noqa: BLE001  # the last resort
+            return end_interrupted(given, received) if received else _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in a line what nobody foresaw; the exit code."""
+    if os.environ.get("DMSFLOW_TRACEBACK"):
+        traceback.print_exception(error)
+    if isinstance(error, ImportError):
         module = (error.name or "").split(".")[0]
         if extra := environment.extra_of(module):
-            return _say(f"{module}: is not installed; pip install 'dmsflow[{extra}]'")
-        raise
-    except OSError as error:
+            absent = isinstance(error, ModuleNotFoundError)
+            what = "is not installed" if absent else f"cannot be imported ({error})"
+            return _say(f"{module}: {what}; pip install 'dmsflow[{extra}]'")
+    if isinstance(error, OSError):
         where = error.filename or "a file or connection"
         return _say(f"{where}: {error.strerror or error}; correct that, then use --resume to continue")
+    right = "this is a bug: set DMSFLOW_TRACEBACK=1 to see where, and report it"
+    return _say(" ".join(f"{type(error).__name__}: {error}; {right}".split()), 70)
 
 
 def _say(line: str, exit_code: int = 1) -> int:

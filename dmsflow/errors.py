@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+# In messages of torch, oneDNN, C++ and the system's loader about too little memory.
+NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
+
 
 class DmsflowError(Exception):
     """An error that the user can correct; printed as one line, exit code 1.
@@ -46,3 +52,16 @@ class BudgetMissed(DmsflowError):
     """A budget or a requirement was missed by a finished stage; exit code 3."""
 
     exit_code = 3
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Turn an out-of-memory error in the block, of a GPU or this machine, into a DmsflowError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        why = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not any(words in why.lower() for words in NO_MEMORY):
+            raise
+        right = "set a smaller batch_size, free some memory, or use another --device"
+        raise DmsflowError("memory", f"is too small ({why or 'nothing more can be allocated'})", right) from error

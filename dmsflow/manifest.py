@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from dmsflow.environment import describe_environment
-from dmsflow.errors import DmsflowError, require_utf8
+from dmsflow.errors import DmsflowError, require_utf8, within_memory
 from dmsflow.files import Artifact, describe_artifact, hash_file, locked, read_bytes, remove_partials, write_atomically
 from dmsflow.network.network import Network, check_size
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
@@ -312,7 +312,8 @@ def perform(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out
 
 def _do_each(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out: Path, flow: Flow) -> Path:
     for stage in stages:
-        source = import_stage(stage).run_stage(source, settings[stage], out, flow)
+        with within_memory():
+            source = import_stage(stage).run_stage(source, settings[stage], out, flow)
     return Path(source)
 
 

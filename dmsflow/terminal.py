@@ -10,7 +10,11 @@ import codecs
 import contextlib
 import functools
 import io
+import os
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -229,3 +233,80 @@ def list_names(names: Sequence[str]) -> str:
 def share_percent(part: float, whole: float) -> float:
     """A part of a whole; 0 of nothing."""
     return 100 * part / whole if whole else 0.0
+
+
+# --- a process and its streams ------------------------------------------------------------------
+
+
+class _Lasting:
+    """A stream that outlives its reader: what is written after an error of `kind` goes nowhere."""
+
+    def __init__(self, stream: TextIO, kind: type[OSError]) -> None:
+        self.stream, self.kind = stream, kind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> Any:
+        return self._try(lambda: self.stream.write(text))
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except self.kind:
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())  # for what is buffered
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let no closed stream, and no reader that left, end the block: results are written all the same."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # so that no file gets the number of a closed stream
+    with contextlib.ExitStack() as stack:
+        out, err = (each or stack.enter_context(open(os.devnull, "w")) for each in (sys.stdout, sys.stderr))
+        stack.enter_context(contextlib.redirect_stdout(_Lasting(out, BrokenPipeError)))
+        stack.enter_context(contextlib.redirect_stderr(_Lasting(err, OSError)))
+        yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Let SIGTERM raise KeyboardInterrupt as SIGINT does, and yield the signals that came.
+
+    Some imports replace the exception by one of their own. Under torchrun, which sends SIGTERM to end the others, and
+    outside of the main thread nothing changes.
+    """
+    received, process = list[int](), os.getpid()
+
+    def interrupt(number: int, _: object) -> None:
+        if os.getpid() != process and number == signal.SIGTERM:
+            os._exit(128 + number)  # a forked worker, which its parent ends
+        received.append(number)
+        raise KeyboardInterrupt
+
+    alone = threading.current_thread() is threading.main_thread() and "TORCHELASTIC_RUN_ID" not in os.environ
+    kinds = [
+        each
+        for each in (signal.SIGINT, signal.SIGTERM)
+        if alone and signal.getsignal(each) not in (signal.SIG_IGN, None)
+    ]
+    before = [(each, signal.signal(each, interrupt)) for each in kinds]
+    try:
+        yield received
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+
+
+def end_interrupted(arguments: Sequence[str], received: Sequence[int]) -> int:
+    """Say how to go on after an interruption of the command line; the exit code."""
+    again = shlex.join(word for word in ("dmsflow", *arguments) if word not in ("--force", "--resume"))
+    print_line(f"dmsflow: interrupted; resume with: {again} --resume")
+    return 128 + signal.SIGTERM if signal.SIGTERM in received else 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +153,86 @@ def test_a_broken_pipe_is_quiet() -> None:
     )
     os.close(write)
     assert done.stderr == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "2>&1 | :", "| :", "2>/dev/full"])
+def test_closed_streams_end_nothing(closed: str, tmp_path: Path) -> None:
+    """Nor does a file get the number of a closed one."""
+    program = f"{shlex.quote(sys.executable)} -m dmsflow search --method equal --out a"
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = f"( {program}; echo $? >code ) {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path, env=where, check=False)
+    assert (tmp_path / "code").read_text() == "0\n" and (tmp_path / "a" / "search.json").exists()
+    assert "Traceback" not in done.stderr and done.stdout in ("", "a/search.json\n")
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, RecursionError, AttributeError])
+def test_what_nobody_foresaw_is_one_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise kind("one\ntwo")
+
+    monkeypatch.setattr(doctor, "report", fail)
+    assert cli.main(["doctor"]) == 70
+    line = f"dmsflow: {kind.__name__}: one two; this is a bug: set DMSFLOW_TRACEBACK=1 to see where, and report it\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.setenv("DMSFLOW_TRACEBACK", "1")
+    assert cli.main(["doctor"]) == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "in fail" in shown and shown.endswith(line)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a primitive"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "report", fail)
+    assert cli.main(["doctor"]) == 1
+    assert re.fullmatch(r"dmsflow: memory: is too small \(.+\); set a smaller .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["dmsflow.cli", "msgspec", "torch", "training"])
+def test_a_signal_at_any_moment_is_one_line(kind: signal.Signals, place: str, tmp_path: Path) -> None:
+    """During the imports before a command is known, during those of a stage, and while it trains."""
+    program = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {place!r}:
+            try:
+                os.kill(os.getpid(), {kind})
+            except KeyboardInterrupt as error:  # as some extension modules do
+                raise ImportError("something") from error
+sys.meta_path.insert(0, Finder())
+from dmsflow import terminal, __main__
+if {place!r} == "training":
+    from dmsflow.training import log
+    log.Log.add = lambda *_: os.kill(os.getpid(), {kind})
+sys.argv = ["dmsflow", "search", "--set", "search.weight_steps=1", "--out", {str(tmp_path / "a")!r}, "--force"]
+sys.exit(__main__.main())
+"""
+    done = python(program)
+    last = done.stderr.splitlines()[-1:]
+    again = f"dmsflow search --set search.weight_steps=1 --out {tmp_path / 'a'} --resume"
+    assert last == [f"dmsflow: interrupted; resume with: {again}"] and "Traceback" not in done.stderr
+    assert done.returncode == (143 if kind == signal.SIGTERM else 1) and done.stdout == ""
 
 
 # --- list, doctor -----------------------------------------------------------------------------

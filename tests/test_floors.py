@@ -122,7 +122,7 @@ def test_the_walk_sees_imports_inside_functions(tmp_path: Path) -> None:
 
 
 def test_no_broad_except() -> None:
-    """A user's plug-in may raise anything, imported or called; nowhere else is every error caught."""
+    """A user's plug-in may raise anything, imported or called, and the command line has a last resort."""
     broad = [
         short(path)
         for path in FILES
@@ -130,7 +130,7 @@ def test_no_broad_except() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     ]
-    assert set(broad) == {"plugin"}
+    assert sorted(set(broad)) == ["cli", "plugin"]
 
 
 def test_the_architecture_page_has_the_same_floors() -> None:

@@ -28,13 +28,11 @@ from dmsflow.terminal import format_threads, print_line
 from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import generator
 from dmsflow.training.log import Log
-from dmsflow.training.place import within_memory
 
 BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that train nothing
 RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones: from half to twice as wide, most of them
 
 
-@within_memory()
 def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> Path:
     """Choose widths and write `out/search.json`.
 

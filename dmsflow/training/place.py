@@ -18,8 +18,6 @@ from dmsflow.settings import WeightSettings
 from dmsflow.training import processes
 from dmsflow.training.processes import ALONE, Share
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's messages about a GPU and about this machine
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -83,19 +81,6 @@ def torch_unchanged() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-@contextmanager
-def within_memory() -> Iterator[None]:
-    """Turn an out-of-memory error in the block, of a GPU or this machine, into a DmsflowError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        why = str(error).partition("\n")[0]
-        if isinstance(error, RuntimeError) and not any(words in why for words in NO_MEMORY):
-            raise
-        right = "set a smaller batch_size, or use another --device"
-        raise DmsflowError("memory", f"is too small ({why})", right) from error
 
 
 def _keep_freed_memory() -> None:

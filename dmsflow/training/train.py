@@ -26,13 +26,12 @@ from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import Batches, Order, whole, with_crop
 from dmsflow.training.log import Log
 from dmsflow.training.model import Model, Precision, best_effort_initialise, centre_quantisers
-from dmsflow.training.place import choose_place, within_memory
+from dmsflow.training.place import choose_place
 from dmsflow.training.step import check_finite, evaluate, make_optimiser, set_learning_rate, top1_percent, weight_step
 
 KEPT_LOGITS = 1024  # test images whose logits are kept, for export to compare with
 
 
-@within_memory()
 def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> Path:
     """Train the network of a search manifest and write `out/train.json` and its weights.
 
