@@ -66,6 +66,7 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 @options.preset_options
 @options.tensorboard_option
 @options.flow_options("the folder of FILE")
+@options.trust_option
 @click.pass_context
 def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Train the network of a search. Writes train.json and the weights.
@@ -81,6 +82,7 @@ def train_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.source_argument
 @options.settings_options("export")
 @options.flow_options("the folder of FILE")
+@options.trust_option
 @click.pass_context
 def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Write the trained network as a 1-bit file for a target. Writes export.json and the file.
@@ -97,6 +99,7 @@ def export_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 @options.source_argument
 @options.settings_options("bench")
 @options.flow_options("the folder of FILE")
+@options.trust_option
 @click.pass_context
 def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Measure latency and top-1 of a model file on a device. Writes bench.json.

@@ -19,6 +19,7 @@ from dmsflow.errors import DmsflowError, require_utf8
 
 MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx can have more than 2 GiB
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what damaged JSON raises, nested too deep too
 PARTIAL = ".partial"  # ends the name of a file or folder that is being written; a dot begins it
 _locks = set[int]()
 

@@ -8,25 +8,59 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Optional, Protocol, TypeAlias
 
 import msgspec
 
+from dmsflow import settings as records
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError, require_utf8, within_memory
-from dmsflow.files import Artifact, describe_artifact, hash_file, locked, read_bytes, remove_partials, write_atomically
+from dmsflow.files import Artifact, UNREADABLE, describe_artifact, hash_file, locked, read_bytes, remove_partials, write_atomically
 from dmsflow.network.network import Network, check_size
+from dmsflow.plugin import check_trusted
+from dmsflow.preset import read_toml
 from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
 PACKAGES = {"search": "searching", "train": "training", "export": "deploying", "bench": "measuring"}  # of the stages
 FORCED = ".forced"  # ends the name of the folder of a run with --force, until that is finished
+
+RECORDS: dict[str, type[msgspec.Struct]] = {
+    "search": records.SearchSettings,
+    "train": records.TrainSettings,
+    "export": records.ExportSettings,
+    "bench": records.BenchSettings,
+}
+# What metrics and environments have under these names; a name that ends in a unit has a number.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("comparison", "layers", "operations", "pieces"), list[dict[str, Any]]),
+    **dict.fromkeys(
+        ("alignment", "continued_from", "before", "after", "machine", "profile", "versions"), dict[str, Any]
+    ),
+    **dict.fromkeys(("chosen", "name", "date", "device"), str),
+    "remarks": list[str],
+    "runtimes": dict[str, str],
+    "threads": int,
+}
+NUMBER = re.compile(r"\w*_(mib|kib|m|ms|bytes|percent|images)|latency_ms_\w+|seconds|epochs")
+
+
+class _Record(dict[str, Any]):
+    """A part of a manifest; an error names what it lacks."""
+
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise DmsflowError(f"{self.where}.{name}", "is missing", "run the stage that writes the file again")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,17 +106,10 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         bare: take the bench of a bare model file too.
 
     Raises:
-        DmsflowError: no such file, not a manifest, the wrong stage, or a changed or missing file.
+        DmsflowError: no such file, not a manifest, the wrong stage, a changed or missing file or one outside of the run,
+            or code that the user has not run before.
     """
-    try:
-        manifest = msgspec.json.decode(read_bytes(path), type=Manifest)
-    except OSError as error:
-        right = "give the path of a manifest that a stage wrote"
-        raise DmsflowError(path, error.strerror or str(error), right) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DmsflowError(
-            path, f"is not a dmsflow manifest ({error})", "run the stage that writes it again"
-        ) from error
+    manifest = _decode(path)
     if manifest.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {manifest.schema}", f"this version reads schema {SCHEMA}")
     if stages and manifest.stage not in stages:
@@ -100,11 +127,73 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         raise DmsflowError(path, what, "run the stage that writes it again")
     if manifest.network:
         check_size(manifest.network, manifest.widths)
-    for artifact in manifest.artifacts.values():
-        verify(path, artifact)
+    folders = [path.parent.resolve()]
     if manifest.parent and (path.parent / manifest.parent.path).exists():
-        verify(path, manifest.parent)
-    return manifest
+        above = verify(path, manifest.parent)
+        _decode(above)  # only a manifest makes its folder one of the run's
+        folders.append(above.parent.resolve())
+    for artifact in manifest.artifacts.values():
+        file = (path.parent / artifact.path).resolve()
+        # The bench of a bare file names that, wherever it lies: no stage reads it from there.
+        if manifest.network and not any(file.is_relative_to(folder) for folder in folders):
+            right = "move it into the folder of the manifest, or do not use this run"
+            raise DmsflowError(path, f"names {artifact.path}, which is outside of the run", right)
+        verify(path, artifact)
+    if stages:
+        _check_code(path, manifest)
+    return _with_records(path, manifest)
+
+
+def _check_code(path: Path, manifest: Manifest) -> None:
+    """Refuse the code that a stage would run because the manifest names it: of a data set, or of a target's plug-ins."""
+    name, target = manifest.data.name, str(manifest.settings.get("target"))
+    names = [name if name.endswith(".py") else name.partition(":")[0]]
+    if target.endswith(".toml") and Path(target).is_file():
+        names += [value for value in read_toml(Path(target)).values() if isinstance(value, str)]
+    for each in names:
+        check_trusted(path, each)
+
+
+def _decode(path: Path) -> Manifest:
+    try:
+        return msgspec.json.decode(read_bytes(path), type=Manifest)
+    except OSError as error:
+        right = "give the path of a manifest that a stage wrote"
+        raise DmsflowError(path, error.strerror or str(error), right) from error
+    except UNREADABLE as error:
+        what = f"is not a dmsflow manifest ({error})"
+        raise DmsflowError(path, what, "run the stage that writes it again") from error
+
+
+def _with_records(path: Path, manifest: Manifest) -> Manifest:
+    """The same with records that have been checked, and whose errors name what they lack."""
+    made = {name: _record(f"{path}: {name}", getattr(manifest, name)) for name in ("metrics", "environment")}
+    settings, kind = with_present_names(manifest.settings), RECORDS[manifest.stage]
+    try:
+        msgspec.convert({name: value for name, value in settings.items() if name in kind.__struct_fields__}, kind)
+    except msgspec.ValidationError as error:
+        raise DmsflowError(path, f"has wrong settings ({error})", "run the stage that writes it again") from error
+    made["settings"] = _Record(f"{path}: settings", manifest.settings)
+    made["artifacts"] = _Record(f"{path}: artifacts", manifest.artifacts)
+    return msgspec.structs.replace(manifest, **made)
+
+
+def _kind(name: str) -> Any:
+    return Optional[KINDS.get(name, float if NUMBER.fullmatch(name) else Any)]  # noqa: UP045
+
+
+def _record(where: str, value: Any) -> Any:
+    """Lists and dictionaries in which every value is of the type that its name tells; None is of any."""
+    if isinstance(value, list):
+        return [_record(where, each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    for name, each in value.items():
+        try:
+            msgspec.convert(each, _kind(name))
+        except msgspec.ValidationError as error:
+            raise DmsflowError(f"{where}.{name}", str(error), "run the stage that writes the file again") from error
+    return _Record(where, {name: _record(f"{where}.{name}", each) for name, each in value.items()})
 
 
 def chain(path: Path, *, whole: bool = True) -> Chain:

@@ -257,6 +257,16 @@ preset_options: Callable[[Any], Any] = _add(
 tensorboard_option = click.option(
     "--tensorboard", is_flag=True, help="Also write curves for TensorBoard, to OUT/tensorboard."
 )
+
+
+def _trust(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        ctx.with_resource(plugin.trusting())
+
+
+trust_option = click.option(
+    "--trust", is_flag=True, expose_value=False, callback=_trust, help="Run the .py files that FILE names."
+)
 download_option = click.option("--download", is_flag=True, help="Download the data set if its files are missing.")
 source_argument = click.argument("source", metavar="FILE", type=Source())
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +25,15 @@ FOLDERS = {
     "devices": "measuring/devices",
 }
 
+# What a file of each kind defines (docs/adding.md).
+DEFINES = {
+    "networks": ("build(channels, resolution, classes) -> Network",),
+    "datasets": ("load(argument, data, download) -> Dataset",),
+    "exporters": ("write(graph, path)", "count_ops(path)", "layer_bytes(path)", "FLOAT_CONV", "PACKED_CONV"),
+    "runners": ("open(path, threads) -> Session", "version() -> str"),
+    "devices": ("connect(address, access)",),
+}
+
 
 def list_plugins(kind: str) -> list[str]:
     """Plug-ins of a kind, as the user writes them (dashes for underscores)."""
@@ -32,8 +45,43 @@ def path_of(kind: str, name: str) -> Path:
     return Path(name) if name.endswith(".py") else PACKAGE / FOLDERS[kind] / f"{name.replace('-', '_')}.py"
 
 
-def load_plugin(kind: str, name: str) -> ModuleType:
+# --- whose code runs ----------------------------------------------------------------------------
+
+_trusting: ContextVar[bool] = ContextVar("trusting", default=False)
+
+
+@contextlib.contextmanager
+def trusting() -> Iterator[None]:
+    """Run whatever code a manifest names, inside the block."""
+    token = _trusting.set(True)
+    try:
+        yield
+    finally:
+        _trusting.reset(token)
+
+
+def check_trusted(where: Path, name: str) -> None:
+    """Raise DmsflowError if a file names code that this user has never run, unless it is trusted."""
+    if _trusting.get() or os.environ.get("DMSFLOW_TRUST") or not (name.endswith(".py") and Path(name).is_file()):
+        return
+    if not _mark_of(Path(name)).exists():
+        what = f"names {name}, and you have not run that code before"
+        raise DmsflowError(where, what, "read it; if you trust it, use --trust or set DMSFLOW_TRUST=1")
+
+
+def _mark_of(path: Path) -> Path:
+    """The empty file that says that the user has run this code; its name is the hash of the code."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state, "dmsflow", "trusted", hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def load_plugin(kind: str, name: str, *, remember: bool = True) -> ModuleType:
     """Import a plug-in by name, or a user's own by the path of its `.py` file.
+
+    Who calls it has the user's word for such a file: a command line or Python call, or `check_trusted`.
+
+    Args:
+        remember: that this code was run, for `check_trusted`.
 
     Raises:
         DmsflowError: no such plug-in, or its file cannot be imported.
@@ -46,6 +94,11 @@ def load_plugin(kind: str, name: str) -> ModuleType:
         return importlib.import_module(f"dmsflow.{FOLDERS[kind].replace('/', '.')}.{path.stem}")
     if not path.is_file():
         raise DmsflowError(path, "no such file", "give the path of an existing .py file")
+    if remember:
+        with contextlib.suppress(OSError):  # a home that cannot be written: --trust is needed each time
+            mark = _mark_of(path)
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark.touch()
     spec = importlib.util.spec_from_file_location(f"dmsflow_user_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -53,6 +106,10 @@ def load_plugin(kind: str, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
         raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
+    for signature in DEFINES[kind]:
+        word, function, _ = signature.partition("(")
+        if not hasattr(module, word) or (function and not callable(getattr(module, word))):
+            raise DmsflowError(path, f"has no {word}{function and '()'}", f"define {signature}")
     return module
 
 

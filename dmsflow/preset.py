@@ -64,7 +64,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         tables: dict[str, Any] = tomllib.loads(read_bytes(path).decode())
         return tables
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
 
 
@@ -108,6 +108,6 @@ def parse_assignments(
         if table == stage:
             try:
                 found[field] = tomllib.loads(f"value = {value}")["value"]
-            except tomllib.TOMLDecodeError:
+            except (tomllib.TOMLDecodeError, RecursionError):
                 found[field] = value.strip()
     return found

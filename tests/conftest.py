@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ SLOW = (
 
 NOT_RUN = pytest.StashKey[dict[tuple[str, ...], list[str]]]()  # files of left-out tests, by the tools that they lack
 # The programs of the installed packages, such as cmake, come before those of the system.
+STATE = tempfile.TemporaryDirectory()  # not the user's own, in which tests would leave what they ran
+os.environ["XDG_STATE_HOME"] = STATE.name
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dmsflow import cli, environment
+from dmsflow import cli, environment, plugin
+from dmsflow.deploying.target import load_target
 from dmsflow.errors import BudgetMissed, DmsflowError
 
 
@@ -57,15 +58,17 @@ def test_the_boundary_turns_errors_into_a_line(
     assert captured.err.strip() == line
 
 
-def test_a_missing_module_of_our_own_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_our_own_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dmsflow.reporting import show
 
     def fail(_: str) -> list[tuple[str, str]]:
         raise ModuleNotFoundError("No module named 'dmsflow.nothing'", name="dmsflow.nothing")
 
     monkeypatch.setattr(show, "listing", fail)
-    with pytest.raises(ModuleNotFoundError):
-        cli.main(["list", "networks"])
+    assert cli.main(["list", "networks"]) == 70
+    assert "ModuleNotFoundError: No module named 'dmsflow.nothing'; this is a bug" in capsys.readouterr().err
 
 
 def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +124,34 @@ def test_an_option_that_a_text_names_is_there() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]\b(?!-)", node.value)
                 assert set(named) <= options, (path, node.lineno)
+
+
+@pytest.mark.parametrize("kind", plugin.DEFINES)
+def test_a_plugin_without_its_function_is_refused(kind: str, tmp_path: Path) -> None:
+    names = [signature.partition("(")[0] for signature in plugin.DEFINES[kind]]
+    for lacking in names:
+        path = tmp_path / f"{lacking}.py"
+        path.write_text("".join(f"def {name}(): ...\n" for name in names if name != lacking) + "other = 1\n")
+        with pytest.raises(DmsflowError, match=rf"{lacking}\.py: has no {lacking}(\(\))?; define {lacking}"):
+            plugin.load_plugin(kind, str(path))
+    for name in names:  # those that come with dmsflow have them all
+        assert all(hasattr(plugin.load_plugin(kind, each), name) for each in plugin.list_plugins(kind))
+
+
+def test_toml_that_is_nested_too_deep_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 2000 + "]" * 2000)
+    assert cli.main(["search", "--preset", str(path), "--dry-run"]) == 1
+    assert capsys.readouterr().err.startswith(f"dmsflow: {path}: is not TOML (maximum recursion depth exceeded")
+    with pytest.raises(DmsflowError, match=r"deep.toml: is not TOML"):
+        load_target(str(path))
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_json_that_is_nested_too_deep_is_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "search.json"
+    path.write_text('{"stage": ' + "[" * 20000 + "]" * 20000 + "}")
+    assert cli.main([command, str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"dmsflow: {path}: is n")

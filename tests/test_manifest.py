@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmsflow import manifest
+from dmsflow import manifest, plugin
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
@@ -108,6 +108,101 @@ def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="No such file or directory; give the path of a manifest"):
         load_manifest(tmp_path / "search.json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"metrics": {"memory_mib": "small"}}, "metrics.memory_mib: Expected `float | null`, got `str`; run the stage"),
+        ({"metrics": {"comparison": [{"loss": 1}, 3]}}, r"metrics.comparison: Expected `object`, got `int`"),
+        ({"metrics": {"comparison": [{"memory_mib": []}]}}, r"metrics.comparison.memory_mib: Expected `float | null`"),
+        ({"environment": {"runtimes": ["LCE"]}}, "environment.runtimes: Expected `object | null`, got `array`"),
+        ({"settings": {"seed": "many"}}, r"search.json: has wrong settings \(Expected `int`, got `str`"),
+        ({"artifacts": []}, r"is not a dmsflow manifest \(Expected `object`, got `array`"),
+    ],
+    ids=str,
+)
+def test_records_of_other_types_are_refused_by_name(tmp_path: Path, fields: dict[str, object], line: str) -> None:
+    path = make(tmp_path)
+    edit(path, **fields)
+    with pytest.raises(DmsflowError, match=line.replace("|", r"\|")):
+        load_manifest(path)
+
+
+def test_what_a_record_lacks_is_named(tmp_path: Path) -> None:
+    loaded = load_manifest(make(tmp_path, metrics={"comparison": [{"name": "equal"}]}))
+    for record, name in ((loaded.metrics, "macs_m"), (loaded.settings, "rounds"), (loaded.environment, "date")):
+        with pytest.raises(
+            DmsflowError, match=rf"search.json: \w+.{name}: is missing; run the stage that writes the fi"
+        ):
+            record[name]
+        assert record.get(name) is None
+    with pytest.raises(DmsflowError, match=r"search.json: metrics.comparison.loss: is missing"):
+        loaded.metrics["comparison"][0]["loss"]
+    with pytest.raises(DmsflowError, match=r"search.json: artifacts.weights: is missing"):
+        loaded.artifacts["weights"]
+
+
+def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "search.json"
+    path.write_text(
+        '{"stage": "search", "command": [], "environment": {}, "metrics": {"a":' + "[" * 5000 + "]" * 5000 + "}}"
+    )
+    with pytest.raises(DmsflowError, match="is not a dmsflow manifest .*recursion.*"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "above", "link", "other run"])
+def test_a_file_outside_of_the_run_is_refused(tmp_path: Path, kind: str) -> None:
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("secret")
+    (folder / "link").symlink_to(secret)
+    path = {"absolute": str(secret), "above": "../secret", "link": "link", "other run": "../run2/log.jsonl"}[kind]
+    (tmp_path / "run2").mkdir()
+    make(tmp_path / "run2")
+    named = msgspec.structs.replace(describe_artifact(folder / path, folder), path=path)
+    with pytest.raises(DmsflowError, match=f"search.json: names {path}, which is outside of the run; move it into"):
+        load_manifest(make(folder, artifacts={"log": named}))
+
+
+def test_a_file_may_lie_beside_the_parent_but_only_a_manifest_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    parent, own = make(tmp_path / "a"), tmp_path / "b"
+    log = describe_artifact(tmp_path / "a" / "log.jsonl", own)
+    path = make(own, parent=describe_artifact(parent, own), artifacts={"log": log})
+    assert load_manifest(path).artifacts["log"].path == "../a/log.jsonl"
+    path = make(own, parent=describe_artifact(tmp_path / "a" / "log.jsonl", own), artifacts={"log": log})
+    with pytest.raises(DmsflowError, match=r"a/log.jsonl: is not a dmsflow manifest"):
+        load_manifest(path)
+
+
+@pytest.mark.parametrize("kind", ["data", "data with an argument", "target"])
+def test_code_that_a_manifest_names_needs_the_users_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Once run, or trusted, it may run again, as long as it is the same; to read the manifest needs no word."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    code, target = tmp_path / "theirs.py", tmp_path / "theirs.toml"
+    code.write_text("def load(argument, data, download): ...\n")
+    target.write_text(f"runner = '{code}'\n")
+    name = f"{code}:3" if "argument" in kind else str(code)
+    fields = {"settings": {"target": str(target)}} if kind == "target" else {"data": Data(name=name)}
+    path = make(tmp_path, **fields)
+    load_manifest(path)
+    for _ in range(2):
+        with pytest.raises(
+            DmsflowError, match=r"names .*theirs.py, and you have not run that code before; read it; if"
+        ):
+            load_manifest(path, "search")
+        with plugin.trusting():
+            load_manifest(path, "search")
+            plugin.load_plugin("datasets", str(code))
+        load_manifest(path, "search")
+        code.write_text("def load(argument, data, download): print(1)\n")
+    monkeypatch.setenv("DMSFLOW_TRUST", "1")
+    load_manifest(path, "search")
 
 
 def test_a_changed_artifact_is_refused(tmp_path: Path) -> None:

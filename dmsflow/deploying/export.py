@@ -48,12 +48,15 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     converter, runner = choose_converter(target, settings), choose_runner(target)
     if manifest.is_finished(path, settings, flow):
         return path
+    known = {"memory_mib": _memory_mib(train), "trained_top1_percent": train.metrics["top1_percent"]}
     weights = _load_tensors(source, train, "weights")
     data = _load_data(train, weights)
     if "mean" in weights:  # those that the compact weights were packed from have been compared
         logits = np.empty((0, train.network.classes), np.float32)
     else:
-        logits = _load_tensors(source, train, "logits")["logits"]
+        logits = _load_tensors(source, train, "logits").get("logits", np.empty(0))
+        if logits.shape[1:] != (train.network.classes,):
+            raise DmsflowError(source, f"names logits of shape {list(logits.shape)}", "train again")
     model = out / f"model{target.suffix}"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", suffix=PARTIAL, dir=out) as folder:
@@ -64,8 +67,7 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     report.show(manifest.home(out) / model.name)
     for line in lines:
         print_line(line)
-    metrics = {"memory_mib": _memory_mib(train), "trained_top1_percent": train.metrics["top1_percent"]}
-    metrics |= report.metrics() | checked
+    metrics = {**known, **report.metrics(), **checked}
     environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}
     done = manifest.Done({"model": model}, metrics, environment)
     return manifest.finish_stage(path, settings, flow, done, (source, train))

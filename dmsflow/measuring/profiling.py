@@ -25,7 +25,7 @@ from dmsflow.deploying import folding
 from dmsflow.deploying.target import Target, load_target
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import read_bytes, write_atomically
+from dmsflow.files import UNREADABLE, read_bytes, write_atomically
 from dmsflow.measuring import devices, grid, microbenchmarks
 from dmsflow.measuring.devices import Access, File, Measure
 from dmsflow.measuring.grid import Plane
@@ -230,7 +230,7 @@ def _load_target(settings: ProfileSettings) -> Target:
 def _load_state(saved: Path, settings: ProfileSettings) -> State:
     try:
         state = msgspec.json.decode(read_bytes(saved), type=State)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise DmsflowError(saved, f"is damaged ({error})", "start again without --resume") from error
     recorded, wanted = with_present_names(state.settings), msgspec.json.decode(msgspec.json.encode(settings))
     if any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED):

@@ -14,7 +14,7 @@ import msgspec
 
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError, require_utf8
-from dmsflow.files import read_bytes
+from dmsflow.files import UNREADABLE, read_bytes
 from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
 Op = Literal[
@@ -105,8 +105,6 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
             raise DmsflowError(name, what, "build it for these images")
         return network
     module = plugin.load_plugin("networks", name)
-    if not callable(getattr(module, "build", None)):
-        raise DmsflowError(name, "has no build()", "define build(channels, resolution, classes) -> Network")
     network = plugin.call(name, module.build, channels, resolution, classes)
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
@@ -119,7 +117,7 @@ def read_network(path: Path) -> Network:
         return msgspec.json.decode(read_bytes(path), type=Network)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of a network's file") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DmsflowError(path, f"is not a network ({error})", "write it again") from error
 
 

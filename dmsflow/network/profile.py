@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
-from dmsflow.files import read_bytes, write_atomically
+from dmsflow.files import UNREADABLE, read_bytes, write_atomically
 from dmsflow.plugin import shipped_folder
 from dmsflow.settings import Count
 
@@ -160,7 +160,7 @@ def load_profile(name: str) -> Profile:
         profile = msgspec.json.decode(read_bytes(path), type=Profile)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of a profile") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DmsflowError(path, f"is not a profile ({error})", "measure it again: dmsflow profile") from error
     if profile.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {profile.schema}", f"this version reads schema {SCHEMA}")

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from dmsflow import manifest
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.files import hash_file, read_bytes
+from dmsflow.files import UNREADABLE, hash_file, read_bytes
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.network import Network, load_network, read_network
+from dmsflow.plugin import check_trusted
 from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads
 
@@ -278,18 +279,19 @@ def read_running(log: Path) -> Run:
     try:
         with safe_open(saved, "numpy") as file:
             settings = with_present_names(msgspec.json.decode(file.metadata()["facts"])["settings"])
-    except (OSError, SafetensorError, msgspec.MsgspecError, TypeError, KeyError) as error:
+    except (OSError, SafetensorError, *UNREADABLE, TypeError, KeyError, AttributeError) as error:
         what = f"is the log of a search that is not finished, and {saved.name} is missing or damaged"
         raise DmsflowError(log, what, "search again with --force") from error
     try:
         rounds = LOG.decode_lines(read_bytes(log))
         for row in rounds:
             msgspec.convert(row, Round)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise DmsflowError(log, f"is damaged ({error})", "continue the search: --resume writes it again") from error
     if not rounds:
         raise DmsflowError(log, "has no round yet", "wait for the first one")
-    name = settings["network"]
+    name = str(settings["network"])
+    check_trusted(saved, name)
     # For its base widths, which any images leave as they are.
     network = read_network(Path(name)) if name.endswith(".json") else load_network(name, 3, 32, 10)
     search = Manifest(

@@ -19,7 +19,7 @@ from dmsflow import manifest, plugin, preset
 from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.files import read_bytes
+from dmsflow.files import UNREADABLE, read_bytes
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import profile
@@ -64,7 +64,7 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
         content = msgspec.json.decode(read_bytes(path))
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), right) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DmsflowError(path, f"is neither a manifest nor a profile ({error})", right) from error
     if not isinstance(content, dict) or not {"stage", "tables"} & set(content):
         raise DmsflowError(path, "is neither a manifest nor a profile", right)

@@ -165,11 +165,12 @@ def restore(net: SuperNetwork, path: Path) -> None:
         DmsflowError: it is damaged, or was written under other settings.
     """
     tensors, facts = checkpoint.load_checkpoint(path, net.settings, _fingerprint(net))
-    if facts["allocated"] != net.model.widths:
-        net.model = make_model(net.model.network, facts["allocated"], net.settings, net.where.device)
-        net.optimiser = make_optimiser(net.model, net.settings)
-    net.widths = facts["widths"]
-    checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
-    results = [torch.tensor(each, device=net.where.device) for each in facts["results"]]
-    mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
-    net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)
+    with checkpoint.continuing(path):
+        if facts["allocated"] != net.model.widths:
+            net.model = make_model(net.model.network, facts["allocated"], net.settings, net.where.device)
+            net.optimiser = make_optimiser(net.model, net.settings)
+        net.widths = facts["widths"]
+        checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
+        results = [torch.tensor(each, device=net.where.device) for each in facts["results"]]
+        mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
+        net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)

@@ -6,7 +6,9 @@ The generators of random numbers are not part of it: every random number of a ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmsflow.errors import DmsflowError
-from dmsflow.files import writing
+from dmsflow.errors import DmsflowError, within_memory
+from dmsflow.files import UNREADABLE, writing
 from dmsflow.manifest import Flow
 from dmsflow.settings import Record, find_difference, with_present_names
 from dmsflow.training import processes
@@ -37,12 +39,25 @@ def save_checkpoint(
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
-    save_tensors(path, tensors, {"facts": msgspec.json.encode(facts).decode()})
+    tensors, text = _plain(tensors), msgspec.json.encode(facts).decode()
+    save_tensors(path, tensors, {"facts": text, "sha256": _hash(tensors, text)})
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = _plain(tensors)
     with writing(path) as partial:
         try:
             save_file(stored, partial, header)
@@ -74,11 +89,26 @@ def load_checkpoint(path: Path, settings: Record, source: str) -> tuple[dict[str
     """
     tensors, header = load_tensors(path)
     try:
-        facts = msgspec.json.decode(header["facts"])
-    except (msgspec.DecodeError, KeyError) as error:
+        facts = msgspec.json.decode(header["facts"], type=dict[str, Any])
+        intact = header["sha256"] == _hash(tensors, header["facts"])
+    except (*UNREADABLE, KeyError) as error:
         raise DmsflowError(path, f"is not a checkpoint ({error})", "start again with --force") from error
-    check_same(path, facts, settings, source)
+    if not intact:
+        raise DmsflowError(path, "is not as it was written", "start again with --force")
+    with continuing(path):
+        check_same(path, facts, settings, source)
     return tensors, facts
+
+
+@contextlib.contextmanager
+def continuing(path: Path) -> Iterator[None]:
+    """Turn what a checkpoint lacks, or has in another form, into a DmsflowError."""
+    try:
+        with within_memory():
+            yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"is not a checkpoint of this run ({type(error).__name__}: {error})"
+        raise DmsflowError(path, what, "start again with --force") from error
 
 
 def restore(tensors: Mapping[str, Tensor], model: Model, optimisers: Sequence[torch.optim.Optimizer]) -> None:
@@ -90,6 +120,8 @@ def restore(tensors: Mapping[str, Tensor], model: Model, optimisers: Sequence[to
         for name, tensor in _under(tensors, f"optimiser{i}.").items():
             number, _, entry = name.partition(".")
             owner = parameters[int(number)]
+            if tensor.dim() and tensor.shape != owner.shape:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(owner.shape)}")
             if tensor.shape == owner.shape:  # strides too, or the optimiser takes a slow path on a GPU
                 tensor = torch.empty_like(owner, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
             state.setdefault(int(number), {})[entry] = tensor

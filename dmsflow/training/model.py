@@ -120,13 +120,16 @@ class Model(nn.Module):
         """Take over tensors of exactly these names and shapes.
 
         Raises:
-            DmsflowError: they are compact weights, without the latent ones that training changes.
+            DmsflowError: they are others, or compact weights, without the latent ones that training changes.
         """
         if "mean" in tensors:
             what, right = "have no latent weights to train", "train again, from the search.json"
             raise DmsflowError("compact weights", what, right)
         mine = self.tensors()
-        assert mine.keys() == tensors.keys(), sorted(mine.keys() ^ tensors.keys())
+        shapes = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (mine, tensors))
+        if other := set.symmetric_difference(*(set(each.items()) for each in shapes)):
+            what = "of shape {1} is in only one of the network and its weights".format(*min(other))
+            raise DmsflowError(f"weights {min(other)[0]}", what, "train again, or start again with --force")
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
 

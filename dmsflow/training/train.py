@@ -43,9 +43,11 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     path = out / "train.json"
     parent = load_manifest(source, "search")
     _check(settings)
+    macs_m = parent.metrics["macs_m"]  # read here, so that one that lacks is refused before the training
     before = _find_shorter_run(path, settings, flow)
     if before is None and manifest.is_finished(path, settings, flow):
         return path
+    continued = {name: before.metrics[name] for name in ("epochs", "top1_percent", "seconds")} if before else None
     checkpoints = {kind: checkpoint.prepare(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
     with processes.first_ahead():
         dataset = _load_dataset(source, parent)
@@ -70,10 +72,9 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
     metrics: dict[str, Any] = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
     metrics["epochs"] = epochs
-    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": parent.metrics["macs_m"]}
+    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": macs_m}
     metrics["seconds"] = round(sum(row["seconds"] for row in log.rows), 1)  # those before an interruption too
-    if before:
-        metrics["continued_from"] = {name: before.metrics[name] for name in ("epochs", "top1_percent", "seconds")}
+    metrics |= {"continued_from": continued} if continued else {}
     done = manifest.Done(written, metrics, where.facts())
     manifest.finish_stage(path, settings, flow, done, (source, parent))
     for saved in checkpoints.values():
@@ -228,9 +229,10 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
     step, results = first * batches.steps, list[Tensor]()  # loss and fraction right of every step of this epoch
     if saved.exists():
         tensors, facts = checkpoint.load_checkpoint(saved, settings, course.fingerprint)
-        checkpoint.restore(tensors, model, [optimiser])
-        log.rows[:] = facts["rows"]
-        step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
+        with checkpoint.continuing(saved):
+            checkpoint.restore(tensors, model, [optimiser])
+            log.rows[:] = facts["rows"]
+            step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
     last_saved = began = time.monotonic()
     counted = 0  # images since `began`
     model.train()

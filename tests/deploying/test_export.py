@@ -267,6 +267,20 @@ def test_a_data_set_that_changed_its_shape_is_refused(vgg, tmp_path, monkeypatch
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (40,), (2, 2, 10), None])
+def test_logits_of_another_shape_are_refused(vgg, tmp_path, shape):
+    source = tmp_path / "train.json"
+    shutil.copytree(vgg.parent, tmp_path, dirs_exist_ok=True)
+    rewrite(source, "logits", lambda tensors: replace_logits(tensors, shape))
+    with pytest.raises(DmsflowError, match=r"train.json: names logits of shape \[.*\]; train again"):
+        export.run_stage(source, settings("onnx"), tmp_path / "out", Flow(COMMAND))
+
+
+def replace_logits(tensors, shape):
+    del tensors["logits"]
+    tensors["logits" if shape else "other"] = np.zeros(shape or (4, 10), np.float32)
+
+
 def test_a_manifest_without_logits_is_refused(vgg, tmp_path):
     stored = load_manifest(vgg)
     artifacts = {role: file for role, file in stored.artifacts.items() if role != "logits"}

@@ -55,6 +55,42 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
         checkpoint.load_checkpoint(path, TrainSettings(), "a")
 
 
+def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path: Path) -> None:
+    path, model = tmp_path / "state", Model(vgg11.build(3, 32, 10), dict.fromkeys(vgg11.build(3, 32, 10).widths, 2))
+    checkpoint.save_checkpoint(path, model, [], {"settings": TrainSettings(), "source": "a"})
+    content = path.read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DmsflowError, match=r"state: (is not|was written) .*--force"):
+            checkpoint.load_checkpoint(path, TrainSettings(), "a")
+
+
+@pytest.mark.parametrize("change", ["absent", "other", "shape", "optimiser", "parameter", "facts"])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, change: str) -> None:
+    path, network = tmp_path / "state", vgg11.build(3, 32, 10)
+    model = Model(network, dict.fromkeys(network.widths, 2))
+    optimiser = make_optimiser(model, TrainSettings())
+    weight_step(model, optimiser, (torch.randn(4, 3, 32, 32), torch.arange(4)), CPU)
+    checkpoint.save_checkpoint(path, model, [optimiser], {"settings": TrainSettings(), "source": "a"})
+    tensors, facts = checkpoint.load_checkpoint(path, TrainSettings(), "a")
+    name = next(iter(model.tensors()))
+    if change == "absent":
+        del tensors[f"{checkpoint.MODEL}{name}"]
+    if change == "other":
+        tensors[f"{checkpoint.MODEL}other"] = torch.zeros(2)
+    if change == "shape":
+        tensors[f"{checkpoint.MODEL}{name}"] = torch.zeros(1)
+    if change == "optimiser":
+        tensors["optimiser0.0.exp_avg"] = torch.zeros(3)
+    if change == "parameter":
+        tensors["optimiser0.900.exp_avg"] = torch.zeros(3)
+    with pytest.raises(DmsflowError, match=r"--force$"), checkpoint.continuing(path):
+        checkpoint.restore(tensors, model, [optimiser])
+        assert facts["rounds"]
+
+
 def test_an_interrupted_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     path = tmp_path / "search.checkpoint"
     path.write_bytes(b"state")

@@ -91,7 +91,7 @@ def mark() -> None:
 def load_runner(name: str) -> ModuleType:
     """A file of runners/; whether there is one of this name is known before the job is sent."""
     if name.endswith(".py"):
-        return load_plugin("runners", name)
+        return load_plugin("runners", name, remember=False)
     return importlib.import_module(f"dmsflow.modelfile.runners.{name.replace('-', '_')}")
 
 
