@@ -21,7 +21,16 @@ import msgspec
 from dmsflow import settings as records
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError, require_utf8, within_memory
-from dmsflow.files import Artifact, UNREADABLE, describe_artifact, hash_file, locked, read_bytes, remove_partials, write_atomically
+from dmsflow.files import (
+    UNREADABLE,
+    Artifact,
+    describe_artifact,
+    hash_file,
+    locked,
+    read_bytes,
+    remove_partials,
+    write_atomically,
+)
 from dmsflow.network.network import Network, check_size
 from dmsflow.plugin import check_trusted
 from dmsflow.preset import read_toml
