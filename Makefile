@@ -1,11 +1,12 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test test-fast check size format docs site wheels native clean
+.PHONY: demo test test-fast test-without-torch witness check size format docs site wheels native clean
 
 STAMP := .venv/.installed
 NATIVE := .venv/.native
-WITNESS := .venv/.witness
+WITNESS := .witness/.installed
+LEAN := .venv-without-torch
 BIN := .venv/bin
 SOURCES := $(wildcard dmsflow/native/*.cc dmsflow/native/*.h dmsflow/native/CMakeLists.txt)
 
@@ -17,16 +18,24 @@ TARGET ?= macos-arm64
 else
 TARGET ?= x86-64
 endif
+TENSORFLOW := $(if $(filter Linux%,$(SYSTEM)),tensorflow-cpu,tensorflow)
 
 demo: $(NATIVE)
 	$(BIN)/dmsflow run --preset digits --target $(TARGET) --out runs/demo --force
 
-test: $(NATIVE) $(WITNESS)
+test: $(NATIVE)
 	$(BIN)/python -m pytest $(OPTIONS)
 
 # For daily work: what is not marked slow, in less than a minute on two cores.
 test-fast: $(NATIVE)
 	$(BIN)/python -m pytest -m 'not slow'
+
+# All that needs no torch, in an environment without it, of Python 3.13 (or PYTHON=).
+test-without-torch: $(NATIVE) $(LEAN)/.installed
+	$(LEAN)/bin/python -m pytest --without-torch $(OPTIONS)
+
+# The environment of larq-compute-engine, which needs NumPy 1 and Python 3.11 or 3.12 (or WITNESS_PYTHON=).
+witness: $(WITNESS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -67,21 +76,21 @@ site: $(STAMP)
 
 # A version manager's shim can stand on the path and still not run, so each candidate is tried.
 $(STAMP): pyproject.toml constraints.txt
-	@for python in $(PYTHON) python3.11 python3.12 python3.10 python3 \
-	        $$(ls -d $$HOME/.pyenv/versions/3.1[012].*/bin/python 2>/dev/null); do \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 \
+	        $$(ls -d $$HOME/.pyenv/versions/3.1[1234].*/bin/python 2>/dev/null); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        found=$$python; break; \
 	    fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "dmsflow needs Python 3.10, 3.11 or 3.12 with venv (Debian: apt install python3 python3-venv; macOS: brew install python@3.11), or say make PYTHON=/path/to/it" >&2; \
+	    echo "dmsflow needs Python 3.11 or newer with venv (Debian: apt install python3 python3-venv; macOS: brew install python@3.11), or say make PYTHON=/path/to/it" >&2; \
 	    exit 1; \
 	fi; \
 	echo "setting up .venv with $$found (once; PyTorch is a large download)" >&2; \
-	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))'; then \
+	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 	    $$found -m venv --clear .venv || exit 1; \
 	fi; \
-	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,lce,onnx,device,report,tensorboard,dev]'
+	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,onnx,device,report,tensorboard,dev]'
 	@touch $@
 
 # A cross compiler that was installed since: the program for phones can be built now.
@@ -96,12 +105,36 @@ $(NATIVE): $(STAMP) hatch_build.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-# TensorFlow, for larq-compute-engine's own converter, which the tests compare with.
-$(WITNESS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'dmsflow[tensorflow]'
+# Of the versions in constraints.txt all but NumPy's; onnxruntime and LiteRT are measured beside it.
+$(WITNESS): constraints.txt
+	@for python in $(WITNESS_PYTHON) python3.11 python3.12 python3 \
+	        $$(ls -d $$HOME/.pyenv/versions/3.1[12].*/bin/python 2>/dev/null); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	        found=$$python; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "larq-compute-engine needs Python 3.11 or 3.12 with venv; name one: make witness WITNESS_PYTHON=/path/to/it" >&2; \
+	    exit 1; \
+	fi; \
+	echo "setting up .witness with $$found (once; TensorFlow is a large download)" >&2; \
+	$$found -m venv --clear .witness && grep -v '^numpy' constraints.txt > .witness/constraints.txt && \
+	.witness/bin/python -m pip install --quiet --disable-pip-version-check --constraint .witness/constraints.txt \
+	    'numpy<2' larq-compute-engine==0.16.0 $(TENSORFLOW)==2.21.0 onnxruntime ai-edge-litert
+	@touch $@
+
+$(LEAN)/.installed: pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3.13 python3 $$(ls -d $$HOME/.pyenv/versions/3.13.*/bin/python 2>/dev/null); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 13))' 2>/dev/null; then \
+	        found=$$python; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "there is no Python 3.13 here; name one: make $(MAKECMDGOALS) PYTHON=/path/to/it" >&2; exit 1; fi; \
+	$$found -m venv --clear $(LEAN) && DMSFLOW_NO_NATIVE=1 $(LEAN)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check --constraint constraints.txt --editable '.[onnx,device,report,dev]' scikit-learn
 	@touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
+	rm -rf .venv $(LEAN) .witness build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f dmsflow/native/*.so dmsflow/native/dmsflow-benchmark-*

@@ -202,7 +202,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     environment.require("search and train", ["torch"])
     environment.require(f"target {target.name}", doctor.find_missing_modules(target))
     if "official" in export.choose_converter(target, chosen["export"]).values():
-        environment.require("--converter official", ["larq_compute_engine", "tensorflow"])
+        environment.witness_python()
     if bench.has_baseline(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:

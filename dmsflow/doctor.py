@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 
 from dmsflow import __version__, native, plugin
 from dmsflow.deploying.target import Target, list_targets, load_target
-from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_installed, version
+from dmsflow.environment import ALTERNATIVES, EXTRAS, install_command, is_installed, version, witness_command
 from dmsflow.errors import DmsflowError
 
 AGAIN = "install dmsflow again, for this system"
+WITNESS = "larq-compute-engine (the witness)"
 BASE = ("click", "flatbuffers", "msgspec", "numpy", "rich", "safetensors")
 
 Row = tuple[str, str, str]  # what, its state, what to do
@@ -64,12 +65,8 @@ def _try_libraries() -> Iterator[Row]:
         yield _try_program("torch and torchvision together", program, right, works="work")
     if is_installed("torch"):
         yield _try_training()
-    if is_installed("larq_compute_engine"):
-        if int((version("numpy") or "0").split(".")[0]) >= 2:
-            yield "LCE interpreter", "broken", "it needs NumPy 1: pip install 'numpy<2'"
-        else:
-            program = "from dmsflow.modelfile.runners import lce; lce._interpreter()"
-            yield _try_program("LCE interpreter", program, "pip install --force-reinstall larq-compute-engine")
+    program = "from dmsflow.modelfile.runners import lce; print(lce.version())"
+    yield _try_program(WITNESS, program, witness_command(), lambda: plugin.load_plugin("runners", "lce").python())
 
 
 def _try_training() -> Row:

@@ -15,7 +15,8 @@ from typing import Any
 
 from dmsflow.errors import DmsflowError
 
-RUNTIMES = ("numpy", "torch", "onnx", "onnxruntime", "larq-compute-engine", "tensorflow", "tensorflow-cpu")
+ROOT = Path(__file__).parent.parent
+RUNTIMES = ("numpy", "torch", "onnx", "onnxruntime")
 
 
 def describe_environment(**extra: Any) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def describe_environment(**extra: Any) -> dict[str, Any]:
         "processor": read_processor_name(),
         "cores": os.cpu_count(),
         "commit": _commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **extra,
     }
 
@@ -56,12 +57,11 @@ def read_processor_name() -> str:
 
 def _commit() -> str | None:
     """The commit of dmsflow itself, where it runs from a git checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.check_output(command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
+        return subprocess.check_output(command, cwd=ROOT, stderr=subprocess.DEVNULL, text=True, timeout=5).strip()
     return None
 
 
@@ -70,16 +70,14 @@ def _commit() -> str | None:
 # Modules by the extra of pyproject.toml that brings them; a test compares the two.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "PIL", "sklearn"),
-    "lce": ("larq_compute_engine",),
     "onnx": ("onnx", "onnxruntime"),
-    "tensorflow": ("tensorflow",),
     "device": ("ai_edge_litert",),
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),
 }
 
 # Where the distribution has another name than the module.
-DISTRIBUTIONS = {"PIL": ("pillow",), "sklearn": ("scikit-learn",), "tensorflow": ("tensorflow", "tensorflow-cpu")}
+DISTRIBUTIONS = {"PIL": ("pillow",), "sklearn": ("scikit-learn",)}
 
 # Modules that do as well in place of one.
 ALTERNATIVES = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
@@ -91,12 +89,17 @@ def extra_of(module: str) -> str | None:
 
 
 def install_command(modules: Sequence[str]) -> str:
-    """The command that installs some modules: "pip install 'dmsflow[lce,onnx]'"."""
+    """The command that installs some modules: "pip install 'dmsflow[device,onnx]'"."""
+    if WITNESSED in modules:
+        return witness_command()
     return f"pip install 'dmsflow[{','.join(sorted({extra_of(module) or module for module in modules}))}]'"
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
+    """Whether a top-level module can be found, here or by the witness; it is not imported."""
+    if module == WITNESSED:
+        with contextlib.suppress(DmsflowError):
+            return bool(witness_python())
     return importlib.util.find_spec(module) is not None
 
 
@@ -113,3 +116,35 @@ def require(where: str, modules: list[str]) -> None:
     absent = [module for module in modules if not is_installed(module)]
     if absent:
         raise DmsflowError(where, f"needs {', '.join(absent)} (not installed)", install_command(absent))
+
+
+# --- the witness -----------------------------------------------------------------------------------
+
+# It has no wheel for Python 3.13 and needs NumPy 1, so it has an environment of its own, and runs as a child process.
+WITNESSED = "larq_compute_engine"
+
+
+def witness_python() -> str:
+    """The Python that has larq-compute-engine: of the environment that DMSFLOW_WITNESS names, or of a checkout's .witness.
+
+    Raises:
+        DmsflowError: there is none.
+    """
+    named = os.environ.get("DMSFLOW_WITNESS", "")
+    python = Path(named or ROOT / ".witness", "bin", "python").absolute()
+    if python.is_file():
+        return str(python)
+    if named:
+        raise DmsflowError(f"DMSFLOW_WITNESS={named}", "has no bin/python", witness_command())
+    if platform.system() == "Linux" and platform.machine() not in ("x86_64", "AMD64"):
+        what = f"has no wheel for Linux {platform.machine()}"
+        raise DmsflowError("larq-compute-engine", what, "use another runner, and --converter direct")
+    raise DmsflowError("larq-compute-engine", "is not installed", witness_command())
+
+
+def witness_command() -> str:
+    """How to make the witness."""
+    if (ROOT / "Makefile").is_file():
+        return "run make witness"
+    install = "python3.11 -m venv DIR && DIR/bin/pip install 'numpy<2' larq-compute-engine onnxruntime tensorflow"
+    return f"{install}, and set DMSFLOW_WITNESS=DIR"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,6 @@ import msgspec
 from dmsflow.errors import DmsflowError
 from dmsflow.files import read_bytes
 from dmsflow.settings import REMOVED_FIELDS, RENAMED_FIELDS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PRESETS = Path(__file__).parent / "presets"
 PRESET_TABLES = ("search", "train", "export", "bench")

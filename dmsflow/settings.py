@@ -55,7 +55,9 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: Annotated[str, option("Use this data set: its name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, option("Look for the data set's files in this folder.")] = None
-    train_images: Annotated[Count | None, preset_only("Use only this many training images, evenly over the classes.")] = None
+    train_images: Annotated[
+        Count | None, preset_only("Use only this many training images, evenly over the classes.")
+    ] = None
     resolution: Annotated[Pixels | None, option("Resize images to this many pixels a side.")] = None
     workers: Annotated[int, preset_only("Decode a streamed data set in this many processes.", ge=0, le=1024)] = 2
 

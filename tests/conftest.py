@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ SLOW = (
     "modelfile/test_damage.py::test_damaged_files_end_in_one_line",
     "modelfile/test_delegate.py",
     "modelfile/test_litert.py::test_damaged_files_end_in_one_line_not_in_a_crash",
-    "modelfile/test_litert.py::test_networks_run_as_the_integer_graph_and_as_in_the_official_interpreter",
+    "modelfile/test_litert.py::test_networks_run_as_the_integer_graph",
     "native",
     "network/test_architectures.py::test_files_compute_the_integer_graph",
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
@@ -104,7 +105,24 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--agreement", type=int, default=12, help="random networks that are written in every form")
+    parser.addoption("--without-torch", action="store_true", help="leave out the tests that need torch")
     parser.addoption("--all-tools", action="store_true", help="a missing tool is an error, and leaves no test out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NOT_RUN] = {}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that import torch are not imported; their tests are counted by their text."""
+    if not config.getoption("without_torch") or not collection_path.name.startswith("test_"):
+        return None
+    path = collection_path.relative_to(Path(__file__).parent)
+    if not {path.parts[0], path.as_posix()} & set(tools.NEED_TORCH):
+        return None
+    tests = re.findall(r"^def test_", collection_path.read_text("utf-8"), re.M)
+    config.stash[NOT_RUN].setdefault(("torch",), []).extend([path.as_posix()] * len(tests))
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,10 +131,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(
             f"not installed: {', '.join(sorted(missing))}; {tools.describe_install(sorted(missing))}"
         )
-    left_out, kept = dict[tuple[str, ...], list[str]](), list[pytest.Item]()
+    if config.getoption("without_torch"):
+        missing.add("torch")
+    left_out, kept = config.stash[NOT_RUN], list[pytest.Item]()
     for item in items:
         path = item.path.relative_to(here)
         names = {path.parts[0], path.as_posix(), f"{path.as_posix()}::{item.name.partition('[')[0]}"}
+        names.add(f"{path.as_posix()}::{item.name}")
         if names & set(SLOW):
             item.add_marker(pytest.mark.slow)
         lacking = missing & find_needed(item, names)
@@ -124,7 +145,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left_out.setdefault(tuple(sorted(lacking)), []).append(path.as_posix())
         else:
             kept.append(item)
-    config.stash[NOT_RUN] = left_out
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
@@ -135,6 +155,7 @@ def find_needed(item: pytest.Item, names: set[str]) -> set[str]:
     named = {word for word in re.split(r"[\[\]-]", item.name) if hasattr(getattr(item, "module", None), word)}
     fixtures = {*getattr(item, "fixturenames", ()), *named} & tools.NEEDED_BY_FIXTURE.keys()
     needed = {tool for key in keys for tool in tools.NEEDED_BY[key]}
+    needed |= {"torch"} if {*names, *getattr(item, "fixturenames", ())} & set(tools.NEED_TORCH) else set()
     return needed | {tool for fixture in fixtures for tool in tools.NEEDED_BY_FIXTURE[fixture]}
 
 
@@ -145,8 +166,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             need = "1 test that needs" if len(files) == 1 else f"{len(files)} tests that need"
             places = ", ".join(sorted(set(files)))
             terminalreporter.line(f"not run here: {need} {' and '.join(missing)} ({places})")
-        every = sorted({tool for missing in left_out for tool in missing})
-        terminalreporter.line(f"to run them: {tools.describe_install(every)}")
+        if every := sorted({tool for missing in left_out for tool in missing} - {"torch"}):
+            terminalreporter.line(f"to run them: {tools.describe_install(every)}")
+
+
+@pytest.fixture(scope="session")
+def lce() -> ModuleType:
+    """Runner `lce`: LCE's own interpreter, which `make witness` installs."""
+    from dmsflow.modelfile.runners import lce
+
+    return lce
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +265,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory, write_train_manifest: 
         export.run_stage(source, ExportSettings(target=name, check_images=1), folder / name, Flow(("x",)))
     return (
         File(path=str(folder / "onnx" / "model.onnx"), runner="onnxruntime"),
-        File(path=str(folder / "x86-64" / "model.tflite"), runner="lce"),
+        File(path=str(folder / "x86-64" / "model.tflite"), runner="litert"),
     )
 
 
@@ -248,7 +277,9 @@ def write_train_manifest() -> WriteTrain:
 
 def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str = "binary") -> Path:
     """Narrow widths, random weights, batch norms calibrated on digits; its weights and logits are real files."""
-    import torch
+    import made_up
+    import numpy as np
+    from safetensors.numpy import save_file
 
     from dmsflow import datasets, manifest
     from dmsflow.environment import describe_environment
@@ -257,32 +288,20 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
     from dmsflow.network import cost
     from dmsflow.plugin import load_plugin
     from dmsflow.settings import Data
-    from dmsflow.training import checkpoint
-    from dmsflow.training.model import Model
 
     folder.mkdir(parents=True, exist_ok=True)
     data = Data(name="digits")
     digits = datasets.load_dataset(data)
     architecture = load_plugin("networks", network).build(1, 32, 10)
     widths = {name: 5 + 3 * index for index, name in enumerate(architecture.widths)}
-    torch.manual_seed(0)
-    model = Model(architecture, widths, precision=precision)
-    for key, tensor in model.tensors().items():
-        if "norm" in key and key.endswith((".weight", ".bias")):
-            tensor.data = torch.randn_like(tensor)
-    model.constrain()
-
-    def normalised(split, count):
-        pixels = torch.from_numpy(split.pixels[:count]).float()
-        return ((pixels - torch.tensor(digits.mean)) / torch.tensor(digits.std)).permute(0, 3, 1, 2)
-
-    torch.set_num_threads(1)  # more of them only wait for each other on layers this narrow
-    with torch.no_grad():
-        for _ in range(12):
-            model(normalised(digits.train, 32))
-        logits = model.eval()(normalised(digits.test, 256))
-    checkpoint.save_tensors(folder / "train.safetensors", model.tensors())
-    checkpoint.save_tensors(folder / "train-logits.safetensors", {"logits": logits})
+    if precision == "float":
+        weights, logits = _float_network(architecture, widths, digits)
+    else:
+        scale = {"mean": digits.mean, "std": digits.std}
+        weights = made_up.trained(architecture, widths, images=digits.train.pixels[:64], **scale)
+        logits = made_up.plain(architecture, weights, digits.test.pixels[:256], **scale)
+    save_file(weights, folder / "train.safetensors")
+    save_file({"logits": np.asarray(logits, np.float32)}, folder / "train-logits.safetensors")
     written = manifest.Manifest(
         stage="train",
         command=("dmsflow", "train", "search.json"),
@@ -313,3 +332,28 @@ def sanitized_benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return (str(folder / "dmsflow-benchmark"),)
+
+
+def _float_network(architecture: Network, widths: dict[str, int], digits: Any) -> tuple[dict[str, Any], Any]:
+    """Weights and logits of a float network, by the torch model."""
+    import torch
+
+    from dmsflow.training.model import Model
+
+    torch.manual_seed(0)
+    model = Model(architecture, widths, precision="float")
+    for key, tensor in model.tensors().items():
+        if "norm" in key and key.endswith((".weight", ".bias")):
+            tensor.data = torch.randn_like(tensor)
+    model.constrain()
+
+    def normalised(split, count):
+        pixels = torch.from_numpy(split.pixels[:count]).float()
+        return ((pixels - torch.tensor(digits.mean)) / torch.tensor(digits.std)).permute(0, 3, 1, 2)
+
+    torch.set_num_threads(1)  # more of them only wait for each other on layers this narrow
+    with torch.no_grad():
+        for _ in range(12):
+            model(normalised(digits.train, 32))
+        logits = model.eval()(normalised(digits.test, 256))
+    return {key: tensor.detach().contiguous().numpy() for key, tensor in model.tensors().items()}, logits.numpy()

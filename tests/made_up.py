@@ -14,7 +14,7 @@ def odd_widths(network, seed):
     return {name: int(base * random.uniform(0.3, 2.2)) | 1 for name, base in network.widths.items()}
 
 
-def trained(network, widths, seed=0, magnitude=1.0, images=None):
+def trained(network, widths, seed=0, magnitude=1.0, images=None, mean=MEAN, std=STD):
     """Random weights; batch norms calibrated on `images`, alphas of about `magnitude`."""
     random = np.random.default_rng(seed)
     keys = out_widths(network)
@@ -40,7 +40,7 @@ def trained(network, widths, seed=0, magnitude=1.0, images=None):
             weights[f"{layer.name}.alpha"] = magnitude * random.uniform(0.3, 1.5)
     weights = {name: np.asarray(array, np.float32) for name, array in weights.items()}
     if images is not None:
-        plain(network, weights, images, calibrate=True)
+        plain(network, weights, images, True, mean, std)
     return weights
 
 
@@ -49,9 +49,9 @@ def pixels(network, count, seed=1):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def plain(network, weights, images, calibrate=False):
+def plain(network, weights, images, calibrate=False, mean=MEAN, std=STD):
     """Logits; `calibrate` sets the running statistics of each batch norm to what it sees."""
-    mean, std = (np.reshape(part[: network.channels], (-1, 1, 1)) for part in (MEAN, STD))
+    mean, std = (np.reshape(part[: network.channels], (-1, 1, 1)) for part in (mean, std))
     tensors = {INPUT: (images.transpose(0, 3, 1, 2) - mean) / std}
     for layer in network.layers:
         x = tensors[layer.inputs[0]]

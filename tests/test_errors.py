@@ -87,12 +87,6 @@ def test_what_is_absent_is_named_before_the_work_begins(monkeypatch: pytest.Monk
             "version",
             "onnxruntime: is not installed; pip install 'dmsflow[onnx]'",
         ),
-        (
-            "larq_compute_engine",
-            "modelfile.runners.lce",
-            "_path",
-            "larq-compute-engine: is not installed; pip install 'dmsflow[lce]'",
-        ),
         ("sklearn", "datasets.digits", "_file", "--dataset digits: scikit-learn, which contains it, is not installed"),
         ("torchvision", "datasets._torchvision", "import_torchvision", "torchvision: cannot be imported"),
     ],

@@ -42,7 +42,13 @@ HOMES = {
     "rich": {"terminal"},
     "sklearn": {"datasets/digits"},
     # environment asks git for the commit; doctor tries native libraries where they can crash alone.
-    "subprocess": {"environment", "doctor", "deploying/exporters/official/convert", "measuring/devices"},
+    "subprocess": {
+        "environment",
+        "doctor",
+        "deploying/exporters/official/convert",
+        "measuring/devices",
+        "modelfile/runners/_witness",
+    },
 }
 
 

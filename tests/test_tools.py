@@ -40,6 +40,7 @@ def test_with_all_tools_a_missing_one_is_an_error() -> None:
 def test_ci_installs_all_tools() -> None:
     script = (TESTS.parent / ".ci" / "run").read_text("utf-8")
     assert "packages=$(python3 tests/tools.py)" in script and "make test OPTIONS=--all-tools" in script
+    assert script.index("make witness") < script.index("make test OPTIONS") < script.index("make test-without-torch")
 
 
 @pytest.mark.parametrize("name", tools.NEEDED_BY)
@@ -50,6 +51,31 @@ def test_what_needs_a_tool_is_there(name: str) -> None:
     ]
     assert not test or test in functions
     assert set(tools.NEEDED_BY[name]) <= tools.TOOLS.keys()
+
+
+@pytest.mark.slow
+def test_without_torch_its_tests_are_named_and_counted() -> None:
+    done = collect("--without-torch", "tests/training", "tests/test_cli.py")
+    assert (
+        done.returncode == 0 and "test_mask.py::" not in done.stdout and "test_a_missing_file[train]" not in done.stdout
+    )
+    assert "test_a_missing_file[export]" in done.stdout and "::test_show" not in done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if " tests that need torch (" in line)
+    assert int(line.split()[3]) > 100 and "training/test_mask.py" in line and "test_cli.py" in line
+
+
+@pytest.mark.parametrize("name", tools.NEED_TORCH)
+def test_what_needs_torch_is_there(name: str) -> None:
+    path, _, test = name.partition("::")
+    if "/" not in path and "." not in path and not (TESTS / path).is_dir():
+        path, test = "conftest.py", path  # a fixture
+    assert f"\ndef {test.partition('[')[0]}(" in (TESTS / path).read_text("utf-8") if test else (TESTS / path).exists()
+
+
+def test_the_witness_is_made_by_make() -> None:
+    assert tools.describe_install(["witness"], "linux") == "make witness"
+    assert tools.describe_install(["ssh", "witness"], "linux") == "apt install openssh-client; make witness"
+    assert tools.describe_install(["ssh", "witness"], "darwin") == "brew install openssh; make witness"
 
 
 @pytest.mark.parametrize("name", tools.NEEDED_BY_FIXTURE)

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin"
+# The Python that has larq-compute-engine (dmsflow.environment.witness_python), which make witness installs.
+WITNESS = Path(os.environ.get("DMSFLOW_WITNESS") or Path(__file__).parents[1] / ".witness", "bin", "python").absolute()
 # Each tool: the names of its program, the Debian packages, and what `brew install` takes (empty: Homebrew has none).
 TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "ssh": (("ssh",), ("openssh-client",), "openssh"),
@@ -18,6 +21,7 @@ TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "aarch64-compiler": (("aarch64-linux-gnu-g++",), ("g++-aarch64-linux-gnu", "libc6-dev-arm64-cross"), ""),
     "qemu": (("qemu-aarch64",), ("qemu-user",), ""),
     "llvm-mca": (("llvm-mca-19",), ("llvm-19",), ""),
+    "witness": ((str(WITNESS),), (), ""),
 }
 SERVER = ("ssh", "sshd")  # what the tests of ssh start
 ARM_CORE = ("aarch64-compiler", "llvm-mca", "qemu")  # what the emulated device is made of
@@ -31,6 +35,7 @@ NEEDED_BY: dict[str, tuple[str, ...]] = (
         "measuring/test_ssh.py::test_the_machine_is_gone_midway": SERVER,
         "native/test_native.py::test_the_wheels_say_where_they_run": ("aarch64-compiler",),
         "native/test_native.py::test_a_wheel_holds_all_that_an_installation_needs": ("aarch64-compiler",),
+        "modelfile/test_delegate.py::test_random_operators_give_the_official_interpreters_bits": ("witness",),
         "native/test_kernels.py::test_on_emulated_arm": ("aarch64-compiler", "qemu"),
         "native/test_kernels.py::test_training_finds_the_same_bits_on_every_processor": ("aarch64-compiler", "qemu"),
     }
@@ -70,12 +75,43 @@ NEEDED_BY: dict[str, tuple[str, ...]] = (
 )
 # And by a fixture that they use, or that a parameter names.
 NEEDED_BY_FIXTURE: dict[str, tuple[str, ...]] = {
+    "lce": ("witness",),
     "arm_wheel": ("aarch64-compiler",),
     "arm_program": ("aarch64-compiler",),
     "started": SERVER,
     "tab": ("browser",),
     "arm": ("aarch64-compiler", "qemu"),  # the program for phones
 }
+
+# What --without-torch leaves out: folders, files, tests, and whatever uses these fixtures.
+NEED_TORCH = (
+    "benchmarks/test_ablations.py",
+    "benchmarks/test_gpu.py",
+    "benchmarks/test_recipe.py",
+    "benchmarks/test_search_cost.py",
+    "benchmarks/test_size.py",
+    "benchmarks/test_table1.py",
+    "benchmarks/test_take_home.py",
+    "datasets/test_datasets.py::test_cifar_reads_the_official_layout",  # torchvision's readers bring torch
+    "datasets/test_datasets.py::test_cifar_resolution_and_data_dir_variable",
+    "datasets/test_datasets.py::test_cifar_missing_or_damaged",
+    "datasets/test_datasets.py::test_cifar_download",
+    "datasets/test_datasets.py::test_cifar_download_fails",
+    "deploying/test_compact.py",
+    "deploying/test_export.py::test_a_float_network_goes_to_onnx_and_nowhere_else",
+    "deploying/test_export.py::test_a_float_file_of_other_weights_is_refused",
+    "deploying/test_onnx.py::test_the_float_file_computes_the_float_network",
+    "network/test_cost.py",
+    "network/test_latency.py",
+    "searching",
+    "test_api.py",
+    "test_cli.py::test_a_missing_file[train]",
+    "test_cli.py::test_a_dry_run_writes_nothing_and_decodes_nothing",
+    "test_cli.py::test_a_budget_of_the_file_is_refused_for_other_files",
+    "test_cli.py::test_a_search_says_what_it_assumed",
+    "tiny_run",
+    "training",
+)
 
 
 def find_program(tool: str) -> str | None:
@@ -89,11 +125,14 @@ def find_missing() -> list[str]:
 
 def describe_install(missing: list[str], system: str = sys.platform) -> str:
     """The line that installs some tools."""
+    made = ["make witness"] if "witness" in missing else []
+    others = [tool for tool in missing if tool != "witness"]
     if system != "darwin":
-        return f"apt install {' '.join(package for tool in missing for package in TOOLS[tool][1])}"
-    brews = " ".join(dict.fromkeys(TOOLS[tool][2] for tool in missing if TOOLS[tool][2]))
-    absent = ", ".join(tool for tool in missing if not TOOLS[tool][2])
-    lines = (f"brew install {brews}" if brews else "", f"Homebrew does not have {absent}" if absent else "")
+        packages = " ".join(package for tool in others for package in TOOLS[tool][1])
+        return "; ".join([f"apt install {packages}"] * bool(packages) + made)
+    brews = " ".join(dict.fromkeys(TOOLS[tool][2] for tool in others if TOOLS[tool][2]))
+    absent = ", ".join(tool for tool in others if not TOOLS[tool][2])
+    lines = (f"brew install {brews}" if brews else "", f"Homebrew does not have {absent}" if absent else "", *made)
     return "; ".join(line for line in lines if line)
 
 

@@ -234,8 +234,8 @@ def resize(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
     resized = np.empty((len(pixels), resolution, resolution, pixels.shape[3]), np.uint8)
     for start in range(0, len(pixels), CHUNK):
         chunk = pixels[start : start + CHUNK].transpose(0, 3, 1, 2).astype(np.float32)
-        chunk = rows @ chunk @ columns.T  # [n, C, resolution, resolution]
-        resized[start : start + CHUNK] = np.rint(chunk).transpose(0, 2, 3, 1)
+        smaller = rows @ chunk @ columns.T  # [n, C, resolution, resolution]
+        resized[start : start + CHUNK] = np.rint(smaller).transpose(0, 2, 3, 1)
     return resized
 
 

@@ -142,7 +142,7 @@ def save(dataset: Dataset, folder: Path) -> str:
     train, test = dataset.train, dataset.test
     if not (isinstance(train, ArraySplit) and isinstance(test, ArraySplit)):
         raise DmsflowError(dataset.name, "is streamed from files", "give its name, such as imagenet")
-    arrays: dict[str, NDArray[Any]] = {"train_images": train.pixels, "train_labels": train.labels}
+    arrays: dict[str, Any] = {"train_images": train.pixels, "train_labels": train.labels}
     arrays |= {"test_images": test.pixels, "test_labels": test.labels}
     arrays |= {"classes": np.array(dataset.classes), "flip": np.array(dataset.flip)}
     arrays["crop_padding"] = np.array(dataset.crop_padding)

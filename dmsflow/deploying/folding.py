@@ -272,7 +272,8 @@ def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Floa
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         least = np.floor((half - shift) / scale) + 1
     least = np.where(scale > 0, least, np.where(shift > half, -np.inf, np.inf))
-    return np.clip(least, -limit, limit).astype(np.int32)
+    clipped: integer_graph.Int32 = np.clip(least, -limit, limit).astype(np.int32)
+    return clipped
 
 
 def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...]) -> GraphOp:

@@ -1,27 +1,30 @@
 """The property that users rely on: one network, however it is written, computes one thing.
 
 Random networks go through the integer graph into three files: LCE written directly and by the official
-converter, and ONNX. TensorFlow starts slowly, so one child process converts all of them.
+converter, and ONNX. The converter's files of a few networks are kept in tests/witnessed; where larq-compute-engine
+is installed, it converts others:
 
     python -m pytest tests/deploying/test_agreement.py --agreement 200
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import witnessed
 from made_up import MEAN, STD, pixels, trained
 from numpy.typing import NDArray
 
 from dmsflow.deploying import check, folding, integer_graph
-from dmsflow.deploying.exporters import lce, onnx
+from dmsflow.deploying.exporters import lce as exporter
+from dmsflow.deploying.exporters import onnx
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.deploying.integer_graph import IntegerGraph
-from dmsflow.modelfile.runners import lce as interpreter
-from dmsflow.modelfile.runners import onnxruntime
+from dmsflow.modelfile.runners import litert, onnxruntime
 from dmsflow.network.network import INPUT, Layer, Network
 
 MAGNITUDES = (1.0, 1e-3, 300.0)  # of alphas, and of the scales of batch norms, which have both signs
@@ -92,50 +95,55 @@ def random_network(seed: int) -> Network:
     )
 
 
-@dataclass
-class Case:
-    form: IntegerGraph
-    images: NDArray[np.uint8]
-    official: Path
-
-
-@pytest.fixture(scope="module")
-def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    folder, made = tmp_path_factory.mktemp("official"), []
-    for seed in range(request.config.getoption("--agreement")):
+def forms(count: int) -> dict[str, tuple[IntegerGraph, NDArray[np.uint8]]]:
+    """Integer graphs of random networks, and images."""
+    made = {}
+    for seed in range(count):
         network = random_network(seed)
         images = pixels(network, IMAGES, seed)
         weights = trained(network, network.widths, seed, MAGNITUDES[seed % len(MAGNITUDES)], images)
-        form = folding.fold(network, network.widths, weights, MEAN, STD)
-        made.append(Case(form, images, folder / f"{seed}.tflite"))
-    contents = convert.convert([convert.Program(case.form) for case in made])
-    for case, content in zip(made, contents, strict=True):
-        case.official.write_bytes(content)
+        made[network.name] = folding.fold(network, network.widths, weights, MEAN, STD), images
     return made
 
 
-def test_every_file_computes_the_integer_graph(cases: list[Case], tmp_path: Path) -> None:
+def test_every_file_computes_the_integer_graph(tmp_path: Path) -> None:
+    kept = [one for name, one in witnessed.networks().items() if name.startswith("random")]
+    compare([(one.graph, one.images, one.model, one.logits) for one in kept], litert, tmp_path)
+
+
+def test_the_official_interpreter_computes_the_integer_graph(
+    lce: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made = forms(request.config.getoption("--agreement"))
+    models = convert.convert([convert.Program(graph) for graph, _ in made.values()])
+    cases = [(*one, model, None) for one, model in zip(made.values(), models, strict=True)]
+    compare(cases, lce, tmp_path)
+
+
+def compare(cases: list[tuple[Any, ...]], interpreter: ModuleType, folder: Path) -> None:
     """Both LCE files bit for bit; ONNX up to the float sums of averages and of the dense layer.
 
     Those are of a few thousand terms at most: a bit that differed anywhere would move them further.
     """
+    assert len(cases) > 7
     told_apart = 0
-    for case in cases:
-        direct, standard = tmp_path / "direct.tflite", tmp_path / "standard.onnx"
-        lce.write(case.form, direct, "direct")
-        onnx.write(case.form, standard)
-        wanted = integer_graph.compute_logits(case.form, case.images)
-        found = {path.stem: logits(interpreter, path, case.images) for path in (direct, case.official)}
-        found["standard"] = logits(onnxruntime, standard, case.images)
-        np.testing.assert_array_equal(found["direct"], found[case.official.stem], err_msg=case.form.name)
-        for name, each in found.items():
+    direct, official, standard = folder / "direct.tflite", folder / "official.tflite", folder / "standard.onnx"
+    for form, images, model, kept in cases:
+        official.write_bytes(model)
+        exporter.write(form, direct, "direct")
+        onnx.write(form, standard)
+        wanted = integer_graph.compute_logits(form, images)
+        found = {path.stem: logits(interpreter, path, images) for path in (direct, official)}
+        found["standard"] = logits(onnxruntime, standard, images)
+        np.testing.assert_array_equal(found["direct"], found["official"], err_msg=form.name)
+        for name, each in (found if kept is None else found | {"kept": kept}).items():
             scale = max(1.0, float(abs(wanted).max()))
-            np.testing.assert_allclose(each, wanted, atol=1e-5 * scale, err_msg=f"{case.form.name}, {name}")
+            np.testing.assert_allclose(each, wanted, atol=1e-5 * scale, err_msg=f"{form.name}, {name}")
             assert check.compare_logits(each, wanted)[0] == len(wanted)
         told_apart += bool(wanted.std(0).min() > 0)
     assert told_apart > 0.7 * len(cases)  # networks of one channel may be dead
 
 
-def logits(runner: object, path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    session = runner.open(path, 1)  # type: ignore[attr-defined]
+def logits(runner: ModuleType, path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    session = runner.open(path, 1)
     return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])

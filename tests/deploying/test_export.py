@@ -72,9 +72,9 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_integer_graph(trained, na
     binary = sum(layer.op == "binary_conv" for layer in train.network.layers)
     assert exporter.count_ops(model)[exporter.PACKED_CONV] == binary
     images = digits.test.pixels[-10:].astype(np.float32)
-    session = load_plugin("runners", {"lce": "lce", "onnx": "onnxruntime"}[exporter.__name__.rpartition(".")[2]]).open(
-        model, 1
-    )
+    session = load_plugin(
+        "runners", {"lce": "litert", "onnx": "onnxruntime"}[exporter.__name__.rpartition(".")[2]]
+    ).open(model, 1)
     logits = np.concatenate([session.run(image[None]) for image in images])
     np.testing.assert_allclose(logits, integer_graph.compute_logits(form, images), atol=1e-5)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["export.json", model.name]

@@ -1,9 +1,6 @@
-"""LCE files: written, read back, and run by the official interpreter against the integer graph."""
+"""LCE files: written, read back, and run against the integer graph, by LiteRT and by the official interpreter."""
 
 from __future__ import annotations
-
-import importlib.util
-import sys
 
 import damaged_files
 import numpy as np
@@ -18,7 +15,7 @@ from dmsflow.deploying.size_report import measure_ops
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import reader, tflite
 from dmsflow.modelfile.graph import BITS
-from dmsflow.modelfile.runners import lce as runner
+from dmsflow.modelfile.runners import lce, litert
 from dmsflow.network.architectures import resnet18, vgg11
 from dmsflow.network.profile import Granularity
 
@@ -30,7 +27,13 @@ def written(tmp_path, network, widths, seed=0, magnitude=1.0, images=None):
     return form, path
 
 
-def run(path, images, threads=1):
+@pytest.fixture(params=["litert", "lce"])
+def runner(request):
+    """LiteRT with dmsflow's kernels, and the official interpreter where it is installed."""
+    return {"litert": litert, "lce": lce}[request.param]
+
+
+def run(runner, path, images, threads=1):
     session = runner.open(path, threads)
     assert session.input_shape == (1, *images.shape[1:])
     return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
@@ -48,50 +51,56 @@ def floats_shown(form):
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 1e-3), (2, 300.0)])
-def test_vgg11_runs_as_the_integer_graph_bit_for_bit(tmp_path, seed, magnitude):
+def test_vgg11_runs_as_the_integer_graph_bit_for_bit(runner, tmp_path, seed, magnitude):
     network = vgg11.build(3, 32, 10)
     images = pixels(network, 50, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
     expected = integer_graph.compute_logits(form, images)
-    np.testing.assert_allclose(run(path, images), expected, rtol=1e-5, atol=1e-4)  # sums of the dense layer
+    np.testing.assert_allclose(run(runner, path, images), expected, rtol=1e-5, atol=1e-4)  # sums of the dense layer
     exporter.write(floats_shown(form), path)
     shown = integer_graph.compute_logits(floats_shown(form), images)
     assert shown.std() > 0
-    np.testing.assert_array_equal(run(path, images), shown)
+    np.testing.assert_array_equal(run(runner, path, images), shown)
 
 
 @pytest.mark.parametrize(("seed", "magnitude"), [(0, 1.0), (1, 0.01)])
-def test_resnet18_runs_as_the_integer_graph(tmp_path, seed, magnitude):
+def test_resnet18_runs_as_the_integer_graph(runner, tmp_path, seed, magnitude):
     network = resnet18.build(3, 32, 10)
     images = pixels(network, 30, seed)
     form, path = written(tmp_path, network, odd_widths(network, seed), seed, magnitude, images)
-    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        run(runner, path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_small_networks_run_as_their_integer_graph(tmp_path, seed):
+def test_small_networks_run_as_their_integer_graph(runner, tmp_path, seed):
     network = small_network(seed)
     images = pixels(network, 4)
     form, path = written(tmp_path, network, network.widths, seed, images=images)
-    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        run(runner, path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
-def test_images_of_224_pixels(tmp_path, build):
+def test_images_of_224_pixels(runner, tmp_path, build):
     network = build(3, 224, 5)
     widths = {name: 3 + 2 * index for index, name in enumerate(network.widths)}
     images = pixels(network, 2)
     form, path = written(tmp_path, network, widths, images=images)
-    np.testing.assert_allclose(run(path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        run(runner, path, images), integer_graph.compute_logits(form, images), rtol=1e-5, atol=1e-4
+    )
 
 
-def test_extreme_images_and_two_threads(tmp_path):
+def test_extreme_images_and_two_threads(runner, tmp_path):
     network = vgg11.build(3, 32, 10)
     images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (0, 1, 128, 255)])
     form, path = written(tmp_path, network, odd_widths(network, 4), 4)
     exporter.write(floats_shown(form), path)
     np.testing.assert_array_equal(
-        run(path, images, threads=2), integer_graph.compute_logits(floats_shown(form), images)
+        run(runner, path, images, threads=2), integer_graph.compute_logits(floats_shown(form), images)
     )
 
 
@@ -209,13 +218,13 @@ def options(operator, **changed):
     return {"custom_options": _flatbuffer.flexible(tflite.parse_flexbuffer(operator["custom_options"]) | changed)}
 
 
-def test_damaged_files_end_in_one_line_not_in_a_crash(tmp_path):
+def test_damaged_files_end_in_one_line_not_in_a_crash(lce, tmp_path):
     network = small_network(2)
     _, path = written(tmp_path, network, network.widths)
     damaged_files.check(path, "lce", seed=0)
 
 
-def test_what_is_no_tflite_file_is_refused(tmp_path):
+def test_what_is_no_tflite_file_is_refused(runner, tmp_path):
     path = tmp_path / "model.tflite"
     path.write_text("not a model")
     with pytest.raises(
@@ -227,25 +236,3 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
         DmsflowError, match=r"none.tflite: No such file or directory; give the path of an existing .tflite file"
     ):
         runner.open(tmp_path / "none.tflite", 1)
-
-
-# --- what the runner needs --------------------------------------------------------------------------------
-
-
-def test_numpy_2_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(np, "__version__", "2.1.0")
-    with pytest.raises(
-        DmsflowError, match=r"numpy 2.1.0: the LCE interpreter misreads its arrays; pip install 'numpy<2'"
-    ):
-        runner.open(tmp_path / "model.tflite", 1)
-
-
-def test_a_missing_wheel_is_named(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, runner.MODULE, raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DmsflowError, match=r"larq-compute-engine: is not installed; pip install 'dmsflow\[lce\]'"):
-        runner.open(tmp_path / "model.tflite", 1)
-
-
-def test_the_version_is_that_of_the_wheel():
-    assert runner.version().startswith("LCE 0.")

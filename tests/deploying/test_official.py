@@ -1,6 +1,7 @@
 """The official converter as a second opinion: its files and those written directly agree bit for bit.
 
-TensorFlow starts slowly, so one child process converts everything that the tests look at.
+Its files, and their logits in the official interpreter, are kept in tests/witnessed; where larq-compute-engine is
+installed (`make witness`) they are made again. TensorFlow starts slowly, so one child process converts all.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import witnessed
 from made_up import MEAN, STD, odd_widths, pixels, trained
 from safetensors.numpy import load_file
 
-from dmsflow import cli, datasets, environment
+from dmsflow import cli, datasets
 from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters.official import convert
@@ -28,17 +31,18 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest
 from dmsflow.modelfile import reader, tflite
 from dmsflow.modelfile.graph import BITS
-from dmsflow.modelfile.runners import lce as runner
+from dmsflow.modelfile.runners import lce as lce_runner
+from dmsflow.modelfile.runners import litert
 from dmsflow.network.architectures import resnet18
 from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.network.profile import Granularity
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import ExportSettings
 
-VERSION = runner.version()
 NETWORKS = {name: load_plugin("networks", name).build(3, 32, 10) for name in list_plugins("networks")}
 NETWORKS |= {"resnet18 of 64 pixels": resnet18.build(3, 64, 10)}
 WIDE = ("vgg11", "resnet18")
+HALVING = ("stem", "conv")
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Both:
 
     form: integer_graph.IntegerGraph
     images: np.ndarray
+    logits: np.ndarray  # of the official file, in the official interpreter
     official: Path
     direct: Path
 
@@ -79,10 +84,47 @@ class Naive(convert.Program):
 def fold(network, seed=0, wide=False):
     """Its integer graph, and images that its batch norms know."""
     widths = {name: 3 + 14 * index % 37 for index, name in enumerate(network.widths)}
-    widths = odd_widths(network, seed) if wide else widths
+    if wide:
+        widths = {name: width // 2 | 1 for name, width in odd_widths(network, seed).items()}
     images = pixels(network, 5, seed)
     magnitude = (1.0, 1e-3, 300.0)[seed % 3]
     return folding.fold(network, widths, trained(network, widths, seed, magnitude, images), MEAN, STD), images
+
+
+def forms():
+    """Integer graphs and images, by name."""
+    made = {name: fold(network, seed, name in WIDE) for seed, (name, network) in enumerate(NETWORKS.items())}
+    return made | {where: fold(halving(where)) for where in HALVING}
+
+
+def converted(made):
+    """The official converter's files of some graphs."""
+    return convert.convert([convert.Program(form) for form, _ in made.values()])
+
+
+def run(path, images, runner=litert):
+    session = runner.open(path, 1)
+    return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+
+
+def run_lce(model, images):
+    """Logits of a file in the official interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.tflite")
+        path.write_bytes(model)
+        return run(path, images, lce_runner)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The kept files of the official converter, and those that dmsflow writes, by name."""
+    folder, made = tmp_path_factory.mktemp("official"), {}
+    for name, kept in witnessed.networks().items():
+        both = Both(kept.graph, kept.images, kept.logits, folder / f"{name}.tflite", folder / f"{name}-direct.tflite")
+        exporter.write(both.form, both.direct)
+        both.official.write_bytes(kept.model)
+        made[name] = both
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -100,29 +142,12 @@ def form_of_source(source):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, form_of_source):
-    """Everything that the child writes, by name."""
-    folder = tmp_path_factory.mktemp("official")
-    programs, made = {}, {}
-    forms = {name: fold(network, seed, name in WIDE) for seed, (name, network) in enumerate(NETWORKS.items())}
-    forms |= {where: fold(halving(where)) for where in ("stem", "conv")}
-    forms["source"] = form_of_source, None
-    for name, (form, images) in forms.items():
-        direct = folder / f"{name}-direct.tflite"
-        exporter.write(form, direct)
-        made[name] = Both(form, images, folder / f"{name}.tflite", direct)
-        programs[name] = convert.Program(form)
-        if name in ("stem", "conv"):
-            programs[f"{name}-naive"] = Naive(form)
-            made[f"{name}-naive"] = Both(form, images, folder / f"{name}-naive.tflite", direct)
-    for name, content in zip(programs, convert.convert(list(programs.values())), strict=True):
-        made[name].official.write_bytes(content)
-    return made
-
-
-def run(path, images):
-    session = runner.open(path, 1)
-    return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+def converted_now(lce, files, form_of_source):
+    """Everything that larq-compute-engine writes, by name."""
+    programs = {name: convert.Program(both.form) for name, both in files.items()}
+    programs |= {f"{where}-naive": Naive(files[where].form) for where in HALVING}
+    programs["source"] = convert.Program(form_of_source)
+    return dict(zip(programs, convert.convert(list(programs.values())), strict=True))
 
 
 def weights(path):
@@ -137,14 +162,26 @@ def weights(path):
 # --- the two files agree ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_kept_is_what_the_converter_makes(files, converted_now):
+    for name, both in files.items():
+        np.testing.assert_array_equal(run_lce(converted_now[name], both.images), both.logits, err_msg=name)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *HALVING])
 def test_both_files_give_the_same_bits(files, name):
     both = files[name]
-    logits = run(both.official, both.images)
-    np.testing.assert_array_equal(logits, run(both.direct, both.images))
+    logits = run(both.direct, both.images)
+    np.testing.assert_array_equal(run(both.official, both.images), logits)
+    np.testing.assert_allclose(logits, both.logits, rtol=1e-5, atol=1e-4)
     expected = integer_graph.compute_logits(both.form, both.images)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-4)
-    assert expected.std(0).min() > 0, "no image is line from another, so that nothing was compared"
+    assert expected.std(0).min() > 0, "all images have the same logits, so that nothing was compared"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_files_give_the_same_bits_in_the_official_interpreter(lce, files, name):
+    both = files[name]
+    np.testing.assert_array_equal(run_lce(both.direct.read_bytes(), both.images), both.logits)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -180,26 +217,30 @@ def test_the_account_knows_the_layers_of_both_files(files, name):
 # --- around the converter's bug -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["stem", "conv"])
-def test_the_converter_miscompiles_even_padding_at_stride_2(files, where):
-    wrong, right = files[f"{where}-naive"], files[where]
+@pytest.mark.parametrize("where", HALVING)
+def test_the_converter_miscompiles_even_padding_at_stride_2(lce, files, converted_now, where, tmp_path):
+    right, wrong = files[where], tmp_path / "wrong.tflite"
+    wrong.write_bytes(converted_now[f"{where}-naive"])
     expected = integer_graph.compute_logits(right.form, right.images)
-    difference = abs(run(wrong.official, right.images) - expected)
+    difference = abs(run(wrong, right.images, lce) - expected)
     assert difference.max() > 0.01 * expected.std(), (
-        f"{VERSION} has its bug repaired: `Program.padded` may pad alike on all sides, and this test go"
+        f"{lce.version()} has its bug repaired: `Program.padded` may pad alike on all sides, and this test go"
     )
-    assert not any(op.startswith("PAD") for op in exporter.count_ops(wrong.official)), "it took the padding for SAME"
-    np.testing.assert_allclose(run(right.official, right.images), expected, rtol=1e-5, atol=1e-4)
-    assert exporter.count_ops(right.official)["PAD"] == 1
+    assert not any(op.startswith("PAD") for op in exporter.count_ops(wrong)), "it took the padding for SAME"
+
+
+@pytest.mark.parametrize("where", HALVING)
+def test_only_what_is_read_is_padded(files, where):
+    assert exporter.count_ops(files[where].official)["PAD"] == 1
 
 
 # --- as an export ---------------------------------------------------------------------------------
 
 
-def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_path, monkeypatch):
+def test_an_export_by_the_official_converter(converted_now, source, form_of_source, tmp_path, monkeypatch):
     def converted(programs):
         assert [one.dumps() for one in programs] == [convert.Program(form_of_source).dumps()]
-        return [files["source"].official.read_bytes()]
+        return [converted_now["source"]]
 
     monkeypatch.setattr(convert, "convert", converted)
     settings = ExportSettings(target="x86-64", check_images=20, converter="official")
@@ -207,7 +248,7 @@ def test_an_export_by_the_official_converter(files, source, form_of_source, tmp_
     path = export.run_stage(source, settings, tmp_path, Flow(("dmsflow", "export")))
     written = load_manifest(path)
     assert written.settings["converter"] == "official"
-    assert (tmp_path / "model.tflite").read_bytes() == files["source"].official.read_bytes()
+    assert (tmp_path / "model.tflite").read_bytes() == converted_now["source"]
     assert written.metrics["deploy_form_largest_logit_difference"] < 1e-4
     layers = written.metrics["layers"]
     assert all(layer["file_bytes"] >= layer["binary_bytes"] for layer in layers)
@@ -231,12 +272,12 @@ def test_other_exports_need_no_tensorflow():
 @pytest.mark.parametrize(
     ("target", "line"),
     [
-        ("x86-64", r"--converter official: needs tensorflow \(not installed\); pip install 'dmsflow\[tensorflow\]'"),
+        ("x86-64", r"DMSFLOW_WITNESS=\S+: has no bin/python; run make witness"),
         ("onnx", r"--converter official: is not for target onnx"),
     ],
 )
 def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatch, capsys, target, line):
-    monkeypatch.setattr(environment, "is_installed", lambda module: module != "tensorflow")
+    monkeypatch.setenv("DMSFLOW_WITNESS", str(tmp_path))
     command = [
         "run",
         "--set",
@@ -258,12 +299,15 @@ def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatc
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """`broken(text)` puts a larq_compute_engine of this text in front of the true one, and all temporary files in `tmp`."""
-    temporary = tmp_path / "tmp"
+    """`broken(text)` makes a witness whose larq_compute_engine has this text; all temporary files are in `tmp`."""
+    temporary, python = tmp_path / "tmp", tmp_path / "bin" / "python"
     temporary.mkdir()
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("DMSFLOW_WITNESS", str(tmp_path))
     return (tmp_path / "larq_compute_engine.py").write_text
 
 
@@ -272,7 +316,7 @@ def broken(tmp_path, monkeypatch):
     [
         (
             "import none.such",
-            "none: is not installed; pip install 'dmsflow[lce,tensorflow]', or leave out --converter official",
+            "none: is not in the environment of larq-compute-engine; run make witness, or leave out --converter official",
         ),
         (
             "1 / 0",
@@ -288,32 +332,15 @@ def broken(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_child_that_fails_is_one_line(broken, tmp_path, text, line):
+def test_a_child_that_fails_is_one_line(broken, files, tmp_path, text, line):
     broken(text)
-    form, _ = fold(halving("stem"))
     with pytest.raises(DmsflowError) as raised:
-        exporter.write(form, tmp_path / "out" / "model.tflite", "official")
+        exporter.write(files["stem"].form, tmp_path / "out" / "model.tflite", "official")
     assert str(raised.value) == line
     assert not (tmp_path / "out").exists() and not list((tmp_path / "tmp").iterdir())
 
 
-def test_where_larq_compute_engine_has_no_package(monkeypatch):
-    absent = b"Traceback:\nModuleNotFoundError: No module named 'larq_compute_engine'\n"
-    done = subprocess.CompletedProcess([], 1, b"", absent)
-    assert str(convert.explain_failure(done)).startswith("larq-compute-engine: is not installed; pip install")
-    monkeypatch.setattr("platform.system", lambda: "Linux")
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    line = "larq-compute-engine: has no package for Linux aarch64; leave out --converter official"
-    assert str(convert.explain_failure(done)) == line
-
-
-def test_numpy_2_is_refused(monkeypatch):
-    monkeypatch.setattr(np, "__version__", "2.1.0")
-    with pytest.raises(DmsflowError, match=r"numpy 2.1.0: larq-compute-engine needs NumPy 1; pip install 'numpy<2'"):
-        convert.convert([])
-
-
-def test_no_room_for_the_program(monkeypatch, tmp_path):
+def test_no_room_for_the_program(broken, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     with pytest.raises(DmsflowError, match=r"none: cannot be written \(No such file or directory\); free some space"):
         convert.convert([])
@@ -323,9 +350,9 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from test_official import exporter, fold, halving
+from test_official import exporter, witnessed
 try:
-    exporter.write(fold(halving("stem"))[0], Path(sys.argv[1]), "official")
+    exporter.write(witnessed.networks()["stem"].graph, Path(sys.argv[1]), "official")
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -7,7 +7,6 @@ import onnx
 import onnx.reference
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import pixels, small_network, trained
@@ -22,7 +21,6 @@ from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile.runners import onnxruntime as runner
 from dmsflow.network.profile import Granularity
 from dmsflow.plugin import load_plugin
-from dmsflow.training.model import Model
 
 MEAN, STD = (120, 100, 90), (60.0, 50.0, 70.0)
 
@@ -36,6 +34,10 @@ def built(name, channels=3, resolution=32, classes=10):
 @pytest.mark.parametrize("name", ["vgg11", "resnet18"])
 @pytest.mark.parametrize("negative", [False, True])
 def test_the_float_file_computes_the_float_network(name, negative, tmp_path):
+    import torch
+
+    from dmsflow.training.model import Model
+
     torch.manual_seed(0)
     network, widths = built(name)
     model = Model(network, widths, precision="float").eval()
@@ -49,29 +51,18 @@ def test_the_float_file_computes_the_float_network(name, negative, tmp_path):
     exporter.write_float(network, widths, weights, MEAN, STD, tmp_path / "float.onnx")
     session = runner.open(tmp_path / "float.onnx", 1)
     assert session.input_shape == (1, 32, 32, 3)
-    pixels = np.random.default_rng(1).integers(0, 256, session.input_shape).astype(np.float32)
-    normalised = torch.tensor((pixels - MEAN) / STD).float().permute(0, 3, 1, 2)
+    images = np.random.default_rng(1).integers(0, 256, session.input_shape).astype(np.float32)
+    normalised = torch.tensor((images - MEAN) / STD).float().permute(0, 3, 1, 2)
     expected = model(normalised).detach().numpy()
-    np.testing.assert_allclose(session.run(pixels), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(session.run(images), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def deployed(name, seed=0, channels=3, resolution=32, classes=10):
     """A integer graph with random weights and calibrated batch norms, as trained ones are."""
     network, widths = built(name, channels, resolution, classes)
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    model = Model(network, widths)
-    for key, tensor in model.tensors().items():
-        if "norm" in key and key.endswith((".weight", ".bias")):
-            tensor.data = torch.randn_like(tensor)
-        if key.endswith(".alpha"):
-            tensor.data = torch.rand_like(tensor) + 0.2
-    model.constrain()
-    with torch.no_grad():
-        for _ in range(20):
-            model(torch.randn(16, channels, resolution, resolution))
-    weights = {key: tensor.detach().numpy() for key, tensor in model.tensors().items()}
-    return folding.fold(network, widths, weights, MEAN[:channels], STD[:channels])
+    mean, std = MEAN[:channels], STD[:channels]
+    weights = trained(network, widths, seed, images=pixels(network, 16), mean=mean, std=std)
+    return folding.fold(network, widths, weights, mean, std)
 
 
 @pytest.fixture(scope="module", params=["vgg11", "resnet18"])

@@ -121,7 +121,7 @@ from dmsflow.measuring.devices import _program
 from dmsflow.settings import BenchSettings
 source = Path({str(exported["x86-64"])!r})
 bench.run_stage(source, BenchSettings(runs=2, warm_up=0), Path({str(tmp_path)!r}), Flow(("x",)))
-file = {{"path": str(source.parent / "model.tflite"), "runner": "lce"}}
+file = {{"path": str(source.parent / "model.tflite"), "runner": "litert"}}
 _program.run_job({{"files": [file], "threads": 1, "warm_up": 0, "runs": 1, "operations": False}})
 print(*sorted({{"tensorflow", "torch", "keras", "jax"}} & set(sys.modules)), "checked")
 """
@@ -332,9 +332,15 @@ def test_operations_are_reported_where_the_runtime_tells_them(exported, tmp_path
         bench.run_stage(exported["x86-64"], fewer(operations=True), tmp_path / "litert", Flow(COMMAND))
     )
     assert {"LceBconv2d", "LceQuantize"} < {row["op"] for row in written.metrics["operations"]}
-    lce = fewer(operations=True, runner="lce")
-    path = bench.run_stage(exported["x86-64"], lce, tmp_path / "lce", Flow(COMMAND))
-    assert load_manifest(path).environment["runtimes"]["model.tflite"].startswith("LCE 0.")
+
+
+def test_the_official_interpreter_measures_in_its_own_environment(lce, exported, tmp_path, capsys):
+    """Beside the float32 baseline, which that environment runs too."""
+    settings = fewer(operations=True, runner="lce", baseline=True)
+    path = bench.run_stage(exported["x86-64"], settings, tmp_path / "lce", Flow(COMMAND))
+    assert load_manifest(path).environment["runtimes"]["model.tflite"] == lce.version()
+    assert lce.version().startswith("LCE 0.")
+    assert load_manifest(path).metrics["float32_latency_ms_median"] > 0
     assert "operations" not in load_manifest(path).metrics
     assert "does not report the time of its operations\n" in capsys.readouterr().err
 
@@ -390,6 +396,7 @@ def test_top1_needs_a_runtime_here(exported, phone, tmp_path, monkeypatch):
         raise DmsflowError("ai-edge-litert", "is not installed", "pip install 'dmsflow[device]'")
 
     monkeypatch.setattr("dmsflow.modelfile.runners.litert.version", absent)
+    monkeypatch.setattr("dmsflow.modelfile.runners.lce.version", lambda: "LCE 0.16.0")
     witnessed = dict(bench.plan_stage(exported["x86-64"], BenchSettings(device=phone), tmp_path))
     assert witnessed["top-1"] == "on the test split of digits, by lce"
     monkeypatch.setattr("dmsflow.modelfile.runners.lce.version", absent)

@@ -15,20 +15,16 @@ import numpy as np
 import one_operator
 import pytest
 import test_adb
-from made_up import MEAN, STD, odd_widths, pixels, trained
+import witnessed
 from one_operator import Tensor
-from test_delegate import exact_part
 
 from dmsflow import native
-from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import File, Job
 from dmsflow.measuring.devices.phone import benchmark_program
 from dmsflow.modelfile import reader
-from dmsflow.modelfile.runners import lce
-from dmsflow.network.architectures import resnet18, vgg11
 
 IMAGES = 4
 ONCE = ("--num_runs=1", "--min_secs=0")
@@ -53,13 +49,15 @@ def program(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return found
 
 
-@pytest.fixture(scope="module", params=[vgg11.build, resnet18.build], ids=["vgg11", "resnet18"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    network = request.param(3, 32, 10)
-    widths = odd_widths(network, 0)
-    form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
-    path = tmp_path_factory.mktemp("model") / f"{network.name}.tflite"
-    exporter.write(form, path)
+@pytest.fixture(scope="module", params=["vgg11", "resnet18"])
+def kept(request: pytest.FixtureRequest) -> witnessed.Converted:
+    return witnessed.networks()[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(kept: witnessed.Converted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / f"{kept.graph.name}.tflite"
+    exporter.write(kept.graph, path)
     return path
 
 
@@ -72,31 +70,24 @@ def outputs(program: tuple[str, ...], path: Path, values: np.ndarray, *options: 
     return np.fromfile(told, np.float32).reshape(len(values), -1)
 
 
-def official(path: Path, values: np.ndarray) -> np.ndarray:
-    session = lce.open(path)
-    return np.stack([session.run(one[None]).ravel() for one in values.astype(np.float32)])
-
-
-def test_a_network_ends_as_in_the_official_interpreter(program: tuple[str, ...], model: Path) -> None:
-    images = np.random.default_rng(1).integers(0, 256, (IMAGES, 32, 32, 3))
-    wanted = official(model, images)
-    told = outputs(program, model, images)
-    assert np.ptp(wanted) > 0
-    assert (told.argmax(1) == wanted.argmax(1)).all()
-    np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=1e-4)
+def test_a_network_ends_as_in_the_official_interpreter(
+    program: tuple[str, ...], model: Path, kept: witnessed.Converted
+) -> None:
+    told = outputs(program, model, kept.images)
+    assert np.ptp(kept.logits) > 0
+    assert (told.argmax(1) == kept.logits.argmax(1)).all()
+    np.testing.assert_allclose(told, kept.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [(), ("--num_threads=3", "--kernels=portable")])
+@pytest.mark.parametrize("part", witnessed.operators("parts"), ids=lambda part: part.name)
 def test_between_sums_of_floats_the_bits_are_equal(
-    program: tuple[str, ...], options: tuple[str, ...], model: Path, tmp_path: Path
+    program: tuple[str, ...], options: tuple[str, ...], part: witnessed.Operators, tmp_path: Path
 ) -> None:
-    inner, shape = exact_part(model.read_bytes())
     path = tmp_path / "inner.tflite"
-    path.write_bytes(inner)
-    values = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float32)
-    wanted = official(path, values)
-    assert np.ptp(wanted) > 0
-    assert outputs(program, path, values, *options).tobytes() == wanted.tobytes()
+    path.write_bytes(part.model)
+    assert np.ptp(part.expected) > 0
+    assert outputs(program, path, part.values, *options).tobytes() == part.expected.tobytes()
 
 
 def test_what_it_prints_is_read(program: tuple[str, ...], model: Path) -> None:

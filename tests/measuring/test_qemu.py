@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import witnessed
 from made_up import MEAN, STD, odd_widths, pixels, trained
-from test_delegate import exact_part
 from test_native import CROSS, wheel
 
 from dmsflow.deploying import export, folding
@@ -56,7 +56,7 @@ def networks(tmp_path_factory):
         path = folder / f"{network.name}.tflite"
         exporter.write(form, path)
         np.save(path.with_suffix(".npy"), pixels(network, IMAGES).astype(np.float32))
-        inner, shape = exact_part(path.read_bytes())
+        inner, shape = witnessed.exact_part(path.read_bytes())
         path.with_name(f"{network.name}-inner.tflite").write_bytes(inner)
         values = np.random.default_rng(0).normal(size=(IMAGES, *shape[1:])).astype(np.float32)
         np.save(path.with_name(f"{network.name}-inner.npy"), values)
@@ -95,8 +95,7 @@ def test_vgg11_and_resnet18_give_the_logits_of_x86_64(networks):
 @pytest.mark.parametrize("address", ["qemu://cortex-a53", "qemu://cortex-a76"])
 def test_random_operators_give_the_official_interpreters_bits(tmp_path, address):
     """With all kernels that the core has: portable, neon, and the A76's dot products."""
-    fuzz = [sys.executable, str(ROOT / "tests" / "native" / "fuzz.py"), "--write", str(tmp_path), "--cases", "150"]
-    subprocess.run(fuzz, check=True, capture_output=True)
+    witnessed.write_operators(tmp_path)
     done = run_there(address, [str(ROOT / "tests" / "native" / "check.py"), str(tmp_path), str(parts.library())])
     said = done.stdout.decode()
     assert "neon" in said and ("neon-dotprod" in said) == address.endswith("a76"), said

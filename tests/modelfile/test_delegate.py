@@ -14,6 +14,7 @@ from pathlib import Path
 import lce_cases
 import numpy as np
 import pytest
+import witnessed
 from lce_cases import BITS, BYTES, FLOATS, Case, Graph, Node, Tensor
 from made_up import MEAN, STD, odd_widths, pixels, trained
 
@@ -21,7 +22,6 @@ from dmsflow import native
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters import lce as exporter
-from dmsflow.modelfile import tflite
 from dmsflow.network.architectures import resnet18, vgg11
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,23 @@ def opened(model, options=None, threads=1):
         return lce_cases.open_litert(model, LIBRARY, options, threads)
 
 
+def alone(case):
+    """The output of a fresh interpreter, whose bits are those of the official one (see below)."""
+    return lce_cases.run_litert(opened(case.graph.dumps()), case.values)
+
+
 # --- the official interpreter's bits ------------------------------------------------------------------------
+
+
+def test_kept_operators_give_the_official_interpreters_bits(kernels):
+    same = Counter()
+    for index, case in enumerate(witnessed.operators()):
+        for name in kernels:
+            interpreter = opened(case.model, {"kernels": name, "threads": str(1 + index % 3)})
+            for _ in range(2):
+                assert lce_cases.same_bits(lce_cases.run_litert(interpreter, case.values), case.expected), case.name
+        same[case.name.split()[0].rstrip(",")] += 1
+    assert min(same.values()) > 10 and set(same) == {"conv", "pool", "quantize", "dequantize", "chain"}
 
 
 @pytest.mark.parametrize("first", range(0, 1200, 300))
@@ -54,31 +70,22 @@ def test_random_operators_give_the_official_interpreters_bits(kernels, first):
     assert len(same) > 10 and min(Counter(name.split()[0] for name in same.elements()).values()) > 10
 
 
-def exact_part(model):
-    """The same network behind its float convolution up to its last binary one, and its input's shape.
-
-    What is cut off are sums of floats, whose last bits depend on the runtime.
-    """
-    fields = tflite.parse_model(model)
-    graph = fields["subgraphs"][0]
-    names = [
-        code.get("custom_code") or tflite.OPERATORS[code.get("builtin_code", 0)] for code in fields["operator_codes"]
-    ]
-    kinds = [names[operator.get("opcode_index", 0)] for operator in graph["operators"]]
-    stem, last = kinds.index(exporter.FLOAT_CONV), len(kinds) - 1 - kinds[::-1].index(exporter.PACKED_CONV)
-    graph["inputs"], graph["outputs"] = graph["operators"][stem]["outputs"], graph["operators"][last]["outputs"]
-    graph["operators"] = graph["operators"][stem + 1 : last + 1]
-    return _flatbuffer.dumps(fields), tuple(graph["tensors"][graph["inputs"][0]]["shape"])
+@pytest.mark.parametrize("part", witnessed.operators("parts"), ids=lambda part: part.name)
+def test_networks_give_the_official_interpreters_bits(kernels, part):
+    assert np.ptp(part.expected) > 0
+    for name in kernels:
+        interpreter = opened(part.model, {"kernels": name, "threads": "2"})
+        assert lce_cases.same_bits(lce_cases.run_litert(interpreter, part.values), part.expected), name
 
 
 @pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
 @pytest.mark.parametrize("odd", [True, False])
-def test_networks_give_the_official_interpreters_bits(tmp_path, kernels, build, odd):
+def test_wide_networks_give_the_official_interpreters_bits(lce, tmp_path, kernels, build, odd):
     network = build(3, 32, 10)
     widths = odd_widths(network, 0) if odd else network.widths
     form = folding.fold(network, widths, trained(network, widths, 0, 1.0, pixels(network, 20)), MEAN, STD)
     exporter.write(form, tmp_path / "model.tflite")
-    model, shape = exact_part((tmp_path / "model.tflite").read_bytes())
+    model, shape = witnessed.exact_part((tmp_path / "model.tflite").read_bytes())
     values = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
     wanted = [lce_cases.run_lce(model, image) for image in values]
     assert np.ptp(wanted) > 0
@@ -128,13 +135,13 @@ def test_an_input_is_resized_back_and_forth(dtype):
     for case in cases * 2:
         interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], case.values.shape)
         interpreter.allocate_tensors()
-        wanted = lce_cases.run_lce(case.graph.dumps(), case.values)
+        wanted = alone(case)
         assert lce_cases.same_bits(lce_cases.run_litert(interpreter, case.values), wanted)
 
 
 def test_two_interpreters_in_two_threads_do_not_disturb_each_other():
     cases = [conv_case((20, 20), seed=seed) for seed in (1, 2)]
-    wanted = [lce_cases.run_lce(case.graph.dumps(), case.values) for case in cases]
+    wanted = [alone(case) for case in cases]
     together = threading.Barrier(2)
 
     def work(index):
@@ -161,7 +168,7 @@ def test_one_delegate_serves_two_interpreters_and_may_go_first():
         for interpreter in interpreters:
             interpreter.allocate_tensors()
     del delegate
-    wanted = lce_cases.run_lce(case.graph.dumps(), case.values)
+    wanted = alone(case)
     assert all(lce_cases.same_bits(lce_cases.run_litert(each, case.values), wanted) for each in interpreters)
 
 
@@ -345,15 +352,13 @@ def test_a_thousand_damaged_nodes_under_sanitizers(tmp_path):
 
 
 def test_files_written_for_another_machine_are_checked_there(tmp_path):
-    scripts = ROOT / "tests" / "native"
-    write = [sys.executable, str(scripts / "fuzz.py"), "--write", str(tmp_path), "--cases", "12", "--seed", "70"]
-    subprocess.run(write, check=True, capture_output=True)
-    check = [sys.executable, str(scripts / "check.py"), str(tmp_path), LIBRARY]
+    witnessed.write_operators(tmp_path, 12)
+    check = [sys.executable, str(ROOT / "tests" / "native" / "check.py"), str(tmp_path), LIBRARY]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0 and "12 files with kernels" in done.stdout and "0 different" in done.stdout
-    case = dict(np.load(tmp_path / "70.npz"))
+    case = dict(np.load(tmp_path / "7.npz"))
     case["expected"] = case["expected"].copy()
     case["expected"].view(np.uint8).reshape(-1)[0] ^= 1
-    np.savez(tmp_path / "70.npz", **case)
+    np.savez(tmp_path / "7.npz", **case)
     done = subprocess.run(check, capture_output=True, text=True)
-    assert done.returncode == 1 and "70.tflite" in done.stdout
+    assert done.returncode == 1 and "7.tflite" in done.stdout

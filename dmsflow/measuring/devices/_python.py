@@ -34,14 +34,14 @@ import json, sys
 def lacks(what, right):
     print({RESULT!r} + json.dumps({{"error": [sys.executable, what, right]}}))
     sys.exit()
-if sys.version_info < (3, 10):
-    lacks("is Python %d.%d" % sys.version_info[:2], "3.10 or newer is needed there: name another Python with --python")
+if sys.version_info < (3, 11):
+    lacks("is Python %d.%d" % sys.version_info[:2], "3.11 or newer is needed there: name another Python with --python")
 try:
     import numpy
 except ImportError:
     if sys.maxsize < 2**32:
         lacks("has no NumPy, and is of a 32-bit system", "a 64-bit system is needed: runtimes have no wheels for 32 bits")
-    lacks("has no NumPy", "run there: %s -m pip install 'numpy<2'" % sys.executable)
+    lacks("has no NumPy", "run there: %s -m pip install numpy" % sys.executable)
 from dmsflow import program
 program.main()
 """
@@ -108,8 +108,8 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
             # A runner speaks of dmsflow's extras, which are for the machine that dmsflow is on.
             if what == "is not installed":
                 right = f"pip install {where} there"
-                if where == "larq-compute-engine":  # it has no wheel for Linux on ARM
-                    right += ", or leave out --runner"
+                if where == "larq-compute-engine":
+                    right = "pip install 'numpy<2' larq-compute-engine there, or leave out --runner"
                 if where == "ai-edge-litert":
                     right = "pip install 'dmsflow[device]' there, or use --runner-file or --target onnx"
             where = f"{device}, {where}"

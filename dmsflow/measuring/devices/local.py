@@ -1,4 +1,7 @@
-"""This machine. Each measurement is a process of its own, with nothing loaded but the runtimes."""
+"""This machine. Each measurement is a process of its own, with nothing loaded but the runtimes.
+
+Its Python is the one that runs dmsflow, or the one that has the runtime of a file's runner.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices import Access, Job, Measure, Measurement, _python
+from dmsflow.plugin import load_plugin
 
 
 @contextlib.contextmanager
@@ -37,19 +44,24 @@ def measure(job: Job) -> Measurement:
     Raises:
         DmsflowError: a file cannot be loaded, or crashes its runtime.
     """
-    return _python.measure(job, _in_child)
+    runners = [load_plugin("runners", file.runner) for file in job.files]
+    other = [python for runner in runners if (python := getattr(runner, "python", str)()) not in ("", sys.executable)]
+    if not other:
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "dmsflow.measuring.devices._program"]
+        return _python.measure(job, partial(_in_child, command, {**os.environ, "PYTHONPATH": path}))
+    with tempfile.TemporaryDirectory(prefix="dmsflow-") as folder:
+        packed = Path(folder, "program.zip")
+        packed.write_bytes(_python.pack_program())
+        with contextlib.suppress(DmsflowError):  # which runner litert then tells
+            packed.with_name(native.LIBRARY).symlink_to(native.library())
+        return _python.measure(job, partial(_in_child, [other[0], "-I", str(packed)], {**os.environ}), other[0])
 
 
-def _in_child(job: Job) -> bytes:
+def _in_child(command: list[str], environment: dict[str, str], job: Job) -> bytes:
     """Run the program in a child; an interrupt ends it too: `subprocess.run` kills it first."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", "dmsflow.measuring.devices._program"],
-        input=msgspec.json.encode(job),
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
+    given = msgspec.json.encode(job)
+    done = subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
     if done.returncode:
         raise _python.died(job, f"the process that runs it died ({_python.last_line(done)})")
     return done.stdout

@@ -12,9 +12,10 @@ other types, has `inputs` instead, a tuple of modelfile.inputs.Port, and `run` t
     REQUIRES: tuple[str, ...] = ("onnxruntime",)
 
 names the top-level modules of dmsflow's extras that a runner of this folder needs; a user's own may leave it out.
-A runner also runs on devices that have no dmsflow: it imports no more of it than `errors`, `plugin`, `native`,
-`modelfile.inputs` and `modelfile.tflite` (measuring/devices/_python.py ships these). If its runtime has a profiler, a
-Session also has
+A runner also runs on devices that have no dmsflow: it imports no more of it than `environment`, `errors`, `plugin`,
+`native`, `modelfile.inputs` and `modelfile.tflite` (measuring/devices/_python.py ships these). If its runtime may be in
+another Python, it also has `python() -> str`, the path of the one that measures on this machine. If its runtime has a
+profiler, a Session also has
 
     operations(images, runs, *more) -> [(kind, name, median ms), ...] in the order of execution
 

@@ -1,8 +1,9 @@
 """Runs .tflite files in the interpreter of Larq Compute Engine (LCE), without TensorFlow.
 
-The wheel's `__init__` imports TensorFlow, its interpreter does not need it: the compiled module is
-loaded by its path. LCE's indirect kernels are used: on x86 they are several times faster than its
-default ones, and give the same bits.
+The wheel has no release for Python 3.13 and its interpreter misreads the arrays of NumPy 2. So it has an
+environment of its own, the witness, and runs there as a child process, unless this Python can do it. The wheel's
+`__init__` imports TensorFlow, its interpreter does not need it: the compiled module is loaded by its path. LCE's
+indirect kernels are used: on x86 they are several times faster than its default ones, and give the same bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.errors import DmsflowError
+from dmsflow.environment import WITNESSED, witness_python
 from dmsflow.modelfile import tflite
-from dmsflow.modelfile.runners import _compiled
+from dmsflow.modelfile.runners import _compiled, _witness
 
-REQUIRES: tuple[str, ...] = ("larq_compute_engine",)
-WHEEL = "larq_compute_engine"
-MODULE = f"{WHEEL}.tflite.python.interpreter_wrapper_lite"
+REQUIRES: tuple[str, ...] = (WITNESSED,)
+MODULE = f"{WITNESSED}.tflite.python.interpreter_wrapper_lite"
 
 
 class Session:
@@ -39,36 +40,46 @@ class Session:
         return logits
 
 
-def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
+def open(path: Path, threads: int = 1) -> Session | _witness.Session:  # noqa: A001
     """Load a model file.
 
     Raises:
-        DmsflowError: the interpreter is missing or cannot work with this NumPy, or the file is no
-            model that it can run.
+        DmsflowError: the interpreter is missing, or the file is no model that it can run.
     """
-    interpreter = _interpreter()
+    if not is_here():
+        return _witness.Session(path, threads)
     tflite.read_model(path)
     with _compiled.written_to_stderr() as written:
         try:
-            session = Session(interpreter(path.read_bytes(), threads, False, True, True))
+            session = Session(_interpreter()(path.read_bytes(), threads, False, True, True))
             session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
         except (RuntimeError, MemoryError) as error:
-            what = f"LCE cannot run it ({_compiled.reason(written) or error})"
-            raise DmsflowError(path, what, "export it again") from error
+            raise _compiled.refused(path, "LCE cannot run it", _compiled.reason(written) or str(error)) from error
     return session
 
 
 def version() -> str:
     """The runtime's name and version."""
-    _interpreter()
-    return f"LCE {metadata.version(WHEEL)}"
+    return f"LCE {metadata.version(WITNESSED)}" if is_here() else _ask_version(witness_python())
+
+
+def python() -> str:
+    """The Python to measure with on this machine."""
+    return sys.executable if is_here() else witness_python()
+
+
+def is_here() -> bool:
+    """Whether this Python itself can run the interpreter."""
+    return _path() is not None
+
+
+@cache
+def _ask_version(_: str) -> str:
+    return _witness.Session("", 1).version
 
 
 def _interpreter() -> Any:
     """The wheel's interpreter; its arguments: model, threads, reference kernels, indirect kernels, XNNPACK."""
-    if int(np.__version__.partition(".")[0]) >= 2:
-        what = "the LCE interpreter misreads its arrays"
-        raise DmsflowError(f"numpy {np.__version__}", what, "pip install 'numpy<2'")
     if MODULE not in sys.modules:
         spec = importlib.util.spec_from_file_location(MODULE, _path())
         assert spec and spec.loader
@@ -78,11 +89,13 @@ def _interpreter() -> Any:
     return sys.modules[MODULE].LiteInterpreter
 
 
-def _path() -> Path:
-    spec = importlib.util.find_spec(WHEEL)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = Path(folder, "tflite", "python", MODULE.rpartition(".")[2] + suffix)
-            if path.is_file():
-                return path
-    raise DmsflowError("larq-compute-engine", "is not installed", "pip install 'dmsflow[lce]'")
+def _path() -> Path | None:
+    """The compiled module; None: this Python has none that works."""
+    if np.__version__.startswith("1."):
+        spec = importlib.util.find_spec(WITNESSED)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+                path = Path(folder, "tflite", "python", MODULE.rpartition(".")[2] + suffix)
+                if path.is_file():
+                    return path
+    return None

@@ -1,8 +1,8 @@
-"""Calls larq-compute-engine's own converter, in a process of its own: nothing else imports TensorFlow.
+"""Calls larq-compute-engine's own converter, in the environment that has it: nothing else imports TensorFlow.
 
-    python -m dmsflow.deploying.exporters.official.child FOLDER
+    .witness/bin/python -I child.py FOLDER
 
-turns each .npz of the folder, as `convert.py` writes them, into a .tflite beside it.
+turns each .npz of the folder, as `convert.py` writes them, into a .tflite beside it. It imports nothing of dmsflow.
 """
 
 from __future__ import annotations

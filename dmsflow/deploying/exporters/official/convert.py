@@ -15,8 +15,7 @@ The converter takes padding by as much on all sides for SAME, at stride 2 as wel
 even image on one side only: such a file is wrong, and no error says so. So at stride 2 only those
 pixels are padded that are read.
 
-Two environment variables are read: PYTHONPATH, whose folders the child searches too, and TMPDIR, where
-programs and files lie meanwhile.
+The environment variable TMPDIR is read: programs and files lie there meanwhile.
 """
 
 from __future__ import annotations
@@ -24,11 +23,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +33,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dmsflow import environment
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT
 
-CHILD = f"{__package__}.child"
 INSTEAD = "or leave out --converter official"
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -176,17 +173,16 @@ def convert(programs: Sequence[Program]) -> list[bytes]:
     """The .tflite files of some programs, all converted by one child process.
 
     Raises:
-        DmsflowError: larq-compute-engine or TensorFlow is missing, NumPy is too new for them, the
-            converter fails, or the disk has no space for its files.
+        DmsflowError: larq-compute-engine or TensorFlow is missing, the converter fails, or the disk has no
+            space for its files.
     """
-    if int(np.__version__.partition(".")[0]) >= 2:
-        raise DmsflowError(f"numpy {np.__version__}", "larq-compute-engine needs NumPy 1", "pip install 'numpy<2'")
+    command = [environment.witness_python(), "-I", str(Path(__file__).with_name("child.py"))]
     try:
         with tempfile.TemporaryDirectory(prefix="dmsflow-convert-") as folder:
             paths = [Path(folder, f"{index:05}.npz") for index in range(len(programs))]
             for path, program in zip(paths, programs, strict=True):
                 path.write_bytes(program.dumps())
-            done = _run_child(folder)
+            done = _run_child([*command, folder])
             if done.returncode:
                 raise explain_failure(done)
             return [path.with_suffix(".tflite").read_bytes() for path in paths]
@@ -195,15 +191,11 @@ def convert(programs: Sequence[Program]) -> list[bytes]:
         raise DmsflowError(tempfile.gettempdir(), what, "free some space or set TMPDIR") from error
 
 
-def _run_child(folder: str) -> subprocess.CompletedProcess[bytes]:
+def _run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     """An interrupt ends the child: `subprocess.run` kills it, and its stdin ends when this process does."""
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [str(Path(__file__).parents[4]), *(os.path.abspath(path) for path in inherited if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", CHILD, folder]
     reading, writing = os.pipe()
-    try:  # `folder` holds nothing that an import could take for a package
-        return subprocess.run(command, stdin=reading, capture_output=True, cwd=folder, env=environment, check=False)
+    try:
+        return subprocess.run(command, stdin=reading, capture_output=True, check=False)
     finally:
         os.close(reading)
         os.close(writing)
@@ -213,11 +205,8 @@ def explain_failure(done: subprocess.CompletedProcess[bytes]) -> DmsflowError:
     """What the child's end means to the user."""
     last = ["no output", *done.stderr.decode(errors="replace").strip().splitlines()][-1]
     if missing := re.search(r"No module named '(\w+)", last):
-        package, system, processor = missing[1].replace("_", "-"), platform.system(), platform.machine()
-        # Of larq-compute-engine there are wheels for other systems and for this processor, as in pyproject.toml.
-        if package.startswith("larq") and system == "Linux" and processor not in ("x86_64", "AMD64"):
-            return DmsflowError(package, f"has no package for {system} {processor}", "leave out --converter official")
-        return DmsflowError(package, "is not installed", f"pip install 'dmsflow[lce,tensorflow]', {INSTEAD}")
+        what = "is not in the environment of larq-compute-engine"
+        return DmsflowError(missing[1].replace("_", "-"), what, f"{environment.witness_command()}, {INSTEAD}")
     code = done.returncode
     status = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return DmsflowError("larq-compute-engine", f"its converter failed ({status}: {last})", f"report this, {INSTEAD}")

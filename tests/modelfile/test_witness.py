@@ -1,0 +1,161 @@
+"""The environment of larq-compute-engine: where it is looked for, how it is spoken to, and what may be wrong with it.
+
+A stand-in takes its place here: a folder with a bin/python, which runs this Python with a larq_compute_engine that has
+a runtime as its interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmsflow import doctor, environment
+from dmsflow.deploying.target import Target
+from dmsflow.errors import DmsflowError
+from dmsflow.measuring import devices
+from dmsflow.measuring.devices import File, Job
+from dmsflow.modelfile.runners import _witness, lce, litert
+
+STAND_IN = """
+import importlib.util, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "dmsflow.modelfile.runners.lce":
+            return importlib.util.spec_from_file_location(name, {runner!r})
+sys.meta_path.insert(0, Finder)
+"""
+RUNNER = """
+import sys
+from dmsflow.modelfile.runners import litert
+def is_here(): return True
+def version(): return "LCE 9.9"
+def open(path, threads=1): return litert.open(path, threads)
+"""
+
+
+@pytest.fixture
+def witness(tmp_path, monkeypatch):
+    """`witness(runner, start)` makes one: the text of its runner `lce`, and what its Python runs first."""
+    monkeypatch.setenv("DMSFLOW_WITNESS", str(tmp_path))
+    monkeypatch.setattr(lce, "is_here", lambda: False)
+    monkeypatch.setattr(lce, "_ask_version", lce._ask_version.__wrapped__)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def make(runner=RUNNER, start=STAND_IN):
+        (tmp_path / "runner.py").write_text(runner)
+        (tmp_path / "sitecustomize.py").write_text(start.format(runner=str(tmp_path / "runner.py")))
+
+    return make
+
+
+@pytest.fixture
+def tflite(model_files):
+    return Path(model_files[1].path)
+
+
+def test_a_file_runs_there_as_here(witness, tflite):
+    witness()
+    assert lce.version() == "LCE 9.9"
+    there, here = lce.open(tflite), litert.open(tflite)
+    assert isinstance(there, _witness.Session) and there.input_shape == here.input_shape
+    for seed in range(3):
+        image = np.random.default_rng(seed).integers(0, 256, here.input_shape).astype(np.float32)
+        np.testing.assert_array_equal(there.run(image), here.run(image))
+    child = there.child
+    del there
+    assert child.poll() is not None, "the child outlives its session"
+
+
+def test_it_measures_there(witness, model_files):
+    """All files of the job, with a program that needs nothing of dmsflow's own packages."""
+    witness()
+    files = (File(path=model_files[1].path, runner="lce"), model_files[0])
+    with devices.connect("local") as measure:
+        measured = measure(Job(files=files, threads=1, warm_up=0, runs=2))
+    assert measured.timings[0].runtime == "LCE 9.9" and measured.timings[1].runtime.startswith("onnxruntime")
+    assert all(timing.peak_memory_bytes for timing in measured.timings)
+
+
+def test_a_damaged_file_is_one_line(witness, tmp_path):
+    witness()
+    (tmp_path / "bad.tflite").write_bytes(b"no model")
+    with pytest.raises(DmsflowError, match=r"^\S+bad.tflite: is not a complete .tflite file \(.*\); export it again$"):
+        lce.open(tmp_path / "bad.tflite")
+
+
+@pytest.mark.parametrize(
+    ("runner", "line"),
+    [
+        ("1 / 0", "died (ZeroDivisionError: division by zero); make the witness again: run make witness"),
+        ("import os; os._exit(7)", "died (exit status 7); make the witness again: run make witness"),
+        ("def is_here(): return False", "has no larq-compute-engine with NumPy 1 ("),
+    ],
+)
+def test_a_broken_one_is_one_line(witness, tflite, runner, line):
+    witness(runner)
+    with pytest.raises(DmsflowError, match=re.escape(line)):
+        lce.open(tflite)
+
+
+def test_one_that_dies_midway_is_one_line(witness, tflite):
+    witness(
+        RUNNER + "import os\nclass Dying: input_shape, run = (1, 2), lambda *_: os._exit(3)\nopen = lambda *_: Dying()"
+    )
+    session = lce.open(tflite)
+    with pytest.raises(DmsflowError, match=r"model.tflite: the process .* died \(exit status 3\); export it again"):
+        session.run(np.zeros((1, 2), np.float32))
+
+
+def test_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.delenv("DMSFLOW_WITNESS", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(DmsflowError) as raised:
+        environment.witness_python()
+    assert str(raised.value) == (
+        "larq-compute-engine: is not installed; python3.11 -m venv DIR && DIR/bin/pip install 'numpy<2' "
+        "larq-compute-engine onnxruntime tensorflow, and set DMSFLOW_WITNESS=DIR"
+    )
+    (tmp_path / "Makefile").touch()
+    with pytest.raises(DmsflowError, match="larq-compute-engine: is not installed; run make witness$"):
+        environment.witness_python()
+    assert not environment.is_installed("larq_compute_engine")
+    for folder in (tmp_path / ".witness", tmp_path / "other"):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+    assert environment.witness_python() == str(tmp_path / ".witness" / "bin" / "python")
+    assert environment.is_installed("larq_compute_engine")
+    monkeypatch.setenv("DMSFLOW_WITNESS", os.path.relpath(tmp_path / "other"))
+    assert Path(environment.witness_python()).samefile(sys.executable)
+    monkeypatch.setenv("DMSFLOW_WITNESS", str(tmp_path / "none"))
+    with pytest.raises(DmsflowError, match=r"^DMSFLOW_WITNESS=\S+none: has no bin/python; run make witness$"):
+        environment.witness_python()
+
+
+def test_a_processor_without_a_wheel_is_not_told_to_install_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.delenv("DMSFLOW_WITNESS", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(DmsflowError, match=r"larq-compute-engine: has no wheel for Linux aarch64; use another runner"):
+        environment.witness_python()
+
+
+def test_a_target_that_has_no_other_runner_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.delenv("DMSFLOW_WITNESS", raising=False)
+    (tmp_path / "Makefile").touch()
+    target = Target(name="own", description="x", exporter="lce", runner="lce", suffix=".tflite")
+    missing = doctor.find_missing_modules(target)
+    with pytest.raises(
+        DmsflowError, match=r"target own: needs larq_compute_engine \(not installed\); run make witness"
+    ):
+        environment.require("target own", missing)
