@@ -105,8 +105,8 @@ $(NATIVE): $(STAMP) hatch_build.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-# Of the versions in constraints.txt all but NumPy's; onnxruntime and LiteRT are measured beside it.
-$(WITNESS): constraints.txt
+# The versions are those of constraints.txt, but for NumPy's. dmsflow and other runtimes are there to be compared with it.
+$(WITNESS): pyproject.toml constraints.txt
 	@for python in $(WITNESS_PYTHON) python3.11 python3.12 python3 \
 	        $$(ls -d $$HOME/.pyenv/versions/3.1[12].*/bin/python 2>/dev/null); do \
 	    if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
@@ -119,8 +119,9 @@ $(WITNESS): constraints.txt
 	fi; \
 	echo "setting up .witness with $$found (once; TensorFlow is a large download)" >&2; \
 	$$found -m venv --clear .witness && grep -v '^numpy' constraints.txt > .witness/constraints.txt && \
-	.witness/bin/python -m pip install --quiet --disable-pip-version-check --constraint .witness/constraints.txt \
-	    'numpy<2' larq-compute-engine==0.16.0 $(TENSORFLOW)==2.21.0 onnxruntime ai-edge-litert
+	DMSFLOW_NO_NATIVE=1 .witness/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint .witness/constraints.txt --editable '.[onnx,device]' \
+	    'numpy<2' larq-compute-engine==0.16.0 $(TENSORFLOW)==2.21.0
 	@touch $@
 
 $(LEAN)/.installed: pyproject.toml constraints.txt

@@ -5,8 +5,9 @@ difference between a chain of nine and a chain of one, in one process and in tur
 floats with the LceQuantize that turns them into bits again. The interpreter runs in its best mode on x86-64,
 indirect kernels and XNNPACK. Outputs of all must be equal, bit for bit.
 
-    python benchmarks/kernels.py
-    python benchmarks/kernels.py --kernels avx2 --out docs/results/kernels-x86-64-avx2.json
+    make witness
+    .witness/bin/python benchmarks/kernels.py
+    .witness/bin/python benchmarks/kernels.py --kernels avx2 --out docs/results/kernels-x86-64-avx2.json
 
 On an emulated ARM core the cycles of each layer are modelled, beside those of LCE's best kernels in the same
 model (measured by hand once, with LCE's own benchmark program) and beside what counting alone takes, three
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +35,8 @@ from numpy.typing import NDArray
 
 from dmsflow import native
 from dmsflow.deploying.exporters import _flatbuffer
-from dmsflow.environment import describe_environment
+from dmsflow.environment import describe_environment, witness_command
+from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import _program, qemu
@@ -68,6 +71,9 @@ def main() -> None:
     if arguments.device != "local":
         modelled(arguments.device, arguments.out)
         return
+    if not lce.is_here():
+        what = "times two runtimes in one process, and this Python has no larq-compute-engine with NumPy 1"
+        raise DmsflowError(sys.executable, what, f"{witness_command()}, and then .witness/bin/python {sys.argv[0]}")
     options = {"threads": "1"} | ({"kernels": arguments.kernels} if arguments.kernels else {})
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,14 @@
 """Whole networks, one run of each runtime in turn: float32, both forms of ONNX, and the .tflite file in each runner.
 
 float32 is the network of the same widths in onnxruntime, to which all ratios are. The official interpreter runs in
-its best mode on x86-64 (indirect kernels and XNNPACK); a runner that is not installed here is left out. Weights are
+its best mode on x86-64 (indirect kernels and XNNPACK), in the Python of `make witness`; a runner that is not installed
+in the Python that runs this is left out. Weights are
 random: they change no time. All are in one process, so that whatever disturbs the machine disturbs all alike; the
 ratios are those of the medians. All files of a network must give the classes of its integer graph, and logits that
 differ by no more than the rounding of the float layers.
 
-    python benchmarks/runtimes.py
-    python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
+    .witness/bin/python benchmarks/runtimes.py
+    .witness/bin/python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
 """
 
 from __future__ import annotations
@@ -103,7 +104,10 @@ def usable() -> dict[str, str]:
     versions = {}
     for label, (_, _, name) in FILES.items():
         try:
-            versions[label] = load_plugin("runners", name).version()
+            runner = load_plugin("runners", name)
+            if hasattr(runner, "is_here") and not runner.is_here():  # a pipe to another process takes time
+                raise DmsflowError(f"runner {name}", "is not in this process", "run this by .witness/bin/python")
+            versions[label] = runner.version()
         except DmsflowError as error:
             print(f"without {label}: {error}", file=sys.stderr)
     return versions
