@@ -7,6 +7,7 @@ definition in NumPy, `convolve`, decides.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import subprocess
@@ -444,7 +445,9 @@ while (model := _witness.receive(given)) is not None:
 def witness() -> subprocess.Popen[bytes]:
     """A process that runs one model after the other in the official interpreter; it ends with this one."""
     pipe, command = subprocess.PIPE, [witness_python(), "-I", "-c", WITNESS, str(ROOT)]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+    atexit.register(child.communicate)
+    return child
 
 
 def run_lce(model: bytes, values: np.ndarray, reference: bool = False) -> np.ndarray:

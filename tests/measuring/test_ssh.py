@@ -289,7 +289,7 @@ def test_a_runner_of_the_users_own_goes_along(server, files, tmp_path):
     )
     with devices.connect(server.address) as measure:
         seen = measure(job(File(path=files[0].path, runner=str(runner)), files[1]))
-    assert [timing.runtime.split()[0] for timing in seen.timings] == ["mine", "LCE"]
+    assert [timing.runtime.split()[0] for timing in seen.timings] == ["mine", "LiteRT"]
 
 
 def test_one_connection_serves_all_jobs(server, files):
