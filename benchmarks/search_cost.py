@@ -76,7 +76,7 @@ def main() -> None:
 
 def row(largest: tuple[int, ...], batch: int, narrow: bool, steps: int, threads: int) -> dict[str, Any]:
     search = prepared(largest, batch, narrow, threads)
-    net, window = search.net, search.make_window(search.net.widths)
+    net, window = search.net, search.make_window(search.net.at.centre, search.net.widths)
     where = net.where
     plain = Model(net.model.network, net.model.widths).to(where.device)
     optimiser = make_optimiser(plain, TrainSettings())
@@ -114,7 +114,7 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     reach = np.ones_like(most) if narrow else most
     search = Descent(net)
     sigma = reach / bases / search.REACH
-    search.sigma = lambda: sigma  # type: ignore[method-assign]
+    search.sigma = lambda centre: sigma  # type: ignore[method-assign]
     return search
 
 

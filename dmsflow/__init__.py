@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dmsflow.api import Benched, Exported, Result, Searched, Trained, bench, export, load, search, train
+    from dmsflow.api import Benched, Exported, Result, Searched, Trained, bench, export, load, search, train, widths
     from dmsflow.datasets import Dataset
     from dmsflow.datasets.arrays import make_dataset
     from dmsflow.errors import BudgetMissed, DmsflowError
@@ -38,6 +38,7 @@ __all__ = [
     "make_dataset",
     "search",
     "train",
+    "widths",
 ]
 _HOMES = {
     "dmsflow.datasets": ("Dataset",),

@@ -26,7 +26,7 @@ from dmsflow.reporting import shipped
 from dmsflow.settings import Data
 from dmsflow.terminal import Progress, listening
 
-FLAGS = ("align", "download", "force", "from_float", "operations", "resume", "tensorboard")
+FLAGS = ("download", "force", "from_float", "operations", "resume", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,30 @@ def search(
         source = settings.resolve(Data, **of_data)
         words = options.as_words("data", of_data)
         return Searched(*how.run("search", source, words, chosen, preset=preset, effort=effort))
+
+
+def widths(
+    source: Source, *, out: Path | str | None = None, resume: bool = False, force: bool = False, **budgets: Any
+) -> Searched:
+    """Choose widths for other budgets, in a second, from what a search has learned.
+
+    Args:
+        source: what `search` returned, the path of a search.json, or the name of a model that comes with dmsflow.
+        out: folder for what is written; without it one in that of `source`, named after the budgets.
+        budgets: memory_mib, macs_m, file_kib, latency_ms and profile, as for `search`.
+
+    What is raised is as for `search`.
+    """
+    with _in_python():
+        from dmsflow.searching.widths import solve_widths
+
+        path, folder = _find(source, "widths", None)
+        chosen = settings.resolve(settings.SearchSettings, **_plain(budgets))
+        folder = Path(out) if out else folder / settings.name_budgets(chosen)
+        words = [str(path), *options.as_words("search", _plain(budgets)), "--out", str(folder)]
+        with listening(lambda _: None):
+            made = solve_widths(path, chosen, folder, Flow(("dmsflow", "widths", *words), resume=resume, force=force))
+        return Searched(made, manifest.load_manifest(made))
 
 
 def train(

@@ -12,19 +12,19 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
 
-from dmsflow import __version__, doctor, environment, manifest, options
+from dmsflow import __version__, doctor, environment, manifest, options, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError, printable, require_utf8, within_memory
 from dmsflow.reporting import shipped
 from dmsflow.terminal import end_interrupted, interruptible, lasting_streams, print_table, write_anything
 
 FILE = click.Path(path_type=Path)
-STAGES = tuple(manifest.PACKAGES)
+STAGES: tuple[manifest.Stage, ...] = get_args(manifest.Stage)
 
 
 @click.group(
@@ -55,9 +55,33 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 
     Example: dmsflow search --network vgg11 --dataset cifar10 --memory-mib 0.08 --macs-m 16
     """
-    settings = options.resolved(ctx, "search")
+    chosen = options.resolved(ctx, "search")
     data = options.resolved(ctx, "data")
-    _start_stage(ctx, "search", data, settings, manifest.run_folder(settings.network, data.name))
+    _start_stage(ctx, "search", data, chosen, manifest.run_folder(chosen.network, data.name))
+
+
+@cli.command("widths", cls=options.StageCommand)
+@options.source_argument
+@options.settings_options("search", only={"search": (*settings.BUDGETS, "profile")})
+@options.flow_options("a folder beside FILE, named after the budgets")
+@click.pass_context
+def widths_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
+    """Choose widths for other budgets, without a new search. Writes search.json.
+
+    FILE is a search.json of the gradient search. It has learned what each width is worth, so the best widths for any
+    budgets from half to twice its own, on any device, follow in a second.
+
+    Example: dmsflow widths runs/vgg11-cifar10/search.json --memory-mib 0.06 --profile cortex-a76 --latency-ms 0.2
+    """
+    chosen = options.resolved(ctx, "search")
+    out = ctx.params["out"] or shipped.default_out(source) / settings.name_budgets(chosen)
+    _check_one_of(ctx.params["resume"], ctx.params["force"])
+    from dmsflow.searching import widths
+
+    if ctx.params["dry_run"]:
+        _print_plan("widths", widths.plan_widths(source, chosen, out))
+    else:
+        click.echo(widths.solve_widths(source, chosen, out, _flow(ctx)))
 
 
 @cli.command("train", cls=options.StageCommand)

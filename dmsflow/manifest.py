@@ -49,9 +49,9 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
 }
 # What metrics and environments have under these names; a name that ends in a unit has a number.
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("comparison", "layers", "operations", "pieces"), list[dict[str, Any]]),
+    **dict.fromkeys(("comparison", "layers", "predicted", "operations", "pieces"), list[dict[str, Any]]),
     **dict.fromkeys(
-        ("alignment", "continued_from", "before", "after", "machine", "profile", "versions"), dict[str, Any]
+        ("continued_from", "learned", "slopes", "before", "after", "machine", "profile", "versions"), dict[str, Any]
     ),
     **dict.fromkeys(("chosen", "name", "date", "device"), str),
     "remarks": list[str],

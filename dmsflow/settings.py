@@ -73,7 +73,8 @@ def anchored(data: Data) -> Data:
 
 
 Choice = Literal["auto", "on", "off"]
-Method = Literal["gradient", "published", "evolution", "uniform", "equal", "interpolated", "random"]
+BUDGETS = ("memory_mib", "macs_m", "file_kib", "latency_ms")  # of a search
+Method = Literal["gradient", "published", "evolution", "balanced", "uniform", "equal", "interpolated", "random"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,9 +134,6 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
     latency_ms: Annotated[
         Positive | None, option("Budget: allow at most this many milliseconds for one image, predicted by --profile.")
     ] = None
-    align: Annotated[
-        bool, preset_only("Round widths to multiples that kernels use (32 in, 8 out) if nothing gets worse.")
-    ] = False
     rounds: Annotated[Count, preset_only("Search for this many rounds, each a weight phase and a width phase.")] = 16
     weight_steps: Annotated[Count, preset_only("Train this many steps in a weight phase.")] = 40
     weight_epochs: Annotated[
@@ -147,10 +145,7 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
     width_warmup: Annotated[
         float, preset_only("Train weights only in this share of the rounds, at the start.", ge=0, lt=1)
     ] = 0.25
-    step_size: Annotated[
-        Positive,
-        preset_only("Change a log width by at most this much in a round; published: the learning rate of widths."),
-    ] = 0.15
+    step_size: Annotated[Positive, preset_only("Published: use this learning rate for widths.")] = 0.15
     min_ratio: Annotated[Positive, preset_only("Allow no width below this ratio to its base width.")] = 0.3
     max_ratio: Annotated[Ratio, preset_only("Allow no width above this ratio to its base width.")] = 8.0
     sigma_start: Annotated[Positive, preset_only("Use this scale of the width distribution in the first round.")] = 0.3
@@ -164,6 +159,16 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
         Positive, preset_only("Published: use this weight for the penalty of Eq. 7, per MiB, million MACs and ms.")
     ] = 0.01
     temperature: Annotated[Positive, preset_only("Published: use this temperature of the Gumbel-softmax.")] = 1.0
+
+
+def name_budgets(chosen: SearchSettings) -> str:
+    """The name of a folder for widths within these budgets.
+
+    >>> name_budgets(SearchSettings(memory_mib=0.06, latency_ms=2))
+    '0.06mib-2ms'
+    """
+    given = ((name, getattr(chosen, name)) for name in BUDGETS)
+    return "-".join(f"{limit:g}{name.rpartition('_')[2]}" for name, limit in given if limit) or "widths"
 
 
 class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -271,6 +276,7 @@ OF_THE_PAPER = ("estimator", "reallocate", "step", "start", "sigma_relative", "s
 WITHOUT_GAIN = ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort")
 REMOVED_FIELDS = dict.fromkeys(OF_THE_PAPER, "leave it out; --preset paper is the search as published")
 REMOVED_FIELDS |= dict.fromkeys(WITHOUT_GAIN, "leave it out; it gained nothing (docs/results.md)")
+REMOVED_FIELDS["align"] = "leave it out; --file-kib and --latency-ms count whole words and the steps of kernels"
 REMOVED_FIELDS["onnx_form"] = "leave it out; onnx files always compute sums with integers"
 
 

@@ -257,11 +257,11 @@ def test_a_stage_of_an_earlier_version_is_finished_under_its_present_names(
     tmp_path: Path, method: Literal["equal", "interpolated"], before: str
 ) -> None:
     recorded = msgspec.to_builtins(SearchSettings(method=method))
-    del recorded["amp"], recorded["width_warmup"], recorded["align"]  # and one that it did not have
+    del recorded["amp"], recorded["width_warmup"], recorded["start_ratio"]  # and one that it did not have
     recorded |= {"method": before, "mixed": "auto", "head_start": 0.25, "hold": "projection"}
     path = make(tmp_path, settings=recorded)
     resumed = Flow((), resume=True)
-    assert manifest.is_finished(path, SearchSettings(method=method, threads=2, align=True), resumed)
+    assert manifest.is_finished(path, SearchSettings(method=method, threads=2, start_ratio=2.0), resumed)
     with pytest.raises(DmsflowError, match="was made with amp auto, not off"):
         manifest.is_finished(path, SearchSettings(method=method, amp="off"), resumed)
 

@@ -221,8 +221,8 @@ def test_set_comes_from_the_environment_too(
     monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.mood=4")
     assert cli.main(["search"]) == 1
     assert "--set search.mood=4: is not a setting" in capsys.readouterr().err
-    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.align=true")
-    assert options.resolved(context("search"), "search") == SearchSettings(rounds=3, align=True)
+    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=3 search.min_ratio=0.5")
+    assert options.resolved(context("search"), "search") == SearchSettings(rounds=3, min_ratio=0.5)
 
 
 def test_an_option_that_never_was_is_a_usage_error() -> None:

@@ -149,7 +149,7 @@ def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, wh
         padded = round_up(width, step)
         edges = f"{padded - step} or {padded}" if padded > step else f"{padded}"
         share = f"{1 - width / padded:.0%} {what} is padding"
-        right = f"use {edges} (--set search.align=true)"
+        right = f"use {edges} (search --file-kib counts padding)"
         lines.append(f"{list_names(names)}: {width} channels {verb} as {padded}: {share}; {right}")
     return lines
 

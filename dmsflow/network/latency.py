@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dmsflow.errors import DmsflowError
@@ -108,6 +108,10 @@ class Latency:
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
             rows.append((block, grid(reads, writes)))
         return rows
+
+    def without_steps(self) -> Latency:
+        """The same between the measured edges, as if kernels had no steps: never more, and with a slope everywhere."""
+        return replace(self, parts=tuple((block, replace(grid, steps=Granularity())) for block, grid in self.parts))
 
     @property
     def unit(self) -> str:

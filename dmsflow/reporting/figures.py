@@ -43,7 +43,15 @@ COLOURS: dict[str, tuple[str, str]] = {
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("series"))
 INK, SOFT, RULE, PAPER = (COLOURS[name][0] for name in ("ink", "soft", "rule", "paper"))
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = {"published": "P", "evolution": "*", "uniform": "s", "equal": "D", "interpolated": "^", "random": "X"}
+MARKERS = {
+    "published": "P",
+    "evolution": "*",
+    "balanced": "o",
+    "uniform": "s",
+    "equal": "D",
+    "interpolated": "^",
+    "random": "X",
+}
 WIDTH, HEIGHT = 360, 230  # of a panel without its legend
 SMALL_WIDTH, SMALL_HEIGHT = 176, 132  # of a panel among many, without names of axes and without a legend
 LEGEND_ROWS = 12  # more would be taller than the picture

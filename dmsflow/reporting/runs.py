@@ -25,7 +25,7 @@ from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSetting
 from dmsflow.terminal import format_threads
 
 STAGES: tuple[str, ...] = get_args(manifest.Stage)
-BASELINES = ("uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
+BASELINES = ("balanced", "uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
 

@@ -13,7 +13,7 @@ from dmsflow.terminal import print_table
 
 FILES = (".json", ".tflite", ".onnx")  # what a path that a command reads ends in
 # The manifest of a model that a command reads; bench reads what it exports first.
-READ_BY = {"train": "search.json", "export": "train.json", "bench": "train.json"}
+READ_BY = {"widths": "search.json", "train": "search.json", "export": "train.json", "bench": "train.json"}
 HEAD = ("name", "data set", "network", "MiB", "M MACs", "top-1 %", "file bytes")
 
 

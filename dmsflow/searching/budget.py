@@ -1,7 +1,6 @@
 """Memory, MAC and latency budgets: which widths are within them, and the baselines that fill them.
 
-Widths are ratios to their base, one entry a named width, in the order of `network.widths`; NumPy only. What a
-budget does to the steps of a search, which takes derivatives, is in `constrained_step`.
+Widths are ratios to their base, one entry a named width, in the order of `network.widths`; NumPy only.
 """
 
 from __future__ import annotations
@@ -39,12 +38,14 @@ class Budget:
         name, unit: for tables and metrics ("memory", "MiB").
         limit: in that unit.
         cost: of a network at given widths, in that unit; numbers or tensors.
+        smooth: the same without steps, where the cost has any.
     """
 
     name: str
     unit: str
     limit: float
     cost: Callable[[Network, Mapping[str, Any]], Any]
+    smooth: Callable[[Network, Mapping[str, Any]], Any] | None = None
 
 
 def memory_mib(network: Network, widths: Mapping[str, Any]) -> Any:
@@ -108,9 +109,11 @@ class Budgets:
             if latency is None:
                 right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
                 raise DmsflowError("--latency-ms", "needs --profile, the times of a device", right)
-            limits.append(Budget("latency", latency.unit, settings.latency_ms, lambda _, widths: latency(widths)))
+            even = latency.without_steps()
+            costs = (lambda _, widths: latency(widths)), (lambda _, widths: even(widths))
+            limits.append(Budget("latency", latency.unit, settings.latency_ms, *costs))
         if settings.file_kib is not None:
-            limits.append(Budget("file", "KiB", settings.file_kib, file_size.kib))
+            limits.append(Budget("file", "KiB", settings.file_kib, file_size.kib, file_size.kib_without_steps))
         limits = limits or [Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib)]
         bases = np.array(list(network.widths.values()), np.float64)
         low, high = np.maximum(settings.min_ratio, 1 / bases), np.full_like(bases, settings.max_ratio)
@@ -123,6 +126,15 @@ class Budgets:
     def base(self) -> Ratios:
         """Channels at ratio 1, [n]."""
         return np.array(list(self.network.widths.values()), np.float64)
+
+    def scaled(self, factors: Ratios) -> Budgets:
+        """With each limit multiplied by its factor, [budgets], but no smaller than what the smallest network takes."""
+        smallest = self._integers(self.bounds.low, up=True)
+        limits = (
+            replace(each, limit=max(each.limit * factor, each.cost(self.network, smallest)))
+            for each, factor in zip(self.limits, factors.tolist(), strict=True)
+        )
+        return replace(self, limits=tuple(limits))
 
     # --- what widths cost ---
 
@@ -143,36 +155,47 @@ class Budgets:
         """Whether widths are within every budget."""
         return all(budget.cost(self.network, widths) <= budget.limit for budget in self.limits)
 
-    def utilisation(self, ratios: Ratios) -> Ratios:
-        """The fraction of each budget that is used, [budgets]: at most 1 within it."""
+    def utilisation(self, ratios: Ratios, *, smooth: bool = False) -> Ratios:
+        """The fraction of each budget that is used, [budgets]: at most 1 within it; `smooth`: of costs without steps."""
         widths = as_widths(self.network, ratios.tolist())
-        return np.array([budget.cost(self.network, widths) / budget.limit for budget in self.limits])
-
-    def log_slack(self, ratios: Ratios) -> Ratios:
-        """log(limit / cost) of every budget, [budgets]; 0 where it is active.
-
-        A latency moves in steps, so a budget may be active well below its limit: where growing breaks it.
-        """
-        grown = self.utilisation(self.bounds.clip(ratios * (1 + GROWTH_PROBE)))
-        return np.where(grown > 1, 0.0, -np.log(self.utilisation(ratios)))
+        costs = [((smooth and each.smooth) or each.cost)(self.network, widths) for each in self.limits]
+        return np.array(costs) / [each.limit for each in self.limits]
 
     # --- widths within the budgets ---
 
     def project(self, ratios: Ratios) -> Ratios:
-        """Shift all log ratios by one amount so that the tightest budget is exhausted, within the range."""
+        """Shift all log ratios by one amount until a budget is exhausted; then those go on that break none, in the range.
+
+        A cost that moves in steps (a device's milliseconds, words of a file) is exhausted for some widths long before
+        the others: a width that stands at the edge of such a step is held there.
+        """
         # Every weight step asks for this, so it computes in plain numbers: arrays this small are slow.
         entries = list(zip(ratios.tolist(), self.bounds.low.tolist(), self.bounds.high.tolist(), strict=True))
+        found, free = [low for _, low, _ in entries], set(range(len(entries)))
 
         def shifted(shift: float) -> list[float]:
             factor = math.exp(shift)
-            return [min(max(ratio * factor, low), high) for ratio, low, high in entries]
+            return [
+                min(max(ratio * factor, low), high) if place in free else found[place]
+                for place, (ratio, low, high) in enumerate(entries)
+            ]
 
-        low, high = -12.0, 12.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            fits = self.met(as_widths(self.network, shifted(middle)))
-            low, high = (middle, high) if fits else (low, middle)
-        return np.array(shifted(low))
+        def grows(place: int) -> bool:
+            ratio = found[place] * (1 + GROWTH_PROBE)
+            wider = [*found[:place], ratio, *found[place + 1 :]]
+            return ratio <= entries[place][2] and self.met(as_widths(self.network, wider))
+
+        low = -12.0
+        while free:
+            high = 12.0
+            for _ in range(BISECTIONS):
+                middle = (low + high) / 2
+                fits = self.met(as_widths(self.network, shifted(middle)))
+                low, high = (middle, high) if fits else (low, middle)
+            found = shifted(low)
+            # Each can grow, but not all of them, where several stand at an edge: the first one stays.
+            free -= {place for place in free if not grows(place)} or {min(free)}
+        return np.array(found)
 
     def round_within(self, ratios: Ratios) -> dict[str, int]:
         """Integer widths within every budget: rounded down, then the largest remainders up while they fit."""

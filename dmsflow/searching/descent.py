@@ -1,14 +1,16 @@
 """The search by gradient descent on the widths: Algorithm 1 of the DMS paper with its errors corrected.
 
-Each round trains the weights on one half of the training set, then moves the widths on the other half
-along the budgets, and deflates sigma. The paper's search as published is in `published`.
+Each round trains the weights on one half of the training set, takes gradients of the widths on the other half, at
+several points of a range of budgets, and deflates sigma. All gradients so far give the slopes of the loss
+(`slopes`), and these the widths of the next round. The paper's search as published is in `published`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from dmsflow.searching import supernetwork
 from dmsflow.searching.budget import Ratios
-from dmsflow.searching.constrained_step import bounded_move, exhaust, normals
+from dmsflow.searching.slopes import Slopes, fit_slopes, solve
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
@@ -33,9 +35,7 @@ from dmsflow.training.step import check_finite, set_learning_rate, weight_step
 # Most steps train narrow sub-networks: those are compared at the end, with the weights that they share.
 MIXTURE = (("sampled", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 NEAR_SPREAD = 0.15  # standard deviation of the log widths of sub-networks near mu
-GRADIENT_DECAY = 0.75  # what a round's gradient counts, each round later; 0.0 and 1.0 gained nothing (docs/results.md)
-ROUNDS_TO_COMPARE = 2.0  # effective rounds from which their own spread is a better error than that of batches
-AVERAGED_ROUNDS = 1 / 3  # the last ones, whose mean is the result: mu still moves by a step in each
+POINTS = 4  # of a width phase: mu, and others sampled from the whole range
 
 
 class Descent:
@@ -56,15 +56,15 @@ class Descent:
         epochs, steps = self.settings.weight_epochs, self.settings.weight_steps
         self.steps = steps if epochs is None else max(1, round(epochs * net.weight_batches.steps))
 
-    def search(self, saved: Path, log: Log) -> Ratios:
-        """Do the rounds that are left, each saved, and return the ratios [n] found, within every budget."""
+    def search(self, saved: Path, log: Log) -> None:
+        """Do the rounds that are left, each saved."""
         at, rounds = self.net.at, self.settings.rounds
         log.rows = at.rows
         with track("search", rounds, "round", done=at.round) as progress:
             while at.round < rounds:
                 if at.weight_step == 0:
                     self.begin_round()
-                self.window = self.make_window(self.net.widths)
+                self.window = self.make_window(at.centre, self.net.widths)
                 self._train_weights(saved)
                 moved = self._move_widths() if at.round >= self.first_move else {}
                 row = self._row() | moved
@@ -72,7 +72,6 @@ class Descent:
                 at.round, at.weight_step, at.results = at.round + 1, 0, []
                 supernetwork.save(self.net, saved)
                 progress.advance(note=self._note(row))
-        return self.result()
 
     # --- what the paper's search overrides ---
 
@@ -80,9 +79,15 @@ class Descent:
         """Make the masks of this round around the present mu."""
         self.net.at.centre = self.net.at.mu
 
-    def sigma(self) -> Ratios:
-        """Scale of every width's distribution in this round, in ratio, [n]."""
-        return self.sigma_factor() * self.net.at.centre
+    def sigma(self, centre: Ratios) -> Ratios:
+        """Scale of the distribution of every width around `centre` in this round, in ratio, [n]."""
+        return self.sigma_factor() * centre
+
+    def points(self) -> list[Ratios]:
+        """Where this round's width phase takes gradients, ratios [n] each: at mu, and anywhere in the range."""
+        net, seed = self.net, self.settings.seed
+        draws = (generator(seed, "point", net.at.round, number) for number in range(1, POINTS))
+        return [net.at.mu, *map(net.sample_ratios, draws)]
 
     def make_masks(self, mu: Tensor, phase: str, step: int) -> list[Mask]:
         """The mask of every width at ratios `mu` [n] in one step of a phase, on the CPU; gradients reach `mu`."""
@@ -103,27 +108,22 @@ class Descent:
         if kind == "full":
             return {}
         if kind == "sampled":
-            return net.widths_near(net.sample_ratios(draw))
+            return net.whole_widths(net.sample_ratios(draw))
         noise = torch.randn(len(at.mu), generator=draw, dtype=torch.float64).numpy()
         return net.widths_near(at.mu * np.exp(NEAR_SPREAD * noise))
 
-    def move(self, gradient: Ratios, error: Ratios) -> None:
-        """Move mu at the end of a width phase: one step of all widths, bounded by the error of all rounds' gradients."""
-        at, budgets = self.net.at, self.budgets
-        gradient, error = remember(at.rows, gradient, error)
-        slack, size = budgets.log_slack(at.mu), self.settings.step_size
-        step = bounded_move(gradient, error, normals(budgets, at.mu), slack, size)
+    def move(self, points: Sequence[dict[str, Any]]) -> None:
+        """Move mu at the end of a width phase, to where the slopes known by now say that the loss is lowest."""
         within = self.net.allocated()
-        at.mu = within.project(within.bounds.clip(at.mu * np.exp(step)))
+        self.net.at.mu = solve(within, self.slopes(points))
+
+    def slopes(self, points: Sequence[dict[str, Any]] = ()) -> Slopes:
+        """From the points of all rounds so far, and these."""
+        known = [point for row in self.net.at.rows for point in row.get("points", ())]
+        return fit_slopes([*known, *points], self.budgets.network)
 
     def after_pass(self, each: WidthPass) -> None:
         """Called after every batch of a width phase."""
-
-    def result(self) -> Ratios:
-        """The ratios found: the mean of the last third's log ratios, where every budget is exhausted."""
-        rows = self.net.at.rows
-        last = rows[-max(1, round(AVERAGED_ROUNDS * len(rows))) :]
-        return exhaust(self.budgets, np.exp(np.log([row["mu"] for row in last]).mean(0)))
 
     # --- the phases of a round ---
 
@@ -133,9 +133,9 @@ class Descent:
         progress = self.net.at.round / max(self.settings.rounds - 1, 1)
         return float(start * (end / start) ** progress)
 
-    def make_window(self, most: Mapping[str, float] | None) -> Window:
-        """What the masks of this round mix: as far as REACH around mu, in the range; at most `most` channels of each."""
-        budgets, centre, sigma = self.budgets, self.net.at.centre, self.sigma()
+    def make_window(self, centre: Ratios, most: Mapping[str, float] | None) -> Window:
+        """What masks around `centre` mix: as far as REACH, in the range; at most `most` channels of each."""
+        budgets, sigma = self.budgets, self.sigma(centre)
         ends = (budgets.bounds.clip(centre + side * self.REACH * sigma) for side in (-1, 1))
         low, high = (np.maximum(np.round(end * budgets.base), 1) for end in ends)
         high = np.minimum(high, list(most.values())) if most else high
@@ -169,35 +169,50 @@ class Descent:
         check_finite(float(torch.stack(self.net.at.results)[:, 0].mean()), f"search, round {self.net.at.round + 1}")
 
     def _move_widths(self) -> dict[str, Any]:
-        """One pass of mu on the half for widths; its part of the log's row."""
+        """Gradients of the widths on the other half, at several points, and a move of mu; their part of the log's row."""
         net, at = self.net, self.net.at
         count = self.settings.width_batches or net.width_batches.steps
-        passes = []
-        net.model.requires_grad_(False)
         batches = net.width_batches.run(at.round * count, (at.round + 1) * count)
-        for step, (images, labels) in enumerate(batches):
-            passes.append(WidthPass(self, images, labels, step))
-            self.after_pass(passes[-1])
+        points, places = [], self.points()
+        net.model.requires_grad_(False)
+        for number, mu in enumerate(places):
+            share = -(-count * (number + 1) // len(places)) - -(-count * number // len(places))
+            self.window = self.make_window(mu if number else at.centre, net.widths)
+            passes = []
+            for step, (images, labels) in enumerate(itertools.islice(batches, share)):
+                passes.append(WidthPass(self, mu if number else at.mu, images, labels, step))
+                self.after_pass(passes[-1])
+            if passes:
+                points.append(self._point(mu, passes))
         net.model.requires_grad_(True)
+        self.move(points)
+        first = points[0]
+        figures = {"width_loss": first["loss"], "width_top1_percent": first["top1_percent"]}
+        return figures | {name: first[name] for name in ("gradient", "gradient_error")} | {"points": points}
+
+    def _point(self, mu: Ratios, passes: Sequence[WidthPass]) -> dict[str, Any]:
+        """What the log keeps of the gradients at one point: means over its batches, and their standard error."""
         loss, right = torch.stack([each.result for each in passes]).double().mean(0).tolist()
-        check_finite(loss, f"search, round {at.round + 1}")
-        gradients = np.stack([each.gradient() for each in passes]) * at.mu  # of log ratios
-        mean = gradients.mean(0)
-        error = gradients.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.abs(gradients[0])
-        self.move(mean, error)
-        figures = {"width_loss": loss, "width_top1_percent": 100 * right}
-        return {**figures, "gradient": mean.tolist(), "gradient_error": error.tolist()}
+        check_finite(loss, f"search, round {self.net.at.round + 1}")
+        gradients = np.stack([each.gradient() for each in passes]) * mu  # of log ratios
+        error = gradients.std(0, ddof=1) / math.sqrt(len(passes)) if len(passes) > 1 else np.abs(gradients[0])
+        point: dict[str, Any] = {
+            "round": self.net.at.round + 1,
+            "mu": mu.tolist(),
+            "loss": loss,
+            "top1_percent": 100 * right,
+        }
+        return point | {"gradient": gradients.mean(0).tolist(), "gradient_error": error.tolist()}
 
     def _row(self) -> dict[str, Any]:
         """What the log has of every round: where mu stands now, in integer widths, and what they cost."""
         at, budgets = self.net.at, self.budgets
         widths = budgets.round_within(at.mu)
         if budgets.utilisation(at.mu).max() > 1:  # under the penalty, before it has pulled them in
-            nearest = np.maximum(np.round(at.mu * budgets.base), 1)
-            widths = {name: int(width) for name, width in zip(widths, nearest, strict=True)}
+            widths = self.net.whole_widths(at.mu)
         weight_loss, weight_right = torch.stack(at.results).double().mean(0).tolist()
         row: dict[str, Any] = {"round": at.round + 1, "names": list(widths)}
-        row |= {"mu": at.mu.tolist(), "sigma": self.sigma().tolist()}
+        row |= {"mu": at.mu.tolist(), "sigma": self.sigma(at.centre).tolist()}
         row |= {"widths": widths, **budgets.figures(widths)}
         return row | {"weight_loss": weight_loss, "weight_top1_percent": 100 * weight_right}
 
@@ -217,25 +232,6 @@ def pick(draw: float) -> str:
     return MIXTURE[-1][0]
 
 
-def remember(rows: list[dict[str, Any]], gradient: Ratios, error: Ratios) -> tuple[Ratios, Ratios]:
-    """The mean of all rounds' gradients, older ones counting less, and its standard error; [n] each.
-
-    More batches do not reduce the variance between rounds: a gradient depends on the current weights of the
-    channels at the mask's edge, which differ more between rounds than between batches. So the error is taken
-    from how the rounds differ, where that is the larger.
-    """
-    means = np.array([*(row["gradient"] for row in rows if "gradient" in row), gradient])  # [rounds, n]
-    weight = GRADIENT_DECAY ** np.arange(len(means) - 1, -1, -1.0)[:, None]
-    weight /= weight.sum()
-    effective = float(1 / np.square(weight).sum())
-    mean = (weight * means).sum(0)
-    within = error / math.sqrt(effective)
-    if effective < ROUNDS_TO_COMPARE:
-        return mean, within
-    variance = (weight * np.square(means - mean)).sum(0) * effective / (effective - 1)
-    return mean, np.maximum(within, np.sqrt(variance / effective))
-
-
 class WidthPass:
     """One batch of the half for widths, forward and backward: means over the batch's parts, in all processes.
 
@@ -249,9 +245,9 @@ class WidthPass:
         result: loss and fraction classified right, [2].
     """
 
-    def __init__(self, descent: Descent, images: Tensor, labels: Tensor, step: int) -> None:
+    def __init__(self, descent: Descent, mu: Ratios, images: Tensor, labels: Tensor, step: int) -> None:
         net, where = descent.net, descent.net.where
-        self.mu = torch.tensor(net.at.mu).requires_grad_()
+        self.mu = torch.tensor(mu).requires_grad_()
         self.masks = descent.make_masks(self.mu, "widths", step)
         placed = net.place_masks(self.masks)
         leaves = [mask.values.requires_grad_() for mask in placed.values()]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import _flatbuffer
@@ -49,13 +48,20 @@ class FileSize:
         """KiB of the file; of tensors a smooth stand-in, in which words are not whole."""
         return (self.constant_bytes(widths) + self.graph_bytes) / KIB
 
-    def constant_bytes(self, widths: Mapping[str, Any]) -> Any:
+    def kib_without_steps(self, _: Network, widths: Mapping[str, Any]) -> Any:
+        """The same with words that are not whole: never more, and with a slope everywhere."""
+        return (self.constant_bytes(widths, lambda channels: channels / WORD) + self.graph_bytes) / KIB
+
+    def constant_bytes(self, widths: Mapping[str, Any], words: Callable[[Any], Any] | None = None) -> Any:
         """Bytes of weights, thresholds and factors."""
-        return sum(_constants(block, value(widths, block.reads), value(widths, block.writes)) for block in self.blocks)
+        words = words or _words
+        return sum(
+            _constants(block, value(widths, block.reads), value(widths, block.writes), words) for block in self.blocks
+        )
 
 
-def _constants(block: FusedBlock, reads: Any, writes: Any) -> Any:
-    """Bytes of the constants of a fused block, at channels that are whole or not."""
+def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any], Any]) -> Any:
+    """Bytes of the constants of a fused block, at channels that are whole or not; `words` of 32 bits for channels."""
     ops, kernel = {layer.op for layer in block.layers}, block.layers[0].kernel
     per_channel = 1 if "quantize" in ops else 2  # a threshold, or a factor and a bias
     match block.op:
@@ -63,8 +69,8 @@ def _constants(block: FusedBlock, reads: Any, writes: Any) -> Any:
             after = 0 if "quantize" in ops or "batch_norm" not in ops else 2 * writes
             return FLOAT_BYTES * (kernel**2 * reads * writes + writes + reads + after)
         case "binary_conv":
-            ones = _words(writes) if {"max_pool", "quantize"} <= ops else 0  # which a pool of bits is inverted with
-            return FLOAT_BYTES * (kernel**2 * _words(reads) * writes + per_channel * writes + ones)
+            ones = words(writes) if {"max_pool", "quantize"} <= ops else 0  # which a pool of bits is inverted with
+            return FLOAT_BYTES * (kernel**2 * words(reads) * writes + per_channel * writes + ones)
         case "batch_norm":
             return FLOAT_BYTES * 2 * reads
         case "quantize":
@@ -75,4 +81,4 @@ def _constants(block: FusedBlock, reads: Any, writes: Any) -> Any:
 
 def _words(channels: Any) -> Any:
     """Words of 32 bits for some channels; the derivative of a step would be zero, so of a tensor there is none."""
-    return channels / WORD if isinstance(channels, torch.Tensor) else math.ceil(channels / WORD)
+    return channels / WORD if hasattr(channels, "detach") else math.ceil(channels / WORD)

@@ -9,7 +9,8 @@ learning rate a round.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class PublishedSearch(Descent):
         best_effort_initialise(old, net.model)
         draw = generator(self.settings.seed, "reallocate", at.round)
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
-        widest = self.make_window(None).high.tolist()
+        widest = self.make_window(at.centre, None).high.tolist()
         net.widths = {name: int(most) for name, most in zip(net.widths, widest, strict=True)}
         new = self._model(net.widths)
         if at.round:
@@ -70,9 +71,13 @@ class PublishedSearch(Descent):
     def _model(self, widths: Mapping[str, int]) -> Model:
         return make_model(self.budgets.network, widths, self.settings, self.net.where.device)
 
-    def sigma(self) -> Ratios:
+    def sigma(self, centre: Ratios) -> Ratios:
         """One scale for all widths, in units of their base."""
-        return np.full_like(self.net.at.mu, self.sigma_factor())
+        return np.full_like(centre, self.sigma_factor())
+
+    def points(self) -> list[Ratios]:
+        """Mu alone, which moves with every batch."""
+        return [self.net.at.mu]
 
     def make_masks(self, mu: Tensor, phase: str, step: int) -> list[Mask]:
         draw = generator(self.settings.seed, f"gumbel {phase}", self.net.at.round, step)
@@ -97,7 +102,7 @@ class PublishedSearch(Descent):
         mu.grad = torch.tensor(each.gradient() + self._hinge_gradient())
         adam.step()
         # The gradient fades outside the window that the candidates were frozen for.
-        reach = self.sigma()
+        reach = self.sigma(at.centre)
         at.mu = self.budgets.bounds.clip(np.clip(mu.detach().numpy(), at.centre - reach, at.centre + reach))
 
     def _hinge_gradient(self) -> Ratios:
@@ -108,7 +113,7 @@ class PublishedSearch(Descent):
         (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack(costs).relu().sum(), mu)
         return gradient.numpy()
 
-    def move(self, gradient: Ratios, error: Ratios) -> None:
+    def move(self, points: Sequence[dict[str, Any]]) -> None:
         """Do nothing: mu moved with every batch."""
 
     def result(self) -> Ratios:

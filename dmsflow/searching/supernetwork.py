@@ -21,6 +21,7 @@ from torch import Tensor
 from dmsflow.datasets import Dataset
 from dmsflow.network.network import Network
 from dmsflow.searching.budget import Budgets, Range, Ratios, as_widths
+from dmsflow.searching.slopes import equal_slopes, solve
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import Batches, Order, halves, with_crop
@@ -32,6 +33,7 @@ from dmsflow.training.step import make_optimiser
 
 CAPACITY_HEADROOM = 1.4  # over the widest baseline: widths may grow beyond where they start
 SAMPLING_TOP = 1.3  # sub-networks are sampled up to this many times the widest baseline, within the capacity
+REACH = 2.0  # one super-network serves budgets from half to twice those of its search
 HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the end
 
 
@@ -90,11 +92,20 @@ class SuperNetwork:
         budgets = self.allocated()
         return budgets.round_within(budgets.project(ratios))
 
+    def whole_widths(self, ratios: Ratios) -> dict[str, int]:
+        """The nearest integer widths, whether within the budgets or not."""
+        whole = np.maximum(np.round(ratios * self.budgets.base), 1)
+        return {name: int(width) for name, width in zip(self.widths, whole, strict=True)}
+
     def sample_ratios(self, draw: torch.Generator) -> Ratios:
-        """Ratios [n] anywhere in the sampling range, evenly in their logarithm; not at the budgets yet."""
+        """Ratios [n] anywhere in the sampling range, evenly in their logarithm, that fill budgets from 1/REACH to REACH
+        times those of the search, each drawn for itself."""
         low, high = np.log(self.sampling.low), np.log(self.sampling.high)
         position = torch.rand(len(low), generator=draw, dtype=torch.float64).numpy()
-        return np.asarray(np.exp(low * (1 - position) + high * position))
+        budgets = self.allocated()
+        factors = torch.rand(len(budgets.limits), generator=draw, dtype=torch.float64).numpy()
+        scaled = budgets.scaled(REACH ** (2 * factors - 1))
+        return scaled.project(np.asarray(np.exp(low * (1 - position) + high * position)))
 
     def place_masks(self, masks: list[Mask]) -> dict[str, Mask]:
         """A mask of every width as the network takes them: leaves, on its device, moved there in one go."""
@@ -117,8 +128,8 @@ def begin(
     """A search at its first round, from `start` or where all budgets are exhausted between two baselines."""
     where = choose_place(settings)
     torch.manual_seed(settings.seed)
-    start = budgets.interpolated() if start is None else start
-    baselines = np.stack([budgets.uniform(), budgets.equal(), start])
+    start = solve(budgets, equal_slopes(budgets.network)) if start is None else start
+    baselines = np.stack([budgets.uniform(), budgets.equal(), budgets.interpolated(), start])
     widest = baselines.max(0)
     allocated = budgets.bounds.clip(CAPACITY_HEADROOM * np.maximum(widest, 1.0))
     capacity = {name: math.ceil(width) for name, width in as_widths(budgets.network, allocated.tolist()).items()}

@@ -30,12 +30,13 @@ def test_widths_on_edges_are_silent() -> None:
 def test_a_width_just_over_an_edge_is_reported_with_the_edges_around_it() -> None:
     (read,) = find_warnings("vgg11", (32, 97, 96, 64, 128, 128, 128, 128))
     assert read == (
-        "conv2: 97 channels read as 128: 24% of their stored weights and work is padding; use 96 or 128 (--set search.align=true)"
+        "conv2: 97 channels read as 128: 24% of their stored weights and work is padding; use 96 or 128 (search --file-kib counts padding)"
     )
     narrow = find_warnings("vgg11", (32, 64, 96, 64, 17, 128, 128, 128))
     assert any(line.startswith("conv5: 17 channels read as 32: 47%") for line in narrow)
     assert (
-        "conv4: 17 channels written as 24: 29% of the work is padding; use 16 or 24 (--set search.align=true)" in narrow
+        "conv4: 17 channels written as 24: 29% of the work is padding; use 16 or 24 (search --file-kib counts padding)"
+        in narrow
     )
 
 

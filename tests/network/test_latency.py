@@ -245,17 +245,6 @@ def test_memory_and_latency_budgets_are_both_kept(network: Network, data: st.Dat
         assert latency(widths) <= chosen.latency_ms
 
 
-def test_a_latency_budget_on_a_staircase_binds_where_growing_breaks_it() -> None:
-    """Between two steps a latency stays below its limit, and yet nothing may grow."""
-    network = NETWORKS["vgg11"]
-    latency = make_latency(network)
-    chosen = SearchSettings(latency_ms=latency(network.widths) * 1.02, profile="board")
-    budgets = Budgets.from_settings(chosen, network, latency)
-    projected = budgets.uniform()
-    assert budgets.utilisation(projected).max() < 1 - budget.GROWTH_PROBE
-    assert budgets.log_slack(projected).tolist() == [0]
-
-
 def test_the_range_ends_where_the_profile_does() -> None:
     network = NETWORKS["vgg11"]
     latency = make_latency(network, top=256)

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import torch
 from made_up import odd_widths, trained
 
 from dmsflow.deploying import folding
@@ -19,7 +18,6 @@ from dmsflow.plugin import list_plugins, shipped_folder
 from dmsflow.reporting import shipped
 from dmsflow.searching import search
 from dmsflow.searching.budget import Budgets
-from dmsflow.searching.constrained_step import exhaust, normals
 from dmsflow.searching.file_size import KIB, FileSize
 from dmsflow.settings import Data, SearchSettings
 
@@ -59,20 +57,18 @@ def test_a_budget_of_the_file_is_kept_by_all_widths() -> None:
     for limits in ({"file_kib": 100.0}, {"file_kib": 100.0, "macs_m": 12.0}):
         budgets = Budgets.from_settings(SearchSettings(**limits), network)
         assert [each.unit for each in budgets.limits] == ["M", "KiB"][-len(limits) :]
-        for ratios in (budgets.uniform(), budgets.equal(), budgets.interpolated(), exhaust(budgets, budgets.uniform())):
+        for ratios in (budgets.uniform(), budgets.equal(), budgets.interpolated()):
             widths = budgets.round_within(ratios)
             assert budgets.met(widths) and budgets.figures(widths)["file_kib"] <= 100
-        assert (
-            np.isfinite(normals(budgets, budgets.uniform())).all() and (normals(budgets, budgets.uniform()) > 0).all()
-        )
 
 
 def test_a_smooth_size_is_that_of_whole_words() -> None:
     network = load_network("resnet18", 3, 32, 10)
     size = FileSize(network)
     whole = {name: 32 * index for index, name in enumerate(network.widths, 1)}
-    smooth = size.kib(network, {name: torch.tensor(float(width)) for name, width in whole.items()})
-    assert float(smooth) == pytest.approx(size.kib(network, whole))
+    assert size.kib_without_steps(network, whole) == pytest.approx(size.kib(network, whole))
+    more = {name: width + 1 for name, width in whole.items()}
+    assert size.kib(network, whole) < size.kib_without_steps(network, more) < size.kib(network, more)
 
 
 def test_a_file_budget_stands_alone_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def test_no_step_of_a_compiled_form_reads_from_its_device() -> None:
     """The form that is compiled, with the widths of a sub-network as masks."""
     net = begin_search()
     images, labels = next(iter(net.weight_batches.run(0, 1)))
-    masks = net.place_masks(exact_masks(torch.tensor(net.at.mu), Descent(net).make_window(net.widths)))
+    masks = net.place_masks(exact_masks(torch.tensor(net.at.mu), Descent(net).make_window(net.at.mu, net.widths)))
     for active in (None, dict.fromkeys(net.widths, 3), masks):
         stack = None if active is None else net.model.stack_masks(active)
         value, right = forward._forward(net.model, images, labels, False, stack, None)
