@@ -23,7 +23,7 @@ from dmsflow.modelfile.tflite import OPERATORS
 
 Case = tuple[list[Tensor | None], list[Tensor], dict[str, Any]]
 TRIES = 15
-CASES_FOLDER = Path(__file__).parents[1] / "cases"
+CASES_FOLDER = Path(__file__).parents[1] / "modelfile" / "cases"
 SAME, VALID = 0, 1
 
 
