@@ -143,8 +143,10 @@ def _search(
         slopes, points = descent.slopes(), [point["mu"] for row in log.rows for point in row.get("points", ())]
         searched, metrics["slopes"] = solve_integers(within, slopes), msgspec.to_builtins(slopes)
         costs = [budgets.figures(as_widths(budgets.network, point)) for point in points]
-        ends = {name: [each[name] for each in costs] for name in ("memory_mib", "macs_m")}
-        metrics["learned"] = {name: [min(values), max(values)] for name, values in ends.items()}
+        ends = {"least": min, "most": max}
+        metrics["learned"] = {
+            end: {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")} for end, pick in ends.items()
+        }
     candidates = {"searched": searched, **{rule: rule_widths(within, rule) for rule in RULES}}
     rows = compare_widths(net, candidates)
     chosen = choose_row(rows)

@@ -91,7 +91,9 @@ def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, i
     slopes = msgspec.convert(found.metrics["slopes"], Slopes)
     solved = solve_integers(budgets, slopes)
     figures = budgets.figures(solved)
-    for name, (least, most) in found.metrics["learned"].items():
+    ends = found.metrics["learned"]
+    for name, least in ends["least"].items():
+        most = ends["most"][name]
         if not least / ROOM <= figures[name] <= most * ROOM:
             what = f"these budgets lead to {name} {figures[name]:.4g}, and the search has learned {least:.4g} to {most:.4g}"
             raise DmsflowError(source, what, "give budgets in that range, or search with budgets near these")
