@@ -17,17 +17,14 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 from msgspec import inspect
 
-from dmsflow import plugin, preset, settings
+from dmsflow import manifest, plugin, preset, settings
 from dmsflow.deploying.target import list_targets
 from dmsflow.errors import DmsflowError
 from dmsflow.reporting import shipped
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
     "data": settings.Data,
-    "search": settings.SearchSettings,
-    "train": settings.TrainSettings,
-    "export": settings.ExportSettings,
-    "bench": settings.BenchSettings,
+    **manifest.RECORDS,
     "profile": settings.ProfileSettings,
 }
 # What `run` has an option for, of the many settings of its stages; the rest is set by --set and presets.
