@@ -30,9 +30,9 @@ test: $(NATIVE)
 test-fast: $(NATIVE)
 	$(BIN)/python -m pytest -m 'not slow'
 
-# All that needs no torch, in an environment without it, of Python 3.13 (or PYTHON=).
+# What needs no torch and is not marked slow, in an environment without it, of Python 3.13 (or PYTHON=).
 test-without-torch: $(NATIVE) $(LEAN)/.installed
-	$(LEAN)/bin/python -m pytest --without-torch $(OPTIONS)
+	$(LEAN)/bin/python -m pytest --without-torch -m 'not slow' $(OPTIONS)
 
 # The environment of larq-compute-engine, which needs NumPy 1 and Python 3.11 or 3.12 (or WITNESS_PYTHON=).
 witness: $(WITNESS)

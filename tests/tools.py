@@ -103,6 +103,7 @@ NEED_TORCH = (
     "deploying/test_onnx.py::test_the_float_file_computes_the_float_network",
     "network/test_cost.py",
     "network/test_latency.py",
+    "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
     "searching",
     "test_api.py",
     "test_cli.py::test_a_missing_file[train]",
