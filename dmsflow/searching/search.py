@@ -145,7 +145,8 @@ def _search(
         costs = [budgets.figures(as_widths(budgets.network, point)) for point in points]
         ends = {"least": min, "most": max}
         metrics["learned"] = {
-            end: {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")} for end, pick in ends.items()
+            end: {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")}
+            for end, pick in ends.items()
         }
     candidates = {"searched": searched, **{rule: rule_widths(within, rule) for rule in RULES}}
     rows = compare_widths(net, candidates)
