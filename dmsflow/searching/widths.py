@@ -88,7 +88,7 @@ def _prepare(source: Path, given: SearchSettings) -> tuple[Manifest, SearchSetti
 def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The widths, and what is predicted of them beside those of rules: rows with name, widths, costs and loss."""
     budgets.check_feasible()
-    slopes = msgspec.convert(found.metrics["slopes"], Slopes)
+    slopes = _read_slopes(source, found)
     solved = solve_integers(budgets, slopes)
     figures = budgets.figures(solved)
     ends = found.metrics["learned"]
@@ -102,6 +102,16 @@ def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, i
         loss = slopes.loss(np.log(list(widths.values()) / budgets.base))
         rows.append({"name": name, "widths": widths, **budgets.figures(widths), "predicted_loss": loss})
     return solved, rows
+
+
+def _read_slopes(source: Path, found: Manifest) -> Slopes:
+    try:
+        slopes = msgspec.convert(found.metrics["slopes"], Slopes)
+    except msgspec.ValidationError as error:
+        raise DmsflowError(source, f"has wrong slopes ({error})", "search again") from error
+    if any(len(column) != len(found.widths) for column in msgspec.structs.astuple(slopes)):
+        raise DmsflowError(source, "has slopes that do not fit its widths", "search again")
+    return slopes
 
 
 def _table(rows: list[dict[str, Any]], budgets: Budgets) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

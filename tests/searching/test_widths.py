@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,9 +89,23 @@ def test_other_budgets_are_refused(
     assert line in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_search_without_slopes_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("slopes", "line"),
+    [
+        (None, "search.json: has no slopes, which only the gradient search learns; give the"),
+        ({"slope": "steep"}, "search.json: has wrong slopes ("),
+        (
+            {key: [1.0] for key in ("centre", "slope", "error", "curvature")},
+            "search.json: has slopes that do not fit its",
+        ),
+    ],
+)
+def test_a_search_without_sound_slopes_is_refused(
+    source: Path, slopes: dict[str, Any] | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = json.loads(source.read_text())
     del content["metrics"]["slopes"], content["artifacts"]["log"]
+    content["metrics"] |= {"slopes": slopes} if slopes else {}
     (tmp_path / "search.json").write_text(json.dumps(content))
-    assert cli.main(["widths", str(tmp_path / "search.json"), "--memory-mib", "0.025"]) == 1
-    assert "search.json: has no slopes, which only the gradient search learns; give the" in capsys.readouterr().err
+    assert cli.main(["widths", str(tmp_path / "search.json"), "--memory-mib", "0.025", "--macs-m", "4"]) == 1
+    assert line in capsys.readouterr().err
