@@ -54,14 +54,16 @@ format: $(STAMP)
 # The C++ part, where its sources are newer than what is installed.
 native: $(NATIVE)
 
-# Wheels for both processors, on an x86-64 Linux; aarch64 needs Debian's g++-aarch64-linux-gnu.
+# Wheels for this machine and, on an x86-64 Linux, for aarch64 too, which needs Debian's g++-aarch64-linux-gnu.
+WHEEL := $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/wheels .
 wheels: $(STAMP)
 	rm -rf dist/wheels
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/wheels .
-	CMAKE_TOOLCHAIN_FILE=$(CURDIR)/dmsflow/native/aarch64-linux-gnu.cmake \
-	    $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/wheels .
+	$(WHEEL)
+ifeq ($(SYSTEM),Linux x86_64)
+	CMAKE_TOOLCHAIN_FILE=$(CURDIR)/dmsflow/native/aarch64-linux-gnu.cmake $(WHEEL)
 	@ls dist/wheels/dmsflow-*-py3-none-manylinux2014_x86_64.whl dist/wheels/dmsflow-*-py3-none-manylinux2014_aarch64.whl || \
 	    { echo "a library needs more than manylinux2014 has: see the tags in dist/wheels" >&2; exit 1; }
+endif
 
 # The parts of docs/ and README.md that are made from code and results; tests fail where they are stale.
 docs: $(STAMP)

@@ -14,7 +14,7 @@ from dmsflow.errors import DmsflowError
 
 AGAIN = "install dmsflow again, for this system"
 WITNESS = "larq-compute-engine (the witness)"
-BASE = ("click", "flatbuffers", "msgspec", "numpy", "rich", "safetensors")
+BASE = ("click", "flatbuffers", "msgspec", "numpy", "rich", "safetensors", "scipy")
 
 Row = tuple[str, str, str]  # what, its state, what to do
 
@@ -87,7 +87,7 @@ def _try_program(
         if find:
             find()
     except DmsflowError as error:
-        return what, "absent", f"{loses}: {str(error).partition('; ')[2]}"
+        return what, "absent", f"{loses and f'{loses}: '}{str(error).partition('; ')[2]}"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=plugin.PACKAGE.parent)
     if done.returncode:

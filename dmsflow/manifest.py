@@ -150,7 +150,10 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         verify(path, artifact)
     if stages:
         _check_code(path, manifest)
-    return _with_records(path, manifest)
+    try:
+        return _with_records(path, manifest)
+    except RecursionError as error:
+        raise DmsflowError(path, "is nested too deep", "run the stage that writes it again") from error
 
 
 def _check_code(path: Path, manifest: Manifest) -> None:

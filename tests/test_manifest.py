@@ -146,9 +146,21 @@ def test_what_a_record_lacks_is_named(tmp_path: Path) -> None:
 def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "search.json"
     path.write_text(
-        '{"stage": "search", "command": [], "environment": {}, "metrics": {"a":' + "[" * 5000 + "]" * 5000 + "}}"
+        '{"stage": "search", "command": [], "environment": {}, "metrics": {"a":' + "[" * 10**5 + "]" * 10**5 + "}}"
     )
     with pytest.raises(DmsflowError, match="is not a dmsflow manifest .*recursion.*"):
+        load_manifest(path)
+
+
+def test_records_that_are_nested_too_deep_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some decoders read more levels than Python's functions can go through."""
+    path = make(tmp_path, metrics={"a": [[1]]})
+
+    def record(where: str, value: Any) -> Any:
+        return [record(where, value)]
+
+    monkeypatch.setattr(manifest, "_record", record)
+    with pytest.raises(DmsflowError, match="is nested too deep; run the stage"):
         load_manifest(path)
 
 

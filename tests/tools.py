@@ -92,11 +92,6 @@ NEED_TORCH = (
     "benchmarks/test_size.py",
     "benchmarks/test_table1.py",
     "benchmarks/test_take_home.py",
-    "datasets/test_datasets.py::test_cifar_reads_the_official_layout",  # torchvision's readers bring torch
-    "datasets/test_datasets.py::test_cifar_resolution_and_data_dir_variable",
-    "datasets/test_datasets.py::test_cifar_missing_or_damaged",
-    "datasets/test_datasets.py::test_cifar_download",
-    "datasets/test_datasets.py::test_cifar_download_fails",
     "deploying/test_compact.py",
     "deploying/test_export.py::test_a_float_network_goes_to_onnx_and_nowhere_else",
     "deploying/test_export.py::test_a_float_file_of_other_weights_is_refused",
@@ -110,6 +105,11 @@ NEED_TORCH = (
     "test_cli.py::test_a_dry_run_writes_nothing_and_decodes_nothing",
     "test_cli.py::test_a_budget_of_the_file_is_refused_for_other_files",
     "test_cli.py::test_a_search_says_what_it_assumed",
+    "test_cli.py::test_doctor_reports_the_cpp_part_of_training",
+    "test_cli.py::test_a_name_that_no_file_can_keep_is_refused_before_any_work[arguments0]",
+    "test_cli.py::test_a_name_that_no_file_can_keep_is_refused_before_any_work[arguments3]",
+    "test_security.py::test_an_archive_with_a_pickle_is_refused",
+    "test_security.py::test_an_image_that_unpacks_to_too_much_is_refused",
     "tiny_run",
     "training",
 )

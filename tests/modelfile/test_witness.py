@@ -87,7 +87,9 @@ def test_it_measures_there(witness, model_files):
 def test_a_damaged_file_is_one_line(witness, tmp_path):
     witness()
     (tmp_path / "bad.tflite").write_bytes(b"no model")
-    with pytest.raises(DmsflowError, match=r"^\S+bad.tflite: is not a complete .tflite file \(.*\); export it again$"):
+    with pytest.raises(
+        DmsflowError, match=r"^\S+bad.tflite: is not a complete .tflite file \(.*\); get a complete copy of it$"
+    ):
         lce.open(tmp_path / "bad.tflite")
 
 
