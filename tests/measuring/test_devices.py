@@ -176,7 +176,7 @@ def test_files_take_turns(monkeypatch):
 def test_peak_memory_is_that_of_the_process_alone(model_files):
     """A parent of 600 MiB does not count; 300 MiB of the process itself do."""
     ballast = np.ones(600 * 2**20, np.uint8)
-    seen = _python.read_answer(job(model_files[0]), local._in_child(job(model_files[0])))
+    seen = local.measure(job(model_files[0], memory=True))
     assert seen.timings[0].peak_memory_bytes < 300 * 2**20 < ballast.nbytes
     script = "import numpy as np; from dmsflow.measuring.devices import _program as p; x = np.ones(300 << 20, np.uint8); del x; print(p.read_peak_memory())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

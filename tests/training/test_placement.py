@@ -43,7 +43,7 @@ def test_no_step_of_a_search_reads_from_its_device(
     search = kind(net)
     for net.at.round in range(2):
         search.begin_round()
-        search.window = search.make_window(net.widths)
+        search.window = search.make_window(net.at.centre, net.widths)
         kinds = iter(("mask", "sampled", "near", "full"))
         monkeypatch.setattr(descent, "pick", lambda draw, kinds=kinds: next(kinds))
         for step, (images, labels) in enumerate(net.weight_batches.run(0, 4)):
@@ -52,7 +52,7 @@ def test_no_step_of_a_search_reads_from_its_device(
             active = search.choose_active()
             net.at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.where, active))
         passes = [
-            descent.WidthPass(search, images, labels, step)
+            descent.WidthPass(search, net.at.mu, images, labels, step)
             for step, (images, labels) in enumerate(net.width_batches.run(0, 2))
         ]
     gradients = [each for one in passes for each in one.mask_gradients]
