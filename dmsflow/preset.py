@@ -36,8 +36,9 @@ def scale_effort(kind: type[msgspec.Struct], values: Mapping[str, Any], effort: 
     scaled = dict(values)
     for field in msgspec.structs.fields(kind):
         before = values.get(field.name, field.default)
-        if factor := EFFORTS[effort].get(field.name):
-            scaled[field.name] = max(1, round(factor * before)) if before else before
+        factor = EFFORTS[effort].get(field.name)
+        if factor and type(before) is int and 0 < before < 1 << 53:  # `settings.resolve` refuses others
+            scaled[field.name] = max(1, round(factor * before))
     return scaled
 
 

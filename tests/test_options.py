@@ -68,6 +68,15 @@ def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("--preset", "paper", "--set", "search.rounds=16") == (16, 0.2)
 
 
+@pytest.mark.parametrize("value", ['"many"', "[8]", "0", "true", "1e308"])
+def test_effort_scales_no_value_that_is_none(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text(f"[search]\nrounds = {value}\n")
+    arguments = ["search", "--preset", str(preset), "--effort", "long", "--dataset", "digits", "--dry-run"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("dmsflow: setting rounds: ")
+
+
 def test_effort_scales_what_is_not_set_otherwise() -> None:
     def resolve(*arguments: str) -> tuple[int, int, int]:
         ctx = context("run", *arguments)

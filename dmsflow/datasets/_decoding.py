@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @contextlib.contextmanager
 def open_image(path: Path) -> Iterator[Image]:
-    """An open image; an exception of Pillow inside the block becomes a DmsflowError.
+    """An open image; an exception of Pillow inside the block becomes a DmsflowError, and its warnings are dropped.
 
     Raises:
         DmsflowError: the file is missing, damaged, or has more than 8 bits a channel.
@@ -37,7 +38,11 @@ def open_image(path: Path) -> Iterator[Image]:
     from PIL import Image
 
     try:
-        with open_regular(path) as file, Image.open(file, formats=_formats()) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open_regular(path) as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
             if image.mode.startswith(("I", "F")):
                 raise DmsflowError(path, f"has pixels of mode {image.mode}", "convert it to 8 bits a channel")
             yield image

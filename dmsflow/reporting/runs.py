@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Annotated, Any, TypedDict, get_args
 
 import msgspec
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
 from dmsflow import manifest
@@ -30,14 +31,30 @@ BASELINES = ("balanced", "uniform", "equal", "interpolated", "random")  # method
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
 
 
-class Round(TypedDict):
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+
+
+class _Round(TypedDict):
     """What every row of a search's log has."""
 
     round: int
     weight_loss: float
-    widths: dict[str, int]
-    memory_mib: float
-    macs_m: float
+    widths: dict[str, Annotated[int, Meta(ge=1, le=1 << 31)]]
+    memory_mib: Finite
+    macs_m: Finite
+
+
+class Round(_Round, total=False):
+    """And what a row may have; lists have a number for each width."""
+
+    weight_top1_percent: Finite
+    width_top1_percent: Finite
+    file_kib: Finite
+    predicted_latency_ms: Finite
+    mu: list[Finite]
+    sigma: list[Finite]
+    gradient: list[Finite]
+    gradient_error: list[Finite]
 
 
 LOG = msgspec.json.Decoder(dict[str, Any])  # of each line, a round
@@ -263,8 +280,26 @@ def _join(sha256: str, chains: Sequence[Chain]) -> Run:
         sha256,
         files=[file for file in files if file.stages],
         used_profile=profile.load_profile(str(used)) if used else None,
-        rounds=LOG.decode_lines(read_bytes(log)) if log else (),
+        rounds=read_log(log, longest[0][1].network) if log else (),
     )
+
+
+def read_log(log: Path, network: Network) -> list[dict[str, Any]]:
+    """The rounds of a search's log.
+
+    Raises:
+        DmsflowError: it is damaged, or was written for another network.
+    """
+    try:
+        rounds = LOG.decode_lines(read_bytes(log))
+        for row in rounds:
+            msgspec.convert(row, Round)
+            moved = [row.get(name, ()) for name in ("mu", "sigma", "gradient", "gradient_error") if "gradient" in row]
+            if any(len(each) != len(network.widths) for each in moved):
+                raise msgspec.ValidationError(f"round {row['round']} does not have a number for each width")
+    except UNREADABLE as error:
+        raise DmsflowError(log, f"is damaged ({error})", "continue the search: --resume writes it again") from error
+    return rounds
 
 
 def read_running(log: Path) -> Run:
@@ -282,18 +317,13 @@ def read_running(log: Path) -> Run:
     except (OSError, SafetensorError, *UNREADABLE, TypeError, KeyError, AttributeError) as error:
         what = f"is the log of a search that is not finished, and {saved.name} is missing or damaged"
         raise DmsflowError(log, what, "search again with --force") from error
-    try:
-        rounds = LOG.decode_lines(read_bytes(log))
-        for row in rounds:
-            msgspec.convert(row, Round)
-    except UNREADABLE as error:
-        raise DmsflowError(log, f"is damaged ({error})", "continue the search: --resume writes it again") from error
-    if not rounds:
-        raise DmsflowError(log, "has no round yet", "wait for the first one")
     name = str(settings["network"])
     check_trusted(saved, name)
     # For its base widths, which any images leave as they are.
     network = read_network(Path(name)) if name.endswith(".json") else load_network(name, 3, 32, 10)
+    rounds = read_log(log, network)
+    if not rounds:
+        raise DmsflowError(log, "has no round yet", "wait for the first one")
     search = Manifest(
         stage="search",
         command=(),

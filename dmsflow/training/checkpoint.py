@@ -120,8 +120,9 @@ def restore(tensors: Mapping[str, Tensor], model: Model, optimisers: Sequence[to
         for name, tensor in _under(tensors, f"optimiser{i}.").items():
             number, _, entry = name.partition(".")
             owner = parameters[int(number)]
-            if tensor.dim() and tensor.shape != owner.shape:
-                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(owner.shape)}")
+            shape = () if entry == "step" else tuple(owner.shape)
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {shape}")
             if tensor.shape == owner.shape:  # strides too, or the optimiser takes a slow path on a GPU
                 tensor = torch.empty_like(owner, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
             state.setdefault(int(number), {})[entry] = tensor

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -253,6 +254,16 @@ def test_images_one_folder_deeper_are_taken(tmp_path: Path) -> None:
     data = load(f"image-folder:{root}")
     assert np.bincount(data.train.labels).tolist() == [26, 6, 6] and data.left_out == ()
     np.testing.assert_array_equal(data.train.images(np.array([3]))[0], noise(0))  # between 2.png and 3.png
+
+
+def test_a_damaged_tiff_is_one_line_without_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    Image.fromarray(noise(0)).save(path)
+    content = path.read_bytes()
+    tag = next(head for kind in (3, 4) if (head := struct.pack("<HHI", 273, kind, 1)) in content)
+    path.write_bytes(content.replace(tag, tag[:4] + struct.pack("<I", 1 << 20)))  # more offsets than the file has bytes
+    with pytest.raises(DmsflowError, match="cannot be read as an image"), open_image(path) as image:
+        image.load()
 
 
 def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

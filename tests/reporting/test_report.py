@@ -445,6 +445,15 @@ def test_a_damaged_log_is_one_line(
     assert f"search.jsonl: {'is ' * (what == 'damaged')}{what}" in refused(capsys, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["gradient", "gradient_error", "mu", "sigma", "round", "memory_mib"])
+@pytest.mark.parametrize("value", [None, [], [1.0], {}, "x", 1e308])
+def test_a_damaged_row_of_a_finished_search_is_one_line(
+    name: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run", log=[*rounds(0, SMALL)[:2], {**rounds(0, SMALL)[2], name: value}])
+    assert "search.jsonl: is damaged" in refused(capsys, tmp_path)
+
+
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "run", bench=True)
     first = report.write_report([tmp_path / "run"], None).read_bytes()

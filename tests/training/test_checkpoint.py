@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path: Path) -> None:
             checkpoint.load_checkpoint(path, TrainSettings(), "a")
 
 
-@pytest.mark.parametrize("change", ["absent", "other", "shape", "optimiser", "parameter", "facts"])
+@pytest.mark.parametrize("change", ["absent", "other", "shape", "optimiser", "step", "parameter", "facts"])
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, change: str) -> None:
     path, network = tmp_path / "state", vgg11.build(3, 32, 10)
     model = Model(network, dict.fromkeys(network.widths, 2))
@@ -84,6 +84,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, change: str)
         tensors[f"{checkpoint.MODEL}{name}"] = torch.zeros(1)
     if change == "optimiser":
         tensors["optimiser0.0.exp_avg"] = torch.zeros(3)
+    if change == "step":
+        tensors["optimiser0.0.step"] = tensors["optimiser0.0.exp_avg"]
     if change == "parameter":
         tensors["optimiser0.900.exp_avg"] = torch.zeros(3)
     with pytest.raises(DmsflowError, match=r"--force$"), checkpoint.continuing(path):
