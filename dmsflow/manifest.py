@@ -54,7 +54,9 @@ KINDS: dict[str, Any] = {
         ("continued_from", "learned", "slopes", "before", "after", "machine", "profile", "versions"), dict[str, Any]
     ),
     **dict.fromkeys(("chosen", "name", "date", "device"), str),
+    **dict.fromkeys(("loss", "loss_difference", "standard_error"), float),
     "remarks": list[str],
+    "budgets_used": dict[str, float],
     "runtimes": dict[str, str],
     "threads": int,
 }

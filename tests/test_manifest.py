@@ -115,6 +115,11 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     [
         ({"metrics": {"memory_mib": "small"}}, "metrics.memory_mib: Expected `float | null`, got `str`; run the stage"),
         ({"metrics": {"comparison": [{"loss": 1}, 3]}}, r"metrics.comparison: Expected `object`, got `int`"),
+        ({"metrics": {"comparison": [{"budgets_used": "x"}]}}, r"metrics.comparison.budgets_used: Expected `object"),
+        (
+            {"metrics": {"comparison": [{"loss_difference": []}]}},
+            r"metrics.comparison.loss_difference: Expected `float",
+        ),
         ({"metrics": {"comparison": [{"memory_mib": []}]}}, r"metrics.comparison.memory_mib: Expected `float | null`"),
         ({"environment": {"runtimes": ["LCE"]}}, "environment.runtimes: Expected `object | null`, got `array`"),
         ({"settings": {"seed": "many"}}, r"search.json: has wrong settings \(Expected `int`, got `str`"),

@@ -92,7 +92,8 @@ def describe_progress(run: Run) -> dict[str, str]:
     written = (run.folder / "search.jsonl").stat().st_mtime
     facts["last round at"] = datetime.fromtimestamp(written).strftime("%Y-%m-%d %H:%M:%S")
     facts["loss"] = f"{row[f'{phase}_loss']:.4f}, on the half of the images that trains {phase}s"
-    facts["top-1"] = f"{row[f'{phase}_top1_percent']:.2f} %, on the same"
+    if (top1 := row.get(f"{phase}_top1_percent")) is not None:
+        facts["top-1"] = f"{top1:.2f} %, on the same"
     facts["widths"] = join_widths(row["widths"])
     for name, (word, metric) in BUDGETS.items():
         if metric in row:

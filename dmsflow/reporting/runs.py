@@ -38,7 +38,7 @@ class _Round(TypedDict):
     """What every row of a search's log has."""
 
     round: int
-    weight_loss: float
+    weight_loss: Finite
     widths: dict[str, Annotated[int, Meta(ge=1, le=1 << 31)]]
     memory_mib: Finite
     macs_m: Finite
@@ -48,6 +48,7 @@ class Round(_Round, total=False):
     """And what a row may have; lists have a number for each width."""
 
     weight_top1_percent: Finite
+    width_loss: Finite
     width_top1_percent: Finite
     file_kib: Finite
     predicted_latency_ms: Finite

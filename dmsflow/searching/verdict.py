@@ -27,7 +27,7 @@ def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     unused = [
         f"{row['name']} takes {100 * share:.0f} % of the {budget}"
         for row in baselines
-        for budget, share in row.get("budgets_used", {}).items()
+        for budget, share in (row.get("budgets_used") or {}).items()
         if share < UNUSED_SHARE
     ]
     return verdict + (f" Budgets that a baseline does not fill: {', '.join(unused)}." if unused else "")
