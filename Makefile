@@ -1,7 +1,7 @@
 # make demo, make test and make check do all their own set-up in .venv, once.
 # PYTHON=/path/to/python picks the interpreter; TARGET= what the demo builds for.
 
-.PHONY: demo test test-fast test-without-torch witness check size format docs site wheels native clean
+.PHONY: demo test test-fast test-without-torch campaign witness check size format docs site wheels native clean
 
 STAMP := .venv/.installed
 NATIVE := .venv/.native
@@ -33,6 +33,10 @@ test-fast: $(NATIVE)
 # What needs no torch and is not marked slow, in an environment without it, of Python 3.13 (or PYTHON=).
 test-without-torch: $(NATIVE) $(LEAN)/.installed
 	$(LEAN)/bin/python -m pytest --without-torch -m 'not slow' $(OPTIONS)
+
+# Damaged files, kills and limits, thousands of times: half an hour. OPTIONS="--share 0.1 --only mutations" does less.
+campaign: $(NATIVE)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/campaign.py --out docs/results/campaign.json $(OPTIONS)
 
 # The environment of larq-compute-engine, which needs NumPy 1 and Python 3.11 or 3.12 (or WITNESS_PYTHON=).
 witness: $(WITNESS)

@@ -54,13 +54,14 @@ KINDS: dict[str, Any] = {
         ("continued_from", "learned", "slopes", "before", "after", "machine", "profile", "versions"), dict[str, Any]
     ),
     **dict.fromkeys(("chosen", "name", "date", "device"), str),
-    **dict.fromkeys(("loss", "loss_difference", "standard_error"), float),
     "remarks": list[str],
     "budgets_used": dict[str, float],
     "runtimes": dict[str, str],
     "threads": int,
 }
-NUMBER = re.compile(r"\w*_(mib|kib|m|ms|bytes|percent|images)|latency_ms_\w+|seconds|epochs")
+NUMBER = re.compile(
+    r"\w*_(mib|kib|m|ms|bytes|percent|images)|latency_ms_\w+|seconds|epochs|loss(_difference)?|standard_error"
+)
 
 
 class _Record(dict[str, Any]):

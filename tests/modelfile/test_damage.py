@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from made_up import MEAN, STD, small_network, trained
+from mutation import damage_bytes
 from onnx import TensorProto, helper
 from test_read import bconv, foreign_onnx, foreign_tflite
 
@@ -48,44 +49,6 @@ def seeds(folder):
     yield ".onnx", foreign_onnx().SerializeToString()
 
 
-NUMBERS = (0, 1, 4, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF8)
-
-
-def mutated(content, chance):
-    """The content with one kind of damage, at one to four places."""
-    data = bytearray(content)
-    kind = chance.randrange(9)
-    if kind == 0:  # a cut
-        return bytes(
-            data[
-                : chance.choice(
-                    [chance.randrange(64), chance.randrange(len(data)), len(data) - 1 - chance.randrange(64)]
-                )
-            ]
-        )
-    for _ in range(chance.choice([1, 1, 2, 4])):
-        at = chance.randrange(len(data) - 16)
-        four = at // 4 * 4
-        if kind == 1:
-            data[at] = chance.randrange(256)
-        elif kind == 2:
-            data[at] ^= 1 << chance.randrange(8)
-        elif kind == 3:  # an offset or a length
-            data[four : four + 4] = struct.pack("<I", chance.choice(NUMBERS))
-        elif kind == 4:  # two offsets change places
-            other = chance.randrange(len(data) - 16) // 4 * 4
-            data[four : four + 4], data[other : other + 4] = data[other : other + 4], data[four : four + 4]
-        elif kind == 5:  # a huge length of protobuf
-            data[at : at + 5] = b"\xff" * chance.randrange(1, 5) + b"\x7f"
-        elif kind == 6:
-            data[at : at + chance.randrange(1, 64)] = b""
-        elif kind == 7:
-            data[at:at] = data[at : at + chance.randrange(1, 64)]
-        else:
-            data[at : at + 8] = chance.randbytes(8)
-    return bytes(data)
-
-
 def test_damaged_files_end_in_one_line(tmp_path):
     """No other exception, and no case that takes long; bytes that still make a file are accounted for to the last."""
     chance = random.Random(6)
@@ -94,7 +57,7 @@ def test_damaged_files_end_in_one_line(tmp_path):
     for suffix, content in kept:
         assert reader.parse_model_file(Path(f"seed{suffix}"), content)
         for index in range(3000 // len(kept)):
-            damaged = mutated(content, chance)
+            damaged = damage_bytes(content, chance)
             print(suffix, index, len(damaged))
             start = time.process_time()
             try:

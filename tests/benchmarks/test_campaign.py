@@ -1,0 +1,120 @@
+"""benchmarks/campaign.py: what it calls a fault, and a part of it with a fixed seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import forked
+import mutation
+import pytest
+from forked import Ended
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_a_part_of_the_campaign_finds_no_fault(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "campaign.py"), "--share", "0.03", "--seed", "7"]
+    command += ["--out", str(tmp_path / "campaign.json"), "--keep", str(tmp_path / "kept")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "campaign.json").read_text())["rows"]
+    assert sum(row["tries"] for row in rows) > 300 and not (tmp_path / "kept").exists()
+
+
+LINE = b"dmsflow: a.json: is missing; put it back\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "kind"),
+    [
+        (0, b"", None),
+        (1, LINE, None),
+        (1, b"search: round 1\n" + LINE, None),
+        (2, b"Usage: dmsflow\n\nError: no such option\n", None),
+        (3, LINE, None),
+        (None, b"", "hang"),
+        (70, LINE, "exit code 70"),
+        (-11, b"", "exit code -11"),
+        (1, b"", "no line"),
+        (1, LINE * 2, "more than one line"),
+        (1, LINE + b"more\n", "more than one line"),
+        (1, b"Traceback (most recent call last):\n" + LINE, "traceback"),
+        (0, b"x.py:1: UserWarning: Truncated File Read\n", "a warning of a library"),
+        (1, b"dmsflow: \x1b[31m: is red; paint it\n", "control characters"),
+        (1, b"dmsflow: memory: is too small (x); free some\n", "memory"),
+    ],
+)
+def test_what_is_a_fault(code: int | None, err: bytes, kind: str | None) -> None:
+    assert forked.fault(Ended(code, b"", err, 0.1)) == kind
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, where another test left a thread
+def test_a_command_that_hangs_dies_or_raises_is_seen(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    assert forked.call(["--version"]).out.startswith(b"dmsflow, version")
+    assert forked.fault(forked.call(["--version"], lambda: time.sleep(60), seconds=0.2)) == "hang"
+    assert forked.call(["--version"], lambda: time.sleep(60), kill=0.2).code == -9
+    assert forked.fault(forked.call(["--version"], os.abort)) == "exit code -6"
+    assert forked.fault(forked.call(["--version"], fail)) == "traceback"
+    ended = forked.call(["show", str(tmp_path / "none.json")])
+    assert ended.code == 1 and forked.fault(ended) is None
+
+
+def test_what_is_not_whole_is_named(tmp_path: Path) -> None:
+    assert forked.torn(tmp_path) is None and forked.torn(tmp_path / "none") is None
+    (tmp_path / "a.html").write_text("<html>")
+    assert forked.torn(tmp_path) == "a.html has no end"
+    (tmp_path / ".b.partial").write_text("")
+    assert forked.torn(tmp_path) == ".b.partial is left"
+    (tmp_path / ".a.json").write_text("{")
+    assert (forked.torn(tmp_path) or "").startswith(".a.json is not whole (")
+
+
+def test_a_digest_knows_no_times_and_all_else(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"metrics": {"seconds": 1, "loss": 2}}')
+    (tmp_path / "a.jsonl").write_text('{"images_per_second": 1, "loss": 2}\n')
+    (tmp_path / "a.bin").write_bytes(b"1")
+    first = forked.digest(tmp_path)
+    (tmp_path / "a.json").write_text('{"metrics": {"seconds": 3, "loss": 2}}')
+    assert forked.digest(tmp_path) == first
+    for name, content in (("a.json", '{"metrics": {"loss": 1}}'), ("a.jsonl", '{"loss": 1}'), ("a.bin", "2")):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text(content)
+        assert forked.digest(tmp_path) != first
+        (tmp_path / name).write_bytes(before)
+
+
+def test_hashes_are_repaired_down_the_chain(tmp_path: Path) -> None:
+    wrong = {"path": "search.json", "sha256": "0", "size_bytes": 0}
+    (tmp_path / "search.json").write_text('{"parent": null, "artifacts": {}}')
+    (tmp_path / "model").write_bytes(b"model")
+    artifacts = {"model": {**wrong, "path": "model"}, "lost": {**wrong, "path": "lost"}}
+    (tmp_path / "train.json").write_text(json.dumps({"parent": wrong, "artifacts": artifacts}))
+    (tmp_path / "export.json").write_text("no JSON")
+    mutation.repair(tmp_path)
+    made = json.loads((tmp_path / "train.json").read_text())
+    for each in (made["parent"], made["artifacts"]["model"]):
+        content = (tmp_path / each["path"]).read_bytes()
+        assert each["sha256"] == mutation.hashlib.sha256(content).hexdigest() and each["size_bytes"] == len(content)
+    assert made["artifacts"]["lost"]["sha256"] == "0" and (tmp_path / "export.json").read_text() == "no JSON"
+
+
+@pytest.mark.parametrize(
+    "damage", [mutation.damage_json, mutation.damage_lines, mutation.damage_toml, mutation.damage_bytes]
+)
+def test_damage_follows_from_its_seed_and_is_seldom_none(damage) -> None:  # type: ignore[no-untyped-def]
+    content = b'{"a": [1, 2, {"b": "c"}], "d": 0.5, "e": "eeeeeeeeeeeeeeeeeeeeeeeeeeeeee"}\n'
+    content = b"a = 1\nb = 'x'\n" * 4 if damage is mutation.damage_toml else content
+    made = [damage(content, random.Random(seed)) for seed in range(50)]
+    assert made == [damage(content, random.Random(seed)) for seed in range(50)]
+    assert sum(each != content for each in made) > 40 and len(set(made)) > 30
