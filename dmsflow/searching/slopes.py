@@ -94,16 +94,13 @@ def solve(budgets: Budgets, slopes: Slopes) -> Ratios:
     scale = float(np.mean(slopes.slope))
     low, high = np.log(budgets.bounds.low), np.log(budgets.bounds.high)
 
-    def left(log_ratios: Ratios) -> Ratios:
-        return -np.log(budgets.utilisation(np.exp(log_ratios), smooth=True))
-
     found = minimize(
         lambda x: slopes.loss(x) / scale,
         np.clip(np.log(budgets.equal()), low, high),
         jac=lambda x: slopes.gradient(x) / scale,
         method="SLSQP",
         bounds=list(zip(low, high, strict=True)),
-        constraints={"type": "ineq", "fun": left},
+        constraints={"type": "ineq", "fun": lambda x: -np.log(budgets.utilisation(np.exp(x), smooth=True))},
         options={"maxiter": 300, "ftol": 1e-10},
     )
     return budgets.project(np.exp(np.clip(found.x, low, high)))

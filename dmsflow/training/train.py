@@ -232,7 +232,10 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
         with checkpoint.continuing(saved):
             checkpoint.restore(tensors, model, [optimiser])
             log.rows[:] = facts["rows"]
-            step, results = facts["step"], list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device))
+            step, results = (
+                facts["step"].__index__(),
+                list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device)),
+            )
     last_saved = began = time.monotonic()
     counted = 0  # images since `began`
     model.train()

@@ -132,6 +132,19 @@ def test_a_run_that_goes_on_can_be_killed(source: Path, tmp_path: Path, monkeypa
     assert outcome(killed) == outcome(straight)
 
 
+def test_a_checkpoint_with_half_a_step_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "train-binary.checkpoint"
+    saved.touch()
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda *_: ({}, {"step": 1.5, "seen": [], "rows": []}))
+    monkeypatch.setattr(checkpoint, "restore", lambda *_: None)
+    with pytest.raises(
+        DmsflowError, match=r"train-binary.checkpoint: is not a checkpoint of this run \(.*; start again"
+    ):
+        train.run_stage(source, QUICK, tmp_path, Flow(COMMAND, resume=True))
+
+
 def test_a_small_data_set_is_trained_for_enough_steps(source: Path, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(QUICK, epochs=None, normal_epochs=2, min_steps=5)
     path = train.run_stage(source, settings, tmp_path, Flow(COMMAND))  # 60 images are a step
