@@ -148,10 +148,8 @@ def _search(
             end: {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")}
             for end, pick in ends.items()
         }
-    candidates = {"searched": searched, **{rule: rule_widths(within, rule) for rule in RULES}}
-    rows = compare_widths(net, candidates)
+    rows = compare_widths(net, {"searched": searched, **{rule: rule_widths(within, rule) for rule in RULES}})
     chosen = choose_row(rows)
     print_comparison(rows, chosen, budgets.latency)
-    widths = candidates[chosen["name"]]
     metrics |= {"chosen": chosen["name"], "comparison": rows}
-    return widths, metrics, net.where.facts()
+    return chosen["widths"], metrics, net.where.facts()

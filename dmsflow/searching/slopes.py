@@ -80,8 +80,7 @@ def fit_slopes(points: Sequence[Mapping[str, Any]], network: Network) -> Slopes:
     error = np.sqrt((weight * rest**2).sum(0) / max(effective - 1, 1))
     own, others = np.square(error), np.square(PRIOR_SPREAD * usual)
     slope = np.maximum((-mean * others + usual * own) / (others + own), SMALLEST_SLOPE * usual)
-    columns = {"centre": centre, "slope": slope, "error": error, "curvature": curvature}
-    return Slopes(**{name: column.tolist() for name, column in columns.items()})
+    return Slopes(centre=centre.tolist(), slope=slope.tolist(), error=error.tolist(), curvature=curvature.tolist())
 
 
 def solve(budgets: Budgets, slopes: Slopes) -> Ratios:
@@ -141,8 +140,7 @@ def solve_integers(budgets: Budgets, slopes: Slopes) -> dict[str, int]:
         return False
 
     for _ in range(SWEEPS):
-        improved = [improve(up) for up in range(len(names))]
-        if not any(improved):
+        if not sum(improve(up) for up in range(len(names))):
             break
     return dict(zip(names, map(int, found), strict=True))
 
