@@ -198,7 +198,7 @@ def _kind(name: str) -> Any:
 
 
 def _record(where: str, value: Any) -> Any:
-    """Lists and dictionaries in which every value is of the type that its name tells; None is of any."""
+    """Lists and dictionaries in which every value has the type that its name requires; None is allowed everywhere."""
     if isinstance(value, list):
         return [_record(where, each) for each in value]
     if not isinstance(value, dict):

@@ -100,14 +100,12 @@ def test_a_step_of_one_width_does_not_stop_the_others(profile: str, ms: float) -
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 300).map(small_network) | st.just(build_tiny(3, 8, 4)), st.floats(0.2, 0.8), st.integers(0, 99))
 def test_no_budgets_are_infeasible_that_some_widths_meet(network: Network, part: float, seed: int) -> None:
-    free = Budgets.from_settings(SearchSettings(max_ratio=2.0), network)
     ends = [{name: max(1, int(scale * base)) for name, base in network.widths.items()} for scale in (0.31, 2.0)]
     limits = {}
     for name, cost in (("memory_mib", memory_mib), ("macs_m", macs_m)):
         low, high = (cost(network, end) for end in ends)
         limits[name] = low * (high / low) ** part
     budgets = Budgets.from_settings(SearchSettings(max_ratio=2.0, **limits), network)
-    del free
     assert budgets.met(solve_integers(budgets, random_slopes(network, seed)))
 
 
@@ -115,9 +113,6 @@ def test_no_budgets_are_infeasible_that_some_widths_meet(network: Network, part:
 def test_exhaustive_search_finds_nothing_better(seed: int) -> None:
     """Within 1 % of what the best of all integer widths gain over the smallest."""
     network = build_tiny(3, 8, 4)
-    widths = dict(itertools.islice(network.widths.items(), 4))
-    base = {name: memory_mib(network, {**network.widths, name: 2 * width}) for name, width in widths.items()}
-    assert base, "the tiny network has widths"
     memory, macs = memory_mib(network, network.widths), macs_m(network, network.widths)
     chosen = SearchSettings(memory_mib=0.8 * memory, macs_m=0.9 * macs, min_ratio=0.3, max_ratio=2.0)
     budgets, slopes = Budgets.from_settings(chosen, network), random_slopes(network, seed)

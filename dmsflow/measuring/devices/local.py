@@ -53,7 +53,7 @@ def measure(job: Job) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="dmsflow-") as folder:
         packed = Path(folder, "program.zip")
         packed.write_bytes(_python.pack_program())
-        with contextlib.suppress(DmsflowError):  # which runner litert then tells
+        with contextlib.suppress(DmsflowError):  # the runner litert then raises it
             packed.with_name(native.LIBRARY).symlink_to(native.library())
         return _python.measure(job, partial(_in_child, [other[0], "-I", str(packed)], {**os.environ}), other[0])
 
