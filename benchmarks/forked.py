@@ -24,6 +24,7 @@ from dmsflow.files import PARTIAL
 from dmsflow.modelfile import reader
 
 CODES = (0, 1, 2, 3)  # done, an error of one line, usage, a budget missed
+DEATHS = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 WARNED = re.compile(rb"\w(Warning|Error|Exception)\b|[WEF]\d{4} |Fatal Python")  # by Python or a library, on stderr
 NO_MEMORY = b"dmsflow: memory: is too small"
 ESCAPED = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
@@ -142,7 +143,8 @@ def fault(ended: Ended, *, little_memory: bool = False) -> str | None:
     """The kind of fault, or None.
 
     Args:
-        little_memory: that it ran out of memory is no fault.
+        little_memory: that it ran out of memory is no fault, nor that a library died of it, which no Python code can
+            catch (torch's convolution gradient does, in oneDNN): what is asked for then are whole files.
     """
     lines = [line for line in ended.err.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(b"dmsflow: ")]
@@ -150,6 +152,8 @@ def fault(ended: Ended, *, little_memory: bool = False) -> str | None:
         return "hang"
     if b"Traceback (most recent call last)" in ended.err:
         return "traceback"
+    if little_memory and ended.code in DEATHS:
+        return None
     if ended.code not in CODES:
         return f"exit code {ended.code}"
     if ESCAPED.search(ended.err.replace(b"\r", b"")) or ESCAPED.search(ended.out.replace(b"\r", b"")):

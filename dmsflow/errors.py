@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-# In messages of torch, oneDNN, C++ and the system's loader about too little memory.
-NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
+# In messages of torch, oneDNN, C++ and the system's loader about too little memory; the last two are Python's, where an
+# extension module found none and set no exception.
+NO_MEMORY = (
+    *("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment"),
+    *("without exception set", "without setting an exception"),
+)
 
 
 class DmsflowError(Exception):
@@ -30,8 +34,6 @@ def printable(text: str) -> str:
     >>> printable("conv\x1b[31m × 2")
     'conv\\x1b[31m × 2'
     """
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -59,7 +61,7 @@ def within_memory() -> Iterator[None]:
     """Turn an out-of-memory error in the block, of a GPU or this machine, into a DmsflowError."""
     try:
         yield
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+    except (MemoryError, RuntimeError, ImportError, OSError, SystemError) as error:
         why = str(error).partition("\n")[0]
         if not isinstance(error, MemoryError) and not any(words in why.lower() for words in NO_MEMORY):
             raise

@@ -187,6 +187,8 @@ def test_what_nobody_foresaw_is_one_line(
         RuntimeError("could not create a primitive"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),
+        SystemError("<built-in function f> returned NULL without setting an exception"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -56,6 +56,14 @@ def test_what_is_a_fault(code: int | None, err: bytes, kind: str | None) -> None
     assert forked.fault(Ended(code, b"", err, 0.1)) == kind
 
 
+def test_what_is_no_fault_where_memory_is_little() -> None:
+    for code, err in ((1, b"dmsflow: memory: is too small (x); free some\n"), (-11, b""), (-6, b"")):
+        assert forked.fault(Ended(code, b"", err, 0.1)) and not forked.fault(
+            Ended(code, b"", err, 0.1), little_memory=True
+        )
+    assert forked.fault(Ended(-9, b"", b"", 0.1), little_memory=True) == "exit code -9"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, where another test left a thread
 def test_a_command_that_hangs_dies_or_raises_is_seen(tmp_path: Path) -> None:
     def fail() -> None:
