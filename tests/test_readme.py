@@ -16,7 +16,7 @@ from dmsflow.manifest import load_manifest
 ROOT = Path(__file__).parent.parent
 SHORT = {
     "SEARCH": "search.rounds=1 search.weight_steps=1 search.width_batches=1 search.threads=1 search.batch_size=4",
-    "TRAIN": "train.threads=1",
+    "TRAIN": "train.threads=1 train.min_steps=200",
 }
 
 
