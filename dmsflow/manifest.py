@@ -55,7 +55,8 @@ KINDS: dict[str, Any] = {
     ),
     **dict.fromkeys(("chosen", "name", "date", "device"), str),
     "remarks": list[str],
-    "budgets_used": dict[str, float],
+    **dict.fromkeys(("budgets_used", "least", "most"), dict[str, float]),
+    "widths": dict[str, int],
     "runtimes": dict[str, str],
     "threads": int,
 }

@@ -121,6 +121,11 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
             r"metrics.comparison.loss_difference: Expected `float",
         ),
         ({"metrics": {"comparison": [{"memory_mib": []}]}}, r"metrics.comparison.memory_mib: Expected `float | null`"),
+        (
+            {"metrics": {"comparison": [{"widths": {"a": "6"}}]}},
+            r"metrics.comparison.widths: Expected `int`, got `str`",
+        ),
+        ({"metrics": {"learned": {"most": "x"}}}, "metrics.learned.most: Expected `object | null`, got `str`"),
         ({"environment": {"runtimes": ["LCE"]}}, "environment.runtimes: Expected `object | null`, got `array`"),
         ({"settings": {"seed": "many"}}, r"search.json: has wrong settings \(Expected `int`, got `str`"),
         ({"artifacts": []}, r"is not a dmsflow manifest \(Expected `object`, got `array`"),

@@ -230,7 +230,8 @@ def with_present_methods(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def uniform_widths(run: Run) -> dict[str, int] | None:
     """Widths of the uniform network within the budgets of a run, which its search compared with, if it did."""
     rows = run.metrics("search").get("comparison") or ()
-    return next((row["widths"] for row in rows if row["name"] == "uniform"), None)
+    uniform = next((row["widths"] for row in rows if row["name"] == "uniform"), None)
+    return uniform if uniform and [*uniform] == [*run.widths] else None
 
 
 # --- where they lie -----------------------------------------------------------------------------

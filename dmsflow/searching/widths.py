@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,8 @@ def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, i
     slopes = _read_slopes(source, found)
     solved = solve_integers(budgets, slopes)
     figures = budgets.figures(solved)
-    ends = found.metrics["learned"]
-    for name, least in ends["least"].items():
-        most = ends["most"][name]
-        if not least / ROOM <= figures[name] <= most * ROOM:
+    for name, least, most in _read_ends(source, found):
+        if name in figures and not least / ROOM <= figures[name] <= most * ROOM:
             what = f"these budgets lead to {name} {figures[name]:.4g}, and the search has learned {least:.4g} to {most:.4g}"
             raise DmsflowError(source, what, "give budgets in that range, or search with budgets near these")
     rows = []
@@ -112,6 +111,15 @@ def _read_slopes(source: Path, found: Manifest) -> Slopes:
     if any(len(column) != len(found.widths) for column in msgspec.structs.astuple(slopes)):
         raise DmsflowError(source, "has slopes that do not fit its widths", "search again")
     return slopes
+
+
+def _read_ends(source: Path, found: Manifest) -> Iterator[tuple[str, float, float]]:
+    """The range of each cost in which the slopes were learned."""
+    try:
+        least, most = (msgspec.convert(found.metrics["learned"][end], dict[str, float]) for end in ("least", "most"))
+    except msgspec.ValidationError as error:
+        raise DmsflowError(source, f"has a wrong range ({error})", "search again") from error
+    return ((name, end, most.get(name, end)) for name, end in least.items())
 
 
 def _table(rows: list[dict[str, Any]], budgets: Budgets) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

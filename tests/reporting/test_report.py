@@ -260,7 +260,10 @@ def test_a_chain_without_its_search_has_a_label(tmp_path: Path) -> None:
 
 def test_the_uniform_network_is_the_one_its_search_compared_with(tmp_path: Path) -> None:
     ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "x", memory_mib=5.0)]))
-    assert runs.uniform_widths(run) == run.metrics("search")["comparison"][2]["widths"]
+    row = run.stages["search"].metrics["comparison"][2]
+    assert runs.uniform_widths(run) == row["widths"]
+    row["widths"] = {"others": 3}
+    assert runs.uniform_widths(run) is None
     ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "y", "equal")]))
     assert runs.uniform_widths(run) is None
 

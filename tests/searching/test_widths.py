@@ -109,3 +109,21 @@ def test_a_search_without_sound_slopes_is_refused(
     (tmp_path / "search.json").write_text(json.dumps(content))
     assert cli.main(["widths", str(tmp_path / "search.json"), "--memory-mib", "0.025", "--macs-m", "4"]) == 1
     assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("learned", "line"),
+    [
+        ({}, "search.json: metrics.learned.least: is missing; run the stage"),
+        ({"least": None, "most": {}}, "search.json: has a wrong range ("),
+    ],
+)
+def test_a_search_without_a_sound_range_is_refused(
+    source: Path, learned: dict[str, Any], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(source.read_text())
+    del content["artifacts"]["log"]
+    content["metrics"]["learned"] = learned
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    assert cli.main(["widths", str(tmp_path / "search.json"), "--memory-mib", "0.025", "--macs-m", "4"]) == 1
+    assert line in capsys.readouterr().err
