@@ -19,7 +19,7 @@ import script
 from jobs import Job, Runs
 
 from dmsflow import preset, settings
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching import budget
 from dmsflow.searching.budget import Budgets
 from dmsflow.settings import SearchSettings

@@ -27,12 +27,13 @@ import script
 
 from dmsflow.deploying.target import load_target
 from dmsflow.files import write_atomically
+from dmsflow.importing import load_network
 from dmsflow.measuring import devices, profiling
 from dmsflow.measuring.devices import Access
 from dmsflow.measuring.timing import History
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.network.profile import Checked, Profile
 from dmsflow.settings import ProfileSettings
 from dmsflow.terminal import print_table

@@ -38,7 +38,8 @@ from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
-from dmsflow.network.network import Network, load_network
+from dmsflow.importing import load_network
+from dmsflow.network.network import Network
 from dmsflow.settings import Data, TrainSettings
 from dmsflow.terminal import print_table
 from dmsflow.training import binary, model, train

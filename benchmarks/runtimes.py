@@ -30,9 +30,10 @@ from dmsflow.deploying import folding, integer_graph
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
+from dmsflow.importing import load_network
 from dmsflow.measuring.devices import _program
 from dmsflow.measuring.random_weights import draw_weights
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
 from dmsflow.terminal import milliseconds, print_table
 

@@ -23,7 +23,7 @@ import torch
 from dmsflow import datasets
 from dmsflow.environment import describe_environment
 from dmsflow.files import write_atomically
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching import budget, supernetwork
 from dmsflow.searching.budget import Budgets, Range
 from dmsflow.searching.descent import Descent

@@ -29,7 +29,7 @@ from budgets import Cell
 from jobs import Job, Runs
 
 from dmsflow import preset
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching import budget
 from dmsflow.terminal import print_table
 

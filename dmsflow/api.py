@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from dmsflow import manifest, options, preset, settings
-from dmsflow.datasets import Dataset, arrays
+from dmsflow.datasets import Dataset, arrays, load_dataset
 from dmsflow.datasets.arrays import make_dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
@@ -112,7 +112,7 @@ Source: TypeAlias = Result | Path | str
 
 
 def search(
-    network: str | Path | Network = "vgg11",
+    network: Any = "vgg11",
     dataset: Any = "digits",
     *,
     out: Path | str | None = None,
@@ -128,7 +128,7 @@ def search(
     """Choose the width of every layer.
 
     Args:
-        network: a name, the path of a .py file with build(), or a `Network`.
+        network: a name or path as for --network, a `Network`, or a torch.nn.Module, whose weights are not used.
         dataset: a name such as "cifar10" or "image-folder:PATH"; the path of a folder with train/ and test/; a
             `Dataset`; or a pair (train, test) as `make_dataset` takes it.
         out: folder for what is written; without it runs/NETWORK-DATASET.
@@ -144,15 +144,14 @@ def search(
         DmsflowError: something the caller can put right. BudgetMissed: no widths meet the budgets.
     """
     with _in_python():
-        title = network.name if isinstance(network, Network) else str(network)
         kind = "image-folder" if isinstance(dataset, Path) else dataset if isinstance(dataset, str) else "arrays"
-        folder = Path(out) if out else manifest.run_folder(title, kind)
+        folder = Path(out) if out else manifest.run_folder(_title(network), kind)
         how = _How(folder, progress, verbose, {"resume": resume, "force": force, "download": download})
         of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
         with how.quietly():
             of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
-        chosen = {"network": _name_network(network, folder), **given}
         source = settings.resolve(Data, **of_data)
+        chosen = {"network": _name_network(network, folder, source), **given}
         words = options.as_words("data", of_data)
         return Searched(*how.run("search", source, words, chosen, preset=preset, effort=effort))
 
@@ -319,10 +318,23 @@ def _find(source: Source, stage: str, out: Path | str | None, target: str = "") 
     return path, Path(out) if out else shipped.default_out(path, target)
 
 
-def _name_network(network: str | Path | Network, folder: Path) -> str:
-    """The name by which a search loads the network; an object is written to `folder` first."""
-    if not isinstance(network, Network):
+def _title(network: Any) -> str:
+    """What a run with this network is called."""
+    if isinstance(network, (str, Path)):
         return str(network)
+    return str(getattr(network, "name", None) or getattr(network, "__name__", None) or type(network).__name__)
+
+
+def _name_network(network: Any, folder: Path, source: Data) -> str:
+    """The name by which a search loads the network; an object is written to `folder` first."""
+    if isinstance(network, (str, Path)):
+        return str(network)
+    if not isinstance(network, Network):
+        from dmsflow.importing.module import call_module, read_module
+
+        data, name = load_dataset(source, planned=True), _title(network)
+        images = data.channels, data.resolution, len(data.classes)
+        network = read_module(call_module(network, name, images[0], images[2]), name, *images)
     content = msgspec.json.format(msgspec.json.encode(network), indent=1) + b"\n"
     path = folder / f"network-{hashlib.sha256(content).hexdigest()[:12]}.json"
     write_atomically(path, content)

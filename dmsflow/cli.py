@@ -264,10 +264,16 @@ def list_command(kind: str) -> None:
 
 
 @cli.command("show")
-@options.source_argument
+@click.argument("source", metavar="[FILE]", required=False, type=options.Source())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; for a manifest, an array with its parents first.")
-def show_command(source: Path, as_json: bool) -> None:
-    """Print a manifest and its parents, a profile, or the contents of a .tflite or .onnx file.
+@click.option("--network", help="Print this network instead of a file: its layers, widths, memory and MACs.")
+@click.option("--channels", default=3, show_default=True, help="Print the network for images of so many channels.")
+@click.option("--resolution", default=32, show_default=True, help="Print it for images of so many pixels a side.")
+@click.option("--classes", default=10, show_default=True, help="Print it for so many classes.")
+def show_command(
+    source: Path | None, as_json: bool, network: str | None, channels: int, resolution: int, classes: int
+) -> None:
+    """Print a manifest and its parents, a profile, the contents of a .tflite or .onnx file, or a network.
 
     For the name of a model that comes with dmsflow, or the folder of a run, print its manifests; while the search of a
     run is not finished, print how far it is. For a model file of any origin, print its ops with their shapes, channels
@@ -275,9 +281,16 @@ def show_command(source: Path, as_json: bool) -> None:
 
     Example: dmsflow show runs/vgg11-cifar10/bench.json
     """
-    from dmsflow.reporting.show import show_file
+    from dmsflow.reporting import show
 
-    show_file(source, as_json, sys.stdout)
+    if (source is None) == (network is None):
+        raise DmsflowError(
+            "show", "takes one of FILE and --network", "give the path of a file, or a network by its name"
+        )
+    if source:
+        show.show_file(source, as_json, sys.stdout)
+    else:
+        show.show_network(network or "", (channels, resolution, classes), as_json, sys.stdout)
 
 
 @cli.command("report")

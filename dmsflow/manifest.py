@@ -351,8 +351,10 @@ def run_folder(network: str, dataset: str) -> Path:
 
     >>> run_folder("nets/small.py", "image-folder:photos").as_posix()
     'runs/small-image-folder'
+    >>> run_folder("torchvision:resnet18", "cifar10").as_posix()
+    'runs/resnet18-cifar10'
     """
-    return Path("runs") / f"{Path(network).stem}-{Path(dataset.partition(':')[0]).stem}"
+    return Path("runs") / f"{Path(network.rpartition(':')[2]).stem}-{Path(dataset.partition(':')[0]).stem}"
 
 
 class StageModule(Protocol):

@@ -62,6 +62,8 @@ def trusting() -> Iterator[None]:
 
 def check_trusted(where: Path, name: str) -> None:
     """Raise DmsflowError if a file names code that this user has never run, unless it is trusted."""
+    file, colon, _ = name.rpartition(":")
+    name = file if colon and file.endswith(".py") else name
     if _trusting.get() or os.environ.get("DMSFLOW_TRUST") or not (name.endswith(".py") and Path(name).is_file()):
         return
     if not _mark_of(Path(name)).exists():
@@ -75,13 +77,14 @@ def _mark_of(path: Path) -> Path:
     return Path(state, "dmsflow", "trusted", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def load_plugin(kind: str, name: str, *, remember: bool = True) -> ModuleType:
+def load_plugin(kind: str, name: str, *, remember: bool = True, defines: tuple[str, ...] | None = None) -> ModuleType:
     """Import a plug-in by name, or a user's own by the path of its `.py` file.
 
     Who calls it has the user's word for such a file: a command line or Python call, or `check_trusted`.
 
     Args:
         remember: that this code was run, for `check_trusted`.
+        defines: what a file must define; without it what its kind does.
 
     Raises:
         DmsflowError: no such plug-in, or its file cannot be imported.
@@ -106,7 +109,7 @@ def load_plugin(kind: str, name: str, *, remember: bool = True) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
         raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
-    for signature in DEFINES[kind]:
+    for signature in DEFINES[kind] if defines is None else defines:
         word, function, _ = signature.partition("(")
         if not hasattr(module, word) or (function and not callable(getattr(module, word))):
             raise DmsflowError(path, f"has no {word}{function and '()'}", f"define {signature}")

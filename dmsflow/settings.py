@@ -115,7 +115,10 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the widths are chosen."""
 
-    network: Annotated[str, option("Use this network: its name, or the path of a .py file with build().")] = "vgg11"
+    network: Annotated[
+        str,
+        option("Use this network: its name, the path of a .py file with build(), net.py:Module, or torchvision:NAME."),
+    ] = "vgg11"
     method: Annotated[
         Method,
         option("Search by gradient or evolution, or as published (--preset paper), or take a baseline's widths."),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmsflow import datasets
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.supernetwork import SuperNetwork

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 import dmsflow
 from dmsflow import cli
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 
 SHORT = {"rounds": 2, "weight_steps": 2, "width_batches": 2, "batch_size": 32, "threads": 1, "train_images": 100}
 BASELINE = {"method": "equal", "memory_mib": 0.02}

@@ -97,6 +97,7 @@ NEED_TORCH = (
     "deploying/test_export.py::test_a_float_network_goes_to_onnx_and_nowhere_else",
     "deploying/test_export.py::test_a_float_file_of_other_weights_is_refused",
     "deploying/test_onnx.py::test_the_float_file_computes_the_float_network",
+    "importing",
     "network/test_cost.py",
     "network/test_latency.py",
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import Layer, Network, load_network
+from dmsflow.network.network import Layer, Network
 from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 

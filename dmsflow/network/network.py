@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from dmsflow import plugin
 from dmsflow.errors import DmsflowError, require_utf8
 from dmsflow.files import UNREADABLE, read_bytes
 from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
@@ -87,28 +86,6 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def consumers(self, name: str) -> list[Layer]:
         return [layer for layer in self.layers if name in layer.inputs]
-
-
-def load_network(name: str, channels: int, resolution: int, classes: int) -> Network:
-    """Build a network by its name, or by the path of a `.py` file with `build()`; or read a `.json` file of one.
-
-    Raises:
-        DmsflowError: no such network, or it does not fit such images.
-    """
-    if name.endswith(".json"):
-        network = read_network(Path(name))
-        made_for = network.channels, network.resolution, network.classes
-        if made_for != (channels, resolution, classes):
-            what = (
-                f"is for (channels, pixels, classes) {made_for}, and the images have {(channels, resolution, classes)}"
-            )
-            raise DmsflowError(name, what, "build it for these images")
-        return network
-    module = plugin.load_plugin("networks", name)
-    network = plugin.call(name, module.build, channels, resolution, classes)
-    if not isinstance(network, Network):
-        raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
-    return network
 
 
 def read_network(path: Path) -> Network:

@@ -18,9 +18,10 @@ from dmsflow import manifest
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.files import UNREADABLE, hash_file, read_bytes
+from dmsflow.importing import load_network
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import cost, profile
-from dmsflow.network.network import Network, load_network, read_network
+from dmsflow.network.network import Network, read_network
 from dmsflow.plugin import check_trusted
 from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads

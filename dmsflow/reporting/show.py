@@ -1,4 +1,4 @@
-"""Files as tables: a chain of manifests, a profile, a model file; and lists of what options can name."""
+"""Files as tables: a chain of manifests, a profile, a model file; and a network; lists of what options can name."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.files import UNREADABLE, read_bytes
+from dmsflow.importing import load_network
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
-from dmsflow.network import profile
+from dmsflow.network import cost, profile
+from dmsflow.network.network import out_widths, resolutions
+from dmsflow.network.network import value as channels_of
 from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models, shipped
@@ -75,6 +78,30 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
     else:
         shown = profile.load_profile(str(path))
         print(json.dumps(content, indent=1), file=stream) if as_json else print_profile(shown, stream)
+
+
+def show_network(name: str, images: tuple[int, int, int], as_json: bool, stream: TextIO) -> None:
+    """Print the layers and widths of a network for images of these channels, pixels a side and classes."""
+    network = load_network(name, *images)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(network), indent=1).decode(), file=stream)
+        return
+    keys, sizes = out_widths(network), resolutions(network)
+    size_of = {each.layer: each for each in cost.layer_bytes(network, network.widths)}
+    rows = []
+    for layer in network.layers:
+        shape = "×".join(map(str, (channels_of(network.widths, keys[layer.name]), *[sizes[layer.name]] * 2)))
+        bytes_ = size_of.get(layer.name)
+        weights = f"{bytes_.binary_bytes + bytes_.float_bytes:,.0f}" if bytes_ else ""
+        rows.append((layer.name, layer.op, " + ".join(layer.inputs), layer.width or "", shape, weights))
+    title = f"{network.name} on {images[0]}×{images[1]}×{images[1]} pixels, {images[2]} classes"
+    print_table(title, ("layer", "op", "reads", "width", "puts out", "bytes"), rows, stream=stream)
+    shared = {key: [layer.name for layer in network.layers if layer.width == key] for key in network.widths}
+    named = [(key, str(base), ", ".join(shared[key])) for key, base in network.widths.items()]
+    print_table("widths that a search chooses", ("width", "base", "of layers"), named, stream=stream)
+    memory, macs = costs_of(network, network.widths)
+    facts = [("memory", f"{memory:.4f} MiB"), ("multiply-accumulates", f"{macs:.2f} million")]
+    print_table("cost of the base widths", (), facts, stream=stream)
 
 
 # --- a chain ------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import torch
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.manifest import Flow
 from dmsflow.network import profile
-from dmsflow.network.network import load_network
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import Budgets, as_widths
 from dmsflow.searching.compare import choose_row, compare_widths, print_comparison

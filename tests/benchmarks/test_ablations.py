@@ -13,7 +13,7 @@ from studies import ablations, budgets, jobs, table1
 
 from dmsflow import manifest, settings
 from dmsflow.errors import DmsflowError
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
 

@@ -20,8 +20,8 @@ from PIL import Image
 from studies import BENCHMARKS, jobs, table1
 
 from dmsflow import settings
+from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
-from dmsflow.network.network import load_network
 from dmsflow.searching.budget import Budgets
 from dmsflow.settings import Data
 

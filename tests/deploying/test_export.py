@@ -15,8 +15,8 @@ from dmsflow.deploying import check, export, folding, integer_graph
 from dmsflow.deploying.exporters import lce, onnx
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
+from dmsflow.importing import load_network
 from dmsflow.manifest import Flow, load_manifest, save_manifest
-from dmsflow.network.network import load_network
 from dmsflow.plugin import load_plugin
 from dmsflow.settings import Data, ExportSettings, resolve
 

@@ -6,8 +6,9 @@ import pytest
 
 from dmsflow.deploying import folding, integer_graph, size_report
 from dmsflow.deploying.exporters.lce import GRANULARITY
+from dmsflow.importing import load_network
 from dmsflow.measuring.random_weights import draw_weights
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.network.profile import Granularity
 
 MEAN, STD = (128.0, 128.0, 128.0), (64.0, 64.0, 64.0)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import Network, load_network, value
+from dmsflow.network.network import Network, value
 
 NETWORKS = {
     f"{name}-{resolution}": load_network(name, 3, resolution, 10)

@@ -11,13 +11,13 @@ import pytest
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, hash_file
+from dmsflow.importing import load_network
 from dmsflow.manifest import Manifest, Stage, load_manifest, save_manifest
 from dmsflow.measuring import predicted_latency
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import load_network
 from dmsflow.network.profile import Profile
 from dmsflow.settings import BenchSettings, Data
 

@@ -11,10 +11,10 @@ import pytest
 
 from dmsflow import cli
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.measuring import profiling
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import load_network
 from dmsflow.network.profile import Granularity, Profile
 from dmsflow.settings import ProfileSettings
 

@@ -28,11 +28,11 @@ import tools
 
 from dmsflow import cli, native
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import Access, File, Job, _python, _shell
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import load_network
 
 SSHD = tools.find_program("sshd")
 FLAKY_S = 20.0

@@ -13,10 +13,10 @@ from dmsflow import cli
 from dmsflow.deploying import check, folding, integer_graph, size_report
 from dmsflow.deploying.exporters import lce
 from dmsflow.deploying.target import load_target
+from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
-from dmsflow.network.network import load_network
 from dmsflow.plugin import list_plugins, load_plugin
 
 SIZES = ((32, 10), (224, 1000))

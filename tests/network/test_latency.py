@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.network import latency
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import Grid, Latency, build_latency
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
 from dmsflow.searching.budget import Budgets

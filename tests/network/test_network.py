@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import Layer, Network, check, load_network, out_widths, resolutions
+from dmsflow.network.network import Layer, Network, check, out_widths, resolutions
 from dmsflow.plugin import list_plugins, load_plugin
 
 BUILDS = [(name, resolution) for name in list_plugins("networks") for resolution in (32, 224)]

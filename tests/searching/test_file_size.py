@@ -12,8 +12,9 @@ from made_up import odd_widths, trained
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.plugin import list_plugins, shipped_folder
 from dmsflow.reporting import shipped
 from dmsflow.searching import search

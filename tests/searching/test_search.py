@@ -22,11 +22,11 @@ from small_search import DATA, SMALL, threads_as_before  # noqa: F401
 from dmsflow import cli, manifest
 from dmsflow.datasets.arrays import make_dataset
 from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import load_network
 from dmsflow.searching import budget, descent, search, supernetwork
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.compare import choose_row

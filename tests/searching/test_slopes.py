@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from made_up import small_network
 from tiny import build as build_tiny
 
+from dmsflow.importing import load_network
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import Network, load_network
+from dmsflow.network.network import Network
 from dmsflow.network.profile import load_profile
 from dmsflow.searching.budget import GROWTH_PROBE, Budgets, as_widths, macs_m, memory_mib
 from dmsflow.searching.slopes import Slopes, equal_slopes, fit_slopes, solve, solve_integers

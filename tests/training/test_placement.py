@@ -14,7 +14,7 @@ import torch
 from small_search import DATA, begin_search, threads_as_before  # noqa: F401
 
 from dmsflow import datasets
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching import descent, supernetwork
 from dmsflow.searching.descent import Descent
 from dmsflow.searching.published import PublishedSearch

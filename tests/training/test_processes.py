@@ -23,8 +23,8 @@ from test_batches import COUNT, CPU, dataset
 from dmsflow import datasets
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
 from dmsflow.manifest import Flow, load_manifest
-from dmsflow.network.network import load_network
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings
 from dmsflow.training import place, processes, train

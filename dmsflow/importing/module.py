@@ -1,0 +1,351 @@
+"""A torch.nn.Module as a `Network`: torch.export reads it, and its convolutions become binary by one rule.
+
+The first convolution and the last dense layer stay float. Every other convolution becomes a binary one, and every
+other dense layer a binary convolution over all the pixels it reads. A ReLU that only binary convolutions read becomes
+their quantizer; where something else reads it too, or there is none, a quantizer is put behind it. A convolution
+without a batch norm gets one, and its bias is left to the norm. A max pool behind conv, norm and ReLU moves to the
+convolution, which is the same function while the norm's scale is positive, as training keeps it.
+Layers have the names that the module gives them: "layer1.0.conv1".
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmsflow.errors import DmsflowError
+from dmsflow.network.network import INPUT, Layer, Network
+
+SUPPORTED = "Conv2d, BatchNorm2d, ReLU, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
+PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
+FLATTENED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unflatten")
+# What to write instead of common operations; the others get the list of what is supported.
+INSTEAD = {
+    **dict.fromkeys(("cat", "concat", "stack"), "add tensors of the same channels instead of joining their channels"),
+    **dict.fromkeys(
+        ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "prelu", "mish", "hardtanh"),
+        "use a ReLU, which becomes the quantizer of the next binary convolution",
+    ),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave gates such as squeeze-and-excite out"),
+    "avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
+    "adaptive_avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
+    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
+    **dict.fromkeys(("chunk", "split", "slice", "permute", "transpose"), "leave the shuffling of channels out"),
+}
+WINDOW = ("kernel", "stride", "padding", "groups", "dilation")  # fields of a layer
+# Parameters of a class or function that are given what the images have.
+CLASSES = ("num_classes", "n_classes", "classes")
+CHANNELS = ("in_channels", "in_chans", "channels")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the exported graph.
+
+    Attributes:
+        name: the layer's, from the module's path.
+        op: conv, linear, batch_norm, relu, max_pool, average_pool or add.
+        inputs: names of the steps that it reads.
+        shape: of what it puts out, without the batch.
+        window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    window: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
+    """The network that a module becomes, for images [channels, resolution, resolution].
+
+    The module itself is left as it is; its weights are not taken over.
+
+    Raises:
+        DmsflowError: it has an operation that no binary network here has, another number of classes, or a control
+            flow that torch.export cannot follow.
+    """
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        what = f"reads images of {first.in_channels} channels, and these have {channels}"
+        raise DmsflowError(name, what, f"build it for {channels} channels")
+    steps = _read_steps(_export(module, name, channels, resolution), name)
+    if not steps or steps[-1].op != "linear" or steps[-1].shape != (classes,):
+        found = f"{steps[-1].op} of {'×'.join(map(str, steps[-1].shape))}" if steps else "nothing"
+        raise DmsflowError(name, f"ends in {found}", f"end it in a Linear layer of {classes} outputs, one a class")
+    return _build_network(_put_norms(_move_pools(steps)), name, channels, resolution, classes)
+
+
+def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
+    """The module that a name stands for: itself, or what a class or function makes for such images.
+
+    Raises:
+        DmsflowError: it is neither, or raises.
+    """
+    if not isinstance(make, nn.Module):
+        if not callable(make):
+            raise DmsflowError(name, f"is a {type(make).__name__}", "name a torch.nn.Module, its class or a function")
+        taken = inspect.signature(make).parameters
+        given = {each: classes for each in CLASSES if each in taken} | {
+            each: channels for each in CHANNELS if each in taken
+        }
+        try:
+            make = make(**given)
+        except Exception as error:  # the user's own code
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DmsflowError(name, what, "let it be called without arguments, or with num_classes alone") from error
+    if not isinstance(make, nn.Module):
+        raise DmsflowError(name, f"made a {type(make).__name__}", "return a torch.nn.Module")
+    return make
+
+
+def make_without_memory(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module whose weights have shapes alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about how it would initialise them
+        try:
+            with torch.device("meta"):
+                return make()
+        except NotImplementedError:  # it reads weights while it is made
+            return make()
+
+
+# --- from the exported graph to steps -----------------------------------------------------------
+
+
+def _export(module: nn.Module, name: str, channels: int, resolution: int) -> torch.fx.Graph:
+    """The ATen operations of a module in evaluation, with shapes."""
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
+    images = torch.zeros(2, channels, resolution, resolution, device=device)
+    trains = module.training
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            exported = torch.export.export(module.eval(), (images,), strict=False)
+    except Exception as error:  # whatever the user's forward raises, and torch's own
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        what = f"cannot be read for images of {channels}×{resolution}×{resolution} ({why})"
+        raise DmsflowError(name, what, "try it on such images; let no step depend on their values") from error
+    finally:
+        module.train(trains)
+    graph: torch.fx.Graph = exported.graph
+    return graph
+
+
+def _read_steps(graph: torch.fx.Graph, where: str) -> list[Step]:
+    """The operations in order, without those that change nothing once the network is trained."""
+    names: dict[torch.fx.Node, str] = {}  # of the step whose output a node has
+    steps: dict[str, Step] = {}
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target == node.name and _is_image(node)]
+    names[inputs[-1]] = INPUT
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if not isinstance(node.meta.get("val"), Tensor):
+            raise _refuse(where, node)
+        read = [each for each in node.all_input_nodes if each in names]
+        if _changes_nothing(node):
+            names[node] = names[read[0]]
+            continue
+        step = _read_step(node, tuple(names[each] for each in read), where)
+        step = replace(step, name=_unused(step.name, steps))
+        steps[step.name], names[node] = step, step.name
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if len(output.all_input_nodes) != 1:
+        raise DmsflowError(where, "puts out several tensors", "return the class scores alone")
+    return list(steps.values())
+
+
+def _is_image(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() == 4
+
+
+def _op(node: torch.fx.Node) -> str:
+    """ "relu_" of aten.relu_.default."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _path(node: torch.fx.Node) -> str:
+    """Where in the module a node comes from: "layer1.0.relu", or with its operation "layer1.0.add"."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    if kind.startswith("torch.nn.modules") and "container" not in kind:
+        return str(path)
+    return ".".join(filter(None, (str(path), _op(node).rstrip("_"))))
+
+
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    """A module may be called several times: "relu", "relu_2", …"""
+    if name not in taken:
+        return name
+    return next(each for each in (f"{name}_{n}" for n in range(2, len(taken) + 3)) if each not in taken)
+
+
+def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
+    op = _op(node)
+    what = f"does {op.rstrip('_')}, which no binary network here has"
+    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op.rstrip("_"), f"use {SUPPORTED}"))
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    op = _op(node)
+    if op in PASSED or op in FLATTENED:
+        read, made = node.all_input_nodes[0].meta["val"], node.meta["val"]
+        return (
+            op in PASSED
+            or (read.shape[:1] == made.shape[:1] and made.dim() == 2)
+            or read.numel() == read.shape[:2].numel()
+        )
+    made = node.meta["val"].shape
+    return op == "adaptive_avg_pool2d" and made == node.all_input_nodes[0].meta["val"].shape and made[-2:] != (1, 1)
+
+
+def _read_step(node: torch.fx.Node, read: tuple[str, ...], where: str) -> Step:
+    """A node as a step."""
+    op, path = _op(node).rstrip("_"), _path(node)
+    bound = _bind(node)
+    shape = tuple(node.meta["val"].shape[1:])
+    if op in ("linear", "relu", "batch_norm"):
+        return Step(path, op, read[:1], shape)
+    if op == "conv2d":
+        kernel = bound["weight"].meta["val"].shape[2:]
+        return Step(path, "conv", read[:1], shape, _window(where, path, kernel, bound))
+    if op == "max_pool2d":
+        window = _window(where, path, bound["kernel_size"], bound)
+        side = node.all_input_nodes[0].meta["val"].shape[2] + 2 * window["padding"] - window["kernel"]
+        if bound.get("ceil_mode") and side % window["stride"]:
+            raise DmsflowError(f"{where}: {path}", "pools with ceil_mode beyond the image", "leave ceil_mode out")
+        return Step(path, "max_pool", read, shape, window)
+    if op == "add" and len(read) == 2 and bound.get("alpha", 1) == 1:
+        return Step(path, op, read, shape)
+    whole = shape[1:] == (1, 1) or (op == "mean" and len(shape) == 1)
+    covers = op != "avg_pool2d" or _pair(bound["kernel_size"]) == tuple(node.all_input_nodes[0].meta["val"].shape[2:])
+    if op in ("adaptive_avg_pool2d", "avg_pool2d", "mean") and whole and covers:
+        return Step(path, "average_pool", read, (shape[0], 1, 1))
+    raise _refuse(where, node)
+
+
+def _bind(node: torch.fx.Node) -> dict[str, Any]:
+    """The arguments of a node by their names in ATen's schema."""
+    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple, torch.Size)) else (value,)
+    return values * 2 if len(values) == 1 else values
+
+
+def _window(where: str, path: str, kernel: Any, bound: Mapping[str, Any]) -> dict[str, int]:
+    """Kernel, stride, padding, groups and dilation; one number each, since kernels here are square."""
+    found = {"kernel": _pair(kernel), "groups": (bound.get("groups", 1),) * 2}
+    found["stride"] = _pair(bound.get("stride") or (found["kernel"] if "kernel_size" in bound else 1))
+    found["padding"], found["dilation"] = _pair(bound.get("padding", 0)), _pair(bound.get("dilation", 1))
+    if found["padding"] == ("same", "same"):
+        found["padding"] = tuple((size - 1) // 2 for size in found["kernel"])
+    found["padding"] = (0, 0) if found["padding"] == ("valid", "valid") else found["padding"]
+    for name, (first, last) in found.items():
+        if first != last:
+            raise DmsflowError(f"{where}: {path}", f"has {name} {first}×{last}", "use the same in both directions")
+    return {name: first for name, (first, _) in found.items()}
+
+
+# --- steps as a binary network has them ---------------------------------------------------------
+
+
+def _readers(steps: list[Step], name: str) -> list[Step]:
+    return [each for each in steps if name in each.inputs]
+
+
+def _reading(step: Step, old: str, new: str) -> Step:
+    """The same step, reading `new` where it read `old`."""
+    return replace(step, inputs=tuple(new if each == old else each for each in step.inputs))
+
+
+def _move_pools(steps: list[Step]) -> list[Step]:
+    """Max pools straight behind their convolutions, where norm and ReLU stand between."""
+    for pool in [each for each in steps if each.op == "max_pool"]:
+        by_name, chain = {each.name: each for each in steps}, [pool]
+        while (above := by_name.get(chain[-1].inputs[0])) and above.op in ("batch_norm", "relu"):
+            if len(_readers(steps, above.name)) > 1:
+                break
+            chain.append(above)
+        if above is None or above.op != "conv" or len(chain) == 1 or len(_readers(steps, above.name)) > 1:
+            continue
+        last, moved = chain[1], {each.name for each in chain}
+        behind = [_reading(replace(each, shape=pool.shape), above.name, pool.name) for each in reversed(chain[1:])]
+        rest = [_reading(each, pool.name, last.name) for each in steps if each.name not in moved]
+        at = rest.index(above) + 1
+        steps = [*rest[:at], replace(pool, inputs=(above.name,)), *behind, *rest[at:]]
+    return steps
+
+
+def _put_norms(steps: list[Step]) -> list[Step]:
+    """A batch norm behind every convolution, and every dense layer but the last, that has none."""
+    for step in [each for each in steps[:-1] if each.op in ("conv", "linear")]:
+        end = step.name
+        readers = _readers(steps, end)
+        if [each.op for each in readers] == ["max_pool"]:
+            end, readers = readers[0].name, _readers(steps, readers[0].name)
+        if [each.op for each in readers] == ["batch_norm"]:
+            continue
+        at = next(index for index, each in enumerate(steps) if each.name == end)
+        norm = Step(f"{step.name}_norm", "batch_norm", (end,), steps[at].shape)
+        steps = [*steps[: at + 1], norm, *(_reading(each, end, norm.name) for each in steps[at + 1 :])]
+    return steps
+
+
+def _build_network(steps: list[Step], name: str, channels: int, resolution: int, classes: int) -> Network:
+    """Layers with quantizers in front of binary convolutions, and widths that additions share."""
+    by_name = {each.name: each for each in steps}
+    is_binary = {each.name: each.op in ("conv", "linear") and INPUT not in each.inputs for each in steps[:-1]}
+    widths = _share_widths(steps, channels)
+    named = {key: by_name[key].shape[0] for key in dict.fromkeys(widths.values()) if isinstance(key, str)}
+    named.pop(steps[-1].name, None)
+    layers: dict[str, Layer] = {}
+    quantizers: dict[str, str] = {}  # by what they read in the module
+    for step in steps:
+        if step.op == "relu" and all(is_binary.get(each.name) for each in _readers(steps, step.name)):
+            layers[step.name] = Layer(name=step.name, op="quantize", inputs=step.inputs)
+            quantizers[step.name] = step.name
+            continue
+        inputs, window = step.inputs, step.window
+        if is_binary.get(step.name):
+            (read,) = step.inputs
+            if read not in quantizers:
+                quantizers[read] = f"{read}_quantize"
+                layers[quantizers[read]] = Layer(name=quantizers[read], op="quantize", inputs=(read,))
+            inputs = (quantizers[read],)
+            side = by_name[read].shape[1:2]
+            window = {"kernel": side[0]} if step.op == "linear" and side else window
+        ops: dict[str, Any] = {"conv": "binary_conv" if is_binary.get(step.name) else "conv", "linear": "binary_conv"}
+        fields: dict[str, Any] = {"op": ops.get(step.op, step.op), "inputs": inputs, **window}
+        if step.op in ops:
+            fields["width"] = widths[step.name]
+        if step is steps[-1]:
+            fields |= {"op": "dense", "width": classes}
+        layers[step.name] = Layer(name=step.name, **fields)
+    shape = {"channels": channels, "resolution": resolution, "classes": classes}
+    return Network(name=name, widths=named, layers=tuple(layers.values()), **shape)
+
+
+def _share_widths(steps: list[Step], channels: int) -> dict[str, str | int]:
+    """Of each step the width that it puts out: the name of the first layer that has it, or the image's channels."""
+    found: dict[str, str | int] = {INPUT: channels}
+    for step in steps:
+        if step.op in ("conv", "linear"):
+            found[step.name] = step.name
+            continue
+        first, *others = sorted({found[each] for each in step.inputs}, key=[*found.values()].index)
+        found = {name: first if key in others else key for name, key in found.items()}
+        found[step.name] = first
+    return found

@@ -1,0 +1,247 @@
+"""A PyTorch module becomes a network: in full precision the same function, and what is not supported is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dmsflow
+from dmsflow import cli
+from dmsflow.datasets._torchvision import import_torchvision
+from dmsflow.errors import DmsflowError
+from dmsflow.importing import load_network
+from dmsflow.importing.module import call_module, read_module
+from dmsflow.network import cost
+from dmsflow.network.network import INPUT, Network
+from dmsflow.training.model import Model
+
+HERE = Path(__file__).parent
+relu = nn.functional.relu
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, **fields: Any) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, **fields)
+
+
+class Residual(nn.Module):
+    """Additions of an image that shrinks, of one that does not, and calls of one module twice."""
+
+    def __init__(self, num_classes: int = 5, in_channels: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(in_channels, 6), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+        self.first, self.norm = conv(6, 8, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.skip = nn.Sequential(conv(6, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
+        self.second, self.last_norm, self.relu = conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        x = self.relu(self.norm(self.first(x)) + self.skip(x))
+        x = self.relu(torch.add(self.last_norm(self.second(x)), x))
+        return self.fc(self.drop(x.mean((2, 3))))
+
+
+def make_plain(classes: int) -> nn.Module:
+    """Biases without norms, a dense layer over several pixels, and pools before and behind the ReLU."""
+    return nn.Sequential(
+        *(conv(2, 4), nn.ReLU(), nn.MaxPool2d(2), conv(4, 6, bias=True), nn.MaxPool2d(2), nn.ReLU()),
+        *(conv(6, 6), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()),
+        *(nn.Linear(6 * 16, 12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 9), nn.BatchNorm1d(9), nn.ReLU()),
+        nn.Linear(9, classes),
+    )
+
+
+def randomise(module: nn.Module) -> None:
+    torch.manual_seed(0)
+    for each in module.modules():
+        if isinstance(each, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            each.weight.data.uniform_(0.5, 1.5)  # positive, as training keeps it: then a max pool may go first
+            each.bias.data.normal_()
+            each.running_mean.normal_()  # type: ignore[union-attr, operator]
+            each.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+
+
+@torch.no_grad()
+def give_weights(network: Network, state: dict[str, Tensor]) -> Model:
+    """The network in full precision with a module's weights, by the names of its layers; biases go into the norms."""
+    model = Model(network, network.widths, precision="float").eval()
+    tensors = model.tensors()
+    for name, tensor in tensors.items():
+        if name in state:
+            tensor.copy_(state[name].reshape(tensor.shape))
+    behind = {layer.inputs[0]: layer for layer in network.layers}
+    for layer in network.layers:
+        if layer.op in ("conv", "binary_conv") and f"{layer.name}.bias" in state:
+            norm = behind[layer.name] if behind[layer.name].op == "batch_norm" else behind[behind[layer.name].name]
+            tensors[f"{norm.name}.running_mean"].sub_(state[f"{layer.name}.bias"])
+    return model
+
+
+def make_torchvision(name: str) -> nn.Module:
+    return import_torchvision().models.get_model(name, weights=None, num_classes=5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (Residual(), (2, 16, 16)),
+        (make_plain(5), (2, 16, 16)),
+        pytest.param("resnet18", (3, 64, 64), marks=pytest.mark.slow),
+        pytest.param("alexnet", (3, 224, 224), marks=pytest.mark.slow),
+    ],
+    ids=["residual", "plain", "resnet18", "alexnet"],
+)
+def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape: tuple[int, int, int]) -> None:
+    module = make_torchvision(module) if isinstance(module, str) else module
+    randomise(module)
+    network = read_module(module, "net", shape[0], shape[1], 5)
+    model = give_weights(network, module.state_dict())
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, found = module.eval()(images), model(images)
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_only_the_first_and_the_last_layer_stay_float() -> None:
+    network = read_module(make_plain(5), "net", 2, 16, 5)
+    floats = [layer.inputs for layer in network.layers if layer.op == "conv"]
+    assert floats == [(INPUT,)]
+    assert [layer.name for layer in network.layers if layer.op == "dense"] == [network.layers[-1].name]
+    assert len([layer for layer in network.layers if layer.op == "binary_conv"]) == 4
+    (over_pixels,) = (layer for layer in network.layers if layer.name == "11")
+    assert (over_pixels.kernel, network.widths["11"]) == (4, 12)
+
+
+def test_what_is_added_shares_a_width_and_names_are_those_of_the_module() -> None:
+    network = read_module(Residual(), "net", 2, 16, 5)
+    assert network.widths == {"stem.0": 6, "first": 8}
+    assert {layer.name: layer.width for layer in network.layers if layer.op == "binary_conv"} == dict.fromkeys(
+        ("first", "skip.0", "second"), "first"
+    )
+    assert [layer.name for layer in network.layers if layer.op == "quantize"] == ["stem.2", "relu_quantize"]
+    assert [layer.name for layer in network.layers if layer.op == "relu"] == ["relu", "relu_2"]
+
+
+@pytest.mark.slow
+def test_torchvisions_resnet18_costs_what_ours_does() -> None:
+    theirs, ours = (load_network(name, 3, 224, 1000) for name in ("torchvision:resnet18", "resnet18"))
+    for count in (cost.memory_bytes, cost.macs):
+        assert count(theirs, theirs.widths) == count(ours, ours.widths)
+    assert sorted(theirs.widths.values()) == sorted(ours.widths.values())
+
+
+class Broken(nn.Module):
+    """A stem, something that is not supported, and a classifier."""
+
+    def __init__(self, middle: Any) -> None:
+        super().__init__()
+        self.stem, self.middle, self.fc = conv(2, 4), middle, nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.middle(self.stem(images)).mean((2, 3)))
+
+
+class Joined(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x], 1)[:, :4]
+
+
+class Depends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (
+            Broken(Joined()),
+            "net: middle.cat: does cat, which no binary network here has; add tensors of the same channels",
+        ),
+        (Broken(nn.SiLU()), "net: middle: does silu, which no binary network here has; use a ReLU, which becomes"),
+        (Broken(nn.AvgPool2d(2)), "net: middle: does avg_pool2d, which no binary network here has; use MaxPool2d"),
+        (Broken(conv(4, 4, groups=4)), "network net, layer 'middle': binary_conv has groups 4; leave groups at 1"),
+        (Broken(nn.Conv2d(4, 4, (3, 1))), "net: middle: has kernel 3×1; use the same in both directions"),
+        (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
+        (Broken(Depends()), "net: cannot be read for images of 2×16×16 ("),
+        (Broken(nn.Conv2d(3, 4, 1)), "net: cannot be read for images of 2×16×16 ("),
+        (nn.Sequential(conv(3, 4)), "net: reads images of 3 channels, and these have 2; build it for 2 channels"),
+        (nn.Sequential(conv(2, 4)), "net: ends in conv of 4×16×16; end it in a Linear layer of 5 outputs"),
+        (nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)), "network net: layer '3' reads 16×16 pixels; put"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else None,
+)
+def test_what_is_not_supported_is_named(module: nn.Module, line: str) -> None:
+    with pytest.raises(DmsflowError) as caught:
+        read_module(module, "net", 2, 16, 5)
+    assert line in str(caught.value)
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = Residual().train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    read_module(module, "net", 2, 16, 5)
+    assert module.training and all(torch.equal(before[name], each) for name, each in module.state_dict().items())
+
+
+def test_classes_and_functions_are_called_for_the_images() -> None:
+    assert call_module(Residual, "net", 1, 7).fc.out_features == 7  # type: ignore[union-attr]
+    module = Residual()
+    assert call_module(module, "net", 1, 7) is module
+    for wrong, what in ((3, "is a int"), (lambda: 3, "made a int"), (lambda missing: 3, "TypeError: ")):
+        with pytest.raises(DmsflowError, match=what):
+            call_module(wrong, "net", 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("torchvision:resnet19", "torchvision:resnet19: is unknown; use one of alexnet, "),
+        ("missing.py:Net", "missing.py: no such file"),
+        ("PATH:Missing", "has no Missing; define it, or give the path with another name"),
+        ("PATH:HERE", "is a PosixPath; name a torch.nn.Module, its class or a function"),
+    ],
+)
+def test_a_name_that_is_wrong_is_one_line(name: str, line: str) -> None:
+    with pytest.raises(DmsflowError) as caught:
+        load_network(name.replace("PATH", str(Path(__file__))), 3, 32, 10)
+    assert line in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_module_goes_through_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(__file__, tmp_path / "net.py")
+    settings = (
+        "search.rounds=2 search.weight_steps=2 search.width_batches=1 search.batch_size=32 train.epochs=1 "
+        "train.min_steps=1 export.check_images=32 bench.runs=3 bench.warm_up=1 data.train_images=200"
+    )
+    words = ["run", "--network", "net.py:Residual", "--resolution", "16", "--memory-mib", "0.002", "--target", "x86-64"]
+    assert cli.main([*words, *(word for each in settings.split() for word in ("--set", each))]) == 0
+    done = dmsflow.load("runs/Residual-digits/bench.json")
+    assert list(done.widths) == ["stem.0", "first"] and done.metrics["latency_ms_median"] > 0
+
+
+def test_python_takes_a_module(tmp_path: Path) -> None:
+    made = dmsflow.search(Residual(10, 1), out=tmp_path, method="equal", resolution=16, memory_mib=0.002)
+    assert made.network.name == "Residual" and list(made.widths) == ["stem.0", "first"]
+    with pytest.raises(DmsflowError, match="Residual: reads images of 2 channels, and these have 1"):
+        dmsflow.search(Residual(), out=tmp_path / "other", method="equal", resolution=16)
+
+
+def test_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["--channels", "2", "--resolution", "16", "--classes", "5"]
+    assert cli.main(["show", "--network", f"{__file__}:Residual", *images]) == 0
+    shown = capsys.readouterr().out
+    assert "Residual on 2×16×16 pixels, 5 classes" in shown and "first, skip.0, second" in shown
+    assert cli.main(["show", "--network", f"{__file__}:Residual", "--json", *images]) == 0
+    assert json.loads(capsys.readouterr().out)["widths"] == {"stem.0": 6, "first": 8}
+    for words in ([], [__file__, "--network", "vgg11"]):
+        assert cli.main(["show", *words]) == 1
+        assert "takes one of FILE and --network" in capsys.readouterr().err
