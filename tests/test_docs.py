@@ -47,12 +47,12 @@ def test_every_example_of_adding_runs(
                 code = cli.main([*arguments, *ONE_THREAD.get(arguments[0], ())])
                 captured = capsys.readouterr()
                 assert code == 0, f"{line}\n{captured.err}"
-                assert Path(captured.out.strip()).is_file()
+                assert arguments[0] == "show" or Path(captured.out.strip()).is_file()
                 commands += 1
         else:
             assert name, f"a {kind} block without a file name above it"
             Path(name).write_text(text, encoding="utf-8")
-    assert commands == 10
+    assert commands == 12
 
 
 def test_the_command_line_page_is_the_help() -> None:
