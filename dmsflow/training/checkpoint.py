@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 import torch
@@ -26,6 +26,27 @@ from dmsflow.training import processes
 from dmsflow.training.model import Model
 
 MODEL = "model0."  # before the names of a model's tensors
+
+
+# What facts and rows of a log have under these names, where they have them.
+class _Point(TypedDict):
+    round: int
+    mu: list[float]
+    gradient: list[float]
+
+
+class _Row(TypedDict, total=False):
+    seconds: float
+    points: list[_Point]
+
+
+class _Facts(TypedDict, total=False):
+    rows: list[_Row]
+    round: int
+    weight_step: int
+    step: int
+
+
 SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost
 
 
@@ -89,6 +110,7 @@ def load_checkpoint(path: Path, settings: Record, source: str) -> tuple[dict[str
     """
     tensors, header = load_tensors(path)
     try:
+        msgspec.json.decode(header["facts"], type=_Facts)
         facts = msgspec.json.decode(header["facts"], type=dict[str, Any])
         intact = header["sha256"] == _hash(tensors, header["facts"])
     except (*UNREADABLE, KeyError) as error:

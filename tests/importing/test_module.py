@@ -173,7 +173,10 @@ class Depends(nn.Module):
         (Broken(nn.Conv2d(3, 4, 1)), "net: cannot be read for images of 2×16×16 ("),
         (nn.Sequential(conv(3, 4)), "net: reads images of 3 channels, and these have 2; build it for 2 channels"),
         (nn.Sequential(conv(2, 4)), "net: ends in conv of 4×16×16; end it in a Linear layer of 5 outputs"),
-        (nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)), "network net: layer '3' reads 16×16 pixels; put"),
+        (
+            nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)),
+            "network net: layer '3' reads 16×16 pixels; put",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )

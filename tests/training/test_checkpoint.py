@@ -55,6 +55,24 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
         checkpoint.load_checkpoint(path, TrainSettings(), "a")
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"weight_step": [1]},
+        {"step": None},
+        {"rows": ["a"]},
+        {"rows": [{"seconds": "1"}]},
+        {"rows": [{"points": [{"round": 1, "mu": [1.0]}]}]},
+    ],
+    ids=str,
+)
+def test_facts_of_other_types_are_refused(tmp_path: Path, facts: dict[str, object]) -> None:
+    path, model = tmp_path / "state", Model(vgg11.build(3, 32, 10), dict.fromkeys(vgg11.build(3, 32, 10).widths, 2))
+    checkpoint.save_checkpoint(path, model, [], {"settings": TrainSettings(), "source": "a", **facts})
+    with pytest.raises(DmsflowError, match=r"state: is not a checkpoint \(.*; start again with --force"):
+        checkpoint.load_checkpoint(path, TrainSettings(), "a")
+
+
 def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path: Path) -> None:
     path, model = tmp_path / "state", Model(vgg11.build(3, 32, 10), dict.fromkeys(vgg11.build(3, 32, 10).widths, 2))
     checkpoint.save_checkpoint(path, model, [], {"settings": TrainSettings(), "source": "a"})
