@@ -23,12 +23,14 @@ TENSORFLOW := $(if $(filter Linux%,$(SYSTEM)),tensorflow-cpu,tensorflow)
 demo: $(NATIVE)
 	$(BIN)/dmsflow run --preset digits --target $(TARGET) --out runs/demo --force
 
+# Two processes share the files of tests, each with one thread for its sums: more of either gains nothing on two cores.
+PARALLEL := --numprocesses 2 --dist loadfile
 test: $(NATIVE)
-	$(BIN)/python -m pytest $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(OPTIONS)
 
 # For daily work: what is not marked slow, in less than a minute on two cores.
 test-fast: $(NATIVE)
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 # What needs no torch and is not marked slow, in an environment without it, of Python 3.13 (or PYTHON=).
 test-without-torch: $(NATIVE) $(LEAN)/.installed

@@ -108,6 +108,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_RUN] = {}
+    if config.getoption("all_tools") and (missing := sorted(tools.find_missing())):
+        raise pytest.UsageError(f"not installed: {', '.join(missing)}; {tools.describe_install(missing)}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the first what was left out: all have collected the same tests."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["not_run"] = [[list(tools_), files] for tools_, files in session.config.stash[NOT_RUN].items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[NOT_RUN].update({tuple(lacking): files for lacking, files in output.get("not_run", ())})
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -124,10 +138,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here, missing = Path(__file__).parent, set(tools.find_missing())
-    if missing and config.getoption("all_tools"):
-        raise pytest.UsageError(
-            f"not installed: {', '.join(sorted(missing))}; {tools.describe_install(sorted(missing))}"
-        )
     if config.getoption("without_torch"):
         missing.add("torch")
     left_out, kept = config.stash[NOT_RUN], list[pytest.Item]()
