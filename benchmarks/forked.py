@@ -187,7 +187,7 @@ def torn(folder: Path) -> str | None:
 
 
 VOLATILE = re.compile(
-    r".*seconds?.*|date|drift_percent|temperature_c|sha256|size_bytes|command|commands|(.*_)?ms(_.*)?|.*spread.*|peak_.*|machine|latency_.*"
+    r".*seconds?.*|date|commit|drift_percent|temperature_c|sha256|size_bytes|command|commands|(.*_)?ms(_.*)?|.*spread.*|peak_.*|machine|latency_.*"
 )
 TIMES = ("bench-timings.json",)  # a file of nothing but times
 

@@ -88,6 +88,16 @@ class Trained(Result):
     top1_percent: float = _metric("top1_percent", "Top-1 accuracy on the test images, in percent.")
     epochs: int = _metric("epochs", "Passes over the training images.")
 
+    def module(self) -> Any:
+        """The network as a torch.nn.Module of torch's own layers, in evaluation mode.
+
+        It takes normalised images [N, C, H, W], (pixel - mean) / std, and returns logits. The names in its state_dict
+        are those of the layers, which for a PyTorch module are the module's own.
+        """
+        from dmsflow.training.plain import load_plain_module
+
+        return load_plain_module(self.path, self.manifest)
+
 
 class Exported(Result):
     """A model file, checked against the integer graph."""

@@ -22,7 +22,7 @@ def python_blocks(page: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "printed"), [("docs/python.md", 9), ("README.md", 1)])
+@pytest.mark.parametrize(("page", "printed"), [("docs/python.md", 10), ("README.md", 1)])
 def test_the_python_examples_run(
     page: str, printed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,5 +183,5 @@ def restore(net: SuperNetwork, path: Path) -> None:
         net.widths = facts["widths"]
         checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
         results = [torch.tensor(each, device=net.where.device) for each in facts["results"]]
-        mu, centre = np.array(facts["mu"]), np.array(facts["centre"])
+        mu, centre = (np.array(facts[name]).reshape(net.start.shape) for name in ("mu", "centre"))
         net.at = Schedule(mu, centre, facts["round"], facts["weight_step"], facts["rows"], results)

@@ -45,6 +45,11 @@ class _Facts(TypedDict, total=False):
     round: int
     weight_step: int
     step: int
+    mu: list[float]
+    centre: list[float]
+    results: list[tuple[float, float]]
+    widths: dict[str, int]
+    allocated: dict[str, int]
 
 
 SAVE_INTERVAL_S = 60.0  # between checkpoints: the work that an interruption may cost

@@ -61,6 +61,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -
         {"weight_step": [1]},
         {"step": None},
         {"rows": ["a"]},
+        {"mu": ["a"]},
+        {"results": [[1.0, 2.0], [1.0]]},
         {"rows": [{"seconds": "1"}]},
         {"rows": [{"points": [{"round": 1, "mu": [1.0]}]}]},
     ],

@@ -1,0 +1,89 @@
+"""A trained network as a torch module of torch's own layers alone: to run, to change, or to export with other tools."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dmsflow import manifest
+from dmsflow.deploying.folding import TrainedWeights
+from dmsflow.manifest import Manifest
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network
+from dmsflow.training import checkpoint
+
+
+def load_plain_module(path: Path, done: Manifest) -> torch.fx.GraphModule:
+    """The network of a train.json with its weights, those of binary convolutions as they are used: ±E|w|.
+
+    Its layers and the names in its state_dict are those of the network, which for a PyTorch module are the module's.
+    It takes normalised images [N, C, H, W] as training does, (pixel - mean) / std of the data set, and returns logits.
+    It is in evaluation mode.
+
+    Raises:
+        DmsflowError: the weights are missing, damaged, or do not fit the widths.
+    """
+    tensors, _ = checkpoint.load_tensors(manifest.verify(path, done.artifacts["weights"]))
+    weights = {name: tensor.numpy() for name, tensor in tensors.items()}
+    is_binary = done.settings["precision"] == "binary"
+    return build_plain_module(done.network, done.widths, weights, is_binary=is_binary)
+
+
+def build_plain_module(
+    network: Network, widths: Mapping[str, int], weights: Mapping[str, Any], *, is_binary: bool = True
+) -> torch.fx.GraphModule:
+    """As `load_plain_module`, from weights by name as in train.safetensors."""
+    trained = TrainedWeights(network, widths, weights)
+    root, graph = torch.fx.GraphModule(nn.Module(), torch.fx.Graph()), torch.fx.Graph()
+    nodes = {INPUT: graph.placeholder("images")}
+    for layer in network.layers:
+        inputs = tuple(nodes[name] for name in layer.inputs)
+        if layer.op == "quantize" and is_binary:
+            root.add_submodule(layer.name, quantizer := nn.Module())
+            quantizer.alpha = nn.Parameter(torch.tensor(trained.alpha(layer.name)))
+            alpha = graph.get_attr(f"{layer.name}.alpha")
+            is_on = graph.call_function(torch.gt, (inputs[0], graph.call_function(operator.truediv, (alpha, 2))))
+            node = graph.call_function(torch.mul, (is_on, alpha))
+        elif layer.op in ("conv", "binary_conv", "batch_norm", "dense"):
+            root.add_submodule(layer.name, _make_layer(trained, layer, is_binary))
+            given = (graph.call_function(torch.flatten, (inputs[0], 1)),) if layer.op == "dense" else inputs
+            node = graph.call_module(layer.name, given)
+        elif layer.op == "max_pool":
+            node = graph.call_function(F.max_pool2d, (*inputs, layer.kernel, layer.stride, layer.padding))
+        elif layer.op == "average_pool":
+            node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
+        else:
+            node = graph.call_function(operator.add if layer.op == "add" else F.relu, inputs)
+        nodes[layer.name] = node
+    graph.output(nodes[network.layers[-1].name])
+    root.graph = graph
+    return root.eval()  # type: ignore[return-value]
+
+
+def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Module:
+    """One of torch's layers, with its weights."""
+    read, written = trained.channels(layer.inputs[0]), trained.channels(layer.name)
+    if layer.op == "batch_norm":
+        made: Any = nn.BatchNorm2d(written, eps=BATCH_NORM_EPS)
+        tensors = {
+            name: trained.take(f"{layer.name}.{name}", written) for name in made.state_dict() if "num" not in name
+        }
+    elif layer.op == "dense":
+        made = nn.Linear(read, written)
+        tensors = dict(zip(("weight", "bias"), trained.dense(layer), strict=True))
+    else:
+        made = nn.Conv2d(read, written, layer.kernel, layer.stride, layer.padding, bias=False)
+        filters = trained.filters(layer) if layer.op == "conv" or not is_binary else None
+        if filters is None:
+            signs, magnitude = trained.binary_filters(layer)
+            filters = signs * magnitude[:, None, None, None]
+        tensors = {"weight": filters.transpose(0, 3, 1, 2)}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            getattr(made, name).copy_(torch.from_numpy(tensor.copy()))
+    return made  # type: ignore[no-any-return]

@@ -1,0 +1,54 @@
+"""A trained network as torch's own layers: the same logits, the same names, and nothing of dmsflow in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dmsflow
+from dmsflow.network.architectures import birealnet18, resnet18, vgg11
+from dmsflow.training.model import Model
+from dmsflow.training.plain import build_plain_module
+
+
+@pytest.mark.parametrize("precision", ["binary", "float"])
+@pytest.mark.parametrize("architecture", [vgg11, resnet18, birealnet18], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    network = architecture.build(3, 32, 10)
+    widths = {name: 4 + index for index, name in enumerate(network.widths)}
+    model = Model(network, widths, precision=precision)
+    for _ in range(3):
+        model(torch.randn(16, 3, 32, 32))  # for running statistics of its own
+    weights = {name: tensor.detach().contiguous().numpy() for name, tensor in model.eval().tensors().items()}
+    plain = build_plain_module(network, widths, weights, is_binary=precision == "binary")
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        wanted, found = model(images), plain(images)
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    names = {name for name in plain.state_dict() if "num_batches" not in name}
+    assert names == set(weights)
+    filters = next(plain.state_dict()[f"{each.name}.weight"] for each in network.layers if each.op == "binary_conv")
+    assert (len(torch.unique(filters[0])) == 2) == (precision == "binary")
+    assert all(type(module).__module__.startswith("torch.") for module in plain.modules())
+
+
+@pytest.mark.slow
+def test_a_model_that_comes_with_dmsflow_is_one() -> None:
+    """Compact weights too; and torch.export takes it."""
+    trained = dmsflow.load("digits")
+    assert isinstance(trained, dmsflow.Trained)
+    module, network = trained.module(), trained.network
+    images = torch.randn(2, network.channels, network.resolution, network.resolution)
+    exported = torch.export.export(module, (images,)).module()
+    with torch.no_grad():
+        assert torch.equal(exported(images), module(images)) and module(images).shape == (2, network.classes)
+
+
+def test_damaged_weights_are_one_line(tmp_path: Path, write_train_manifest) -> None:  # type: ignore[no-untyped-def]
+    trained = dmsflow.load(write_train_manifest(tmp_path))
+    (tmp_path / "train.safetensors").write_bytes(b"no")
+    with pytest.raises(dmsflow.DmsflowError, match="train.safetensors: "):
+        trained.module()
