@@ -8,7 +8,6 @@ it is the plain network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, check_size, out_widths, value
+from dmsflow.settings import Precision
 from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.mask import Mask
 
 Active = Mapping[str, "int | Mask"]
 Channels = int | Mask | None  # of a width in one forward pass; None: all
-Precision = Literal["binary", "float"]
 
 ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers read
 CENTRED_ALPHA = 2.0  # see centre_quantisers
@@ -109,11 +108,8 @@ class Model(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by layer: "conv1.weight", "norm1.running_mean", "quantize1.alpha"."""
-        return {
-            f"{layer.name}.{name}": tensor
-            for layer, op in zip(self.network.layers, self.ops, strict=True)
-            for name, tensor in op.state_dict(keep_vars=True).items()
-        }
+        named = zip((layer.name for layer in self.network.layers), self.ops, strict=True)
+        return {f"{name}.{key}": each for name, op in named for key, each in op.state_dict(keep_vars=True).items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -210,11 +206,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:  # type: ignore[override]
         weight, bias = _narrow(self.weight, active_out), _narrow(self.bias, active_out)
+        running = self.running_mean, self.running_var  # where there are any, no width is narrowed
         use_batch = self.training or self.running_mean is None
-        # Where there are running statistics, no width is narrowed.
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, weight, bias, use_batch, self.momentum or 0.0, self.eps
-        )
+        return F.batch_norm(x, *running, weight, bias, use_batch, self.momentum or 0.0, self.eps)
 
 
 class Quantise(nn.Module):

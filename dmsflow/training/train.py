@@ -20,12 +20,12 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import hash_file
 from dmsflow.manifest import Flow, Link, Manifest, load_manifest
 from dmsflow.network import cost
-from dmsflow.settings import TrainSettings
+from dmsflow.settings import Precision, TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import Batches, Order, whole, with_crop
 from dmsflow.training.log import Log
-from dmsflow.training.model import Model, Precision, best_effort_initialise, centre_quantisers
+from dmsflow.training.model import Model, best_effort_initialise, centre_quantisers
 from dmsflow.training.place import choose_place
 from dmsflow.training.step import check_finite, evaluate, make_optimiser, set_learning_rate, top1_percent, weight_step
 
@@ -71,8 +71,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
     metrics: dict[str, Any] = {"top1_percent": top1_percent(logits, labels), "test_images": len(labels)}
-    metrics["epochs"] = epochs
-    metrics |= {"memory_mib": memory_bytes / cost.MIB, "macs_m": macs_m}
+    metrics |= {"epochs": epochs, "memory_mib": memory_bytes / cost.MIB, "macs_m": macs_m}
     metrics["seconds"] = round(sum(row["seconds"] for row in log.rows), 1)  # those before an interruption too
     metrics |= {"continued_from": continued} if continued else {}
     done = manifest.Done(written, metrics, where.facts())
@@ -140,8 +139,8 @@ def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
         return None
     path = Path(settings.teacher)
     done = load_manifest(path, "train")
-    if (answers := done.network.classes) != len(dataset.classes) or done.network.channels != dataset.channels:
-        what = f"has {answers} classes and {done.network.channels} channels, unlike {dataset.name}"
+    if (done.network.classes, done.network.channels) != (len(dataset.classes), dataset.channels):
+        what = f"has {done.network.classes} classes and {done.network.channels} channels, unlike {dataset.name}"
         raise DmsflowError(f"--teacher {path}", what, "give a network that was trained on such images")
     model = Model(done.network, done.widths, precision=done.settings["precision"])
     _load_weights(model, path, done)
@@ -232,10 +231,8 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
         with checkpoint.continuing(saved):
             checkpoint.restore(tensors, model, [optimiser])
             log.rows[:] = facts["rows"]
-            step, results = (
-                facts["step"].__index__(),
-                list(torch.tensor(facts["seen"]).view(-1, 2).to(batches.where.device)),
-            )
+            step = facts["step"].__index__()
+            results = list(torch.tensor(facts["seen"], device=batches.where.device).view(-1, 2))
     last_saved = began = time.monotonic()
     counted = 0  # images since `began`
     model.train()
@@ -251,14 +248,13 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
                 row = {"phase": model.precision, "epoch": step // batches.steps, "loss": loss}
                 row |= {"top1_percent": 100 * right, "learning_rate": optimiser.param_groups[0]["lr"]}
                 seconds = time.monotonic() - began
-                log.add(row | {"seconds": round(seconds, 3), "images_per_second": counted / seconds})
-                speed = f"{log.rows[-1]['images_per_second']:,.0f} images/s"
-                progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %, {speed}")
+                log.add(row | {"seconds": round(seconds, 3), "images_per_second": (speed := counted / seconds)})
+                progress.advance(note=f"loss {loss:.3f}, top-1 {100 * right:.1f} %, {speed:,.0f} images/s")
                 results, counted, began = [], 0, time.monotonic()
             if ended or time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
-                rows = [row.tolist() for row in results]
-                facts = {"settings": settings, "source": course.fingerprint, "step": step, "seen": rows}
-                checkpoint.save_checkpoint(saved, model, [optimiser], facts | {"rows": log.rows})
+                facts = {"settings": settings, "source": course.fingerprint, "step": step, "rows": log.rows}
+                facts["seen"] = [row.tolist() for row in results]
+                checkpoint.save_checkpoint(saved, model, [optimiser], facts)
                 last_saved = time.monotonic()
 
 
