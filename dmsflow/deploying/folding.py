@@ -54,7 +54,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         if layer.op in ("conv", "binary_conv"):
             tail = _read_tail(trained, layer)
             if layer.op == "conv":
-                ops += _fold_stem(trained, layer, tail, np.asarray(mean, np.float64), np.asarray(std, np.float64))
+                ops += _fold_stem(trained, layer, tail, mean, std)
             else:
                 ops += _fold_binary_conv(trained, layer, tail, inputs)
             names |= dict.fromkeys(tail.names.values(), ops[-1].name)
@@ -71,12 +71,11 @@ def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, me
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.
     """
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     trained, rounded = TrainedWeights(network, widths, weights), dict(weights)
     for layer in network.layers:
         if layer.op == "conv":
             whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
-            weight = whole * step[:, None, None, None] * std
+            weight = whole * step[:, None, None, None] * np.asarray(std, np.float64)
             rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
     return rounded
 
@@ -95,15 +94,12 @@ class TrainedWeights:
 
     def take(self, name: str, *shape: int) -> Float64:
         """The array of that name, if it has that shape."""
+        right = "export with the manifest that train wrote"
         if name not in self.weights:
-            raise DmsflowError(name, "is not among the trained weights", "export with the manifest that train wrote")
+            raise DmsflowError(name, "is not among the trained weights", right)
         array = np.asarray(self.weights[name], np.float64)
         if array.shape != shape:
-            raise DmsflowError(
-                name,
-                f"has shape {list(array.shape)}, but the widths need {list(shape)}",
-                "export with the manifest that train wrote",
-            )
+            raise DmsflowError(name, f"has shape {list(array.shape)}, but the widths need {list(shape)}", right)
         if not np.isfinite(array).all():
             raise DmsflowError(name, "has values that are not finite", "train again, with a smaller learning rate")
         return array
@@ -178,31 +174,27 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     return Tail(names, gain, shift, half, (_max_pool(layers["max_pool"], (conv.name,), binary=half is not None),))
 
 
-def _fold_stem(trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64) -> list[GraphOp]:
+def _fold_stem(trained: TrainedWeights, layer: Layer, tail: Tail, mean: Any, std: Any) -> list[GraphOp]:
     weight, step = _round_stem_filters(trained, layer, tail, mean, std)
-    thresholds = None
-    if tail.half is not None:
-        weight = _flip_signs(weight, tail.gain)
-        limit = (abs(weight) * _largest_inputs(mean)).sum((1, 2, 3)) + 1
-        thresholds = _compute_thresholds(step * abs(tail.gain), tail.shift, tail.half, limit)
-    arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": mean.astype(np.float32)}
-    stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays, thresholds=thresholds)
-    ops: list[GraphOp] = [stem, *tail.pool]
-    if thresholds is None:
+    arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": np.asarray(mean, np.float32)}
+    stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays)
+    if tail.half is None:
+        ops: list[GraphOp] = [stem, *tail.pool]
         name = tail.names.get("batch_norm", f"{layer.name}_scale")
-        ops.append(_scale(name, (ops[-1].name,), step * tail.gain, tail.shift))
-    return ops
+        return [*ops, _scale(name, (ops[-1].name,), step * tail.gain, tail.shift)]
+    limit = (abs(weight) * _largest_inputs(np.asarray(mean, np.float64))).sum((1, 2, 3)) + 1
+    thresholds = _compute_thresholds(step * abs(tail.gain), tail.shift, tail.half, limit)
+    return [replace(stem, weight=_flip_signs(stem.weight, tail.gain), thresholds=thresholds), *tail.pool]
 
 
 def _round_stem_filters(
-    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Float64, std: Float64
+    trained: TrainedWeights, layer: Layer, tail: Tail, mean: Any, std: Any
 ) -> tuple[Float64, Float64]:
     """The stem's weights over std as whole numbers, and their step in each output channel."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     if (mean % 1).any() or mean.shape != (trained.network.channels,) or std.shape != mean.shape or not (std > 0).all():
-        numbers = f"are {mean.tolist()} and {std.tolist()}"
-        raise DmsflowError(
-            "the data set's mean and std", numbers, "give an integer mean and a positive std for each channel"
-        )
+        right = "give an integer mean and a positive std for each channel"
+        raise DmsflowError("the data set's mean and std", f"are {mean.tolist()} and {std.tolist()}", right)
     weight = trained.filters(layer) / std
     threshold = np.zeros(len(weight))
     if tail.half is not None:
@@ -239,12 +231,10 @@ def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs:
     conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, weight=signs)
     if tail.half is not None:
         thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
-        conv = replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds)
-    else:
-        multiplier = _narrow(layer.name, scale / 2)
-        bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
-        conv = replace(conv, multiplier=multiplier, bias=_narrow(layer.name, bias))
-    return [conv, *tail.pool]
+        return [replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds), *tail.pool]
+    multiplier = _narrow(layer.name, scale / 2)
+    bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
+    return [replace(conv, multiplier=multiplier, bias=_narrow(layer.name, bias)), *tail.pool]
 
 
 def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
@@ -309,7 +299,6 @@ def _narrow(where: str, values: Float64) -> integer_graph.Float32:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise DmsflowError(
-            where, "has a scale that is too large for float32", "train again, with a smaller learning rate"
-        )
+        what = "has a scale that is too large for float32"
+        raise DmsflowError(where, what, "train again, with a smaller learning rate")
     return narrow
