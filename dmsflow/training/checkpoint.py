@@ -65,12 +65,7 @@ def save_checkpoint(
     for i, optimiser in enumerate(optimisers):
         for parameter, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser{i}.{parameter}.{name}": value for name, value in state.items() if value is not None}
-    tensors, text = _plain(tensors), msgspec.json.encode(facts).decode()
-    save_tensors(path, tensors, {"facts": text, "sha256": _hash(tensors, text)})
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_tensors(path, tensors, msgspec.json.encode(facts).decode())
 
 
 def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
@@ -81,12 +76,12 @@ def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    stored = _plain(tensors)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: str | None = None) -> None:
+    """Write a safetensors file atomically; with facts, these and a hash of everything are its header."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as partial:
         try:
-            save_file(stored, partial, header)
+            save_file(stored, partial, {"facts": facts, "sha256": _hash(stored, facts)} if facts else None)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -105,13 +100,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_checkpoint(path: Path, settings: Record, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a checkpoint that was written under these very settings, from this source.
-
-    Args:
-        source: what the stage works on, as a fingerprint.
+    """The tensors and facts of a checkpoint.
 
     Raises:
-        DmsflowError: the file is damaged, or it was written under other settings or from another source.
+        DmsflowError: the file is damaged, or `check_same` raises it.
     """
     tensors, header = load_tensors(path)
     try:

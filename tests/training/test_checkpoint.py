@@ -49,7 +49,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "state"
-    checkpoint.save_tensors(path, {"a": torch.randn(100)}, {"facts": "{}"})
+    checkpoint.save_tensors(path, {"a": torch.randn(100)}, "{}")
     path.write_bytes(path.read_bytes()[:150] if damage is None else damage)
     with pytest.raises(DmsflowError, match="is not a .*; start again with --force"):
         checkpoint.load_checkpoint(path, TrainSettings(), "a")
