@@ -141,9 +141,8 @@ def find_profile(name: str) -> Path:
         DmsflowError: there is none.
     """
     candidates = [Path(name)] if name.endswith(".json") else [folder / f"{name}.json" for folder in _folders()]
-    for path in candidates:
-        if path.is_file():
-            return path
+    if found := next(filter(Path.is_file, candidates), None):
+        return found
     make = f"make it: dmsflow profile --name {Path(name).stem}"
     right = f"use one of {', '.join(profile_names()) or 'none yet'}, the path of a .json file, or {make}"
     raise DmsflowError(f"profile {name}", "is unknown", right)
@@ -178,14 +177,12 @@ def save_profile(path: Path, profile: Profile) -> Path:
 def encode_profile(profile: Profile) -> bytes:
     """The text of its file: a line for each field, and one for each table and each checked network."""
     lines = []
-    for name in Profile.__struct_fields__:
-        field = getattr(profile, name)
+    for name, field in msgspec.structs.asdict(profile).items():
+        text = msgspec.json.encode(field)
         if name in ("tables", "checked") and field:
-            text = "[\n  " + ",\n  ".join(msgspec.json.encode(row).decode() for row in field) + "\n ]"
-        else:
-            text = msgspec.json.encode(field).decode()
-        lines.append(f' "{name}": {text}')
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+            text = b"[\n  " + b",\n  ".join(map(msgspec.json.encode, field)) + b"\n ]"
+        lines.append(b' "%s": %s' % (name.encode(), text))
+    return b"{\n" + b",\n".join(lines) + b"\n}\n"
 
 
 def _find_flaw(profile: Profile) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from dmsflow.network.network import INPUT, Layer, Network
 
 # Pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths.
@@ -23,14 +21,11 @@ def stage_widths(resolution: int) -> dict[str, int]:
 
 def make_stem(resolution: int, kernel: int = 7) -> list[Layer]:
     """A float convolution into the width "stage0", and batch norm. Large images leave it at a quarter of their side."""
-    if resolution < IMAGENET_RESOLUTION:
-        layers = [Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", kernel=3, padding=1)]
-    else:
-        half = {"kernel": kernel, "stride": 2, "padding": kernel // 2}
-        layers = [
-            Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", **half),
-            Layer(name="stem_pool", op="max_pool", inputs=("stem",), kernel=3, stride=2, padding=1),
-        ]
+    large = resolution >= IMAGENET_RESOLUTION
+    window = {"kernel": kernel, "stride": 2, "padding": kernel // 2} if large else {"kernel": 3, "padding": 1}
+    layers = [Layer(name="stem", op="conv", inputs=(INPUT,), width="stage0", **window)]
+    if large:
+        layers.append(Layer(name="stem_pool", op="max_pool", inputs=("stem",), kernel=3, stride=2, padding=1))
     return [*layers, Layer(name="stem_norm", op="batch_norm", inputs=(layers[-1].name,))]
 
 
@@ -52,24 +47,22 @@ def add_shortcut(name: str, layers: list[Layer], width: str, *, shrinks: bool) -
 
     Where they halve the image, a binary 1×1 convolution of stride 2, `name`_skip, reads the same quantiser.
     """
-    quantize, norm = layers[0], layers[-1].name
+    quantize, norm, skip = layers[0], layers[-1].name, f"{name}_skip"
     if not shrinks:
         return [*layers, Layer(name=f"{name}_add", op="add", inputs=(norm, *quantize.inputs))]
     return [
         *layers,
-        Layer(name=f"{name}_skip", op="binary_conv", inputs=(quantize.name,), width=width, stride=2),
-        Layer(name=f"{name}_skip_norm", op="batch_norm", inputs=(f"{name}_skip",)),
-        Layer(name=f"{name}_add", op="add", inputs=(norm, f"{name}_skip_norm")),
+        Layer(name=skip, op="binary_conv", inputs=(quantize.name,), width=width, stride=2),
+        Layer(name=f"{skip}_norm", op="batch_norm", inputs=(skip,)),
+        Layer(name=f"{name}_add", op="add", inputs=(norm, f"{skip}_norm")),
     ]
 
 
 def make_classifier(
-    name: str, channels: int, resolution: int, classes: int, widths: dict[str, int], layers: Iterable[Layer]
+    name: str, channels: int, resolution: int, classes: int, widths: dict[str, int], layers: list[Layer]
 ) -> Network:
     """The network that `layers` become with average pooling and one dense layer behind them."""
-    layers = list(layers)
-    layers.append(Layer(name="average", op="average_pool", inputs=(layers[-1].name,)))
-    layers.append(Layer(name="dense", op="dense", inputs=("average",), width=classes))
-    return Network(
-        name=name, channels=channels, resolution=resolution, classes=classes, widths=widths, layers=tuple(layers)
-    )
+    average = Layer(name="average", op="average_pool", inputs=(layers[-1].name,))
+    dense = Layer(name="dense", op="dense", inputs=("average",), width=classes)
+    image = {"channels": channels, "resolution": resolution, "classes": classes}
+    return Network(name=name, **image, widths=widths, layers=(*layers, average, dense))
