@@ -55,8 +55,7 @@ def check_file(
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
         what = f"has images {list(shape[1:])}, but the network takes {list(session.input_shape[1:])}"
         raise DmsflowError("the data set", what, "use the data set of the search")
-    parts: list[Logits] = []
-    expected: list[Logits] = []
+    parts, expected = list[Logits](), list[Logits]()
     with terminal.track("export: check", total=count, unit="image") as track:
         for begin in range(0, count, BATCH_SIZE):
             images = test.images(np.arange(begin, min(begin + BATCH_SIZE, count)))
@@ -70,8 +69,8 @@ def check_file(
         same_class, moved = compare_logits(logits, wanted)
         difference = float(abs(logits - wanted).max())
         if moved or same_class < count:
-            what = f"has other logits than the integer graph on {moved} of {count} images (they differ by up to {difference:.3g})"
-            what += f", and another class on {count - same_class}"
+            what = f"has other logits than the integer graph on {moved} of {count} images (they differ by up to "
+            what += f"{difference:.3g}), and another class on {count - same_class}"
             raise DmsflowError(path.name, what, "report this: it is a bug of the exporter or the runtime")
         metrics["deploy_form_largest_logit_difference"] = difference
         lines.append(f"{count} images: equal to the integer graph, no logit differs by more than {difference:.1e}")
@@ -80,13 +79,14 @@ def check_file(
     if not reference and 100 * (compared - same_class) > MOST_CHANGED_PERCENT * compared:
         what = f"predicts another class than the trained network on {compared - same_class} of {compared} images"
         raise DmsflowError(path.name, what, "report this: it is a bug of the exporter")
-    metrics["trained_compared_images"] = compared
+    metrics |= {"trained_compared_images": compared, "trained_moved_images": moved}
     if compared:
         metrics["trained_agreement_percent"] = 100 * same_class / compared
-        classes = f"{same_class} of {compared} in the same class"
-        above = f"{moved} with a logit that differs by more than {TOLERANCE}"
-        lines.append(f"compared with the trained network: {classes}, {above}")
-    return {**metrics, "trained_moved_images": moved}, lines
+        what = (
+            f"{same_class} of {compared} in the same class, {moved} with a logit that differs by more than {TOLERANCE}"
+        )
+        lines.append(f"compared with the trained network: {what}")
+    return metrics, lines
 
 
 def compare_logits(logits: Logits, wanted: Logits) -> tuple[int, int]:

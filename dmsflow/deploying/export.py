@@ -6,6 +6,7 @@ convolution became an op on packed bits and its logits are those of the integer 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -67,9 +68,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     report.show(manifest.home(out) / model.name)
     for line in lines:
         print_line(line)
-    metrics = {**known, **report.metrics(), **checked}
     environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}
-    done = manifest.Done({"model": model}, metrics, environment)
+    done = manifest.Done({"model": model}, {**known, **report.metrics(), **checked}, environment)
     return manifest.finish_stage(path, settings, flow, done, (source, train))
 
 
@@ -179,20 +179,20 @@ def write_model(
     A float32 network is written one way, whatever the converter, and has no integer graph to be compared with.
     """
     exporter = _load_exporter(target, train)
+    trained = train.network, train.widths, weights, data.mean, data.std
     if _is_float(train):
-        exporter.write_float(train.network, train.widths, weights, data.mean, data.std, path)
+        exporter.write_float(*trained, path)
         sizes = Counter[str]()
         for name, array in weights.items():
             sizes[name.rpartition(".")[0]] += array.nbytes
-        layers = [
-            LayerSize(each.name, each.op, 0, sizes[each.name]) for each in train.network.layers if sizes[each.name]
-        ]
+        weighted = (each for each in train.network.layers if sizes[each.name])
+        layers = [LayerSize(each.name, each.op, 0, sizes[each.name]) for each in weighted]
         return SizeReport(layers, exporter.layer_bytes(path), path.stat().st_size), None
-    graph = folding.fold(train.network, train.widths, weights, data.mean, data.std)
+    graph = folding.fold(*trained)
     exporter.write(graph, path, **converter)
     check_packed(exporter, graph, path)
     granularity = getattr(exporter, "GRANULARITY", Granularity())
     ops = size_report.measure_ops(graph, granularity)
     warnings = size_report.find_warnings(graph, ops, granularity)
     report = SizeReport(ops, exporter.layer_bytes(path), path.stat().st_size, warnings)
-    return report, lambda images: integer_graph.compute_logits(graph, images)
+    return report, functools.partial(integer_graph.compute_logits, graph)

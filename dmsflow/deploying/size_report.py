@@ -76,11 +76,8 @@ class SizeReport:
         for layer in metrics["layers"]:
             cells = [layer["layer"], layer["op"]]
             if "shape" in layer:  # `55 (64)` where kernels pad 55 channels
-                pairs = (layer["reads"], layer["padded_reads"]), (layer["writes"], layer["padded_writes"])
-                cells += [
-                    layer["shape"],
-                    *(str(real) if real == padded else f"{real} ({padded})" for real, padded in pairs),
-                ]
+                pairs = ((layer[each], layer[f"padded_{each}"]) for each in ("reads", "writes"))
+                cells += [layer["shape"], *(str(a) if a == padded else f"{a} ({padded})" for a, padded in pairs)]
             rows.append([*cells, layer["binary_bytes"], layer["float_bytes"], layer["file_bytes"]])
         head = ["layer", "op", "shape", "reads", "writes"][: len(cells)]
         empty, in_layers = [""] * (len(cells) - 2), sum(row[-1] for row in rows)
@@ -116,20 +113,16 @@ def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
 
 def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Granularity) -> list[str]:
     """A line for each avoidable cost in size or time, with the way to avoid it."""
-    total = sum(size.padded_bytes + size.float_bytes for size in sizes)
-    dominating = [
-        f"{size.layer}: its float32 parameters are {size.float_bytes / total:.0%} of all bytes; {NARROWER[size.op]}"
-        for size in sizes
-        if size.float_bytes > MOST_FLOATS * total and size.op in NARROWER
-    ]
     reads = [(size.layer, size.reads) for size in sizes if size.op == "BinaryConv"]
     writes = [(size.layer, size.writes) for size in sizes if size.op == "BinaryConv"]
-    return [
-        *_warn_of_padding(reads, granularity.inputs, "read", "of their stored weights and work"),
-        *_warn_of_padding(writes, granularity.outputs, "written", "of the work"),
-        *dominating,
-        *_warn_of_floats(graph),
-    ]
+    lines = _warn_of_padding(reads, granularity.inputs, "read", "of their stored weights and work")
+    lines += _warn_of_padding(writes, granularity.outputs, "written", "of the work")
+    total = sum(size.padded_bytes + size.float_bytes for size in sizes)
+    for size in sizes:
+        if size.float_bytes > MOST_FLOATS * total and size.op in NARROWER:
+            share = f"its float32 parameters are {size.float_bytes / total:.0%} of all bytes"
+            lines.append(f"{size.layer}: {share}; {NARROWER[size.op]}")
+    return lines + _warn_of_floats(graph)
 
 
 NARROWER = {
@@ -148,9 +141,8 @@ def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, wh
     for width, names in layers.items():
         padded = round_up(width, step)
         edges = f"{padded - step} or {padded}" if padded > step else f"{padded}"
-        share = f"{1 - width / padded:.0%} {what} is padding"
-        right = f"use {edges} (search --file-kib counts padding)"
-        lines.append(f"{list_names(names)}: {width} channels {verb} as {padded}: {share}; {right}")
+        wasted = f"{width} channels {verb} as {padded}: {1 - width / padded:.0%} {what} is padding"
+        lines.append(f"{list_names(names)}: {wasted}; use {edges} (search --file-kib counts padding)")
     return lines
 
 
@@ -162,10 +154,8 @@ def _warn_of_floats(graph: IntegerGraph) -> list[str]:
             convs[_describe_readers(graph, op)].append(op.name)
     convs.pop(KINDS["AveragePool"], None)
     right = "a quantizer directly behind the batch norm, as its only reader, would fuse into thresholds"
-    return [
-        f"{list_names(names)}: writes float32, 32 times the bits, for {reader}; {right}"
-        for reader, names in convs.items()
-    ]
+    what = "writes float32, 32 times the bits, for"
+    return [f"{list_names(names)}: {what} {reader}; {right}" for reader, names in convs.items()]
 
 
 def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
