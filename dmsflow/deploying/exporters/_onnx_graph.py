@@ -7,6 +7,7 @@ it loads the file.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,10 @@ class Graph:
 
     def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
         onnx = import_onnx()
-        tensor = onnx.helper.make_tensor_value_info
-        graph = onnx.helper.make_graph(
-            self.nodes,
-            name,
-            [tensor(INPUT, onnx.TensorProto.FLOAT, input_shape)],
-            [tensor(logits, onnx.TensorProto.FLOAT, (1, classes))],
-            [onnx.numpy_helper.from_array(values, name) for name, values in self.constants.items()],
-        )
+        tensor = functools.partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+        ends = [tensor(INPUT, shape=input_shape)], [tensor(logits, shape=(1, classes))]
+        constants = [onnx.numpy_helper.from_array(values, name) for name, values in self.constants.items()]
+        graph = onnx.helper.make_graph(self.nodes, name, *ends, constants)
         opset = [onnx.helper.make_opsetid("", OPSET)]
         model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="dmsflow")
         write_atomically(path, model.SerializeToString())

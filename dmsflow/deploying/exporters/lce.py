@@ -181,9 +181,8 @@ class LceWriter:
         options = {"channels_in": op.weight.shape[3], "dilation_height_factor": 1, "dilation_width_factor": 1}
         options |= {"fused_activation_function": 0, "pad_values": 1, "padding": padding}
         options |= {"stride_height": op.stride, "stride_width": op.stride}
-        if op.thresholds is None:
-            return self.operator("LceBconv2d", inputs, op.name, shape, **options)
-        return self.operator("LceBconv2d", inputs, op.name, _packed_shape(shape), BITS, **options)
+        output = (shape, FLOATS) if op.thresholds is None else (_packed_shape(shape), BITS)
+        return self.operator("LceBconv2d", inputs, op.name, *output, **options)
 
     def padded(self, op: integer_graph.Conv, x: int) -> tuple[int, int]:
         """Pad with zeros; the tensor to convolve, and the padding that is left to the convolution."""
@@ -226,10 +225,8 @@ def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:
     >>> pack(np.array([True, False, True])).tolist()
     [5]
     """
-    padding = round_up(bits.shape[-1], WORD) - bits.shape[-1]
-    padded = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, padding)])
-    words = np.packbits(padded, axis=-1, bitorder="little").view("<i4")
-    return words.astype(np.int32)
+    padded = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % WORD)])
+    return np.packbits(padded, axis=-1, bitorder="little").view("<i4").astype(np.int32)
 
 
 def _packed_shape(shape: Shape) -> Shape:

@@ -4,7 +4,7 @@ All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks w
 
 - Bits are uint8 0 and 1. A convolution that puts out bits is one QLinearConv on weights of ±1: its
   bias puts the threshold at one half of an output step, and every sum is so near to it that the
-  rounded output is 0 or 1 (`threshold_bits`). No product of uint8 0 or 1 and int8 ±1 saturates the 16
+  rounded output is 0 or 1 (`binary_conv`). No product of uint8 0 or 1 and int8 ±1 saturates the 16
   bits in which processors without VNNI add pairs.
 - A convolution that puts out floats counts in integers too. Up to 255 weights, the count is itself
   the uint8 output of a QLinearConv; beyond that, Gather lays out what each window reads, and one
@@ -130,7 +130,13 @@ class OnnxWriter:
             what = f"has {op.count} weights in each output channel"
             raise DmsflowError(op.name, what, f"use narrower widths: an .onnx file can count fewer than {MOST_WEIGHTS}")
         if op.thresholds is not None:
-            return Tensor(self.threshold_bits(op, op.thresholds), last=False, type=np.uint8)
+            # sum >= threshold as round((sum - threshold + middle) / (2 middle - 1)). The quotient lies between 0 and 1,
+            # and passes one half between the threshold and the sum below it, at least 1 in 2^23 away on either side:
+            # float32 and any rule of rounding put both where they belong.
+            middle, never = 2 * op.count + 4, op.count + 1
+            bias = middle - np.clip(op.thresholds, -never, never)
+            bits = self.quantised_conv(op, bias, 2 * middle - 1, op.name)
+            return Tensor(bits, last=False, type=np.uint8)
         graph, name = self.graph, op.name
         if op.count <= UINT8_MAX:
             planes = self.quantised_conv(op, op.negatives, 1, f"{name}.planes")
@@ -145,27 +151,14 @@ class OnnxWriter:
         assert op.multiplier is not None
         return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
 
-    def threshold_bits(self, op: integer_graph.BinaryConv, thresholds: integer_graph.Int32) -> str:
-        """`sum >= threshold` as round((sum - threshold + middle) / (2 middle - 1)).
-
-        The quotient lies between 0 and 1, and passes one half between the threshold and the sum below it, at
-        least 1 in 2^23 away on either side: float32 and any rule of rounding put both where they belong.
-        """
-        middle = 2 * op.count + 4
-        never = op.count + 1
-        bias = middle - np.clip(thresholds, -never, never)
-        return self.quantised_conv(op, bias, 2 * middle - 1, op.name)
-
     def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:
         """[1, C_out, H', W'], uint8: round((sum + bias) / step), saturated."""
         graph, one = self.graph, self.graph.scalar(1)
         zero, signed_zero = graph.scalar(0, np.uint8), graph.scalar(0, np.int8)
         bits = self.get(op.inputs[0], last=False, dtype=np.uint8)
         weight = graph.signs(op.name, channels_first(op.weight))
-        steps = graph.scalar(step)
-        offset = graph.constant(f"{op.name}.bias", bias, np.int32)
-        inputs = (bits, one, zero, weight, one, signed_zero, steps, zero, offset)
-        return graph.node("QLinearConv", *inputs, name=name, **window_of(op))
+        rest = (graph.scalar(step), zero, graph.constant(f"{op.name}.bias", bias, np.int32))
+        return graph.node("QLinearConv", bits, one, zero, weight, one, signed_zero, *rest, name=name, **window_of(op))
 
     def windows(self, op: integer_graph.BinaryConv) -> str:
         """[1, H', W', K]: what each window reads, bits in the order of the weights."""
