@@ -19,16 +19,16 @@ from dmsflow.errors import DmsflowError
 CHUNK = 512  # kChunk of native/training.cc
 HALF_PRECISION = torch.bfloat16  # the lower precision of --amp
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
-_FILTERS = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, filters, taps, channels, of which are active
-_IMAGES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)  # threads, images, rows, columns, channels
+# Threads; filters, taps, channels, of which are active; or images, rows, columns, channels.
+_SIZES = (_FLAG, _COUNT, _COUNT, _COUNT, _COUNT)
 SIGNATURES = {  # of the functions in native/training.cc
     "dmsflow_use_threads": (_POINTER, _POINTER, _POINTER),
-    "dmsflow_binarise": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER),
-    "dmsflow_binarise_gradient": (*_FILTERS, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
+    "dmsflow_binarise": (*_SIZES, _POINTER, _POINTER, _FLAG, _POINTER),
+    "dmsflow_binarise_gradient": (*_SIZES, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
     "dmsflow_quantise": (_FLAG, _COUNT, _FLAG, _POINTER, _FLOAT, _POINTER),
     "dmsflow_quantise_gradient": (_FLAG, _COUNT, _FLAG, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER),
-    "dmsflow_max_pool": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
-    "dmsflow_max_pool_gradient": (*_IMAGES, _FLAG, _POINTER, _POINTER, _POINTER),
+    "dmsflow_max_pool": (*_SIZES, _FLAG, _POINTER, _POINTER, _POINTER),
+    "dmsflow_max_pool_gradient": (*_SIZES, _FLAG, _POINTER, _POINTER, _POINTER),
 }
 # Of GCC's OpenMP, whose threads torch uses. A pool beside them would compete for the cores.
 THREADS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
@@ -95,10 +95,8 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        stride, padding, outputs = [ctx.stride] * 2, [ctx.padding] * 2, [True, False, False]
-        grad_x, _, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, outputs
-        )
+        window = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1
+        grad_x = torch.ops.aten.convolution_backward(grad, x, weight, None, *window, [True, False, False])[0]
         c_out, c_in, kernel, _ = weight.shape
         product = grad.permute(0, 2, 3, 1).reshape(-1, c_out).T @ _windows(x, kernel, ctx.stride, ctx.padding)
         return grad_x, product.view(c_out, kernel, kernel, c_in).permute(0, 3, 1, 2), None, None
@@ -106,11 +104,9 @@ class _Convolve(torch.autograd.Function):
 
 def _windows(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """What a filter reads at every position, [N·H_out·W_out, k·k·C_in]."""
-    n, c, h, w = x.shape
-    padded = x.new_zeros(n, h + 2 * padding, w + 2 * padding, c)
-    padded[:, padding : padding + h, padding : padding + w] = x.permute(0, 2, 3, 1)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[padding] * 4))
     windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)  # [N, H_out, W_out, C_in, k, k]
-    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * c)
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * x.shape[1])
 
 
 # --- max pooling ------------------------------------------------------------------------------------

@@ -58,8 +58,7 @@ class Model(nn.Module):
         if layer.op in ("conv", "binary_conv"):
             return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
         if layer.op == "batch_norm":
-            positive = self.network.layer(layer.inputs[0]).op == "max_pool"
-            return BatchNorm(c_out, statistics, positive)
+            return BatchNorm(c_out, statistics, positive=self.network.layer(layer.inputs[0]).op == "max_pool")
         if layer.op == "quantize":
             return Quantise() if binary else Plain("relu", layer)
         return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
@@ -88,9 +87,9 @@ class Model(nn.Module):
         largest = max(self.widths.values())
         values = (torch.arange(largest, device=device) < counts[:, 1:]).to(torch.float32)
         if any(isinstance(each, Mask) for each in chosen):
-            rows = zip(chosen, values.unbind(), strict=True)
+            rows = zip(chosen, values, strict=True)
             padded = [F.pad(e.values, (0, largest - len(e.values))) if isinstance(e, Mask) else row for e, row in rows]
-            values = torch.stack(padded)
+            return torch.stack(padded), counts
         return values, counts
 
     def unstack_masks(self, values: Tensor, counts: Tensor) -> dict[str, Mask]:
@@ -140,8 +139,7 @@ def centre_quantisers(model: Model) -> None:
     """
     ops = dict(zip((layer.name for layer in model.network.layers), model.ops, strict=True))
     for layer in model.network.layers:
-        quantiser = ops[layer.name]
-        if not isinstance(quantiser, Quantise):
+        if not isinstance(quantiser := ops[layer.name], Quantise):
             continue
         quantiser.alpha.fill_(CENTRED_ALPHA)
         source = layer.inputs[-1]
@@ -250,6 +248,4 @@ class Plain(nn.Module):
             return F.relu(inputs[0])
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
-        if self.op == "average_pool":
-            return inputs[0].mean((2, 3), keepdim=True)
-        return inputs[0] + inputs[1]
+        return inputs[0].mean((2, 3), keepdim=True) if self.op == "average_pool" else inputs[0] + inputs[1]

@@ -67,8 +67,8 @@ def choose_place(settings: WeightSettings) -> Place:
     torch.set_num_threads(threads)
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    amp = settings.amp == "on" or (settings.amp == "auto" and _has_bfloat16(device))
-    compiled = settings.compile == "on" or (settings.compile == "auto" and _compiles(device))
+    amp = _has_bfloat16(device) if settings.amp == "auto" else settings.amp == "on"
+    compiled = _compiles(device) if settings.compile == "auto" else settings.compile == "on"
     return Place(device, threads, amp, compiled, share)
 
 

@@ -153,6 +153,5 @@ def _add_up(tensor: Tensor) -> None:
         distributed.all_reduce(tensor)
     except RuntimeError as error:
         why = str(error).partition("\n")[0].partition(". ")[0]
-        raise DmsflowError(
-            "torchrun", f"a process lost its connection to the others ({why})", "start again with --resume"
-        ) from error
+        what = f"a process lost its connection to the others ({why})"
+        raise DmsflowError("torchrun", what, "start again with --resume") from error
