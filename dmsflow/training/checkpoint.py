@@ -156,7 +156,6 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
     """Raise DmsflowError unless a checkpoint was written under these very settings, from this source.
 
     Args:
-        facts: of the checkpoint, with "settings" and "source".
         source: what the stage works on, as a fingerprint.
     """
     if facts["source"] != source:

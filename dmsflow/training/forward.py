@@ -56,17 +56,15 @@ def forward_loss(
         return _forward(model, images, labels, where.amp, active, taught)
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
-    compiled = _compiled.get(model)
-    if compiled is None:
+    if model not in _compiled:
         torch.compiler.reset()  # or the graphs of former models would count towards torch's limit
         mode = "reduce-overhead" if images.is_cuda else None  # CUDA graphs
-        compiled = torch.compile(_forward, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
-        _compiled[model] = compiled
+        _compiled[model] = torch.compile(_forward, fullgraph=True, dynamic=False, backend=BACKEND, mode=mode)
     if images.is_cuda:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     masks = None if active is None else model.stack_masks(active)
     try:
-        return compiled(model, images, labels, where.amp, masks, taught)
+        return _compiled[model](model, images, labels, where.amp, masks, taught)
     except TorchDynamoException as error:
         why = next(line for line in str(error).splitlines() if line and not line.endswith("raised:"))
         right = "install a C++ compiler (for a GPU Triton too), or set compile to off"

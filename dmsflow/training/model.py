@@ -232,8 +232,7 @@ class Dense(nn.Module):
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        weight = _masked(_narrow(self.weight, None, active_in), active_in)
-        return F.linear(x.flatten(1), weight, self.bias)
+        return F.linear(x.flatten(1), _masked(_narrow(self.weight, None, active_in), active_in), self.bias)
 
 
 class Plain(nn.Module):

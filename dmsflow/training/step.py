@@ -25,8 +25,7 @@ def make_optimiser(model: nn.Module, settings: WeightSettings) -> Optimizer:
     free = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     if settings.optimiser == "adam":
-        fused = decayed[0].device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=decayed[0].device.type in ("cpu", "cuda"))
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
