@@ -16,16 +16,7 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
     """Write the network in full precision: every binary conv a plain one, every quantiser a ReLU.
 
     A batch norm behind a convolution is folded into it, also through a max pool if its scale is
-    positive.
-
-    Args:
-        network, widths: what to write.
-        weights: as in train.safetensors, from `train --precision float`.
-        mean, std: of each channel in pixels.
-        path: of the file.
-
-    Raises:
-        DmsflowError: onnx is missing, a weight is missing, or the file cannot be written.
+    positive. Arguments and errors as of `folding.fold`; the weights are those of `train --precision float`.
     """
     graph, trained = Graph(), TrainedWeights(network, widths, weights)
     names = {INPUT: graph.node("Div", graph.planes(mean), graph.per_channel("input.std", std), name="input.normalised")}

@@ -148,13 +148,11 @@ class LceWriter:
         """The bias is a whole number too: with thresholds the result is negative where the bit is 1."""
         name, weight, bias = op.name, op.weight, np.zeros(shape[3], np.float32)
         if op.thresholds is not None:
-            pooled = self.graph.feeds_max_pool(op)
+            name, pooled = f"{op.name}/sums", self.graph.feeds_max_pool(op)
             weight = weight if pooled else 0 - weight
             bias = (-op.thresholds if pooled else op.thresholds - 1).astype(np.float32)
-            name = f"{op.name}/sums"
         mean = self.constant(f"{op.name}/mean", op.mean)
-        centred = self.operator("SUB", [x, mean], f"{op.name}/centred", self.shape(x))
-        x, padding = self.padded(op, centred)
+        x, padding = self.padded(op, self.operator("SUB", [x, mean], f"{op.name}/centred", self.shape(x)))
         inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
         options = {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
         options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}

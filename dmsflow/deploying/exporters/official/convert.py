@@ -98,8 +98,7 @@ class Program:
                 return self.binary_conv(op, x)
             case integer_graph.MaxPool():
                 padded = self.padded(op, x.number, -1.0 if op.binary else LOWEST)
-                number = step("max_pool", name, padded, kernel=op.kernel, stride=op.stride)
-                return Value(number, name, x.on, x.odd)
+                return Value(step("max_pool", name, padded, kernel=op.kernel, stride=op.stride), name, x.on, x.odd)
             case integer_graph.Scale():
                 scaled = step("multiply", name, x.number, constants=[op.multiplier])
                 return Value(step("add", name, scaled, constants=[op.bias]), name)
