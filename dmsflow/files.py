@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what damaged JSON raises, nested too deep too
 PARTIAL = ".partial"  # ends the name of a file or folder that is being written; a dot begins it
 _locks = set[int]()
+R = TypeVar("R")
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +55,25 @@ def read_bytes(path: Path) -> bytes:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, f"has more than {MOST_BYTES >> 30} GiB", str(path))
         return file.read()
+
+
+def read_record(path: Path, kind: type[R], *, name: str, right: str, again: str) -> R:
+    """A record from a JSON file.
+
+    Args:
+        name: what the file should be ("a profile").
+        right: what to do if it cannot be read.
+        again: what to do if it is something else.
+
+    Raises:
+        DmsflowError: either.
+    """
+    try:
+        return msgspec.json.decode(read_bytes(path), type=kind)
+    except OSError as error:
+        raise DmsflowError(path, error.strerror or str(error), right) from error
+    except UNREADABLE as error:
+        raise DmsflowError(path, f"is not {name} ({error})", again) from error
 
 
 def describe_artifact(path: Path, folder: Path) -> Artifact:

@@ -21,16 +21,7 @@ import msgspec
 from dmsflow import settings as records
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError, require_utf8, within_memory
-from dmsflow.files import (
-    UNREADABLE,
-    Artifact,
-    describe_artifact,
-    hash_file,
-    locked,
-    read_bytes,
-    remove_partials,
-    write_atomically,
-)
+from dmsflow.files import Artifact, describe_artifact, hash_file, locked, read_record, remove_partials, write_atomically
 from dmsflow.network.network import Network, check_size
 from dmsflow.plugin import check_trusted
 from dmsflow.preset import read_toml
@@ -171,14 +162,8 @@ def _check_code(path: Path, manifest: Manifest) -> None:
 
 
 def _decode(path: Path) -> Manifest:
-    try:
-        return msgspec.json.decode(read_bytes(path), type=Manifest)
-    except OSError as error:
-        right = "give the path of a manifest that a stage wrote"
-        raise DmsflowError(path, error.strerror or str(error), right) from error
-    except UNREADABLE as error:
-        what = f"is not a dmsflow manifest ({error})"
-        raise DmsflowError(path, what, "run the stage that writes it again") from error
+    right, again = "give the path of a manifest that a stage wrote", "run the stage that writes it again"
+    return read_record(path, Manifest, name="a dmsflow manifest", right=right, again=again)
 
 
 def _with_records(path: Path, manifest: Manifest) -> Manifest:

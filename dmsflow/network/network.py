@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dmsflow.errors import DmsflowError, require_utf8
-from dmsflow.files import UNREADABLE, read_bytes
+from dmsflow.files import read_record
 from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
 Op = Literal[
@@ -90,12 +90,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def read_network(path: Path) -> Network:
     """A network from its record as JSON, which the Python functions write of an object."""
-    try:
-        return msgspec.json.decode(read_bytes(path), type=Network)
-    except OSError as error:
-        raise DmsflowError(path, error.strerror or str(error), "give the path of a network's file") from error
-    except UNREADABLE as error:
-        raise DmsflowError(path, f"is not a network ({error})", "write it again") from error
+    right = "give the path of a network's file"
+    return read_record(path, Network, name="a network", right=right, again="write it again")
 
 
 def out_widths(network: Network) -> dict[str, str | int]:

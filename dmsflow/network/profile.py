@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow.errors import DmsflowError
-from dmsflow.files import UNREADABLE, read_bytes, write_atomically
+from dmsflow.files import read_record, write_atomically
 from dmsflow.plugin import shipped_folder
 from dmsflow.settings import Count
 
@@ -154,17 +154,12 @@ def load_profile(name: str) -> Profile:
     Raises:
         DmsflowError: there is none, or its file is damaged.
     """
-    path = find_profile(name)
-    try:
-        profile = msgspec.json.decode(read_bytes(path), type=Profile)
-    except OSError as error:
-        raise DmsflowError(path, error.strerror or str(error), "give the path of a profile") from error
-    except UNREADABLE as error:
-        raise DmsflowError(path, f"is not a profile ({error})", "measure it again: dmsflow profile") from error
+    path, again = find_profile(name), "measure it again: dmsflow profile"
+    profile = read_record(path, Profile, name="a profile", right="give the path of a profile", again=again)
     if profile.schema != SCHEMA:
         raise DmsflowError(path, f"has schema {profile.schema}", f"this version reads schema {SCHEMA}")
     if flaw := _find_flaw(profile):
-        raise DmsflowError(path, flaw, "measure it again: dmsflow profile")
+        raise DmsflowError(path, flaw, again)
     return profile
 
 
