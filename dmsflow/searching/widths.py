@@ -56,7 +56,6 @@ def solve_widths(source: Path, settings: SearchSettings, out: Path, flow: Flow) 
     print_table(f"Widths from the slopes of {source}", *_table(rows, budgets))
     kept = {name: found.metrics[name] for name in ("slopes", "learned")}
     metrics = {**budgets.figures(widths), "seconds": 0.0, "chosen": "solved", "predicted": rows, **kept}
-    out.mkdir(parents=True, exist_ok=True)
     files = {"profile": profile.save_profile(out / "profile.json", budgets.latency.profile)} if budgets.latency else {}
     made: dict[str, Any] = {"network": found.network, "widths": widths, "data": found.data}
     return manifest.finish_stage(path, chosen, flow, manifest.Done(files, metrics, {}), **made)
