@@ -167,14 +167,11 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         shapes = {INPUT: (self.resolution, self.resolution, self.channels)}
         for op in self.ops:
             size, _, channels = shapes[op.inputs[0]]
-            match op:
-                case Conv() | MaxPool():
-                    size = (size + 2 * op.padding - op.kernel) // op.stride + 1
-                    channels = len(op.weight) if isinstance(op, Conv) else channels
-                case AveragePool():
-                    size = 1
-                case Dense():
-                    channels = len(op.weight)
+            if isinstance(op, Conv | MaxPool):
+                size = (size + 2 * op.padding - op.kernel) // op.stride + 1
+            elif isinstance(op, AveragePool):
+                size = 1
+            channels = len(op.weight) if isinstance(op, Conv | Dense) else channels
             shapes[op.name] = size, size, channels
         return shapes
 
