@@ -79,9 +79,8 @@ def _prepare(source: Path, given: SearchSettings) -> tuple[Manifest, SearchSetti
         options = ", ".join(f"--{name.replace('_', '-')}" for name in BUDGETS)
         raise DmsflowError("widths", "has no budget", f"give one or more of {options}")
     kept = {name: value for name, value in with_present_names(found.settings).items() if name not in wanted}
-    settings = resolve(SearchSettings, **{**kept, **wanted, "profile": given.profile or kept["profile"]})
-    if not settings.latency_ms and not given.profile:
-        settings = msgspec.structs.replace(settings, profile=None)
+    device = given.profile or (kept["profile"] if given.latency_ms else None)
+    settings = resolve(SearchSettings, **{**kept, **wanted, "profile": device})
     return found, settings, make_budgets(settings, found.network)
 
 
