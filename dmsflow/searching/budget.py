@@ -269,12 +269,12 @@ class Budgets:
             share = budget.limit / budget.cost(self.network, self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"
             alone = replace(self, limits=(budget,))
-            if alone.met(largest):
-                rows.append((f"{budget.name} budget", f"{words}; the largest network is within it"))
-            else:
+            allows = "the largest network is within it"
+            if not alone.met(largest):
                 # The lower median, where their number is even: a ratio that a width has.
                 ratio = float(np.sort(alone.uniform())[(len(self.base) - 1) // 2])
-                rows.append((f"{budget.name} budget", f"{words}; alone it allows {ratio:.2f} × the base widths"))
+                allows = f"alone it allows {ratio:.2f} × the base widths"
+            rows.append((f"{budget.name} budget", f"{words}; {allows}"))
         return rows
 
 
