@@ -71,7 +71,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Lines | _Bar]:
+def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Track]:
     """Show the progress of a loop, each time that `advance` of what it yields is called.
 
     Args:
@@ -81,7 +81,7 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Line
         done: units that an earlier, interrupted run has already finished.
     """
     if _listener.get() or not sys.stderr.isatty():
-        yield _Lines(title, total, unit, done)
+        yield _Track(title, total, unit, done)
         return
     from rich import progress
     from rich.console import Console
@@ -91,14 +91,15 @@ def track(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[_Line
     right = (progress.TimeElapsedColumn(), text("elapsed,"), progress.TimeRemainingColumn())
     note = text("left {task.fields[note]}")
     with progress.Progress(*left, *right, note, console=Console(stderr=True)) as shown:
-        yield _Bar(shown, shown.add_task(title, total=total, completed=done, note=""))
+        task = shown.add_task(title, total=total, completed=done, note="")
+        yield _Track(title, total, unit, done, lambda at: shown.update(task, completed=at.done, note=at.note))
 
 
-class _Lines:
-    """At most one line a second; the last unit always has its line. A listener hears of every unit instead."""
+class _Track:
+    """At most one line a second; the last unit always has its line. A listener or bar hears of every unit instead."""
 
-    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int, unit: str, done: int, bar: Listener | None = None) -> None:
+        self.title, self.total, self.unit, self.bar = title, total, unit, bar
         self.done = self.begun_at = done
         self.started, self.last_line = time.monotonic(), -LINE_EVERY_S
 
@@ -108,21 +109,11 @@ class _Lines:
         elapsed = time.monotonic() - self.started
         remaining = elapsed / max(self.done - self.begun_at, 1) * max(self.total - self.done, 0)
         progress = Progress(self.title, self.unit, self.done, self.total, elapsed, remaining, note)
-        if listener := _listener.get():
-            listener(progress)
+        if show := self.bar or _listener.get():
+            show(progress)
         elif self.done >= self.total or elapsed - self.last_line >= LINE_EVERY_S:
             self.last_line = elapsed
             print_line(str(progress))
-
-
-class _Bar:
-    """A task of rich's progress."""
-
-    def __init__(self, progress: Any, task: Any) -> None:
-        self.progress, self.task = progress, task
-
-    def advance(self, by: int = 1, note: str = "") -> None:
-        self.progress.update(self.task, advance=by, note=note)
 
 
 def clock(seconds: float) -> str:
