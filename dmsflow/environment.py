@@ -24,11 +24,8 @@ def describe_environment(**extra: Any) -> dict[str, Any]:
     from dmsflow import __version__
 
     versions = {"dmsflow": __version__, "python": platform.python_version()}
-    for name in RUNTIMES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
-        "versions": versions,
+        "versions": versions | {name: found for name in RUNTIMES if (found := version(name))},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": read_processor_name(),
         "cores": os.cpu_count(),
@@ -77,7 +74,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 
 # Where the distribution has another name than the module.
-DISTRIBUTIONS = {"PIL": ("pillow",), "sklearn": ("scikit-learn",)}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 # Modules that do as well in place of one.
 ALTERNATIVES = {"ai_edge_litert": ("tflite_runtime", "tensorflow")}
@@ -105,9 +102,8 @@ def is_installed(module: str) -> bool:
 
 def version(module: str) -> str | None:
     """The version of the distribution of an installed module."""
-    for name in DISTRIBUTIONS.get(module, (module,)):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(DISTRIBUTIONS.get(module, module))
     return None
 
 
