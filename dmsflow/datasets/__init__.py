@@ -35,11 +35,6 @@ class Split(Protocol):
         """Class numbers [N]."""
         ...
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether images() only indexes an array, so that the full split can be on a GPU."""
-        ...
-
     def __len__(self) -> int: ...
 
     def images(self, indices: NDArray[np.int64], augment_seed: int | None = None) -> NDArray[np.uint8]:
@@ -53,7 +48,6 @@ class ArraySplit:
 
     pixels: NDArray[np.uint8]  # [N, H, W, C]
     labels: NDArray[np.int64]  # [N]
-    in_memory: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +62,6 @@ class Subset:
 
     source: Split
     indices: NDArray[np.int64]  # [n]
-    in_memory: bool = False
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -132,8 +125,6 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
     """
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
     module = load_plugin("datasets", name)
-    if not hasattr(module, "load"):
-        raise DmsflowError(name, "has no load()", "define load(argument, data, download) -> Dataset")
     load = getattr(module, "plan", module.load) if planned else module.load
     dataset = load(argument or None, data, download)
     if not isinstance(dataset, Dataset):

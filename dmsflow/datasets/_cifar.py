@@ -37,19 +37,19 @@ class Files:
     """The two versions of a set.
 
     Attributes:
-        archive, md5: of the binary version; it has `train`, `test` and `names`, one class in a line.
+        archive, md5: of the binary version; its files are named as the pickles.
+        names: its file of the classes, one in a line.
         label_bytes: in front of an image; the last of them is its class.
-        pickles: folder of the Python version, and the MD5 of its files: those for training, for tests, the names.
+        folder, pickles: of the Python version, and the MD5 of its files: those for training, for tests, the names.
         keys: of labels and of names in the pickles.
     """
 
     archive: str
     md5: str
-    train: tuple[str, ...]
-    test: str
     names: str
     label_bytes: int
-    pickles: tuple[str, Mapping[str, str]]
+    folder: str
+    pickles: Mapping[str, str]
     keys: tuple[str, str]
 
 
@@ -61,7 +61,7 @@ def load_cifar(files: Files, argument: str | None, data: Data, download: bool) -
     """
     takes_no_argument(data, argument)
     folder = data_folder(data)
-    path, pickles = folder / files.archive, folder / files.pickles[0]
+    path, pickles = folder / files.archive, folder / files.folder
     if download and not path.exists() and not pickles.exists():
         _download(path, files.md5)
     right = "use search --download, or name its folder with --data-dir"
@@ -91,9 +91,10 @@ def _read(path: Path, files: Files) -> tuple[list[ArraySplit], tuple[str, ...]]:
         for member in archive:
             if reader := archive.extractfile(member):
                 found[member.name.rpartition("/")[2]] = reader.read()
+    *train, test, _ = files.pickles
     splits = []
-    for names in (files.train, (files.test,)):
-        content = np.frombuffer(b"".join(found[name] for name in names), np.uint8)
+    for names in (train, (test,)):
+        content = np.frombuffer(b"".join(found[f"{name}.bin"] for name in names), np.uint8)
         rows = content.reshape(-1, files.label_bytes + 3 * 32 * 32)
         splits.append(_split(rows[:, files.label_bytes :], rows[:, files.label_bytes - 1]))
     return splits, tuple(found[files.names].decode("ascii").split())
@@ -101,7 +102,7 @@ def _read(path: Path, files: Files) -> tuple[list[ArraySplit], tuple[str, ...]]:
 
 def _read_pickles(folder: Path, files: Files) -> tuple[list[ArraySplit], tuple[str, ...]]:
     """As `_read`, from the files that torchvision and others extract."""
-    parts = [_constants(_checked(folder / name, md5)) for name, md5 in files.pickles[1].items()]
+    parts = [_constants(_checked(folder / name, md5)) for name, md5 in files.pickles.items()]
     splits = []
     for several in (parts[:-2], parts[-2:-1]):
         pixels = b"".join(max(filter(_is_text, part["data"]), key=len).encode("latin-1") for part in several)

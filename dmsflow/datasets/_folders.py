@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmsflow.datasets import Dataset
 from dmsflow.datasets._decoding import decode_centre, decode_random, open_image
 from dmsflow.errors import DmsflowError
 from dmsflow.terminal import list_names
@@ -53,7 +54,6 @@ class FileSplit:
     resolution: int
     shorter_side: int | None
     channels: int = 3
-    in_memory: bool = False
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -141,9 +141,11 @@ def _is_image(path: str) -> bool:
     return False
 
 
-def name_left_out(splits: Iterable[FileSplit]) -> tuple[str, ...]:
-    """What is no image, below the folder that both splits are in."""
-    return tuple(f"{split.listing.folder.name}/{name}" for split in splits for name in split.listing.left_out)
+def streamed(name: str, train: FileSplit, test: FileSplit, mean: tuple[int, ...], std: tuple[float, ...]) -> Dataset:
+    """A data set of files; what is no image is named from the folder that both splits are in."""
+    listings = (train.listing, test.listing)
+    left_out = tuple(f"{each.folder.name}/{file}" for each in listings for file in each.left_out)
+    return Dataset(name, train.listing.classes, train, test, mean, std, left_out=left_out)
 
 
 def list_splits(root: Path, *tests: str) -> tuple[Listing, Listing]:

@@ -10,19 +10,17 @@ from dmsflow.datasets import Dataset
 from dmsflow.datasets._cifar import Files, load_cifar
 from dmsflow.settings import Data
 
-PICKLES = {
-    "train": "16019d7e3df5f24257cddd939b257f8d",
-    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-    "meta": "7973b15100ade9c7d40fb424638fde48",
-}
 FILES = Files(
     archive="cifar-100-binary.tar.gz",
     md5="03b5dce01913d631647c71ecec9e9cb8",
-    train=("train.bin",),
-    test="test.bin",
     names="fine_label_names.txt",
     label_bytes=2,  # of the coarse class and of the fine one
-    pickles=("cifar-100-python", PICKLES),
+    folder="cifar-100-python",
+    pickles={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
     keys=("fine_labels", "fine_label_names"),
 )
 

@@ -12,15 +12,16 @@ import re
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import terminal
-from dmsflow.datasets import CHUNK, ArraySplit, Dataset, Split, cache_folder, check_memory, statistics
+from dmsflow.datasets import CHUNK, ArraySplit, Dataset, cache_folder, check_memory, statistics
 from dmsflow.datasets._decoding import open_image
-from dmsflow.datasets._folders import FileSplit, Listing, list_splits, name_left_out
+from dmsflow.datasets._folders import FileSplit, Listing, list_splits, streamed
 from dmsflow.errors import DmsflowError
 from dmsflow.files import open_regular, writing
 from dmsflow.settings import Data
@@ -38,20 +39,15 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
             not fit into memory.
     """
     splits = _list_files(argument, data)
-    resolution = splits[0].resolution
     pixels = _load_pixels(*splits)
-    mean, std = statistics(pixels[0])
     train, test = (ArraySplit(array, split.labels) for array, split in zip(pixels, splits, strict=True))
-    classes, left_out = splits[0].listing.classes, name_left_out(splits)
-    padding = resolution // 8
-    return Dataset(data.name, classes, train, test, mean, std, crop_padding=padding, flip=True, left_out=left_out)
+    dataset = streamed(data.name, *splits, *statistics(pixels[0]))
+    return replace(dataset, train=train, test=test, crop_padding=splits[0].resolution // 8, flip=True)
 
 
 def plan(argument: str | None, data: Data, download: bool) -> Dataset:
     """The data set of `load`, without decoding its images: mean and deviation are not those of its pixels."""
-    train, test = _list_files(argument, data)
-    left_out = name_left_out((train, test))
-    return Dataset(data.name, train.listing.classes, train, test, (0, 0, 0), (1.0, 1.0, 1.0), left_out=left_out)
+    return streamed(data.name, *_list_files(argument, data), (0, 0, 0), (1.0, 1.0, 1.0))
 
 
 def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]:
@@ -64,14 +60,6 @@ def _list_files(argument: str | None, data: Data) -> tuple[FileSplit, FileSplit]
     right = f"use --dataset imagenet --data-dir {root}, which streams them, or a smaller --resolution"
     check_memory(root, (len(train.labels) + len(test.labels)) * resolution**2 * 3, right)
     return FileSplit(train, resolution, data.resolution), FileSplit(test, resolution, data.resolution)
-
-
-def one_split(listing: Listing, resolution: int, channels: int) -> Split:
-    """Images of one folder, for a model file that takes them of this size: decoded as `load` does, when asked.
-
-    With one channel they must be grey, and refuse to be decoded otherwise.
-    """
-    return FileSplit(listing, resolution, resolution, channels)
 
 
 def _own_resolution(listing: Listing) -> int:

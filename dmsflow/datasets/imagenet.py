@@ -6,7 +6,7 @@ Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challeng
 from __future__ import annotations
 
 from dmsflow.datasets import Dataset, data_folder, takes_no_argument
-from dmsflow.datasets._folders import FileSplit, list_splits, name_left_out
+from dmsflow.datasets._folders import FileSplit, list_splits, streamed
 from dmsflow.settings import Data
 
 RESOLUTION = 224  # the usual one for ImageNet
@@ -27,5 +27,4 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     resolution = data.resolution or RESOLUTION
     shorter_side = round(resolution * SHORTER_SIDE / RESOLUTION)
     train, test = (FileSplit(listing, resolution, shorter_side) for listing in list_splits(root, "val"))
-    left_out = name_left_out((train, test))
-    return Dataset(data.name, train.listing.classes, train, test, MEAN, STD, left_out=left_out)
+    return streamed(data.name, train, test, MEAN, STD)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow import datasets, terminal
-from dmsflow.datasets import Split, image_folder
-from dmsflow.datasets._folders import list_images
+from dmsflow.datasets import Split
+from dmsflow.datasets._folders import FileSplit, list_images
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.benched import Benched
 from dmsflow.modelfile import runners
@@ -113,4 +113,4 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
     if port.scale and (largest := port.scale * (np.iinfo(port.dtype).max - (port.zero_point or 0))) < WHITE:
         what = f"by its scale and zero point the input holds no more than {largest:.3g}: larger pixels are clipped"
         terminal.print_line(f"{benched.path.name}: {what}")
-    return image_folder.one_split(listing, shape[1], shape[3])
+    return FileSplit(listing, shape[1], shape[1], shape[3])

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dmsflow.datasets import Dataset, Split
+from dmsflow.datasets import ArraySplit, Dataset, Split
 from dmsflow.errors import DmsflowError
 from dmsflow.training.place import Place
 from dmsflow.training.processes import ALONE, Share
@@ -98,7 +98,8 @@ class Batches:
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=where.device)
         self.std = torch.tensor(dataset.std, dtype=torch.float32, device=where.device)
         self.labels = torch.from_numpy(split.labels[order.indices]).to(where.device)
-        self.pixels = torch.from_numpy(split.images(order.indices)).to(where.device) if split.in_memory else None
+        held = isinstance(split, ArraySplit)
+        self.pixels = torch.from_numpy(split.images(order.indices)).to(where.device) if held else None
         self._draw(0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

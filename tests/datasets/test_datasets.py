@@ -188,7 +188,7 @@ def test_folder_pixels_labels_and_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.test.images(np.array([5, 0])), np.stack([noise(121), noise(100)]))
     assert (data.mean, data.std) == datasets.statistics(expected)
     assert (data.resolution, data.crop_padding, data.flip) == (8, 1, True)
-    assert data.train.in_memory and data.test.in_memory
+    assert isinstance(data.train, ArraySplit) and isinstance(data.test, ArraySplit)
 
 
 def test_folder_by_data_dir_and_val(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, form: str
     root = write_folder(tmp_path / "set", each=(1, 1), size=(8, 8))
     content, expected = _oriented(orientation, form)
     (root / "train" / "Cat" / "0.png").write_bytes(content)
-    bare = image_folder.one_split(folders.list_images(root / "train"), 8, 3)
+    bare = folders.FileSplit(folders.list_images(root / "train"), 8, 8)
     for split in (load(f"image-folder:{root}").train, bare):
         difference = np.abs(split.images(np.array([0]))[0].astype(int) - expected)
         assert difference.mean() == 0
@@ -613,7 +613,7 @@ def test_cache_is_not_left_half_written(tmp_path: Path, own_cache: Path, monkeyp
 def test_imagenet_is_streamed(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", size=(40, 30), held_out="val")
     data = load("imagenet", data_dir=str(root), resolution=16)
-    assert not data.train.in_memory and not data.test.in_memory
+    assert isinstance(data.train, folders.FileSplit) and isinstance(data.test, folders.FileSplit)
     assert (data.resolution, data.crop_padding, data.flip, data.mean) == (16, 0, False, (124, 116, 104))
     images = data.train.images(np.array([3, 1, 3]))
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
@@ -691,7 +691,7 @@ def test_streamed_subset(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", size=(20, 20), held_out="val")
     whole = load("imagenet", data_dir=str(root), resolution=16).train
     part = load("imagenet", data_dir=str(root), resolution=16, train_images=6).train
-    assert isinstance(part, Subset) and len(part) == 6 and not part.in_memory
+    assert isinstance(part, Subset) and len(part) == 6
     assert part.labels.tolist() == [0, 0, 1, 1, 2, 2]
     chosen = np.array([0, 1, 4, 5, 8, 9])
     np.testing.assert_array_equal(part.images(np.arange(6)), whole.images(chosen))
@@ -737,7 +737,7 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, pickl
     module = load_plugin("datasets", name)
     files, pixels = module.FILES, np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
     parts = np.split(np.arange(60), range(10, 60, 10) if name == "cifar10" else [50])
-    folder, md5 = root / files.pickles[0], {}
+    folder, md5 = root / files.folder, {}
 
     def write(file: str, content: dict[str, Any]) -> None:
         (folder / file).write_bytes(pickle.dumps(content, protocol=2))
@@ -745,18 +745,18 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, pickl
 
     if pickled:
         folder.mkdir(parents=True)
-        *batches, names = files.pickles[1]
+        *batches, names = files.pickles
         for file, rows in zip(batches, parts, strict=True):
             labels = {files.keys[0]: [int(i) % 10 for i in rows], "coarse_labels": [7] * len(rows)}
             content = {"batch_label": "x", **labels, "data": pixels[rows].reshape(len(rows), -1)}
             write(file, content | {"filenames": [f"{i}.png" for i in rows]})
         write(names, {"num_vis": 3072, files.keys[1]: [f"class{i}" for i in range(10)], "coarse_label_names": ["x"]})
-        monkeypatch.setattr(module, "FILES", dataclasses.replace(files, pickles=(files.pickles[0], md5)))
+        monkeypatch.setattr(module, "FILES", dataclasses.replace(files, pickles=md5))
         return pixels
     written = {files.names: "".join(f"class{i}\n" for i in range(10)).encode() + b"\n"}
-    for file, rows in zip((*files.train, files.test), parts, strict=True):
+    for file, rows in zip([*files.pickles][:-1], parts, strict=True):
         front = [b"\x07"] * (files.label_bytes - 1)
-        written[file] = b"".join(b"".join([*front, bytes([i % 10]), pixels[i].tobytes()]) for i in rows)
+        written[f"{file}.bin"] = b"".join(b"".join([*front, bytes([i % 10]), pixels[i].tobytes()]) for i in rows)
     root.mkdir(parents=True, exist_ok=True)
     with tarfile.open(root / files.archive, "w:gz") as archive:
         for file, content in reversed(written.items()):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmsflow.datasets import ArraySplit, Dataset
+from dmsflow.datasets import ArraySplit, Dataset, Split, Subset
 from dmsflow.errors import DmsflowError
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import TrainSettings
@@ -28,7 +28,8 @@ def dataset(in_memory: bool = True) -> Dataset:
     """Images whose pixels encode where they come from: value = 10·row + column + image."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     pixels = (10 * rows + columns)[None, :, :, None] + np.arange(COUNT)[:, None, None, None]
-    split = ArraySplit(pixels.astype(np.uint8), np.arange(COUNT) % 4, in_memory)
+    split: Split = ArraySplit(pixels.astype(np.uint8), np.arange(COUNT) % 4)
+    split = split if in_memory else Subset(split, np.arange(COUNT))
     return Dataset("grid", ("a", "b", "c", "d"), split, split, (100,), (1.0,), PADDING, True)
 
 
