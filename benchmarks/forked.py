@@ -175,7 +175,7 @@ def torn(folder: Path) -> str | None:
         try:
             if path.suffix == ".json":
                 msgspec.json.decode(path.read_bytes())
-            if path.stem in manifest.PACKAGES and path.suffix == ".json":
+            if path.stem in manifest.STAGES and path.suffix == ".json":
                 manifest.load_manifest(path, bare=True)
             if path.suffix in reader.FORMATS:
                 reader.read_model_file(path)

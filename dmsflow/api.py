@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from dmsflow.manifest import Flow, Manifest
 from dmsflow.network import Network
 from dmsflow.reporting import shipped
 from dmsflow.settings import Data
-from dmsflow.terminal import Progress, listening
+from dmsflow.terminal import Listener, listening
 
 FLAGS = ("download", "force", "from_float", "operations", "resume", "tensorboard")
 
@@ -117,7 +117,6 @@ class Benched(Result):
     top1_percent: float | None = _metric("top1_percent", "Top-1 accuracy of the file, in percent; None: not measured.")
 
 
-Listener: TypeAlias = Callable[[Progress], object]
 Source: TypeAlias = Result | Path | str
 
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import msgspec
@@ -24,11 +24,15 @@ from dmsflow.reporting import shipped
 from dmsflow.terminal import end_interrupted, interruptible, lasting_streams, print_table, write_anything
 
 FILE = click.Path(path_type=Path)
-STAGES: tuple[manifest.Stage, ...] = get_args(manifest.Stage)
 
 
 @click.group(
-    context_settings={"auto_envvar_prefix": "DMSFLOW", "help_option_names": ["-h", "--help"], "max_content_width": 110}
+    context_settings={
+        "auto_envvar_prefix": "DMSFLOW",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "show_default": True,
+    }
 )
 @click.version_option(__version__, prog_name="dmsflow")
 def cli() -> None:
@@ -137,7 +141,9 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     target = shipped.choose_target(chosen)
     out = given["out"] or shipped.default_out(source, target)
     if shipped.is_model(source) and given["dry_run"]:
-        _print_plan("export", shipped.plan_export(source, target, out))
+        _print_plan(
+            "export", manifest.import_stage("export").plan_stage(source, settings.ExportSettings(target=target), out)
+        )
         _print_plan("bench", msgspec.to_builtins(chosen).items())
         return
     if shipped.is_model(source):
@@ -208,10 +214,10 @@ def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool,
 
     if dry_run:
         _print_plan("search", manifest.import_stage("search").plan_stage(source, chosen["search"], out))
-        for stage in STAGES[1:]:
+        for stage in manifest.STAGES[1:]:
             _print_plan(stage, msgspec.to_builtins(chosen[stage]).items())
         return
-    path = manifest.perform(STAGES, source, chosen, out, _flow(ctx))
+    path = manifest.perform(manifest.STAGES, source, chosen, out, _flow(ctx))
     show.print_result(path, sys.stderr)
     click.echo(path)
 
@@ -299,14 +305,7 @@ def show_command(
     "--out", type=FILE, show_default="report.html in the folder of the first RUN", help="Write the page to this file."
 )
 @click.option("--figures", type=FILE, help="Also write each figure to a file in this folder.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["svg", "png"]),
-    default="svg",
-    show_default=True,
-    help="Format of these figures.",
-)
+@click.option("--format", "form", type=click.Choice(["svg", "png"]), default="svg", help="Format of these figures.")
 @click.option("--watch", is_flag=True, help="Write the page again while a search runs, until it is finished.")
 def report_command(sources: tuple[Path, ...], out: Path | None, figures: Path | None, form: str, watch: bool) -> None:
     """Write the results of runs as one HTML page that works offline.

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol, TypeAlias
+from typing import Any, Literal, Optional, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -29,6 +29,7 @@ from dmsflow.settings import Data, anchored, find_difference, with_present_names
 
 SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 PACKAGES = {"search": "searching", "train": "training", "export": "deploying", "bench": "measuring"}  # of the stages
 FORCED = ".forced"  # ends the name of the folder of a run with --force, until that is finished
 

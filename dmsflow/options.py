@@ -145,8 +145,8 @@ def _option(record: str, field: inspect.Field, name: str, kind: inspect.Type, me
     flag = f"{flag}/--no-{flag[2:]}" if isinstance(kind, inspect.BoolType) else flag
     default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     complete = _completion(COMPLETED[name]) if name in COMPLETED else None
-    facts = {"type": _type(kind), "default": default, "show_default": default is not None, "help": meta["description"]}
-    return SettingOption(record, field.name, [flag, name], shell_complete=complete, **facts)
+    facts = {"type": _type(kind), "default": default, "help": meta["description"], "shell_complete": complete}
+    return SettingOption(record, field.name, [flag, name], **facts)
 
 
 def as_words(record: str, values: Mapping[str, Any]) -> list[str]:
@@ -247,8 +247,8 @@ SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
 EFFORTS = click.Choice(list(preset.EFFORTS))
 COMPLETE_PRESET = _completion(COMPLETED["preset"])
 preset_options: Callable[[Any], Any] = _add(
-    click.Option(["--effort"], type=EFFORTS, default="normal", show_default=True, help=EFFORT_HELP),
-    click.Option(["--preset"], default="quick", show_default=True, help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
+    click.Option(["--effort"], type=EFFORTS, default="normal", help=EFFORT_HELP),
+    click.Option(["--preset"], default="quick", help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
     click.Option(["--set"], multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 tensorboard_option = click.option(

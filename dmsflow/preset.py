@@ -26,25 +26,17 @@ EFFORTS = {
 }
 
 
-def scale_effort(kind: type[msgspec.Struct], values: Mapping[str, Any], effort: str) -> dict[str, Any]:
-    """Field values with the lengths of phases and trainings scaled; each stays at least 1.
-
-    >>> from dmsflow.settings import TrainSettings
-    >>> scale_effort(TrainSettings, {"epochs": 40}, "quick")["epochs"]
-    10
-    """
-    scaled = dict(values)
-    for field in msgspec.structs.fields(kind):
-        before = values.get(field.name, field.default)
-        factor = EFFORTS[effort].get(field.name)
-        if factor and type(before) is int and 0 < before < 1 << 53:  # `settings.resolve` refuses others
-            scaled[field.name] = max(1, round(factor * before))
-    return scaled
-
-
 def from_preset(kind: type[msgspec.Struct], stage: str, preset: str, effort: str) -> dict[str, Any]:
-    """The field values of a preset for a stage, scaled by the effort. Errors as `load_preset`."""
-    return scale_effort(kind, load_preset(stage, preset), effort)
+    """The field values of a preset for a stage, with the lengths of phases and trainings scaled by the effort.
+
+    Each stays at least 1. Errors as `load_preset`.
+    """
+    values = load_preset(stage, preset)
+    for field in msgspec.structs.fields(kind):
+        before, factor = values.get(field.name, field.default), EFFORTS[effort].get(field.name)
+        if factor and type(before) is int and 0 < before < 1 << 53:  # `settings.resolve` refuses others
+            values[field.name] = max(1, round(factor * before))
+    return values
 
 
 def preset_names() -> list[str]:

@@ -43,15 +43,7 @@ def preset_only(description: str, **bounds: Any) -> Meta:
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which images a run uses: enough to load the same ones again.
-
-    Attributes:
-        name: as given to --dataset, e.g. "cifar10" or "image-folder:/data/flowers".
-        data_dir: where its files are, if they are not embedded.
-        train_images: use only this many training images, evenly over the classes.
-        resolution: pixels that images are resized to; None keeps the data set's own.
-        workers: processes that decode a streamed data set.
-    """
+    """Which images a run uses: enough to load the same ones again."""
 
     name: Annotated[str, option("Use this data set: its name, or image-folder:PATH.")] = "digits"
     data_dir: Annotated[str | None, option("Look for the data set's files in this folder.")] = None

@@ -344,28 +344,28 @@ def test_run_prints_one_path_and_a_table(tiny_run: list[str], bench: Path, capsy
 
 
 def test_every_stage_has_the_command_that_writes_it_again(tiny_run: list[str], bench: Path) -> None:
-    for stage in cli.STAGES:
-        manifest = json.loads((bench.parent / f"{stage}.json").read_text())
-        assert manifest["command"] == ["dmsflow", "run", *tiny_run]
-        assert set(manifest["settings"]) == set(options.RECORDS[stage].__struct_fields__)
+    for stage in manifest.STAGES:
+        written = json.loads((bench.parent / f"{stage}.json").read_text())
+        assert written["command"] == ["dmsflow", "run", *tiny_run]
+        assert set(written["settings"]) == set(options.RECORDS[stage].__struct_fields__)
 
 
 def test_show(bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", str(bench)]) == 0
     shown = capsys.readouterr().out
     assert "tiny on digits, 8×8 pixels" in shown
-    positions = [shown.index(f"{stage}: ") for stage in cli.STAGES]
+    positions = [shown.index(f"{stage}: ") for stage in manifest.STAGES]
     assert positions == sorted(positions)
     assert cli.main(["show", "--json", str(bench)]) == 0
     chain = json.loads(capsys.readouterr().out)
-    assert [each["stage"] for each in chain] == list(cli.STAGES)
-    assert [Path(each["path"]).name for each in chain] == [f"{stage}.json" for stage in cli.STAGES]
+    assert [each["stage"] for each in chain] == list(manifest.STAGES)
+    assert [Path(each["path"]).name for each in chain] == [f"{stage}.json" for stage in manifest.STAGES]
     assert chain[-1]["metrics"] == json.loads(bench.read_text())["metrics"]
 
 
 @pytest.mark.parametrize("stage", ["train", "export", "bench"])
 def test_a_done_stage_is_left_alone(stage: str, bench: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parents = dict(zip(cli.STAGES[1:], cli.STAGES, strict=False))
+    parents = dict(zip(manifest.STAGES[1:], manifest.STAGES, strict=False))
     source = bench.parent / f"{parents[stage]}.json"
     done = json.loads((bench.parent / f"{stage}.json").read_text())
     assert cli.main([stage, str(source)]) == 1
@@ -394,14 +394,14 @@ def test_resume_with_other_data_is_refused(
     assert "search.json: was made with memory_mib 0.003, not 0.004" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", cli.STAGES)
+@pytest.mark.parametrize("stage", manifest.STAGES)
 def test_a_dry_run_writes_nothing(
     stage: str, tiny_run: list[str], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if stage == "search":
         given = ["run", *tiny_run[:-1], str(tmp_path / "x")]
     else:
-        source = bench.parent / f"{dict(zip(cli.STAGES[1:], cli.STAGES, strict=False))[stage]}.json"
+        source = bench.parent / f"{dict(zip(manifest.STAGES[1:], manifest.STAGES, strict=False))[stage]}.json"
         given = [stage, str(source), "--out", str(tmp_path / "x")]
     assert cli.main([*given, "--dry-run"]) == 0
     captured = capsys.readouterr()

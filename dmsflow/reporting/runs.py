@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_args
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +26,6 @@ from dmsflow.plugin import check_trusted
 from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
 from dmsflow.terminal import format_threads
 
-STAGES: tuple[str, ...] = get_args(manifest.Stage)
 BASELINES = ("balanced", "uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
 IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
@@ -346,7 +345,7 @@ def find_lasts(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DmsflowError(path, "no such file or folder", "give the folder of a run, or a manifest")
-    names = ("search.jsonl", *(f"{stage}.json" for stage in STAGES))
+    names = ("search.jsonl", *(f"{stage}.json" for stage in manifest.STAGES))
     found = [file for name in names for file in path.rglob(name)]
     lasts = {file.parent: file for file in found if file.parent in (path, manifest.home(file.parent))}
     if not lasts:

@@ -56,11 +56,6 @@ def choose_target(settings: BenchSettings) -> str:
     return arm if platform.machine() in ("arm64", "aarch64") else "x86-64"
 
 
-def plan_export(source: Path, target: str, out: Path) -> list[tuple[str, str]]:
-    """What `export_model` would do, as rows of a table."""
-    return manifest.import_stage("export").plan_stage(source, ExportSettings(target=target), out)
-
-
 def export_model(source: Path, target: str, out: Path, *, force: bool = False) -> Path:
     """Export a model for a target, unless that is done; the path of export.json. Errors as export."""
     command = ("dmsflow", "export", source.resolve().parent.name, "--target", target, "--out", str(out))
