@@ -6,20 +6,10 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 
-from dmsflow.reporting import page
+from dmsflow.reporting import page, sections
 from dmsflow.reporting.figures import Series, Style, draw_lines
 from dmsflow.reporting.runs import BUDGET_UNITS, Group, Run
-from dmsflow.reporting.sections import (
-    COSTS,
-    MOST_GROUPS,
-    Blocks,
-    Panel,
-    Panels,
-    Section,
-    describe_cut,
-    describe_mean,
-    style_of,
-)
+from dmsflow.reporting.sections import Panel, Panels, Section
 
 SAFE = re.compile("[A-Za-z][A-Za-z0-9_-]*")  # in an identifier and as the name of a file
 MOST_LINES = 16  # of one panel; of more runs, only the mean of each group
@@ -42,8 +32,8 @@ def _lines(groups: Sequence[Group], key: str, convert: Callable[[float], float])
         if as_means:
             # The rounds that all of them have.
             rows = [[(each[0][0], statistics.fmean(y for _, y in each)) for each in zip(*rows, strict=False)]]
-        label = group.label + describe_mean(len(runs) if as_means else 1)
-        lines += [Series(label, [x for x, _ in row], [y for _, y in row], style_of(group)) for row in rows]
+        label = group.label + sections.describe_mean(len(runs) if as_means else 1)
+        lines += [Series(label, [x for x, _ in row], [y for _, y in row], sections.style_of(group)) for row in rows]
     return lines
 
 
@@ -72,15 +62,15 @@ def rounds_section(groups: Sequence[Group]) -> Section:
         "Channels over the rounds: μ, and ± σ as a band, a line a seed. ▲ the loss falls as the layer grows, ▼ as it "
         "shrinks, by more than the gradient’s standard error."
     )
-    blocks: Blocks = []
-    for number, (group, runs) in enumerate(logged[:MOST_GROUPS], 1):
+    blocks: sections.Blocks = []
+    for number, (group, runs) in enumerate(logged[: sections.MOST_GROUPS], 1):
         panels = []
         for index, (name, base) in enumerate(runs[0].network.widths.items()):
             figure = draw_lines(name, "", [_mu_line(run, index, base, at) for at, run in enumerate(runs)], small=True)
             safe = name if SAFE.fullmatch(name) else str(index)
             panels.append(Panel(f"mu-{number}-{safe}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
         blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
-    if cut := describe_cut(MOST_GROUPS, len(logged), "settings"):
+    if cut := sections.describe_cut(sections.MOST_GROUPS, len(logged), "settings"):
         blocks.append(page.paragraph(cut.strip()))
     return blocks
 
@@ -105,7 +95,7 @@ def budgets_section(groups: Sequence[Group]) -> Section:
             key = "predicted_latency_ms" if name == "latency_ms" else name
             limits.setdefault(key, {})[f"budget, {limit:.4g} {BUDGET_UNITS[name]}"] = limit
     panels = []
-    for key, (title, words) in COSTS.items():
+    for key, (title, words) in sections.COSTS.items():
         if (key == "memory_mib" or key in limits) and (lines := _lines(groups, key, float)):
             if key == "predicted_latency_ms" and any(run.is_modelled for run in runs):
                 title += ", modelled"

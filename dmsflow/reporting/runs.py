@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -34,28 +34,23 @@ IGNORED_SETTINGS = ("seed", "device", "threads", "amp", "out")
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 
 
-class _Round(TypedDict):
-    """What every row of a search's log has."""
+class Round(TypedDict):
+    """A row of a search's log; lists have a number for each width."""
 
     round: int
     weight_loss: Finite
     widths: dict[str, Annotated[int, Meta(ge=1, le=1 << 31)]]
     memory_mib: Finite
     macs_m: Finite
-
-
-class Round(_Round, total=False):
-    """And what a row may have; lists have a number for each width."""
-
-    weight_top1_percent: Finite
-    width_loss: Finite
-    width_top1_percent: Finite
-    file_kib: Finite
-    predicted_latency_ms: Finite
-    mu: list[Finite]
-    sigma: list[Finite]
-    gradient: list[Finite]
-    gradient_error: list[Finite]
+    weight_top1_percent: NotRequired[Finite]
+    width_loss: NotRequired[Finite]
+    width_top1_percent: NotRequired[Finite]
+    file_kib: NotRequired[Finite]
+    predicted_latency_ms: NotRequired[Finite]
+    mu: NotRequired[list[Finite]]
+    sigma: NotRequired[list[Finite]]
+    gradient: NotRequired[list[Finite]]
+    gradient_error: NotRequired[list[Finite]]
 
 
 LOG = msgspec.json.Decoder(dict[str, Any])  # of each line, a round
@@ -263,7 +258,7 @@ def collect(paths: Sequence[Path]) -> list[Group]:
         grouped.setdefault(_group_key(run), []).append(run)
     groups = sorted(_labelled([*grouped.values()]), key=lambda group: not group.is_searched)
     budgets = list(dict.fromkeys(group.budgets for group in groups))
-    colours = [budgets.index(group.budgets) if len(budgets) > 1 else number for number, group in enumerate(groups)]
+    colours = (budgets.index(group.budgets) if len(budgets) > 1 else number for number, group in enumerate(groups))
     return [replace(group, colour=colour) for group, colour in zip(groups, colours, strict=True)]
 
 
@@ -274,16 +269,11 @@ def _join(sha256: str, chains: Sequence[Chain]) -> Run:
     log, used = manifest.inherited(search, "log"), manifest.inherited(search, "profile")
     stages: dict[str, Manifest] = {each.stage: each for _, each in longest}
     files = [File({each.stage: each for _, each in chain if each.stage in ("export", "bench")}) for chain in chains]
+    files = [file for file in files if file.stages]
+    used_profile = profile.load_profile(str(used)) if used else None
     at, last = longest[-1]
-    return Run(
-        stages,
-        last,
-        at.parent,
-        sha256,
-        files=[file for file in files if file.stages],
-        used_profile=profile.load_profile(str(used)) if used else None,
-        rounds=read_log(log, longest[0][1].network) if log else (),
-    )
+    rounds = read_log(log, last.network) if log else ()
+    return Run(stages, last, at.parent, sha256, files, used_profile, rounds)
 
 
 def read_log(log: Path, network: Network) -> list[dict[str, Any]]:
@@ -326,16 +316,8 @@ def read_running(log: Path) -> Run:
     rounds = read_log(log, network)
     if not rounds:
         raise DmsflowError(log, "has no round yet", "wait for the first one")
-    search = Manifest(
-        stage="search",
-        command=(),
-        settings=settings,
-        network=network,
-        widths=rounds[-1]["widths"],
-        data=Data(name=""),
-        metrics={},
-        environment={},
-    )
+    unknown: Any = {"command": (), "data": Data(name=""), "metrics": {}, "environment": {}}
+    search = Manifest(stage="search", settings=settings, network=network, widths=rounds[-1]["widths"], **unknown)
     return Run({"search": search}, search, log.parent, hash_file(log), rounds=rounds, is_running=True)
 
 
