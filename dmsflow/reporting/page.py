@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from dmsflow.errors import printable
 from dmsflow.terminal import is_number
@@ -12,67 +13,7 @@ from dmsflow.terminal import is_number
 GENERATOR = '<meta name="generator" content="dmsflow report">'  # says in a page's head who wrote it
 # The page asks for nothing, and runs nothing: a browser that reads this line would refuse.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-STYLE = """
-:root { color-scheme: light dark; @LIGHT@ }
-@media (prefers-color-scheme: dark) { :root { @DARK@ } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-p, ul { margin: .5rem 0; max-width: 46rem; }
-a { color: var(--series1); }
-nav a { display: inline-block; padding: .25rem .75rem .25rem 0; }
-figure { margin: .75rem 0; }
-figcaption { color: var(--soft); max-width: 46rem; margin-top: .5rem; }
-.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-.panels.small { gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(max(10rem, 22%), 1fr)); }
-.panels svg { display: block; width: 100%; max-width: 30rem; height: auto; }
-.panels.small svg { max-width: 18rem; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-svg text { font-family: system-ui, sans-serif !important; white-space: pre; }
-.table { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
-  border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
-th { font-weight: 600; }
-thead th { color: var(--soft); }
-td:first-child, th:first-child { white-space: normal; min-width: 9.5rem; overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; }
-.facts td { white-space: normal; overflow-wrap: anywhere; }
-.facts th { color: var(--soft); }
-@media (min-width: 48rem) { tbody td:first-child { min-width: 20rem; } }
-@media (max-width: 48rem) {
-  .table thead { display: none; }
-  .table table, .table caption, .table tbody, .table tr, .table td, .facts th { display: block; min-width: 0; }
-  .table tr { border-bottom: 1px solid var(--rule); padding: .35rem 0; }
-  .table td, .facts th { border: 0; padding: 0; white-space: normal; overflow-wrap: anywhere; }
-  .table td[data-head] { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
-  .table td[data-head]::before { content: attr(data-head); color: var(--soft); white-space: nowrap; text-align: left; }
-  .table td:first-child { font-weight: 600; }
-  .facts td:nth-child(2) { font-weight: 400; }
-}
-pre { overflow-x: auto; margin: .5rem 0; padding: .5rem; border: 1px solid var(--rule); font-size: .8125rem; }
-summary { cursor: pointer; padding: .25rem 0; }
-"""
-DOCUMENT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="@POLICY@">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-@GENERATOR@
-@REFRESH@<link rel="icon" href="data:,">
-<title>@TITLE@</title>
-<style>@STYLE@</style>
-</head>
-<body>
-@BODY@
-</body>
-</html>
-"""
+DOCUMENT = Path(__file__).with_name("page.html")
 
 
 def escape(text: str) -> str:
@@ -88,10 +29,10 @@ def document(title: str, colours: Mapping[str, tuple[str, str]], body: Iterable[
         reload_s: a browser loads it again after so many seconds; 0: never.
     """
     light, dark = (" ".join(f"--{name}: {pair[mode]};" for name, pair in colours.items()) for mode in (0, 1))
-    style = STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
-    parts = {"POLICY": POLICY, "GENERATOR": GENERATOR, "TITLE": escape(title), "STYLE": style, "BODY": "\n".join(body)}
-    parts["REFRESH"] = f'<meta http-equiv="refresh" content="{reload_s}">\n' if reload_s else ""
-    return re.sub("@([A-Z]+)@", lambda name: parts[name[1]], DOCUMENT)
+    refresh = f'<meta http-equiv="refresh" content="{reload_s}">\n' if reload_s else ""
+    parts = {"POLICY": POLICY, "GENERATOR": GENERATOR, "TITLE": escape(title), "REFRESH": refresh}
+    parts |= {"LIGHT": light, "DARK": dark, "BODY": "\n".join(body)}
+    return re.sub("@([A-Z]+)@", lambda name: parts[name[1]], DOCUMENT.read_text("utf-8"))
 
 
 def is_report(content: bytes) -> bool:

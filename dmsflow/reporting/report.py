@@ -5,7 +5,7 @@
     rounds.py      what happened over the rounds of searches
     result.py      the result in words: its cost, and whether it beat the baselines
     figures.py     plain numbers as drawings, with matplotlib
-    page.py        HTML
+    page.py        HTML, in the frame of page.html
 
 Each section is made from the runs that have its data; one without any is named at the page's end, with
 the reason. The same runs give the same bytes.

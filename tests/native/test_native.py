@@ -131,7 +131,8 @@ def test_the_wheels_say_where_they_run(host_wheel: Path, arm_wheel: Path) -> Non
 def test_a_wheel_holds_all_that_an_installation_needs(which: str, request: pytest.FixtureRequest) -> None:
     with zipfile.ZipFile(request.getfixturevalue(which)) as archive:
         names = set(archive.namelist())
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dmsflow").rglob("*.py")}
+    kinds = ("*.py", "*.html", "presets/*.toml")
+    package = {path.relative_to(ROOT).as_posix() for kind in kinds for path in (ROOT / "dmsflow").rglob(kind)}
     data = {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("targets/*.toml")}
     data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("profiles/*.json")}
     data |= {f"dmsflow/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("models/*/*")}
