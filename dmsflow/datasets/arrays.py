@@ -45,9 +45,9 @@ def load(argument: str | None, data: Data, download: bool) -> Dataset:
     if missing := [name for name in PARTS if name not in found]:
         raise DmsflowError(argument, f"has no {missing[0]}", LAYOUT)
     train, test = ((found[f"{part}_images"], found[f"{part}_labels"]) for part in ("train", "test"))
-    options = {"crop_padding": int(found["crop_padding"])} if "crop_padding" in found else {}
-    classes = tuple(map(str, found["classes"])) if "classes" in found else ()
-    return make_dataset(train, test, classes, flip=bool(found.get("flip", False)), name=data.name, **options)
+    classes, flip = tuple(map(str, found.get("classes", ()))), bool(found.get("flip", False))
+    padding = int(found["crop_padding"]) if "crop_padding" in found else None
+    return make_dataset(train, test, classes, flip=flip, crop_padding=padding, name=data.name)
 
 
 def make_dataset(
