@@ -172,7 +172,7 @@ def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
     """As `read_model`, from the bytes of a file.
 
     Args:
-        runnable: also check what interpreters rely on without checking it.
+        runnable: also check what else interpreters rely on without checking it.
 
     Raises:
         Damaged: something points outside the file, or to a tensor, buffer or operator that is not there.
@@ -180,8 +180,10 @@ def parse_model(data: bytes, *, runnable: bool = True) -> dict[str, Any]:
     if data[4:8] != IDENTIFIER:
         raise Damaged("it does not begin like one")
     model = _Reader(data).table("Model", 0)
+    _check_numbers(model)
     if runnable:
-        _check(model)
+        for graph in model["subgraphs"]:
+            _check_order(model, graph)
     return model
 
 
@@ -261,32 +263,41 @@ class _Reader:
         return self.data[start + 4 : end]
 
 
-def _check(model: dict[str, Any]) -> None:
-    """Everything called by its number is there, and every tensor is written once, before it is read."""
-    buffers = model.get("buffers", [])
-    codes = [code.get("custom_code", "") for code in model.get("operator_codes", ())]
+def _check_numbers(model: dict[str, Any]) -> None:
+    """Everything called by its number is there."""
+    buffers, codes = (len(model.get(key, ())) for key in ("buffers", "operator_codes"))
     if not model.get("subgraphs"):
         raise Damaged("it holds no graph")
-    for graph in model.get("subgraphs", ()):
-        tensors = graph.get("tensors", [])
-        if any(tensor.get("buffer", 0) >= len(buffers) for tensor in tensors):
+    for graph in model["subgraphs"]:
+        tensors, operators = graph.get("tensors", ()), graph.get("operators", ())
+        if any(tensor.get("buffer", 0) >= buffers for tensor in tensors):
             raise Damaged("a tensor without its buffer")
-        given = [i for i, tensor in enumerate(tensors) if buffers[tensor.get("buffer", 0)] or tensor.get("is_variable")]
-        written = {ABSENT, *graph.get("inputs", ()), *given}
-        for operator in graph.get("operators", ()):
-            inputs, outputs = operator.get("inputs", []), operator.get("outputs", [])
-            if not written.issuperset(inputs) or not written.isdisjoint(outputs):
-                raise Damaged("an operator on a tensor that is not there")
-            if (kind := operator.get("opcode_index", 0)) >= len(codes):
-                raise Damaged("an operator without a type")
-            written.update(outputs)
-            _check_options(codes[kind], operator, [tensors[i] if 0 <= i < len(tensors) else {} for i in inputs])
-        if (
-            ABSENT in graph.get("inputs", ())
-            or not written.issuperset(graph.get("outputs", ()))
-            or not written <= {ABSENT, *range(len(tensors))}
-        ):
-            raise Damaged("a tensor that is not there")
+        if any(operator.get("opcode_index", 0) >= codes for operator in operators):
+            raise Damaged("an operator without a type")
+        for part in (*operators, graph):
+            numbers = part.get("inputs", []) + part.get("outputs", [])
+            if any(not ABSENT <= number < len(tensors) for number in numbers):
+                raise Damaged(f"{'a' if part is graph else 'an operator on a'} tensor that is not there")
+
+
+def _check_order(model: dict[str, Any], graph: dict[str, Any]) -> None:
+    """Every tensor is written once, before it is read, and operators have what their kernels need."""
+    tensors, given = graph.get("tensors", []), graph.get("inputs", [])
+    constants = [
+        number
+        for number, tensor in enumerate(tensors)
+        if model["buffers"][tensor.get("buffer", 0)] or tensor.get("is_variable")
+    ]
+    written = {ABSENT, *given, *constants}
+    for operator in graph.get("operators", ()):
+        inputs, outputs = operator.get("inputs", []), operator.get("outputs", [])
+        if not written.issuperset(inputs) or not written.isdisjoint(outputs):
+            raise Damaged("an operator on a tensor that is not there")
+        written.update(outputs)
+        custom = model["operator_codes"][operator.get("opcode_index", 0)].get("custom_code", "")
+        _check_options(custom, operator, [tensors[number] if number != ABSENT else {} for number in inputs])
+    if ABSENT in given or not written.issuperset(graph.get("outputs", ())):
+        raise Damaged("a tensor that is not there")
 
 
 def _check_options(custom: str, operator: dict[str, Any], inputs: list[dict[str, Any]]) -> None:

@@ -49,8 +49,6 @@ class _File:
         self.model = tflite.parse_model(data, runnable=False)
         self.buffers = [self.content(buffer) for buffer in self.model.get("buffers", ())]
         self.codes = [plain(tflite.operator_name(code)) for code in self.model.get("operator_codes", ())]
-        if not self.model.get("subgraphs"):
-            raise tflite.Damaged("it holds no graph")
         self.tensors: list[Tensor] = []
         self.channels: dict[int, int] = {}  # of tensors whose shape counts words of 32 instead
 
@@ -69,13 +67,10 @@ class _File:
         for index, part in enumerate(parts):
             first = len(self.tensors)
             title = plain(part.get("name", "")) or f"subgraph {index}"
-            tensors = part.get("tensors", [])
-            self.tensors += [self.tensor(fields, number) for number, fields in enumerate(tensors)]
+            self.tensors += [self.tensor(fields, number) for number, fields in enumerate(part.get("tensors", ()))]
             for operator in part.get("operators", ()):
-                graph.nodes.append(self.node(operator, title, first, len(tensors)))
-            if index == 0:
-                graph.inputs = _numbers(part.get("inputs", ()), first, len(tensors))
-                graph.outputs = _numbers(part.get("outputs", ()), first, len(tensors))
+                graph.nodes.append(self.node(operator, title, first))
+        graph.inputs, graph.outputs = (_numbers(parts[0], key, 0) for key in ("inputs", "outputs"))
         return graph
 
     def about(self) -> dict[str, str]:
@@ -92,8 +87,7 @@ class _File:
         port = tflite.read_port(fields)
         tensor = Tensor(port.name or f"tensor {number}", port.dtype, port.shape)
         tensor.scale, tensor.zero_point = port.scale, port.zero_point
-        if (place := fields.get("buffer", 0)) >= len(self.buffers):
-            raise tflite.Damaged("a tensor without its buffer")
+        place = fields.get("buffer", 0)
         stored = self.buffers[place]
         if stored is not None and place > 0:  # the first buffer is that of all tensors that are computed
             expected = stored_size(tensor.dtype, tensor.shape)
@@ -107,11 +101,9 @@ class _File:
             tensor.values = lambda: None if dtype is None else np.frombuffer(stored, dtype).reshape(sizes)
         return tensor
 
-    def node(self, operator: dict[str, Any], part: str, first: int, count: int) -> Node:
-        if (kind := operator.get("opcode_index", 0)) >= len(self.codes):
-            raise tflite.Damaged("an operator of no kind")
-        op, listed = self.codes[kind], operator.get("inputs", [])
-        inputs, outputs = (_numbers(operator.get(key, ()), first, count) for key in ("inputs", "outputs"))
+    def node(self, operator: dict[str, Any], part: str, first: int) -> Node:
+        op, listed = self.codes[operator.get("opcode_index", 0)], operator.get("inputs", [])
+        inputs, outputs = (_numbers(operator, key, first) for key in ("inputs", "outputs"))
         position, axis, convolves = WEIGHTS.get(op, (len(listed), 0, False))
         weights = None
         if position < len(listed) and listed[position] >= 0:
@@ -157,11 +149,9 @@ class _File:
                 node.channels_out = _last(tensor)
 
 
-def _numbers(listed: Any, first: int, count: int) -> list[int]:
-    """Numbers in the whole file of tensors of one subgraph, without the absent ones."""
-    if any(not tflite.ABSENT <= number < count for number in listed):
-        raise tflite.Damaged("a tensor that is not there")
-    return [first + number for number in listed if number >= 0]
+def _numbers(fields: dict[str, Any], key: str, first: int) -> list[int]:
+    """Numbers in the whole file of the tensors that a subgraph or operator lists, without the absent ones."""
+    return [first + number for number in fields.get(key, ()) if number >= 0]
 
 
 def _last(tensor: Tensor) -> int | None:
