@@ -8,10 +8,10 @@ Nothing here runs a model: `read_model_file(Path("model.tflite")).widths` is, fo
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 from dmsflow.errors import DmsflowError
+from dmsflow.files import read_bytes
 from dmsflow.modelfile import onnx_reader, tflite_reader
 from dmsflow.modelfile.inputs import plain
 from dmsflow.modelfile.summary import ModelFile, summarize_graph
@@ -34,9 +34,7 @@ def read_model_file(path: Path) -> ModelFile:
     """
     right = f"give the path of an existing {path.suffix} file"
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DmsflowError(path, "is a folder" if path.is_dir() else "is not a regular file", right)
-        content = path.read_bytes()
+        content = read_bytes(path)
     except (OSError, MemoryError) as error:
         raise DmsflowError(path, getattr(error, "strerror", None) or "is too large to read here", right) from error
     return parse_model_file(path, content)
