@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from dmsflow import __version__, native
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile import tflite
-from dmsflow.modelfile.inputs import Port
 from dmsflow.modelfile.runners import _compiled
 
 REQUIRES: tuple[str, ...] = ("ai_edge_litert", "tensorflow")  # one of them will do, see dmsflow.environment.INSTEAD
@@ -37,18 +36,37 @@ RUNTIMES = {
 
 
 class Session:
-    """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote."""
+    """A loaded model; its `input_shape` is [1, H, W, C] for files that dmsflow wrote.
 
-    def __init__(self, path: Path, threads: int, interpreter: Any, inputs: tuple[Port, ...]) -> None:
-        self.path, self.threads, self.interpreter, self.inputs = path, threads, interpreter, inputs
-        self.input_shape: tuple[int, ...] = inputs[0].sizes
-        details = interpreter.get_input_details()
-        self.numbers = [each["index"] for each in details]
-        for number, port, each in zip(self.numbers, inputs, details, strict=True):
-            if tuple(each["shape"]) != port.sizes:
-                interpreter.resize_tensor_input(number, port.sizes)
-        interpreter.allocate_tensors()
-        self.output = interpreter.get_output_details()[0]["index"]
+    Args:
+        options: more of the delegate's.
+
+    Raises:
+        DmsflowError: the runtime or the delegate's library is missing, or the file is no model that they can run.
+    """
+
+    def __init__(self, path: Path, threads: int, **options: str) -> None:
+        runtime, (library, _) = _runtime(), _library()
+        self.path, self.threads, self.inputs = path, threads, tflite.read_inputs(path)
+        self.input_shape: tuple[int, ...] = self.inputs[0].sizes
+        with _compiled.written_to_stderr() as written:
+            try:
+                delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
+                self.interpreter = runtime.Interpreter(
+                    model_path=str(path), num_threads=threads, experimental_delegates=[delegate]
+                )
+                details = self.interpreter.get_input_details()
+                self.numbers = [each["index"] for each in details]
+                for number, port, each in zip(self.numbers, self.inputs, details, strict=True):
+                    if tuple(each["shape"]) != port.sizes:
+                        self.interpreter.resize_tensor_input(number, port.sizes)
+                self.interpreter.allocate_tensors()
+                self.output = self.interpreter.get_output_details()[0]["index"]
+                # Packs the weights, and proves that it runs.
+                self.run(*(np.zeros(port.sizes, port.dtype) for port in self.inputs))
+            except (RuntimeError, ValueError, MemoryError) as error:
+                why = _compiled.reason(written) or str(error)
+                raise _compiled.refused(path, f"{RUNTIMES[runtime.__name__]} cannot run it", why) from error
 
     def run(self, images: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
         """The first output, [batch, classes], for an array of each of `inputs`."""
@@ -70,7 +88,7 @@ class Session:
         operators = _operators(self.path)
         log = np.zeros(2 + 3 * len(operators), np.int64)  # records, room for so many, and three numbers of each
         log[1] = len(operators)
-        profiled = _open_session(self.path, self.threads, times=str(log.ctypes.data))
+        profiled = Session(self.path, self.threads, times=str(log.ctypes.data))
         profiled.run(images, *more)
         runs_ms: list[list[float]] = []
         for _ in range(runs):
@@ -85,31 +103,8 @@ class Session:
 
 
 def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
-    """Load a model file.
-
-    Raises:
-        DmsflowError: the runtime or the delegate's library is missing, or the file is no model that
-            they can run.
-    """
-    return _open_session(path, threads)
-
-
-def _open_session(path: Path, threads: int, **options: str) -> Session:
-    runtime, (library, _) = _runtime(), _library()
-    inputs = tflite.read_inputs(path)
-    with _compiled.written_to_stderr() as written:
-        try:
-            delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
-            interpreter = runtime.Interpreter(
-                model_path=str(path), num_threads=threads, experimental_delegates=[delegate]
-            )
-            session = Session(path, threads, interpreter, inputs)
-            # Packs the weights, and proves that it runs.
-            session.run(*(np.zeros(port.sizes, port.dtype) for port in inputs))
-        except (RuntimeError, ValueError, MemoryError) as error:
-            why = _compiled.reason(written) or str(error)
-            raise _compiled.refused(path, f"{RUNTIMES[runtime.__name__]} cannot run it", why) from error
-    return session
+    """Load a model file; errors as those of `Session`."""
+    return Session(path, threads)
 
 
 def version() -> str:
