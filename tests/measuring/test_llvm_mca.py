@@ -84,7 +84,7 @@ def test_nothing_takes_no_cycles():
 def test_what_was_analysed_is_kept(tmp_path, monkeypatch):
     blocks = [code(ADD) * 3, code(FADD)]
     found = Model("cortex-a53", tmp_path).per_block(blocks)
-    monkeypatch.setattr(llvm_mca, "_run", lambda *_: pytest.fail("was analysed again"))
+    monkeypatch.setattr(llvm_mca, "run_tool", lambda *_: pytest.fail("was analysed again"))
     assert Model("cortex-a53", tmp_path).per_block(blocks) == found
 
 

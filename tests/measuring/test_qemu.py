@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ IMAGES = 4
 # Runs in the emulated Python: each file on its images, by the runner that dmsflow itself uses.
 RUN = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 from dmsflow.modelfile.runners import litert
@@ -63,8 +66,15 @@ def networks(tmp_path_factory):
     return folder
 
 
+@contextlib.contextmanager
+def set_up(address: str) -> Iterator[qemu.Emulated]:
+    """The device behind an address, to run something in its Python."""
+    with qemu.connect(address, Access()) as measure:
+        yield measure.args[0]  # type: ignore[attr-defined]
+
+
 def run_there(address: str, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
-    with qemu.set_up(address) as device:
+    with set_up(address) as device:
         done = qemu.emulate(device, *arguments)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return done
@@ -146,7 +156,7 @@ def test_times_are_modelled_and_repeat(measured):
 def test_the_first_measurement_compiles_no_python(networks, tmp_path, monkeypatch):
     """Compiling moves what is allocated later, and so the cycles of copies: the set-up does it."""
     patterns = ("debian-*", "litert-*", "delegate-*", "plugin-*", "cycles-*")
-    with qemu.set_up("qemu"):  # all of them are there
+    with set_up("qemu"):  # all of them are there
         kept = [path for pattern in patterns for path in parts.folder().glob(pattern)]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for path in kept:
@@ -331,10 +341,10 @@ def test_the_plugin_is_compiled_for_the_emulators_interface(version, api):
 
 
 def test_a_cached_device_needs_no_network(networks, monkeypatch):
-    with qemu.set_up("qemu") as device:
+    with set_up("qemu") as device:
         qemu.emulate(device, "-c", "")
-    monkeypatch.setattr(parts, "_run", lambda command, *_: _only_local(command))
-    with qemu.set_up("qemu") as device:
+    monkeypatch.setattr(parts, "run_tool", lambda command, *_, **__: _only_local(command))
+    with set_up("qemu") as device:
         done = qemu.emulate(device, "-c", "import platform; print(platform.machine())")
     assert io.BytesIO(done.stdout).read() == b"aarch64\n"
 

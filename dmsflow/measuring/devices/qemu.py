@@ -101,17 +101,6 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
     """
     if access != Access():
         raise DmsflowError(f"device {address}", "measures with its own Python", "leave out --python and --runner-file")
-    with set_up(address) as device:
-        yield partial(measure, device)
-
-
-@contextlib.contextmanager
-def set_up(address: str) -> Iterator[Emulated]:
-    """The device, to run something in its Python.
-
-    Raises:
-        DmsflowError: as `connect`.
-    """
     scheme, slashes, name = address.partition("://")
     name = name if slashes else DEFAULT
     if scheme != "qemu" or name not in CORES:
@@ -134,7 +123,7 @@ def set_up(address: str) -> Iterator[Emulated]:
 
         program = parts.make_part("program", f"{hashlib.sha256(whole).hexdigest()} {library}", make)
     with tempfile.TemporaryDirectory() as private:
-        yield Emulated(address, name, program, Path(private))
+        yield partial(measure, Emulated(address, name, program, Path(private)))
 
 
 def measure(device: Emulated, job: Job) -> Measurement:

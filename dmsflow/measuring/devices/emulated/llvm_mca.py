@@ -15,6 +15,7 @@ One call of the analyser takes many blocks, and its result for a block is kept o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 from collections import Counter
@@ -25,7 +26,6 @@ import msgspec
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
-from dmsflow.measuring.devices._python import last_line
 
 INSTALL = "apt install qemu-user llvm-19 g++-aarch64-linux-gnu"
 ANALYSER, DISASSEMBLER = "llvm-mca-19", "llvm-mc-19"  # one version: another one's models give other numbers
@@ -121,7 +121,7 @@ class Model:
 def disassemble(codes: Sequence[bytes]) -> list[str]:
     """Each block as assembler text, a line for each instruction; data that is none is left out."""
     written = "\n".join(" ".join(f"0x{byte:02x}" for byte in code + END_CODE) for code in codes)
-    output = _run([DISASSEMBLER, "--disassemble", "--triple=aarch64", FEATURES], written)
+    output = run_tool([DISASSEMBLER, "--disassemble", "--triple=aarch64", FEATURES], INSTALL, written)
     lines = [line.partition("//")[0].rstrip() for line in output.splitlines() if line.startswith("\t")]
     blocks = "\n".join(lines).split(f"\t{END}")[:-1]
     assert len(blocks) == len(codes)
@@ -138,7 +138,7 @@ def _analyse(blocks: Sequence[str], core: str) -> list[float]:
     quiet = "--skip-unsupported-instructions=any --instruction-info=false --resource-pressure=false"
     cycles: dict[int, float] = {}
     region = -1
-    for line in _run([ANALYSER, *options.split(), *quiet.split()], "".join(regions)).splitlines():
+    for line in run_tool([ANALYSER, *options.split(), *quiet.split()], INSTALL, "".join(regions)).splitlines():
         if match := re.match(r"\[\d+\] Code Region - (\d+)", line):
             region = int(match[1])
         elif match := re.match(r"Total Cycles:\s+(\d+)", line):
@@ -147,11 +147,20 @@ def _analyse(blocks: Sequence[str], core: str) -> list[float]:
     return [cycles.get(index, float(block.count("\n") + 1)) for index, block in enumerate(blocks)]
 
 
-def _run(command: Sequence[str], stdin: str) -> str:
-    done = subprocess.run(command, input=stdin.encode(), capture_output=True, check=False)
+def run_tool(command: Sequence[str], right: str, stdin: str = "", settings: Mapping[str, str] | None = None) -> str:
+    """What a program of this machine writes to stdout; `settings` are added to the environment.
+
+    Raises:
+        DmsflowError: it failed; `right` is what would be right then.
+    """
+    environment = {**os.environ, **(settings or {})}
+    done = subprocess.run(command, input=stdin.encode(), capture_output=True, check=False, env=environment)
+    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode:
-        raise DmsflowError(command[0], f"failed ({last_line(done)})", INSTALL)
-    return done.stdout.decode()
+        lines = (errors.strip() or output.strip()).splitlines()
+        reasons = [line for line in lines if re.match(r"(E:|ERROR|.*\berror\b)", line)] or lines[-1:]
+        raise DmsflowError(command[0], f"failed ({' '.join(reasons[:1]) or f'exit status {done.returncode}'})", right)
+    return output
 
 
 def _read_known(path: Path | None) -> dict[str, float]:

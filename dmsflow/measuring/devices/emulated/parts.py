@@ -13,20 +13,20 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices.emulated import llvm_mca
+from dmsflow.measuring.devices.emulated.llvm_mca import run_tool
 from dmsflow.terminal import print_line
 
 EMULATOR, CROSS = "qemu-aarch64", "aarch64-linux-gnu-g++"
-INSTALL = "apt install qemu-user llvm-19 g++-aarch64-linux-gnu cmake gcc"
+INSTALL = f"{llvm_mca.INSTALL} cmake gcc"
 # What only the set-up needs; once it is done, none of it is.
 SET_UP_TOOLS = ("apt-get", "dpkg", "cmake", "cc", CROSS)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -114,10 +114,10 @@ def _make_debian(place: Path) -> None:
         _write(state / "status", "")  # nothing is installed, so all that is needed is taken
         _write(state / "apt.conf", APT_CONFIGURATION.format(state))
         settings = {"APT_CONFIG": str(state / "apt.conf"), "LC_ALL": "C"}
-        _run(("apt-get", "--quiet=2", "update"), NETWORK, settings)
-        _run(("apt-get", "--quiet=2", "--yes", "--download-only", "install", *PACKAGES), NETWORK, settings)
+        run_tool(("apt-get", "--quiet=2", "update"), NETWORK, settings=settings)
+        run_tool(("apt-get", "--quiet=2", "--yes", "--download-only", "install", *PACKAGES), NETWORK, settings=settings)
         for package in sorted((state / "cache" / "archives").glob("*.deb")):
-            _run(("dpkg", "-x", str(package), str(place)), "see that the disk is not full")
+            run_tool(("dpkg", "-x", str(package), str(place)), "see that the disk is not full")
     if not (place / PYTHON).is_file():
         raise DmsflowError("Debian's packages", f"have no {PYTHON}", "update dmsflow")
 
@@ -133,20 +133,23 @@ def site(runner: str) -> Path:
             f"--disable-pip-version-check --root-user-action=ignore --implementation=cp --python-version={PYTHON_VERSION}"
         )
         platforms = [f"--platform={platform}" for platform in PLATFORMS]
-        _run((sys.executable, *options.split(), *platforms, "--target", str(place), *wheels), NETWORK)
+        run_tool((sys.executable, *options.split(), *platforms, "--target", str(place), *wheels), NETWORK)
 
     return make_part(runner, " ".join(wheels), make)
 
 
 def plugin() -> Path:
     """The emulator's plugin that counts (native/count.c), compiled for this emulator."""
-    version = find_emulator_version()
-    source = NATIVE / "count.c"
+    printed = run_tool((EMULATOR, "--version"), INSTALL)
+    found = re.search(r"version (\d+\.\d+\.\d+)", printed)
+    if not found:
+        raise DmsflowError(EMULATOR, f"prints no version, but {printed.strip()[:60]!r}", INSTALL)
+    version, source = found[1], NATIVE / "count.c"
 
     def make(place: Path) -> None:
         flags = f"-std=gnu11 -O2 -fPIC -shared -fvisibility=hidden -DDMSFLOW_PLUGIN_API={_plugin_api(version)}"
         command = ("cc", *flags.split(), "-o", str(place / "count.so"), str(source))
-        _run(command, "install a C compiler: apt install gcc libc6-dev")
+        run_tool(command, "install a C compiler: apt install gcc libc6-dev")
 
     return make_part("plugin", f"{version} {_hash([source])}", make) / "count.so"
 
@@ -162,29 +165,16 @@ def library() -> Path:
         with tempfile.TemporaryDirectory() as build:
             toolchain = f"-DCMAKE_TOOLCHAIN_FILE={NATIVE / 'aarch64-linux-gnu.cmake'}"
             right = f"see that {CROSS} works"
-            _run(("cmake", "-S", str(NATIVE), "-B", build, toolchain, "-DCMAKE_BUILD_TYPE=Release"), right)
-            _run(("cmake", "--build", build, "--target", "dmsflow_lce"), right)
+            run_tool(("cmake", "-S", str(NATIVE), "-B", build, toolchain, "-DCMAKE_BUILD_TYPE=Release"), right)
+            run_tool(("cmake", "--build", build, "--target", "dmsflow_lce"), right)
             shutil.copy2(Path(build, native.LIBRARY), place / native.LIBRARY)
 
     return make_part("delegate", _hash(sources), make) / native.LIBRARY
 
 
-def find_emulator_version() -> str:
-    """As "7.2.22".
-
-    Raises:
-        DmsflowError: it does not print one.
-    """
-    output = _run((EMULATOR, "--version"), INSTALL)
-    match = re.search(r"version (\d+\.\d+\.\d+)", output)
-    if not match:
-        raise DmsflowError(EMULATOR, f"prints no version, but {output.strip()[:60]!r}", INSTALL)
-    return match[1]
-
-
 def _plugin_api(version: str) -> int:
     """Of QEMU's interface for plugins: what native/count.c uses changed in 9.1."""
-    major, minor = (int(part) for part in version.split(".")[:2])
+    major, minor, _ = map(int, version.split("."))
     return 3 if (major, minor) >= (9, 1) else 2 if major == 9 else 1
 
 
@@ -229,14 +219,3 @@ def _write(path: Path, text: str) -> None:
 
 def _print_step(line: str) -> None:
     print_line(f"device qemu, set up once: {line}")
-
-
-def _run(command: Sequence[str], right: str, settings: Mapping[str, str] | None = None) -> str:
-    environment = {**os.environ, **(settings or {})}
-    done = subprocess.run(command, input=b"", capture_output=True, check=False, env=environment)
-    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    if done.returncode:
-        lines = (errors.strip() or output.strip()).splitlines()
-        reasons = [line for line in lines if re.match(r"(E:|ERROR|.*\berror\b)", line)] or lines[-1:]
-        raise DmsflowError(command[0], f"failed ({' '.join(reasons[:1]) or f'exit status {done.returncode}'})", right)
-    return output
