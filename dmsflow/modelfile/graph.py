@@ -19,23 +19,16 @@ BITS = "int32 of bits"  # the type of a tensor that holds 32 channels in each of
 
 
 @dataclass
-class Tensor:
-    """One tensor; a constant is one with `values`.
+class Tensor(Port):
+    """One tensor; a constant is one with `values`. Its type may also be BITS.
 
     Attributes:
-        dtype: "float32", "int8", "uint4", … or BITS; "" where the file does not tell.
-        shape, scale, zero_point: as those of a Port.
         stored_bytes: of a constant, in the file.
         values: of a constant, read when called; it gives None where NumPy has no such type.
     """
 
-    name: str
-    dtype: str = ""
-    shape: Shape | None = None
     stored_bytes: int = 0
     values: Values | None = None
-    scale: float | None = None
-    zero_point: int | None = None
 
     @property
     def port(self) -> Port:

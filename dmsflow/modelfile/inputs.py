@@ -27,7 +27,7 @@ FIX_LENGTHS = {  # how to give a file fixed lengths
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Port:
     """An input or output of a file, or what an op puts out.
 

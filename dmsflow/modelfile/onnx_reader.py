@@ -290,7 +290,7 @@ class _File:
         """Whether a node is a quantiser of QONNX that puts out two values."""
         if proto.op_type == "BipolarQuant" or not _quantisers([proto]):
             return bool(_quantisers([proto]))
-        width = self.tensors[inputs[3]] if len(inputs) == 4 and inputs[3] is not None else Tensor("")
+        width = self.tensors[inputs[3]] if len(inputs) == 4 and inputs[3] is not None else Tensor("", "", None)
         value = width.values() if width.values and elements(width.shape) == 1 else None
         return value is not None and bool(value.item() == 1)
 

@@ -148,7 +148,7 @@ class _Constants:
         source = self.source(weights.tensor) if weights else None
         bits: int | None = 0
         unknown = not node.known or (weights is not None and weights.convolves)
-        binary, dtype, stored = None if unknown else False, "", Tensor("")
+        binary, dtype, stored = None if unknown else False, "", Tensor("", "", None)
         if weights and source is not None:
             bits, binary = self._weights(weights, source)
             stored = self.tensors[source]

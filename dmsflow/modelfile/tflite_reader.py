@@ -84,10 +84,8 @@ class _File:
         return {label: plain(text) for label, text in texts.items() if text}
 
     def tensor(self, fields: dict[str, Any], number: int) -> Tensor:
-        port = tflite.read_port(fields)
-        tensor = Tensor(port.name or f"tensor {number}", port.dtype, port.shape)
-        tensor.scale, tensor.zero_point = port.scale, port.zero_point
-        place = fields.get("buffer", 0)
+        tensor, place = Tensor(**vars(tflite.read_port(fields))), fields.get("buffer", 0)
+        tensor.name = tensor.name or f"tensor {number}"
         stored = self.buffers[place]
         if stored is not None and place > 0:  # the first buffer is that of all tensors that are computed
             expected = stored_size(tensor.dtype, tensor.shape)

@@ -70,7 +70,7 @@ def networks(tmp_path_factory):
 def set_up(address: str) -> Iterator[qemu.Emulated]:
     """The device behind an address, to run something in its Python."""
     with qemu.connect(address, Access()) as measure:
-        yield measure.args[0]  # type: ignore[attr-defined]
+        yield measure.args[0]
 
 
 def run_there(address: str, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:

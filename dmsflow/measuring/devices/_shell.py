@@ -29,6 +29,7 @@ from dmsflow.measuring.devices._program import find_hottest_c
 
 FOLDER, STATUS = b"dmsflow-folder ", b"dmsflow-status "  # what a login prints by itself may stand before them
 FULL = "No space left on device"  # as every system's tools write it
+PACKAGES = {"ssh": "openssh-client", "adb": "adb"}
 ANSWER_S = 40.0  # for what takes a device no time
 LEAVE_S = 15.0
 
@@ -115,7 +116,6 @@ def call_script(shell: Shell, script: str, *arguments: str, stdin: bytes = b"", 
 
 def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: float) -> CompletedProcess[bytes]:
     """Run ssh or adb on this machine; raises TooSlow if the device takes too long."""
-    check_installed(command[0])
     try:  # in a session of its own, so that Ctrl-C reaches only this process, which cleans up
         return subprocess.run(
             command, input=stdin, capture_output=True, check=False, timeout=limit_s, start_new_session=True
@@ -123,12 +123,6 @@ def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: floa
     except subprocess.TimeoutExpired as late:
         what = f"did not answer within {limit_s:.0f} s"
         raise TooSlow(shell.device, what, "see that it is on and reachable") from late
-
-
-def check_installed(program: str) -> None:
-    if not shutil.which(program):
-        packages = {"ssh": "openssh-client", "adb": "adb"}
-        raise DmsflowError(program, "is not installed", f"Debian: apt install {packages[program]}")
 
 
 def full(shell: Shell) -> DmsflowError:
@@ -165,7 +159,9 @@ def make_folder(shell: Shell, first: Shell, put: Callable[[str, str], None], par
         DmsflowError: the device cannot be reached, or has no room; or it went away, and the folder
             is still there.
     """
-    check_installed(first.start[0])
+    if not shutil.which(program := first.start[0]):
+        right = f"Debian: apt install {PACKAGES[program]}"
+        raise DmsflowError(program, "is not installed", right)
     path = ""
     with tempfile.TemporaryFile() as errors:
         command = [*first.start, quote_script(KEEP, parent)]

@@ -78,15 +78,14 @@ def _ask_version(_: str) -> str:
     return _witness.Session("", 1).version
 
 
+@cache
 def _interpreter() -> Any:
     """The wheel's interpreter; its arguments: model, threads, reference kernels, indirect kernels, XNNPACK."""
-    if MODULE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(MODULE, _path())
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[MODULE] = module
-    return sys.modules[MODULE].LiteInterpreter
+    spec = importlib.util.spec_from_file_location(MODULE, _path())
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LiteInterpreter
 
 
 def _path() -> Path | None:
