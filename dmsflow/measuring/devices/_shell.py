@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
@@ -64,12 +64,24 @@ class Shell:
     Attributes:
         device: as errors call it.
         start: the command that takes a line for that shell as its last argument.
-        explain: what is wrong and what would be right, from what the command itself wrote to stderr.
+        errors: what is wrong and what would be right, by what the command writes then.
+        right: what would be right where it writes anything else, and what is wrong then.
     """
 
     device: str
     start: tuple[str, ...]
-    explain: Callable[[str], tuple[str, str]]
+    errors: Mapping[str, tuple[str, str]]
+    right: str
+    wrong: str = "went away"
+
+    def error(self, written: bytes) -> DmsflowError:
+        """What went wrong, from what the command itself wrote."""
+        text = written.decode(errors="replace")
+        for sign, explained in {FULL: (f"is full ({FULL})", "free some space there"), **self.errors}.items():
+            if sign in text:
+                return DmsflowError(self.device, *explained)
+        reason = re.sub("^(ssh: |adb: )?(error: )?", "", (text.strip().splitlines() or [""])[-1].strip())
+        return DmsflowError(self.device, f"{self.wrong} ({reason or 'the connection ended'})", self.right)
 
 
 def quote_script(script: str, *arguments: str) -> str:
@@ -105,13 +117,10 @@ def call_script(shell: Shell, script: str, *arguments: str, stdin: bytes = b"", 
     """
     line = quote_script(f"({script}); echo {STATUS.decode()}$?", *arguments)
     done = run_client(shell, (*shell.start, line), stdin, limit_s)
-    error = done.stderr.decode(errors="replace")
     *_, ended = [None, *re.finditer(STATUS + rb"(\d+)", done.stdout)]
-    if not ended:
-        raise DmsflowError(shell.device, *shell.explain(error))
-    if FULL in error:
-        raise full(shell)
-    return Output(done.stdout[: ended.start()], error, int(ended[1]))
+    if not ended or FULL.encode() in done.stderr:
+        raise shell.error(done.stderr)
+    return Output(done.stdout[: ended.start()], done.stderr.decode(errors="replace"), int(ended[1]))
 
 
 def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: float) -> CompletedProcess[bytes]:
@@ -123,14 +132,6 @@ def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: floa
     except subprocess.TimeoutExpired as late:
         what = f"did not answer within {limit_s:.0f} s"
         raise TooSlow(shell.device, what, "see that it is on and reachable") from late
-
-
-def full(shell: Shell) -> DmsflowError:
-    return DmsflowError(shell.device, f"is full ({FULL})", "free some space there")
-
-
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1].strip()
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -191,8 +192,7 @@ def _read_path(shell: Shell, keeper: Popen[bytes], errors: IO[bytes]) -> str:
                 )
             keeper.wait(LEAVE_S)
             errors.seek(0)
-            error = errors.read().decode(errors="replace")
-            raise full(shell) if FULL in error else DmsflowError(shell.device, *shell.explain(error))
+            raise shell.error(errors.read())
         written += chunk
     path = match[1].decode(errors="replace")
     if not re.fullmatch(r"/[\w./+-]+/dmsflow\.\w+", path, re.ASCII):

@@ -54,7 +54,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
         raise DmsflowError(f"device {address}", "has no Python", right)
     program = benchmark_program.find_program(access)
     adb = ("adb", "-s", serial) if serial else ("adb",)
-    shell = Shell(f"device {address}", (*adb, "shell"), _explain)
+    shell = Shell(f"device {address}", (*adb, "shell"), ERRORS, "keep it plugged in and awake")
     with _shell.make_folder(shell, shell, partial(_push, shell, adb), PARENT) as folder:
         yield benchmark_program.install(folder, program, address)
 
@@ -72,16 +72,6 @@ def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
     except _shell.TooSlow as error:
         what = f"did not receive {path.name} within {limit_s:.0f} s"
         raise DmsflowError(shell.device, what, "plug it in again") from error
-    if _shell.FULL in (done.stderr + done.stdout).decode(errors="replace"):
-        raise _shell.full(shell)
-    if done.returncode:
-        raise DmsflowError(shell.device, *_explain(done.stderr.decode(errors="replace")))
-
-
-def _explain(text: str) -> tuple[str, str]:
-    """What is wrong and what would be right, from what adb wrote."""
-    for sign, explained in ERRORS.items():
-        if sign in text:
-            return explained
-    reason = _shell.last_line(text).removeprefix("adb: ").removeprefix("error: ")
-    return f"went away ({reason or 'the connection ended'})", "keep it plugged in and awake"
+    written = done.stdout + done.stderr
+    if done.returncode or _shell.FULL.encode() in written:
+        raise shell.error(written)

@@ -70,17 +70,19 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
         )
     program = benchmark_program.find_program(access) if access.runner_file else None
     port = ("-p", match["port"]) if match["port"] else ()
-    user = f"{match['user']}@" if match["user"] else ""
-    destination = (*port, "--", f"{user}{match['host'].strip('[]')}")
+    host = (f"{match['user']}@" if match["user"] else "") + match["host"].strip("[]")
+    called = " ".join((*port, host))
     config = os.environ.get("DMSFLOW_SSH_CONFIG")
     options = [*(("-F", config) if config else ()), *(part for option in OPTIONS.split() for part in ("-o", option))]
     # A socket's whole path may have 104 bytes, of which ssh needs 17.
     short = None if len(tempfile.gettempdir()) < 50 else "/tmp"
     with tempfile.TemporaryDirectory(prefix="dmsflow", dir=short) as private:
-        command = (*options, "-S", f"{private}/s", *destination)
-        shell = Shell(f"device {address}", ("ssh", *command), partial(_explain, destination, "went away"))
+        command = (*options, "-S", f"{private}/s", *port, "--", host)
+        errors = {sign: (what, right.format(host=called)) for sign, (what, right) in ERRORS.items()}
+        right = f"check that it is on and connected, and that ssh {called} works"
+        shell = Shell(f"device {address}", ("ssh", *command), errors, right)
         # The one that makes the folder opens the connection; the others go through it.
-        first = Shell(shell.device, ("ssh", "-M", *command), partial(_explain, destination, "cannot be reached"))
+        first = Shell(shell.device, ("ssh", "-M", *command), errors, right, "cannot be reached")
         with _shell.make_folder(shell, first, partial(_put, shell)) as folder:
             if program:
                 yield benchmark_program.install(folder, program, address)
@@ -90,19 +92,6 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
             folder.put(str(packed), f"{folder.path}/program.zip")
             _bring_library(folder)
             yield partial(_measure_python, folder, access.python)
-
-
-def _explain(destination: tuple[str, ...], otherwise: str, text: str) -> tuple[str, str]:
-    """What is wrong and what would be right, from what ssh wrote."""
-    host = " ".join(part for part in destination if part != "--")
-    for sign, (what, right) in ERRORS.items():
-        if sign in text:
-            return what, right.format(host=host)
-    reason = _shell.last_line(text).removeprefix("ssh: ")
-    return (
-        f"{otherwise} ({reason or 'the connection ended'})",
-        f"check that it is on and connected, and that ssh {host} works",
-    )
 
 
 def _put(shell: Shell, here: str, there: str) -> None:
