@@ -91,7 +91,7 @@ class Graph:
     """A whole file.
 
     Attributes:
-        about: what else it says of itself, as labels and values.
+        about: what else it says of itself, as labels and values, some of them empty.
         beside: bytes of the other files that hold constants of this one.
         inputs, outputs: numbers of tensors.
         nodes: of all subgraphs, in the order of the file.

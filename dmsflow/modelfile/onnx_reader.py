@@ -152,9 +152,8 @@ class _File:
             self.add_nodes(function.node, plain(f"function {function.name}"), given, {})
         if beside := self.data_files.found:
             self.graph.beside = sum(size for _, size in beside.values())
-            self.graph.about["weights in"] = plain(
-                ", ".join(f"{name} beside it, {size:,} bytes" for name, (_, size) in beside.items())
-            )
+            places = [f"{name} beside it, {size:,} bytes" for name, (_, size) in beside.items()]
+            self.graph.about["weights in"] = ", ".join(places)
 
     def new(self, name: str, dtype: str = "", shape: Shape | None = None) -> int:
         self.tensors.append(Tensor(plain(name), dtype, shape))
@@ -304,14 +303,13 @@ class _File:
 
 def _about(model: Any) -> dict[str, str]:
     """The file's metadata, as labels and values."""
-    texts = {
+    return {
         "format": f"ONNX, IR version {model.ir_version}, ops of "
         + ", ".join(f"{one.domain or 'ai.onnx'} {one.version}" for one in model.opset_import),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "description": model.graph.name,
         "metadata": ", ".join(f"{entry.key}: {entry.value}" for entry in model.metadata_props),
     }
-    return {label: plain(text) for label, text in texts.items() if text}
 
 
 def _number(scope: Scope, name: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.modelfile.graph import BITS, Graph, Node, Tensor, Weights, bits_of, elements
-from dmsflow.modelfile.inputs import Port
+from dmsflow.modelfile.inputs import Port, plain
 from dmsflow.terminal import list_names
 
 MIN_WEIGHTS = 32  # of an op that is called binary by its numbers, and
@@ -89,7 +89,7 @@ def summarize_graph(graph: Graph, path: str, size_bytes: int) -> ModelFile:
         path=path,
         format=graph.format,
         size_bytes=size_bytes + graph.beside,
-        about=graph.about,
+        about={label: plain(text) for label, text in graph.about.items() if text},
         inputs=tuple(graph.tensors[number].port for number in graph.inputs),
         outputs=tuple(graph.tensors[number].port for number in graph.outputs),
         ops=ops,

@@ -62,26 +62,22 @@ class _File:
         return self.data[start : start + size]
 
     def graph(self) -> Graph:
-        graph = Graph("TFLite", self.about(), tensors=self.tensors)
-        parts = self.model["subgraphs"]
-        for index, part in enumerate(parts):
-            first = len(self.tensors)
-            title = plain(part.get("name", "")) or f"subgraph {index}"
-            self.tensors += [self.tensor(fields, number) for number, fields in enumerate(part.get("tensors", ()))]
-            for operator in part.get("operators", ()):
-                graph.nodes.append(self.node(operator, title, first))
-        graph.inputs, graph.outputs = (_numbers(parts[0], key, 0) for key in ("inputs", "outputs"))
-        return graph
-
-    def about(self) -> dict[str, str]:
         model = self.model
-        texts = {
+        about = {
             "format": f"TFLite, schema version {model.get('version', 0)}",
             "description": model.get("description", ""),
             "signatures": ", ".join(entry.get("signature_key", "") for entry in model.get("signature_defs", ())),
             "metadata": ", ".join(entry.get("name", "") for entry in model.get("metadata", ())),
         }
-        return {label: plain(text) for label, text in texts.items() if text}
+        graph = Graph("TFLite", about, tensors=self.tensors)
+        for index, part in enumerate(model["subgraphs"]):
+            first = len(self.tensors)
+            title = plain(part.get("name", "")) or f"subgraph {index}"
+            self.tensors += [self.tensor(fields, number) for number, fields in enumerate(part.get("tensors", ()))]
+            for operator in part.get("operators", ()):
+                graph.nodes.append(self.node(operator, title, first))
+        graph.inputs, graph.outputs = (_numbers(model["subgraphs"][0], key, 0) for key in ("inputs", "outputs"))
+        return graph
 
     def tensor(self, fields: dict[str, Any], number: int) -> Tensor:
         tensor, place = Tensor(**vars(tflite.read_port(fields))), fields.get("buffer", 0)
