@@ -16,11 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from dmsflow import native
 from dmsflow.errors import DmsflowError
+from dmsflow.files import hash_file
 from dmsflow.measuring.devices.emulated import llvm_mca
 from dmsflow.measuring.devices.emulated.llvm_mca import run_tool
 from dmsflow.terminal import print_line
@@ -151,7 +152,7 @@ def plugin() -> Path:
         command = ("cc", *flags.split(), "-o", str(place / "count.so"), str(source))
         run_tool(command, "install a C compiler: apt install gcc libc6-dev")
 
-    return make_part("plugin", f"{version} {_hash([source])}", make) / "count.so"
+    return make_part("plugin", f"{version} {hash_file(source)}", make) / "count.so"
 
 
 def library() -> Path:
@@ -169,7 +170,8 @@ def library() -> Path:
             run_tool(("cmake", "--build", build, "--target", "dmsflow_lce"), right)
             shutil.copy2(Path(build, native.LIBRARY), place / native.LIBRARY)
 
-    return make_part("delegate", _hash(sources), make) / native.LIBRARY
+    recipe = "".join(f"{path.name} {hash_file(path)}\n" for path in sources)
+    return make_part("delegate", recipe, make) / native.LIBRARY
 
 
 def _plugin_api(version: str) -> int:
@@ -203,13 +205,6 @@ def make_part(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
             if not path.is_dir():  # else another process was faster
                 raise
     return path
-
-
-def _hash(paths: Sequence[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in paths:
-        whole.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return whole.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:
