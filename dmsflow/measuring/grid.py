@@ -1,4 +1,4 @@
-"""The points of a profile: at which widths its blocks are timed, and in which steps of widths its kernels work.
+"""The points of a profile: at which widths blocks are timed, the steps that kernels work in, tables fitted to the times.
 
 Each width lies in the middle of a step, since widths on its edge can take faster paths than all others
 do. In steps of 32 up to 128 channels these are 15, 47, 79 and 111. Nothing here measures; `profiling` does.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
@@ -25,6 +26,7 @@ STEPS = (4, 8, 16, 32, 64)  # that kernels may work in
 STEP_WIDTHS = 65, 129  # steps are looked for from the first, and the slope is taken up to the second
 STEP_RISE = 0.35  # two widths lie in one step if the time rises by less than this part of what the slope predicts
 FIRST_WIDTH = 3  # the narrowest point where kernels have no steps
+PROJECTIONS = 50  # on the tables whose rows rise, and as many on those whose columns do
 
 # --- which widths -------------------------------------------------------------------------------
 
@@ -137,3 +139,27 @@ def find_step(ms: Sequence[float]) -> int:
     slope = (last - first) / (STEP_WIDTHS[1] - STEP_WIDTHS[0])
     level = [step for step, time in zip(STEPS, inside, strict=True) if time - first < STEP_RISE * slope * (step - 2)]
     return max(level, default=1)
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def fit_rising_table(ms: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest table, in weighted squares, that falls along no row and no column, and nowhere below zero.
+
+    Rows and columns are fitted by turns (Dykstra's projections). To raise whatever falls would be simpler,
+    and biased: of noisy times the largest would stay. Weights are above zero.
+
+    [1, 3, 2, 4]  ->  [1, 2.5, 2.5, 4]       what falls in a line is replaced by its mean, weighted
+    """
+    from scipy.optimize import isotonic_regression
+
+    table, corrections = ms, [np.zeros_like(ms), np.zeros_like(ms)]
+    for index in range(2 * PROJECTIONS):
+        axis = index % 2
+        offered = table + corrections[axis]
+        lines = zip(np.moveaxis(offered, axis, -1), np.moveaxis(weights, axis, -1), strict=True)
+        table = np.moveaxis(np.array([isotonic_regression(line, weights=weight).x for line, weight in lines]), -1, axis)
+        corrections[axis] = offered - table
+    # What is left to the last projections is less than a rounding.
+    return np.maximum.accumulate(np.maximum.accumulate(np.maximum(table, 0), 0), 1)

@@ -1,7 +1,7 @@
 """Measures a device: writes the profile that the search predicts latency with.
 
 Networks of `microbenchmarks` are timed some at a time, in rounds and beside a reference (`timing`), at the
-widths that `grid` chooses; `isotonic` fits a table to the times of each block. Every batch is saved, so an
+widths that `grid` chooses; it also fits a table to the times of each block. Every batch is saved, so an
 interrupted profile can be resumed. At the end the profile is checked on whole networks that gave it no
 point.
 """
@@ -29,7 +29,6 @@ from dmsflow.files import UNREADABLE, read_bytes, write_atomically
 from dmsflow.measuring import devices, grid, microbenchmarks
 from dmsflow.measuring.devices import Access, File, Measure
 from dmsflow.measuring.grid import Plane
-from dmsflow.measuring.isotonic import fit_rising_table
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum, isolate_block, isolate_overhead
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.measuring.timing import History, Stopwatch, Time
@@ -322,7 +321,7 @@ def _fit_table(state: State, plane: Plane) -> Table:
     """A block's times, evened out where noise would let them fall with a width."""
     cells = np.array([[state.sum_up(terms) for terms in row] for row in plane.rows()])
     ms, noise_ms, spread = np.moveaxis(cells, -1, 0)
-    fitted = fit_rising_table(ms, 1 / noise_ms**2)
+    fitted = grid.fit_rising_table(ms, 1 / noise_ms**2)
     return Table(
         block=plane.block.name,
         inputs=plane.inputs,

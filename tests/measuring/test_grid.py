@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import isotonic_regression
 
-from dmsflow.measuring import grid, isotonic
+from dmsflow.measuring import grid
 from dmsflow.network.profile import Granularity, round_up
 from dmsflow.settings import ProfileSettings
 
@@ -28,10 +28,10 @@ def weighted(draw: st.DrawFn, most: int) -> Any:
 @given(weighted(6), st.data())
 def test_tables_are_evened_out_so_that_none_falls(drawn: Any, data: st.DataObject) -> None:
     ms, weights = drawn
-    table = isotonic.fit_rising_table(ms, weights)
+    table = grid.fit_rising_table(ms, weights)
     assert (table >= 0).all() and (np.diff(table, axis=0) >= 0).all() and (np.diff(table, axis=1) >= 0).all()
     other = np.sort(np.sort(abs(data.draw(arrays(np.float64, ms.shape, elements=NUMBERS))), 0), 1)
-    np.testing.assert_allclose(isotonic.fit_rising_table(other, weights), other, atol=1e-9)
+    np.testing.assert_allclose(grid.fit_rising_table(other, weights), other, atol=1e-9)
     if (ms >= 0).all():  # then nothing that rises is nearer
         nearest, further = ((weights * np.square(rising - ms)).sum() for rising in (table, other))
         assert nearest <= further + 1e-2
@@ -40,7 +40,7 @@ def test_tables_are_evened_out_so_that_none_falls(drawn: Any, data: st.DataObjec
 @given(weighted(9))
 def test_a_line_is_evened_out_as_isotonic_regression_does(drawn: Any) -> None:
     (line, *_), (weights, *_) = drawn
-    (found,) = isotonic.fit_rising_table(line[None], weights[None])
+    (found,) = grid.fit_rising_table(line[None], weights[None])
     expected = np.maximum(isotonic_regression(line, sample_weight=weights), 0)
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
