@@ -82,11 +82,7 @@ def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> P
 
 
 def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[str, str]]:
-    """What `run_stage` would do, as rows of a label and a value.
-
-    Raises:
-        DmsflowError: as `run_stage`, for what is known before measuring.
-    """
+    """What `run_stage` would do, as rows of a label and a value; its errors, where they are known before measuring."""
     benched = find_benched(source)
     devices.find(settings.device)
     runner = accuracy.runner_for(benched, settings)
@@ -109,11 +105,7 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
 
 
 def check_required(path: Path, settings: BenchSettings) -> None:
-    """Compare a finished bench.json, written now or earlier, with the milliseconds required.
-
-    Raises:
-        BudgetMissed: the median is above `settings.require_ms`.
-    """
+    """Raise BudgetMissed if the median of a bench.json, written now or earlier, is above `settings.require_ms`."""
     written = msgspec.json.decode(read_bytes(path))
     median = written["metrics"][TIME]
     if settings.require_ms is not None and median > settings.require_ms:

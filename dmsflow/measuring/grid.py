@@ -1,4 +1,4 @@
-"""The points of a profile: at which widths blocks are timed, the steps that kernels work in, tables fitted to the times.
+"""The points of a profile: at which widths blocks are timed, the steps kernels work in, tables fitted to the times.
 
 Each width lies in the middle of a step, since widths on its edge can take faster paths than all others
 do. In steps of 32 up to 128 channels these are 15, 47, 79 and 111. Nothing here measures; `profiling` does.

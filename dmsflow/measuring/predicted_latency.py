@@ -51,11 +51,6 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
 
     None: there is no profile, or it is of files that cannot be compared (a line on stderr says so).
 
-    Args:
-        source: an export.json, or a bare model file.
-        export: its manifest; None for a bare file.
-        settings: of the bench.
-
     Raises:
         DmsflowError: the profile lacks a block of the network, is damaged, or is the one asked for
             and is of files that cannot be compared.

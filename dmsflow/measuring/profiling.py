@@ -96,12 +96,7 @@ def measure_profile(
     """Measure a device and write `out/name.json`.
 
     Args:
-        settings: what to cover, and where.
-        name: of the profile.
-        out: folder to write to.
         command: that runs this again.
-        resume: continue where an interrupted one stopped.
-        force: overwrite an earlier profile.
         add: keep what an earlier profile has and measure what it lacks.
 
     Raises:
@@ -153,11 +148,7 @@ def measure_profile(
 
 
 def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
-    """What `measure_profile` would do, as rows of a label and a value.
-
-    Raises:
-        DmsflowError: as `measure_profile`, for what is known before measuring.
-    """
+    """What `measure_profile` would do, as rows of a label and a value; its errors, where known before measuring."""
     path = out / f"{name}.json"
     before = profile.load_profile(str(path)) if add else None
     built_for = _load_target(settings)

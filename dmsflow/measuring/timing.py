@@ -40,7 +40,6 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     """Time of one file: the median of the rounds that count.
 
     Attributes:
-        ms: the median.
         spread_percent: how far apart the medians of their two halves are.
         baseline_ms: what the reference took in those rounds.
     """
@@ -95,11 +94,7 @@ class Stopwatch:
             time.sleep(PAUSE_S)
 
     def time_files(self, files: Sequence[File], runs: int) -> list[Time]:
-        """Time files side by side, in `runs` rounds or more.
-
-        Raises:
-            DmsflowError: the device cannot measure them.
-        """
+        """Time files side by side, in `runs` rounds or more."""
         history, kept = self.history, list[NDArray[np.float64]]()
         for _ in range(MOST_TRIES):
             rounds, baseline = self._run_rounds(files, runs)

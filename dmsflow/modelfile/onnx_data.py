@@ -66,11 +66,7 @@ class DataFiles:
 
 
 def read_bytes(place: tuple[Path, int, int]) -> bytes:
-    """What `locate` found.
-
-    Raises:
-        Damaged: the file has become shorter since, or cannot be read any more.
-    """
+    """What `locate` found; Damaged if the file has become shorter since, or cannot be read any more."""
     path, offset, length = place
     try:
         with path.open("rb") as file:

@@ -70,11 +70,7 @@ Scope = ChainMap[str, int]  # numbers of tensors by their names in the file
 
 
 def import_onnx() -> Any:
-    """The module onnx.
-
-    Raises:
-        DmsflowError: it is not installed.
-    """
+    """The module onnx; a DmsflowError if it is not installed."""
     try:
         import onnx
     except ImportError as error:
@@ -344,11 +340,7 @@ def _dims(proto: Any) -> tuple[int, ...]:
 
 
 def _stored_bytes(proto: Any, dtype: str, dims: tuple[int, ...], where: str) -> int:
-    """Bytes that the numbers of a constant take in the file.
-
-    Raises:
-        Damaged: their count is not that of its shape.
-    """
+    """Bytes that the numbers of a constant take in the file; Damaged if their count is not that of its shape."""
     if dtype == "string":
         return sum(map(len, proto.string_data))
     bits = bits_of(dtype) or 8

@@ -41,11 +41,7 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def parse_model_file(path: Path, content: bytes) -> ModelFile:
-    """As `read_model_file`, from the bytes of a file.
-
-    Raises:
-        DmsflowError: as there.
-    """
+    """As `read_model_file`, from the bytes of a file."""
     try:
         graph = FORMATS[path.suffix.lower()](path, content)
         return summarize_graph(graph, str(path), len(content))

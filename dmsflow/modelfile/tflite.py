@@ -135,11 +135,7 @@ def read_port(tensor: dict[str, Any]) -> Port:
 
 
 def read_inputs(path: Path) -> tuple[Port, ...]:
-    """The inputs of a file that a runtime is to run.
-
-    Raises:
-        DmsflowError: as `read_model` and `check_inputs`.
-    """
+    """The inputs of a file that a runtime is to run; errors as of `read_model` and `check_inputs`."""
     graph = read_model(path)["subgraphs"][0]
     ports = [read_port(graph["tensors"][number]) for number in graph.get("inputs", ())]
     return check_inputs(path, ports, len(graph.get("outputs", ())))
@@ -319,11 +315,7 @@ def _check_options(custom: str, operator: dict[str, Any], inputs: list[dict[str,
 
 
 def parse_flexbuffer(data: memoryview) -> dict[str, int]:
-    """The options of one of LCE's operators: a FlexBuffer map from names to whole numbers.
-
-    Raises:
-        Damaged: anything else.
-    """
+    """The options of one of LCE's operators, a FlexBuffer map from names to whole numbers; Damaged if it is none."""
 
     def number(position: int, width: int) -> int:
         if position < 0 or position + width > len(data) or width not in (1, 2, 4, 8):

@@ -35,11 +35,7 @@ FAR = 2  # a smaller offset of a buffer stands for none
 
 
 def read_graph(_: Path, data: bytes) -> Graph:
-    """The graph of a .tflite file.
-
-    Raises:
-        tflite.Damaged: it is not whole, or no .tflite file.
-    """
+    """The graph of a .tflite file; tflite.Damaged if it is not whole, or no such file."""
     return _File(data).graph()
 
 

@@ -146,19 +146,11 @@ def runner_of(target: Target, reach: Reach) -> str:
 
 
 def find(address: str) -> ModuleType:
-    """The module of this folder for an address.
-
-    Raises:
-        DmsflowError: there is none.
-    """
+    """The module of this folder for an address; a DmsflowError if there is none."""
     return load_plugin("devices", address.partition("://")[0])
 
 
 def connect(address: str, access: Access | None = None) -> AbstractContextManager[Measure]:
-    """Reach a device.
-
-    Raises:
-        DmsflowError: an unknown or unusable address, or the device does not answer.
-    """
+    """Reach a device; a DmsflowError if its address is none that can be used, or it does not answer."""
     reached: AbstractContextManager[Measure] = find(address).connect(address, access or Access())
     return reached

@@ -88,11 +88,7 @@ def limit_s(job: Job) -> float:
 
 
 def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
-    """What the program measured, from its stdout.
-
-    Raises:
-        DmsflowError: the program's own error, or no answer to this job.
-    """
+    """What the program measured, from its stdout; a DmsflowError is the program's own, or that it did not answer."""
     files = ", ".join(file.path for file in job.files)
     _, marker, line = output.rpartition(RESULT.encode())
     try:

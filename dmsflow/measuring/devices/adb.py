@@ -60,11 +60,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
 
 
 def _push(shell: Shell, adb: tuple[str, ...], here: str, there: str) -> None:
-    """Copy a file to the phone. adb takes the paths as they are: no shell of this machine reads them.
-
-    Raises:
-        DmsflowError: the phone is full, or goes away.
-    """
+    """Copy a file to the phone. adb takes the paths as they are: no shell of this machine reads them."""
     path = Path(here).absolute()
     limit_s = _shell.ANSWER_S + path.stat().st_size / UPLOAD_BYTES_S
     try:

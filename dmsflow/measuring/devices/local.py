@@ -24,11 +24,7 @@ from dmsflow.plugin import load_plugin
 
 @contextlib.contextmanager
 def connect(address: str, access: Access) -> Iterator[Measure]:
-    """Yield `measure`; this machine needs no connection.
-
-    Raises:
-        DmsflowError: the address has more than the name, or something else than this Python is to run.
-    """
+    """Yield `measure`; this machine needs no connection, has no other address, and takes no other Python."""
     if address != "local":
         raise DmsflowError(f"device {address}", "is not a valid address", "write local for this machine")
     if access != Access():
@@ -39,11 +35,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
 
 
 def measure(job: Job) -> Measurement:
-    """Run a job, as devices/__init__.py describes it.
-
-    Raises:
-        DmsflowError: a file cannot be loaded, or crashes its runtime.
-    """
+    """Run a job; a DmsflowError if a file cannot be loaded, or crashes its runtime."""
     runners = [load_plugin("runners", file.runner) for file in job.files]
     other = [python for runner in runners if (python := getattr(runner, "python", str)()) not in ("", sys.executable)]
     if not other:

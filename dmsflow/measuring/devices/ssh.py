@@ -95,11 +95,7 @@ def connect(address: str, access: Access) -> Iterator[Measure]:
 
 
 def _put(shell: Shell, here: str, there: str) -> None:
-    """Copy a file without scp or sftp: a small device may have neither.
-
-    Raises:
-        DmsflowError: the device is full, or goes away.
-    """
+    """Copy a file without scp or sftp: a small device may have neither."""
     content = Path(here).read_bytes()
     limit_s = _shell.ANSWER_S + len(content) / UPLOAD_BYTES_S
     output = call_script(shell, _shell.WRITE, there, stdin=content, limit_s=limit_s)

@@ -108,11 +108,7 @@ def open(path: Path, threads: int = 1) -> Session:  # noqa: A001
 
 
 def version() -> str:
-    """The runtime's name and version, and whose kernels run the 1-bit operations.
-
-    Raises:
-        DmsflowError: the runtime or the delegate's library is missing.
-    """
+    """The runtime's name and version, and whose kernels run the 1-bit operations; errors as of `Session`."""
     runtime, (library, built) = _runtime(), _library()
     package = runtime.__name__.partition(".")[0]
     number = getattr(sys.modules[package], "__version__", None) or metadata.version(package.replace("_", "-"))

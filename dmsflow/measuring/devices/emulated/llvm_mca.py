@@ -148,11 +148,7 @@ def _analyse(blocks: Sequence[str], core: str) -> list[float]:
 
 
 def run_tool(command: Sequence[str], right: str, stdin: str = "", settings: Mapping[str, str] | None = None) -> str:
-    """What a program of this machine writes to stdout; `settings` are added to the environment.
-
-    Raises:
-        DmsflowError: it failed; `right` is what would be right then.
-    """
+    """What a program of this machine writes to stdout; a DmsflowError, with what would be `right`, if it fails."""
     environment = {**os.environ, **(settings or {})}
     done = subprocess.run(command, input=stdin.encode(), capture_output=True, check=False, env=environment)
     output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")

@@ -69,11 +69,7 @@ def folder() -> Path:
 
 
 def check_tools() -> None:
-    """Refuse at once what would fail later.
-
-    Raises:
-        DmsflowError: tools are missing on this machine; all of them in one line.
-    """
+    """Refuse at once what would fail later: a DmsflowError names all tools that this machine lacks."""
     tools = (EMULATOR, llvm_mca.ANALYSER, llvm_mca.DISASSEMBLER, *SET_UP_TOOLS)
     if lacking := [tool for tool in tools if not shutil.which(tool)]:
         raise DmsflowError("device qemu", f"needs {', '.join(lacking)} on this machine", INSTALL)

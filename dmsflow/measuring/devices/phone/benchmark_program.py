@@ -47,11 +47,7 @@ RunProgram = Callable[[int, tuple[str, ...], float], str]
 
 
 def find_program(access: Access) -> Path:
-    """The program to run.
-
-    Raises:
-        DmsflowError: there is none.
-    """
+    """The program to run; a DmsflowError if there is none."""
     program = Path(access.runner_file or "")
     if not program.is_file():
         raise DmsflowError(program, "no such file", "give the benchmark program built for this device")
@@ -91,11 +87,7 @@ def install(folder: Folder, program: Path, address: str) -> Measure:
 
 
 def time_files(job: Job, program: Path, run: RunProgram) -> tuple[Timing, ...]:
-    """Run the program on each file of a job; `program` is this machine's copy, for its name.
-
-    Raises:
-        DmsflowError: it printed no timings.
-    """
+    """Run the program on each file of a job; `program` is this machine's copy, for its name."""
     processes = min(PROCESSES, job.runs)
     runs, indices = math.ceil(job.runs / processes), range(len(job.files))
     printed = [[_run(job, index, runs, run) for index in indices] for _ in range(processes)]
