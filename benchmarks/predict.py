@@ -30,6 +30,7 @@ from dmsflow.files import write_atomically
 from dmsflow.importing import load_network
 from dmsflow.measuring import devices, profiling
 from dmsflow.measuring.devices import Access
+from dmsflow.measuring.random_weights import write_random
 from dmsflow.measuring.timing import History
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
@@ -102,7 +103,7 @@ def checked(arguments: argparse.Namespace, made: Profile, folder: Path) -> list[
                 latency = build_latency(network, made)
                 for _ in range(EACH):
                     widths = profiling.draw_widths(network, latency.widest(), draw)
-                    file = profiling.write_random(chosen, target, network, widths, folder / "network")
+                    file = write_random(target, chosen.precision, network, widths, folder / "network")
                     (timing,) = watch.time_files([file], arguments.runs)
                     rows.append(row(network, widths, latency(widths), timing.ms))
     return rows

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from dmsflow import environment, manifest
+from dmsflow.deploying.target import load_target
 from dmsflow.errors import BudgetMissed, DmsflowError
 from dmsflow.files import read_bytes, write_atomically
 from dmsflow.manifest import Flow
@@ -26,10 +27,9 @@ from dmsflow.measuring import accuracy, devices, predicted_latency
 from dmsflow.measuring.benched import Benched, find_benched
 from dmsflow.measuring.devices import Machine, Timing
 from dmsflow.measuring.predicted_latency import Prediction
-from dmsflow.measuring.random_weights import draw_weights
+from dmsflow.measuring.random_weights import write_random
 from dmsflow.modelfile.inputs import Port, images_per_run
 from dmsflow.network.cost import MIB
-from dmsflow.plugin import load_plugin
 from dmsflow.settings import BenchSettings
 from dmsflow.terminal import format_method, format_threads, milliseconds, print_line, print_table, share_percent
 
@@ -132,12 +132,9 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machin
     with tempfile.TemporaryDirectory() as folder:
         if benched.export and has_baseline(settings):
             environment.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
-            path, network, widths = Path(folder, "float32.onnx"), benched.export.network, benched.export.widths
+            network, widths = benched.export.network, benched.export.widths
             # Random weights: they change no time, and few chains have trained the float network.
-            weights = draw_weights(network, widths)
-            mean, std = (128,) * network.channels, (64.0,) * network.channels
-            load_plugin("exporters", "onnx").write_float(network, widths, weights, mean, std, path)
-            files[FLOAT32] = devices.File(path=str(path), runner="onnxruntime")
+            files[FLOAT32] = write_random(load_target("onnx"), "float", network, widths, Path(folder, FLOAT32))
         elif benched.export and settings.baseline:
             print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")
         how = {name: getattr(settings, name) for name in ("threads", "warm_up", "runs", "operations")}

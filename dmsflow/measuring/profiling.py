@@ -21,16 +21,15 @@ import msgspec
 import numpy as np
 
 from dmsflow import terminal
-from dmsflow.deploying import folding
 from dmsflow.deploying.target import Target, load_target
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
 from dmsflow.files import UNREADABLE, read_bytes, write_atomically
 from dmsflow.measuring import devices, grid, microbenchmarks
-from dmsflow.measuring.devices import Access, File, Measure
+from dmsflow.measuring.devices import Access, Measure
 from dmsflow.measuring.grid import Plane
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum, isolate_block, isolate_overhead
-from dmsflow.measuring.random_weights import draw_weights
+from dmsflow.measuring.random_weights import write_random
 from dmsflow.measuring.timing import History, Stopwatch, Time
 from dmsflow.network import profile
 from dmsflow.network.blocks import FusedBlock
@@ -239,7 +238,7 @@ def start_stopwatch(
     """A stopwatch that knows its device's baseline; its reference, a network of middling size, is written to `folder`."""
     layer = Layer(name="reference", op="binary_conv", inputs=("bits",), width=64, kernel=3, padding=1)
     (reference, *_) = isolate_block(FusedBlock((layer,), microbenchmarks.CHANNELS, 16, 64, 64), 64, 64)
-    file = write_random(settings, built_for, reference.network, {}, folder / "reference")
+    file = write_random(built_for, settings.precision, reference.network, {}, folder / "reference")
     until = time.monotonic() + 60 * settings.timeout_minutes
     watch = Stopwatch(measure, file, settings.threads, history, until)
     watch.calibrate()
@@ -270,7 +269,7 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
     state, watch, files = session.state, session.watch, []
     for key in keys:
         network, path = session.asked[key].network, session.folder / key
-        file = write_random(session.settings, session.target, network, {}, path)
+        file = write_random(session.target, session.settings.precision, network, {}, path)
         # Primed, or what ran before it would displace more of one file's memory than of another's.
         files.append(msgspec.structs.replace(file, primers=1))
     for key, measured in zip(keys, watch.time_files(files, runs), strict=True):
@@ -281,21 +280,6 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
     write_atomically(session.saved, msgspec.json.encode(state))
     for file in files:
         Path(file.path).unlink()
-
-
-def write_random(
-    settings: ProfileSettings, built_for: Target, network: Network, widths: dict[str, int], stem: Path
-) -> File:
-    """Write a network with random weights, as export would; `stem` is its path without the target's suffix."""
-    path = Path(f"{stem}{built_for.suffix}")
-    exporter = load_plugin("exporters", built_for.exporter)
-    weights = draw_weights(network, widths)
-    mean, std = (128,) * network.channels, (64.0,) * network.channels
-    if settings.precision == "float":
-        exporter.write_float(network, widths, weights, mean, std, path)
-    else:
-        exporter.write(folding.fold(network, widths, weights, mean, std), path)
-    return File(path=str(path), runner=built_for.runner)
 
 
 def _find_steps(session: Session) -> dict[str, Granularity]:
@@ -337,7 +321,7 @@ def _describe_device(state: State) -> dict[str, Any]:
 
 def _check(session: Session, measured: Profile) -> list[Checked]:
     """Networks of random widths, predicted and then measured."""
-    settings, built_for = session.settings, session.target
+    settings = session.settings
     draw = np.random.default_rng(settings.seed)
     rows: list[Checked] = []
     networks = grid.load_networks(settings)
@@ -346,7 +330,7 @@ def _check(session: Session, measured: Profile) -> list[Checked]:
             latency = build_latency(network, measured)
             for _ in range(settings.check):
                 widths = draw_widths(network, latency.widest(), draw)
-                file = write_random(settings, built_for, network, widths, session.folder / "check")
+                file = write_random(session.target, settings.precision, network, widths, session.folder / "check")
                 (measured_time,) = session.watch.time_files([file], settings.runs)
                 row = Checked(
                     network=network.name,

@@ -1,13 +1,18 @@
-"""Weights of networks that are only timed."""
+"""Weights, and files, of networks that are only timed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmsflow.deploying import folding
+from dmsflow.deploying.target import Target
+from dmsflow.measuring.devices import File
 from dmsflow.network.network import WEIGHTED_OPS, Network, out_widths, value
+from dmsflow.plugin import load_plugin
 
 
 def draw_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -29,3 +34,15 @@ def draw_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> 
             for name, constant in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
                 weights[f"{layer.name}.{name}"] = np.full(c_out, constant, np.float32)
     return weights
+
+
+def write_random(target: Target, precision: str, network: Network, widths: Mapping[str, int], stem: Path) -> File:
+    """Write a network with random weights, as export would; `stem` is its path without the target's suffix."""
+    path, exporter = Path(f"{stem}{target.suffix}"), load_plugin("exporters", target.exporter)
+    weights = draw_weights(network, widths)
+    mean, std = (128,) * network.channels, (64.0,) * network.channels
+    if precision == "float":
+        exporter.write_float(network, widths, weights, mean, std, path)
+    else:
+        exporter.write(folding.fold(network, widths, weights, mean, std), path)
+    return File(path=str(path), runner=target.runner)
