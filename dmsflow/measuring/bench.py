@@ -149,9 +149,8 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
     numbers: dict[str, float] = {}
     for label, timing in timings.items():
         prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
-        median, p90 = map(float, np.percentile(timing.runs_ms, (50, 90)))
-        times = dict(zip(TIMES, (median, p90, min(timing.runs_ms), timing.load_ms), strict=True))
-        numbers |= {f"{prefix}{name}": ms for name, ms in times.items()}
+        times = (*map(float, np.percentile(timing.runs_ms, (50, 90))), min(timing.runs_ms), timing.load_ms)
+        numbers |= {f"{prefix}{name}": ms for name, ms in zip(TIMES, times, strict=True)}
         if timing.peak_memory_bytes is not None:
             numbers[f"{prefix}peak_memory_mib"] = timing.peak_memory_bytes / MIB
     median = numbers[TIME]
