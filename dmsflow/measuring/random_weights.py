@@ -15,9 +15,9 @@ from dmsflow.network.network import WEIGHTED_OPS, Network, out_widths, value
 from dmsflow.plugin import load_plugin
 
 
-def draw_weights(network: Network, widths: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.float32]]:
+def draw_weights(network: Network, widths: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
     """Weights as a training could leave them, for measuring time: activations keep a normal size."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     keys = out_widths(network)
     weights: dict[str, NDArray[np.float32]] = {}
     for layer in network.layers:

@@ -77,7 +77,7 @@ class Stopwatch:
     reference: File
     threads: int
     history: History
-    until: float = math.inf
+    until: float
     runtime: str = ""
 
     @property

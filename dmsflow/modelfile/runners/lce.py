@@ -24,7 +24,7 @@ from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _compiled, _witness
 
 REQUIRES: tuple[str, ...] = (WITNESSED,)
-MODULE = f"{WITNESSED}.tflite.python.interpreter_wrapper_lite"
+MODULE = "interpreter_wrapper_lite"
 
 
 class Session:
@@ -70,7 +70,7 @@ def python() -> str:
 
 def is_here() -> bool:
     """Whether this Python itself can run the interpreter."""
-    return _path() is not None
+    return _find_module() is not None
 
 
 @cache
@@ -81,20 +81,15 @@ def _ask_version(_: str) -> str:
 @cache
 def _interpreter() -> Any:
     """The wheel's interpreter; its arguments: model, threads, reference kernels, indirect kernels, XNNPACK."""
-    spec = importlib.util.spec_from_file_location(MODULE, _path())
+    spec = _find_module()
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.LiteInterpreter
 
 
-def _path() -> Path | None:
+def _find_module() -> importlib.machinery.ModuleSpec | None:
     """The compiled module; None: this Python has none that works."""
-    if np.__version__.startswith("1."):
-        spec = importlib.util.find_spec(WITNESSED)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-                path = Path(folder, "tflite", "python", MODULE.rpartition(".")[2] + suffix)
-                if path.is_file():
-                    return path
-    return None
+    package = importlib.util.find_spec(WITNESSED) if np.__version__.startswith("1.") else None
+    places = (package and package.submodule_search_locations) or ()
+    return importlib.machinery.PathFinder.find_spec(MODULE, [str(Path(place, "tflite", "python")) for place in places])
