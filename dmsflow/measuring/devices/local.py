@@ -9,17 +9,18 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring.devices import Access, Job, Measure, Measurement, _python
 from dmsflow.plugin import load_plugin
+
+# Its own packages come first, and this dmsflow's after them.
+LAUNCH = "import runpy, sys; sys.path.append(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
 
 
 @contextlib.contextmanager
@@ -38,16 +39,13 @@ def measure(job: Job) -> Measurement:
     """Run a job; a DmsflowError if a file cannot be loaded, or crashes its runtime."""
     runners = [load_plugin("runners", file.runner) for file in job.files]
     other = [python for runner in runners if (python := getattr(runner, "python", str)()) not in ("", sys.executable)]
-    if not other:
-        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+    root, environment = str(Path(__file__).parents[3]), {**os.environ}
+    if other:
+        command = [other[0], "-I", "-c", LAUNCH, root, str(Path(__file__).with_name("_program.py"))]
+    else:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "dmsflow.measuring.devices._program"]
-        return _python.measure(job, partial(_in_child, command, {**os.environ, "PYTHONPATH": path}))
-    with tempfile.TemporaryDirectory(prefix="dmsflow-") as folder:
-        packed = Path(folder, "program.zip")
-        packed.write_bytes(_python.pack_program())
-        with contextlib.suppress(DmsflowError):  # the runner litert then raises it
-            packed.with_name(native.LIBRARY).symlink_to(native.library())
-        return _python.measure(job, partial(_in_child, [other[0], "-I", str(packed)], {**os.environ}), other[0])
+    return _python.measure(job, partial(_in_child, command, environment), *other[:1])
 
 
 def _in_child(command: list[str], environment: dict[str, str], job: Job) -> bytes:
