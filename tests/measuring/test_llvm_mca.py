@@ -26,18 +26,18 @@ def code(*words: str) -> bytes:
         ("neoverse-n1", FMLA, 4),
     ],
 )
-def test_a_chain_takes_its_latencies(core, word, latency):
-    assert Model(core).per_block([code(word) * 16]) == pytest.approx([16 * latency], rel=0.01)
+def test_a_chain_takes_its_latencies(core, word, latency, tmp_path):
+    assert Model(core, tmp_path).per_block([code(word) * 16]) == pytest.approx([16 * latency], rel=0.01)
 
 
-def test_what_does_not_wait_for_each_other_shares_the_pipes():
+def test_what_does_not_wait_for_each_other_shares_the_pipes(tmp_path):
     """Three integer pipes of the N1, two of the A57 and the A53."""
     independent = b"".join((0x91000400 + 33 * register).to_bytes(4, "little") for register in range(12))
     for core, expected in (("neoverse-n1", 4), ("cortex-a57", 6), ("cortex-a53", 6)):
-        assert Model(core).per_block([independent]) == pytest.approx([expected], rel=0.02)
+        assert Model(core, tmp_path).per_block([independent]) == pytest.approx([expected], rel=0.02)
 
 
-def test_popcounts_take_two_pipes():
+def test_popcounts_take_two_pipes(tmp_path):
     """eor, cnt and add of 128 bits, eight times: 24 operations, two a cycle."""
     words = [
         word.to_bytes(4, "little")
@@ -48,37 +48,37 @@ def test_popcounts_take_two_pipes():
             0x4E208400 + 33 * (register + 10) + (register << 16),  # add v+10, v+10, v
         )
     ]
-    assert Model("neoverse-n1").per_block([b"".join(words)]) == pytest.approx([12], rel=0.02)
+    assert Model("neoverse-n1", tmp_path).per_block([b"".join(words)]) == pytest.approx([12], rel=0.02)
     assert llvm_mca.disassemble([words[1]]) == ["\tcnt\tv0.16b, v0.16b"]
 
 
-def test_a_call_is_no_more_than_its_jump():
+def test_a_call_is_no_more_than_its_jump(tmp_path):
     call, jump = code(ADD, "02000094"), code(ADD, "02000014")
     assert llvm_mca.disassemble([call, jump]) == ["\tadd\tx0, x0, #1\n\tbl\t#8", "\tadd\tx0, x0, #1\n\tb\t#8"]
-    first, second = Model("neoverse-n1").per_block([call, jump])
+    first, second = Model("neoverse-n1", tmp_path).per_block([call, jump])
     assert first == second < 2
 
 
-def test_data_among_the_code_takes_no_time():
+def test_data_among_the_code_takes_no_time(tmp_path):
     junk = code("ffffffff")
-    assert Model("cortex-a57").per_block([code(ADD), junk + code(ADD)])[1] == pytest.approx(1, rel=0.05)
+    assert Model("cortex-a57", tmp_path).per_block([code(ADD), junk + code(ADD)])[1] == pytest.approx(1, rel=0.05)
 
 
-def test_blocks_are_weighed_by_how_often_they_ran():
+def test_blocks_are_weighed_by_how_often_they_ran(tmp_path):
     codes = (code(ADD) * 4, code(FADD) * 4)
     spans = {0: 1000}, {1: 500}, {0: 10, 1: 10}
-    assert Model("neoverse-n1").cycles(codes, spans) == pytest.approx([4000, 4000, 120], rel=0.01)
+    assert Model("neoverse-n1", tmp_path).cycles(codes, spans) == pytest.approx([4000, 4000, 120], rel=0.01)
 
 
-def test_cold_blocks_run_as_fast_as_the_hot_ones():
+def test_cold_blocks_run_as_fast_as_the_hot_ones(tmp_path):
     codes = (code(FADD) * 4, code(ADD) * 4)  # 2 cycles an instruction
-    (both,) = Model("neoverse-n1").cycles(codes, [{0: 1_000_000, 1: 1}])
-    (hot,) = Model("neoverse-n1").cycles(codes, [{0: 1_000_000}])
+    (both,) = Model("neoverse-n1", tmp_path).cycles(codes, [{0: 1_000_000, 1: 1}])
+    (hot,) = Model("neoverse-n1", tmp_path).cycles(codes, [{0: 1_000_000}])
     assert both - hot == pytest.approx(8, rel=0.01)
 
 
-def test_nothing_takes_no_cycles():
-    assert Model("cortex-a53").cycles((), [{}]) == (0,)
+def test_nothing_takes_no_cycles(tmp_path):
+    assert Model("cortex-a53", tmp_path).cycles((), [{}]) == (0,)
 
 
 def test_what_was_analysed_is_kept(tmp_path, monkeypatch):

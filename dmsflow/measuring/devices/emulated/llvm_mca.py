@@ -76,12 +76,12 @@ class Model:
 
     Args:
         core: that LLVM has a model of its own for; it takes other names too, and silently uses another core's model.
-        folder: where the cycles of blocks are kept; None: nowhere.
+        folder: where the cycles of blocks are kept.
     """
 
-    def __init__(self, core: str, folder: Path | None = None) -> None:
+    def __init__(self, core: str, folder: Path) -> None:
         self.core = core
-        self.path = folder and folder / f"{core}.json"
+        self.path = folder / f"{core}.json"
         self.known: dict[str, float] = _read_known(self.path)
 
     def per_block(self, codes: Sequence[bytes]) -> list[float]:
@@ -92,9 +92,7 @@ class Model:
             part = list(missing)[begin : begin + BLOCKS_A_CALL]
             blocks = disassemble([missing[key] for key in part])
             self.known |= zip(part, _analyse(blocks, self.core), strict=True)
-        if missing and self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may have added to it meanwhile.
+        if missing:  # another process may have added to it meanwhile
             write_atomically(self.path, msgspec.json.encode(_read_known(self.path) | self.known))
         return [self.known[key] for key in keys]
 
@@ -159,9 +157,9 @@ def run_tool(command: Sequence[str], right: str, stdin: str = "", settings: Mapp
     return output
 
 
-def _read_known(path: Path | None) -> dict[str, float]:
+def _read_known(path: Path) -> dict[str, float]:
     """What an earlier process wrote; nothing if it was damaged: it can be computed again."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, float]) if path else {}
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
     except (OSError, msgspec.MsgspecError):
         return {}
