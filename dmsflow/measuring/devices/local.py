@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -45,13 +44,12 @@ def measure(job: Job) -> Measurement:
     else:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "dmsflow.measuring.devices._program"]
-    return _python.measure(job, partial(_in_child, command, environment), *other[:1])
 
+    def run(part: Job) -> bytes:  # an interrupt ends the child too: `subprocess.run` kills it first
+        given = msgspec.json.encode(part)
+        done = subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
+        if done.returncode:
+            raise _python.died(part, f"the process that runs it died ({_python.last_line(done)})")
+        return done.stdout
 
-def _in_child(command: list[str], environment: dict[str, str], job: Job) -> bytes:
-    """Run the program in a child; an interrupt ends it too: `subprocess.run` kills it first."""
-    given = msgspec.json.encode(job)
-    done = subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
-    if done.returncode:
-        raise _python.died(job, f"the process that runs it died ({_python.last_line(done)})")
-    return done.stdout
+    return _python.measure(job, run, *other[:1])
