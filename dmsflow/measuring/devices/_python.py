@@ -118,12 +118,15 @@ def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
     return answer.measured
 
 
-def died(job: Job, what: str, more: str = "") -> DmsflowError:
-    """The error that a process which ran a job's files died."""
-    paths = [Path(file.path) for file in job.files]
-    contents = [path.read_bytes() for path in paths if path.is_file()]
-    right = remedy(b"".join(contents), "see what its runtime says of it, or whether memory ran out")
-    return DmsflowError(", ".join(map(str, paths)), what, right + more)
+def output_of(done: subprocess.CompletedProcess[bytes], job: Job, process: str, more: str = "") -> bytes:
+    """What a process that ran a job's files wrote to stdout; a DmsflowError if it died."""
+    if done.returncode:
+        paths = [Path(file.path) for file in job.files]
+        contents = [path.read_bytes() for path in paths if path.is_file()]
+        right = remedy(b"".join(contents), "see what its runtime says of it, or whether memory ran out")
+        what = f"the {process} that runs it died ({last_line(done)})"
+        raise DmsflowError(", ".join(map(str, paths)), what, right + more)
+    return done.stdout
 
 
 def last_line(done: subprocess.CompletedProcess[bytes]) -> str:

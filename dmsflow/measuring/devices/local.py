@@ -48,8 +48,6 @@ def measure(job: Job) -> Measurement:
     def run(part: Job) -> bytes:  # an interrupt ends the child too: `subprocess.run` kills it first
         given = msgspec.json.encode(part)
         done = subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
-        if done.returncode:
-            raise _python.died(part, f"the process that runs it died ({_python.last_line(done)})")
-        return done.stdout
+        return _python.output_of(done, part, "process")
 
     return _python.measure(job, run, *other[:1])

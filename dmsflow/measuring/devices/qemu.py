@@ -191,7 +191,4 @@ def _run_program(device: Emulated, counted: Path, job: Job) -> bytes:
     program = str(device.program / "__main__.py")
     runners = [file.runner for file in job.files]
     done = emulate(device, program, stdin=msgspec.json.encode(job), runners=runners, counted=counted)
-    if done.returncode:
-        what = f"the emulated process that runs it died ({_python.last_line(done)})"
-        raise _python.died(job, what, f", or remove {parts.folder()}")
-    return done.stdout
+    return _python.output_of(done, job, "emulated process", f", or remove {parts.folder()}")
