@@ -10,7 +10,6 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.inputs import plain
@@ -20,14 +19,19 @@ OTHER_SYSTEM = "a 64-bit system is needed: x86-64 or ARM, on Linux one with glib
 
 
 @contextlib.contextmanager
-def written_to_stderr() -> Iterator[IO[bytes]]:
-    """What compiled code writes to stderr in the block: its log, and the reason of a failure."""
+def loading(path: Path, runtime: str) -> Iterator[None]:
+    """Keep what compiled code writes to stderr in the block; if the runtime fails there, its errors say why."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as written:
         stderr = os.dup(2)
         os.dup2(written.fileno(), 2)
         try:
-            yield written
+            yield
+        except (RuntimeError, ValueError, MemoryError) as error:
+            written.seek(0)
+            lines = written.read().decode("utf-8", "replace").splitlines()
+            why = "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
+            raise refused(path, f"{runtime} cannot run it", why or str(error)) from error
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -58,10 +62,3 @@ def refused(path: Path, what: str, why: str, *, damaged: bool = False) -> Dmsflo
     """The error that a runtime cannot run a file; `what` says so, `why` is what the runtime wrote."""
     right = "get a complete copy of it" if damaged else f"see its ops with dmsflow show {path.name}"
     return DmsflowError(path, f"{what} ({plain(why.strip())})", remedy(path.read_bytes(), right))
-
-
-def reason(written: IO[bytes]) -> str:
-    """The errors in what was written; empty if there are none."""
-    written.seek(0)
-    lines = written.read().decode("utf-8", "replace").splitlines()
-    return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))

@@ -49,12 +49,9 @@ def open(path: Path, threads: int = 1) -> Session | _witness.Session:  # noqa: A
     if not is_here():
         return _witness.Session(path, threads)
     tflite.read_model(path)
-    with _compiled.written_to_stderr() as written:
-        try:
-            session = Session(_interpreter()(path.read_bytes(), threads, False, True, True))
-            session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
-        except (RuntimeError, MemoryError) as error:
-            raise _compiled.refused(path, "LCE cannot run it", _compiled.reason(written) or str(error)) from error
+    with _compiled.loading(path, "LCE"):
+        session = Session(_interpreter()(path.read_bytes(), threads, False, True, True))
+        session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
     return session
 
 

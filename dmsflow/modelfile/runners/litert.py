@@ -49,24 +49,20 @@ class Session:
         runtime, (library, _) = _runtime(), _library()
         self.path, self.threads, self.inputs = path, threads, tflite.read_inputs(path)
         self.input_shape: tuple[int, ...] = self.inputs[0].sizes
-        with _compiled.written_to_stderr() as written:
-            try:
-                delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
-                self.interpreter = runtime.Interpreter(
-                    model_path=str(path), num_threads=threads, experimental_delegates=[delegate]
-                )
-                details = self.interpreter.get_input_details()
-                self.numbers = [each["index"] for each in details]
-                for number, port, each in zip(self.numbers, self.inputs, details, strict=True):
-                    if tuple(each["shape"]) != port.sizes:
-                        self.interpreter.resize_tensor_input(number, port.sizes)
-                self.interpreter.allocate_tensors()
-                self.output = self.interpreter.get_output_details()[0]["index"]
-                # Packs the weights, and proves that it runs.
-                self.run(*(np.zeros(port.sizes, port.dtype) for port in self.inputs))
-            except (RuntimeError, ValueError, MemoryError) as error:
-                why = _compiled.reason(written) or str(error)
-                raise _compiled.refused(path, f"{RUNTIMES[runtime.__name__]} cannot run it", why) from error
+        with _compiled.loading(path, RUNTIMES[runtime.__name__]):
+            delegate = runtime.load_delegate(str(library), {"threads": str(threads), **options})
+            self.interpreter = runtime.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_delegates=[delegate]
+            )
+            details = self.interpreter.get_input_details()
+            self.numbers = [each["index"] for each in details]
+            for number, port, each in zip(self.numbers, self.inputs, details, strict=True):
+                if tuple(each["shape"]) != port.sizes:
+                    self.interpreter.resize_tensor_input(number, port.sizes)
+            self.interpreter.allocate_tensors()
+            self.output = self.interpreter.get_output_details()[0]["index"]
+            # Packs the weights, and proves that it runs.
+            self.run(*(np.zeros(port.sizes, port.dtype) for port in self.inputs))
 
     def run(self, images: NDArray[Any], *more: NDArray[Any]) -> NDArray[Any]:
         """The first output, [batch, classes], for an array of each of `inputs`."""
