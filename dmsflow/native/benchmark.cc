@@ -245,4 +245,8 @@ int main_of(int count, char** arguments) {
 }  // namespace
 }  // namespace dmsflow
 
-int main(int count, char** arguments) { return dmsflow::main_of(count, arguments); }
+int main(int count, char** arguments) {
+  const int code = dmsflow::main_of(count, arguments);
+  dmsflow::end_error();
+  return code;
+}

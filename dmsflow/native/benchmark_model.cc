@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kMostTensors = 1 << 16, kMostSteps = 1 << 14;
 constexpr size_t kMostMemory = size_t{1} << 30;
+bool g_said = false;  // an error, whose line is not at its end
 
 // What the format calls types of numbers, and what the delegate's interface does; 0: this program does not take it.
 constexpr struct {
@@ -29,10 +30,11 @@ constexpr struct {
 } kTypes[] = {{"float32", kFloat32}, {"float16", 0}, {"int32", kInt32},    {"uint8", 0}, {"int64", 0},
               {"string", 0},         {"bool", 0},    {"int16", 0},         {"complex64", 0}, {"int8", kInt8}};
 
+// All that is wrong is one line: what an operator says, and which one it is.
 void say(const char* format, va_list arguments) {
-  std::fputs("ERROR: ", stderr);
+  std::fputs(g_said ? "; " : "ERROR: ", stderr);
+  g_said = true;
   std::vfprintf(stderr, format, arguments);
-  std::fputc('\n', stderr);
 }
 
 size_t padded(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
@@ -44,6 +46,10 @@ IntArray* make_array(int count) {
 }
 
 }  // namespace
+
+void end_error() {
+  if (g_said) std::fputc('\n', stderr);
+}
 
 bool fail(const char* format, ...) {
   va_list arguments;

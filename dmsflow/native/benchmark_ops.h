@@ -76,6 +76,7 @@ struct Step {  // one operator of the file
 };
 
 __attribute__((format(printf, 1, 2))) bool fail(const char* format, ...);  // says it on stderr
+void end_error();  // ends the line of what was said
 
 int64_t count_of(const IntArray& dims);  // 0: it has a side below 1, or is too large
 bool same(const IntArray& left, const IntArray& right);
