@@ -36,7 +36,8 @@ test-fast: $(NATIVE)
 test-without-torch: $(NATIVE) $(LEAN)/.installed
 	$(LEAN)/bin/python -m pytest --without-torch -m 'not slow' $(OPTIONS)
 
-# Damaged files, kills and limits, thousands of times: half an hour. OPTIONS="--share 0.1 --only mutations" does less.
+# Damaged files, kills, limits, and the native parts under sanitizers, thousands of times: half an hour.
+# OPTIONS="--share 0.1 --only mutations" does less.
 campaign: $(NATIVE)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/campaign.py --out docs/results/campaign.json $(OPTIONS)
 

@@ -4,8 +4,9 @@
     python benchmarks/campaign.py --share 0.1 --seed 7 --only mutations
 
 A fault is a traceback, an exit code that is none of 0, 1, 2 and 3, an error of several lines, a hang, memory without
-bounds, control characters for a terminal, a file that is not whole, or a resumed run that differs from an uninterrupted
-one. The first case of each kind of fault is kept, with its arguments; the exit code is 1 if there is any fault.
+bounds, control characters for a terminal, a file that is not whole, a resumed run that differs from an uninterrupted
+one, or a report of a sanitizer. The first case of each kind of fault is kept, with its arguments; the exit code is 1
+if there is any fault.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import forked
 import mutation
+import sanitised
 import script
 
 from dmsflow.environment import describe_environment
@@ -299,10 +301,11 @@ class Campaign:
     Attributes:
         base: the folder of what is damaged.
         kept: where the first case of each kind of fault is left.
+        built: where the native parts are built with sanitizers.
     """
 
-    def __init__(self, base: Path, kept: Path, seed: int, share: float) -> None:
-        self.base, self.kept, self.seed, self.share = base, kept, seed, share
+    def __init__(self, base: Path, kept: Path, built: Path, seed: int, share: float) -> None:
+        self.base, self.kept, self.built, self.seed, self.share = base, kept, built, seed, share
         self.tries, self.seconds = Counter[str](), Counter[str]()
         self.faults: dict[str, Counter[str]] = {}
 
@@ -423,7 +426,29 @@ def limit(campaign: Campaign) -> None:
             campaign.note(kind, what, folder, [f"{name}={most}", *arguments], ended)
 
 
-PARTS: dict[str, Callable[[Campaign], None]] = {"mutations": mutate, "kills": kill, "limits": limit}
+SCRIPTS = {  # of tests/native: what it runs on, and how many cases
+    "delegate, sanitised": ("damage.py", "dmsflow_lce", 1000),
+    "training, sanitised": ("shapes.py", "dmsflow_training", 600),
+}
+
+
+def sanitise(campaign: Campaign) -> None:
+    """The native parts under sanitizers: .tflite files whose tables lie, and tensors of random shapes."""
+    campaign.built.mkdir(parents=True, exist_ok=True)
+    program = sanitised.build(campaign.built, sanitised.PROGRAM, *sanitised.LIBRARIES) / sanitised.PROGRAM
+    for folder, chance in campaign.each("phone program, sanitised", 1000):
+        arguments, ended = sanitised.damaged_run(program, folder, chance)
+        campaign.note("phone program, sanitised", sanitised.fault(ended), folder, arguments, ended)
+    for kind, (name, target, count) in SCRIPTS.items():
+        cases, seed, library = max(1, round(count * campaign.share)), 10**6 * campaign.seed, sanitised.LIBRARIES[target]
+        arguments, ended = sanitised.run_script(name, campaign.built / library, cases, seed)
+        for what in sanitised.faults(ended):
+            campaign.note(kind, what, campaign.base, arguments, ended)
+        campaign.tries[kind] += cases
+        campaign.seconds[kind] += round(ended.seconds)
+
+
+PARTS: dict[str, Callable[[Campaign], None]] = {"mutations": mutate, "kills": kill, "limits": limit, "native": sanitise}
 
 
 def main() -> None:
@@ -433,14 +458,16 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--keep", type=Path, default=Path("runs/campaign"), help="folder for the first faults")
+    parser.add_argument("--built", type=Path, help="folder for the native parts with sanitizers; a temporary one")
     given = parser.parse_args()
-    for name in PRELOADED:
+    for name in PRELOADED if given.only != "native" else ():
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as top:
         base = Path(top) / "base"
         base.mkdir()
-        build(base)
-        campaign = Campaign(base, given.keep, given.seed, given.share)
+        if given.only != "native":
+            build(base)
+        campaign = Campaign(base, given.keep, given.built or Path(top) / "built", given.seed, given.share)
         for name, part in PARTS.items():
             if given.only in (None, name):
                 part(campaign)

@@ -6,10 +6,18 @@ import hashlib
 import json
 import random
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
+from flatbuffers import flexbuffers
+
 NUMBERS = (0, 1, 4, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF8)
+EDGES = (
+    *(0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 33, 64, 127, 128, -128, 255, 256, 257, 999, 4096, 32767, 65535),
+    *(65536, 65537, 2**20, 2**24, 2**28, 2**30, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1),
+)
 STAGES = ("search", "train", "export", "bench")
 HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 255, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**30, 1e-300, 1e308, -0.5, 0.1),
@@ -163,3 +171,93 @@ def repair(folder: Path) -> None:
             path.write_text(json.dumps(content))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # what is no longer a manifest stays as it is
+
+
+# --- the tables of a .tflite file -----------------------------------------------------------------------------
+
+
+def damage_structure(content: bytes, chance: random.Random) -> bytes:
+    """A .tflite file with one to three fields of its tables changed, so that it lies but can be read; seldom bytes."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if chance.randrange(6) == 0:
+        return damage_bytes(content, chance)
+    unchanged = _packed(schema.ModelT.InitFromPackedBuf(bytearray(content), 0))
+    while True:
+        model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            _damage_field(model, chance)
+        try:
+            damaged = _packed(model)
+        except (TypeError, ValueError, AttributeError, struct.error, flatbuffers.builder.OffsetArithmeticError):
+            continue  # a number that its field cannot hold
+        if damaged != unchanged:
+            return damaged
+
+
+def _packed(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _fields(table: Any) -> list[tuple[str, Any, Any]]:
+    """Every value below a table of LiteRT's schema: its field, what holds it, and its name or place there."""
+    found = []
+    for name, value in vars(table).items():
+        if hasattr(value, "tolist") and len(value) < 64:  # longer ones are weights
+            value = value.tolist()
+            setattr(table, name, value)
+        label = f"{type(table).__name__}.{name}"
+        found.append((label, table, name))
+        for place, each in enumerate(value if isinstance(value, list) else ()):
+            found.append((f"{label}[]", value, place))
+            found += _fields(each) if hasattr(each, "Pack") else ()
+        found += _fields(value) if hasattr(value, "Pack") else ()
+    return found
+
+
+def _value(holder: Any, key: Any) -> Any:
+    return holder[key] if isinstance(holder, list) else getattr(holder, key)
+
+
+def _damage_field(model: Any, chance: random.Random) -> None:
+    found = _fields(model)
+    label = chance.choice(sorted({label for label, holder, key in found if _value(holder, key) is not None}))
+    alike = [(holder, key) for name, holder, key in found if name == label]
+    holder, key = chance.choice(alike)
+    write = holder.__setitem__ if isinstance(holder, list) else partial(setattr, holder)
+    value = _value(holder, key)
+    if chance.randrange(4) == 0:  # that of another table
+        write(key, _value(*chance.choice(alike)))
+    elif isinstance(holder, list) and chance.randrange(4) == 0:
+        holder[key : key + 1] = [value, value] if chance.randrange(2) else []
+    elif label == "OperatorT.customOptions" and value is not None and chance.randrange(4):
+        write(key, _damaged_options(bytes(value), chance))
+    elif isinstance(value, bool):
+        write(key, not value)
+    elif isinstance(value, int):
+        write(key, chance.choice((*EDGES, value + 1, value - 1, 2 * value, -value, value + 256)))
+    elif isinstance(value, float):
+        write(key, chance.choice((0.0, -1.0, float("nan"), float("inf"), 1e-45, 3e38, -3e38, 2 * value)))
+    elif value is not None and hasattr(value, "__len__"):
+        length = chance.choice((0, 1, len(value) // 2, len(value) - 1, len(value)))
+        write(key, chance.choice((value[:length], value[length:], None)))
+    else:
+        write(key, None)
+
+
+def _damaged_options(content: bytes, chance: random.Random) -> list[int]:
+    """The options of a custom operator, a FlexBuffer: a number in them, a name, or bytes."""
+    try:
+        fields = flexbuffers.Loads(content)
+        name = chance.choice(sorted(fields))
+    except (ValueError, TypeError, IndexError, struct.error):
+        return list(damage_bytes(content, chance))
+    value = fields.pop(name)
+    kind = chance.randrange(8)
+    if kind > 1:
+        fields[name] = chance.choice(EDGES if isinstance(value, int) else HOSTILE[:20])
+    elif kind == 1:
+        fields[name[:-1] + "x"] = value
+    return list(flexbuffers.Dumps(fields))

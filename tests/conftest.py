@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import tools
 
-from dmsflow import native
 from dmsflow.manifest import Flow
 from dmsflow.measuring.devices import File
 from dmsflow.network.blocks import fused_blocks
@@ -327,18 +325,20 @@ def _write_train_manifest(folder: Path, network: str = "vgg11", precision: str =
 
 
 @pytest.fixture(scope="session")
-def sanitized_benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def sanitized_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the native parts are built with sanitizers, once for all the processes of pytest-xdist."""
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "sanitised"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sanitized_benchmark(sanitized_folder: Path) -> tuple[str, ...]:
     """The static benchmark program, built for this machine with sanitizers."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    sanitizers = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-    flags = ("-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS=-Werror {sanitizers}")
-    for command in (
-        ("cmake", "-S", str(Path(native.__file__).parent), "-B", str(folder), *flags),
-        ("cmake", "--build", str(folder), "--target", "dmsflow-benchmark", "--parallel"),
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return (str(folder / "dmsflow-benchmark"),)
+    import sanitised
+
+    return (str(sanitised.build(sanitized_folder, sanitised.PROGRAM) / sanitised.PROGRAM),)
 
 
 def _float_network(architecture: Network, widths: dict[str, int], digits: Any) -> tuple[dict[str, Any], Any]:

@@ -13,20 +13,23 @@ from pathlib import Path
 import forked
 import mutation
 import pytest
+import sanitised
 from forked import Ended
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_a_part_of_the_campaign_finds_no_fault(tmp_path: Path) -> None:
+def test_a_part_of_the_campaign_finds_no_fault(tmp_path: Path, sanitized_folder: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "campaign.py"), "--share", "0.01", "--seed", "7"]
     command += ["--out", str(tmp_path / "campaign.json"), "--keep", str(tmp_path / "kept")]
+    command += ["--built", str(sanitized_folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "campaign.json").read_text())["rows"]
     assert sum(row["tries"] for row in rows) > 100 and not (tmp_path / "kept").exists()
+    assert {row["kind"]: row["tries"] for row in rows}["phone program, sanitised"] == 10
 
 
 LINE = b"dmsflow: a.json: is missing; put it back\n"
@@ -126,3 +129,50 @@ def test_damage_follows_from_its_seed_and_is_seldom_none(damage) -> None:  # typ
     made = [damage(content, random.Random(seed)) for seed in range(50)]
     assert made == [damage(content, random.Random(seed)) for seed in range(50)]
     assert sum(each != content for each in made) > 40 and len(set(made)) > 30
+
+
+# --- the native parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "kind"),
+    [
+        (0, b"", None),
+        (1, b"ERROR: the file is damaged\n", None),
+        (1, b"ERROR: one\nERROR: two\n", "more than one line"),
+        (1, b"cannot\n", "more than one line"),
+        (1, b"", "no line"),
+        (None, b"", "hang"),
+        (-11, b"", "exit code -11"),
+        (1, b"==1==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x1\n", "heap-buffer-overflow"),
+        (1, b"a.cc:1:2: runtime error: shift exponent 64 is too large\n", "shift exponent 64 is too large"),
+        (1, b"==1==ERROR: LeakSanitizer: detected memory leaks\n", "detected memory leaks"),
+        (1, b"ERROR: \x1b[31m\n", "control characters"),
+    ],
+)
+def test_what_is_a_fault_of_the_program_for_phones(code: int | None, err: bytes, kind: str | None) -> None:
+    assert sanitised.fault(Ended(code, b"INFO: a\tb\n", err, 0.1)) == kind
+
+
+def test_what_a_script_of_the_native_parts_found() -> None:
+    assert sanitised.faults(Ended(0, b"10 refused\n", b"", 1)) == []
+    assert sanitised.faults(Ended(1, b"seed 3:\nreport\nmore\nseed 9: x\n1 run\n", b"", 1)) == [
+        "seed 3:\nreport",
+        "seed 9: x\n1 run",
+    ]
+    assert sanitised.faults(Ended(-6, b"", b"a\nb\n", 1)) == ["b"]
+
+
+def test_tables_are_damaged_so_that_they_still_are_tables() -> None:
+    content = sanitised.whole_model(random.Random(1))
+    made = [mutation.damage_structure(content, random.Random(seed)) for seed in range(40)]
+    assert made == [mutation.damage_structure(content, random.Random(seed)) for seed in range(40)]
+    assert sum(each[4:8] == b"TFL3" for each in made) > 30 and len(set(made)) > 30
+
+
+def test_options_of_custom_operators_are_damaged() -> None:
+    options = mutation.flexbuffers.Dumps({"padding": 1, "stride": 2})
+    made = [bytes(mutation._damaged_options(bytes(options), random.Random(seed))) for seed in range(40)]
+    read = [mutation.flexbuffers.Loads(each) for each in made]
+    assert len({str(each) for each in read}) > 15 and {"padding": 1} in read
+    assert mutation._damaged_options(b"none", random.Random(0)) != list(b"none")

@@ -1,11 +1,11 @@
-"""Files with flipped or missing bytes in the real runtime: what of its crashes are the delegate's?
+"""Files with flipped bytes, or tables that lie, in the real runtime: what of its crashes are the delegate's?
 
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \\
         python tests/native/damage.py LIBRARY --cases 2000
 
 LIBRARY is the delegate built with -fsanitize=address,undefined -fno-sanitize-recover=all. Each file runs in
 a process of its own: the runtime itself does crash on some. Exit code 1 where a report of a sanitizer has the
-delegate among its innermost frames.
+delegate among its innermost frames; where a process hangs, ASAN_OPTIONS=handle_abort=1 makes such a report.
 """
 
 from __future__ import annotations
@@ -13,22 +13,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import random
 import re
+import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import lce_cases
+import mutation
 
 OURS = re.compile(r"#[0-3] .*dmsflow::|native/\w+\.(cc|h):\d+")
+HANG_S = 30.0
 
 
 def damaged(rng: np.random.Generator, model: bytes) -> bytes:
+    if rng.random() < 0.7:
+        return mutation.damage_structure(model, random.Random(int(rng.integers(2**62))))
     data = np.frombuffer(model, np.uint8).copy()
     for _ in range(int(rng.integers(1, 5))):
         data[rng.integers(len(data))] ^= np.uint8(1 << rng.integers(8))
@@ -72,7 +80,10 @@ def one(seed: int, library: str) -> str:
         if child == 0:
             os.dup2(written.fileno(), 2)
             os._exit(run(model, library, case.values))
+        alarm = threading.Timer(HANG_S, os.kill, (child, signal.SIGABRT))
+        alarm.start()
         status = os.waitpid(child, 0)[1]
+        alarm.cancel()
         written.seek(0)
         text = written.read().decode("utf-8", "replace")
     if status == 0:
