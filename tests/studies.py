@@ -9,6 +9,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import budgets  # noqa: E402
+import front  # noqa: E402
 import jobs  # noqa: E402
 import recipe  # noqa: E402
 import search_cost  # noqa: E402
@@ -17,4 +18,4 @@ import take_home  # noqa: E402
 
 sys.path.remove(str(BENCHMARKS))
 
-__all__ = ["BENCHMARKS", "ablations", "budgets", "jobs", "recipe", "search_cost", "table1", "take_home"]
+__all__ = ["BENCHMARKS", "ablations", "budgets", "front", "jobs", "recipe", "search_cost", "table1", "take_home"]

@@ -87,6 +87,7 @@ NEEDED_BY_FIXTURE: dict[str, tuple[str, ...]] = {
 NEED_TORCH = (
     "benchmarks/test_ablations.py",
     "benchmarks/test_campaign.py::test_a_part_of_the_campaign_finds_no_fault",
+    "benchmarks/test_front.py",
     "benchmarks/test_gpu.py",
     "benchmarks/test_recipe.py",
     "benchmarks/test_search_cost.py",
