@@ -172,6 +172,97 @@ def _elsewhere(cell: Row) -> str:
 differently, and training amplifies that: there, pairs of one seed share images and their order, not bits."""
 
 
+# --- one search, many budgets ----------------------------------------------------------------------
+
+
+RULES = ("balanced", "interpolated", "equal", "uniform")
+
+
+def front(content: Any) -> str:
+    """Of benchmarks/front.py."""
+    rows = [row for cell in content["cells"] for made in cell["methods"].values() for row in made] if content else []
+    command = "python benchmarks/front.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
+    return figures.part("## One search, many budgets", command, _front(content, rows) if rows else None)
+
+
+def _front(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
+    seeds, errors = len(content["seeds"]), content["errors"]
+    lines = [line for cell in content["cells"] for line in _front_cell(cell, seeds)]
+    head = ("budgets", "widths", "MiB", "M MACs", "ms", "top-1 %", "searched − these", "")
+    pooled = [(rule, *_judged(content["pooled"][rule])) for rule in RULES]
+    searched = content["search"]
+    before = f"""\
+{NETWORKS[content["network"]]} on {content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. For each seed, one search (at most
+{searched["memory_mib"]:g} MiB and {searched["macs_m"]:g} million MACs) serves all budgets: `dmsflow widths` solves for each from what the search has
+learned. The rules need no training. *Searched − these*: the difference in top-1, paired by seed, ± its standard
+error. Only a difference beyond {errors:g} standard errors counts. Interpolated widths are equal ones where equal widths
+exhaust a budget first.
+
+{figures.table(head, lines)}
+
+All budgets together, each seed's mean over them:
+
+{figures.table(("rule", "searched − rule", "seeds", ""), pooled)}
+
+{_refused(content["cells"])}{_front_cost(content["cost"])}"""
+    made = figures.machine(environments(rows), *TRAINED)
+    return before, f"{made}, one thread. Every run: [results/front.json](results/front.json)."
+
+
+def _front_cell(cell: Row, seeds: int) -> list[tuple[str, ...]]:
+    lines = []
+    for method in ("searched", *RULES):
+        rows, title = cell["methods"][method], "**searched**" if method == "searched" else method
+        if not rows:
+            lines.append((_limits(cell), title, *[NONE] * 3, "not run", NONE, ""))
+            continue
+        costs = [f"{figures.mean(rows, 'memory_mib'):.3f}", f"{figures.mean(rows, 'macs_m'):.1f}"]
+        costs.append(f"{figures.mean(rows, 'predicted_latency_ms'):.3f}" if "profile" in cell else NONE)
+        count = "" if len(rows) == seeds else f" ({len(rows)} of {seeds})"
+        gain = (NONE, "") if method == "searched" else _judged(cell["gains"][method])
+        lines.append((_limits(cell), title, *costs, figures.spread(rows) + count, gain[0], gain[-1]))
+    return lines
+
+
+def _limits(cell: Row) -> str:
+    """`0.078 MiB, 0.055 ms on epyc-litert`."""
+    words = [f"{cell['memory_mib']:g} MiB"]
+    words += [f"{cell['macs_m']:g} M MACs"] if "macs_m" in cell else []
+    return ", ".join(words + ([f"{cell['latency_ms']:g} ms on {cell['profile']}"] if "profile" in cell else []))
+
+
+def _judged(found: Row) -> tuple[str, str, str]:
+    """Points, seeds and verdict."""
+    if found["error"] is None:
+        return NONE, str(found["seeds"]), found["verdict"]
+    return f"{found['points']:+.2f} ± {found['error']:.2f}", str(found["seeds"]), found["verdict"]
+
+
+def _refused(cells: Sequence[Row]) -> str:
+    words = [
+        f"{_limits(cell)} (seed {', '.join(cell['refused'])}: {next(iter(cell['refused'].values()))})"
+        for cell in cells
+        if cell["refused"]
+    ]
+    return f"Refused by `dmsflow widths`, beyond what the search has learned: {'; '.join(words)}.\n\n" if words else ""
+
+
+def _front_cost(found: Any) -> str:
+    if not found:
+        return "What a front costs was not measured yet."
+    draws = ""
+    if found["draws_seconds"]:
+        draws = (
+            f" Choosing the best of {found['draws']} random draws for each, by training them all for as long as above, would take "
+            f"{found['draws_seconds'] / 60:,.0f} minutes ({found['draws_ratio']:.0f} × as long)."
+        )
+    refused = f"; {found['refused']} were refused" if found["refused"] else ""
+    return f"""\
+**What a front costs** (processor time of one core, start of the program included, mean of {found["seeds"]} seeds): {found["budgets"]} budgets,
+6 on each of 2 devices, take one search ({found["search_seconds"]:.0f} s) and {found["budgets"]} solutions ({found["solution_seconds"]:.1f} s each{refused}): {found["front_seconds"]:.0f} s. A
+search for each budget would take {found["searches_seconds"]:.0f} s, {found["ratio"]:.1f} × as long.{draws}"""
+
+
 # --- ablations -----------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ def page(load: Load = figures.load) -> str:
         "\n".join(
             (
                 INTRODUCTION,
+                accuracy.front(load("front")),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
                 accuracy.ablations(load("ablations")),

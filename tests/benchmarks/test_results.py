@@ -82,11 +82,13 @@ def test_the_page_and_the_readme_are_written_from_the_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["budgets", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "processes", "startup"]
+    "name",
+    ["budgets", "front", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "processes", "startup"],
 )
 def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     kinds = {
         "budgets": accuracy.budgets,
+        "front": accuracy.front,
         "ablations": accuracy.ablations,
         "recipe": accuracy.recipe,
         "search-cost": timing.search_cost,
@@ -155,6 +157,54 @@ def test_the_readme_names_the_baselines_that_no_cell_gains_over() -> None:
         "cells"
     ][0]
     assert results._never([cell]) == " It does not beat evolution."
+
+
+def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
+    def made(*top1: float) -> list[dict[str, Any]]:
+        return [{**row, "predicted_latency_ms": 0.05} for row in jobs(*top1)]
+
+    methods = {
+        "searched": made(54.0, 56.0),
+        "balanced": made(53.0, 54.0),
+        "interpolated": [],
+        "equal": [],
+        "uniform": [],
+    }
+    open_gain = {"seeds": 0, "points": None, "error": None, "verdict": "not decided"}
+    gains = dict.fromkeys(accuracy.RULES, open_gain) | {
+        "balanced": {"seeds": 2, "points": 1.5, "error": 0.5, "verdict": "above"}
+    }
+    cell = {"memory_mib": 0.078, "profile": "z80", "latency_ms": 0.055, "methods": methods, "gains": gains}
+    cost = {"budgets": 12, "seeds": 2, "refused": 1, "draws": 8} | dict.fromkeys(
+        (
+            "search_seconds",
+            "solution_seconds",
+            "front_seconds",
+            "searches_seconds",
+            "ratio",
+            "draws_seconds",
+            "draws_ratio",
+        ),
+        60.0,
+    )
+    content = {
+        "network": "vgg11",
+        "train_images": 20_000,
+        "epochs": 3,
+        "seeds": [0, 1, 2],
+        "search": {"memory_mib": 0.078, "macs_m": 28.0},
+        "errors": 2.0,
+        "cells": [{**cell, "refused": {"2": "too much"}}],
+        "pooled": gains,
+        "cost": cost,
+    }
+    text = accuracy.front(content)
+    assert row(text, "**searched**")[1:] == ["**searched**", "0.078", "16.0", "0.050", "55.00 ± 1.41 (2 of 3)", "–", ""]
+    assert row(text, "0.055 ms on z80", "| balanced")[-2:] == ["+1.50 ± 0.50", "above"]
+    assert row(text, "0.055 ms on z80", "| equal")[-4:] == ["–", "not run", "–", ""]
+    assert row(text, "| balanced | +1.50 ± 0.50 | 2 |")[-1] == "above"
+    assert "0.078 MiB, 0.055 ms on z80 (seed 2: too much)" in text and "60.0 × as long" in text and "1 minutes" in text
+    assert "not measured yet" in accuracy.front({**content, "cost": None})
 
 
 def test_an_ablation_is_compared_with_the_default() -> None:
