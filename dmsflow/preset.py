@@ -50,9 +50,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         DmsflowError: it is not TOML.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(read_bytes(path).decode())
-        return tables
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as error:  # a number of very many digits too
         raise DmsflowError(path, f"is not TOML ({error})", "correct the file") from error
 
 
@@ -96,6 +95,6 @@ def parse_assignments(
         if table == stage:
             try:
                 found[field] = tomllib.loads(f"value = {value}")["value"]
-            except (tomllib.TOMLDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 found[field] = value.strip()
     return found

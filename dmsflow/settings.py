@@ -16,17 +16,19 @@ from msgspec import Meta
 
 from dmsflow.errors import DmsflowError, require_utf8
 
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+# What is larger is a slip, and would be allocated, overflow or never end: every number has both limits.
+MOST, LARGEST = 10_000_000, 1e9  # of what is counted; of real numbers
+Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-# What is larger is a slip, and would be allocated.
 MOST_CHANNELS = 1 << 16  # of images and layers; also classes
 MOST_PIXELS = 4096  # of a side
 Channels = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
 Pixels = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]
-Threads = Annotated[int, Meta(ge=1, le=1024)]  # some runtimes crash with more than the system can start
-Batch = Annotated[int, Meta(ge=2)]  # one image has no variance to normalise with
+Parallel = Annotated[int, Meta(ge=1, le=1024)]  # some runtimes crash with more threads than the system can start
+Batch = Annotated[int, Meta(ge=2, le=1 << 16)]  # one image has no variance to normalise with
 Seed = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Ratio = Annotated[float, Meta(gt=0, le=64)]
 Precision = Literal["binary", "float"]
@@ -87,7 +89,7 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "adam"
     learning_rate: Annotated[Positive, preset_only("Start the weights with this learning rate.")] = 5e-3
     momentum: Annotated[float, preset_only("Use this momentum with SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, preset_only("Use this weight decay, except for batch norms and alphas.", ge=0)] = 0.0
+    weight_decay: Annotated[Amount, preset_only("Use this weight decay, except for batch norms and alphas.")] = 0.0
     centred: Annotated[bool, preset_only("Start with half of the activations on, instead of 31 %.")] = True
     crop: Annotated[
         Share | None,
@@ -96,7 +98,7 @@ class WeightSettings(Record, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = None
     batch_parts: Annotated[
-        Count | None,
+        Parallel | None,
         preset_only(
             "Normalise a batch in this many separate parts; default: one for each process. With the same number, a run "
             "is the same function in any number of processes."
@@ -222,7 +224,7 @@ class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runner: Annotated[
         str | None, option("Use this runtime: litert, lce, onnxruntime or a .py file; default: the target's.")
     ] = None
-    threads: Annotated[Threads, option("Use this many threads of the runtime.")] = 1
+    threads: Annotated[Parallel, option("Use this many threads of the runtime.")] = 1
 
 
 class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,9 +259,9 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     channels: Annotated[Channels, option("Measure them for images of this many channels.")] = 3
     classes: Annotated[Channels, option("Measure them for this many classes.")] = 10
     max_ratio: Annotated[Ratio, option("Measure widths up to this ratio to the base width.")] = 8.0
-    points: Annotated[int, option("Measure this many widths for inputs, and as many for outputs.", ge=2)] = 6
+    points: Annotated[int, option("Measure this many widths for inputs, and as many for outputs.", ge=2, le=256)] = 6
     runs: Annotated[Count, option("Time this many runs of each point.")] = 80
-    timeout_minutes: Annotated[float, option("Stop re-measuring disturbed runs after this many minutes.", ge=0)] = 5.0
+    timeout_minutes: Annotated[Amount, option("Stop re-measuring disturbed runs after this many minutes.")] = 5.0
     check: Annotated[Natural, option("Check predictions on this many networks of each kind and resolution.")] = 4
     seed: Annotated[Seed, option("Derive the widths of these networks from this seed.")] = 0
 
@@ -282,7 +284,7 @@ def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     {'method': 'equal', 'amp': 'off'}
     """
     found = {RENAMED_FIELDS.get(name, name): value for name, value in recorded.items()}
-    if found.get("method") in RENAMED_METHODS:
+    if found.get("method") in [*RENAMED_METHODS]:  # which a list, that cannot be a key, is not
         found["method"] = RENAMED_METHODS[found["method"]]
     return found
 
@@ -313,20 +315,19 @@ def resolve(kind: type[S], **values: Any) -> S:
             raise DmsflowError(f"setting {name}", "was renamed", f"use {RENAMED_FIELDS[name]}")
         near = difflib.get_close_matches(name, kind.__struct_fields__, 1, cutoff=0)
         raise DmsflowError(f"setting {name}", "is unknown", f"use a name of docs/settings.md, such as {near[0]}")
-    for name, value in values.items():
-        for text in value if isinstance(value, (list, tuple)) else (value,):
-            require_utf8(f"setting {name}", str(text))
-    method = values.get("method")
-    if isinstance(method, str) and method in RENAMED_METHODS:
+    if (method := values.get("method")) in [*RENAMED_METHODS]:
         raise DmsflowError(f"method {method}", "was renamed", f"use {RENAMED_METHODS[method]}")
     try:
+        for name, value in values.items():
+            for text in value if isinstance(value, (list, tuple)) else (value,):
+                require_utf8(f"setting {name}", str(text))
         return msgspec.convert(values, kind, strict=True)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # also of an integer that has too many digits for Python
         message, _, place = str(error).partition(" - at ")
-        field = place.strip("`$.")
+        field = place.strip("`$.").partition("[")[0]
         if not field:
             raise DmsflowError(kind.__name__, message, "see --help") from error
         # msgspec's message says what is right of types and bounds, but not of choices.
         info = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"].get(field, {})
         right = f"use one of {', '.join(info['enum'])}" if "enum" in info else message.lower()
-        raise DmsflowError(f"setting {field}", f"{values.get(field)!r} is not valid", right) from error
+        raise DmsflowError(f"setting {field}", f"{values.get(field)!r:.80} is not valid", right) from error

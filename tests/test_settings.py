@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from dmsflow import preset, settings
 from dmsflow.errors import DmsflowError
+from dmsflow.options import RECORDS, peel_type
 from dmsflow.settings import BenchSettings, Data, ExportSettings, ProfileSettings, SearchSettings, TrainSettings
 
 STAGES = {"search": SearchSettings, "train": TrainSettings}
@@ -78,6 +80,34 @@ def test_a_wrong_value_names_its_setting(kind: type[msgspec.Struct], values: dic
         settings.resolve(kind, **values)
 
 
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize(
+    "value",
+    [10**30, -(10**30), 10**5000, 1e300, -1e300, float("inf"), float("nan")],
+    ids=["int", "negative", "endless", "float", "below", "inf", "nan"],
+)
+def test_every_number_has_limits(record: str, value: float) -> None:
+    for field in inspect.type_info(RECORDS[record]).fields:  # type: ignore[attr-defined]
+        kind, _ = peel_type(field.type)
+        many = isinstance(kind, inspect.VarTupleType)
+        kind = peel_type(kind.item_type)[0] if isinstance(kind, inspect.VarTupleType) else kind
+        if isinstance(kind, (inspect.IntType, inspect.FloatType)):
+            with pytest.raises(DmsflowError, match=rf"^(setting {field.name}|{RECORDS[record].__name__}): .{{1,200}}$"):
+                settings.resolve(RECORDS[record], **{field.name: [value] if many else value})
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 3])
+def test_a_method_of_any_type_is_no_renamed_one(value: object) -> None:
+    assert settings.with_present_names({"method": value}) == {"method": value}
+    with pytest.raises(DmsflowError, match=r"^setting method: .* is not valid; use one of balanced, "):
+        settings.resolve(SearchSettings, method=value)
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    with pytest.raises(DmsflowError, match=r"^setting rounds: '9{40,80}…? is not valid; expected `int`, got `str`$"):
+        settings.resolve(SearchSettings, rounds="9" * 10_000)
+
+
 def test_an_unknown_field() -> None:
     with pytest.raises(DmsflowError, match="setting mood: is unknown; use a name of docs/settings.md, such as m"):
         settings.resolve(SearchSettings, mood="good")
@@ -88,6 +118,14 @@ def test_every_field_has_help(kind: type[msgspec.Struct]) -> None:
     fields = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
     for name, field in fields.items():
         assert field.get("description", "").endswith("."), name
+
+
+def test_a_number_too_long_to_read_is_no_toml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[search]\nrounds = {'9' * 5000}\n")
+    with pytest.raises(DmsflowError, match=r"mine.toml: is not TOML \(.*\); correct the file"):
+        preset.load_preset("search", str(path))
+    assert preset.parse_assignments("search", {"search": SearchSettings}, [f"search.rounds={'9' * 5000}"])["rounds"]
 
 
 def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:

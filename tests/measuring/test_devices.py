@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from dmsflow import native
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
-from dmsflow.measuring.devices import Access, Job, _program, _python, local
+from dmsflow.measuring.devices import Access, File, Job, _program, _python, local
 from dmsflow.modelfile.runners import onnxruntime
 from dmsflow.plugin import list_plugins, load_plugin
 
@@ -330,3 +330,9 @@ def test_every_python_reads_the_launcher():
     with pytest.raises(DmsflowError, match=r"is Python 3\.\d+; 3\.11 or newer is needed there"):
         _python.read_answer(job(devices.File(path="x", runner="lce")), done.stdout)
     assert not re.search(r"f\"|:=|print [^(]", _python.LAUNCHER)
+
+
+def test_the_system_can_wait_as_long_as_a_device_may_take():
+    job = Job(files=(File(path="a", runner="litert"),), threads=1, warm_up=10_000_000, runs=10_000_000)
+    assert _python.limit_s(job) * 1000 < 2**31
+    assert _python.limit_s(job) > 7 * 24 * 3600

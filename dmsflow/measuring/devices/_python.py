@@ -82,9 +82,12 @@ def measure(job: Job, run: Callable[[Job], bytes], device: str = "") -> Measurem
 
 
 def limit_s(job: Job) -> float:
-    """How long a device may take: a minute to begin, half of one for each file, and far more than a run takes."""
+    """How long a device may take: a minute to begin, half of one for each file, and far more than a run takes.
+
+    At most ten days: the system waits for no more than 2^31 ms.
+    """
     runs = job.warm_up + job.runs + (OPERATION_RUNS if job.operations else 0)
-    return 60.0 + len(job.files) * (30.0 + 2.0 * runs)
+    return min(60.0 + len(job.files) * (30.0 + 2.0 * runs), 864_000.0)
 
 
 def read_answer(job: Job, output: bytes, device: str = "") -> Measurement:
