@@ -85,6 +85,7 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
     """What `run_stage` would do, as rows of a label and a value; its errors, where they are known before measuring."""
     benched = find_benched(source)
     devices.find(settings.device)
+    _check_alone(benched, settings)
     runner = accuracy.runner_for(benched, settings)
     prediction = predicted_latency.predict(source, benched.export, settings)
     images = f"the test split of {benched.export.data.name}" if benched.export else f"the images in {settings.images}"
@@ -123,10 +124,15 @@ def has_baseline(settings: BenchSettings) -> bool:
     return settings.baseline and not settings.runner_file and not settings.device.startswith("adb")
 
 
-def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
+def _check_alone(benched: Benched, settings: BenchSettings) -> None:
+    """Refuse to send a file without its weights, which are in others beside it."""
     if benched.beside and not settings.device.startswith(("local", "qemu")):
         what = f"keeps its weights in {benched.beside[0].name} beside it, and a device gets one file"
         raise DmsflowError(benched.path, what, "put all into one: onnx.save_model(onnx.load(PATH), OTHER_PATH)")
+
+
+def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
+    _check_alone(benched, settings)
     runner = devices.runner_of(benched.target, settings)
     files = {benched.path.name: devices.File(path=str(benched.path), runner=runner)}
     with tempfile.TemporaryDirectory() as folder:

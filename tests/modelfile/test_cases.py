@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from dmsflow import cli
 from dmsflow.errors import DmsflowError
+from dmsflow.measuring.benched import find_benched
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.inputs import Port, draw_values, from_pixels
 from dmsflow.modelfile.runners import litert, onnxruntime
@@ -349,6 +351,22 @@ def test_images_that_an_input_does_not_take_are_refused(pictures, tmp_path, caps
 def test_pixels_as_an_input_holds_them(port, pixels, values):
     given = from_pixels(port, np.array(pixels, np.float32))
     assert given.dtype == port.dtype and given.tolist() == values
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_file_with_weights_beside_it_is_not_sent_without_them(dry, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)  # the device is not reached
+    for device in ("ssh://user@host", "adb"):
+        given = ("bench", CASES / "torch-default.onnx", "--device", device, *dry, "--out", tmp_path)
+        assert refused(capsys, *given).endswith(
+            "torch-default.onnx: keeps its weights in torch-default.onnx.data beside it, and a device gets one file; "
+            "put all into one: onnx.save_model(onnx.load(PATH), OTHER_PATH)"
+        )
+
+
+def test_what_is_advised_for_weights_beside_a_file_makes_one_that_can_be_sent(tmp_path):
+    onnx.save_model(onnx.load(CASES / "torch-default.onnx"), tmp_path / "one.onnx")
+    assert find_benched(CASES / "torch-default.onnx").beside and not find_benched(tmp_path / "one.onnx").beside
 
 
 # --- inputs of every kind -----------------------------------------------------------------------
