@@ -9,6 +9,7 @@ holds 3 widths in one row and all of them in the next. The cost does not depend 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -105,7 +106,7 @@ def prepared(largest: tuple[int, ...], batch: int, narrow: bool, threads: int) -
     dataset = datasets.load_dataset(Data(name="digits"))
     network = load_network("vgg11", dataset.channels, dataset.resolution, len(dataset.classes))
     bases, most = (np.array(values, np.float64) for values in (list(network.widths.values()), largest))
-    limits = (budget.Budget("memory", "MiB", 1e9, budget.memory_mib),)
+    limits = (budget.Budget("memory", "MiB", 1e9, functools.partial(budget.memory_mib, network)),)
     net = supernetwork.begin(
         settings, Budgets(network, limits, Range(1 / bases, most / bases), FileSize(network)), dataset, 0
     )

@@ -22,6 +22,7 @@ from dmsflow.searching.file_size import FileSize
 from dmsflow.settings import SearchSettings
 
 Ratios: TypeAlias = NDArray[np.float64]  # [n]
+Cost: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
 MEGA = 10**6  # MACs are counted in millions
 GROWTH_PROBE = 1e-3  # a budget is active if growing every width by this much breaks it
@@ -37,15 +38,15 @@ class Budget:
     Attributes:
         name, unit: for tables and metrics ("memory", "MiB").
         limit: in that unit.
-        cost: of a network at given widths, in that unit; numbers or tensors.
+        cost: at given widths, in that unit; numbers or tensors.
         smooth: the same without steps, where the cost has any.
     """
 
     name: str
     unit: str
     limit: float
-    cost: Callable[[Network, Mapping[str, Any]], Any]
-    smooth: Callable[[Network, Mapping[str, Any]], Any] | None = None
+    cost: Cost
+    smooth: Cost | None = None
 
 
 def memory_mib(network: Network, widths: Mapping[str, Any]) -> Any:
@@ -98,28 +99,27 @@ class Budgets:
         """The budgets of these settings; without any, the memory of the base network.
 
         Raises:
-            DmsflowError: a latency budget, and no profile to predict with.
+            DmsflowError: a latency budget, and no profile to predict with; a range of ratios that is empty.
         """
-        limits, file_size = [], FileSize(network)
-        if settings.memory_mib is not None:
-            limits.append(Budget("memory", "MiB", settings.memory_mib, memory_mib))
-        if settings.macs_m is not None:
-            limits.append(Budget("MACs", "M", settings.macs_m, macs_m))
-        if settings.latency_ms is not None:
-            if latency is None:
-                right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
-                raise DmsflowError("--latency-ms", "needs --profile, the times of a device", right)
-            even = latency.without_steps()
-            costs = (lambda _, widths: latency(widths)), (lambda _, widths: even(widths))
-            limits.append(Budget("latency", latency.unit, settings.latency_ms, *costs))
-        if settings.file_kib is not None:
-            limits.append(Budget("file", "KiB", settings.file_kib, file_size.kib, file_size.kib_without_steps))
-        limits = limits or [Budget("memory", "MiB", memory_mib(network, network.widths), memory_mib)]
+        if settings.min_ratio >= settings.max_ratio:
+            what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
+            raise DmsflowError("min_ratio", what, "lower it")
+        if settings.latency_ms is not None and latency is None:
+            right = "name a profile (dmsflow list profiles), or measure your device: dmsflow profile"
+            raise DmsflowError("--latency-ms", "needs --profile, the times of a device", right)
+        file_size, memory = FileSize(network), functools.partial(memory_mib, network)
+        known: list[tuple[Any, ...]] = [
+            ("memory", "MiB", settings.memory_mib, memory),
+            ("MACs", "M", settings.macs_m, functools.partial(macs_m, network)),
+            *([("latency", latency.unit, settings.latency_ms, latency, latency.without_steps())] if latency else ()),
+            ("file", "KiB", settings.file_kib, file_size.kib, file_size.kib_without_steps),
+        ]
+        limits = [Budget(*each) for each in known if each[2] is not None]
+        limits = limits or [Budget("memory", "MiB", memory(network.widths), memory)]
         bases = np.array(list(network.widths.values()), np.float64)
         low, high = np.maximum(settings.min_ratio, 1 / bases), np.full_like(bases, settings.max_ratio)
         if latency:
-            widest = latency.widest()
-            high = np.minimum(high, np.array([widest[name] for name in network.widths]) / bases)
+            high = np.minimum(high, np.array([latency.widest()[name] for name in network.widths]) / bases)
         return cls(network, tuple(limits), Range(low, np.maximum(low, high)), file_size, latency)
 
     @functools.cached_property
@@ -127,21 +127,25 @@ class Budgets:
         """Channels at ratio 1, [n]."""
         return np.array(list(self.network.widths.values()), np.float64)
 
+    @functools.cached_property
+    def smallest(self) -> dict[str, int]:
+        """The narrowest integer widths."""
+        return self._integers(self.bounds.low, up=True)
+
     def scaled(self, factors: Ratios) -> Budgets:
         """With each limit multiplied by its factor, [budgets], but no smaller than what the smallest network takes."""
-        smallest = self._integers(self.bounds.low, up=True)
-        limits = (
-            replace(each, limit=max(each.limit * factor, each.cost(self.network, smallest)))
-            for each, factor in zip(self.limits, factors.tolist(), strict=True)
-        )
-        return replace(self, limits=tuple(limits))
+
+        def scale(each: Budget, factor: float) -> Budget:
+            return replace(each, limit=max(each.limit * factor, each.cost(self.smallest)))
+
+        return replace(self, limits=tuple(map(scale, self.limits, factors.tolist())))
 
     # --- what widths cost ---
 
     def figures(self, widths: Mapping[str, Any]) -> dict[str, float]:
         """What the network costs at integer widths, by the name of the metric."""
         found = {"memory_mib": memory_mib(self.network, widths), "macs_m": macs_m(self.network, widths)}
-        found["file_kib"] = self.file_size.kib(self.network, widths)
+        found["file_kib"] = self.file_size.kib(widths)
         return found if self.latency is None else {**found, "predicted_latency_ms": self.latency(widths)}
 
     def describe(self, widths: Mapping[str, int], *, with_file: bool = True) -> str:
@@ -153,12 +157,12 @@ class Budgets:
 
     def met(self, widths: Mapping[str, float]) -> bool:
         """Whether widths are within every budget."""
-        return all(budget.cost(self.network, widths) <= budget.limit for budget in self.limits)
+        return all(budget.cost(widths) <= budget.limit for budget in self.limits)
 
     def utilisation(self, ratios: Ratios, *, smooth: bool = False) -> Ratios:
         """The fraction of each budget that is used, [budgets]: at most 1 within it; `smooth`: of costs without steps."""
         widths = as_widths(self.network, ratios.tolist())
-        costs = [((smooth and each.smooth) or each.cost)(self.network, widths) for each in self.limits]
+        costs = [((smooth and each.smooth) or each.cost)(widths) for each in self.limits]
         return np.array(costs) / [each.limit for each in self.limits]
 
     # --- widths within the budgets ---
@@ -201,15 +205,14 @@ class Budgets:
         """Integer widths within every budget: rounded down, then the largest remainders up while they fit."""
         ratios = self.bounds.clip(ratios)
         real = as_widths(self.network, ratios.tolist())
-        smallest = self._integers(self.bounds.low, up=True)
-        widths = {name: max(width, smallest[name]) for name, width in self._integers(ratios).items()}
+        widths = {name: max(width, self.smallest[name]) for name, width in self._integers(ratios).items()}
         for name in sorted(real, key=lambda name: widths[name] - real[name]):
             wider = {**widths, name: widths[name] + 1}
             if real[name] > widths[name] and self.met(wider):
                 widths = wider
         while not self.met(widths):  # only where min_ratio kept widths up
-            name = max((n for n in widths if widths[n] > smallest[n]), key=lambda n: widths[n] / self.network.widths[n])
-            widths = {**widths, name: widths[name] - 1}
+            narrower = (name for name in widths if widths[name] > self.smallest[name])
+            widths[max(narrower, key=lambda name: widths[name] / self.network.widths[name])] -= 1
         return widths
 
     def _integers(self, ratios: Ratios, *, up: bool = False) -> dict[str, int]:
@@ -251,11 +254,11 @@ class Budgets:
             DmsflowError: even the smallest network exceeds a budget (the message has these figures),
                 or even the largest is within all of them.
         """
-        smallest, largest = self._integers(self.bounds.low, up=True), self._integers(self.bounds.high)
-        named = {"smallest": smallest, "base": self.network.widths, "largest": largest}
+        largest = self._integers(self.bounds.high)
+        named = {"smallest": self.smallest, "base": self.network.widths, "largest": largest}
         rows = [(name, self.describe(widths)) for name, widths in named.items()]
         for budget in self.limits:
-            least = budget.cost(self.network, smallest)
+            least = budget.cost(self.smallest)
             if least > budget.limit:
                 where = f"{budget.name} budget of {budget.limit:g} {budget.unit}"
                 facts = ", ".join(f"{name} {figures}" for name, figures in rows)
@@ -266,7 +269,7 @@ class Budgets:
             what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"
             raise DmsflowError("budgets", what, "give a smaller budget, or set a larger search.max_ratio")
         for budget in self.limits:
-            share = budget.limit / budget.cost(self.network, self.network.widths)
+            share = budget.limit / budget.cost(self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"
             alone = replace(self, limits=(budget,))
             allows = "the largest network is within it"

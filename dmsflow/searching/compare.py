@@ -27,7 +27,7 @@ def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> 
         losses = F.cross_entropy(logits, labels, reduction="none").double()
         reference = losses if reference is None else reference
         difference = losses - reference
-        used = {each.name: each.cost(budgets.network, widths) / each.limit for each in budgets.limits}
+        used = {each.name: each.cost(widths) / each.limit for each in budgets.limits}
         row: dict[str, Any] = {"name": name, "widths": widths, **budgets.figures(widths), "budgets_used": used}
         row |= {"loss": float(losses.mean()), "top1_percent": top1_percent(logits, labels)}
         error = float(difference.std() / math.sqrt(len(difference)))

@@ -114,8 +114,7 @@ class Descent:
 
     def move(self, points: Sequence[dict[str, Any]]) -> None:
         """Move mu at the end of a width phase, to where the slopes known by now say that the loss is lowest."""
-        within = self.net.allocated()
-        self.net.at.mu = solve(within, self.slopes(points))
+        self.net.at.mu = solve(self.net.allocated(), self.slopes(points))
 
     def slopes(self, points: Sequence[dict[str, Any]] = ()) -> Slopes:
         """From the points of all rounds so far, and these."""
@@ -196,12 +195,7 @@ class Descent:
         check_finite(loss, f"search, round {self.net.at.round + 1}")
         gradients = np.stack([each.gradient() for each in passes]) * mu  # of log ratios
         error = gradients.std(0, ddof=1) / math.sqrt(len(passes)) if len(passes) > 1 else np.abs(gradients[0])
-        point: dict[str, Any] = {
-            "round": self.net.at.round + 1,
-            "mu": mu.tolist(),
-            "loss": loss,
-            "top1_percent": 100 * right,
-        }
+        point = {"round": self.net.at.round + 1, "mu": mu.tolist(), "loss": loss, "top1_percent": 100 * right}
         return point | {"gradient": gradients.mean(0).tolist(), "gradient_error": error.tolist()}
 
     def _row(self) -> dict[str, Any]:

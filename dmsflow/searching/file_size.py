@@ -25,6 +25,11 @@ KIB = 1024
 FEW_CHANNELS = 8  # of every layer of the file that is written to measure the graph
 
 
+def _words(channels: Any) -> Any:
+    """Words of 32 bits for some channels; the derivative of a step would be zero, so of a tensor there is none."""
+    return channels / WORD if hasattr(channels, "detach") else math.ceil(channels / WORD)
+
+
 class FileSize:
     """Predicts the bytes of the file of a network at any widths, to 2 %."""
 
@@ -44,20 +49,18 @@ class FileSize:
         graph = folding.fold(network, widths, weights, np.zeros(network.channels), np.ones(network.channels))
         return len(_flatbuffer.dumps(LceWriter(graph).model())) - int(self.constant_bytes(widths))
 
-    def kib(self, _: Network, widths: Mapping[str, Any]) -> Any:
+    def kib(self, widths: Mapping[str, Any]) -> Any:
         """KiB of the file; of tensors a smooth stand-in, in which words are not whole."""
         return (self.constant_bytes(widths) + self.graph_bytes) / KIB
 
-    def kib_without_steps(self, _: Network, widths: Mapping[str, Any]) -> Any:
+    def kib_without_steps(self, widths: Mapping[str, Any]) -> Any:
         """The same with words that are not whole: never more, and with a slope everywhere."""
         return (self.constant_bytes(widths, lambda channels: channels / WORD) + self.graph_bytes) / KIB
 
-    def constant_bytes(self, widths: Mapping[str, Any], words: Callable[[Any], Any] | None = None) -> Any:
+    def constant_bytes(self, widths: Mapping[str, Any], words: Callable[[Any], Any] = _words) -> Any:
         """Bytes of weights, thresholds and factors."""
-        words = words or _words
-        return sum(
-            _constants(block, value(widths, block.reads), value(widths, block.writes), words) for block in self.blocks
-        )
+        channels = [(value(widths, block.reads), value(widths, block.writes)) for block in self.blocks]
+        return sum(_constants(block, *both, words) for block, both in zip(self.blocks, channels, strict=True))
 
 
 def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any], Any]) -> Any:
@@ -77,8 +80,3 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
             return FLOAT_BYTES
         case _:
             return FLOAT_BYTES * (reads + 1) * writes if "dense" in ops else 0
-
-
-def _words(channels: Any) -> Any:
-    """Words of 32 bits for some channels; the derivative of a step would be zero, so of a tensor there is none."""
-    return channels / WORD if hasattr(channels, "detach") else math.ceil(channels / WORD)

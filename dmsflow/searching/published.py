@@ -108,8 +108,8 @@ class PublishedSearch(Descent):
     def _hinge_gradient(self) -> Ratios:
         """Of penalty · Σ max(0, cost - limit), the hinge of Eq. 7, at mu itself; [n]."""
         mu = torch.tensor(self.net.at.mu, requires_grad=True)
-        network = self.budgets.network
-        costs = [budget.cost(network, as_widths(network, list(mu))) - budget.limit for budget in self.budgets.limits]
+        widths = as_widths(self.budgets.network, list(mu))
+        costs = [budget.cost(widths) - budget.limit for budget in self.budgets.limits]
         (gradient,) = torch.autograd.grad(self.settings.penalty * torch.stack(costs).relu().sum(), mu)
         return gradient.numpy()
 

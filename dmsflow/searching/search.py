@@ -78,19 +78,16 @@ def plan_stage(source: Data, settings: SearchSettings, out: Path) -> list[tuple[
     budgets = _make_budgets(settings, dataset)
     side = dataset.resolution
     images = f"{dataset.channels}×{side}×{side} pixels, {len(dataset.classes)} classes"
-    rows = [
-        ("network", f"{budgets.network.name}, {images}"),
-        ("data", dataset.name),
-        *(("images", line) for line in datasets.describe_images(dataset)),
-    ]
+    rows = [("network", f"{budgets.network.name}, {images}"), ("data", dataset.name)]
+    rows += [("images", line) for line in datasets.describe_images(dataset)]
     if budgets.latency:
         used = budgets.latency.profile
         processor = used.environment.get("processor")
         rows.append(("profile", f"{used.title}: {processor}, {used.runtime}, {format_threads(used.threads)}"))
     rows += budgets.check_feasible()
-    for name, ratios in (("uniform", budgets.uniform()), ("equal", budgets.equal())):
-        widths = budgets.round_within(ratios)
-        rows.append((name, f"{budgets.describe(widths)}: {' '.join(map(str, widths.values()))}"))
+    for rule in ("uniform", "equal"):
+        widths = rule_widths(budgets, rule)
+        rows.append((rule, f"{budgets.describe(widths)}: {' '.join(map(str, widths.values()))}"))
     return [*rows, ("writes", str(out / "search.json"))]
 
 
@@ -104,11 +101,9 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
 
 
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
-    network = load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
-    if settings.min_ratio >= settings.max_ratio:
-        what = f"{settings.min_ratio:g} is not below max_ratio {settings.max_ratio:g}"
-        raise DmsflowError("min_ratio", what, "lower it")
-    return make_budgets(settings, network)
+    return make_budgets(
+        settings, load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
+    )
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
@@ -136,18 +131,16 @@ def _search(
     descent.search(saved, log)
     metrics: dict[str, Any] = {}
     if settings.method == "evolution":
-        searched = net.widths_near(
-            evolve(net, [net.start, budgets.equal(), budgets.uniform()], count_equal_effort(net))
-        )
+        first = [net.start, budgets.equal(), budgets.uniform()]
+        searched = net.widths_near(evolve(net, first, count_equal_effort(net)))
     else:
-        slopes, points = descent.slopes(), [point["mu"] for row in log.rows for point in row.get("points", ())]
+        slopes = descent.slopes()
         searched, metrics["slopes"] = solve_integers(within, slopes), msgspec.to_builtins(slopes)
+        points = [point["mu"] for row in log.rows for point in row.get("points", ())]
         costs = [budgets.figures(as_widths(budgets.network, point)) for point in points]
-        ends = {"least": min, "most": max}
-        metrics["learned"] = {
-            end: {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")}
-            for end, pick in ends.items()
-        }
+        for end, pick in (("least", min), ("most", max)):
+            learned = {name: pick(each[name] for each in costs) for name in ("memory_mib", "macs_m")}
+            metrics.setdefault("learned", {})[end] = learned
     rows = compare_widths(net, {"searched": searched, **{rule: rule_widths(within, rule) for rule in RULES}})
     chosen = choose_row(rows)
     print_comparison(rows, chosen, budgets.latency)

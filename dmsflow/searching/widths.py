@@ -122,13 +122,8 @@ def _read_ends(source: Path, found: Manifest) -> Iterator[tuple[str, float, floa
 
 def _table(rows: list[dict[str, Any]], budgets: Budgets) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     lowest = rows[0]["predicted_loss"]
-    cells: list[tuple[str, ...]] = [
-        (
-            row["name"],
-            budgets.describe(row["widths"]),
-            " ".join(map(str, row["widths"].values())),
-            f"{row['predicted_loss'] - lowest:+.4f}",
-        )
-        for row in rows
-    ]
+    cells: list[tuple[str, ...]] = []
+    for row in rows:
+        channels = " ".join(map(str, row["widths"].values()))
+        cells.append((row["name"], budgets.describe(row["widths"]), channels, f"{row['predicted_loss'] - lowest:+.4f}"))
     return ("widths of", "costs", "channels", "predicted loss − solved"), cells

@@ -43,13 +43,13 @@ def test_the_file_is_as_large_as_predicted(name: str, channels: int, tmp_path: P
         for seed in range(2):
             widths = {key: max(1, round(scale * width)) for key, width in odd_widths(network, seed).items()}
             real = written_bytes(network, widths, tmp_path / "model.tflite")
-            assert abs(size.kib(network, widths) * KIB / real - 1) < EXACTLY, widths
+            assert abs(size.kib(widths) * KIB / real - 1) < EXACTLY, widths
 
 
 @pytest.mark.parametrize("name", shipped.model_names())
 def test_the_files_of_the_models_are_as_large_as_predicted(name: str) -> None:
     done = load_manifest(shipped_folder("models") / name / "bench.json")
-    predicted = FileSize(done.network).kib(done.network, done.widths) * KIB
+    predicted = FileSize(done.network).kib(done.widths) * KIB
     assert abs(predicted / done.metrics["file_bytes"] - 1) < EXACTLY
 
 
@@ -67,9 +67,9 @@ def test_a_smooth_size_is_that_of_whole_words() -> None:
     network = load_network("resnet18", 3, 32, 10)
     size = FileSize(network)
     whole = {name: 32 * index for index, name in enumerate(network.widths, 1)}
-    assert size.kib_without_steps(network, whole) == pytest.approx(size.kib(network, whole))
+    assert size.kib_without_steps(whole) == pytest.approx(size.kib(whole))
     more = {name: width + 1 for name, width in whole.items()}
-    assert size.kib(network, whole) < size.kib_without_steps(network, more) < size.kib(network, more)
+    assert size.kib(whole) < size.kib_without_steps(more) < size.kib(more)
 
 
 def test_a_file_budget_stands_alone_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
