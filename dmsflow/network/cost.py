@@ -35,12 +35,9 @@ class LayerSize:
 
 def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
     """Every conv, binary_conv and dense layer with its number of weights, biases left out."""
-    keys = out_widths(network)
-    return [
-        (layer, value(widths, keys[layer.inputs[0]]) * value(widths, keys[layer.name]) * layer.kernel**2)
-        for layer in network.layers
-        if layer.op in WEIGHTED_OPS
-    ]
+    channels = {name: value(widths, key) for name, key in out_widths(network).items()}
+    weighted = (layer for layer in network.layers if layer.op in WEIGHTED_OPS)
+    return [(each, channels[each.inputs[0]] * channels[each.name] * each.kernel**2) for each in weighted]
 
 
 def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> Any:
