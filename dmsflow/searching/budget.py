@@ -178,24 +178,23 @@ class Budgets:
         found, free = [low for _, low, _ in entries], set(range(len(entries)))
 
         def shifted(shift: float) -> list[float]:
-            factor = math.exp(shift)
-            return [
-                min(max(ratio * factor, low), high) if place in free else found[place]
-                for place, (ratio, low, high) in enumerate(entries)
-            ]
+            factor, ratios = math.exp(shift), found.copy()
+            for place in free:
+                ratio, low, high = entries[place]
+                ratios[place] = min(max(ratio * factor, low), high)
+            return ratios
 
         def grows(place: int) -> bool:
-            ratio = found[place] * (1 + GROWTH_PROBE)
-            wider = [*found[:place], ratio, *found[place + 1 :]]
-            return ratio <= entries[place][2] and self.met(as_widths(self.network, wider))
+            wider = found.copy()
+            wider[place] *= 1 + GROWTH_PROBE
+            return wider[place] <= entries[place][2] and self.met(as_widths(self.network, wider))
 
         low = -12.0
         while free:
             high = 12.0
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
-                fits = self.met(as_widths(self.network, shifted(middle)))
-                low, high = (middle, high) if fits else (low, middle)
+                low, high = (middle, high) if self.met(as_widths(self.network, shifted(middle))) else (low, middle)
             found = shifted(low)
             # Each can grow, but not all of them, where several stand at an edge: the first one stays.
             free -= {place for place in free if not grows(place)} or {min(free)}

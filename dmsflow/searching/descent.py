@@ -176,8 +176,7 @@ class Descent:
         net.model.requires_grad_(False)
         for number, mu in enumerate(places):
             share = -(-count * (number + 1) // len(places)) - -(-count * number // len(places))
-            self.window = self.make_window(mu if number else at.centre, net.widths)
-            passes = []
+            self.window, passes = self.make_window(mu, net.widths), []
             for step, (images, labels) in enumerate(itertools.islice(batches, share)):
                 passes.append(WidthPass(self, mu if number else at.mu, images, labels, step))
                 self.after_pass(passes[-1])

@@ -81,5 +81,4 @@ def _try(net: SuperNetwork, ratios: Ratios, images: list[tuple[Tensor, Tensor]])
     for batch in images:
         parts = where.share.split(*batch)
         losses += where.share.mean([forward_loss(net.model, each, labels, where, widths)[0]] for each, labels in parts)
-    tried = np.array(list(widths.values())) / net.budgets.base
-    return Trial(float(torch.stack(losses).mean()), tried)
+    return Trial(float(torch.stack(losses).mean()), np.array(list(widths.values())) / net.budgets.base)

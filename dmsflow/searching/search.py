@@ -101,9 +101,8 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
 
 
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
-    return make_budgets(
-        settings, load_network(settings.network, dataset.channels, dataset.resolution, len(dataset.classes))
-    )
+    image = dataset.channels, dataset.resolution, len(dataset.classes)
+    return make_budgets(settings, load_network(settings.network, *image))
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:

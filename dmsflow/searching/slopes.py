@@ -7,6 +7,7 @@ widths, so the best widths under any budgets are the one solution of a small con
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,20 +124,20 @@ def solve_integers(budgets: Budgets, slopes: Slopes) -> dict[str, int]:
     def improve(up: int) -> bool:
         for jump in JUMPS:
             higher = (found[up] // jump + 1) * jump
-            if higher > max(most[up], found[up]):
+            if higher > most[up]:
                 continue
             gain = terms(up, found[up]) - terms(up, higher)
-            for down in (up, *(place for place in range(len(names)) if place != up)):
-                for step in JUMPS if down != up else (0,):
-                    tried = found.copy()
-                    tried[up] = higher
-                    if step:
-                        tried[down] = (-(-found[down] // step) - 1) * step
-                        if tried[down] < least[down] or gain <= terms(down, tried[down]) - terms(down, found[down]):
-                            continue
-                    if budgets.met(dict(zip(names, map(int, tried), strict=True))):
-                        found[:] = tried
-                        return True
+            others = itertools.product((place for place in range(len(names)) if place != up), JUMPS)
+            for down, step in ((up, 0), *others):
+                tried = found.copy()
+                tried[up] = higher
+                if step:
+                    tried[down] = (-(-found[down] // step) - 1) * step
+                    if tried[down] < least[down] or gain <= terms(down, tried[down]) - terms(down, found[down]):
+                        continue
+                if budgets.met(dict(zip(names, map(int, tried), strict=True))):
+                    found[:] = tried
+                    return True
         return False
 
     for _ in range(SWEEPS):

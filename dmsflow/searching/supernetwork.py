@@ -146,12 +146,10 @@ def begin(
         return Batches(cropped, dataset.train, order, where, workers)
 
     held_out = batches("held out", shuffled[:cut], where=replace(where, share=ALONE))
-    weights, widths = batches("weights", weight_half, augment=True), batches("widths", shuffled[cut:])
+    three = batches("weights", weight_half, augment=True), batches("widths", shuffled[cut:]), held_out
     sampling = Range(baselines.min(0), budgets.bounds.clip(SAMPLING_TOP * widest))
     at, optimiser = Schedule(start, start), make_optimiser(model, settings)
-    return SuperNetwork(
-        settings, budgets, where, weights, widths, held_out, start, sampling, at, capacity, model, optimiser
-    )
+    return SuperNetwork(settings, budgets, where, *three, start, sampling, at, capacity, model, optimiser)
 
 
 def save(net: SuperNetwork, path: Path) -> None:

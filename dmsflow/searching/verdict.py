@@ -24,10 +24,6 @@ def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
         verdict = f"The search did not beat the best baseline, {name}, by two standard errors: the searched loss is"
     side = "lower" if (lead > 0) == (chosen is searched) else "higher"
     verdict += f" {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)."
-    unused = [
-        f"{row['name']} takes {100 * share:.0f} % of the {budget}"
-        for row in baselines
-        for budget, share in (row.get("budgets_used") or {}).items()
-        if share < UNUSED_SHARE
-    ]
+    used = ((row["name"], *each) for row in baselines for each in (row.get("budgets_used") or {}).items())
+    unused = [f"{rule} takes {100 * part:.0f} % of the {budget}" for rule, budget, part in used if part < UNUSED_SHARE]
     return verdict + (f" Budgets that a baseline does not fill: {', '.join(unused)}." if unused else "")
