@@ -190,8 +190,7 @@ def _find_flaw(profile: Profile) -> str | None:
     if not math.isfinite(profile.drift_percent):
         return "has a drift that is not a number"
     for table in profile.tables:
-        op = table.block.partition(" ")[0]
-        if flaw := _find_table_flaw(table, profile.steps.get(op, Granularity())):
+        if flaw := _find_table_flaw(table, profile.steps.get(table.block.partition(" ")[0], Granularity())):
             return f"table {table.block!r} {flaw}"
     if any(row.measured_ms == 0 for row in profile.checked):
         return "was checked on a network that took no time"
