@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -33,20 +35,19 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     size_bytes: int
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; a FIFO, device or socket is refused, for reading it may never end.
 
     Raises:
         OSError: there is none, it cannot be read, or it is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait for its writer
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for its writer
     kind = os.fstat(handle).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(handle)
-        is_folder = stat.S_ISDIR(kind)
-        number, what = (errno.EISDIR, "is a folder") if is_folder else (errno.EINVAL, "is not a regular file")
-        raise OSError(number, what, str(path))
-    return open(handle, "rb")
+    if stat.S_ISREG(kind):
+        return open(handle, "rb")
+    os.close(handle)
+    number, what = (errno.EISDIR, "is a folder") if stat.S_ISDIR(kind) else (errno.EINVAL, "is not a regular file")
+    raise OSError(number, what, str(path))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -84,11 +85,8 @@ def describe_artifact(path: Path, folder: Path) -> Artifact:
 
 
 def hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -118,11 +116,15 @@ def writing(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~umask)
         partial.replace(path)
     except OSError as error:
-        right = "free some space or choose another folder"
-        raise DmsflowError(path, f"cannot be written ({error.strerror or error})", right) from error
+        raise _unwritable(path, error) from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> DmsflowError:
+    right = "free some space or choose another folder"
+    return DmsflowError(path, f"cannot be written ({error.strerror or error})", right)
 
 
 @contextlib.contextmanager
@@ -142,8 +144,7 @@ def locked(folder: Path) -> Iterator[None]:
         right = "wait until that has finished, or use --out for another folder"
         raise DmsflowError(folder, "is in use by another run of dmsflow", right) from error
     except OSError as error:
-        right = "free some space or choose another folder"
-        raise DmsflowError(folder, f"cannot be written ({error.strerror or error})", right) from error
+        raise _unwritable(folder, error) from error
     try:
         remove_partials(folder)
         yield
@@ -164,10 +165,6 @@ def remove_partials(folder: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """Lock the folder itself, so that no file is left; None where the system cannot do that."""
-    if os.name != "posix":
-        return None
-    import fcntl
-
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,5 +183,4 @@ def _drop_locks() -> None:
         os.close(lock)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_locks)
+os.register_at_fork(after_in_child=_drop_locks)

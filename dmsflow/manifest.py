@@ -31,6 +31,7 @@ SCHEMA = 1
 Stage = Literal["search", "train", "export", "bench"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 PACKAGES = {"search": "searching", "train": "training", "export": "deploying", "bench": "measuring"}  # of the stages
+AGAIN = "run the stage that writes it again"
 FORCED = ".forced"  # ends the name of the folder of a run with --force, until that is finished
 
 RECORDS: dict[str, type[msgspec.Struct]] = {
@@ -121,15 +122,14 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
         raise DmsflowError(path, f"is a manifest of {manifest.stage}", f"give a manifest of {' or '.join(stages)}")
     if not (manifest.network and manifest.data):
         if manifest.stage != "bench":
-            raise DmsflowError(path, "has no network or no data", "run the stage that writes it again")
+            raise DmsflowError(path, "has no network or no data", AGAIN)
         if not bare:
             raise DmsflowError(
                 path, "is the bench of a file without a manifest, so it has no network", "open it as JSON"
             )
     named = manifest.network.widths if manifest.network else {}
     if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
-        what = "has widths that do not fit its network"
-        raise DmsflowError(path, what, "run the stage that writes it again")
+        raise DmsflowError(path, "has widths that do not fit its network", AGAIN)
     if manifest.network:
         check_size(manifest.network, manifest.widths)
     folders = [path.parent.resolve()]
@@ -149,7 +149,7 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
     try:
         return _with_records(path, manifest)
     except RecursionError as error:
-        raise DmsflowError(path, "is nested too deep", "run the stage that writes it again") from error
+        raise DmsflowError(path, "is nested too deep", AGAIN) from error
 
 
 def _check_code(path: Path, manifest: Manifest) -> None:
@@ -163,8 +163,8 @@ def _check_code(path: Path, manifest: Manifest) -> None:
 
 
 def _decode(path: Path) -> Manifest:
-    right, again = "give the path of a manifest that a stage wrote", "run the stage that writes it again"
-    return read_record(path, Manifest, name="a dmsflow manifest", right=right, again=again)
+    right = "give the path of a manifest that a stage wrote"
+    return read_record(path, Manifest, name="a dmsflow manifest", right=right, again=AGAIN)
 
 
 def _with_records(path: Path, manifest: Manifest) -> Manifest:
@@ -174,7 +174,7 @@ def _with_records(path: Path, manifest: Manifest) -> Manifest:
     try:
         msgspec.convert({name: value for name, value in settings.items() if name in kind.__struct_fields__}, kind)
     except msgspec.ValidationError as error:
-        raise DmsflowError(path, f"has wrong settings ({error})", "run the stage that writes it again") from error
+        raise DmsflowError(path, f"has wrong settings ({error})", AGAIN) from error
     made["settings"] = _Record(f"{path}: settings", manifest.settings)
     made["artifacts"] = _Record(f"{path}: artifacts", manifest.artifacts)
     return msgspec.structs.replace(manifest, **made)

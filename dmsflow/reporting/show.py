@@ -19,7 +19,7 @@ from dmsflow import manifest, plugin, preset
 from dmsflow.deploying.target import list_targets, load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
-from dmsflow.files import UNREADABLE, read_bytes
+from dmsflow.files import read_record
 from dmsflow.importing import load_network
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
@@ -63,14 +63,9 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
         print(models.format_json(model), file=stream) if as_json else models.print_model(model, stream)
         return
     right = "give a manifest that a stage wrote, a profile, or a .tflite or .onnx file"
-    try:
-        content = msgspec.json.decode(read_bytes(path))
-    except OSError as error:
-        raise DmsflowError(path, error.strerror or str(error), right) from error
-    except UNREADABLE as error:
-        raise DmsflowError(path, f"is neither a manifest nor a profile ({error})", right) from error
+    content = read_record(path, object, name="a manifest or a profile", right=right, again=right)
     if not isinstance(content, dict) or not {"stage", "tables"} & set(content):
-        raise DmsflowError(path, "is neither a manifest nor a profile", right)
+        raise DmsflowError(path, "is not a manifest or a profile", right)
     if "stage" in content:
         chain = manifest.chain(path)
         records = [{"path": str(each), **msgspec.to_builtins(record)} for each, record in chain]

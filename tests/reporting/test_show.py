@@ -121,13 +121,13 @@ def test_show_takes_a_profile(network, make_profile, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is neither a manifest nor a profile (Input data was truncated); give a manifest that a stage wrote"),
-        ('{"tables": [1], ', "is neither a manifest nor a profile (Input data was truncated); "),
+        ("", "is not a manifest or a profile (Input data was truncated); give a manifest that a stage wrote"),
+        ('{"tables": [1], ', "is not a manifest or a profile (Input data was truncated); "),
         (
             "[1]",
-            "is neither a manifest nor a profile; give a manifest that a stage wrote, a profile, or a .tflite or .onnx file",
+            "is not a manifest or a profile; give a manifest that a stage wrote, a profile, or a .tflite or .onnx file",
         ),
-        ('{"name": "x"}', "is neither a manifest nor a profile; "),
+        ('{"name": "x"}', "is not a manifest or a profile; "),
         ('{"tables": 3}', "is not a profile (Expected `array`"),
         ('{"tables": [], "stage": "bench"}', "is not a dmsflow manifest ("),
     ],
