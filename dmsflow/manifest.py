@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import re
 import shutil
 import sys
@@ -175,13 +176,8 @@ def _with_records(path: Path, manifest: Manifest) -> Manifest:
         msgspec.convert({name: value for name, value in settings.items() if name in kind.__struct_fields__}, kind)
     except msgspec.ValidationError as error:
         raise DmsflowError(path, f"has wrong settings ({error})", AGAIN) from error
-    made["settings"] = _Record(f"{path}: settings", manifest.settings)
-    made["artifacts"] = _Record(f"{path}: artifacts", manifest.artifacts)
+    made |= {name: _Record(f"{path}: {name}", getattr(manifest, name)) for name in ("settings", "artifacts")}
     return msgspec.structs.replace(manifest, **made)
-
-
-def _kind(name: str) -> Any:
-    return Optional[KINDS.get(name, float if NUMBER.fullmatch(name) else Any)]  # noqa: UP045
 
 
 def _record(where: str, value: Any) -> Any:
@@ -191,8 +187,9 @@ def _record(where: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     for name, each in value.items():
+        kind = KINDS.get(name, float if NUMBER.fullmatch(name) else Any)
         try:
-            msgspec.convert(each, _kind(name))
+            msgspec.convert(each, Optional[kind])  # noqa: UP045
         except msgspec.ValidationError as error:
             raise DmsflowError(f"{where}.{name}", str(error), "run the stage that writes the file again") from error
     return _Record(where, {name: _record(f"{where}.{name}", each) for name, each in value.items()})
@@ -312,12 +309,10 @@ def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | N
         return False
     if not flow.resume:
         raise DmsflowError(path, "already exists", "use --force to overwrite it, or --out for another folder")
-    done = load_manifest(path, bare=True)
+    done, right = load_manifest(path, bare=True), "use --resume with the same options, or --force to repeat the stage"
     if data and anchored(data) != done.data:
-        what = f"was made from {done.data.name} with other data options"
-        raise DmsflowError(path, what, "use --resume with the same options, or --force to repeat the stage")
+        raise DmsflowError(path, f"was made from {done.data.name} with other data options", right)
     if difference := find_change(done, settings):
-        right = "use --resume with the same options, or --force to repeat the stage"
         raise DmsflowError(path, "was made with {} {}, not {}".format(*difference), right)
     return True
 
@@ -432,10 +427,9 @@ def _put_in_place(stages: Sequence[str], forced: Path, last: str) -> None:
     """Replace the old files, if the run is finished. The last manifest goes last: killed before that, it is done again."""
     out = forced.parent
     if (forced / last).exists():
-        for stale in (
-            file for folder in (out, forced) for stage in stages for file in folder.glob(f"{stage}*.checkpoint")
-        ):
-            stale.unlink()
+        for folder, stage in itertools.product((out, forced), stages):
+            for stale in folder.glob(f"{stage}*.checkpoint"):
+                stale.unlink()
         for new in sorted(forced.iterdir(), key=lambda path: path.name == last):
             if (old := out / new.name).is_dir():
                 shutil.rmtree(old)

@@ -203,7 +203,6 @@ COMPLETED: dict[str, Callable[[], list[str]]] = {
     "dataset": lambda: plugin.list_plugins("datasets"),
     "target": list_targets,
     "profile": lambda: importlib.import_module("dmsflow.network.profile").profile_names(),
-    "preset": preset.preset_names,
 }
 
 
@@ -244,11 +243,9 @@ def flow_options(out: str) -> Callable[[Command], Command]:
 EFFORT_HELP = "Scale the preset: quick has half of its rounds and a quarter of its epochs, long 2 and 8 times as many."
 PRESET_HELP = "Take settings from a preset (dmsflow list presets) or from the path of a .toml file."
 SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
-EFFORTS = click.Choice(list(preset.EFFORTS))
-COMPLETE_PRESET = _completion(COMPLETED["preset"])
 preset_options: Callable[[Any], Any] = _add(
-    click.Option(["--effort"], type=EFFORTS, default="normal", help=EFFORT_HELP),
-    click.Option(["--preset"], default="quick", help=PRESET_HELP, shell_complete=COMPLETE_PRESET),
+    click.Option(["--effort"], type=click.Choice(list(preset.EFFORTS)), default="normal", help=EFFORT_HELP),
+    click.Option(["--preset"], default="quick", help=PRESET_HELP, shell_complete=_completion(preset.preset_names)),
     click.Option(["--set"], multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 tensorboard_option = click.option(

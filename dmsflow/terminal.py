@@ -174,9 +174,8 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(head), pad_edge=False)
     for column in range(len(head) or max(map(len, cells), default=0)):
         numeric = column > 0 and all(is_number(row[column]) for row in cells if row[column] != "–")
-        table.add_column(
-            Text(printable(head[column]) if head else ""), justify="right" if numeric else "left", overflow="fold"
-        )
+        top = Text(printable(head[column]) if head else "")
+        table.add_column(top, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     stream = stream or sys.stderr
@@ -283,12 +282,8 @@ def interruptible() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     alone = threading.current_thread() is threading.main_thread() and "TORCHELASTIC_RUN_ID" not in os.environ
-    kinds = [
-        each
-        for each in (signal.SIGINT, signal.SIGTERM)
-        if alone and signal.getsignal(each) not in (signal.SIG_IGN, None)
-    ]
-    before = [(each, signal.signal(each, interrupt)) for each in kinds]
+    kinds, ignored = (signal.SIGINT, signal.SIGTERM) if alone else (), (signal.SIG_IGN, None)
+    before = [(each, signal.signal(each, interrupt)) for each in kinds if signal.getsignal(each) not in ignored]
     try:
         yield received
     finally:

@@ -81,9 +81,8 @@ def decode_random(path: Path, resolution: int, random: np.random.Generator) -> N
         left, top, right, bottom = random_box(width, height, random)
         flip = random.random() < 0.5
         needed = math.ceil(width * resolution / (right - left)), math.ceil(height * resolution / (bottom - top))
-        image.draft(
-            "RGB", _turned(needed, orientation)
-        )  # a JPEG decodes faster at a half, a quarter or an eighth, where that suffices
+        # A JPEG decodes faster at a half, a quarter or an eighth, where that suffices.
+        image.draft("RGB", _turned(needed, orientation))
         rgb = _to_rgb(_upright(image, orientation))
         across, down = rgb.width / width, rgb.height / height
         box = (left * across, top * down, right * across, bottom * down)

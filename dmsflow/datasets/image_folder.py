@@ -67,9 +67,8 @@ def _own_resolution(listing: Listing) -> int:
     with open_image(path) as image:
         width, height = image.size
     if width != height:
-        raise DmsflowError(
-            path, f"is {width}x{height}, not square", "use --resolution N to resize all images to N pixels"
-        )
+        right = "use --resolution N to resize all images to N pixels"
+        raise DmsflowError(path, f"is {width}x{height}, not square", right)
     return width
 
 
@@ -116,25 +115,22 @@ def _decode(*splits: FileSplit) -> list[NDArray[np.uint8]]:
 
     With small ones most of the time is Python's own, and threads would only wait for each other.
     """
-    pixels = [np.empty((len(split), split.resolution, split.resolution, 3), np.uint8) for split in splits]
-    chunks = [
-        (split, array, start)
-        for split, array in zip(splits, pixels, strict=True)
-        for start in range(0, len(split), CHUNK)
-    ]
-
-    def decode(chunk: tuple[FileSplit, NDArray[np.uint8], int]) -> int:
-        split, array, start = chunk
-        indices = np.arange(start, min(start + CHUNK, len(split)))
-        array[indices] = split.images(indices)
-        return len(indices)
-
     small = splits[0].listing.path(0).stat().st_size < SMALL_FILE_BYTES
     pool = ThreadPoolExecutor(1 if small else os.cpu_count())
+
+    def decode(split: FileSplit) -> NDArray[np.uint8]:
+        pixels = np.empty((len(split), split.resolution, split.resolution, 3), np.uint8)
+
+        def decode_chunk(indices: NDArray[np.int64]) -> int:
+            pixels[indices] = split.images(indices)
+            return len(indices)
+
+        for count in pool.map(decode_chunk, np.split(np.arange(len(split)), range(CHUNK, len(split), CHUNK))):
+            track.advance(count)
+        return pixels
+
     try:
         with terminal.track("decode", sum(map(len, splits)), "image") as track:
-            for count in pool.map(decode, chunks):
-                track.advance(count)
+            return [decode(split) for split in splits]
     finally:
         pool.shutdown(cancel_futures=True)  # after an error there is nothing left to wait for
-    return pixels
