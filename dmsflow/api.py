@@ -152,17 +152,16 @@ def search(
     Raises:
         DmsflowError: something the caller can put right. BudgetMissed: no widths meet the budgets.
     """
-    with _in_python():
+    with _in_python(progress, verbose):
         kind = "image-folder" if isinstance(dataset, Path) else dataset if isinstance(dataset, str) else "arrays"
         folder = Path(out) if out else manifest.run_folder(_title(network), kind)
-        how = _How(folder, progress, verbose, {"resume": resume, "force": force, "download": download})
         of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
-        with how.quietly():
-            of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
+        of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
         source = settings.resolve(Data, **of_data)
         chosen = {"network": _name_network(network, folder, source), **given}
         words = options.as_words("data", of_data)
-        return Searched(*how.run("search", source, words, chosen, preset=preset, effort=effort))
+        flow = {"resume": resume, "force": force, "download": download}
+        return Searched(*_perform("search", source, words, chosen, folder, flow, preset=preset, effort=effort))
 
 
 def widths(
@@ -184,8 +183,7 @@ def widths(
         chosen = settings.resolve(settings.SearchSettings, **_plain(budgets))
         folder = Path(out) if out else folder / settings.name_budgets(chosen)
         words = [str(path), *options.as_words("search", _plain(budgets)), "--out", str(folder)]
-        with listening(lambda _: None):
-            made = solve_widths(path, chosen, folder, Flow(("dmsflow", "widths", *words), resume=resume, force=force))
+        made = solve_widths(path, chosen, folder, Flow(("dmsflow", "widths", *words), resume=resume, force=force))
         return Searched(made, manifest.load_manifest(made))
 
 
@@ -211,10 +209,10 @@ def train(
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python():
+    with _in_python(progress, verbose):
         path, folder = _find(source, "train", out)
-        how = _How(folder, progress, verbose, {"resume": resume, "force": force})
-        return Trained(*how.run("train", path, [str(path)], given, preset=preset, effort=effort))
+        flow = {"resume": resume, "force": force}
+        return Trained(*_perform("train", path, [str(path)], given, folder, flow, preset=preset, effort=effort))
 
 
 def export(
@@ -234,10 +232,10 @@ def export(
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python():
+    with _in_python(None, verbose):
         path, folder = _find(source, "export", out, given.get("target", settings.ExportSettings().target))
-        how = _How(folder, None, verbose, {"resume": resume, "force": force})
-        return Exported(*how.run("export", path, [str(path)], given))
+        flow = {"resume": resume, "force": force}
+        return Exported(*_perform("export", path, [str(path)], given, folder, flow))
 
 
 def bench(
@@ -259,14 +257,13 @@ def bench(
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python():
+    with _in_python(progress, verbose):
         target = shipped.choose_target(settings.resolve(settings.BenchSettings, **_plain(given)))
         path, folder = _find(source, "bench", out, target)
-        how = _How(folder, progress, verbose, {"resume": resume, "force": force})
         if shipped.is_model(path):
-            with how.quietly():
-                path = shipped.export_model(path, target, folder, force=force)
-        return Benched(*how.run("bench", path, [str(path)], given))
+            path = shipped.export_model(path, target, folder, force=force)
+        flow = {"resume": resume, "force": force}
+        return Benched(*_perform("bench", path, [str(path)], given, folder, flow))
 
 
 def load(source: Path | str) -> Result:
@@ -284,41 +281,29 @@ def load(source: Path | str) -> Result:
 # --- how a stage is called ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _How:
-    folder: Path
-    progress: Listener | None
-    verbose: bool
-    flow: Mapping[str, bool]
+def _perform(
+    stage: str, source: Any, words: list[str], given: dict[str, Any], folder: Path, flow: dict[str, bool], **base: str
+) -> tuple[Path, Manifest]:
+    """Do the stage, with the settings of the preset and those given; its manifest.
 
-    def quietly(self) -> contextlib.AbstractContextManager[None]:
-        """Print nothing inside, unless the caller wants to see it."""
-        quiet = self.progress or not self.verbose
-        return listening(self.progress or (lambda _: None)) if quiet else contextlib.nullcontext()
+    Args:
+        words: of the command line, for the source.
+        flow: how the stage is called.
+        base: preset and effort, of a stage that has them.
+    """
+    given = _plain(given)
+    values = preset.from_preset(options.RECORDS[stage], stage, **base) if base else {}
+    wanted = settings.resolve(options.RECORDS[stage], **values | given)
+    words = [*words, *options.as_words(stage, given), "--out", str(folder)]
+    words += [word for name, value in base.items() for word in (f"--{name}", value)]
+    with contextlib.ExitStack() as stack:
+        if stage in ("search", "train"):
+            from dmsflow.training.place import torch_unchanged
 
-    def run(
-        self, stage: str, source: Any, words: list[str], given: Mapping[str, Any], **base: str
-    ) -> tuple[Path, Manifest]:
-        """Do the stage, with the settings of the preset and those given; its manifest.
-
-        Args:
-            words: of the command line, for the source.
-            base: preset and effort, of a stage that has them.
-        """
-        given = _plain(given)
-        values = preset.from_preset(options.RECORDS[stage], stage, **base) if base else {}
-        wanted = settings.resolve(options.RECORDS[stage], **values | given)
-        words = [*words, *options.as_words(stage, given), "--out", str(self.folder)]
-        words += [word for name, value in base.items() for word in (f"--{name}", value)]
-        flow = Flow(("dmsflow", stage, *words), **self.flow)
-        with contextlib.ExitStack() as stack:
-            if stage in ("search", "train"):
-                from dmsflow.training.place import torch_unchanged
-
-                stack.enter_context(torch_unchanged())
-            stack.enter_context(self.quietly())
-            path = manifest.perform([stage], source, {stage: wanted}, self.folder, flow)
-        return path, manifest.load_manifest(path, bare=True)
+            stack.enter_context(torch_unchanged())
+        called = Flow(("dmsflow", stage, *words), **flow)
+        path = manifest.perform([stage], source, {stage: wanted}, folder, called)
+    return path, manifest.load_manifest(path, bare=True)
 
 
 def _find(source: Source, stage: str, out: Path | str | None, target: str = "") -> tuple[Path, Path]:
@@ -371,10 +356,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _in_python() -> Iterator[None]:
-    """Errors that speak of options speak of arguments here: `--force` is `force=True`."""
+def _in_python(progress: Listener | None = None, verbose: bool = False) -> Iterator[None]:
+    """Print nothing inside, unless the caller wants to see it; errors speak of `force=True` instead of `--force`."""
+    quiet = progress or not verbose
     try:
-        yield
+        with listening(progress or (lambda _: None)) if quiet else contextlib.nullcontext():
+            yield
     except DmsflowError as error:
 
         def name(found: re.Match[str]) -> str:
