@@ -149,9 +149,8 @@ def locked(folder: Path) -> Iterator[None]:
         remove_partials(folder)
         yield
     finally:
-        if lock is not None:
-            _locks.discard(lock)
-            os.close(lock)
+        _locks.discard(lock)
+        os.close(lock)
         with contextlib.suppress(OSError):  # which is that it is not empty
             for each in made:
                 each.rmdir()
@@ -163,16 +162,16 @@ def remove_partials(folder: Path) -> None:
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock the folder itself, so that no file is left; None where the system cannot do that."""
+def _lock(folder: Path) -> int:
+    """Lock the folder itself, so that no file is left."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError:
         os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None  # some network file systems
+        raise
+    except OSError:
+        pass  # some network file systems cannot
     _locks.add(lock)
     return lock
 

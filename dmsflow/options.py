@@ -188,8 +188,7 @@ def _type(kind: inspect.Type) -> Any:
         return words if isinstance(peel_type(kind.item_type)[0], inspect.StrType) else numbers
     if isinstance(kind, (inspect.BoolType, inspect.StrType)):
         return click.BOOL if isinstance(kind, inspect.BoolType) else click.STRING
-    if not isinstance(kind, (inspect.IntType, inspect.FloatType)):
-        raise TypeError(f"no option is known for {kind}")
+    assert isinstance(kind, (inspect.IntType, inspect.FloatType))
     low, high = (kind.ge if kind.gt is None else kind.gt), (kind.le if kind.lt is None else kind.lt)
     bounds: dict[str, Any] = {"min": low, "max": high, "min_open": kind.gt is not None, "max_open": kind.lt is not None}
     return click.IntRange(**bounds) if isinstance(kind, inspect.IntType) else click.FloatRange(**bounds)

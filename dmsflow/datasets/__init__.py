@@ -24,7 +24,7 @@ from dmsflow.settings import Data
 from dmsflow.terminal import list_names
 
 FEW_IMAGES = 20  # of a class, for training
-CHUNK = 256  # images in one block of work; 256 · 255² still fits 32 bits
+CHUNK = 256  # images in one block of work
 
 
 class Split(Protocol):
@@ -206,12 +206,10 @@ def statistics(pixels: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[float,
 
     The mean is rounded to whole pixels, the deviation to three digits and never below one pixel.
     """
-    total, squares = np.zeros((2, pixels.shape[-1]), np.int64)
-    for start in range(0, len(pixels), CHUNK):
-        chunk = pixels[start : start + CHUNK]
-        total += chunk.sum(0, dtype=np.uint32).sum((0, 1), dtype=np.int64)
-        squares += np.square(chunk, dtype=np.uint32).sum(0, dtype=np.uint32).sum((0, 1), dtype=np.int64)
-    count = pixels.size // pixels.shape[-1]
+    channels, rows = pixels.shape[-1], pixels.reshape(len(pixels), -1)
+    total = rows.sum(0, dtype=np.int64).reshape(-1, channels).sum(0)
+    squares = np.einsum("ni,ni->i", rows, rows, dtype=np.int64, casting="safe").reshape(-1, channels).sum(0)
+    count = pixels.size // channels
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
     return tuple(round(m) for m in mean.tolist()), tuple(float(f"{s:.3g}") for s in std.tolist())

@@ -70,7 +70,7 @@ def rounds_section(groups: Sequence[Group]) -> Section:
             safe = name if SAFE.fullmatch(name) else str(index)
             panels.append(Panel(f"mu-{number}-{safe}", f"{name}: μ ± σ over the rounds, {group.label}", figure))
         blocks += [page.heading(3, group.label), Panels(panels, caption, small=True)]
-    if cut := sections.describe_cut(sections.MOST_GROUPS, len(logged), "settings"):
+    if cut := sections.describe_cut(sections.MOST_GROUPS, len(logged)):
         blocks.append(page.paragraph(cut.strip()))
     return blocks
 

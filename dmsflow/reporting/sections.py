@@ -69,9 +69,9 @@ def style_of(group: Group) -> Style:
     return Style(group.colour, MARKERS.get(group.method, "o"), group.is_searched)
 
 
-def describe_cut(drawn: int, count: int, what: str) -> str:
-    """A sentence where not everything is drawn."""
-    return f" Of {count} {what} the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
+def describe_cut(drawn: int, count: int) -> str:
+    """A sentence where not all settings are drawn."""
+    return f" Of {count} settings the first {drawn} {'is' if drawn == 1 else 'are'} drawn." if drawn < count else ""
 
 
 def describe_mean(count: int) -> str:
@@ -94,7 +94,7 @@ def result_section(groups: Sequence[Group]) -> Section:
     if running:
         words = "The search is not finished. To have this page written again as it goes on: dmsflow report RUN --watch"
         blocks.append(page.paragraph(words))
-    if cut := describe_cut(MOST_GROUPS, len(chosen), "settings"):
+    if cut := describe_cut(MOST_GROUPS, len(chosen)):
         blocks.append(page.paragraph(cut.strip()))
     return blocks
 
@@ -172,7 +172,7 @@ def _worth_drawing(groups: Sequence[Group]) -> tuple[Sequence[Group], str]:
     """Searched networks, or else all but the uniform one, which others are compared with; and what is cut."""
     searched = [group for group in groups if group.is_searched]
     chosen = searched or [group for group in groups if group.method != "uniform"] or groups
-    return chosen[:MOST_PANELS], describe_cut(MOST_PANELS, len(chosen), "settings")
+    return chosen[:MOST_PANELS], describe_cut(MOST_PANELS, len(chosen))
 
 
 def widths_section(groups: Sequence[Group]) -> Section:
