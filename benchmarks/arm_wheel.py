@@ -32,7 +32,7 @@ from dmsflow.terminal import print_table
 CORE = "cortex-a76"
 
 
-def install(wheel: Path, site: Path) -> None:
+def install(wheel: Path, version: str, site: Path) -> None:
     """The wheel and all that `pip install dmsflow[device]` brings on ARM."""
     platforms = [word for platform in parts.PLATFORMS for word in ("--platform", platform)]
     command = (
@@ -45,7 +45,7 @@ def install(wheel: Path, site: Path) -> None:
         "--root-user-action=ignore",
         "--only-binary=:all:",
         "--implementation=cp",
-        f"--python-version={parts.PYTHON_VERSION}",
+        f"--python-version={version}",
         *platforms,
         "--platform",
         "manylinux2014_aarch64",
@@ -91,11 +91,11 @@ def bench(
     return recorded
 
 
-def python(folder: Path) -> Path:
+def python(version: str, folder: Path) -> Path:
     """A Python for ARM that may start others: each is this script, which calls the emulator."""
     core, path = qemu.CORES[CORE], folder / "python3"
-    root = parts.root(core.cpuinfo)
-    emulator = f'{parts.EMULATOR} -L "{root}" -cpu {CORE} -0 "{path}" "{root / parts.PYTHON}"'
+    root = parts.root(core.cpuinfo, version)
+    emulator = f'{parts.EMULATOR} -L "{root}" -cpu {CORE} -0 "{path}" "{parts.python(root, version)}"'
     path.write_text(f'#!/bin/sh\nexec {emulator} "$@"\n')
     path.chmod(0o755)
     return path
@@ -105,12 +105,13 @@ def python(folder: Path) -> Path:
 @click.argument("wheel", type=click.Path(exists=True, path_type=Path))
 @click.argument("exports", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @click.option("--images", default=500, show_default=True, help="How many of each data set.")
-def main(wheel: Path, exports: tuple[Path, ...], images: int) -> None:
+@click.option("--python", "version", type=click.Choice(list(parts.RELEASES)), default="3.13", show_default=True)
+def main(wheel: Path, exports: tuple[Path, ...], images: int, version: str) -> None:
     """Compare top-1 of exported files on emulated ARM with this machine's."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        site, there = Path(folder, "site"), (str(python(Path(folder))), "-m", "dmsflow")
-        install(wheel, site)
+        site, there = Path(folder, "site"), (str(python(version, Path(folder))), "-m", "dmsflow")
+        install(wheel, version, site)
         for index, export in enumerate(exports):
             place = Path(folder, str(index))
             write_images(export, images, place / "images")
@@ -124,7 +125,7 @@ def main(wheel: Path, exports: tuple[Path, ...], images: int) -> None:
             count = on_arm["metrics"]["top1_images"]
             rows.append((exported.network.name, str(count), *(f"{top:.2f}" for top in tops), *runtimes))
     head = ("network", "images", "top-1 % on ARM", "top-1 % here", "runtime on ARM", "runtime here")
-    print_table(f"{wheel.name} in an emulated {CORE}, Python {parts.PYTHON_VERSION}", head, rows)
+    print_table(f"{wheel.name} in an emulated {CORE}, Python {version}", head, rows)
     if any(row[2] != row[3] for row in rows):
         sys.exit(1)
 

@@ -123,6 +123,7 @@ def test_the_wheel_gives_the_top1_of_x86_64(tmp_path, write_train_manifest):
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "neon-dotprod" in done.stderr and done.stderr.count("manylinux2014_aarch64") == 1
+    assert "Python 3.13" in " ".join(done.stderr.split())  # of today's Raspberry Pi OS
 
 
 # --- the times ----------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def emulate(
     if counted:
         command += ["-plugin", f"{parts.plugin()},out={counted}"]
         environment[COUNTED] = "1"
-    command += [str(root / parts.PYTHON), "-P", *arguments]  # -P: nothing is imported from the working folder
+    command += [str(parts.python(root)), "-P", *arguments]  # -P: nothing is imported from the working folder
     return subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False)
 
 

@@ -16,7 +16,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dmsflow import native
@@ -31,7 +32,8 @@ INSTALL = f"{llvm_mca.INSTALL} cmake gcc"
 # What only the set-up needs; once it is done, none of it is.
 SET_UP_TOOLS = ("apt-get", "dpkg", "cmake", "cc", CROSS)
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-SOURCE = f"deb [arch=arm64 signed-by={KEYRING}] http://deb.debian.org/debian bookworm main\n"
+SOURCE = f"deb [arch=arm64 signed-by={KEYRING}] http://deb.debian.org/debian {{}} main\n"
+RELEASES = {"3.11": "bookworm", "3.13": "trixie"}  # of Debian, by the version of its Python
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
 # A state of its own, {0}, and nothing of this machine's: no root is needed, and nothing here is changed.
 APT_CONFIGURATION = """\
@@ -50,7 +52,7 @@ Dir::Etc "{0}/etc";
 Dir::Etc::sourcelist "{0}/sources.list";
 Dir::Etc::sourceparts "none";
 """
-PYTHON, PYTHON_VERSION = "usr/bin/python3.11", "3.11"  # bookworm's
+PYTHON_VERSION = "3.11"  # of the device; another one changes its instructions, and so its times
 WHEELS = {
     "litert": ("numpy==2.4.6", "ai-edge-litert==2.3.0"),
     "onnxruntime": ("onnxruntime==1.32.0", "flatbuffers==25.12.19", "packaging==26.0", "protobuf==7.36.2"),
@@ -78,13 +80,15 @@ def check_tools() -> None:
 # --- the parts ----------------------------------------------------------------------------------
 
 
-def root(cpuinfo: str) -> Path:
+def root(cpuinfo: str, version: str = PYTHON_VERSION) -> Path:
     """The file system that the emulator shows a program: Debian's Python, and the kernel's files about the cores.
 
     Args:
         cpuinfo: of one core, as in /proc/cpuinfo without the line of its number.
+        version: of Python, one of `RELEASES`.
     """
-    base = make_part("debian", SOURCE + " ".join(PACKAGES), _make_debian)
+    source = SOURCE.format(RELEASES[version])
+    base = make_part("debian", source + " ".join(PACKAGES), partial(_make_debian, source, version))
 
     def make(place: Path) -> None:
         for path in base.iterdir():
@@ -98,7 +102,12 @@ def root(cpuinfo: str) -> Path:
     return make_part("root", f"{base} {cpuinfo}", make)
 
 
-def _make_debian(place: Path) -> None:
+def python(root: Path, version: str = PYTHON_VERSION) -> Path:
+    """The interpreter in such a file system."""
+    return root / "usr" / "bin" / f"python{version}"
+
+
+def _make_debian(source: str, version: str, place: Path) -> None:
     if not Path(KEYRING).is_file():
         right = "apt install debian-archive-keyring"
         raise DmsflowError(KEYRING, "is missing, and Debian's packages cannot be checked without it", right)
@@ -107,7 +116,7 @@ def _make_debian(place: Path) -> None:
         state = Path(private)
         for name in ("lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/none"):
             (state / name).mkdir(parents=True)
-        _write(state / "sources.list", SOURCE)
+        _write(state / "sources.list", source)
         _write(state / "status", "")  # nothing is installed, so all that is needed is taken
         _write(state / "apt.conf", APT_CONFIGURATION.format(state))
         settings = {"APT_CONFIG": str(state / "apt.conf"), "LC_ALL": "C"}
@@ -115,8 +124,10 @@ def _make_debian(place: Path) -> None:
         run_tool(("apt-get", "--quiet=2", "--yes", "--download-only", "install", *PACKAGES), NETWORK, settings=settings)
         for package in sorted((state / "cache" / "archives").glob("*.deb")):
             run_tool(("dpkg", "-x", str(package), str(place)), "see that the disk is not full")
-    if not (place / PYTHON).is_file():
-        raise DmsflowError("Debian's packages", f"have no {PYTHON}", "update dmsflow")
+    if not (place / "lib").exists():  # since trixie the packages have usr/lib alone
+        (place / "lib").symlink_to("usr/lib")
+    if not python(place, version).is_file():
+        raise DmsflowError("Debian's packages", f"have no python{version}", "update dmsflow")
 
 
 def site(runner: str) -> Path:
