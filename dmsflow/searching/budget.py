@@ -246,8 +246,12 @@ class Budgets:
 
     # --- whether there is anything to search ---
 
-    def check_feasible(self) -> list[tuple[str, str]]:
+    def check_feasible(self, change: str = "set a", known: str = "") -> list[tuple[str, str]]:
         """What the network can cost, and how wide each budget alone leaves it, as rows for a table.
+
+        Args:
+            change: what is said to do with another ratio.
+            known: follows in the message.
 
         Raises:
             DmsflowError: even the smallest network exceeds a budget (the message has these figures),
@@ -262,11 +266,12 @@ class Budgets:
                 where = f"{budget.name} budget of {budget.limit:g} {budget.unit}"
                 facts = ", ".join(f"{name} {figures}" for name, figures in rows)
                 unit = 10.0 ** (math.floor(math.log10(least)) - 3)  # of the fourth digit, rounded up: it must suffice
-                right = f"allow at least {math.ceil(least / unit) * unit:.4g} {budget.unit}, or set a smaller search.min_ratio"
+                least = math.ceil(least / unit) * unit
+                right = f"allow at least {least:.4g} {budget.unit}, or {change} smaller search.min_ratio{known}"
                 raise DmsflowError(where, f"{self.network.name} cannot be that small ({facts})", right)
         if self.met(largest):
             what = f"even the largest {self.network.name} is within the budgets ({rows[2][1]})"
-            raise DmsflowError("budgets", what, "give a smaller budget, or set a larger search.max_ratio")
+            raise DmsflowError("budgets", what, f"give a smaller budget, or {change} larger search.max_ratio{known}")
         for budget in self.limits:
             share = budget.limit / budget.cost(self.network.widths)
             words = f"{budget.limit:g} {budget.unit}, {share:.2f} × what the base widths take"

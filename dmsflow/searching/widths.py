@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +85,15 @@ def _prepare(source: Path, given: SearchSettings) -> tuple[Manifest, SearchSetti
 
 def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The widths, and what is predicted of them beside those of rules: rows with name, widths, costs and loss."""
-    budgets.check_feasible()
+    least, most = (found.metrics["learned"][end] for end in ("least", "most"))
+    learned = ", ".join(f"{name} {low:.4g} to {most[name]:.4g}" for name, low in least.items())
+    budgets.check_feasible("search again with --set and a", f" (learned: {learned})")
     slopes = _read_slopes(source, found)
     solved = solve_integers(budgets, slopes)
     figures = budgets.figures(solved)
-    for name, least, most in _read_ends(source, found):
-        if name in figures and not least / ROOM <= figures[name] <= most * ROOM:
-            what = f"these budgets lead to {name} {figures[name]:.4g}, and the search has learned {least:.4g} to {most:.4g}"
+    for name, low in least.items():
+        if not low / ROOM <= figures.get(name, low) <= most[name] * ROOM:
+            what = f"these budgets lead to {name} {figures[name]:.4g}, and the search has learned {learned}"
             raise DmsflowError(source, what, "give budgets in that range, or search with budgets near these")
     rows = []
     for name, widths in {"solved": solved, **{rule: rule_widths(budgets, rule) for rule in RULES}}.items():
@@ -111,19 +112,9 @@ def _read_slopes(source: Path, found: Manifest) -> Slopes:
     return slopes
 
 
-def _read_ends(source: Path, found: Manifest) -> Iterator[tuple[str, float, float]]:
-    """The range of each cost in which the slopes were learned."""
-    try:
-        least, most = (msgspec.convert(found.metrics["learned"][end], dict[str, float]) for end in ("least", "most"))
-    except msgspec.ValidationError as error:
-        raise DmsflowError(source, f"has a wrong range ({error})", "search again") from error
-    return ((name, end, most.get(name, end)) for name, end in least.items())
-
-
 def _table(rows: list[dict[str, Any]], budgets: Budgets) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    lowest = rows[0]["predicted_loss"]
-    cells: list[tuple[str, ...]] = []
+    lowest, cells = rows[0]["predicted_loss"], list[tuple[str, ...]]()
     for row in rows:
-        channels = " ".join(map(str, row["widths"].values()))
-        cells.append((row["name"], budgets.describe(row["widths"]), channels, f"{row['predicted_loss'] - lowest:+.4f}"))
+        channels, above = " ".join(map(str, row["widths"].values())), f"{row['predicted_loss'] - lowest:+.4f}"
+        cells.append((row["name"], budgets.describe(row["widths"]), channels, above))
     return ("widths of", "costs", "channels", "predicted loss − solved"), cells

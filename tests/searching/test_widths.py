@@ -77,8 +77,16 @@ def test_neither_torch_nor_images_are_needed(source: Path, tmp_path: Path) -> No
     ("budgets", "line"),
     [
         ([], "widths: has no budget; give one or more of --memory-mib, --macs-m, --file-kib, --latency-ms"),
-        (["--memory-mib", "3"], "the search has learned 0.0"),
+        (["--memory-mib", "3"], "the search has learned memory_mib 0.0"),
         (["--memory-mib", "0.0001"], "memory budget of 0.0001 MiB: vgg11 cannot be that small"),
+        (
+            ["--memory-mib", "0.0001"],
+            "or search again with --set and a smaller search.min_ratio (learned: memory_mib 0.0",
+        ),
+        (
+            ["--memory-mib", "900"],
+            "smaller budget, or search again with --set and a larger search.max_ratio (learned: m",
+        ),
         (["--latency-ms", "1"], "--latency-ms: needs --profile"),
     ],
 )
@@ -114,11 +122,13 @@ def test_a_search_without_sound_slopes_is_refused(
 @pytest.mark.parametrize(
     ("learned", "line"),
     [
-        ({}, "search.json: metrics.learned.least: is missing; run the stage"),
-        ({"least": None, "most": {}}, "search.json: has a wrong range ("),
+        ({"least": 3, "most": {}}, "metrics.learned.least: Expected `object | null`, got `int`; run the stage"),
+        ({"least": {"memory_mib": "x"}, "most": {}}, "metrics.learned.least: Expected `float`, got `str`"),
+        ({"least": {"memory_mib": 0.01}, "most": {}}, "metrics.learned.most.memory_mib: is missing; run the stage"),
+        ({"least": {}}, "metrics.learned.most: is missing; run the stage"),
     ],
 )
-def test_a_search_without_a_sound_range_is_refused(
+def test_a_damaged_range_is_refused(
     source: Path, learned: dict[str, Any], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(source.read_text())
