@@ -85,14 +85,14 @@ def _prepare(source: Path, given: SearchSettings) -> tuple[Manifest, SearchSetti
 
 def _solve(source: Path, found: Manifest, budgets: Budgets) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The widths, and what is predicted of them beside those of rules: rows with name, widths, costs and loss."""
-    least, most = (found.metrics["learned"][end] for end in ("least", "most"))
-    learned = ", ".join(f"{name} {low:.4g} to {most[name]:.4g}" for name, low in least.items())
+    least, most = (found.metrics["learned"][end] or {} for end in ("least", "most"))
+    learned = ", ".join(f"{name} {low:.4g} to {most.get(name, low):.4g}" for name, low in least.items())
     budgets.check_feasible("search again with --set and a", f" (learned: {learned})")
     slopes = _read_slopes(source, found)
     solved = solve_integers(budgets, slopes)
     figures = budgets.figures(solved)
     for name, low in least.items():
-        if not low / ROOM <= figures.get(name, low) <= most[name] * ROOM:
+        if not low / ROOM <= figures.get(name, low) <= most.get(name, low) * ROOM:
             what = f"these budgets lead to {name} {figures[name]:.4g}, and the search has learned {learned}"
             raise DmsflowError(source, what, "give budgets in that range, or search with budgets near these")
     rows = []

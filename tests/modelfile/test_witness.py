@@ -19,6 +19,7 @@ from dmsflow.deploying.target import Target
 from dmsflow.errors import DmsflowError
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import File, Job
+from dmsflow.modelfile.inputs import draw_values
 from dmsflow.modelfile.runners import _witness, lce, litert
 
 STAND_IN = """
@@ -72,6 +73,64 @@ def test_a_file_runs_there_as_here(witness, tflite):
     child = there.child
     del there
     assert child.poll() is not None, "the child outlives its session"
+
+
+def test_another_dmsflow_in_its_environment_is_not_taken(witness, tflite, tmp_path):
+    witness()
+    (tmp_path / "dmsflow").mkdir()
+    (tmp_path / "dmsflow" / "__init__.py").write_text("1 / 0")
+    assert lce.open(tflite).version == "LCE 9.9"
+
+
+def test_a_quantised_input_goes_there_in_its_own_type(witness):
+    witness()
+    path = Path(__file__).parent / "cases" / "int8-io.tflite"
+    there, here = lce.open(path), litert.open(path)
+    assert there.inputs == here.inputs and there.inputs[0].dtype == "int8"
+    values = draw_values(there.inputs[0], np.random.default_rng(0))
+    np.testing.assert_array_equal(there.run(values), here.run(values), strict=True)
+    with devices.connect("local") as measure:
+        (timing,) = measure(Job(files=(File(path=str(path), runner="lce"),), threads=1, warm_up=0, runs=2)).timings
+    assert timing.inputs == here.inputs
+
+
+def test_several_inputs_go_there(witness, tflite):
+    witness(
+        RUNNER + "from types import SimpleNamespace\nfrom dmsflow.modelfile.inputs import Port\n"
+        "ports = tuple(Port(name, kind, (2,)) for name, kind in (('a', 'uint8'), ('b', 'float16')))\n"
+        "open = lambda *_: SimpleNamespace(input_shape=(2,), inputs=ports, run=lambda a, b: a.astype('f8') - b)"
+    )
+    session = lce.open(tflite)
+    assert [str(port) for port in session.inputs] == ["a uint8 2", "b float16 2"]
+    for factor in (1, 2):
+        left, right = np.array([3, 4], np.uint8), np.array([0.5, factor], np.float16)
+        np.testing.assert_array_equal(session.run(left, right), [2.5, 4 - factor])
+
+
+class Interpreter:
+    """Takes what LCE's own takes, as that does it."""
+
+    def __init__(self, content, *_):
+        self.input_shapes = [(1, 16, 16, 3)]
+
+    def predict(self, values):
+        assert [value.dtype for value in values] == ["int8"]
+        return [np.zeros((1, 10), np.int8)]
+
+
+def test_the_interpreter_itself_is_given_the_type_of_the_input(monkeypatch):
+    monkeypatch.setattr(lce, "is_here", lambda: True)
+    monkeypatch.setattr(lce, "_interpreter", lambda: Interpreter)
+    session = lce.open(Path(__file__).parent / "cases" / "int8-io.tflite")
+    assert session.inputs[0].dtype == "int8" and session.input_shape == (1, 16, 16, 3)
+    assert session.run(np.ones((1, 16, 16, 3), np.int8)[:, ::-1]).shape == (1, 10)
+
+
+def test_lces_own_interpreter_gives_the_bits_of_litert(lce):
+    path = Path(__file__).parent / "cases" / "int8-io.tflite"
+    there, here = lce.open(path), litert.open(path)
+    values = draw_values(here.inputs[0], np.random.default_rng(1))
+    np.testing.assert_array_equal(there.run(values), here.run(values), strict=True)
 
 
 def test_it_measures_there(witness, model_files):

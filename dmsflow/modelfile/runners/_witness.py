@@ -3,7 +3,8 @@
     python -I -c LAUNCH ROOT PATH THREADS
 
 A message is the length of an .npy file in 8 bytes and the file. The first one from the child is JSON: the session's
-`input_shape` and the runtime's `version`, or an `error`. Then it answers each message of images with one of logits.
+`input_shape` and `inputs` and the runtime's `version`, or an `error`. Then it answers messages with an array of each
+input with one of logits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +26,15 @@ from numpy.typing import NDArray
 
 from dmsflow.environment import witness_command, witness_python
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import Port, inputs_of
 
 ROOT = Path(__file__).parents[3]
 AGAIN = f"make the witness again: {witness_command()}"
-# The environment's own packages come first, and what it starts from does not matter.
-LAUNCH = "import sys; sys.path.append(sys.argv[1]); from dmsflow.modelfile.runners import _witness; _witness.serve()"
+# This very dmsflow (the environment may have another), and all other packages as the environment has them.
+LAUNCH = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import dmsflow; del sys.path[0]; "
+    "from dmsflow.modelfile.runners import _witness; _witness.serve()"
+)
 
 
 class Session:
@@ -47,12 +53,14 @@ class Session:
             raise DmsflowError(where, what, right)
         self.version: str = answer["version"]
         self.input_shape: tuple[int, ...] = tuple(answer["input_shape"])
+        self.inputs = tuple(Port(**{**port, "shape": tuple(port["shape"])}) for port in answer["inputs"])
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
+    def run(self, *values: NDArray[Any]) -> NDArray[Any]:
+        """The first output, [batch, classes], for an array of each of `inputs`."""
         assert self.child.stdin
         with contextlib.suppress(BrokenPipeError):  # nothing is received then
-            send(self.child.stdin, images)
+            for array in values:
+                send(self.child.stdin, array)
         return self._receive(self.path, "export it again")
 
     def _receive(self, where: Path | str, right: str) -> NDArray[Any]:
@@ -96,12 +104,14 @@ def serve() -> None:
     try:
         if not lce.is_here():  # or it would start a witness of its own
             raise DmsflowError(sys.executable, f"has no larq-compute-engine with NumPy 1 ({np.__version__})", AGAIN)
-        answer: dict[str, Any] = {"version": lce.version(), "input_shape": ()}
+        answer: dict[str, Any] = {"version": lce.version(), "input_shape": (), "inputs": ()}
         session = lce.open(Path(path), int(threads)) if path else None
-        answer["input_shape"] = session.input_shape if session else ()
+        if session:
+            answer |= {"input_shape": session.input_shape, "inputs": [asdict(port) for port in inputs_of(session)]}
     except DmsflowError as error:
         answer = {"error": str(error)}
     send(answers, np.array(json.dumps(answer)))
-    while (images := receive(given)) is not None:
+    while (first := receive(given)) is not None:
         assert session
-        send(answers, session.run(images))
+        more = [array for _ in answer["inputs"][1:] if (array := receive(given)) is not None]
+        send(answers, session.run(first, *more))

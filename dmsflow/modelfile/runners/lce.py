@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dmsflow.environment import WITNESSED, witness_python
 from dmsflow.modelfile import tflite
+from dmsflow.modelfile.inputs import Port
 from dmsflow.modelfile.runners import _compiled, _witness
 
 REQUIRES: tuple[str, ...] = (WITNESSED,)
@@ -30,13 +31,13 @@ MODULE = "interpreter_wrapper_lite"
 class Session:
     """A loaded model; it has no `operations`: the wheel's interpreter comes without a profiler."""
 
-    def __init__(self, interpreter: Any) -> None:
-        self.interpreter = interpreter
+    def __init__(self, interpreter: Any, inputs: tuple[Port, ...]) -> None:
+        self.interpreter, self.inputs = interpreter, inputs
         self.input_shape: tuple[int, ...] = tuple(interpreter.input_shapes[0])
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output, float32 [1, classes], for raw pixels of `input_shape`."""
-        logits: NDArray[np.float32] = self.interpreter.predict([np.ascontiguousarray(images, np.float32)])[0]
+    def run(self, *values: NDArray[Any]) -> NDArray[Any]:
+        """The first output, [batch, classes], for an array of each of `inputs`."""
+        logits: NDArray[Any] = self.interpreter.predict([*map(np.ascontiguousarray, values)])[0]
         return logits
 
 
@@ -48,10 +49,10 @@ def open(path: Path, threads: int = 1) -> Session | _witness.Session:  # noqa: A
     """
     if not is_here():
         return _witness.Session(path, threads)
-    tflite.read_model(path)
+    inputs = tflite.read_inputs(path)
     with _compiled.loading(path, "LCE"):
-        session = Session(_interpreter()(path.read_bytes(), threads, False, True, True))
-        session.run(np.zeros(session.input_shape, np.float32))  # packs the weights, and proves that it runs
+        session = Session(_interpreter()(path.read_bytes(), threads, False, True, True), inputs)
+        session.run(*(np.zeros(port.sizes, port.dtype) for port in inputs))  # packs the weights, and proves that it runs
     return session
 
 
