@@ -22,7 +22,16 @@ import msgspec
 from dmsflow import settings as records
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError, require_utf8, within_memory
-from dmsflow.files import Artifact, describe_artifact, hash_file, locked, read_record, remove_partials, write_atomically
+from dmsflow.files import (
+    PARTIAL,
+    Artifact,
+    describe_artifact,
+    hash_file,
+    locked,
+    read_record,
+    remove_partials,
+    write_atomically,
+)
 from dmsflow.network.network import Network, check_size
 from dmsflow.plugin import check_trusted
 from dmsflow.preset import read_toml
@@ -361,7 +370,7 @@ def import_stage(stage: str) -> StageModule:
 
 def home(folder: Path) -> Path:
     """The folder where the results of a run will be that now writes to `folder`."""
-    return folder.parent if folder.suffix == FORCED else folder
+    return home(folder.parent) if folder.suffix in (FORCED, PARTIAL) else folder
 
 
 def perform(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out: Path, flow: Flow) -> Path:
@@ -392,7 +401,7 @@ def perform(stages: Sequence[str], source: Any, settings: Mapping[str, Any], out
             _do_each(stages, source, settings, forced, replace(flow, force=False, resume=True))
         finally:  # done too where a budget was missed
             if first:
-                _put_in_place(stages, forced, last)
+                put_in_place(stages, forced, last)
                 with contextlib.suppress(OSError):  # which is that it is gone, or that there is something to resume
                     forced.rmdir()
     return out / last
@@ -408,13 +417,13 @@ def _do_each(stages: Sequence[str], source: Any, settings: Mapping[str, Any], ou
 def _prepare(stages: Sequence[str], forced: Path, last: str, flow: Flow) -> None:
     """Make the folder of a run with --force where there is an old result, or see which one was interrupted."""
     out = forced.parent
+    put_in_place(stages, forced, last)
     if flow.force:
         shutil.rmtree(forced, ignore_errors=True)
         if any((out / f"{stage}.json").exists() for stage in stages):
             forced.mkdir()
         return
     remove_partials(forced)
-    _put_in_place(stages, forced, last)
     if forced.exists() and not flow.resume:
         right = "use --resume to continue it, or --force to start again"
         raise DmsflowError(forced, "is a run with --force that was interrupted", right)
@@ -423,9 +432,9 @@ def _prepare(stages: Sequence[str], forced: Path, last: str, flow: Flow) -> None
         raise DmsflowError(other, what, f"continue it first with dmsflow {other.stem} and --resume, or delete it")
 
 
-def _put_in_place(stages: Sequence[str], forced: Path, last: str) -> None:
+def put_in_place(stages: Sequence[str], forced: Path, last: str) -> None:
     """Replace the old files, if the run is finished. The last manifest goes last: killed before that, it is done again."""
-    out = forced.parent
+    out, whole = forced.parent, forced.parent / f".{last}.whole"
     if (forced / last).exists():
         for folder, stage in itertools.product((out, forced), stages):
             for stale in folder.glob(f"{stage}*.checkpoint"):
@@ -433,5 +442,8 @@ def _put_in_place(stages: Sequence[str], forced: Path, last: str) -> None:
         for new in sorted(forced.iterdir(), key=lambda path: path.name == last):
             if (old := out / new.name).is_dir():
                 shutil.rmtree(old)
-            new.replace(old)
-        forced.rmdir()
+            new.replace(whole if new.name == last else old)
+    if whole.exists():  # an empty folder alone would be a run that has begun
+        if forced.exists():
+            forced.rmdir()
+        whole.replace(out / last)

@@ -12,7 +12,7 @@ import torch
 
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
-from dmsflow.errors import BudgetMissed, DmsflowError
+from dmsflow.errors import BudgetMissed
 from dmsflow.importing import load_network
 from dmsflow.manifest import Flow
 from dmsflow.network import profile

@@ -17,7 +17,7 @@ from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
 from dmsflow.deploying import folding
 from dmsflow.errors import DmsflowError
-from dmsflow.files import hash_file
+from dmsflow.files import PARTIAL, hash_file
 from dmsflow.manifest import Flow, Link, Manifest, load_manifest
 from dmsflow.network import cost
 from dmsflow.settings import Precision, TrainSettings
@@ -66,7 +66,8 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     test = whole(dataset, dataset.test, where, parent.data.workers)
     with track("train: test", len(dataset.test), "image") as progress:
         logits, labels = evaluate(model, test, advance=progress.advance)
-    written = {"weights": out / "train.safetensors", "logits": out / "train-logits.safetensors"}
+    made = out / f".train{PARTIAL}" if before else out  # then the shorter run stands until this one is whole
+    written = {"weights": made / "train.safetensors", "logits": made / "train-logits.safetensors"}
     checkpoint.save_tensors(written["weights"], model.tensors())
     checkpoint.save_tensors(written["logits"], {"logits": logits[:KEPT_LOGITS]})
     memory_bytes = cost.memory_bytes(parent.network, parent.widths, binary=settings.precision == "binary")
@@ -75,7 +76,9 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     metrics["seconds"] = round(sum(row["seconds"] for row in log.rows), 1)  # those before an interruption too
     metrics |= {"continued_from": continued} if continued else {}
     done = manifest.Done(written, metrics, where.facts())
-    manifest.finish_stage(path, settings, flow, done, (source, parent))
+    manifest.finish_stage(made / path.name, settings, flow, done, (source, parent))
+    if before:
+        manifest.put_in_place(["train"], made.replace(out / f"train{manifest.FORCED}"), path.name)
     for saved in checkpoints.values():
         saved.unlink(missing_ok=True)
     return path

@@ -14,7 +14,9 @@ from dmsflow.training.plain import build_plain_module
 
 
 @pytest.mark.parametrize("precision", ["binary", "float"])
-@pytest.mark.parametrize("architecture", [vgg11, resnet18, birealnet18], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "architecture", [vgg11, resnet18, birealnet18], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     network = architecture.build(3, 32, 10)

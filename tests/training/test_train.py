@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from killing import Killed, die_after
 from safetensors import SafetensorError
 
 from dmsflow import datasets
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest, save_manifest
+from dmsflow.manifest import perform as perform_stages
 from dmsflow.preset import load_preset
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings, resolve
@@ -130,6 +134,44 @@ def test_a_run_that_goes_on_can_be_killed(source: Path, tmp_path: Path, monkeypa
             train.run_stage(source, longer, tmp_path / "killed", Flow(COMMAND, resume=True))
     killed = train.run_stage(source, longer, tmp_path / "killed", Flow(COMMAND, resume=True))
     assert outcome(killed) == outcome(straight)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_can_be_killed_while_it_replaces_the_shorter_one(source: Path, tmp_path: Path) -> None:
+    """After any number of changes of the folder, the shorter result stands or --resume makes the longer one."""
+
+    def perform(out: Path, epochs: int) -> None:
+        wanted = msgspec.structs.replace(QUICK, epochs=epochs)
+        perform_stages(["train"], out / "search.json", {"train": wanted}, out, Flow(COMMAND, resume=True))
+
+    begun = tmp_path / "begun"
+    shutil.copytree(source.parent, begun)
+    perform(begun, 1)
+    (shorter, _), names = outcome(begun / "train.json"), {path.name for path in begun.iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            perform(begun, 2)  # leaves the last checkpoint
+    straight, states = b"", set()
+    for calls in range(40):
+        out = tmp_path / str(calls)
+        shutil.copytree(begun, out)
+        with pytest.MonkeyPatch.context() as patch:
+            count = die_after(patch, calls)
+            with contextlib.suppress(Killed):
+                perform(out, 2)
+        weights = (out / "train.safetensors").read_bytes()
+        if not any((out / name).exists() for name in ("train.forced", ".train.json.whole")):
+            states.add(load_manifest(out / "train.json", "train").metrics["epochs"])
+            assert (weights == shorter) is (load_manifest(out / "train.json").metrics["epochs"] == 1)
+        perform(out, 2)
+        straight = straight or outcome(out / "train.json")[0]
+        assert outcome(out / "train.json")[0] == straight != shorter
+        assert load_manifest(out / "train.json", "train").metrics["epochs"] == 2
+        assert {path.name for path in out.iterdir()} == names
+        if count[0] <= calls:
+            break
+    assert states == {1, 2} and calls > 5
 
 
 def test_a_checkpoint_with_half_a_step_is_refused(

@@ -52,7 +52,9 @@ def open(path: Path, threads: int = 1) -> Session | _witness.Session:  # noqa: A
     inputs = tflite.read_inputs(path)
     with _compiled.loading(path, "LCE"):
         session = Session(_interpreter()(path.read_bytes(), threads, False, True, True), inputs)
-        session.run(*(np.zeros(port.sizes, port.dtype) for port in inputs))  # packs the weights, and proves that it runs
+        session.run(
+            *(np.zeros(port.sizes, port.dtype) for port in inputs)
+        )  # packs the weights, and proves that it runs
     return session
 
 
