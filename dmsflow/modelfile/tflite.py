@@ -9,6 +9,7 @@ Source: tensorflow/lite/schema/schema.fbs; fields stand in the order of their id
 from __future__ import annotations
 
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,10 @@ _TABLES = """
     PadOptions
     PadV2Options
 """
-SCHEMA: dict[str, dict[str, str]] = {}  # of each table, its fields and their types
-_fields: dict[str, str] = {}
-for _word in _TABLES.split():
-    _name, _, _type = _word.partition(":")
-    if _type:
-        _fields[_name] = _type
-    else:
-        _fields = SCHEMA[_name] = {}
+SCHEMA: dict[str, dict[str, str]] = {  # of each table, its fields and their types
+    table: dict(field.split(":") for field in fields.split())
+    for table, fields in re.findall(r"(\w+)((?:\s+\w+:\S+)*)", _TABLES)
+}
 _OPTIONS = "Conv2D:1 DepthwiseConv2D:2 Pool2D:5 FullyConnected:8 Softmax:9 Add:11 Mul:21 Pad:22 Sub:28 PadV2:43"
 OPTIONS = {int(code): f"{name}Options" for name, code in (word.split(":") for word in _OPTIONS.split())}
 
