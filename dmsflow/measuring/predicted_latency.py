@@ -78,11 +78,9 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
         return None
     latency, widths = build_latency(export.network, used), export.widths
     total = latency(widths)
-    parts: list[tuple[str, int | None, int | None, float]] = [
-        (block.name, value(widths, block.reads), value(widths, block.writes), ms)
-        for block, ms in latency.by_block(widths)
-    ]
-    parts.append(("overhead of a run", None, None, used.overhead_ms))
+    timed = latency.by_block(widths)
+    parts = [(block.name, value(widths, block.reads), value(widths, block.writes), ms) for block, ms in timed]
+    parts = [*parts, ("overhead of a run", None, None, used.overhead_ms)]
     head = ("piece", "input_width", "output_width", "predicted_ms", "share_percent")
     blocks = [dict(zip(head, (*part, share_percent(part[-1], total)), strict=True)) for part in parts]
     return Prediction(used, hash_file(path), total, blocks)
