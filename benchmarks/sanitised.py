@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,12 @@ def whole_model(chance: random.Random) -> bytes:
     return content
 
 
-def run_program(program: Path, model: Path, more: Sequence[str]) -> Ended:
-    command = (str(program), f"--graph={model}", "--num_runs=1", "--min_secs=0", "--warmup_runs=0", *more)
+def call(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Ended:
     began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=HANG_S, env={**os.environ, **OPTIONS})
+        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds, env=dict(environment))
     except subprocess.TimeoutExpired as error:
-        return Ended(None, error.stdout or b"", error.stderr or b"", HANG_S)
+        return Ended(None, error.stdout or b"", error.stderr or b"", seconds)
     return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
@@ -108,21 +107,20 @@ def damaged_run(program: Path, folder: Path, chance: random.Random) -> tuple[lis
     path = folder / "damaged.tflite"
     path.write_bytes(mutation.damage_structure(whole_model(chance), chance))
     more = chance.choice(([], [], ["--num_threads=2"], ["--kernels=portable"], ["--enable_op_profiling=true"]))
-    return [str(path), *more], run_program(program, path, more)
+    command = (str(program), f"--graph={path}", "--num_runs=1", "--min_secs=0", "--warmup_runs=0", *more)
+    return [str(path), *more], call(command, {**os.environ, **OPTIONS}, HANG_S)
 
 
 def run_script(script: str, library: Path, cases: int, seed: int) -> tuple[list[str], Ended]:
     """A script of tests/native on a library with sanitizers: it prints `seed N` and a report for each fault."""
     command = [sys.executable, str(TESTS / "native" / script), str(library)]
     command += ["--cases", str(cases), "--seed", str(seed)]
-    began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, check=False, env=preloaded())
-    return command[1:], Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+    return command[1:], call(command, preloaded(), 600 + HANG_S * cases)
 
 
 def faults(ended: Ended) -> list[str]:
     """What a script found."""
     reports = re.findall(rb"^seed \d+:.*(?:\n.*)?", ended.out, re.MULTILINE)
-    if ended.code and not reports:
-        reports = [(ended.err.strip().splitlines() or [b"no line"])[-1]]
+    if ended.code != 0 and not reports:
+        reports = [b"hang"] if ended.code is None else [(ended.err.strip().splitlines() or [b"no line"])[-1]]
     return [report.decode("utf-8", "replace")[:200] for report in reports]

@@ -161,6 +161,9 @@ def test_what_a_script_of_the_native_parts_found() -> None:
         "seed 9: x\n1 run",
     ]
     assert sanitised.faults(Ended(-6, b"", b"a\nb\n", 1)) == ["b"]
+    assert sanitised.faults(Ended(None, b"", b"", 1)) == ["hang"]
+    ended = sanitised.call((sys.executable, "-c", "import time; time.sleep(60)"), os.environ, 0.2)
+    assert sanitised.fault(ended) == "hang"
 
 
 def test_tables_are_damaged_so_that_they_still_are_tables() -> None:
