@@ -33,7 +33,7 @@ import script
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.manifest import load_manifest
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching.slopes import RULES, rule_widths
 from dmsflow.searching.widths import make_budgets
 from dmsflow.settings import SearchSettings, resolve
@@ -214,7 +214,7 @@ def _costs(cell: Cell, widths: dict[str, int]) -> dict[str, Any]:
     budgets = make_budgets(resolve(SearchSettings, network=NETWORK, **cell.budgets), load_network(NETWORK, 3, 32, 10))
     if not budgets.met(widths):
         raise DmsflowError(cell.name, f"is not met by {widths}", "correct the program that chose them")
-    used = {each.name: each.cost(budgets.network, widths) / each.limit for each in budgets.limits}
+    used = {each.name: each.cost(widths) / each.limit for each in budgets.limits}
     return {**budgets.figures(widths), "budgets_used": used}
 
 

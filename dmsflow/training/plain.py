@@ -62,7 +62,7 @@ def build_plain_module(
         nodes[layer.name] = node
     graph.output(nodes[network.layers[-1].name])
     root.graph = graph
-    return root.eval()  # type: ignore[return-value]
+    return root.eval()
 
 
 def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Module:
