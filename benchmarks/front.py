@@ -32,8 +32,8 @@ import script
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
-from dmsflow.manifest import load_manifest
 from dmsflow.importing import load_network
+from dmsflow.manifest import load_manifest
 from dmsflow.searching.slopes import RULES, rule_widths
 from dmsflow.searching.widths import make_budgets
 from dmsflow.settings import SearchSettings, resolve
