@@ -108,6 +108,9 @@ class Output:
 class TooSlow(DmsflowError):
     """A device took longer than it may."""
 
+    def __init__(self, shell: Shell, limit_s: float) -> None:
+        super().__init__(shell.device, f"did not answer within {limit_s:.0f} s", "check that it is on and connected")
+
 
 def call_script(shell: Shell, script: str, *arguments: str, stdin: bytes = b"", limit_s: float = ANSWER_S) -> Output:
     """Run a script there, to its end.
@@ -130,8 +133,7 @@ def run_client(shell: Shell, command: Sequence[str], stdin: bytes, limit_s: floa
             command, input=stdin, capture_output=True, check=False, timeout=limit_s, start_new_session=True
         )
     except subprocess.TimeoutExpired as late:
-        what = f"did not answer within {limit_s:.0f} s"
-        raise TooSlow(shell.device, what, "see that it is on and reachable") from late
+        raise TooSlow(shell, limit_s) from late
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -187,9 +189,7 @@ def _read_path(shell: Shell, keeper: Popen[bytes], errors: IO[bytes]) -> str:
         chunk = os.read(keeper.stdout.fileno(), 4096) if ready else b""
         if not chunk:
             if not ready:
-                raise DmsflowError(
-                    shell.device, f"did not answer within {ANSWER_S:.0f} s", "check that it is on and connected"
-                )
+                raise TooSlow(shell, ANSWER_S)
             keeper.wait(LEAVE_S)
             errors.seek(0)
             raise shell.error(errors.read())
