@@ -65,7 +65,7 @@ class Shell:
         device: as errors call it.
         start: the command that takes a line for that shell as its last argument.
         errors: what is wrong and what would be right, by what the command writes then.
-        right: what would be right where it writes anything else, and what is wrong then.
+        right, wrong: the same where it writes anything else.
     """
 
     device: str
