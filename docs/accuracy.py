@@ -214,7 +214,8 @@ def _front_cell(cell: Row, seeds: int) -> list[tuple[str, ...]]:
     for method in ("searched", *RULES):
         rows, title = cell["methods"][method], "**searched**" if method == "searched" else method
         if not rows:
-            lines.append((_limits(cell), title, *[NONE] * 3, "not run", NONE, ""))
+            why = "refused" if method == "searched" and cell["refused"] else "not run"
+            lines.append((_limits(cell), title, *[NONE] * 3, why, NONE, ""))
             continue
         costs = [f"{figures.mean(rows, 'memory_mib'):.3f}", f"{figures.mean(rows, 'macs_m'):.1f}"]
         costs.append(f"{figures.mean(rows, 'predicted_latency_ms'):.3f}" if "profile" in cell else NONE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from studies import front
 
 from dmsflow import cli
 from dmsflow.errors import DmsflowError
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
+import accuracy  # noqa: E402
+
+sys.path.remove(str(DOCS))
 
 CELLS = (
     front.Cell("small", {"memory_mib": 0.078, "macs_m": 12.0, "profile": "epyc-litert", "latency_ms": 0.05}),
@@ -104,6 +111,8 @@ def test_interrupted_and_started_again_it_does_nothing_twice(
     assert not far["methods"]["searched"] and len(far["methods"]["equal"]) == 1
     assert far["refused"]["0"].startswith("these budgets lead to memory_mib 0.0")
     assert str(arguments) not in json.dumps(content), "no path of this machine is published"
+    page = accuracy.front(content)
+    assert "0.01 MiB (seed 0: these budgets lead to" in page and "| **searched** | 0.0" in page
     assert content["cost"]["search_seconds"] == 1.0 and content["cost"]["front_seconds"] == 2.0
 
 
