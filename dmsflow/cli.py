@@ -79,7 +79,6 @@ def widths_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """
     chosen = options.resolved(ctx, "search")
     out = ctx.params["out"] or shipped.default_out(source) / settings.name_budgets(chosen)
-    _check_one_of(ctx.params["resume"], ctx.params["force"])
     from dmsflow.searching import widths
 
     if ctx.params["dry_run"]:
@@ -153,11 +152,10 @@ def bench_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
 
 def _start_stage(ctx: click.Context, stage: str, source: Any, settings: Any, out: Path) -> None:
     """Print the plan of a stage, or do it and print the path of its manifest."""
-    given, out = ctx.params, ctx.params["out"] or out
-    _check_one_of(given["resume"], given["force"])
+    out = ctx.params["out"] or out
     if isinstance(source, Path):
         require_utf8("FILE", str(source.absolute()))
-    if given["dry_run"]:
+    if ctx.params["dry_run"]:
         _print_plan(stage, manifest.import_stage(stage).plan_stage(source, settings, out))
     else:
         click.echo(manifest.perform([stage], source, {stage: settings}, out, _flow(ctx)))
@@ -183,8 +181,8 @@ def profile_command(
     """
     from dmsflow.measuring import profiling
 
-    if force and (resume or add):
-        raise click.UsageError("--force measures everything again: use it without --resume and --add.")
+    if force and add:
+        raise click.UsageError("--force measures everything again: use it without --add.")
     chosen, out = options.resolved(ctx, "profile"), ctx.params["out"] or Path("profiles")
     if dry_run:
         _print_plan("profile", profiling.plan_profile(chosen, name, out, add=add))
@@ -198,14 +196,13 @@ def profile_command(
 @options.flow_options("runs/NETWORK-DATASET")
 @options.download_option
 @click.pass_context
-def run_command(ctx: click.Context, /, resume: bool, force: bool, dry_run: bool, **_: Any) -> None:
+def run_command(ctx: click.Context, /, dry_run: bool, **_: Any) -> None:
     """Run all four stages in one folder: search, train, export, bench.
 
     To change a setting that has no option here, use a preset or --set STAGE.NAME=VALUE.
 
     Example: dmsflow run --dataset cifar10 --memory-mib 0.08 --target arm64 --set train.epochs=60
     """
-    _check_one_of(resume, force)
     chosen = {record: options.resolved(ctx, record) for record in options.RUN_OPTIONS}
     source = chosen["data"]
     out = ctx.params["out"] or manifest.run_folder(chosen["search"].network, source.name)
@@ -244,11 +241,6 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         precision, threads = chosen["train"].precision, chosen["bench"].threads
         if why := predicted_latency.why_not_comparable(profile.load_profile(name), target.name, precision, threads):
             raise DmsflowError(f"--profile {name}", why, "choose another: dmsflow list profiles")
-
-
-def _check_one_of(resume: bool, force: bool) -> None:
-    if resume and force:
-        raise click.UsageError("--resume keeps finished stages and --force repeats them: use only one of them.")
 
 
 def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:

@@ -71,7 +71,7 @@ class SettingOption(click.Option):
 
 
 class StageCommand(click.Command):
-    """A command whose errors name the present form of an option or variable of an earlier version."""
+    """A command with `flow_options`; its errors name the present form of an option or variable of an earlier version."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -84,6 +84,8 @@ class StageCommand(click.Command):
             wrong = _explain_option(self, variable, variable.removeprefix(prefix).lower())
             if wrong and not ctx.resilient_parsing:  # which is that of shell completion
                 raise wrong
+        if ctx.params["resume"] and ctx.params["force"]:
+            raise click.UsageError("--resume keeps finished stages and --force repeats them: use only one of them.")
         return rest
 
 
