@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from dmsflow import terminal
 from dmsflow.deploying.target import Target, load_target
 from dmsflow.environment import describe_environment
 from dmsflow.errors import DmsflowError
-from dmsflow.files import UNREADABLE, read_bytes, write_atomically
+from dmsflow.files import UNREADABLE, locked, read_bytes, write_atomically
 from dmsflow.measuring import devices, grid, microbenchmarks
 from dmsflow.measuring.devices import Access, Measure
 from dmsflow.measuring.grid import Plane
@@ -40,6 +41,7 @@ from dmsflow.plugin import load_plugin
 from dmsflow.settings import ProfileSettings, with_present_names
 from dmsflow.terminal import format_threads, print_line
 
+NAME = re.compile(r"[^\W_][\w.-]*")
 BATCH = 24  # micro-benchmarks timed in one process
 KEPT = ("target", "precision", "device", "threads")  # settings that a profile has as well
 NOT_COMPARED = ("timeout_minutes", "check", "seed", "python")  # settings that measured times do not depend on
@@ -55,10 +57,12 @@ class State(History, kw_only=True):
 
     Attributes:
         settings: of the run; one with others does not resume it.
+        add: whether it adds to a profile.
         times: by the key of the micro-benchmark.
     """
 
     settings: dict[str, Any]
+    add: bool = False
     times: dict[str, Time] = msgspec.field(default_factory=dict)
 
     def sum_up(self, terms: Sum) -> tuple[float, float, float]:
@@ -102,16 +106,39 @@ def measure_profile(
         DmsflowError: no such device or target, or one that cannot run the micro-benchmarks; a profile of
             this name is there, or belongs to another device.
     """
-    path, saved = out / f"{name}.json", out / f"{name}.partial"
-    if resume and not add and path.exists() and not saved.exists():
+    path, _ = _paths(name, out)
+    with locked(out):
+        _measure(settings, name, out, command, resume=resume, force=force, add=add)
+    return path
+
+
+def _paths(name: str, out: Path) -> tuple[Path, Path]:
+    """Of the profile, and of what an interrupted run has measured."""
+    if not NAME.fullmatch(name):
+        raise DmsflowError(
+            f"--name {name}", "is not a name", "use letters, digits, dashes and underscores, such as pi5"
+        )
+    return out / f"{name}.json", out / f"{name}.partial"
+
+
+def _measure(
+    settings: ProfileSettings, name: str, out: Path, command: tuple[str, ...], *, resume: bool, force: bool, add: bool
+) -> None:
+    path, saved = _paths(name, out)
+    begun = saved.exists() and not force
+    if begun and not resume:
+        raise DmsflowError(saved, "is of an interrupted run", "use --resume to continue, or --force to start again")
+    if resume and not add and path.exists() and not begun:
         profile.load_profile(str(path))
-        return path  # it was done
-    before = _load_before(path, settings, free=force or (resume and saved.exists()), add=add)
+        return  # it was done
+    state = _load_state(saved, settings) if begun else State(settings=msgspec.to_builtins(settings), add=add)
+    before = _load_before(path, settings, free=force or begun, add=add or state.add)
     built_for = _load_target(settings)
     missing = grid.find_missing(settings, before)
     if not missing:
-        return path
-    state = _load_state(saved, settings) if resume and saved.exists() else State(settings=msgspec.to_builtins(settings))
+        return
+    if path.exists():
+        _save(saved, state)  # or --resume would take the old profile for this one
     built_for = msgspec.structs.replace(built_for, runner=devices.runner_of(built_for, settings))
     access = Access(python=settings.python, runner_file=settings.runner_file)
     with tempfile.TemporaryDirectory() as folder, devices.connect(settings.device, access) as measure:
@@ -143,12 +170,11 @@ def measure_profile(
     profile.save_profile(path, measured)
     saved.unlink(missing_ok=True)
     _print_errors(measured)
-    return path
 
 
 def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
     """What `measure_profile` would do, as rows of a label and a value; its errors, where known before measuring."""
-    path = out / f"{name}.json"
+    path, _ = _paths(name, out)
     before = profile.load_profile(str(path)) if add else None
     built_for = _load_target(settings)
     devices.find(settings.device)
@@ -216,16 +242,18 @@ def _load_target(settings: ProfileSettings) -> Target:
     return built_for
 
 
+def _save(saved: Path, state: State) -> None:
+    write_atomically(saved, msgspec.json.encode(state))
+
+
 def _load_state(saved: Path, settings: ProfileSettings) -> State:
     try:
         state = msgspec.json.decode(read_bytes(saved), type=State)
     except UNREADABLE as error:
-        raise DmsflowError(saved, f"is damaged ({error})", "start again without --resume") from error
+        raise DmsflowError(saved, f"is damaged ({error})", "start again with --force") from error
     recorded, wanted = with_present_names(state.settings), msgspec.json.decode(msgspec.json.encode(settings))
     if any(recorded.get(name) != wanted[name] for name in wanted if name not in NOT_COMPARED):
-        raise DmsflowError(
-            saved, "was started with other options", "use the same options, or start again without --resume"
-        )
+        raise DmsflowError(saved, "was started with other options", "use the same options, or start again with --force")
     return state
 
 
@@ -277,7 +305,7 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
         worse = before and watch.is_noisy(measured) and measured.baseline_ms > before.baseline_ms
         if before is None or (watch.is_noisy(before) and not worse):
             state.times[key] = measured
-    write_atomically(session.saved, msgspec.json.encode(state))
+    _save(session.saved, state)
     for file in files:
         Path(file.path).unlink()
 

@@ -49,7 +49,7 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     baseline_ms: float = msgspec.field(name="level_ms")  # the key of files that people have
 
 
-class History(msgspec.Struct, kw_only=True):
+class History(msgspec.Struct, kw_only=True, omit_defaults=True):  # JSON has no infinity
     """What a stopwatch knows about its device; an interrupted profile saves it.
 
     Attributes:

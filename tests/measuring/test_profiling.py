@@ -11,6 +11,7 @@ import pytest
 
 from dmsflow import cli
 from dmsflow.errors import DmsflowError
+from dmsflow.files import locked
 from dmsflow.importing import load_network
 from dmsflow.measuring import profiling
 from dmsflow.network import profile
@@ -209,6 +210,51 @@ def test_add_measures_wider_where_that_is_asked_for(device: Path, tmp_path: Path
     before = build_latency(network, measured(device, tmp_path)).widest()
     after = build_latency(network, measured(device, tmp_path, add=True, max_ratio=3.0)).widest()
     assert all(after[name] >= 3 * base > before[name] for name, base in network.widths.items())
+
+
+@pytest.mark.parametrize("job", [1, 10])
+def test_a_profile_with_force_that_is_killed_anywhere_leaves_the_old_one_and_goes_on(
+    device: Path, tmp_path: Path, job: int
+) -> None:
+    before = measured(device, tmp_path)
+    tell(device, interrupt=job, drift=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        measured(device, tmp_path, force=True, points=4)
+    assert profile.load_profile(str(tmp_path / "paper.json")) == before
+    with pytest.raises(
+        DmsflowError, match=r"paper\.partial: is of an interrupted run; use --resume to continue, or --fo"
+    ):
+        measured(device, tmp_path, points=4)
+    tell(device)
+    made = measured(device, tmp_path, resume=True, points=4)
+    assert made != before and heard(device)["jobs"] > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["paper.json", "paper.log", "paper.py"]
+
+
+def test_what_is_added_is_added_though_resume_does_not_say_so(device: Path, tmp_path: Path) -> None:
+    before = measured(device, tmp_path)
+    tell(device, interrupt=10)
+    both = ("vgg11", "resnet18")
+    with pytest.raises(KeyboardInterrupt):
+        measured(device, tmp_path, add=True, networks=both)
+    tell(device)
+    made = measured(device, tmp_path, resume=True, networks=both)
+    assert made.checked[:3] == before.checked and len(made.tables) > len(before.tables) and len(made.commands) == 2
+
+
+def test_one_profile_at_a_time_is_measured_in_a_folder(device: Path, tmp_path: Path) -> None:
+    (tmp_path / ".desk.json.x.partial").write_text("half")
+    with locked(tmp_path / "out"), pytest.raises(DmsflowError, match="out: is in use by another run of dmsflow; wait"):
+        measured(device, tmp_path / "out")
+    measured(device, tmp_path)
+    assert not (tmp_path / ".desk.json.x.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", ".hidden", "-x", "a b", "a\n", "a\x1b[31m", "/etc/x"])
+def test_a_name_that_is_none_is_refused(device: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DmsflowError, match="^--name .*: is not a name; use letters, digits, dashes and underscores"):
+        measured(device, tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_add_and_resume_together_add_what_is_lacking(device: Path, tmp_path: Path) -> None:
