@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from dmsflow import manifest, options, preset, settings
+from dmsflow import manifest, options, plugin, preset, settings
 from dmsflow.datasets import Dataset, arrays, load_dataset
 from dmsflow.datasets.arrays import make_dataset
 from dmsflow.errors import DmsflowError
@@ -26,7 +26,7 @@ from dmsflow.reporting import shipped
 from dmsflow.settings import Data
 from dmsflow.terminal import Listener, listening
 
-FLAGS = ("download", "force", "from_float", "operations", "resume", "tensorboard")
+FLAGS = ("download", "force", "from-float", "operations", "resume", "tensorboard", "trust")
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ def train(
     verbose: bool = False,
     resume: bool = False,
     force: bool = False,
+    trust: bool = False,
     **given: Any,
 ) -> Trained:
     """Train the network of a search.
@@ -205,11 +206,12 @@ def train(
         source: what `search` returned, the path of a search.json, or the name of a model that comes with dmsflow.
         out: folder for what is written; without it that of `source`.
         progress: is called with a `Progress` after every epoch.
+        trust: run the .py files that `source` names (docs/security.md).
         given: any setting of a training by its name (docs/settings.md), such as epochs=60.
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python(progress, verbose):
+    with _in_python(progress, verbose, trust):
         path, folder = _find(source, "train", out)
         flow = {"resume": resume, "force": force}
         return Trained(*_perform("train", path, [str(path)], given, folder, flow, preset=preset, effort=effort))
@@ -222,6 +224,7 @@ def export(
     verbose: bool = False,
     resume: bool = False,
     force: bool = False,
+    trust: bool = False,
     **given: Any,
 ) -> Exported:
     """Write a trained network as a model file.
@@ -232,7 +235,7 @@ def export(
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python(None, verbose):
+    with _in_python(None, verbose, trust):
         path, folder = _find(source, "export", out, given.get("target", settings.ExportSettings().target))
         flow = {"resume": resume, "force": force}
         return Exported(*_perform("export", path, [str(path)], given, folder, flow))
@@ -246,6 +249,7 @@ def bench(
     verbose: bool = False,
     resume: bool = False,
     force: bool = False,
+    trust: bool = False,
     **given: Any,
 ) -> Benched:
     """Measure a model file on a device.
@@ -257,7 +261,7 @@ def bench(
 
     The other arguments, and what is raised, are those of `search`.
     """
-    with _in_python(progress, verbose):
+    with _in_python(progress, verbose, trust):
         target = shipped.choose_target(settings.resolve(settings.BenchSettings, **_plain(given)))
         path, folder = _find(source, "bench", out, target)
         if shipped.is_model(path):
@@ -337,10 +341,8 @@ def _name_network(network: Any, folder: Path, source: Data) -> str:
 
 def _name_dataset(dataset: Any, folder: Path) -> str:
     """The name by which a chain loads the data set; images in memory are written to `folder` first."""
-    if isinstance(dataset, str):
-        return dataset
-    if isinstance(dataset, Path):
-        return f"image-folder:{dataset}"
+    if isinstance(dataset, (str, Path)):
+        return dataset if isinstance(dataset, str) else f"image-folder:{dataset}"
     if not isinstance(dataset, Dataset):
         if not (isinstance(dataset, tuple) and len(dataset) == 2):
             right = "give a name, a folder's path, a Dataset, or a pair (train, test)"
@@ -356,17 +358,16 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _in_python(progress: Listener | None = None, verbose: bool = False) -> Iterator[None]:
+def _in_python(progress: Listener | None = None, verbose: bool = False, trust: bool = False) -> Iterator[None]:
     """Print nothing inside, unless the caller wants to see it; errors speak of `force=True` instead of `--force`."""
-    quiet = progress or not verbose
     try:
-        with listening(progress or (lambda _: None)) if quiet else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if progress or not verbose:
+                stack.enter_context(listening(progress or (lambda _: None)))
+            if trust:
+                stack.enter_context(plugin.trusting())
             yield
     except DmsflowError as error:
-
-        def name(found: re.Match[str]) -> str:
-            argument = found[1].replace("-", "_")
-            return f"{argument}=True" if argument in FLAGS else argument
-
-        error.args = (re.sub(r"--([a-z][a-z-]*[a-z])", name, str(error)),)
+        text = re.sub(r"--([a-z-]+[a-z])", lambda it: it[1].replace("-", "_") + "=True" * (it[1] in FLAGS), str(error))
+        error.args = (text,)
         raise

@@ -179,6 +179,38 @@ def test_an_archive_that_lacks_an_array_names_it(tmp_path: Path) -> None:
         dmsflow.search(dataset=f"arrays:{tmp_path}/a.npz", out=tmp_path, **BASELINE)
 
 
+OWN = """
+from pathlib import Path
+from dmsflow.datasets import digits
+def load(argument, data, download):
+    Path(__file__).with_suffix(".ran").touch()
+    return digits.load(argument, data, download)
+"""
+
+
+@pytest.mark.slow
+def test_code_that_a_result_names_is_run_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    (tmp_path / "own.py").write_text(OWN)
+    found = dmsflow.search(dataset=str(tmp_path / "own.py"), out=tmp_path / "run", train_images=20, **BASELINE)
+    (ran := tmp_path / "own.ran").unlink()
+    given: dict[str, dict[str, Any]] = {
+        "train": {"epochs": 1, "batch_size": 20, "threads": 1},
+        "export": {"check_images": 10},
+        "bench": {"runs": 2, "baseline": False},
+    }
+    for name, settings in given.items():
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))  # of somebody who has never run it
+        stage = getattr(dmsflow, name)
+        with pytest.raises(
+            dmsflow.DmsflowError, match=r"not run that code before; .* use trust=True or set DMSFLOW_TR"
+        ):
+            stage(found, **settings)
+        assert not ran.exists()
+        found = stage(found, trust=True, **settings)
+        ran.unlink()
+
+
 def test_errors_name_arguments_not_options(tmp_path: Path) -> None:
     with pytest.raises(
         dmsflow.DmsflowError, match="setting memory: is unknown; use a name of docs/settings.md, such as memory_mib"
