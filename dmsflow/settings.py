@@ -249,12 +249,11 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision: Annotated[Precision, option("Measure binary networks, or the same widths in float32 (float).")] = (
         "binary"
     )
-    networks: Annotated[tuple[str, ...], option("Measure the fused blocks of these networks, separated by commas.")] = (
-        "vgg11",
-        "resnet18",
-    )
+    networks: Annotated[
+        tuple[str, ...], option("Measure the fused blocks of these networks, separated by commas.", min_length=1)
+    ] = ("vgg11", "resnet18")
     resolutions: Annotated[
-        tuple[Pixels, ...], option("Measure them for images of these pixels a side, separated by commas.")
+        tuple[Pixels, ...], option("Measure them for images of these pixels a side, separated by commas.", min_length=1)
     ] = (32,)
     channels: Annotated[Channels, option("Measure them for images of this many channels.")] = 3
     classes: Annotated[Channels, option("Measure them for this many classes.")] = 10

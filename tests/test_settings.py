@@ -67,6 +67,8 @@ def test_a_broken_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (SearchSettings, {"max_ratio": 1e9}, "setting max_ratio"),
         (BenchSettings, {"threads": 100_000}, "setting threads"),
         (ProfileSettings, {"channels": 10**9}, "setting channels"),
+        (ProfileSettings, {"networks": ()}, "setting networks"),
+        (ProfileSettings, {"resolutions": ()}, "setting resolutions"),
         (ProfileSettings, {"classes": 10**9}, "setting classes"),
         (Data, {"resolution": 10**9}, "setting resolution"),
         (Data, {"workers": 10**9}, "setting workers"),

@@ -58,7 +58,7 @@ def choose_place(settings: WeightSettings) -> Place:
         name = f"cuda:{processes.local()[0]}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which the device meta has none of
     except (RuntimeError, AssertionError) as error:
         right = "use auto, cpu, or a device that torch can use"
         raise DmsflowError(f"--device {name}", "is not available", right) from error
