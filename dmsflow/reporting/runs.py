@@ -122,7 +122,13 @@ class Run:
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """What the stage found, in present names; empty if it is not in the chain."""
-        return with_present_methods(self.stages[stage].metrics) if stage in self.stages else {}
+        found = with_present_methods(self.stages[stage].metrics) if stage in self.stages else {}
+        try:
+            msgspec.convert(found.get("comparison") or None, _Compared)
+        except msgspec.ValidationError as error:
+            where = f"{self.folder}: {stage}.json: comparison"
+            raise DmsflowError(where, str(error), "run the stage that writes the file again") from error
+        return found
 
     @property
     def method(self) -> str:
@@ -205,6 +211,24 @@ def costs_of(network: Network, widths: Mapping[str, int], *, binary: bool = True
     """Memory in MiB, and million multiply-accumulates for one image."""
     memory = cost.memory_bytes(network, widths, binary=binary)
     return float(memory / cost.MIB), float(cost.macs(network, widths) / 1e6)
+
+
+class _Row(msgspec.Struct, kw_only=True):
+    """What a report reads of a row of the comparison at the end of a search."""
+
+    name: str
+    widths: dict[str, int]
+    loss: float
+    top1_percent: float
+    loss_difference: float
+    standard_error: float
+    images: int
+    memory_mib: float
+    macs_m: float
+    budgets_used: dict[str, float] | None = None
+
+
+_Compared = Annotated[list[_Row], Meta(min_length=2)] | None  # the searched widths and a baseline
 
 
 def with_present_methods(metrics: Mapping[str, Any]) -> dict[str, Any]:

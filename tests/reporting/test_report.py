@@ -26,6 +26,7 @@ from tiny import build
 
 from dmsflow import cli, manifest, settings
 from dmsflow.environment import describe_environment
+from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
 from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
@@ -217,6 +218,37 @@ def test_where_a_run_was_made_and_settings_that_older_manifests_lack_tell_nothin
     together, apart = runs.collect([tmp_path])
     assert (together.label, apart.label) == ("equal, 0.1 MiB", "equal, 0.2 MiB")
     assert [run.label for run in together.runs] == ["equal, 0.1 MiB (0)", "equal, 0.1 MiB (1)"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("widths", None),
+        ("widths", 10**30),
+        ("memory_mib", None),
+        ("standard_error", ...),
+        ("budgets_used", {"x": None}),
+    ],
+)
+def test_a_damaged_comparison_is_one_line(tmp_path: Path, field: str, value: Any) -> None:
+    path = write(tmp_path / "run", "gradient", top1=None)
+
+    def damage(content: dict[str, Any]) -> None:
+        row = content["metrics"]["comparison"][1]
+        row |= {field: value}
+        if value is ...:
+            del row[field]
+
+    rewrite(path, damage)
+    with pytest.raises(DmsflowError, match=r"comparison.*; run the stage that writes the file again$"):
+        report.write_report([path], None)
+
+
+def test_a_comparison_with_nothing_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", "gradient", top1=None)
+    rewrite(path, lambda content: content["metrics"]["comparison"].__delitem__(slice(1, 3)))
+    with pytest.raises(DmsflowError, match=r"run: search.json: comparison: Expected `array` of length >= 2; run the"):
+        report.write_report([path], None)
 
 
 def test_a_run_of_an_earlier_version_is_shown_in_present_names(tmp_path: Path) -> None:
