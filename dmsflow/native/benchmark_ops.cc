@@ -543,7 +543,8 @@ bool prepare_resize(Step& step, const Table& options) {
   const bool align = options.number<uint8_t>(kFirst), half = options.number<uint8_t>(kFirst + 1);
   if (align && half) return wrong(step, "with corners aligned, and half pixels");
   if (!same_scale(in, out)) return untyped(step);
-  if (rank_of(in) != 4 || !has_shape(out, side_of(in, 0), side_of(out, 1), side_of(out, 2), side_of(in, 3)))
+  if (rank_of(in) != 4 || rank_of(out) != 4 ||
+      !has_shape(out, side_of(in, 0), side_of(out, 1), side_of(out, 2), side_of(in, 3)))
     return misfit(step);
   step.resize = {side_of(in, 0), side_of(in, 1), side_of(in, 2), side_of(in, 3), side_of(out, 1), side_of(out, 2),
                  align, half};

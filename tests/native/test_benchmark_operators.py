@@ -464,6 +464,7 @@ def test_all_operators_that_are_lacking_are_named_at_once(sanitized_benchmark: t
         ("RELU", [Tensor([2, 3], "float16")], {}, "is float16; this program takes float32, int32 and int8"),
         ("RESHAPE", [Tensor([7, 3])], {}, "shapes that do not fit"),
         ("RESIZE_BILINEAR", [Tensor([2, 3]), constant([1, 1])], {}, "shapes that do not fit"),
+        ("RESIZE_BILINEAR", [Tensor([1, 9, 9, 5]), constant([2, 3])], {}, "shapes that do not fit"),
         ("PAD", [Tensor([2, 3]), constant([[0, 0], [0, -1]])], {}, "shapes that do not fit"),
         ("PAD", [Tensor([2, 3]), constant([[2**31 - 1, 2**31 - 1]] * 2)], {}, "shapes that do not fit"),
         ("DEPTHWISE_CONV_2D", [Tensor([1, 2, 2, 3]), constant(np.ones((1, 1, 1, 3)), "float32")], {}, "a stride"),
