@@ -223,7 +223,9 @@ def _value(holder: Any, key: Any) -> Any:
 
 def _damage_field(model: Any, chance: random.Random) -> None:
     found = _fields(model)
-    label = chance.choice(sorted({label for label, holder, key in found if _value(holder, key) is not None}))
+    labels = sorted({label for label, holder, key in found if _value(holder, key) is not None})
+    deep = [label for label in labels if "Options" in label or label.startswith(("TensorT.shape", "BufferT"))]
+    label = chance.choice(deep if deep and chance.randrange(2) else labels)  # half of them in what kernels go by
     alike = [(holder, key) for name, holder, key in found if name == label]
     holder, key = chance.choice(alike)
     write = holder.__setitem__ if isinstance(holder, list) else partial(setattr, holder)
