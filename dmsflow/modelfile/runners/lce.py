@@ -35,9 +35,9 @@ class Session:
         self.interpreter, self.inputs = interpreter, inputs
         self.input_shape: tuple[int, ...] = tuple(interpreter.input_shapes[0])
 
-    def run(self, *values: NDArray[Any]) -> NDArray[Any]:
+    def run(self, *images: NDArray[Any]) -> NDArray[Any]:
         """The first output, [batch, classes], for an array of each of `inputs`."""
-        logits: NDArray[Any] = self.interpreter.predict([*map(np.ascontiguousarray, values)])[0]
+        logits: NDArray[Any] = self.interpreter.predict([*map(np.ascontiguousarray, images)])[0]
         return logits
 
 
