@@ -99,7 +99,7 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 	    $$found -m venv --clear .venv || exit 1; \
 	fi; \
-	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,onnx,device,report,tensorboard,dev]'
+	DMSFLOW_NO_NATIVE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,onnx,device,report,tensorboard,slurm,dev]'
 	@touch $@
 
 # A cross compiler that was installed since: the program for phones can be built now.

@@ -21,9 +21,8 @@ from dmsflow import __version__, doctor, environment, manifest, options, setting
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError, printable, require_utf8, within_memory
 from dmsflow.reporting import shipped
+from dmsflow.sweeping.command import FILE, sweep_command
 from dmsflow.terminal import end_interrupted, interruptible, lasting_streams, print_table, write_anything
-
-FILE = click.Path(path_type=Path)
 
 
 @click.group(
@@ -59,8 +58,7 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 
     Example: dmsflow search --network vgg11 --dataset cifar10 --memory-mib 0.08 --macs-m 16
     """
-    chosen = options.resolved(ctx, "search")
-    data = options.resolved(ctx, "data")
+    chosen, data = options.resolved(ctx, "search"), options.resolved(ctx, "data")
     _start_stage(ctx, "search", data, chosen, manifest.run_folder(chosen.network, data.name))
 
 
@@ -247,6 +245,9 @@ def _print_plan(stage: str, rows: Iterable[tuple[str, object]]) -> None:
     print_table(f"plan of {stage}", (), rows)
 
 
+cli.add_command(sweep_command)
+
+
 @cli.command("list")
 @click.argument(
     "kind", type=click.Choice(["networks", "datasets", "targets", "profiles", "devices", "presets", "models"])
@@ -336,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(within_memory())
-                if "TORCHELASTIC_RUN_ID" in os.environ:
+                if "TORCHELASTIC_RUN_ID" in os.environ and given[:1] != ["sweep"]:
                     stack.enter_context(importlib.import_module("dmsflow.training.processes").joined(*given[:1]))
                 obj = ("dmsflow", *map(printable, given))
                 return cli.main(given, prog_name="dmsflow", standalone_mode=False, obj=obj) or 0
@@ -358,8 +359,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ImportError):
         module = (error.name or "").split(".")[0]
         if extra := environment.extra_of(module):
-            absent = isinstance(error, ModuleNotFoundError)
-            what = "is not installed" if absent else f"cannot be imported ({error})"
+            what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
             return _say(f"{module}: {what}; pip install 'dmsflow[{extra}]'")
     if isinstance(error, OSError):
         where = error.filename or "a file or connection"

@@ -71,6 +71,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "device": ("ai_edge_litert",),
     "report": ("matplotlib",),
     "tensorboard": ("tensorboard",),
+    "slurm": ("submitit",),
 }
 
 # Where the distribution has another name than the module.

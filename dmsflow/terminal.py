@@ -294,6 +294,6 @@ def interruptible() -> Iterator[list[int]]:
 def end_interrupted(arguments: Sequence[str], received: Sequence[int]) -> int:
     """Say how to go on after an interruption of the command line; the exit code."""
     again = shlex.join(word for word in ("dmsflow", *arguments) if word not in ("--force", "--resume"))
-    resumable = arguments[:1] and arguments[0] in ("search", "train", "export", "bench", "run", "profile")
+    resumable = arguments[:1] and arguments[0] in ("search", "train", "export", "bench", "run", "profile", "sweep")
     print_line("dmsflow: interrupted" + f"; resume with: {again} --resume" * bool(resumable))
     return 128 + signal.SIGTERM if signal.SIGTERM in received else 1

@@ -63,7 +63,19 @@ def page() -> str:
     sections = [INTRODUCTION, _section(None)]
     sections += [
         _section(name)
-        for name in ("run", "search", "train", "export", "bench", "profile", "report", "show", "list", "doctor")
+        for name in (
+            "run",
+            "search",
+            "train",
+            "export",
+            "bench",
+            "sweep",
+            "profile",
+            "report",
+            "show",
+            "list",
+            "doctor",
+        )
     ]
     return "\n".join(sections)
 

@@ -14,7 +14,18 @@ ROOT = Path(__file__).parent.parent
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of tree -->"
 # As one uses them, then what they build on; a new package comes last.
-ORDER = ("searching", "training", "deploying", "measuring", "reporting", "network", "datasets", "modelfile", "native")
+ORDER = (
+    "searching",
+    "training",
+    "deploying",
+    "measuring",
+    "reporting",
+    "sweeping",
+    "network",
+    "datasets",
+    "modelfile",
+    "native",
+)
 WIDTH = 120  # of a line
 COLUMN = 20  # where descriptions begin: behind the longest name, indented twice
 

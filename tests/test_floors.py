@@ -25,22 +25,24 @@ FLOORS = (
     ("searching",),
     ("reporting", "doctor"),
     ("options",),
+    ("sweeping",),
     ("api", "cli", "__main__"),
 )
 STAGES = ("searching/search", "training/train", "deploying/export", "measuring/bench")
 HOMES = {
-    # datasets/_torchvision imports torchvision's readers, which bring torch.
-    "torch": {"training", "searching", "importing/module", "datasets/_torchvision"},
+    # datasets/_torchvision imports torchvision's readers, which bring torch; sweeping/claims has torchrun's store.
+    "torch": {"training", "searching", "importing/module", "datasets/_torchvision", "sweeping/claims"},
     "torchvision": {"datasets/_torchvision"},
     "onnx": {"deploying/exporters/_onnx_graph", "modelfile/onnx_reader", "modelfile/runners/onnxruntime"},
     "onnxruntime": {"modelfile/runners/onnxruntime"},
     "flatbuffers": {"deploying/exporters/_flatbuffer"},
     "tensorflow": {"deploying/exporters/official/child"},
     "larq_compute_engine": {"deploying/exporters/official/child"},
-    "click": {"cli", "options"},
+    "click": {"cli", "options", "sweeping/command"},
     "matplotlib": {"reporting/figures"},
     "rich": {"terminal"},
     "sklearn": {"datasets/digits"},
+    "submitit": {"sweeping/launch"},
     # environment asks git for the commit; doctor tries native libraries where they can crash alone.
     "subprocess": {
         "environment",
@@ -48,6 +50,7 @@ HOMES = {
         "deploying/exporters/official/convert",
         "measuring/devices",
         "modelfile/runners/_witness",
+        "sweeping/work",
     },
 }
 

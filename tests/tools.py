@@ -103,6 +103,7 @@ NEED_TORCH = (
     "network/test_latency.py",
     "network/test_architectures.py::test_resnet18_goes_through_all_stages_at_224_pixels",
     "searching",
+    "sweeping/test_sweep.py",
     "test_api.py",
     "test_cli.py::test_a_missing_file[train]",
     "test_cli.py::test_a_dry_run_writes_nothing_and_decodes_nothing",

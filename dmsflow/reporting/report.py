@@ -2,6 +2,7 @@
 
     runs.py        the chains in the folders given, in groups that differ in their seed alone
     sections.py    result, accuracy, widths, size, files, comparison, facts
+    fronts.py      the front of each device, over milliseconds, memory and MACs
     rounds.py      what happened over the rounds of searches
     result.py      the result in words: its cost, and whether it beat the baselines
     figures.py     plain numbers as drawings, with matplotlib
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import read_bytes, write_atomically, writing
-from dmsflow.reporting import page, rounds, sections
+from dmsflow.reporting import fronts, page, rounds, sections
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group, collect
 from dmsflow.reporting.sections import Section, all_runs
@@ -29,6 +30,7 @@ from dmsflow.reporting.shipped import default_out
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("result", "Result", sections.result_section),
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
+    ("fronts", "Front of each device", fronts.fronts_section),
     ("widths", "Widths per layer", sections.widths_section),
     ("error", "Error over the search", rounds.error_section),
     ("rounds", "μ ± σ of every width", rounds.rounds_section),

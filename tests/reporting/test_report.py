@@ -32,7 +32,7 @@ from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
-from dmsflow.reporting import figures, page, report, runs, sections
+from dmsflow.reporting import figures, fronts, page, report, runs, sections
 from dmsflow.reporting import rounds as over_rounds
 from dmsflow.settings import Data
 
@@ -40,7 +40,19 @@ VGG11: Network = load_plugin("networks", "vgg11").build(1, 32, 10)
 SMALL = build(1, 32, 10)
 DATA = Data(name="digits", train_images=200)
 ROUNDS = 4
-SECTIONS = ("result", "accuracy", "widths", "error", "rounds", "budgets", "size", "files", "comparison", "facts")
+SECTIONS = (
+    "result",
+    "accuracy",
+    "fronts",
+    "widths",
+    "error",
+    "rounds",
+    "budgets",
+    "size",
+    "files",
+    "comparison",
+    "facts",
+)
 
 
 # --- chains, written by hand --------------------------------------------------------------------
@@ -335,8 +347,8 @@ def test_every_section_is_there(text: str) -> None:
     assert tuple(re.findall(r'<h2 id="([\w-]+)">', text)) == SECTIONS
     reader = Reader(text)
     drawn = [attributes for tag, attributes in reader.tags if tag == "svg"]
-    # accuracy, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size
-    assert len(drawn) == 2 + 3 + 2 + 8 * 3 + 1 + 3
+    # accuracy, a front, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size
+    assert len(drawn) == 2 + 3 + 3 + 2 + 8 * 3 + 1 + 3
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
     assert text.count("<figcaption>") == text.count("<figure")
 
@@ -385,6 +397,35 @@ def test_a_searched_network_stands_beside_the_best_trained_baseline(tmp_path: Pa
     assert facts_of(content, "gradient, 0.1 MiB")["trained baselines"] == words
     content = report.write_report([tmp_path / "gradient-0", tmp_path / "equal-0"], None).read_text("utf-8")
     assert facts_of(content, "gradient, 0.1 MiB")["trained baselines"].endswith("one seed does not say")
+
+
+def measured(folder: Path, ms: float, method: str, seed: int = 0, top1: float = 50.0, **chosen: Any) -> None:
+    """A chain with its bench, which took so long."""
+    path = write(folder, method, seed, top1=top1, bench=True, **chosen)
+    rewrite(path, lambda content: content["metrics"].update(latency_ms_median=ms))
+
+
+def test_the_front_of_a_device_has_seeds_as_whiskers_and_baselines_beside_it(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        measured(tmp_path / f"gradient-{seed}", 0.2, "gradient", seed, 60.0 + 2 * seed)
+    measured(tmp_path / "gradient-1-again", 0.4, "gradient", 1, 62.0)  # counts once, with its mean
+    measured(tmp_path / "equal", 0.1, "equal", top1=50.0)
+    measured(tmp_path / "uniform", 0.5, "uniform", top1=40.0)
+    panels, table = fronts.fronts_section(runs.collect([tmp_path]))
+    assert isinstance(panels, sections.Panels) and isinstance(table, str)
+    assert [panel.name for panel in panels.panels] == ["front-ms", "front-mib", "front-macs"]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    shown = {row[0].partition(",")[0]: (*row[1:5], row[-1]) for row in rows if row}
+    assert shown["gradient"] == ("2", "61.00", "1.41", "0.250", "ms, MiB, M MACs")
+    assert shown["equal"][:4] == ("1", "50.00", "–", "0.100") and "ms" in shown["equal"][-1]
+    assert shown["uniform"][:4] == ("1", "40.00", "–", "0.500") and "ms" not in shown["uniform"][-1].split(", ")
+
+
+def test_one_setting_of_a_device_has_no_front(tmp_path: Path) -> None:
+    measured(tmp_path / "one", 0.2, "gradient")
+    assert fronts.fronts_section(runs.collect([tmp_path])) == (
+        "no two settings are measured on the same device (dmsflow bench)"
+    )
 
 
 def test_files_of_one_training_are_one_seed_and_stand_apart(tmp_path: Path) -> None:
@@ -607,6 +648,7 @@ def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
     left = re.findall(r"<li>(.*?)</li>", content)
     assert [line.partition(":")[0] for line in left] == [
         "Accuracy against memory",
+        "Front of each device",
         "Error over the search",
         "μ ± σ of every width",
         "Cost against the budgets",
@@ -775,7 +817,8 @@ def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
     content = genuine.read_text("utf-8")
-    assert tuple(re.findall(r'<h2 id="([\w-]+)">', content)) == SECTIONS
+    found = re.findall(r'<h2 id="([\w-]+)">', content)
+    assert found == [*(name for name in SECTIONS if name != "fronts"), "left-out"]  # one setting has no front
     for name in ("error-1", "error-2", "mu-1-a", "mu-1-b", "budget-memory", "budget-macs"):
         assert f'id="{name}-' in content, name
 
