@@ -9,7 +9,7 @@ from pathlib import Path
 from dmsflow import datasets, manifest
 from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
-from dmsflow.network.network import load_network
+from dmsflow.importing import load_network
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.slopes import rule_widths
 from dmsflow.searching.widths import make_budgets
