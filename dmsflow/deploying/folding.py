@@ -23,6 +23,7 @@ from dmsflow.network import blocks
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, STANDARDISATION_EPS, Layer, Network, out_widths, value
 
 LARGEST_PIXEL = 255
+LARGEST_WEIGHT = 1e9  # no training has one near it, and products of two or three such stay within float32
 
 Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
@@ -100,8 +101,9 @@ class TrainedWeights:
         array = np.asarray(self.weights[name], np.float64)
         if array.shape != shape:
             raise DmsflowError(name, f"has shape {list(array.shape)}, but the widths need {list(shape)}", right)
-        if not np.isfinite(array).all():
-            raise DmsflowError(name, "has values that are not finite", "train again, with a smaller learning rate")
+        if not (abs(array) <= LARGEST_WEIGHT).all():
+            what = "has values that are not finite" if not np.isfinite(array).all() else f"has {abs(array).max():.3g}"
+            raise DmsflowError(name, what, "train again, with a smaller learning rate")
         return array
 
     def filters(self, layer: Layer) -> Float64:

@@ -211,6 +211,7 @@ def test_done_is_not_done_again_unless_forced(vgg, tmp_path):
     [
         (lambda tensors: tensors.pop("conv3.weight"), r"conv3\.weight: is not among the trained weights"),
         (lambda tensors: tensors["conv3.weight"].fill(np.nan), r"conv3\.weight: has values that are not finite"),
+        (lambda tensors: tensors["dense.weight"].fill(1e38), r"dense\.weight: has 1e\+38; train again"),
         (lambda tensors: tensors["quantize2.alpha"].fill(-1), r"quantize2\.alpha: is -1"),
     ],
 )
