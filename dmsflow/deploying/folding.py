@@ -23,7 +23,7 @@ from dmsflow.network import blocks
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, STANDARDISATION_EPS, Layer, Network, out_widths, value
 
 LARGEST_PIXEL = 255
-LARGEST_WEIGHT = 1e9  # no training has one near it, and products of two or three such stay within float32
+LARGEST_WEIGHT = 1e9  # no training has one near it, and the products that are folded then fit into float32
 
 Weights = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
@@ -234,9 +234,9 @@ def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs:
     if tail.half is not None:
         thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
         return [replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds), *tail.pool]
-    multiplier = _narrow(layer.name, scale / 2)
+    multiplier = (scale / 2).astype(np.float32)
     bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
-    return [replace(conv, multiplier=multiplier, bias=_narrow(layer.name, bias)), *tail.pool]
+    return [replace(conv, multiplier=multiplier, bias=bias.astype(np.float32)), *tail.pool]
 
 
 def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:
@@ -278,7 +278,7 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "max_pool":
             return _max_pool(layer, inputs, binary=False)
         case "dense":
-            weight, bias = (_narrow(name, array) for array in trained.dense(layer))
+            weight, bias = (array.astype(np.float32) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
     kinds: dict[str, Callable[..., GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
     return kinds.get(layer.op, integer_graph.AveragePool)(name=name, inputs=inputs)
@@ -293,14 +293,5 @@ def _window(layer: Layer) -> dict[str, Any]:
 
 
 def _scale(name: str, inputs: tuple[str, ...], gain: Float64, shift: Float64) -> integer_graph.Scale:
-    return integer_graph.Scale(name=name, inputs=inputs, multiplier=_narrow(name, gain), bias=_narrow(name, shift))
-
-
-def _narrow(where: str, values: Float64) -> integer_graph.Float32:
-    """In float32, if it can hold them."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        what = "has a scale that is too large for float32"
-        raise DmsflowError(where, what, "train again, with a smaller learning rate")
-    return narrow
+    multiplier, bias = gain.astype(np.float32), shift.astype(np.float32)
+    return integer_graph.Scale(name=name, inputs=inputs, multiplier=multiplier, bias=bias)
