@@ -455,7 +455,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the tries: 0.1 is a tenth")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--only", choices=PARTS, help="one part; the rows of the others stay in --out")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--keep", type=Path, default=Path("runs/campaign"), help="folder for the first faults")
     parser.add_argument("--built", type=Path, help="folder for the native parts with sanitizers; a temporary one")
@@ -475,10 +475,21 @@ def main() -> None:
     lines = [(row["kind"], str(row["tries"]), str(row["faults"]), ", ".join(row["kinds"])) for row in rows]
     print_table(f"campaign, seed {given.seed}", ("kind", "tries", "faults", "which"), lines, stream=sys.stdout)
     if given.out:
-        content = {"seed": given.seed, "share": given.share, "rows": rows, "environment": describe_environment()}
+        done = [{**row, "environment": describe_environment()} for row in rows]
+        content = {"seed": given.seed, "share": given.share, "rows": [*keep_rows(given, done), *done]}
         write_atomically(given.out, (json.dumps(content, indent=1) + "\n").encode())
     if faults := sum(row["faults"] for row in rows):
         raise DmsflowError("campaign", f"{faults} faults", f"see {given.keep} for the first of each kind")
+
+
+def keep_rows(given: argparse.Namespace, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of other parts that `--only` has left in the file, if they are of as many tries."""
+    if not given.only or not given.out.exists():
+        return []
+    before = json.loads(given.out.read_text())
+    kinds = {row["kind"] for row in done}
+    is_same = (before["seed"], before["share"]) == (given.seed, given.share)
+    return [row for row in before["rows"] if row["kind"] not in kinds] if is_same else []
 
 
 if __name__ == "__main__":

@@ -326,3 +326,22 @@ def _startup(content: Any) -> tuple[str, str]:
     took = f"`dmsflow --help` takes {content['seconds']:.2f} s (best of {content['runs']})"
     before = f"{took} in a fresh environment without {', '.join(absent)} and {last}:"
     return before, f"{figures.machine([content['environment']], 'python')}."
+
+
+def campaign(content: Any) -> str:
+    """Of benchmarks/campaign.py."""
+    return figures.part("## Damaged files, kills and limits", "make campaign", content and _campaign(content))
+
+
+def _campaign(content: Any) -> tuple[str, str]:
+    rows = content["rows"]
+    tries, faults = (sum(row[name] for row in rows) for name in ("tries", "faults"))
+    before = (
+        f"Of {tries:,} tries, {faults:,} ended in a fault: a traceback, another exit code than 0 to 3, an error of several "
+        "lines, a hang, memory without bounds, control characters for a terminal, a file that is not whole, a resumed run "
+        f"that differs from an uninterrupted one, or a report of a sanitizer. Seed {content['seed']}:"
+    )
+    cells = [(row["kind"], f"{row['tries']:,}", f"{row['faults']:,}", f"{row['seconds']:,}") for row in rows]
+    head = ("kind", "tries", "faults", "seconds")
+    environments = [row["environment"] for row in rows]
+    return before, f"{figures.machine(environments, 'python')}.\n\n{figures.table(head, cells)}"

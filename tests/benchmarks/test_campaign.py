@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import campaign
 import forked
 import mutation
 import pytest
@@ -30,6 +32,16 @@ def test_a_part_of_the_campaign_finds_no_fault(tmp_path: Path, sanitized_folder:
     rows = json.loads((tmp_path / "campaign.json").read_text())["rows"]
     assert sum(row["tries"] for row in rows) > 100 and not (tmp_path / "kept").exists()
     assert {row["kind"]: row["tries"] for row in rows}["phone program, sanitised"] == 10
+
+
+def test_one_part_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
+    given = argparse.Namespace(only="kills", seed=1, share=0.5, out=tmp_path / "campaign.json")
+    assert campaign.keep_rows(given, []) == []
+    rows = [{"kind": "logs"}, {"kind": "kills of run"}]
+    given.out.write_text(json.dumps({"seed": 1, "share": 0.5, "rows": rows}))
+    assert campaign.keep_rows(given, [{"kind": "kills of run"}]) == [{"kind": "logs"}]
+    assert campaign.keep_rows(argparse.Namespace(**{**vars(given), "only": None}), []) == []
+    assert campaign.keep_rows(argparse.Namespace(**{**vars(given), "seed": 2}), []) == []
 
 
 LINE = b"dmsflow: a.json: is missing; put it back\n"

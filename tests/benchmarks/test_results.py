@@ -103,6 +103,17 @@ def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     assert (Path(__file__).parents[2] / "benchmarks" / f"{name.split('-quick')[0].replace('-', '_')}.py").is_file()
 
 
+def test_a_campaign_is_counted_by_kind() -> None:
+    assert "Not run yet" in timing.campaign(None) and "make campaign" in timing.campaign(None)
+    where = {"date": "2026-01-02", "processor": "Z80", "commit": "abc1234", "versions": {"dmsflow": "1.2"}}
+    rows = [
+        {"kind": kind, "tries": tries, "faults": faults, "kinds": {}, "seconds": 5, "environment": where}
+        for kind, tries, faults in (("logs", 1000, 0), ("kills of run", 40, 2))
+    ]
+    text = timing.campaign({"seed": 3, "share": 1.0, "rows": rows})
+    assert "Of 1,040 tries, 2 ended in a fault" in text and row(text, "logs") == ["logs", "1,000", "0", "5"]
+
+
 def row(text: str, *words: str) -> list[str]:
     (line,) = (line for line in text.splitlines() if line.startswith("|") and all(word in line for word in words))
     return [cell.strip() for cell in line.strip("|").split("|")]
