@@ -23,15 +23,15 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.slow
 def test_a_part_of_the_campaign_finds_no_fault(tmp_path: Path, sanitized_folder: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "campaign.py"), "--share", "0.01", "--seed", "7"]
+    command = [sys.executable, str(BENCHMARKS / "campaign.py"), "--share", "0.001", "--seed", "7"]
     command += ["--out", str(tmp_path / "campaign.json"), "--keep", str(tmp_path / "kept")]
     command += ["--built", str(sanitized_folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "campaign.json").read_text())["rows"]
-    assert sum(row["tries"] for row in rows) > 100 and not (tmp_path / "kept").exists()
-    assert {row["kind"]: row["tries"] for row in rows}["phone program, sanitised"] == 10
+    assert sum(row["tries"] for row in rows) > 20 and not (tmp_path / "kept").exists()
+    assert {row["kind"]: row["tries"] for row in rows}["phone program, sanitised"] == 1
 
 
 def test_one_part_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
