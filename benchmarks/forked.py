@@ -186,8 +186,9 @@ def torn(folder: Path) -> str | None:
     return None
 
 
+# Steps, and the widths of a profile's tables, follow from times: at which widths those grow.
 VOLATILE = re.compile(
-    r".*seconds?.*|date|commit|drift_percent|temperature_c|sha256|size_bytes|command|commands|(.*_)?ms(_.*)?|.*spread.*|peak_.*|machine|latency_.*"
+    r".*seconds?.*|date|commit|steps|inputs|outputs|drift_percent|temperature_c|sha256|size_bytes|command|commands|(.*_)?ms(_.*)?|.*spread.*|peak_.*|machine|latency_.*"
 )
 TIMES = ("bench-timings.json",)  # a file of nothing but times
 
