@@ -21,7 +21,7 @@ from dmsflow import __version__, doctor, environment, manifest, options, setting
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError, printable, require_utf8, within_memory
 from dmsflow.reporting import shipped
-from dmsflow.sweeping.command import FILE, sweep_command
+from dmsflow.sweeping.command import COUNT, FILE, sweep_command
 from dmsflow.terminal import end_interrupted, interruptible, lasting_streams, print_table, write_anything
 
 
@@ -265,10 +265,10 @@ def list_command(kind: str) -> None:
 @cli.command("show")
 @click.argument("source", metavar="[FILE]", required=False, type=options.Source())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; for a manifest, an array with its parents first.")
-@click.option("--network", help="Print this network instead of a file: its layers, widths, memory and MACs.")
-@click.option("--channels", default=3, show_default=True, help="Print the network for images of so many channels.")
-@click.option("--resolution", default=32, show_default=True, help="Print it for images of so many pixels a side.")
-@click.option("--classes", default=10, show_default=True, help="Print it for so many classes.")
+@click.option("--network", help="Print this network, or what a PyTorch module becomes (net.py:Net), instead of a file.")
+@click.option("--channels", type=COUNT, default=3, show_default=True, help="With --network: channels of the images.")
+@click.option("--resolution", type=COUNT, default=32, show_default=True, help="With --network: their pixels a side.")
+@click.option("--classes", type=COUNT, default=10, show_default=True, help="With --network: the number of classes.")
 def show_command(
     source: Path | None, as_json: bool, network: str | None, channels: int, resolution: int, classes: int
 ) -> None:

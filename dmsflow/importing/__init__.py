@@ -22,7 +22,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     Raises:
         DmsflowError: no such network, or it does not fit such images.
     """
-    images = channels, resolution, classes
+    name, images = name.removesuffix(":"), (channels, resolution, classes)
     if name.endswith(".json"):
         network = read_network(Path(name))
         made_for = network.channels, network.resolution, network.classes
@@ -33,7 +33,11 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     file, colon, attribute = name.rpartition(":")
     if colon and (file == TORCHVISION or file.endswith(".py")):
         return _load_module(name, file, attribute, *images)
-    network = plugin.call(name, plugin.load_plugin("networks", name).build, *images)
+    defined = plugin.load_plugin("networks", name, defines=())
+    if not hasattr(defined, "build"):
+        right = f"define build(channels, resolution, classes) -> Network, or name a PyTorch module in it: {name}:NAME"
+        raise DmsflowError(name, "has no build()", right)
+    network = plugin.call(name, defined.build, *images)
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
     return network
@@ -61,8 +65,7 @@ def _make_torchvision(name: str, classes: int) -> Any:
     from dmsflow.importing.module import make_without_memory
 
     models = import_torchvision().models
-    known = models.list_models(module=models)
-    if name not in known:
-        right = f"use one of {', '.join(known)}"
+    if name not in models.list_models(module=models):
+        right = "use a classifier of torchvision.models, such as resnet18"
         raise DmsflowError(f"{TORCHVISION}:{name}", "is unknown", right)
     return make_without_memory(lambda: models.get_model(name, weights=None, num_classes=classes))

@@ -11,8 +11,11 @@ Layers have the names that the module gives them: "layer1.0.conv1".
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +27,7 @@ from dmsflow.network.network import INPUT, Layer, Network
 
 SUPPORTED = "Conv2d, BatchNorm2d, ReLU, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
 PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
-FLATTENED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unflatten")
+RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
 # What to write instead of common operations; the others get the list of what is supported.
 INSTEAD = {
     **dict.fromkeys(("cat", "concat", "stack"), "add tensors of the same channels instead of joining their channels"),
@@ -32,7 +35,14 @@ INSTEAD = {
         ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "prelu", "mish", "hardtanh"),
         "use a ReLU, which becomes the quantizer of the next binary convolution",
     ),
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave gates such as squeeze-and-excite out"),
+    **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave scaling and gates such as squeeze-and-excite out"),
+    **dict.fromkeys(("sub", "div", "neg"), "leave arithmetic other than additions out; images are normalised for you"),
+    **dict.fromkeys(("softmax", "log_softmax"), "end in the Linear layer: the loss has the softmax"),
+    **dict.fromkeys(("clamp", "clamp_min", "maximum"), "use a ReLU"),
+    "mean": "average over all pixels, as mean((2, 3)) does",
+    **dict.fromkeys(RESHAPED, "flatten all pixels at once, in front of a Linear layer"),
+    **dict.fromkeys(("wrap_with_set_grad_enabled", "wrap_with_autocast"), "leave no_grad and autocast out of forward"),
+    "pad": "give the padding to the convolution, with zeros",
     "avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
     "adaptive_avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
@@ -52,14 +62,14 @@ class Step:
         name: the layer's, from the module's path.
         op: conv, linear, batch_norm, relu, max_pool, average_pool or add.
         inputs: names of the steps that it reads.
-        shape: of what it puts out, without the batch.
+        shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
     """
 
     name: str
     op: str
     inputs: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     window: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -72,14 +82,21 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         DmsflowError: it has an operation that no binary network here has, another number of classes, or a control
             flow that torch.export cannot follow.
     """
-    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
-    if first is not None and first.in_channels != channels:
-        what = f"reads images of {first.in_channels} channels, and these have {channels}"
+    if any(isinstance(each, nn.parameter.UninitializedParameter) for each in module.parameters()):
+        raise DmsflowError(name, "has lazy layers without shapes", "call it on images once, or give all channels")
+    found = [each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)]
+    if found and channels not in found:  # the first to be made need not be the first to be computed
+        what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, f"build it for {channels} channels")
     steps = _read_steps(_export(module, name, channels, resolution), name)
-    if not steps or steps[-1].op != "linear" or steps[-1].shape != (classes,):
-        found = f"{steps[-1].op} of {'×'.join(map(str, steps[-1].shape))}" if steps else "nothing"
-        raise DmsflowError(name, f"ends in {found}", f"end it in a Linear layer of {classes} outputs, one a class")
+    if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
+        shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""
+        ends = f"ends in {steps[-1].op} of {shape}" if steps else "computes nothing from the image"
+        raise DmsflowError(name, ends, f"end it in a Linear layer of {classes} outputs, one a class")
+    for step in steps:
+        if INPUT in step.inputs and step.op != "conv":
+            what = f"reads the image itself ({step.op})"
+            raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
     return _build_network(_put_norms(_move_pools(steps)), name, channels, resolution, classes)
 
 
@@ -92,12 +109,10 @@ def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
     if not isinstance(make, nn.Module):
         if not callable(make):
             raise DmsflowError(name, f"is a {type(make).__name__}", "name a torch.nn.Module, its class or a function")
-        taken = inspect.signature(make).parameters
-        given = {each: classes for each in CLASSES if each in taken} | {
-            each: channels for each in CHANNELS if each in taken
-        }
         try:
-            make = make(**given)
+            taken = inspect.signature(make).parameters
+            values = {**dict.fromkeys(CLASSES, classes), **dict.fromkeys(CHANNELS, channels)}
+            make = make(**{each: value for each, value in values.items() if each in taken})
         except Exception as error:  # the user's own code
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DmsflowError(name, what, "let it be called without arguments, or with num_classes alone") from error
@@ -124,43 +139,71 @@ def _export(module: nn.Module, name: str, channels: int, resolution: int) -> tor
     """The ATen operations of a module in evaluation, with shapes."""
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     images = torch.zeros(2, channels, resolution, resolution, device=device)
-    trains = module.training
+    modes = {each: each.training for each in module.modules()}
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about itself
+        # What torch says about itself, and the graph that it prints where it fails: ours is one line.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             exported = torch.export.export(module.eval(), (images,), strict=False)
     except Exception as error:  # whatever the user's forward raises, and torch's own
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         what = f"cannot be read for images of {channels}×{resolution}×{resolution} ({why})"
         raise DmsflowError(name, what, "try it on such images; let no step depend on their values") from error
     finally:
-        module.train(trains)
+        logging.disable(disabled)
+        for each, trains in modes.items():
+            each.training = trains
     graph: torch.fx.Graph = exported.graph
+    graph.eliminate_dead_code()  # branches whose results are not used
     return graph
 
 
 def _read_steps(graph: torch.fx.Graph, where: str) -> list[Step]:
     """The operations in order, without those that change nothing once the network is trained."""
     names: dict[torch.fx.Node, str] = {}  # of the step whose output a node has
-    steps: dict[str, Step] = {}
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target == node.name and _is_image(node)]
-    names[inputs[-1]] = INPUT
+    image = [node for node in graph.nodes if node.op == "placeholder" and node.target == node.name and _is_image(node)][
+        -1
+    ]
+    names[image] = INPUT
+    steps = {INPUT: Step(INPUT, INPUT, (), tuple(image.meta["val"].shape[1:]))}
+    weights: dict[torch.fx.Node, str] = {}  # the step that has them
     for node in graph.nodes:
-        if node.op != "call_function":
+        read = [each for each in node.all_input_nodes if each in names]
+        if node.op != "call_function" or not read:  # weights, and what is computed from them alone
             continue
         if not isinstance(node.meta.get("val"), Tensor):
             raise _refuse(where, node)
-        read = [each for each in node.all_input_nodes if each in names]
         if _changes_nothing(node):
             names[node] = names[read[0]]
             continue
-        step = _read_step(node, tuple(names[each] for each in read), where)
+        step = _read_step(node, [steps[names[each]] for each in read], where)
+        _check_weights(node, weights, where)
         step = replace(step, name=_unused(step.name, steps))
         steps[step.name], names[node] = step, step.name
     (output,) = (node for node in graph.nodes if node.op == "output")
-    if len(output.all_input_nodes) != 1:
-        raise DmsflowError(where, "puts out several tensors", "return the class scores alone")
-    return list(steps.values())
+    if (count := len(output.all_input_nodes)) != 1:
+        raise DmsflowError(where, f"puts out {count} tensors", "return the class scores alone")
+    return list(steps.values())[1:]
+
+
+def _check_weights(node: torch.fx.Node, taken: dict[torch.fx.Node, str], where: str) -> None:
+    """Refuse weights that are computed, and those that an earlier step has; `taken` gets these."""
+    bound, path = _bind(node), _path(node)
+    held = bound.get("running_mean", bound.get("weight"))
+    if held is None:
+        if _op(node) == "batch_norm":
+            right = "leave track_running_stats at True"
+            raise DmsflowError(f"{where}: {path}", "keeps no running statistics", right)
+        return
+    if held.op != "placeholder":
+        right = "let them be parameters, without weight normalisation or the like"
+        raise DmsflowError(f"{where}: {path}", "computes its weights", right)
+    if held in taken:
+        what = f"has the weights of {taken[held]}" if taken[held] != path else "is called twice"
+        raise DmsflowError(f"{where}: {path}", what, "make a module for each call: weights are not shared")
+    taken[held] = path
 
 
 def _is_image(node: torch.fx.Node) -> bool:
@@ -173,14 +216,19 @@ def _op(node: torch.fx.Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
+def _kind(node: torch.fx.Node) -> str:
+    """The class of torch's own that a node comes from: "torch.nn.modules.activation.ReLU"; else ""."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    kind = stack[-1][1] if stack else ""
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return kind if kind.startswith("torch.nn.modules") and "container" not in kind else ""
+
+
 def _path(node: torch.fx.Node) -> str:
     """Where in the module a node comes from: "layer1.0.relu", or with its operation "layer1.0.add"."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    if kind.startswith("torch.nn.modules") and "container" not in kind:
-        return str(path)
-    return ".".join(filter(None, (str(path), _op(node).rstrip("_"))))
+    path = str(stack[-1][0]) if stack else ""
+    return path if path and _kind(node) else ".".join(filter(None, (path, _op(node).rstrip("_"))))
 
 
 def _unused(name: str, taken: Mapping[str, object]) -> str:
@@ -191,47 +239,71 @@ def _unused(name: str, taken: Mapping[str, object]) -> str:
 
 
 def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
-    op = _op(node)
-    what = f"does {op.rstrip('_')}, which no binary network here has"
-    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op.rstrip("_"), f"use {SUPPORTED}"))
+    op, kind = _op(node).rstrip("_"), _kind(node).rpartition(".")[2]
+    name = kind if kind and kind not in SUPPORTED.replace(",", "").split() else op
+    what = f"uses {name}, which no binary network here has"
+    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED}"))
 
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
-    op = _op(node)
-    if op in PASSED or op in FLATTENED:
-        read, made = node.all_input_nodes[0].meta["val"], node.meta["val"]
-        return (
-            op in PASSED
-            or (read.shape[:1] == made.shape[:1] and made.dim() == 2)
-            or read.numel() == read.shape[:2].numel()
-        )
-    made = node.meta["val"].shape
-    return op == "adaptive_avg_pool2d" and made == node.all_input_nodes[0].meta["val"].shape and made[-2:] != (1, 1)
+    op = _op(node).rstrip("_")
+    read, made = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
+    if op in RESHAPED:  # all pixels in a row, or the same channels in another form; the next step may look at that
+        kept = 1 if len(made) == 2 else 2
+        return bool(read.numel() == made.numel() and read[:kept] == made[:kept])
+    if op == "add":  # of sum()
+        return len(node.all_input_nodes) == 1 and bool(_bind(node)["other"] == 0)
+    return op in PASSED or (op == "adaptive_avg_pool2d" and made == read and made[-2:] != (1, 1))
 
 
-def _read_step(node: torch.fx.Node, read: tuple[str, ...], where: str) -> Step:
-    """A node as a step."""
-    op, path = _op(node).rstrip("_"), _path(node)
-    bound = _bind(node)
-    shape = tuple(node.meta["val"].shape[1:])
-    if op in ("linear", "relu", "batch_norm"):
-        return Step(path, op, read[:1], shape)
+def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
+    """A node as a step that reads others.
+
+    What a node reads may be flattened. Where the form matters, it is compared with the shape of the step.
+    """
+    op, path, bound = _op(node).rstrip("_"), _path(node), _bind(node)
+    here, inputs, shape = f"{where}: {path}", tuple(each.name for each in read), read[0].shape
+    given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
+    if op == "add":
+        if len(read) != 2 or bound.get("alpha", 1) != 1 or read[0].shape != read[1].shape:
+            what = "adds something other than two layers of the same channels and pixels"
+            raise DmsflowError(here, what, "add two such layers, each once")
+        return Step(path, op, inputs, shape)
+    if len(read) != 1:
+        raise _refuse(where, node)
+    if op == "relu":
+        return Step(path, op, inputs, shape)
+    if op == "batch_norm":
+        if given[0] != shape[0]:
+            raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
+        return Step(path, op, inputs, shape)
+    if op == "linear":
+        if len(given) != 1:
+            what = f"reads {'×'.join(map(str, given))} values"
+            raise DmsflowError(here, what, "flatten them in front of a Linear layer")
+        return Step(path, op, inputs, (made[0], 1, 1))
+    if op == "mean" and [each % (len(given) + 1) for each in bound.get("dim") or ()] in _pixel_axes(len(given)):
+        return Step(path, "average_pool", inputs, (shape[0], 1, 1))
+    if given != shape:
+        raise DmsflowError(here, f"reads pixels in another form, {'×'.join(map(str, given))}", INSTEAD["reshape"])
     if op == "conv2d":
-        kernel = bound["weight"].meta["val"].shape[2:]
-        return Step(path, "conv", read[:1], shape, _window(where, path, kernel, bound))
+        return Step(path, "conv", inputs, made, _window(where, path, bound["weight"].meta["val"].shape[2:], bound))
     if op == "max_pool2d":
         window = _window(where, path, bound["kernel_size"], bound)
-        side = node.all_input_nodes[0].meta["val"].shape[2] + 2 * window["padding"] - window["kernel"]
+        side = shape[1] + 2 * window["padding"] - window["kernel"]
         if bound.get("ceil_mode") and side % window["stride"]:
-            raise DmsflowError(f"{where}: {path}", "pools with ceil_mode beyond the image", "leave ceil_mode out")
-        return Step(path, "max_pool", read, shape, window)
-    if op == "add" and len(read) == 2 and bound.get("alpha", 1) == 1:
-        return Step(path, op, read, shape)
-    whole = shape[1:] == (1, 1) or (op == "mean" and len(shape) == 1)
-    covers = op != "avg_pool2d" or _pair(bound["kernel_size"]) == tuple(node.all_input_nodes[0].meta["val"].shape[2:])
-    if op in ("adaptive_avg_pool2d", "avg_pool2d", "mean") and whole and covers:
-        return Step(path, "average_pool", read, (shape[0], 1, 1))
+            raise DmsflowError(here, "pools with ceil_mode beyond the image", "leave ceil_mode out")
+        return Step(path, "max_pool", inputs, made, window)
+    pads = any(_pair(bound.get("padding", 0))) or bound.get("divisor_override")
+    covers = op != "avg_pool2d" or (_pair(bound["kernel_size"]) == shape[1:] and not pads)
+    if op in ("adaptive_avg_pool2d", "avg_pool2d") and made[1:] == (1, 1) and covers:
+        return Step(path, "average_pool", inputs, made)
     raise _refuse(where, node)
+
+
+def _pixel_axes(dimensions: int) -> list[list[int]]:
+    """The axes of pixels in both orders, for tensors [N, C, H, W] (3 dimensions without N) or [N, C, H * W]."""
+    return {3: [[2, 3], [3, 2]], 2: [[2]]}.get(dimensions, [])
 
 
 def _bind(node: torch.fx.Node) -> dict[str, Any]:
@@ -251,6 +323,9 @@ def _window(where: str, path: str, kernel: Any, bound: Mapping[str, Any]) -> dic
     found["stride"] = _pair(bound.get("stride") or (found["kernel"] if "kernel_size" in bound else 1))
     found["padding"], found["dilation"] = _pair(bound.get("padding", 0)), _pair(bound.get("dilation", 1))
     if found["padding"] == ("same", "same"):
+        if any(size % 2 == 0 for size in found["kernel"]):
+            right = "use an odd kernel, or a number for padding"
+            raise DmsflowError(f"{where}: {path}", "pads one side more than the other", right)
         found["padding"] = tuple((size - 1) // 2 for size in found["kernel"])
     found["padding"] = (0, 0) if found["padding"] == ("valid", "valid") else found["padding"]
     for name, (first, last) in found.items():
@@ -299,7 +374,9 @@ def _put_norms(steps: list[Step]) -> list[Step]:
         if [each.op for each in readers] == ["batch_norm"]:
             continue
         at = next(index for index, each in enumerate(steps) if each.name == end)
-        norm = Step(f"{step.name}_norm", "batch_norm", (end,), steps[at].shape)
+        norm = Step(
+            _unused(f"{step.name}_norm", {each.name: each for each in steps}), "batch_norm", (end,), steps[at].shape
+        )
         steps = [*steps[: at + 1], norm, *(_reading(each, end, norm.name) for each in steps[at + 1 :])]
     return steps
 
@@ -322,11 +399,10 @@ def _build_network(steps: list[Step], name: str, channels: int, resolution: int,
         if is_binary.get(step.name):
             (read,) = step.inputs
             if read not in quantizers:
-                quantizers[read] = f"{read}_quantize"
+                quantizers[read] = _unused(f"{read}_quantize", {**by_name, **layers})
                 layers[quantizers[read]] = Layer(name=quantizers[read], op="quantize", inputs=(read,))
             inputs = (quantizers[read],)
-            side = by_name[read].shape[1:2]
-            window = {"kernel": side[0]} if step.op == "linear" and side else window
+            window = {"kernel": by_name[read].shape[1]} if step.op == "linear" else window
         ops: dict[str, Any] = {"conv": "binary_conv" if is_binary.get(step.name) else "conv", "linear": "binary_conv"}
         fields: dict[str, Any] = {"op": ops.get(step.op, step.op), "inputs": inputs, **window}
         if step.op in ops:

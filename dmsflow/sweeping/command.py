@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 FILE = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
 
 
 class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer releases of click only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,36 @@ def give_weights(network: Network, state: dict[str, Tensor]) -> Model:
     return model
 
 
+class Lambda(nn.Module):
+    """A function of itself and the images, with modules, parameters and buffers by name."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **held: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, each in held.items():
+            setattr(self, name, each)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(self, images)
+
+
+def add_branches(self: Any, x: Tensor) -> Tensor:
+    """An addition as Python has it, which begins at 0; a branch that nobody reads; views of the same pixels."""
+    x = relu(self.stem(x))
+    self.unused(x).sigmoid()
+    x = relu(sum([self.left(x), self.right(x.view(x.size(0), 4, 16, 16))]))  # type: ignore[arg-type]
+    return self.fc(x.flatten(2).mean(-1))
+
+
+def make_flattened() -> nn.Module:
+    """A ReLU behind Flatten, and names that those of added layers could take."""
+    module = nn.Sequential(conv(2, 4), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.ReLU(), nn.Linear(64, 6))
+    module.add_module("0_norm", nn.BatchNorm1d(6))
+    module.add_module("input", nn.ReLU())
+    module.add_module("last", nn.Linear(6, 5))
+    return module
+
+
 def make_torchvision(name: str) -> nn.Module:
     return import_torchvision().models.get_model(name, weights=None, num_classes=5)  # type: ignore[no-any-return]
 
@@ -92,10 +123,23 @@ def make_torchvision(name: str) -> nn.Module:
     [
         (Residual(), (2, 16, 16)),
         (make_plain(5), (2, 16, 16)),
+        (make_flattened(), (2, 16, 16)),
+        # The stem is not the first that is made, and the unused branch has what no network has.
+        (
+            Lambda(
+                add_branches,
+                left=conv(4, 6),
+                right=conv(4, 6, 1),
+                unused=conv(4, 3),
+                stem=conv(2, 4),
+                fc=nn.Linear(6, 5),
+            ),
+            (2, 16, 16),
+        ),
         pytest.param("resnet18", (3, 64, 64), marks=pytest.mark.slow),
         pytest.param("alexnet", (3, 224, 224), marks=pytest.mark.slow),
     ],
-    ids=["residual", "plain", "resnet18", "alexnet"],
+    ids=["residual", "plain", "flattened", "branches", "resnet18", "alexnet"],
 )
 def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape: tuple[int, int, int]) -> None:
     module = make_torchvision(module) if isinstance(module, str) else module
@@ -157,15 +201,70 @@ class Depends(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def call_twice(self: Any, x: Tensor) -> Tensor:
+    return relu(self.layer(relu(self.layer(x))))
+
+
+def weigh(self: Any, x: Tensor) -> Tensor:
+    return nn.functional.conv2d(x, self.weight.view(4, 4, 1, 1))
+
+
+ADDS = "middle.add: adds something other than two layers of the same channels and pixels; add two such layers, each"
+# Each was another function in the network, or a traceback.
+CHANGED = [
+    (Broken(Lambda(call_twice, layer=conv(4, 4))), "middle.layer: is called twice; make a module for each call"),
+    (Broken(Lambda(call_twice, layer=nn.BatchNorm2d(4))), "middle.layer: is called twice; make a module for each"),
+    (Broken(Lambda(lambda _, x: x + 1)), ADDS),
+    (Broken(Lambda(lambda _, x: x + x)), ADDS),
+    (Broken(Lambda(lambda self, x: x + self.shift, shift=nn.Parameter(torch.ones(4, 1, 1)))), ADDS),
+    (Broken(Lambda(lambda self, x: x + self.gate(x), gate=conv(4, 1))), ADDS),
+    (Broken(nn.Conv2d(4, 4, 4, padding="same")), "middle: pads one side more than the other; use an odd kernel"),
+    (Broken(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "middle: uses pad, which no binary"),
+    (Broken(nn.Linear(16, 16)), "middle: reads 4×16×16 values; flatten them in front of a Linear layer"),
+    (Broken(nn.AvgPool2d(16, padding=1)), "middle: uses AvgPool2d, which"),
+    (Broken(nn.AvgPool2d(16, divisor_override=7)), "middle: uses AvgPool2d, which"),
+    (Broken(nn.Sequential(Lambda(lambda _, x: x.view(2, 4, 8, 32)), conv(4, 4))), "1: reads pixels in another form, 4"),
+    (Broken(nn.BatchNorm2d(4, track_running_stats=False)), "middle: keeps no running statistics; leave"),
+    (Broken(Lambda(weigh, weight=nn.Parameter(torch.ones(4, 4)))), "middle.conv2d: computes its weights; let them be"),
+    (
+        nn.Sequential(conv(2, 16), Lambda(lambda _, x: x.mean((1, 2))), nn.Linear(16, 5)),
+        "1.mean: uses mean, which no binary network here has; average over all pixels, as mean((2, 3)) does",
+    ),
+    (
+        nn.Sequential(conv(2, 4), nn.MaxPool2d(8), nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 5)),
+        "3: normalises flattened pixels; put a BatchNorm2d in front of Flatten",
+    ),
+    (nn.Sequential(nn.Flatten(), nn.Linear(512, 5)), "1: reads the image itself (linear); begin with a Conv2d"),
+    (
+        Lambda(lambda self, x: (y := self.stem(x), relu(y)), stem=conv(2, 4)),
+        "puts out 2 tensors; return the class scores",
+    ),
+    (nn.Sequential(nn.LazyConv2d(4, 3)), "has lazy layers without shapes; call it on images once"),
+]
+
+
+@pytest.mark.parametrize(("module", "line"), CHANGED, ids=lambda value: value[:30] if isinstance(value, str) else None)
+def test_what_would_be_another_function_is_refused(module: nn.Module, line: str) -> None:
+    with pytest.raises(DmsflowError) as caught:
+        read_module(module, "net", 2, 16, 5)
+    assert line in str(caught.value) and str(caught.value).startswith("net: ") and "\n" not in str(caught.value)
+
+
+def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DmsflowError, match="cannot be read for images of 2×16×16"):
+        read_module(Broken(Lambda(lambda _, x: x * float(x.max()))), "net", 2, 16, 5)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("module", "line"),
     [
         (
             Broken(Joined()),
-            "net: middle.cat: does cat, which no binary network here has; add tensors of the same channels",
+            "net: middle.cat: uses cat, which no binary network here has; add tensors of the same channels",
         ),
-        (Broken(nn.SiLU()), "net: middle: does silu, which no binary network here has; use a ReLU, which becomes"),
-        (Broken(nn.AvgPool2d(2)), "net: middle: does avg_pool2d, which no binary network here has; use MaxPool2d"),
+        (Broken(nn.SiLU()), "net: middle: uses SiLU, which no binary network here has; use a ReLU, which becomes"),
+        (Broken(nn.AvgPool2d(2)), "net: middle: uses AvgPool2d, which no binary network here has; use MaxPool2d"),
         (Broken(conv(4, 4, groups=4)), "network net, layer 'middle': binary_conv has groups 4; leave groups at 1"),
         (Broken(nn.Conv2d(4, 4, (3, 1))), "net: middle: has kernel 3×1; use the same in both directions"),
         (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
@@ -188,9 +287,11 @@ def test_what_is_not_supported_is_named(module: nn.Module, line: str) -> None:
 
 def test_the_module_is_left_as_it_was() -> None:
     module = Residual().train()
+    module.norm.eval()  # as it is frozen
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     read_module(module, "net", 2, 16, 5)
-    assert module.training and all(torch.equal(before[name], each) for name, each in module.state_dict().items())
+    assert module.training and not module.norm.training and module.last_norm.training
+    assert all(torch.equal(before[name], each) for name, each in module.state_dict().items())
 
 
 def test_classes_and_functions_are_called_for_the_images() -> None:
@@ -205,8 +306,13 @@ def test_classes_and_functions_are_called_for_the_images() -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("torchvision:resnet19", "torchvision:resnet19: is unknown; use one of alexnet, "),
+        (
+            "torchvision:resnet19",
+            "torchvision:resnet19: is unknown; use a classifier of torchvision.models, such as resnet18",
+        ),
         ("missing.py:Net", "missing.py: no such file"),
+        ("PATH:", "test_module.py: has no build(); define build(channels, resolution, classes) -> Network, or name a "),
+        ("PATH", "test_module.py: has no build(); define build(channels, resolution, classes) -> Network, or name a "),
         ("PATH:Missing", "has no Missing; define it, or give the path with another name"),
         ("PATH:HERE", "is a PosixPath; name a torch.nn.Module, its class or a function"),
     ],
@@ -245,6 +351,8 @@ def test_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Residual on 2×16×16 pixels, 5 classes" in shown and "first, skip.0, second" in shown
     assert cli.main(["show", "--network", f"{__file__}:Residual", "--json", *images]) == 0
     assert json.loads(capsys.readouterr().out)["widths"] == {"stem.0": 6, "first": 8}
+    assert cli.main(["show", "--network", "vgg11", "--classes", "0"]) == 2
+    capsys.readouterr()
     for words in ([], [__file__, "--network", "vgg11"]):
         assert cli.main(["show", *words]) == 1
         assert "takes one of FILE and --network" in capsys.readouterr().err
