@@ -328,5 +328,6 @@ def resolve(kind: type[S], **values: Any) -> S:
             raise DmsflowError(kind.__name__, message, "see --help") from error
         # msgspec's message says what is right of types and bounds, but not of choices.
         info = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"].get(field, {})
+        info = info.get("items", info)
         right = f"use one of {', '.join(info['enum'])}" if "enum" in info else message.lower()
         raise DmsflowError(f"setting {field}", f"{values.get(field)!r:.80} is not valid", right) from error

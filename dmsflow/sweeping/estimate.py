@@ -48,12 +48,12 @@ class Costs:
         """What the balanced network within a row's budgets costs, and in words; no costs where there is none.
 
         Raises:
-            DmsflowError: never: an infeasible budget is what the words say.
+            DmsflowError: no such network or profile. An infeasible budget is what the words say.
         """
         key = repr((row.values["search"]["network"], sorted(row.limits.items())))
         if key not in self._budgets:
+            budgets = self.budgets(row)
             try:
-                budgets = self.budgets(row)
                 budgets.check_feasible()
                 widths = rule_widths(budgets, "balanced")
                 self._budgets[key] = budgets.figures(widths), budgets.describe(widths)

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow import options, preset, settings
+from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import RECORDS, Stage
 from dmsflow.settings import BUDGETS, Method, Seed
@@ -105,6 +106,8 @@ def read_plan(path: Path) -> tuple[Plan, list[Row]]:
     Raises:
         DmsflowError: not a plan, an unknown field, or a value that is not valid.
     """
+    if not path.is_file():
+        raise DmsflowError(path, "is not a file", "give the path of a plan (docs/sweep.md)")
     values = preset.read_toml(path)
     if unknown := sorted(set(values) - set(Plan.__struct_fields__)):
         right = f"use only {', '.join(Plan.__struct_fields__)}"
@@ -152,6 +155,7 @@ def _list_devices(plan: Plan) -> list[Device]:
         given = {stage: {name: table[name] for name in names if name in table} for stage, names in known.items()}
         values = {stage: {**getattr(plan, stage), **given[stage]} for stage in known}
         made = {stage: _resolve(stage, values[stage]) for stage in known}
+        load_target(made["export"].target)  # before hours of training, not after them
         where = "" if made["bench"].device == "local" else f"-{made['bench'].device}"
         name = re.sub(r"[^\w.]+", "-", f"{Path(made['export'].target).stem}{where}") if len(tables) > 1 else ""
         devices.append(Device(name, values))

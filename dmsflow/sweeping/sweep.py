@@ -175,7 +175,9 @@ def print_plan(path: Path, out: Path, jobs: int) -> None:
     )
     basis = "as long as finished rows took" if factor != 1.0 else "on one CPU core; a GPU takes less"
     total = sum(left.values())
-    print_line(f"{len(rows)} rows {stages}; about {_hours(total)} h of searches and trainings ({basis})")
+    print_line(
+        f"{len(rows)} row{'s' * (len(rows) != 1)} {stages}; about {_hours(total)} h of searches and trainings ({basis})"
+    )
     if jobs > 1:
         print_line(f"with {jobs} rows at a time on cores of their own: about {_hours(total / jobs)} h")
 

@@ -16,8 +16,30 @@ def test_a_shard_is_one_of_n(given: str, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_missing_plan_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["sweep", str(tmp_path / "plan.toml")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    for path in (tmp_path / "plan.toml", tmp_path):
+        assert cli.main(["sweep", str(path)]) == 1
+        line = f"dmsflow: {path}: is not a file; give the path of a plan (docs/sweep.md)\n"
+        assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('networks = ["vgg12"]', "network vgg12: is unknown; use one of "),
+        ('networks = ["net.py:Net"]', "net.py: no such file; give the path of an existing .py file"),
+        ('[[budgets]]\nlatency_ms = 1\nprofile = "desk"', "profile desk: is unknown; use one of "),
+        ('[data]\nname = "digist"', "dataset digist: is unknown; use one of "),
+    ],
+)
+def test_names_that_are_unknown_are_refused_before_any_row(
+    text: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, out = tmp_path / "plan.toml", tmp_path / "out"
+    plan.write_text(text)
+    for words in ([], ["--dry-run"]):
+        assert cli.main(["sweep", str(plan), "--out", str(out), *words]) == 1
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1 and not out.exists()
 
 
 def test_slurm_says_what_to_install(
