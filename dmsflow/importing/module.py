@@ -108,7 +108,9 @@ def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
     """
     if not isinstance(make, nn.Module):
         if not callable(make):
-            raise DmsflowError(name, f"is a {type(make).__name__}", "name a torch.nn.Module, its class or a function")
+            raise DmsflowError(
+                name, f"is of type {type(make).__name__}", "name a torch.nn.Module, its class or a function"
+            )
         try:
             taken = inspect.signature(make).parameters
             values = {**dict.fromkeys(CLASSES, classes), **dict.fromkeys(CHANNELS, channels)}
@@ -117,7 +119,7 @@ def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DmsflowError(name, what, "let it be called without arguments, or with num_classes alone") from error
     if not isinstance(make, nn.Module):
-        raise DmsflowError(name, f"made a {type(make).__name__}", "return a torch.nn.Module")
+        raise DmsflowError(name, f"returned {type(make).__name__}", "return a torch.nn.Module")
     return make
 
 

@@ -140,7 +140,7 @@ def _list_rows(plan: Plan) -> list[Row]:
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
-            raise DmsflowError(name, "is the name of two rows", "leave one of them out")
+            raise DmsflowError(name, "is the name of two rows", "leave one out, or give their files other names")
     return rows
 
 
@@ -196,7 +196,8 @@ def _make_row(
     values = {"data": plan.data, "search": search, "train": {**usual["train"], "seed": seed}}
     made = {stage: _resolve(stage, each) for stage, each in values.items()}
     budgets = settings.name_budgets(made["search"]) if limits else "base"
-    words = [Path(network).stem, budgets, *([Path(limits["profile"]).stem] if "profile" in limits else [])]
+    module = [Path(part).stem for part in network.rpartition(":") if part.strip(":")]  # "net.py:Net" has two parts
+    words = [*module, budgets, *([Path(limits["profile"]).stem] if "profile" in limits else [])]
     return Row("-".join([*words, method, str(seed)]), values, limits, devices)
 
 

@@ -298,7 +298,7 @@ def test_classes_and_functions_are_called_for_the_images() -> None:
     assert call_module(Residual, "net", 1, 7).fc.out_features == 7  # type: ignore[union-attr]
     module = Residual()
     assert call_module(module, "net", 1, 7) is module
-    for wrong, what in ((3, "is a int"), (lambda: 3, "made a int"), (lambda missing: 3, "TypeError: ")):
+    for wrong, what in ((3, "is of type int"), (lambda: 3, "returned int"), (lambda missing: 3, "TypeError: ")):
         with pytest.raises(DmsflowError, match=what):
             call_module(wrong, "net", 1, 7)
 
@@ -314,7 +314,7 @@ def test_classes_and_functions_are_called_for_the_images() -> None:
         ("PATH:", "test_module.py: has no build(); define build(channels, resolution, classes) -> Network, or name a "),
         ("PATH", "test_module.py: has no build(); define build(channels, resolution, classes) -> Network, or name a "),
         ("PATH:Missing", "has no Missing; define it, or give the path with another name"),
-        ("PATH:HERE", "is a PosixPath; name a torch.nn.Module, its class or a function"),
+        ("PATH:HERE", "is of type PosixPath; name a torch.nn.Module, its class or a function"),
     ],
 )
 def test_a_name_that_is_wrong_is_one_line(name: str, line: str) -> None:

@@ -31,6 +31,13 @@ def test_rows_are_the_product_of_the_lists(tmp_path: Path) -> None:
     assert found[0] == "vgg11-0.04mib-gradient-0" and found[-1] == "resnet18-0.03mib-6m-equal-3"
 
 
+def test_modules_of_one_file_and_of_torchvision_have_folders_of_their_own(tmp_path: Path) -> None:
+    text = 'networks = ["nets/a.py:Net", "nets/a.py:Wide", "b.py:Net", "torchvision:resnet18", "resnet18"]'
+    assert [name.removesuffix("-base-gradient-0") for name in names(tmp_path, text)] == [
+        *("a-Net", "a-Wide", "b-Net", "torchvision-resnet18", "resnet18")
+    ]
+
+
 def test_an_empty_plan_is_one_search(tmp_path: Path) -> None:
     assert names(tmp_path, "") == ["vgg11-base-gradient-0"]
 
@@ -80,7 +87,7 @@ def test_milliseconds_without_a_profile_are_those_of_each_device(tmp_path: Path)
         ('methods = ["best"]', "setting methods: ['best'] is not valid; use one of "),
         ('targets = ["arm46"]', "target arm46: is unknown; use one of "),
         ("seeds = []", "setting seeds: [] is not valid"),
-        ("seeds = [1, 1]", "vgg11-base-gradient-1: is the name of two rows; leave one of them out"),
+        ("seeds = [1, 1]", "vgg11-base-gradient-1: is the name of two rows; leave one out, or give"),
         ('effort = "much"', "setting effort: 'much' is not valid; use one of quick, normal, long"),
         ("[data]\nnmae = 1", "[data] setting nmae: is unknown"),
         ("seeds = [", "is not TOML"),
