@@ -20,6 +20,7 @@ from dmsflow.errors import DmsflowError, require_utf8
 MOST, LARGEST = 10_000_000, 1e9  # of what is counted; of real numbers
 Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+Spread = Annotated[float, Meta(ge=1e-6, le=LARGEST)]  # what is divided by; gradients overflow far below that
 Count = Annotated[int, Meta(ge=1, le=MOST)]
 Natural = Annotated[int, Meta(ge=0, le=MOST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -145,17 +146,15 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
     step_size: Annotated[Positive, preset_only("Published: use this learning rate for widths.")] = 0.15
     min_ratio: Annotated[Positive, preset_only("Allow no width below this ratio to its base width.")] = 0.3
     max_ratio: Annotated[Ratio, preset_only("Allow no width above this ratio to its base width.")] = 8.0
-    sigma_start: Annotated[Positive, preset_only("Use this scale of the width distribution in the first round.")] = 0.3
-    sigma_end: Annotated[Positive, preset_only("Use this scale in the last round; it falls by a constant factor.")] = (
-        0.15
-    )
+    sigma_start: Annotated[Spread, preset_only("Use this scale of the width distribution in the first round.")] = 0.3
+    sigma_end: Annotated[Spread, preset_only("Use this scale in the last round; it falls by a constant factor.")] = 0.15
     batch_size: Annotated[Batch, preset_only("Use this many images in a batch.")] = 128
     learning_rate_end: Annotated[Positive, preset_only("End the cosine schedule at this learning rate.")] = 1e-3
     start_ratio: Annotated[Positive, preset_only("Published: start at this ratio to the base widths.")] = 1.5
     penalty: Annotated[
         Positive, preset_only("Published: use this weight for the penalty of Eq. 7, per MiB, million MACs and ms.")
     ] = 0.01
-    temperature: Annotated[Positive, preset_only("Published: use this temperature of the Gumbel-softmax.")] = 1.0
+    temperature: Annotated[Spread, preset_only("Published: use this temperature of the Gumbel-softmax.")] = 1.0
 
 
 def name_budgets(chosen: SearchSettings) -> str:

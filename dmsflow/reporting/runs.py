@@ -24,7 +24,7 @@ from dmsflow.network import cost, profile
 from dmsflow.network.network import Network, read_network
 from dmsflow.plugin import check_trusted
 from dmsflow.settings import RENAMED_METHODS, Data, SearchSettings, TrainSettings, with_present_names
-from dmsflow.terminal import format_threads
+from dmsflow.terminal import format_threads, print_line
 
 BASELINES = ("balanced", "uniform", "equal", "interpolated", "random")  # methods that fill the budgets without a search
 # Settings that say where a run was made and with which random numbers, not what it looks for.
@@ -259,17 +259,28 @@ def uniform_widths(run: Run) -> dict[str, int] | None:
 def collect(paths: Sequence[Path]) -> list[Group]:
     """The runs in folders and files, in groups that differ in their seed alone: searches first, then baselines.
 
-    Chains that are made from one training are one run with several files.
+    Chains that are made from one training are one run with several files. What cannot be read is left out, with a line.
 
     Args:
         paths: folders of a run, folders of such folders, manifests, or the log of a running search.
 
     Raises:
-        DmsflowError: nothing there, no manifest in a folder, or one that is damaged.
+        DmsflowError: nothing there, no manifest in a folder, or none that can be read.
     """
     lasts = {last.resolve(): last for path in paths for last in find_lasts(path)}
-    runs = [read_running(last) for last in lasts.values() if last.suffix == ".jsonl"]
-    chains = {path: manifest.chain(last, whole=False) for path, last in lasts.items() if path.suffix != ".jsonl"}
+    runs, chains, errors = list[Run](), dict[Path, Chain](), list[DmsflowError]()
+    for path, last in lasts.items():
+        try:
+            if last.suffix == ".jsonl":
+                runs.append(read_running(last))
+            else:
+                chains[path] = manifest.chain(last, whole=False)
+        except DmsflowError as error:
+            errors.append(error)
+    if not runs and not chains:
+        raise errors[0]
+    for error in errors:
+        print_line(f"left out: {error}")
     parents = {path.resolve() for chain in chains.values() for path, _ in chain[:-1]}
     same: dict[str, list[Chain]] = {}
     for path, chain in chains.items():

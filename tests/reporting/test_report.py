@@ -785,6 +785,22 @@ def test_a_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "search.json: is not a dmsflow manifest (" in refused(capsys, folder)
 
 
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "whole", "equal")
+    made = msgspec.to_builtins(settings.BenchSettings())
+    (tmp_path / "bare").mkdir()
+    bare = tmp_path / "bare" / "bench.json"
+    save_manifest(bare, manifest.Manifest(stage="bench", command=(), settings=made, metrics={}, environment={}))
+    (write_running(tmp_path / "begun", 1) / "search.jsonl").write_bytes(b"")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'report.html'}\n"
+    first, second = captured.err.splitlines()
+    assert first.startswith(f"left out: {bare}: is the bench of a file without a manifest")
+    assert second.startswith(f"left out: {tmp_path / 'begun' / 'search.jsonl'}: has no round yet")
+    assert "is the bench of a file without a manifest" in refused(capsys, bare), "nothing is left to show"
+
+
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
     path = write(tmp_path / "run", "equal")
     program = f"import sys; sys.modules['matplotlib'] = None; from dmsflow.cli import main; sys.exit(main(['report', {str(path)!r}]))"
