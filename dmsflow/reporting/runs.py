@@ -279,8 +279,8 @@ def collect(paths: Sequence[Path]) -> list[Group]:
             errors.append(error)
     if not runs and not chains:
         raise errors[0]
-    for error in errors:
-        print_line(f"left out: {error}")
+    for each in errors:
+        print_line(f"left out: {each}")
     parents = {path.resolve() for chain in chains.values() for path, _ in chain[:-1]}
     same: dict[str, list[Chain]] = {}
     for path, chain in chains.items():
