@@ -1,7 +1,7 @@
 """An architecture as data: a tuple of layers, and named widths that layers share.
 
-The torch model, the cost model and the integer graph all interpret the same `Network`; nothing
-traces modules. Two layers that must agree in channels (a residual stage) name the same width.
+The torch model, the cost model and the integer graph all interpret the same `Network`; a PyTorch module
+becomes one in `importing`. Two layers that must agree in channels (a residual stage) name the same width.
 """
 
 from __future__ import annotations

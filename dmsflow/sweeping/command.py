@@ -42,15 +42,18 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
 @click.option(
     "--resume", is_flag=True, help="Continue an interrupted sweep; keep finished stages, try failed rows again."
 )
-@click.option("--dry-run", is_flag=True, help="Print rows, whether budgets are possible, and hours; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the rows, whether their budgets are possible, and the hours; write nothing."
+)
 def sweep_command(
     plan: Path, out: Path | None, jobs: int, shard: tuple[int, int], launcher: str, resume: bool, dry_run: bool
 ) -> None:
     """Search, train, export and measure for many budgets, devices, seeds and networks. Writes a folder for each row.
 
-    PLAN is a TOML file with the fields of a preset, and lists of the rest (docs/sweep.md). Rows that differ only in their
-    budgets share one search. A failed row keeps its message, and the others go on. The report has the front of each
-    device: accuracy against milliseconds, memory and multiply-accumulates.
+    PLAN is a TOML file with lists of networks, budgets, methods, seeds and devices, and with settings for all of them
+    (docs/sweep.md). A row is one network, budget, method and seed. Rows that differ only in their budgets share one
+    search. If a row fails, its message is kept and the others go on. The report shows the front of each device:
+    accuracy against milliseconds, memory and multiply-accumulates.
 
     Example: dmsflow sweep plan.toml --jobs 2
     """

@@ -183,4 +183,4 @@ def print_plan(path: Path, out: Path, jobs: int) -> None:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2g}" if seconds else "0"
+    return "<0.01" if 0 < seconds < 36 else f"{seconds / 3600:.2g}"

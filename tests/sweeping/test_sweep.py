@@ -183,6 +183,11 @@ def test_shards_together_are_the_whole(path: Path, tmp_path: Path, commands: Com
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "hours"), [(0, "0"), (0.2, "<0.01"), (36, "0.01"), (5400, "1.5")])
+def test_hours_have_no_exponents(seconds: float, hours: str) -> None:
+    assert sweep._hours(seconds) == hours
+
+
 def test_estimates_follow_what_finished_rows_took(tmp_path: Path, commands: Commands) -> None:
     out, path = tmp_path / "out", write(tmp_path, f'until = "train"\nseeds = [0, 1]\n{PLAN}')
     costs = estimate.Costs()
