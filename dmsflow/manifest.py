@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -50,21 +50,23 @@ RECORDS: dict[str, type[msgspec.Struct]] = {
     "export": records.ExportSettings,
     "bench": records.BenchSettings,
 }
-# What metrics and environments have under these names; a name that ends in a unit has a number.
+# What metrics and environments have under these names; a name that ends in a unit has a number, or None.
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("comparison", "layers", "predicted", "operations", "pieces"), list[dict[str, Any]]),
     **dict.fromkeys(
         ("continued_from", "learned", "slopes", "before", "after", "machine", "profile", "versions"), dict[str, Any]
     ),
     **dict.fromkeys(("chosen", "name", "date", "device"), str),
+    "processor": str | None,
     "remarks": list[str],
-    **dict.fromkeys(("budgets_used", "least", "most"), dict[str, float]),
+    **dict.fromkeys(("budgets_used", "least", "most"), dict[str, float] | None),
     "widths": dict[str, int],
     "runtimes": dict[str, str],
     "threads": int,
+    **dict.fromkeys(("file_bytes", "latency_ms_median", "latency_ratio_to_float32"), float),
 }
 NUMBER = re.compile(
-    r"\w*_(mib|kib|m|ms|bytes|percent|images)|latency_ms_\w+|seconds|epochs|loss(_difference)?|standard_error"
+    r"\w*_(mib|kib|m|ms|bytes|percent|images)|(float32_)?latency_ms_\w+|seconds|epochs|loss(_difference)?|standard_error"
 )
 
 
@@ -190,15 +192,15 @@ def _with_records(path: Path, manifest: Manifest) -> Manifest:
 
 
 def _record(where: str, value: Any) -> Any:
-    """Lists and dictionaries in which every value has the type that its name requires; None is allowed everywhere."""
+    """Lists and dictionaries in which every value has the type that its name requires."""
     if isinstance(value, list):
         return [_record(where, each) for each in value]
     if not isinstance(value, dict):
         return value
     for name, each in value.items():
-        kind = KINDS.get(name, float if NUMBER.fullmatch(name) else Any)
+        kind = KINDS.get(name, float | None if NUMBER.fullmatch(name) else Any)
         try:
-            msgspec.convert(each, Optional[kind])  # noqa: UP045
+            msgspec.convert(each, kind)
         except msgspec.ValidationError as error:
             raise DmsflowError(f"{where}.{name}", str(error), "run the stage that writes the file again") from error
     return _Record(where, {name: _record(f"{where}.{name}", each) for name, each in value.items()})

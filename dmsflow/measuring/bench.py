@@ -108,10 +108,13 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
 def check_required(path: Path, settings: BenchSettings) -> None:
     """Raise BudgetMissed if the median of a bench.json, written now or earlier, is above `settings.require_ms`."""
     written = msgspec.json.decode(read_bytes(path))
-    median = written["metrics"][TIME]
+    try:
+        median, model = written["metrics"][TIME], written["artifacts"]["model"]["path"]
+    except KeyError as error:
+        raise DmsflowError(path, f"lacks {error}", manifest.AGAIN) from error
     if settings.require_ms is not None and median > settings.require_ms:
         folder = manifest.home(path.parent)
-        file = os.path.normpath(folder / written["artifacts"]["model"]["path"])
+        file = os.path.normpath(folder / model)
         what = f"takes {median:.4g} ms (median), more than --require-ms {settings.require_ms:g}"
         raise BudgetMissed(
             file, what, f"search with a smaller --latency-ms; what was measured is in {folder / path.name}"
