@@ -34,7 +34,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     if colon and (file == TORCHVISION or file.endswith(".py")):
         return _load_module(name, file, attribute, *images)
     defined = plugin.load_plugin("networks", name, defines=())
-    if not hasattr(defined, "build"):
+    if not callable(getattr(defined, "build", None)):
         right = f"define build(channels, resolution, classes) -> Network, or name a PyTorch module in it: {name}:NAME"
         raise DmsflowError(name, "has no build()", right)
     network = plugin.call(name, defined.build, *images)

@@ -192,7 +192,7 @@ def test_a_user_network_is_a_file(tmp_path: Path) -> None:
     mine.write_text("from dmsflow.network.architectures.vgg11 import build\n")
     assert searched(tmp_path / "out", network=str(mine), method="equal").network == vgg11.build(1, 32, 10)
     mine.write_text("build = 3\n")
-    with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build"):
+    with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build\("):
         searched(tmp_path / "out2", network=str(mine))
 
 
