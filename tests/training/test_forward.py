@@ -78,7 +78,6 @@ def test_masks_over_all_channels_are_slices_and_so_are_their_gradients(active: A
     assert float(sliced["quantize2.alpha"].abs()) > 1e-6  # its scale counts the channels that are there
 
 
-@pytest.mark.filterwarnings("ignore:Guards may run slower")  # of torch, on Python 3.13.0
 @AS_TORCH_COMPILES[0]
 @AS_TORCH_COMPILES[1]
 def test_compiled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
