@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import tools
 
@@ -95,6 +96,8 @@ NOT_RUN = pytest.StashKey[dict[tuple[str, ...], list[str]]]()  # files of left-o
 # The programs of the installed packages, such as cmake, come before those of the system.
 STATE = tempfile.TemporaryDirectory()  # not the user's own, in which tests would leave what they ran
 os.environ["XDG_STATE_HOME"] = STATE.name
+hypothesis.settings.register_profile("untimed", deadline=None)  # how busy the machine is, is not the matter
+hypothesis.settings.load_profile("untimed")
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsflow import manifest, plugin
@@ -51,7 +51,6 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert loaded.artifacts["log"].sha256 == hashlib.sha256((tmp_path / "log.jsonl").read_bytes()).hexdigest()
 
 
-@settings(deadline=None)  # a busy machine is not the matter here
 @given(st.integers(0, 2000))
 def test_a_truncated_manifest_is_refused(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     path = make(tmp_path_factory.mktemp("m"))
