@@ -46,7 +46,7 @@ def open_image(path: Path) -> Iterator[Image]:
             if image.mode.startswith(("I", "F")):
                 raise DmsflowError(path, f"has pixels of mode {image.mode}", "convert it to 8 bits a channel")
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DmsflowError(path, f"cannot be read as an image ({error})", "replace it or remove it") from error
 
 

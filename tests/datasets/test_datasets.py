@@ -298,6 +298,17 @@ def test_a_class_folder_of_any_name(tmp_path: Path, name: str) -> None:
     assert refused(f"image-folder:{root}").isprintable()
 
 
+def test_a_tiff_whose_strips_lie_at_fractions_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    Image.new("RGB", (9, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(struct.pack("<HH", 273, 4))  # StripOffsets, whose type becomes RATIONAL
+    content[entry + 2] = 5
+    path.write_bytes(content)
+    with pytest.raises(DmsflowError, match="cannot be read as an image"), open_image(path) as image:
+        image.load()
+
+
 def test_an_image_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_folder(tmp_path / "set") / "train" / "ant" / "0.png"
 
