@@ -116,14 +116,14 @@ def load_plugin(kind: str, name: str, *, remember: bool = True, defines: tuple[s
     return module
 
 
-def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def call(where: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call what a plug-in's file defines.
 
     Raises:
         DmsflowError: it raises one, or anything else, which then names the error.
     """
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except DmsflowError:
         raise
     except Exception as error:  # a user's file may raise anything, as when it is imported

@@ -31,7 +31,14 @@ FLOORS = (
 STAGES = ("searching/search", "training/train", "deploying/export", "measuring/bench")
 HOMES = {
     # datasets/_torchvision imports torchvision's readers, which bring torch; sweeping/claims has torchrun's store.
-    "torch": {"training", "searching", "importing/module", "datasets/_torchvision", "sweeping/claims"},
+    "torch": {
+        "training",
+        "searching",
+        "importing/module",
+        "importing/steps",
+        "datasets/_torchvision",
+        "sweeping/claims",
+    },
     "torchvision": {"datasets/_torchvision"},
     "onnx": {"deploying/exporters/_onnx_graph", "modelfile/onnx_reader", "modelfile/runners/onnxruntime"},
     "onnxruntime": {"modelfile/runners/onnxruntime"},
@@ -139,7 +146,7 @@ def test_no_broad_except() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
     ]
-    assert sorted(set(broad)) == ["cli", "importing/module", "plugin"]
+    assert sorted(set(broad)) == ["cli", "importing/steps", "plugin"]
 
 
 def test_the_architecture_page_has_the_same_floors() -> None:

@@ -11,66 +11,22 @@ Layers have the names that the module gives them: "layer1.0.conv1".
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dmsflow import plugin
 from dmsflow.errors import DmsflowError
+from dmsflow.importing.steps import Step, find_name, read_steps
 from dmsflow.network.network import INPUT, Layer, Network
 
-SUPPORTED = "Conv2d, BatchNorm2d, ReLU, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
-PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
-RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
-# What to write instead of common operations; the others get the list of what is supported.
-INSTEAD = {
-    **dict.fromkeys(("cat", "concat", "stack"), "add tensors of the same channels instead of joining their channels"),
-    **dict.fromkeys(
-        ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "prelu", "mish", "hardtanh"),
-        "use a ReLU, which becomes the quantizer of the next binary convolution",
-    ),
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave scaling and gates such as squeeze-and-excite out"),
-    **dict.fromkeys(("sub", "div", "neg"), "leave arithmetic other than additions out; images are normalised for you"),
-    **dict.fromkeys(("softmax", "log_softmax"), "end in the Linear layer: the loss has the softmax"),
-    **dict.fromkeys(("clamp", "clamp_min", "maximum"), "use a ReLU"),
-    "mean": "average over all pixels, as mean((2, 3)) does",
-    **dict.fromkeys(RESHAPED, "flatten all pixels at once, in front of a Linear layer"),
-    **dict.fromkeys(("wrap_with_set_grad_enabled", "wrap_with_autocast"), "leave no_grad and autocast out of forward"),
-    "pad": "give the padding to the convolution, with zeros",
-    "avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
-    "adaptive_avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
-    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
-    **dict.fromkeys(("chunk", "split", "slice", "permute", "transpose"), "leave the shuffling of channels out"),
-}
-WINDOW = ("kernel", "stride", "padding", "groups", "dilation")  # fields of a layer
 # Parameters of a class or function that are given what the images have.
 CLASSES = ("num_classes", "n_classes", "classes")
 CHANNELS = ("in_channels", "in_chans", "channels")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation of the exported graph.
-
-    Attributes:
-        name: the layer's, from the module's path.
-        op: conv, linear, batch_norm, relu, max_pool, average_pool or add.
-        inputs: names of the steps that it reads.
-        shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
-        window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
-    """
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, int, int]
-    window: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -88,7 +44,7 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
     if found and channels not in found:  # the first to be made need not be the first to be computed
         what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, f"build it for {channels} channels")
-    steps = _read_steps(_export(module, name, channels, resolution), name)
+    steps = read_steps(module, name, channels, resolution)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
         shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""
         ends = f"ends in {steps[-1].op} of {shape}" if steps else "computes nothing from the image"
@@ -111,13 +67,9 @@ def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
             raise DmsflowError(
                 name, f"is of type {type(make).__name__}", "name a torch.nn.Module, its class or a function"
             )
-        try:
-            taken = inspect.signature(make).parameters
-            values = {**dict.fromkeys(CLASSES, classes), **dict.fromkeys(CHANNELS, channels)}
-            make = make(**{each: value for each, value in values.items() if each in taken})
-        except Exception as error:  # the user's own code
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise DmsflowError(name, what, "let it be called without arguments, or with num_classes alone") from error
+        taken = plugin.call(name, inspect.signature, make).parameters
+        values = {**dict.fromkeys(CLASSES, classes), **dict.fromkeys(CHANNELS, channels)}
+        make = plugin.call(name, make, **{each: value for each, value in values.items() if each in taken})
     if not isinstance(make, nn.Module):
         raise DmsflowError(name, f"returned {type(make).__name__}", "return a torch.nn.Module")
     return make
@@ -132,208 +84,6 @@ def make_without_memory(make: Callable[[], nn.Module]) -> nn.Module:
                 return make()
         except NotImplementedError:  # it reads weights while it is made
             return make()
-
-
-# --- from the exported graph to steps -----------------------------------------------------------
-
-
-def _export(module: nn.Module, name: str, channels: int, resolution: int) -> torch.fx.Graph:
-    """The ATen operations of a module in evaluation, with shapes."""
-    device = next((each.device for each in module.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, channels, resolution, resolution, device=device)
-    modes = {each: each.training for each in module.modules()}
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        # What torch says about itself, and the graph that it prints where it fails: ours is one line.
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module.eval(), (images,), strict=False)
-    except Exception as error:  # whatever the user's forward raises, and torch's own
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        what = f"cannot be read for images of {channels}×{resolution}×{resolution} ({why})"
-        raise DmsflowError(name, what, "try it on such images; let no step depend on their values") from error
-    finally:
-        logging.disable(disabled)
-        for each, trains in modes.items():
-            each.training = trains
-    graph: torch.fx.Graph = exported.graph
-    graph.eliminate_dead_code()  # branches whose results are not used
-    return graph
-
-
-def _read_steps(graph: torch.fx.Graph, where: str) -> list[Step]:
-    """The operations in order, without those that change nothing once the network is trained."""
-    names: dict[torch.fx.Node, str] = {}  # of the step whose output a node has
-    image = [node for node in graph.nodes if node.op == "placeholder" and node.target == node.name and _is_image(node)][
-        -1
-    ]
-    names[image] = INPUT
-    steps = {INPUT: Step(INPUT, INPUT, (), tuple(image.meta["val"].shape[1:]))}
-    weights: dict[torch.fx.Node, str] = {}  # the step that has them
-    for node in graph.nodes:
-        read = [each for each in node.all_input_nodes if each in names]
-        if node.op != "call_function" or not read:  # weights, and what is computed from them alone
-            continue
-        if not isinstance(node.meta.get("val"), Tensor):
-            raise _refuse(where, node)
-        if _changes_nothing(node):
-            names[node] = names[read[0]]
-            continue
-        step = _read_step(node, [steps[names[each]] for each in read], where)
-        _check_weights(node, weights, where)
-        step = replace(step, name=_unused(step.name, steps))
-        steps[step.name], names[node] = step, step.name
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    if (count := len(output.all_input_nodes)) != 1:
-        raise DmsflowError(where, f"puts out {count} tensors", "return the class scores alone")
-    return list(steps.values())[1:]
-
-
-def _check_weights(node: torch.fx.Node, taken: dict[torch.fx.Node, str], where: str) -> None:
-    """Refuse weights that are computed, and those that an earlier step has; `taken` gets these."""
-    bound, path = _bind(node), _path(node)
-    held = bound.get("running_mean", bound.get("weight"))
-    if held is None:
-        if _op(node) == "batch_norm":
-            right = "leave track_running_stats at True"
-            raise DmsflowError(f"{where}: {path}", "keeps no running statistics", right)
-        return
-    if held.op != "placeholder":
-        right = "let them be parameters, without weight normalisation or the like"
-        raise DmsflowError(f"{where}: {path}", "computes its weights", right)
-    if held in taken:
-        what = f"has the weights of {taken[held]}" if taken[held] != path else "is called twice"
-        raise DmsflowError(f"{where}: {path}", what, "make a module for each call: weights are not shared")
-    taken[held] = path
-
-
-def _is_image(node: torch.fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() == 4
-
-
-def _op(node: torch.fx.Node) -> str:
-    """ "relu_" of aten.relu_.default."""
-    return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
-def _kind(node: torch.fx.Node) -> str:
-    """The class of torch's own that a node comes from: "torch.nn.modules.activation.ReLU"; else ""."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    kind = stack[-1][1] if stack else ""
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    return kind if kind.startswith("torch.nn.modules") and "container" not in kind else ""
-
-
-def _path(node: torch.fx.Node) -> str:
-    """Where in the module a node comes from: "layer1.0.relu", or with its operation "layer1.0.add"."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return path if path and _kind(node) else ".".join(filter(None, (path, _op(node).rstrip("_"))))
-
-
-def _unused(name: str, taken: Mapping[str, object]) -> str:
-    """A module may be called several times: "relu", "relu_2", …"""
-    if name not in taken:
-        return name
-    return next(each for each in (f"{name}_{n}" for n in range(2, len(taken) + 3)) if each not in taken)
-
-
-def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
-    op, kind = _op(node).rstrip("_"), _kind(node).rpartition(".")[2]
-    name = kind if kind and kind not in SUPPORTED.replace(",", "").split() else op
-    what = f"uses {name}, which no binary network here has"
-    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED}"))
-
-
-def _changes_nothing(node: torch.fx.Node) -> bool:
-    op = _op(node).rstrip("_")
-    read, made = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
-    if op in RESHAPED:  # all pixels in a row, or the same channels in another form; the next step may look at that
-        kept = 1 if len(made) == 2 else 2
-        return bool(read.numel() == made.numel() and read[:kept] == made[:kept])
-    if op == "add":  # of sum()
-        return len(node.all_input_nodes) == 1 and bool(_bind(node)["other"] == 0)
-    return op in PASSED or (op == "adaptive_avg_pool2d" and made == read and made[-2:] != (1, 1))
-
-
-def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
-    """A node as a step that reads others.
-
-    What a node reads may be flattened. Where the form matters, it is compared with the shape of the step.
-    """
-    op, path, bound = _op(node).rstrip("_"), _path(node), _bind(node)
-    here, inputs, shape = f"{where}: {path}", tuple(each.name for each in read), read[0].shape
-    given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
-    if op == "add":
-        if len(read) != 2 or bound.get("alpha", 1) != 1 or read[0].shape != read[1].shape:
-            what = "adds something other than two layers of the same channels and pixels"
-            raise DmsflowError(here, what, "add two such layers, each once")
-        return Step(path, op, inputs, shape)
-    if len(read) != 1:
-        raise _refuse(where, node)
-    if op == "relu":
-        return Step(path, op, inputs, shape)
-    if op == "batch_norm":
-        if given[0] != shape[0]:
-            raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
-        return Step(path, op, inputs, shape)
-    if op == "linear":
-        if len(given) != 1:
-            what = f"reads {'×'.join(map(str, given))} values"
-            raise DmsflowError(here, what, "flatten them in front of a Linear layer")
-        return Step(path, op, inputs, (made[0], 1, 1))
-    if op == "mean" and [each % (len(given) + 1) for each in bound.get("dim") or ()] in _pixel_axes(len(given)):
-        return Step(path, "average_pool", inputs, (shape[0], 1, 1))
-    if given != shape:
-        raise DmsflowError(here, f"reads pixels in another form, {'×'.join(map(str, given))}", INSTEAD["reshape"])
-    if op == "conv2d":
-        return Step(path, "conv", inputs, made, _window(where, path, bound["weight"].meta["val"].shape[2:], bound))
-    if op == "max_pool2d":
-        window = _window(where, path, bound["kernel_size"], bound)
-        side = shape[1] + 2 * window["padding"] - window["kernel"]
-        if bound.get("ceil_mode") and side % window["stride"]:
-            raise DmsflowError(here, "pools with ceil_mode beyond the image", "leave ceil_mode out")
-        return Step(path, "max_pool", inputs, made, window)
-    pads = any(_pair(bound.get("padding", 0))) or bound.get("divisor_override")
-    covers = op != "avg_pool2d" or (_pair(bound["kernel_size"]) == shape[1:] and not pads)
-    if op in ("adaptive_avg_pool2d", "avg_pool2d") and made[1:] == (1, 1) and covers:
-        return Step(path, "average_pool", inputs, made)
-    raise _refuse(where, node)
-
-
-def _pixel_axes(dimensions: int) -> list[list[int]]:
-    """The axes of pixels in both orders, for tensors [N, C, H, W] (3 dimensions without N) or [N, C, H * W]."""
-    return {3: [[2, 3], [3, 2]], 2: [[2]]}.get(dimensions, [])
-
-
-def _bind(node: torch.fx.Node) -> dict[str, Any]:
-    """The arguments of a node by their names in ATen's schema."""
-    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-
-def _pair(value: Any) -> tuple[Any, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple, torch.Size)) else (value,)
-    return values * 2 if len(values) == 1 else values
-
-
-def _window(where: str, path: str, kernel: Any, bound: Mapping[str, Any]) -> dict[str, int]:
-    """Kernel, stride, padding, groups and dilation; one number each, since kernels here are square."""
-    found = {"kernel": _pair(kernel), "groups": (bound.get("groups", 1),) * 2}
-    found["stride"] = _pair(bound.get("stride") or (found["kernel"] if "kernel_size" in bound else 1))
-    found["padding"], found["dilation"] = _pair(bound.get("padding", 0)), _pair(bound.get("dilation", 1))
-    if found["padding"] == ("same", "same"):
-        if any(size % 2 == 0 for size in found["kernel"]):
-            right = "use an odd kernel, or a number for padding"
-            raise DmsflowError(f"{where}: {path}", "pads one side more than the other", right)
-        found["padding"] = tuple((size - 1) // 2 for size in found["kernel"])
-    found["padding"] = (0, 0) if found["padding"] == ("valid", "valid") else found["padding"]
-    for name, (first, last) in found.items():
-        if first != last:
-            raise DmsflowError(f"{where}: {path}", f"has {name} {first}×{last}", "use the same in both directions")
-    return {name: first for name, (first, _) in found.items()}
 
 
 # --- steps as a binary network has them ---------------------------------------------------------
@@ -377,7 +127,7 @@ def _put_norms(steps: list[Step]) -> list[Step]:
             continue
         at = next(index for index, each in enumerate(steps) if each.name == end)
         norm = Step(
-            _unused(f"{step.name}_norm", {each.name: each for each in steps}), "batch_norm", (end,), steps[at].shape
+            find_name(f"{step.name}_norm", {each.name: each for each in steps}), "batch_norm", (end,), steps[at].shape
         )
         steps = [*steps[: at + 1], norm, *(_reading(each, end, norm.name) for each in steps[at + 1 :])]
     return steps
@@ -401,7 +151,7 @@ def _build_network(steps: list[Step], name: str, channels: int, resolution: int,
         if is_binary.get(step.name):
             (read,) = step.inputs
             if read not in quantizers:
-                quantizers[read] = _unused(f"{read}_quantize", {**by_name, **layers})
+                quantizers[read] = find_name(f"{read}_quantize", {**by_name, **layers})
                 layers[quantizers[read]] = Layer(name=quantizers[read], op="quantize", inputs=(read,))
             inputs = (quantizers[read],)
             window = {"kernel": by_name[read].shape[1]} if step.op == "linear" else window
