@@ -177,7 +177,7 @@ def repair(folder: Path) -> None:
 
 
 def damage_structure(content: bytes, chance: random.Random) -> bytes:
-    """A .tflite file with one to three fields of its tables changed, so that it lies but can be read; seldom bytes."""
+    """A .tflite file with one to three fields of its tables changed, so that it is wrong but can be read; sometimes bytes."""
     from ai_edge_litert import schema_py_generated as schema
 
     if chance.randrange(6) == 0:

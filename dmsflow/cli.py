@@ -70,8 +70,8 @@ def search_command(ctx: click.Context, /, **_: Any) -> None:
 def widths_command(ctx: click.Context, /, source: Path, **_: Any) -> None:
     """Choose widths for other budgets, without a new search. Writes search.json.
 
-    FILE is a search.json of the gradient search. It has learned what each width is worth, so the best widths for any
-    budgets from half to twice its own, on any device, follow in a second.
+    FILE is a search.json of the gradient search. It has learned what each width is worth, so the best widths for other
+    budgets, on any device, follow in a second. Budgets far from its own, where it has learned nothing, are refused.
 
     Example: dmsflow widths runs/vgg11-cifar10/search.json --memory-mib 0.06 --profile cortex-a76 --latency-ms 0.2
     """

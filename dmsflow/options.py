@@ -192,6 +192,7 @@ def _type(kind: inspect.Type) -> Any:
         return click.BOOL if isinstance(kind, inspect.BoolType) else click.STRING
     assert isinstance(kind, (inspect.IntType, inspect.FloatType))
     low, high = (kind.ge if kind.gt is None else kind.gt), (kind.le if kind.lt is None else kind.lt)
+    high = None if high in (settings.MOST, settings.LARGEST) else high
     bounds: dict[str, Any] = {"min": low, "max": high, "min_open": kind.gt is not None, "max_open": kind.lt is not None}
     return click.IntRange(**bounds) if isinstance(kind, inspect.IntType) else click.FloatRange(**bounds)
 

@@ -17,7 +17,7 @@ from msgspec import Meta
 from dmsflow.errors import DmsflowError, require_utf8
 
 # What is larger is a slip, and would be allocated, overflow or never end: every number has both limits.
-MOST, LARGEST = 10_000_000, 1e9  # of what is counted; of real numbers
+MOST, LARGEST = 10_000_000, 1e9  # of what is counted; of real numbers: no help names them, an error does
 Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
 Spread = Annotated[float, Meta(ge=1e-6, le=LARGEST)]  # what is divided by; gradients overflow far below that

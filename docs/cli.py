@@ -69,6 +69,7 @@ def page() -> str:
             "train",
             "export",
             "bench",
+            "widths",
             "sweep",
             "profile",
             "report",

@@ -341,7 +341,14 @@ def _campaign(content: Any) -> tuple[str, str]:
         "lines, a hang, memory without bounds, control characters for a terminal, a file that is not whole, a resumed run "
         f"that differs from an uninterrupted one, or a report of a sanitizer. Seed {content['seed']}:"
     )
-    cells = [(row["kind"], f"{row['tries']:,}", f"{row['faults']:,}", f"{row['seconds']:,}") for row in rows]
-    head = ("kind", "tries", "faults", "seconds")
+    cells = [
+        (
+            row["kind"],
+            *(f"{row[name]:,}" for name in ("tries", "faults", "seconds")),
+            " ".join(", ".join(row["kinds"]).split()),
+        )
+        for row in rows
+    ]
+    head = ("kind", "tries", "faults", "seconds", "which")
     environments = [row["environment"] for row in rows]
     return before, f"{figures.machine(environments, 'python')}.\n\n{figures.table(head, cells)}"

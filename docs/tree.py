@@ -21,6 +21,7 @@ ORDER = (
     "measuring",
     "reporting",
     "sweeping",
+    "importing",
     "network",
     "datasets",
     "modelfile",

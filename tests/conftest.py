@@ -114,9 +114,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One of several processes tells the first what was left out: all have collected the same tests."""
-    if (told := getattr(session.config, "workeroutput", None)) is not None:
-        told["not_run"] = [[list(tools_), files] for tools_, files in session.config.stash[NOT_RUN].items()]
+    """One of several processes reports to the first what was left out: all have collected the same tests."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["not_run"] = [[list(tools_), files] for tools_, files in session.config.stash[NOT_RUN].items()]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -111,7 +111,7 @@ def check_required(path: Path, settings: BenchSettings) -> None:
     try:
         median, model = written["metrics"][TIME], written["artifacts"]["model"]["path"]
     except KeyError as error:
-        raise DmsflowError(path, f"lacks {error}", manifest.AGAIN) from error
+        raise DmsflowError(path, f"has no {error}", manifest.AGAIN) from error
     if settings.require_ms is not None and median > settings.require_ms:
         folder = manifest.home(path.parent)
         file = os.path.normpath(folder / model)

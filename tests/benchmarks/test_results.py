@@ -111,7 +111,7 @@ def test_a_campaign_is_counted_by_kind() -> None:
         for kind, tries, faults in (("logs", 1000, 0), ("kills of run", 40, 2))
     ]
     text = timing.campaign({"seed": 3, "share": 1.0, "rows": rows})
-    assert "Of 1,040 tries, 2 ended in a fault" in text and row(text, "logs") == ["logs", "1,000", "0", "5"]
+    assert "Of 1,040 tries, 2 ended in a fault" in text and row(text, "logs") == ["logs", "1,000", "0", "5", ""]
 
 
 def row(text: str, *words: str) -> list[str]:

@@ -298,7 +298,11 @@ def test_classes_and_functions_are_called_for_the_images() -> None:
     assert call_module(Residual, "net", 1, 7).fc.out_features == 7  # type: ignore[union-attr]
     module = Residual()
     assert call_module(module, "net", 1, 7) is module
-    for wrong, what in ((3, "is of type int"), (lambda: 3, "returned int"), (lambda missing: 3, r"TypeError in <lambda>\(\): ")):
+    for wrong, what in (
+        (3, "is of type int"),
+        (lambda: 3, "returned int"),
+        (lambda missing: 3, r"TypeError in <lambda>\(\): "),
+    ):
         with pytest.raises(DmsflowError, match=what):
             call_module(wrong, "net", 1, 7)
 

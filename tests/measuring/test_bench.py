@@ -186,7 +186,7 @@ def test_a_data_set_that_changed_its_shape_is_refused(exported, tmp_path, monkey
 @pytest.mark.parametrize(("metrics", "artifacts"), [({}, {"model": {"path": "x"}}), ({"latency_ms_median": 1.0}, {})])
 def test_a_damaged_bench_is_one_line(metrics, artifacts, tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps({"metrics": metrics, "artifacts": artifacts}))
-    with pytest.raises(DmsflowError, match=r"bench.json: lacks '\w+'; run the stage that writes it again"):
+    with pytest.raises(DmsflowError, match=r"bench.json: has no '\w+'; run the stage that writes it again"):
         bench.check_required(tmp_path / "bench.json", fewer())
 
 

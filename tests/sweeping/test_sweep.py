@@ -310,31 +310,33 @@ def test_killed_it_resumes_to_the_same_front(tmp_path: Path, commands: Commands)
     assert front(out) == front(tmp_path / "whole") and len(front(out)) == 4
 
 
+def start_endless_search(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A sweep in a process of its own whose search has begun and will not end, and the log of that."""
+    path, log = write(folder, SHORT.replace("rounds = 3", "rounds = 100000")), folder / "out" / LEADER / "sweep.log"
+    started = sweep_in_a_process(path, "--out", folder / "out")
+    wait_for(lambda: log.exists() and "round" in log.read_text())
+    return started, log
+
+
 @pytest.mark.slow
 def test_a_stage_ends_with_its_sweep(tmp_path: Path) -> None:
-    path, out = write(tmp_path, SHORT.replace("rounds = 3", "rounds = 100000")), tmp_path / "out"
-    killed = sweep_in_a_process(path, "--out", out)
-    log = out / LEADER / "sweep.log"
-    wait_for(lambda: log.exists() and "round" in log.read_text())
+    killed, log = start_endless_search(tmp_path)
     killed.kill()
     killed.communicate(timeout=60)
     wait_for(lambda: "interrupted" in log.read_text())
     assert re.search("interrupted; resume with: dmsflow search .* --resume", log.read_text())
-    assert (out / LEADER / "search.checkpoint").exists()
+    assert log.with_name("search.checkpoint").exists()
 
 
 @pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
-    path, out = write(tmp_path, SHORT.replace("rounds = 3", "rounds = 100000")), tmp_path / "out"
-    stopped = sweep_in_a_process(path, "--out", out)
-    log = out / LEADER / "sweep.log"
-    wait_for(lambda: log.exists() and "round" in log.read_text())
+    stopped, log = start_endless_search(tmp_path)
     stopped.send_signal(signal.SIGTERM)
     _, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == 143 and stderr.splitlines()[-1].startswith(
         "dmsflow: interrupted; resume with: dmsflow"
     )
-    assert "interrupted" in log.read_text() and not (out / LEADER / "failed.txt").exists()
+    assert "interrupted" in log.read_text() and not log.with_name("failed.txt").exists()
 
 
 @pytest.mark.slow
