@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dmsflow.searching import supernetwork
 from dmsflow.searching.budget import Ratios
-from dmsflow.searching.slopes import Slopes, fit_slopes, solve
+from dmsflow.searching.slopes import POINTS, Slopes, fit_slopes, solve
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint
@@ -35,7 +35,6 @@ from dmsflow.training.step import check_finite, set_learning_rate, weight_step
 # Most steps train narrow sub-networks: those are compared at the end, with the weights that they share.
 MIXTURE = (("sampled", 0.70), ("near", 0.13), ("mask", 0.14), ("full", 0.03))
 NEAR_SPREAD = 0.15  # standard deviation of the log widths of sub-networks near mu
-POINTS = 4  # of a width phase: mu, and others sampled from the whole range
 
 
 class Descent:

@@ -18,6 +18,8 @@ import numpy as np
 from dmsflow.network.network import WEIGHTED_OPS, Network
 from dmsflow.searching.budget import Budgets, Ratios
 
+REACH = 2.0  # slopes are learned for, and one super-network serves, budgets from half to twice those of its search
+POINTS = 4  # at which a width phase takes gradients: mu, and others sampled from the whole range
 AGEING = 0.75  # what a point counts, each round later: the weights that it was measured with have changed since
 SMALLEST_SLOPE = 0.05  # of the mean: one below is noise, and would leave its width at the end of its range
 PRIOR_SPREAD = 1.0  # of the usual slope: how far slopes lie apart

@@ -21,7 +21,7 @@ from torch import Tensor
 from dmsflow.datasets import Dataset
 from dmsflow.network.network import Network
 from dmsflow.searching.budget import Budgets, Range, Ratios, as_widths
-from dmsflow.searching.slopes import equal_slopes, solve
+from dmsflow.searching.slopes import REACH, equal_slopes, solve
 from dmsflow.settings import SearchSettings
 from dmsflow.training import checkpoint
 from dmsflow.training.batches import Batches, Order, halves, with_crop
@@ -33,7 +33,6 @@ from dmsflow.training.step import make_optimiser
 
 CAPACITY_HEADROOM = 1.4  # over the widest baseline: widths may grow beyond where they start
 SAMPLING_TOP = 1.3  # sub-networks are sampled up to this many times the widest baseline, within the capacity
-REACH = 2.0  # one super-network serves budgets from half to twice those of its search
 HELD_OUT_SHARE = 0.2  # of the half for widths: kept for the comparison at the end
 
 

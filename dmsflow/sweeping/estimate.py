@@ -11,7 +11,7 @@ from dmsflow.datasets import Dataset
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.searching.budget import Budgets
-from dmsflow.searching.slopes import rule_widths
+from dmsflow.searching.slopes import POINTS, rule_widths
 from dmsflow.searching.widths import make_budgets
 from dmsflow.settings import Data
 from dmsflow.sweeping.plan import Row
@@ -20,7 +20,6 @@ from dmsflow.sweeping.plan import Row
 MACS_PER_S = 45e9  # forward and backward
 BACKWARD = 3.0  # times the multiply-accumulates of an image that only passes forward
 STEP_S = 0.012  # of every step, however small the network is
-POINTS = 4  # of a width phase, each with its own batches
 SEARCH_WIDTH = (
     2.0  # times the multiply-accumulates of the widths that are found: sub-networks reach to twice the budgets
 )

@@ -19,10 +19,10 @@ from dmsflow import options, preset, settings
 from dmsflow.deploying.target import load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import RECORDS, Stage
+from dmsflow.searching.slopes import REACH
 from dmsflow.settings import BUDGETS, Method, Seed
 
 LEARNED = ("memory_mib", "macs_m")  # the costs whose range a search records
-REACH = 2.0  # a search serves budgets from half to twice its own
 LISTED = {
     "network": "networks",
     "method": "methods",

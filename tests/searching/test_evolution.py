@@ -14,8 +14,9 @@ import torch
 from small_search import DATA, threads_as_before  # noqa: F401
 
 from dmsflow.manifest import Flow
-from dmsflow.searching import descent, evolution, published, search, supernetwork
+from dmsflow.searching import descent, evolution, published, search
 from dmsflow.searching.budget import Ratios, as_widths, memory_mib
+from dmsflow.searching.slopes import REACH
 from dmsflow.searching.supernetwork import SuperNetwork
 from dmsflow.searching.verdict import describe_verdict
 from dmsflow.settings import SearchSettings
@@ -176,7 +177,7 @@ def test_sub_networks_fit_in_the_super_network_and_fill_a_range_of_budgets(monke
             assert all(widths[name] <= most for name, most in net.widths.items())
             used[kind].append(budgets.utilisation(np.array(list(widths.values())) / budgets.base).max())
     assert min(used["near"]) > 0.9 and max(used["near"]) <= 1
-    most = 1.05 * supernetwork.REACH  # with the widths rounded to whole channels
+    most = 1.05 * REACH  # with the widths rounded to whole channels
     assert 1 / most < min(used["sampled"]) < 0.6 and 1.6 < max(used["sampled"]) < most
 
 
