@@ -43,7 +43,7 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
     found = [each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)]
     if found and channels not in found:  # the first to be made need not be the first to be computed
         what = f"reads images of {found[0]} channels, and these have {channels}"
-        raise DmsflowError(name, what, f"build it for {channels} channels")
+        raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
         shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""

