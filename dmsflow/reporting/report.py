@@ -1,6 +1,7 @@
 """What runs found, as one HTML page: from widths and training errors to memory, accuracy and latency.
 
-    runs.py        the chains in the folders given, in groups that differ in their seed alone
+    collect.py     the chains in the folders given, in groups that differ in their seed alone
+    runs.py        a run and a group, and what is known of them
     sections.py    result, accuracy, widths, size, files, comparison, facts
     fronts.py      the front of each device, over milliseconds, memory and MACs
     rounds.py      what happened over the rounds of searches
@@ -22,8 +23,9 @@ from pathlib import Path
 from dmsflow.errors import DmsflowError
 from dmsflow.files import read_bytes, write_atomically, writing
 from dmsflow.reporting import fronts, page, rounds, sections
+from dmsflow.reporting.collect import collect
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
-from dmsflow.reporting.runs import Group, collect
+from dmsflow.reporting.runs import Group
 from dmsflow.reporting.sections import Section, all_runs
 from dmsflow.reporting.shipped import default_out
 

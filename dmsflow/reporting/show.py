@@ -29,8 +29,9 @@ from dmsflow.network.network import value as channels_of
 from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
 from dmsflow.reporting import models, shipped
+from dmsflow.reporting.collect import find_lasts, read_running
 from dmsflow.reporting.result import describe_progress
-from dmsflow.reporting.runs import costs_of, find_lasts, read_running, with_present_methods
+from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
 from dmsflow.terminal import block, format_threads, milliseconds, print_table
 

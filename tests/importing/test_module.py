@@ -270,7 +270,10 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
         (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
         (Broken(Depends()), "net: cannot be read for images of 2×16×16 ("),
         (Broken(nn.Conv2d(3, 4, 1)), "net: cannot be read for images of 2×16×16 ("),
-        (nn.Sequential(conv(3, 4)), "net: reads images of 3 channels, and these have 2; use images of as many channels"),
+        (
+            nn.Sequential(conv(3, 4)),
+            "net: reads images of 3 channels, and these have 2; use images of as many channels",
+        ),
         (nn.Sequential(conv(2, 4)), "net: ends in conv of 4×16×16; end it in a Linear layer of 5 outputs"),
         (
             nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)),

@@ -32,7 +32,7 @@ from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
-from dmsflow.reporting import figures, fronts, page, report, runs, sections
+from dmsflow.reporting import collect, figures, fronts, page, report, runs, sections
 from dmsflow.reporting import rounds as over_rounds
 from dmsflow.settings import Data
 
@@ -192,7 +192,7 @@ def text(written: Path) -> str:
 
 
 def test_runs_that_differ_in_their_seed_alone_stand_together(study: Path) -> None:
-    groups = {group.label: group for group in runs.collect([study])}
+    groups = {group.label: group for group in collect.collect([study])}
     assert {label: len(group.runs) for label, group in groups.items()} == {
         "gradient, 0.1 MiB (gradient-0)": 2,
         "gradient, 0.1 MiB (rounds-0)": 1,
@@ -227,7 +227,7 @@ def test_where_a_run_was_made_and_settings_that_older_manifests_lack_tell_nothin
 
     rewrite(tmp_path / "0" / "search.json", older)
     rewrite(tmp_path / "2" / "search.json", lambda content: content["settings"].update(memory_mib=0.2))
-    together, apart = runs.collect([tmp_path])
+    together, apart = collect.collect([tmp_path])
     assert (together.label, apart.label) == ("equal, 0.1 MiB", "equal, 0.2 MiB")
     assert [run.label for run in together.runs] == ["equal, 0.1 MiB (0)", "equal, 0.1 MiB (1)"]
 
@@ -279,7 +279,7 @@ def test_budgets_tell_apart_and_equal_settings_do_not(tmp_path: Path) -> None:
     write(tmp_path / "a", memory_mib=0.1, macs_m=16.0)
     write(tmp_path / "b", memory_mib=0.1)
     write(tmp_path / "c", memory_mib=0.1)
-    both, memory = runs.collect([tmp_path])
+    both, memory = collect.collect([tmp_path])
     assert (both.label, memory.label) == ("gradient, 0.1 MiB + 16 M MACs", "gradient, 0.1 MiB")
     assert [run.label for run in (*both.runs, *memory.runs)] == [
         "gradient, 0.1 MiB + 16 M MACs",
@@ -289,7 +289,7 @@ def test_budgets_tell_apart_and_equal_settings_do_not(tmp_path: Path) -> None:
 
 
 def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
-    twice = sections.all_runs(runs.collect([study, study / "equal-0", study / "equal-0" / "search.json"]))
+    twice = sections.all_runs(collect.collect([study, study / "equal-0", study / "equal-0" / "search.json"]))
     assert len(twice) == 11
     by_folder = {run.folder.name: run.last.stage for run in twice}
     assert [by_folder[name] for name in ("equal-0", "uniform-0", "rounds-1")] == ["bench", "train", "search"]
@@ -298,17 +298,17 @@ def test_a_run_is_taken_once_and_as_far_as_it_went(study: Path) -> None:
 def test_a_chain_without_its_search_has_a_label(tmp_path: Path) -> None:
     path = write(tmp_path / "run", "equal", bench=True)
     (path.parent / "train.json").unlink()
-    ((run,),) = (group.runs for group in runs.collect([path]))
+    ((run,),) = (group.runs for group in collect.collect([path]))
     assert (run.label, list(run.stages)) == ("unknown (run)", ["export", "bench"])
 
 
 def test_the_uniform_network_is_the_one_its_search_compared_with(tmp_path: Path) -> None:
-    ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "x", memory_mib=5.0)]))
+    ((run,),) = (group.runs for group in collect.collect([write(tmp_path / "x", memory_mib=5.0)]))
     row = run.stages["search"].metrics["comparison"][2]
     assert runs.uniform_widths(run) == row["widths"]
     row["widths"] = {"others": 3}
     assert runs.uniform_widths(run) is None
-    ((run,),) = (group.runs for group in runs.collect([write(tmp_path / "y", "equal")]))
+    ((run,),) = (group.runs for group in collect.collect([write(tmp_path / "y", "equal")]))
     assert runs.uniform_widths(run) is None
 
 
@@ -411,7 +411,7 @@ def test_the_front_of_a_device_has_seeds_as_whiskers_and_baselines_beside_it(tmp
     measured(tmp_path / "gradient-1-again", 0.4, "gradient", 1, 62.0)  # counts once, with its mean
     measured(tmp_path / "equal", 0.1, "equal", top1=50.0)
     measured(tmp_path / "uniform", 0.5, "uniform", top1=40.0)
-    panels, table = fronts.fronts_section(runs.collect([tmp_path]))
+    panels, table = fronts.fronts_section(collect.collect([tmp_path]))
     assert isinstance(panels, sections.Panels) and isinstance(table, str)
     assert [panel.name for panel in panels.panels] == ["front-ms", "front-mib", "front-macs"]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
@@ -423,7 +423,7 @@ def test_the_front_of_a_device_has_seeds_as_whiskers_and_baselines_beside_it(tmp
 
 def test_one_setting_of_a_device_has_no_front(tmp_path: Path) -> None:
     measured(tmp_path / "one", 0.2, "gradient")
-    assert fronts.fronts_section(runs.collect([tmp_path])) == (
+    assert fronts.fronts_section(collect.collect([tmp_path])) == (
         "no two settings are measured on the same device (dmsflow bench)"
     )
 
@@ -438,7 +438,7 @@ def test_files_of_one_training_are_one_seed_and_stand_apart(tmp_path: Path) -> N
         found = {"file_bytes": 70_000} if stage == "export" else {**record.metrics, "latency_ms_median": 0.9}
         changed = {"settings": made, "metrics": found, "parent": describe_artifact(parent, other)}
         save_manifest(other / f"{stage}.json", msgspec.structs.replace(record, **changed))
-    ((run,),) = (group.runs for group in runs.collect([tmp_path]))
+    ((run,),) = (group.runs for group in collect.collect([tmp_path]))
     assert {file.target: file.metrics["file_bytes"] for file in run.files} == {"x86-64": 90_000, "onnx": 70_000}
     content = report.write_report([tmp_path], None).read_text("utf-8")
     facts = facts_of(content, "gradient, 0.1 MiB")
@@ -450,7 +450,7 @@ def test_files_of_one_training_are_one_seed_and_stand_apart(tmp_path: Path) -> N
 def test_a_seed_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     write(tmp_path / "a", top1=50.0)
     write(tmp_path / "b", top1=51.0)
-    (group,) = runs.collect([tmp_path])
+    (group,) = collect.collect([tmp_path])
     assert len(group.runs) == 2 and [row[2] for row in group.results()] == [50.5]
     content = report.write_report([tmp_path], None).read_text("utf-8")
     assert facts_of(content, "gradient, 0.1 MiB")["top-1"] == "50.50 %"
@@ -697,7 +697,7 @@ def test_many_settings_are_named_by_markers_and_colours(tmp_path: Path) -> None:
 def test_of_many_searches_the_mean_of_each_setting_is_drawn(tmp_path: Path) -> None:
     for at in range(over_rounds.MOST_LINES + 1):
         write(tmp_path / f"{at}", seed=at, top1=None)
-    (line,) = over_rounds._lines(runs.collect([tmp_path]), "weight_top1_percent", float)
+    (line,) = over_rounds._lines(collect.collect([tmp_path]), "weight_top1_percent", float)
     assert line.label == "gradient, 0.1 MiB, mean of 17"
     assert list(line.y) == pytest.approx([20 + 15 * number + 8 for number in range(ROUNDS)])
 
