@@ -88,8 +88,8 @@ super-network for as long as the width phases of the gradient take. All are shru
 not a baseline, but the method from which dmsflow started: DMS with its published settings (`--preset paper`, with phases
 shortened to minutes), under the same budgets.
 
-*Gain*: top-1 of the searched widths minus top-1 of that row, ± the deviation of this difference over the seeds (paired).
-*Verdict*: the difference of the means, compared with the larger of the two deviations.
+*Gain*: top-1 of the searched widths minus top-1 of that row, ± the standard error of this difference (paired by seed).
+*Verdict*: a difference below two standard errors is called no difference.
 
 {_summary(content["cells"])}
 
@@ -120,7 +120,7 @@ def _summary(cells: Sequence[Row]) -> str:
         found, titles = leads(cell), {m: title.format(draws=cell["draws"]) for m, title in METHODS.items()}
         gains = [method for method, one in found.items() if one.gains]
         others = [f"{titles[method]} ({one})" for method, one in found.items() if not one.gains]
-        wins = f"better than {len(gains)} of {len(found)} baselines by more than one deviation"
+        wins = f"better than {len(gains)} of {len(found)} baselines by more than two standard errors"
         without = [titles[method] for method in BASELINES if method not in found]
         parts = (
             wins,
@@ -308,9 +308,8 @@ def _ablations(content: Sequence[Row], default: Sequence[Row]) -> tuple[str, str
     runs = [run for row in content for run in row["runs"]]
     before = f"""\
 VGG-11 under the first cell's budgets above, trained for {default[0]["epochs"]} epochs, with one setting changed at
-a time. *Against the default*: difference of top-1, ± its deviation over the seeds (paired). The verdict follows the rule
-above, so "no gain" also means "no loss". We keep the default unless a variant is better by more than one standard deviation. One
-deviation of three seeds is a low bar, which some of {len(content) - 1} rows pass by chance. Variants marked "at {PAST_COMMIT}"
+a time. *Against the default*: difference of top-1, ± its standard error (paired by seed). We keep the default unless a
+variant is better by more than two standard errors, which with three seeds some of {len(content) - 1} rows pass by chance. Variants marked "at {PAST_COMMIT}"
 need settings that were removed later; check out that commit to run them.
 
 {figures.table(head, rows)}"""
@@ -454,7 +453,7 @@ def papers_search(cells: Sequence[Row]) -> str:
         else ""
     )
     return f"""Searched widths beat DMS as published (its settings as printed, its phases shortened to minutes, the same budgets) in {len(won)} of {len(found)}
-cells by more than one standard deviation{fewer}."""
+cells by more than two standard errors{fewer}."""
 
 
 def files(rows: Any) -> str:

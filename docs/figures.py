@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 FOLDER = Path(__file__).with_name("results")
 NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18"}
 NONE = "–"
+ERRORS = 2.0  # standard errors: a smaller difference is called none
 WORDS = {  # of results files, and what they are called now
     "around flat": "around equal widths",
     "flat": "equal",
@@ -102,49 +104,46 @@ class Lead:
 
     Attributes:
         points: difference of the means.
-        bound: the larger of the two deviations over the seeds; None where one has a single seed.
-        paired: deviation of the difference over the seeds that both have; None without two of them.
+        error: its standard error; paired, of the difference over the seeds that both have. None where one has a single
+            seed.
     """
 
     points: float
-    bound: float | None
-    paired: float | None
+    error: float | None
 
     @property
     def verdict(self) -> str:
-        if self.bound is None:
+        if self.error is None:
             return NONE
-        if abs(self.points) <= self.bound:
-            return "no gain"
-        return "gain, beyond one deviation" if self.points > 0 else "loss, beyond one deviation"
+        if abs(self.points) <= ERRORS * self.error:
+            return "no difference"
+        return "gain" if self.points > 0 else "loss"
 
     @property
     def gains(self) -> bool:
-        return self.bound is not None and self.points > self.bound
+        return self.verdict == "gain"
 
     def __str__(self) -> str:
         """`+2.81 ± 0.44`."""
-        return f"{self.points:+.2f}" + ("" if self.paired is None else f" ± {self.paired:.2f}")
+        return f"{self.points:+.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
 
     def sentence(self, other: str) -> str:
-        """`3.5 points above the uniform one, beyond the deviation over the seeds (1.3)`."""
+        """`3.5 points above the uniform one, beyond two standard errors (1.3)`."""
         sign = "above" if self.points > 0 else "below"
         place = f"{abs(self.points):.1f} points {sign} {other}"
-        if self.bound is None:
+        if self.error is None:
             return place
-        return f"{place}, {'within' if abs(self.points) <= self.bound else 'beyond'} the deviation over the seeds ({self.bound:.1f})"
+        return f"{place}, {'within' if self.verdict == 'no difference' else 'beyond'} two standard errors ({ERRORS * self.error:.1f})"
 
 
 def lead(ours: Sequence[Row], others: Sequence[Row], *, paired: bool = True) -> Lead:
     """Of the first networks over the second ones, seed by seed if `paired`."""
-    deviations = [deviation(rows) for rows in (ours, others)]
-    known = [one for one in deviations if one is not None]
-    gaps = differences(ours, others) if paired else []
-    return Lead(
-        mean(ours, "top1_percent") - mean(others, "top1_percent"),
-        max(known) if len(known) == len(deviations) else None,
-        statistics.stdev(gaps) if len(gaps) > 1 else None,
-    )
+    gaps, error = differences(ours, others) if paired else [], None
+    if len(gaps) > 1:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+    elif min(len(ours), len(others)) > 1:
+        error = math.hypot(*((deviation(rows) or 0) / math.sqrt(len(rows)) for rows in (ours, others)))
+    return Lead(mean(ours, "top1_percent") - mean(others, "top1_percent"), error)
 
 
 def differences(ours: Sequence[Row], others: Sequence[Row]) -> list[float]:

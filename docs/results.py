@@ -88,6 +88,16 @@ WIDTHS = {  # of the table's rows, and what they are
 }
 
 
+BASELINES = {  # in README, which explains no terms
+    "uniform": "uniform widths",
+    "flat": "equal widths",
+    "between": "widths interpolated between uniform and equal ones",
+    "random": "random widths",
+    "best random": "the best of {draws} random draws",
+    "evolution": "evolutionary search",
+}
+
+
 def _smallest(rows: Row) -> str:
     """VGG-11 under 0.08 MiB."""
     found = rows["searched"]
@@ -115,7 +125,7 @@ def _tie(cells: list[Row]) -> str:
     over = [len(accuracy.leads(cell)) for cell in cells]
     return (
         "The searched network also does more arithmetic: with a budget for that too, and short trainings, the search "
-        f"beats {sum(won)} of {sum(over)} baselines by more than one standard deviation.{_never(cells)}"
+        f"beats {sum(won)} of {sum(over)} baselines by more than two standard errors.{_never(cells)}"
     )
 
 
@@ -124,7 +134,7 @@ def _never(cells: list[Row]) -> str:
     found = [accuracy.leads(cell) for cell in cells if "macs_m" in cell]
     ran = [method for method in accuracy.BASELINES if any(method in leads for leads in found)]
     never = [method for method in ran if not any(leads[method].gains for leads in found if method in leads)]
-    titles = [accuracy.METHODS[method].format(draws=cells[0]["draws"]) for method in never]
+    titles = [BASELINES.get(method, method).format(draws=cells[0]["draws"]) for method in never]
     words = " or ".join(filter(None, (", ".join(titles[:-1]), *titles[-1:])))
     return f" It does not beat {words}." if titles else ""
 

@@ -122,13 +122,13 @@ def row(text: str, *words: str) -> list[str]:
 def test_a_cell_has_means_deviations_paired_gains_and_verdicts() -> None:
     text = accuracy.budgets(WHOLE)
     assert row(text, "**searched**")[4:] == ["54.00, 55.00, 56.00", "55.00 ± 1.00", "–", "–"]
-    assert row(text, "| uniform")[-3:] == ["49.00 ± 1.00", "+6.00 ± 0.00", "gain, beyond one deviation"]
-    assert row(text, "| equal")[-2:] == ["+0.50 ± 1.00", "no gain"]
-    assert row(text, "| interpolated")[-2:] == ["-3.50 ± 0.50", "loss, beyond one deviation"]
-    assert row(text, "| evolution")[-2:] == ["+0.00 ± 0.00", "no gain"]
-    assert row(text, "mean of 3")[-2:] == ["+8.00", "gain, beyond one deviation"]
+    assert row(text, "| uniform")[-3:] == ["49.00 ± 1.00", "+6.00 ± 0.00", "gain"]
+    assert row(text, "| equal")[-2:] == ["+0.50 ± 0.58", "no difference"]
+    assert row(text, "| interpolated")[-2:] == ["-3.50 ± 0.29", "loss"]
+    assert row(text, "| evolution")[-2:] == ["+0.00 ± 0.00", "no difference"]
+    assert row(text, "mean of 3")[-2:] == ["+8.00 ± 3.56", "gain"]
     assert (
-        "better than 3 of 6 baselines by more than one deviation; not better than equal (+0.50 ± 1.00), interpolated (-3.50 ± 0.50)"
+        "better than 3 of 6 baselines by more than two standard errors; not better than equal (+0.50 ± 0.58), interpolated (-3.50 ± 0.29)"
         in text
     )
     assert "not run" not in text
@@ -152,7 +152,7 @@ def test_a_cell_that_is_not_finished_claims_nothing() -> None:
 
 def test_a_cell_without_some_baselines_names_them() -> None:
     text = accuracy.budgets(cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), flat=jobs(50.0)))
-    claim = "better than 1 of 1 baselines by more than one deviation; not run: equal, interpolated, random (mean of 3)"
+    claim = "better than 1 of 1 baselines by more than two standard errors; not run: equal, interpolated, random (mean of 3)"
     assert claim in " ".join(text.split())
 
 
@@ -167,7 +167,7 @@ def test_the_readme_names_the_baselines_that_no_cell_gains_over() -> None:
     cell = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(50.0, 51.0, 52.0), evolution=jobs(54.0, 55.0, 57.0))[
         "cells"
     ][0]
-    assert results._never([cell]) == " It does not beat evolution."
+    assert results._never([cell]) == " It does not beat evolutionary search."
 
 
 def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
@@ -225,7 +225,7 @@ def test_an_ablation_is_compared_with_the_default() -> None:
     ]
     text = accuracy.ablations(content)
     assert "trained for 6 epochs" in text
-    assert row(text, "adam")[6:9] == ["51.00 ± 1.41", "-3.50 ± 0.71", "loss, beyond one deviation"]
+    assert row(text, "adam")[6:9] == ["51.00 ± 1.41", "-3.50 ± 0.50", "loss"]
     assert row(text, "| default")[6:9] == ["54.50 ± 0.71", "–", "–"]
 
 
@@ -264,14 +264,12 @@ def test_the_papers_search_stands_beside_ours_and_is_no_baseline() -> None:
     both = cells(gradient=jobs(54.0, 55.0, 56.0), uniform=jobs(48.0, 49.0, 50.0), paper=jobs(49.0, 50.0, 51.0))
     text = " ".join(accuracy.budgets(both).split())
     assert "better than 1 of 1 baselines" in text
-    assert "; over DMS as published +5.00 ± 0.00, gain, beyond one deviation." in text
-    assert row(accuracy.budgets(both), "| DMS as published")[-2:] == ["+5.00 ± 0.00", "gain, beyond one deviation"]
-    assert "in 1 of 1\ncells by more than one standard deviation." in accuracy.papers_search(both["cells"])
+    assert "; over DMS as published +5.00 ± 0.00, gain." in text
+    assert row(accuracy.budgets(both), "| DMS as published")[-2:] == ["+5.00 ± 0.00", "gain"]
+    assert "in 1 of 1\ncells by more than two standard errors." in accuracy.papers_search(both["cells"])
     for job in both["cells"][0]["methods"]["paper"]:
         job["macs_m"] = 9.0
-    assert accuracy.papers_search(both["cells"]).endswith(
-        "deviation; in each of these DMS as published used fewer MACs."
-    )
+    assert accuracy.papers_search(both["cells"]).endswith("errors; in each of these DMS as published used fewer MACs.")
     for without in (cells(gradient=jobs(54.0, 55.0, 56.0)), cells(paper=jobs(54.0, 55.0, 56.0))):
         assert accuracy.papers_search(without["cells"]) == ""
 
@@ -311,15 +309,15 @@ def test_the_readme_shows_the_paper_s_smallest_budget() -> None:
     words = " ".join(shown.split())
     assert "Ours: 60 epochs, 2 seeds, 2 minutes for search and training on one CPU core (Z80, 2026-01-02)" in words
     assert row(shown, "by the DMS paper, after 300 epochs")[-1] == "84.16" and "3 of 6 baselines" in words
-    assert "uniform" not in shown, "that row was not run"
+    assert "*uniform*" not in shown, "that row was not run"
     assert results.readme(shown, load) == shown
 
 
 def test_a_lead_says_whether_the_seeds_can_carry_it() -> None:
     over = figures.lead(jobs(54.0, 55.0, 56.0), jobs(48.0, 49.0, 50.0))
-    assert over.sentence("uniform") == "6.0 points above uniform, beyond the deviation over the seeds (1.0)"
+    assert over.sentence("uniform") == "6.0 points above uniform, beyond two standard errors (0.0)"
     assert figures.lead(jobs(48.5, 49.5), jobs(48.0, 51.0)).sentence("flat") == (
-        "0.5 points below flat, within the deviation over the seeds (2.1)"
+        "0.5 points below flat, within two standard errors (2.0)"
     )
     one = figures.lead(jobs(50.0), jobs(48.0, 49.0))
     assert (str(one), one.verdict, one.gains) == ("+1.50", "–", False)
