@@ -349,10 +349,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, click.Abort):
             return end_interrupted(given, received)
         except Exception as error:  # noqa: BLE001  # the last resort
-            return end_interrupted(given, received) if received else _explain(error)
+            return end_interrupted(given, received) if received else _explain(error, given)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, arguments: Sequence[str]) -> int:
     """Say in a line what nobody foresaw; the exit code."""
     if os.environ.get("DMSFLOW_TRACEBACK"):
         traceback.print_exception(error)
@@ -362,8 +362,11 @@ def _explain(error: Exception) -> int:
             what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
             return _say(f"{module}: {what}; pip install 'dmsflow[{extra}]'")
     if isinstance(error, OSError):
-        where = error.filename or "a file or connection"
-        return _say(f"{where}: {error.strerror or error}; correct that, then use --resume to continue")
+        where = error.filename or "a file, the output or a connection"
+        command = cli.commands.get(arguments[0]) if arguments else None
+        resumes = any(each.name == "resume" for each in getattr(command, "params", ()))
+        right = "correct that, then use --resume to continue" if resumes else "correct that, and start again"
+        return _say(f"{where}: {error.strerror or error}; {right}")
     right = "this is a bug: set DMSFLOW_TRACEBACK=1 to see where, and report it"
     return _say(" ".join(f"{type(error).__name__}: {error}; {right}".split()), 70)
 

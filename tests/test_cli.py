@@ -180,6 +180,20 @@ def test_what_nobody_foresaw_is_one_line(
     assert shown.startswith("Traceback") and "in fail" in shown and shown.endswith(line)
 
 
+def test_a_full_disk_is_one_line_whose_advice_the_command_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(doctor, "report", fail)
+    monkeypatch.setattr(manifest, "perform", fail)
+    for command, right in (("doctor", "and start again"), ("search", "then use --resume to continue")):
+        assert cli.main([command]) == 1
+        line = f"dmsflow: a file, the output or a connection: No space left on device; correct that, {right}\n"
+        assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize(
     "error",
     [

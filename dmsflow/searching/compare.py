@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dmsflow.network.latency import Latency
 from dmsflow.searching.supernetwork import SuperNetwork
-from dmsflow.searching.verdict import describe_verdict
+from dmsflow.searching.verdict import describe_verdict, is_beaten
 from dmsflow.terminal import print_line, print_table
 from dmsflow.training.step import evaluate, top1_percent
 
@@ -37,9 +37,16 @@ def compare_widths(net: SuperNetwork, candidates: dict[str, dict[str, int]]) -> 
 
 
 def choose_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The searched widths (the first row), unless another row's loss is lower by more than its standard error."""
+    """The searched widths (the first row), where they clearly beat the balanced ones and no baseline is better.
+
+    A baseline is better if its loss is lower by more than its standard error. Balanced widths need no search, so it is
+    for the search to show that its own are better.
+    """
     better = [row for row in rows[1:] if row["loss_difference"] < -row["standard_error"]]
-    return min(better, key=lambda row: row["loss"]) if better else rows[0]
+    if better:
+        return min(better, key=lambda row: row["loss"])
+    not_beaten = (row for row in rows if row["name"] == "balanced" and not is_beaten(row))
+    return next(not_beaten, rows[0])
 
 
 def print_comparison(rows: list[dict[str, Any]], chosen: dict[str, Any], latency: Latency | None) -> None:

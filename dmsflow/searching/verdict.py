@@ -16,14 +16,24 @@ def describe_verdict(rows: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
     searched, *baselines = rows
     best = min(baselines, key=lambda row: row["loss_difference"]) if chosen is searched else chosen
     name, lead, error = (best[key] for key in ("name", "loss_difference", "standard_error"))
-    if chosen is not searched:
+    kept_better = chosen is not searched and lead < 0
+    if kept_better:
         verdict = f"The widths of {name} were kept instead of the searched ones: their loss is"
-    elif lead > 0 and lead >= CLEAR_ERRORS * error:
+    elif chosen is not searched:
+        verdict = (
+            f"The search did not beat {name} by two standard errors, so those widths were kept: the searched loss is"
+        )
+    elif lead > 0 and is_beaten(best):
         verdict = f"The search beat the best baseline, {name}: the searched loss is"
     else:
         verdict = f"The search did not beat the best baseline, {name}, by two standard errors: the searched loss is"
-    side = "lower" if (lead > 0) == (chosen is searched) else "higher"
+    side = "lower" if kept_better or lead > 0 else "higher"
     verdict += f" {abs(lead):.4f} ± {error:.4f} {side} (standard error, the same images)."
     used = ((row["name"], *each) for row in baselines for each in (row.get("budgets_used") or {}).items())
     unused = [f"{rule} takes {100 * part:.0f} % of the {budget}" for rule, budget, part in used if part < UNUSED_SHARE]
     return verdict + (f" Budgets that a baseline does not fill: {', '.join(unused)}." if unused else "")
+
+
+def is_beaten(row: dict[str, Any]) -> bool:
+    """Whether the searched widths have a loss lower than a baseline's by CLEAR_ERRORS standard errors."""
+    return bool(row["loss_difference"] >= CLEAR_ERRORS * row["standard_error"])

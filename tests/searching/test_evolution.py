@@ -225,6 +225,9 @@ def test_the_verdict_names_the_widths_that_are_taken_in_place_of_the_searched_on
     ]
     words = "The widths of uniform were kept instead of the searched ones: their loss is 0.1099 ± 0.0743 lower"
     assert describe_verdict(rows, rows[1]).startswith(words)
+    rows[1] |= {"name": "balanced", "loss_difference": 0.01, "standard_error": 0.02}
+    words = "The search did not beat balanced by two standard errors, so those widths were kept: the searched loss is 0.0100 ± 0.0200 lower"
+    assert describe_verdict(rows, rows[1]).startswith(words)
 
 
 def test_widths_stay_during_the_warm_up(tmp_path: Path) -> None:

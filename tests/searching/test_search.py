@@ -236,6 +236,17 @@ def test_choose_takes_another_only_beyond_its_standard_error() -> None:
     assert choose_row([mine, row("equal", -0.03, 0.02), row("uniform", -0.04, 0.05)])["name"] == "equal"
 
 
+def test_choose_takes_the_balanced_widths_unless_the_search_clearly_beats_them() -> None:
+    def chosen(difference: float, error: float) -> str:
+        rows = [("searched", 0.0, 0.0), ("balanced", difference, error), ("equal", 0.01, 0.02)]
+        keys = "name", "loss_difference", "standard_error"
+        return str(choose_row([dict(zip(keys, row, strict=True)) for row in rows])["name"])
+
+    assert chosen(0.05, 0.02) == "searched"
+    assert chosen(0.03, 0.02) == "balanced"
+    assert chosen(0.0, 0.0) == "searched"  # they are the same widths
+
+
 class Killed(BaseException):
     pass
 
