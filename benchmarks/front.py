@@ -348,7 +348,7 @@ def show(content: dict[str, Any]) -> None:
     cells = []
     for part in (*content["cells"], {"cell": "all", "gains": content["pooled"]}):
         counts = [str(len(rows)) for rows in part["methods"].values()] if "methods" in part else [""] * len(METHODS)
-        cells.append((part["cell"], *counts, *(_gain(part["gains"][rule]) for rule in RULES)))
+        cells.append((part["cell"], *counts, *(describe_gain(part["gains"][rule]) for rule in RULES)))
     head = ("cell", *METHODS, *(f"searched − {rule}" for rule in RULES))
     print_table(f"Trainings done of {len(SEEDS)} seeds, and gains in top-1", head, cells, stream=sys.stdout)
     if found := content["cost"]:
@@ -358,7 +358,7 @@ def show(content: dict[str, Any]) -> None:
         print_table("A front, processor time", head, [row], stream=sys.stdout)
 
 
-def _gain(found: dict[str, Any]) -> str:
+def describe_gain(found: dict[str, Any]) -> str:
     if found["error"] is None:
         return "–"
     return f"{found['points']:+.2f} ± {found['error']:.2f} {found['verdict']}"

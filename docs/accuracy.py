@@ -178,6 +178,43 @@ differently, and training amplifies that: there, pairs of one seed share images 
 RULES = ("balanced", "interpolated", "equal", "uniform")
 
 
+def kernel_sizes(content: Any) -> str:
+    """Of benchmarks/kernel_sizes.py."""
+    rows = [row for cell in content["cells"] for each in cell["choices"] for row in each["rows"]] if content else []
+    command = "python benchmarks/kernel_sizes.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
+    texts = None
+    if rows:
+        lines = [line for cell in content["cells"] for line in _kernel_choices(cell, len(content["seeds"]))]
+        head = ("budgets", "kernels of the eight convolutions", "widths", "M MACs", "top-1 %", "less 3 everywhere", "")
+        before = f"""\
+Would a search over kernel sizes gain? VGG-11 with the balanced widths of each choice of kernels under the same budgets,
+{content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. Differences are paired by seed, ± their standard error. Only
+a difference beyond {content["errors"]:g} standard errors counts.
+
+{figures.table(head, lines)}"""
+        made = figures.machine(environments(rows), *TRAINED)
+        texts = before, f"{made}, one thread. Every run: [results/kernel-sizes.json](results/kernel-sizes.json)."
+    return figures.part("## Other kernel sizes", command, texts)
+
+
+def _kernel_choices(cell: Row, seeds: int) -> list[tuple[str, ...]]:
+    lines = []
+    for each in cell["choices"]:
+        rows, gain = each["rows"], _judged(each["gain"])
+        title = f"{' '.join(each['kernels'])} ({each['choice']})"
+        if not rows:
+            lines.append((_limits(cell), title, *[NONE] * 2, "not run", NONE, ""))
+            continue
+        count = "" if len(rows) == seeds else f" ({len(rows)} of {seeds})"
+        same = each["choice"] == cell["choices"][0]["choice"]
+        widths = " ".join(map(str, rows[0]["widths"]))
+        found = (NONE, "") if same else (gain[0], gain[-1])
+        lines.append(
+            (_limits(cell), title, widths, f"{figures.mean(rows, 'macs_m'):.1f}", figures.spread(rows) + count, *found)
+        )
+    return lines
+
+
 def front(content: Any) -> str:
     """Of benchmarks/front.py."""
     rows = [row for cell in content["cells"] for made in cell["methods"].values() for row in made] if content else []

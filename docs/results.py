@@ -39,6 +39,7 @@ def page(load: Load = figures.load) -> str:
             (
                 INTRODUCTION,
                 accuracy.front(load("front")),
+                accuracy.kernel_sizes(load("kernel-sizes")),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
                 accuracy.ablations(load("ablations")),

@@ -11,6 +11,7 @@ import ablations  # noqa: E402
 import budgets  # noqa: E402
 import front  # noqa: E402
 import jobs  # noqa: E402
+import kernel_sizes  # noqa: E402
 import recipe  # noqa: E402
 import search_cost  # noqa: E402
 import table1  # noqa: E402
@@ -18,4 +19,15 @@ import take_home  # noqa: E402
 
 sys.path.remove(str(BENCHMARKS))
 
-__all__ = ["BENCHMARKS", "ablations", "budgets", "front", "jobs", "recipe", "search_cost", "table1", "take_home"]
+__all__ = [
+    "BENCHMARKS",
+    "ablations",
+    "budgets",
+    "front",
+    "jobs",
+    "kernel_sizes",
+    "recipe",
+    "search_cost",
+    "table1",
+    "take_home",
+]
