@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -65,13 +66,18 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return [place for key, each in items for place in ((value, key), *_places(each))]
 
 
+def _hostile(chance: random.Random) -> Any:
+    """A value of its own: what a later change does to it is in no other."""
+    return copy.deepcopy(chance.choice(HOSTILE))
+
+
 def damage_values(value: Any, chance: random.Random) -> Any:
     """A JSON value with one to three places of it changed."""
     value = json.loads(json.dumps(value))
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         places = _places(value)
         if not places:
-            return chance.choice(HOSTILE)
+            return _hostile(chance)
         container, key = chance.choice(places)
         kind, old = chance.randrange(8), container[key]
         if kind == 0:
@@ -88,7 +94,7 @@ def damage_values(value: Any, chance: random.Random) -> Any:
         elif kind == 4 and isinstance(old, list | str):
             container[key] = old[: len(old) // 2]
         else:
-            container[key] = chance.choice(HOSTILE)
+            container[key] = _hostile(chance)
     return value
 
 

@@ -44,6 +44,13 @@ def test_one_part_leaves_the_rows_of_the_others(tmp_path: Path) -> None:
     assert campaign.keep_rows(argparse.Namespace(**{**vars(given), "seed": 2}), []) == []
 
 
+def test_damaged_values_are_independent_of_each_other() -> None:
+    before, chance = json.dumps(mutation.HOSTILE), random.Random(0)
+    for _ in range(3000):
+        json.dumps(mutation.damage_values({"a": [1, [2]], "b": {"c": []}}, chance))
+    assert json.dumps(mutation.HOSTILE) == before
+
+
 LINE = b"dmsflow: a.json: is missing; put it back\n"
 
 
