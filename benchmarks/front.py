@@ -1,7 +1,7 @@
 """One search, many budgets: widths of `dmsflow widths` beside rules that need no training, trained at the same budgets.
 
 For each seed one search learns what the widths are worth, `dmsflow widths` solves for every cell from it, and these
-widths are trained beside those of four rules. VGG-11 on CIFAR-10, the default recipe, short trainings. Each seed
+widths are trained beside those of four rules, and beside the best of eight random draws. VGG-11 on CIFAR-10, the default recipe, short trainings. Each seed
 also measures what a front costs: one search and a solution for each budget. Everything that is compared, and the rule
 of decision, is a constant here. A seed is done before the next begins; a finished row is a small file, and none is
 run twice:
@@ -28,13 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import msgspec
+import numpy as np
+import scipy.stats
 import script
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
-from dmsflow.searching.slopes import RULES, rule_widths
+from dmsflow.searching.slopes import RULES, Slopes, equal_slopes, rule_widths
 from dmsflow.searching.widths import make_budgets
 from dmsflow.settings import SearchSettings, resolve
 from dmsflow.terminal import print_table
@@ -80,7 +83,11 @@ CELLS = (
     Cell("10M", {"memory_mib": 0.078, "macs_m": 10.0}),
     Cell("0.05MiB", {"memory_mib": 0.05}),
 )
-METHODS = ("searched", *RULES)
+BEST_DRAW = "best draw"
+METHODS = ("searched", *RULES, BEST_DRAW)
+OTHERS = METHODS[1:]  # what the search is compared with
+DRAWS = 8  # of random widths around balanced ones at each budget
+DRAW_SEED = 6  # of SEEDS none: the draws are trained with it, and the best of them then with every seed
 # Two devices with six budgets each: what `Cost` is about. Nothing of these is trained.
 FRONT = tuple(
     _timed(profile, limit)
@@ -90,8 +97,8 @@ FRONT = tuple(
     )
     for limit in limits
 )
+FEWEST_RANKED = 5  # networks of a seed whose order is worth a correlation
 REFUSED = "the search has learned"  # how `dmsflow widths` refuses a budget beyond its range
-DRAWS = 8  # of random widths at each budget, all trained: what choosing the best of them would cost
 
 
 @dataclass(frozen=True)
@@ -191,22 +198,47 @@ def make_row(seed: int, cell: Cell, method: str, where: Place) -> dict[str, Any]
         if refused:
             return {"refused": refused}
         widths = load_manifest(choice, "search").widths
+    elif method == BEST_DRAW:
+        choice = best_draw(cell, where)
+        widths = load_manifest(choice, "search").widths
     else:
         widths = cell.rule(method)
-        choice = folder / "rules" / "-".join(map(str, widths.values())) / "search.json"
-        if not choice.exists():
-            options = [*cell.options(), "--method", method, "--out", str(choice.parent)]
-            call("search", *_search(where), *options, "--resume")
+        choice = choose(cell, method, 0, where, folder / "rules" / "-".join(map(str, widths.values())))
         if load_manifest(choice, "search").widths != widths:
             raise DmsflowError(choice, "has other widths than the rule", "remove its folder")
-    out = folder / "trainings" / "-".join(map(str, widths.values()))
+    out = train(choice, seed, folder / "trainings" / "-".join(map(str, widths.values())))
+    return {"widths": list(widths.values()), **_costs(cell, widths), **_trained(out)}
+
+
+def choose(cell: Cell, method: str, seed: int, where: Place, out: Path) -> Path:
+    """The search.json of widths that need no training."""
+    if not (out / "search.json").exists():
+        options = [*cell.options(), "--method", method, "--seed", str(seed), "--out", str(out)]
+        call("search", *_search(where), *options, "--resume")
+    return out / "search.json"
+
+
+def train(choice: Path, seed: int, out: Path) -> Path:
+    """Train the widths of a search.json, unless that is done; its folder."""
     if not (out / "train.json").exists():
         whole = not any(out.glob("*.checkpoint"))
         changes = ("train.threads=1", *_changes("train"))
         options = ["--epochs", str(EPOCHS), "--seed", str(seed), *(f"--set={change}" for change in changes)]
         took = call("train", str(choice), *options, "--resume", "--out", str(out))
         write(out / "seconds.json", {**took, "whole": whole})
-    return {"widths": list(widths.values()), **_costs(cell, widths), **_trained(out)}
+    return out
+
+
+def best_draw(cell: Cell, where: Place) -> Path:
+    """The search.json of the draw that is best after training with a seed of its own; all draws are trained first."""
+    with jobs.lock(folder := where.out / "draws" / cell.name) as free:
+        if not free:
+            raise DmsflowError(folder, "is being worked on by another process", "start again when that has finished")
+        top1 = {}
+        for seed in range(DRAWS):
+            choice = choose(cell, "random", seed, where, folder / str(seed))
+            top1[choice] = _trained(train(choice, DRAW_SEED, choice.parent))["top1_percent"]
+        return max(top1, key=lambda choice: top1[choice])
 
 
 def _costs(cell: Cell, widths: dict[str, int]) -> dict[str, Any]:
@@ -273,20 +305,44 @@ def tabulate(where: Place) -> dict[str, Any]:
             method: [row for row in rows if row["method"] == method and "refused" not in row] for method in METHODS
         }
         refused = {str(row["seed"]): row["refused"] for row in rows if "refused" in row}
-        gains = {rule: judge(differences([methods], rule)) for rule in RULES}
+        gains = {rule: judge(differences([methods], rule)) for rule in OTHERS}
         cells.append({"cell": cell.name, **cell.budgets, "methods": methods, "refused": refused, "gains": gains})
-    pooled = {rule: judge(differences([cell["methods"] for cell in cells], rule)) for rule in RULES}
+    pooled = {rule: judge(differences([cell["methods"] for cell in cells], rule)) for rule in OTHERS}
     return {
         "network": NETWORK,
         "train_images": TRAIN_IMAGES,
         "epochs": EPOCHS,
         "seeds": SEEDS,
         "search": SEARCH,
+        "draws": DRAWS,
         "errors": ERRORS,
         "cells": cells,
         "pooled": pooled,
+        "prediction": prediction(where, cells),
         "cost": cost(where, cells),
     }
+
+
+def prediction(where: Place, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each seed, Spearman's rank correlation of the top-1 of its trained networks with what slopes predict.
+
+    `searched` with the slopes that the seed's search has learned, `equal` with equal slopes, which need no training.
+    """
+    found, network = [], load_network(NETWORK, 3, 32, 10)
+    base = np.array(list(network.widths.values()))
+    for seed in SEEDS:
+        path = where.seed(seed) / "search" / "search.json"
+        rows = (row for cell in cells for made in cell["methods"].values() for row in made if row["seed"] == seed)
+        trained = {tuple(row["widths"]): row["top1_percent"] for row in rows}
+        if len(trained) < FEWEST_RANKED or not path.exists():
+            continue
+        learned = msgspec.convert(load_manifest(path, "search").metrics["slopes"], Slopes)
+        row: dict[str, Any] = {"seed": seed, "networks": len(trained)}
+        for name, slopes in (("searched", learned), ("equal", equal_slopes(network))):
+            losses = [slopes.loss(np.log(np.array(widths) / base)) for widths in trained]
+            row[name] = float(scipy.stats.spearmanr([-loss for loss in losses], list(trained.values())).statistic)
+        found.append(row)
+    return found
 
 
 def differences(cells: Sequence[dict[str, list[dict[str, Any]]]], rule: str) -> list[float]:
@@ -348,8 +404,8 @@ def show(content: dict[str, Any]) -> None:
     cells = []
     for part in (*content["cells"], {"cell": "all", "gains": content["pooled"]}):
         counts = [str(len(rows)) for rows in part["methods"].values()] if "methods" in part else [""] * len(METHODS)
-        cells.append((part["cell"], *counts, *(describe_gain(part["gains"][rule]) for rule in RULES)))
-    head = ("cell", *METHODS, *(f"searched − {rule}" for rule in RULES))
+        cells.append((part["cell"], *counts, *(describe_gain(part["gains"][rule]) for rule in OTHERS)))
+    head = ("cell", *METHODS, *(f"searched − {rule}" for rule in OTHERS))
     print_table(f"Trainings done of {len(SEEDS)} seeds, and gains in top-1", head, cells, stream=sys.stdout)
     if found := content["cost"]:
         head = ("search s", "solution s", f"search + {found['budgets']} solutions s", "a search each s", "ratio")

@@ -175,9 +175,6 @@ differently, and training amplifies that: there, pairs of one seed share images 
 # --- one search, many budgets ----------------------------------------------------------------------
 
 
-RULES = ("balanced", "interpolated", "equal", "uniform")
-
-
 def kernel_sizes(content: Any) -> str:
     """Of benchmarks/kernel_sizes.py."""
     rows = [row for cell in content["cells"] for each in cell["choices"] for row in each["rows"]] if content else []
@@ -226,12 +223,13 @@ def _front(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
     seeds, errors = len(content["seeds"]), content["errors"]
     lines = [line for cell in content["cells"] for line in _front_cell(cell, seeds)]
     head = ("budgets", "widths", "MiB", "M MACs", "ms", "top-1 %", "searched − these", "")
-    pooled = [(rule, *_judged(content["pooled"][rule])) for rule in RULES]
+    pooled = [(rule, *_judged(found)) for rule, found in content["pooled"].items()]
     searched = content["search"]
     before = f"""\
 {NETWORKS[content["network"]]} on {content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. For each seed, one search (at most
 {searched["memory_mib"]:g} MiB and {searched["macs_m"]:g} million MACs) serves all budgets: `dmsflow widths` solves for each from what the search has
-learned. The rules need no training. *Searched − these*: the difference in top-1, paired by seed, ± its standard
+learned. The rules need no training. The *best draw* is the best of {content["draws"]} random draws around balanced widths, chosen
+after training all of them with a seed of their own. *Searched − these*: the difference in top-1, paired by seed, ± its standard
 error. Only a difference beyond {errors:g} standard errors counts. Interpolated widths are equal ones where equal widths
 exhaust a budget first.
 
@@ -241,14 +239,14 @@ All budgets together, each seed's mean over them:
 
 {figures.table(("rule", "searched − rule", "seeds", ""), pooled)}
 
-{_refused(content["cells"])}{_front_cost(content["cost"])}"""
+{_refused(content["cells"])}{_prediction(content["prediction"])}{_front_cost(content["cost"])}"""
     made = figures.machine(environments(rows), *TRAINED)
     return before, f"{made}, one thread. Every run: [results/front.json](results/front.json)."
 
 
 def _front_cell(cell: Row, seeds: int) -> list[tuple[str, ...]]:
     lines = []
-    for method in ("searched", *RULES):
+    for method in cell["methods"]:
         rows, title = cell["methods"][method], "**searched**" if method == "searched" else method
         if not rows:
             why = "refused" if method == "searched" and cell["refused"] else "not run"
@@ -283,6 +281,18 @@ def _refused(cells: Sequence[Row]) -> str:
         if cell["refused"]
     ]
     return f"Refused by `dmsflow widths`, beyond what the search has learned: {'; '.join(words)}.\n\n" if words else ""
+
+
+def _prediction(found: Sequence[Row]) -> str:
+    """Rank correlations of every seed."""
+    if not found:
+        return ""
+    each = {name: ", ".join(f"{row[name]:.2f}" for row in found) for name in ("searched", "equal")}
+    counts = figures.listed(row["networks"] for row in found)
+    return (
+        f"Rank correlation (Spearman) of trained top-1 with the loss that slopes predict, over the {counts} networks of each "
+        f"seed: {each['searched']} with the slopes that its search learned, {each['equal']} with equal slopes.\n\n"
+    )
 
 
 def _front_cost(found: Any) -> str:

@@ -29,7 +29,7 @@ from dmsflow.training import checkpoint, processes
 from dmsflow.training.batches import generator
 from dmsflow.training.log import Log
 
-RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around equal ones: from half to twice as wide, most of them
+RANDOM_SPREAD = 0.5  # standard deviation of a random baseline's log widths around balanced ones: from half to twice as wide, most of them
 
 
 def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> Path:
@@ -111,7 +111,8 @@ def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:
         return rule_widths(budgets, settings.method)
     draw = generator(settings.seed, "random control")
     noise = torch.randn(len(budgets.base), generator=draw, dtype=torch.float64).numpy()
-    return budgets.round_within(budgets.project(budgets.equal() * np.exp(RANDOM_SPREAD * noise)))
+    balanced = np.array(list(rule_widths(budgets, "balanced").values())) / budgets.base
+    return budgets.round_within(budgets.project(balanced * np.exp(RANDOM_SPREAD * noise)))
 
 
 def _search(

@@ -93,7 +93,7 @@ def test_interrupted_and_started_again_it_does_nothing_twice(
     assert "search" in called[:before] and before < len(called)
     done = list((arguments / "runs" / "seed-0" / "rows").glob("*.json"))
     assert len(done) == len(front.CELLS) * len(front.METHODS)
-    trained = list((arguments / "runs").glob("seed-0/trainings/*/train.json"))
+    trained = list((arguments / "runs").rglob("train.json"))
     assert called.count("train") == len(trained), "each set of widths is trained once"
     before = len(called)
     front.main()
@@ -113,6 +113,8 @@ def test_interrupted_and_started_again_it_does_nothing_twice(
     assert str(arguments) not in json.dumps(content), "no path of this machine is published"
     page = accuracy.front(content)
     assert "0.01 MiB (seed 0: these budgets lead to" in page and "| **searched** | 0.0" in page
+    (ranked,) = content["prediction"]
+    assert ranked["networks"] >= 5 and -1 <= ranked["searched"] <= 1 and "Rank correlation" in page
     assert content["cost"]["search_seconds"] == 1.0 and content["cost"]["front_seconds"] == 2.0
 
 
