@@ -182,7 +182,7 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
         "uniform": [],
     }
     open_gain = {"seeds": 0, "points": None, "error": None, "verdict": "not decided"}
-    gains = dict.fromkeys(accuracy.RULES, open_gain) | {
+    gains = dict.fromkeys(list(methods)[1:], open_gain) | {
         "balanced": {"seeds": 2, "points": 1.5, "error": 0.5, "verdict": "above"}
     }
     cell = {"memory_mib": 0.078, "profile": "z80", "latency_ms": 0.055, "methods": methods, "gains": gains}
@@ -207,6 +207,8 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
         "errors": 2.0,
         "cells": [{**cell, "refused": {"2": "too much"}}],
         "pooled": gains,
+        "draws": 8,
+        "prediction": [{"seed": 0, "networks": 20, "searched": 0.75, "equal": 0.5}],
         "cost": cost,
     }
     text = accuracy.front(content)
@@ -215,6 +217,7 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
     assert row(text, "0.055 ms on z80", "| equal")[-4:] == ["–", "not run", "–", ""]
     assert row(text, "| balanced | +1.50 ± 0.50 | 2 |")[-1] == "above"
     assert "0.078 MiB, 0.055 ms on z80 (seed 2: too much)" in text and "60.0 × as long" in text and "1 minutes" in text
+    assert "over the 20 networks of each seed: 0.75 with the slopes that its search learned, 0.50 with equal" in text
     assert "not measured yet" in accuracy.front({**content, "cost": None})
 
 
