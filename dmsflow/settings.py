@@ -210,6 +210,14 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["direct", "official"],
         option("Write a .tflite file directly, or with larq-compute-engine's own converter (needs TensorFlow)."),
     ] = "direct"
+    close_percent: Annotated[
+        float,
+        option(
+            "Allow this percentage of images to differ because a value lies within rounding of its threshold.",
+            ge=0,
+            le=100,
+        ),
+    ] = 1.0
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -63,7 +63,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     with tempfile.TemporaryDirectory(prefix=".export-", suffix=PARTIAL, dir=out) as folder:
         candidate = Path(folder) / model.name
         report, reference = write_model(train, weights, data, candidate, target, **converter)
-        checked, lines = check_file(runner, candidate, reference, data.test, logits, _count_images(train, settings))
+        images = data.test, logits, _count_images(train, settings)
+        checked, lines = check_file(runner, candidate, reference, *images, settings.close_percent)
         candidate.replace(model)
     report.show(manifest.home(out) / model.name)
     for line in lines:
@@ -195,4 +196,4 @@ def write_model(
     ops = size_report.measure_ops(graph, granularity)
     warnings = size_report.find_warnings(graph, ops, granularity)
     report = SizeReport(ops, exporter.layer_bytes(path), path.stat().st_size, warnings)
-    return report, functools.partial(integer_graph.compute_logits, graph)
+    return report, functools.partial(integer_graph.compute_with_margins, graph)

@@ -8,6 +8,10 @@ float32. A binary convolution counts in integers, `sum = Σ_on sign`, and puts o
 (`sum >= threshold`, batch norm and quantiser folded into one integer per channel) or floats (one
 multiply and one add per channel, in the order of Larq Compute Engine's kernels). The stem's
 weights are whole numbers so small that its sums are exact in float32, whatever their order.
+
+So every runtime gives these the same bits. A sum of floats has no such order: from the first one on,
+`compute_with_margins` computes in float64, with a bound on how far float32 may be off. A tensor is float64
+if and only if it is off at all.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ from dmsflow.network.network import INPUT
 
 CHUNK = 2**23  # values of the largest tensor that are computed at a time
 LARGEST_SUM = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
+UNIT = 2.0**-24  # largest relative error of one rounding to float32
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
 
@@ -178,18 +184,62 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 def compute_logits(graph: IntegerGraph, images: NDArray[Any]) -> Float32:
     """Logits [N, classes] of images [N, H, W, C] with pixels 0..255: what a file must give."""
+    return compute_with_margins(graph, images)[0].astype(np.float32)
+
+
+def compute_with_margins(graph: IntegerGraph, images: NDArray[Any]) -> tuple[Float64, Float64]:
+    """Logits as those of `compute_logits`, before they are rounded, and the margin [N] of each image.
+
+    The margin is the least |x - threshold| / bound of all binarised values x that depend on a sum of floats: below
+    1, rounding may decide a bit. It is infinite where no bit depends on one.
+    """
     size = max(1, CHUNK // max(map(math.prod, graph.shapes().values())))
-    logits = [np.zeros((0, graph.classes), np.float32)]
+    logits, margins = [np.zeros((0, graph.classes))], [np.zeros(0)]
     for start in range(0, len(images), size):
         tensors: dict[str, Any] = {INPUT: images[start : start + size].astype(np.float32)}
+        errors: dict[str, Any] = {INPUT: 0.0}
+        margin = np.full(len(tensors[INPUT]), np.inf)
         for op in graph.ops:
-            tensors[op.name] = compute_op(op, *(tensors[name] for name in op.inputs))
-        logits.append(tensors[graph.ops[-1].name].reshape(-1, graph.classes))
-    return np.concatenate(logits)
+            inputs, off = ([each[name] for name in op.inputs] for each in (tensors, errors))
+            tensors[op.name] = compute_op(op, *inputs)
+            errors[op.name] = _bound_error(op, tensors[op.name], inputs, off)
+            if isinstance(op, Quantize) and np.ndim(off[0]):
+                distance = np.full(off[0].shape, np.inf)
+                np.divide(abs(inputs[0] - op.threshold), off[0], out=distance, where=off[0] > 0)
+                margin = np.minimum(margin, distance.min((1, 2, 3)))
+        logits.append(tensors[graph.ops[-1].name].reshape(-1, graph.classes).astype(np.float64))
+        margins.append(margin)
+    return np.concatenate(logits), np.concatenate(margins)
+
+
+def _bound_error(op: GraphOp, y: Any, inputs: list[Any], errors: list[Any]) -> Any:
+    """How far float32 may be from `y`, which an op computes of `inputs` that are off by `errors`; 0.0: not at all."""
+    if y.dtype != np.float64 or isinstance(op, Dense):  # the dense layer's outputs are compared as they are
+        return 0.0
+    match op:
+        case AveragePool():
+            count = inputs[0][0, ..., 0].size
+            return compute_op(op, errors[0] + _bound_sum(count) * abs(inputs[0])) + UNIT * abs(y)
+        case Scale():
+            return abs(op.multiplier) * (errors[0] + UNIT * abs(inputs[0])) + UNIT * abs(y)
+        case MaxPool():
+            return compute_op(op, errors[0])
+        case Add():
+            return sum(errors) + UNIT * abs(y)
+    return errors[0]
+
+
+def _bound_sum(count: int) -> float:
+    """Largest error of a sum of so many products in float32, relative to the sum of their magnitudes.
+
+    Never more than `count` roundings in the worst case; 4 √count but for one sum in 1,500, if roundings are
+    independent (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4): in any order, fused or not.
+    """
+    return UNIT * min(count, 4 * math.sqrt(count))
 
 
 def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
-    """What an op puts out, bits (bool) or float32, [N, H, W, C]."""
+    """What an op puts out, [N, H, W, C]: bits (bool), float32, or float64 if it is a sum of floats or reads one."""
     match op:
         case Conv():
             sums = _convolve(x - op.mean if isinstance(op, Stem) else x, op)
@@ -209,9 +259,9 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
         case Relu():
             return np.maximum(x, np.float32(0))
         case AveragePool():
-            return x.mean((1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+            return x if x[0, ..., 0].size == 1 else x.mean((1, 2), keepdims=True, dtype=np.float64)
         case Dense():
-            return (x.astype(np.float64) @ op.weight.T + op.bias).astype(np.float32)
+            return x.astype(np.float64) @ op.weight.T + op.bias
 
 
 def _convolve(x: NDArray[Any], conv: Conv) -> Any:
