@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dmsflow.network.network import INPUT, Layer, Network, out_widths, value
+from dmsflow.network.network import INPUT, Layer, Network, out_widths, value, weight_shape
 
 MEAN, STD = (125, 123, 114), (64.0, 32.0, 64.0)  # powers of two: the stem's weights then lie on its grid
+FLOAT_CONVS = ("conv",)
 
 
 def odd_widths(network, seed):
@@ -22,8 +23,11 @@ def trained(network, widths, seed=0, magnitude=1.0, images=None, mean=MEAN, std=
     for layer in network.layers:
         c_out, c_in = value(widths, keys[layer.name]), value(widths, keys[layer.inputs[0]])
         shape = (c_out, c_in, layer.kernel, layer.kernel)
-        if layer.op == "conv":
+        if layer.op == "conv" and INPUT in layer.inputs:
             weights[f"{layer.name}.weight"] = random.integers(-40, 41, shape) / 32
+        elif layer.op in FLOAT_CONVS:
+            shape = weight_shape(layer, c_in, c_out)
+            weights[f"{layer.name}.weight"] = random.normal(0, np.prod(shape[1:]) ** -0.5, shape)
         if layer.op == "binary_conv":
             weights[f"{layer.name}.weight"] = random.normal(0, 0.1, shape)
         if layer.op == "dense":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dmsflow import plugin, terminal
 from dmsflow.datasets import Split
-from dmsflow.deploying.integer_graph import BinaryConv, IntegerGraph, Stem
+from dmsflow.deploying.integer_graph import BinaryConv, FloatConv, IntegerGraph, Stem
 from dmsflow.errors import DmsflowError
 from dmsflow.settings import ExportSettings
 
@@ -31,13 +31,13 @@ Reference = Callable[[Images], tuple[NDArray[np.float64], NDArray[np.float64]]] 
 
 
 def check_packed(exporter: Any, graph: IntegerGraph, path: Path) -> None:
-    """Check that every binary convolution is an op on packed bits, and only the stem a float convolution.
+    """Check that every binary convolution is an op on packed bits, and no other a float convolution.
 
     Raises:
         DmsflowError: the file has another number of either.
     """
     counts = exporter.count_ops(path)
-    for op, kind in ((exporter.PACKED_CONV, BinaryConv), (exporter.FLOAT_CONV, Stem)):
+    for op, kind in ((exporter.PACKED_CONV, BinaryConv), (exporter.FLOAT_CONV, (Stem, FloatConv))):
         wanted, count = sum(isinstance(one, kind) for one in graph.ops), counts.get(op, 0)
         if count != wanted:
             what = f"has {count} ops of kind {op!r}, but the network has {wanted} such layers"

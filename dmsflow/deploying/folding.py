@@ -33,7 +33,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
     """Fold a trained network.
 
     Args:
-        network: the architecture; its convs other than the stem are binary.
+        network: the architecture.
         widths: channels of every named width.
         weights: by name, as in train.safetensors: `<layer>.weight`, `.bias`, `.running_mean`,
             `.running_var`, `.alpha`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
@@ -54,8 +54,10 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         inputs = tuple(names[name] for name in layer.inputs)
         if layer.op in ("conv", "binary_conv"):
             tail = _read_tail(trained, layer)
-            if layer.op == "conv":
+            if INPUT in layer.inputs:
                 ops += _fold_stem(trained, layer, tail, mean, std)
+            elif layer.op == "conv":
+                ops += _fold_float_conv(trained, layer, tail, inputs)
             else:
                 ops += _fold_binary_conv(trained, layer, tail, inputs)
             names |= dict.fromkeys(tail.names.values(), ops[-1].name)
@@ -74,7 +76,7 @@ def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, me
     """
     trained, rounded = TrainedWeights(network, widths, weights), dict(weights)
     for layer in network.layers:
-        if layer.op == "conv":
+        if INPUT in layer.inputs:
             whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
             weight = whole * step[:, None, None, None] * np.asarray(std, np.float64)
             rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
@@ -163,6 +165,8 @@ class Tail:
 
 def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     layers = {layer.op: layer for layer in blocks.tail(trained.network, conv)}
+    if conv.op != "binary_conv" and INPUT not in conv.inputs:
+        layers.pop("quantize", None)  # no threshold for sums of floats
     if "quantize" not in layers:
         layers.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
@@ -237,6 +241,12 @@ def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs:
     multiplier = (scale / 2).astype(np.float32)
     bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
     return [replace(conv, multiplier=multiplier, bias=bias.astype(np.float32)), *tail.pool]
+
+
+def _fold_float_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]) -> list[GraphOp]:
+    weight = (trained.filters(layer) * tail.gain[:, None, None, None]).astype(np.float32)
+    bias = tail.shift.astype(np.float32)
+    return [integer_graph.FloatConv(**_window(layer), inputs=inputs, weight=weight, bias=bias), *tail.pool]
 
 
 def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -43,9 +44,9 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Conv(Op, frozen=True, kw_only=True, eq=False):
-    """The common part of both convolutions: they write bits, `sum >= threshold`, or floats if there are no thresholds."""
+    """The common part of convolutions: they write bits, `sum >= threshold`, or floats if there are no thresholds."""
 
-    weight: NDArray[Any]  # [C_out, k, k, C_in], whole numbers
+    weight: NDArray[Any]  # [C_out, k, k, C_in], whole numbers but in a FloatConv
     stride: int
     padding: int
     thresholds: Int32 | None = None  # [C_out]
@@ -104,6 +105,12 @@ class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
         return (self.bias.astype(np.float64) - self.count * self.multiplier.astype(np.float64)).astype(np.float32)
 
 
+class FloatConv(Conv, frozen=True, kw_only=True, eq=False):
+    """Convolution of floats with zero padding, in float32; a runtime adds in any order. No thresholds."""
+
+    bias: Float32  # [C_out]
+
+
 class MaxPool(Op, frozen=True, kw_only=True, eq=False):
     """Maximum over a window, of floats or of bits (their OR); padding never wins."""
 
@@ -143,7 +150,7 @@ class Dense(Op, frozen=True, kw_only=True, eq=False):
     bias: Float32  # [C_out]
 
 
-GraphOp: TypeAlias = Stem | BinaryConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
+GraphOp: TypeAlias = Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
 
 
 class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -217,6 +224,9 @@ def _bound_error(op: GraphOp, y: Any, inputs: list[Any], errors: list[Any]) -> A
     if y.dtype != np.float64 or isinstance(op, Dense):  # the dense layer's outputs are compared as they are
         return 0.0
     match op:
+        case FloatConv():  # of magnitudes
+            op = replace(op, weight=abs(op.weight), bias=UNIT * abs(op.bias))
+            return compute_op(op, errors[0] + _bound_sum(op.weight[0].size) * abs(inputs[0])) + UNIT * abs(y)
         case AveragePool():
             count = inputs[0][0, ..., 0].size
             return compute_op(op, errors[0] + _bound_sum(count) * abs(inputs[0])) + UNIT * abs(y)
@@ -233,14 +243,17 @@ def _bound_sum(count: int) -> float:
     """Largest error of a sum of so many products in float32, relative to the sum of their magnitudes.
 
     Never more than `count` roundings in the worst case; 4 √count but for one sum in 1,500, if roundings are
-    independent (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4): in any order, fused or not.
+    independent (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4): in any order, fused or not. Two more
+    are for a runtime that multiplies a factor, or adds a constant, to the weights or the bias instead.
     """
-    return UNIT * min(count, 4 * math.sqrt(count))
+    return UNIT * (2 + min(count, 4 * math.sqrt(count)))
 
 
 def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
     """What an op puts out, [N, H, W, C]: bits (bool), float32, or float64 if it is a sum of floats or reads one."""
     match op:
+        case FloatConv():
+            return _convolve(x, op, np.float64) + op.bias
         case Conv():
             sums = _convolve(x - op.mean if isinstance(op, Stem) else x, op)
             if op.thresholds is not None:
@@ -264,10 +277,10 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return x.astype(np.float64) @ op.weight.T + op.bias
 
 
-def _convolve(x: NDArray[Any], conv: Conv) -> Any:
-    """Sums of whole numbers below 2^24, so exact: [N, H, W, C_in] -> [N, H', W', C_out]."""
-    weight = np.ascontiguousarray(conv.weight, np.float32)  # with other strides NumPy takes fifty times as long
-    windows, total = _windows(x.astype(np.float32), conv, 0), np.float32(0)
+def _convolve(x: NDArray[Any], conv: Conv, dtype: Any = np.float32) -> Any:
+    """[N, H, W, C_in] -> [N, H', W', C_out]; sums of whole numbers are below 2^24, so float32 is exact."""
+    weight = np.ascontiguousarray(conv.weight, dtype)  # with other strides NumPy takes fifty times as long
+    windows, total = _windows(x.astype(dtype), conv, 0), dtype(0)
     for row, column in np.ndindex(conv.kernel, conv.kernel):
         pixels = windows[..., row, column].reshape(-1, windows.shape[3])
         total = total + pixels @ weight[:, row, column].T

@@ -128,6 +128,7 @@ def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Gra
 NARROWER = {
     "Stem": "use fewer channels in the first layer, or a smaller kernel, to make it smaller",
     "Dense": "use fewer channels in the layer before it to make it smaller",
+    "FloatConv": "make it a binary_conv, or use fewer channels",
 }
 
 
@@ -167,4 +168,9 @@ def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
 
 
 KINDS = {"Add": "an addition", "AveragePool": "the average pool", "Quantize": "a quantizer", "Relu": "a ReLU"}
-KINDS |= {"MaxPool": "a max pool", "Scale": "a batch norm", "Dense": "the dense layer"}
+KINDS |= {
+    "FloatConv": "a float convolution",
+    "MaxPool": "a max pool",
+    "Scale": "a batch norm",
+    "Dense": "the dense layer",
+}

@@ -18,7 +18,7 @@ from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 
@@ -94,7 +94,7 @@ def lay_out(
         step, table = steps.get(block.op, Granularity()), before.table(block.name) if before else None
         inputs = _choose_widths(bases[0], step.inputs, settings, table.inputs if table else ())
         outputs = _choose_widths(bases[1], step.outputs, settings, table.outputs if table else ())
-        planes.append(Plane(block, () if block.op == "conv" else inputs, outputs if block.grows else ()))
+        planes.append(Plane(block, () if block.reads_image else inputs, outputs if block.grows else ()))
     return planes
 
 
@@ -123,7 +123,7 @@ def isolate_steps(channels: int) -> dict[tuple[str, str], list[Sum]]:
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
     rest = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
     binary = FusedBlock((Layer(name="c", op="binary_conv", **window), *rest), microbenchmarks.CHANNELS, 32, 64, 64)
-    stem = FusedBlock((Layer(name="c", op="conv", **window), *rest), channels, 64, 3, 64)
+    stem = FusedBlock((Layer(name="c", op="conv", **window | {"inputs": (INPUT,)}), *rest), channels, 64, 3, 64)
     first, last = STEP_WIDTHS
     widths = (first, *(first + step - 2 for step in STEPS), last)
     return {

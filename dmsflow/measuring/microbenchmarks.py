@@ -32,7 +32,6 @@ CHANNELS = 3  # of the image, unless the block reads the image itself
 EXIT_WIDTH = 8
 SMALLEST = 8, 2  # channels and pixels of the network that stands for an empty one
 EXITS: dict[Kind, int] = {"bits": 1, "floats": 2}
-ENTRIES: dict[Op, Kind] = {"conv": "image", "binary_conv": "bits"}  # what else reads, reads floats
 
 
 class MicroBenchmark(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +67,8 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     size = reads, block.resolution
     if block.op == "quantize":
         return _isolate_quantizer(size)
-    entry, last, second = ENTRIES.get(block.op, "floats"), block.layers[-1].op, block.op == "add"
+    entry: Kind = "image" if block.reads_image else "bits" if block.op == "binary_conv" else "floats"
+    last, second = block.layers[-1].op, block.op == "add"
     terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, second=second))]
     if last == "quantize":
         terms.append((-EXITS["bits"], _isolate_exit()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from dmsflow.deploying import folding
 from dmsflow.deploying.target import Target
 from dmsflow.measuring.devices import File
-from dmsflow.network.network import WEIGHTED_OPS, Network, out_widths, value
+from dmsflow.network.network import Network, out_widths, value, weight_shape
 from dmsflow.plugin import load_plugin
 
 
@@ -22,9 +23,8 @@ def draw_weights(network: Network, widths: Mapping[str, int]) -> dict[str, NDArr
     weights: dict[str, NDArray[np.float32]] = {}
     for layer in network.layers:
         c_in, c_out = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
-        if layer.op in WEIGHTED_OPS:
-            shape = (c_out, c_in) if layer.op == "dense" else (c_out, c_in, layer.kernel, layer.kernel)
-            deviation = np.float32((2 / (c_in * layer.kernel**2)) ** 0.5)
+        if shape := weight_shape(layer, c_in, c_out):
+            deviation = np.float32((2 / math.prod(shape[1:])) ** 0.5)
             weights[f"{layer.name}.weight"] = random.standard_normal(shape, np.float32) * deviation
         if layer.op == "dense":
             weights[f"{layer.name}.bias"] = np.zeros(c_out, np.float32)

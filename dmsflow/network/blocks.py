@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmsflow.network.network import Layer, Network, Op, _out_resolution, out_widths, resolutions
+from dmsflow.network.network import INPUT, Layer, Network, Op, _out_resolution, out_widths, resolutions
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
     "conv": ("max_pool", "batch_norm", "relu", "quantize"),
@@ -30,7 +30,7 @@ class FusedBlock:
 
     Attributes:
         layers: in order.
-        channels: of the image, for a float conv; a block of another network may have others.
+        channels: of the image, for a block that reads it; a block of another network may have others.
         resolution: pixels on a side of what the first layer reads.
         reads, writes: width keys of what goes in and comes out.
     """
@@ -51,6 +51,10 @@ class FusedBlock:
         return self.op in ("conv", "binary_conv")
 
     @property
+    def reads_image(self) -> bool:
+        return INPUT in self.layers[0].inputs
+
+    @property
     def name(self) -> str:
         """Equal for two fused blocks if and only if they do the same, up to their widths."""
         ops = [_format_op(layer, self.channels) for layer in self.layers]
@@ -68,7 +72,7 @@ class FusedBlock:
 def _format_op(layer: Layer, channels: int) -> str:
     """An op with its window; a stride of 1, a padding that keeps the size and a pool's own stride go without saying.
 
-    "binary_conv 3x3 stride 2", "max_pool 2x2", "conv 3x3 of 1 channel", "batch_norm", "dense to 10".
+    "binary_conv 3x3 stride 2", "max_pool 2x2", "conv 3x3 of 1 channel" (of the image), "batch_norm", "dense to 10".
     """
     if layer.op == "dense":
         return f"dense to {layer.width}"
@@ -80,7 +84,7 @@ def _format_op(layer: Layer, channels: int) -> str:
         text += f" stride {layer.stride}"
     if 2 * layer.padding != usual_padding:
         text += f" padding {layer.padding}"
-    if layer.op == "conv":
+    if INPUT in layer.inputs:
         text += f" of {channels} channel{'s' * (channels != 1)}"
     return text
 

@@ -6,11 +6,12 @@ search differentiates what the tables print. Units are bytes, and operations for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow.network.network import WEIGHTED_OPS, Layer, Network, out_widths, resolutions, value
+from dmsflow.network.network import Layer, Network, out_widths, resolutions, value, weight_shape
 
 MIB = 2**20  # bytes
 FLOAT_BYTES = 4  # of a float32
@@ -34,16 +35,16 @@ class LayerSize:
 
 
 def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
-    """Every conv, binary_conv and dense layer with its number of weights, biases left out."""
+    """Every layer with weights, and their number, biases left out."""
     channels = {name: value(widths, key) for name, key in out_widths(network).items()}
-    weighted = (layer for layer in network.layers if layer.op in WEIGHTED_OPS)
-    return [(each, channels[each.inputs[0]] * channels[each.name] * each.kernel**2) for each in weighted]
+    shapes = ((each, weight_shape(each, channels[each.inputs[0]], channels[each.name])) for each in network.layers)
+    return [(layer, math.prod(shape)) for layer, shape in shapes if shape]
 
 
 def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> Any:
     """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
 
-    A binary weight is 1 bit, and each output of its layer has a float scale; the first conv and
+    A binary weight is 1 bit, and each output of its layer has a float scale; other convolutions and
     the dense layer (with its bias) are float, batch norm is not counted. `binary=False` prices the
     same network in full precision.
     """

@@ -6,6 +6,7 @@ becomes one in `importing`. Two layers that must agree in channels (a residual s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ from dmsflow.files import read_record
 from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
 Op = Literal[
-    "conv",  # float convolution, no bias: [C_in, H, H] -> [width, H', H']
+    "conv",  # float convolution of the image or of floats, no bias: [C_in, H, H] -> [width, H', H']
     "binary_conv",  # weights ±E|w|, no bias; its input must be a quantize layer
     "dense",  # float, with bias: [C, 1, 1] -> [width]
     "batch_norm",
@@ -121,6 +122,13 @@ def _out_resolution(layer: Layer, size: int) -> int:
     return 1 if layer.op in ("average_pool", "dense") else size
 
 
+def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
+    """The shape of a layer's weights: [C_out, C_in, k, k] of a convolution, [C_out, C_in] of a dense layer, else ()."""
+    if layer.op not in WEIGHTED_OPS:
+        return ()
+    return (writes, reads) if layer.op == "dense" else (writes, reads, layer.kernel, layer.kernel)
+
+
 def value(widths: Mapping[str, Any], key: str | int) -> Any:
     """The channels of a width key: the value of a named width, or the fixed number itself."""
     return key if isinstance(key, int) else widths[key]
@@ -156,7 +164,7 @@ def check_size(network: Network, widths: Mapping[str, int]) -> None:
     keys, sizes, weights = out_widths(network), resolutions(network), 0
     for layer in network.layers:
         read, channels = (value(widths, keys[name]) for name in (layer.inputs[0], layer.name))
-        weights += read * channels * layer.kernel**2 if layer.op in WEIGHTED_OPS else 0
+        weights += math.prod(weight_shape(layer, read, channels) or (0,))
         values = channels * sizes[layer.name] ** 2
         what, right = f"puts out {channels} channels, {values} values in all", "use fewer channels or smaller images"
         too_wide = (channels > MOST_CHANNELS or values > MOST_VALUES, what, right)
@@ -208,8 +216,7 @@ def _layer_rules(
     read = ops[layer.inputs[0]]
     right = "a quantize layer feeds binary convs, and only them"
     yield (op == "binary_conv") != (read == "quantize"), f"{op} reads a {read} layer", right
-    right = "a float conv reads the image, and no other op does"
-    yield (op == "conv") != (read == INPUT), f"{op} reads {layer.inputs[0]!r}", right
+    yield read == INPUT and op != "conv", f"{op} reads the image", "begin with a conv, which is a float convolution"
     too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
     yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
     too_large = max(layer.kernel, layer.padding) > MOST_KERNEL or layer.stride > MOST_PIXELS

@@ -9,6 +9,7 @@ is installed, it converts others:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,12 +73,22 @@ class Draft:
         self.add("binary_conv", width=self.key, kernel=3, padding=1)
         self.add("add", self.add("batch_norm"), entry)
 
+    def floats(self) -> None:
+        """One of the operations whose sums of floats are added in any order, or that read such sums."""
+        OPERATIONS[int(self.random.integers(len(OPERATIONS)))](self)
 
-def random_network(seed: int) -> Network:
-    """One stem and one to five binary convolutions."""
+
+# Those that no network in tests/witnessed has.
+OPERATIONS: list[Callable[[Draft], object]] = [lambda draft: draft.convolution("conv")]
+
+
+def random_network(seed: int, *, mixed: bool = False) -> Network:
+    """One stem and one to five binary convolutions; `mixed`: with other operations among them."""
     draft = Draft(seed)
     draft.convolution("conv")
     for _ in range(int(draft.random.integers(1, 6))):
+        if mixed:
+            draft.floats()
         if draft.random.random() < 0.4:
             draft.residual()
         else:
@@ -86,7 +97,7 @@ def random_network(seed: int) -> Network:
     draft.add("average_pool")
     draft.add("dense", width=7)
     return Network(
-        name=f"random{seed}",
+        name=f"mixed{seed}" if mixed else f"random{seed}",
         channels=3,
         resolution=draft.resolution,
         classes=7,
@@ -95,11 +106,11 @@ def random_network(seed: int) -> Network:
     )
 
 
-def forms(count: int) -> dict[str, tuple[IntegerGraph, NDArray[np.uint8]]]:
+def forms(count: int, *, mixed: bool = False) -> dict[str, tuple[IntegerGraph, NDArray[np.uint8]]]:
     """Integer graphs of random networks, and images."""
     made = {}
     for seed in range(count):
-        network = random_network(seed)
+        network = random_network(seed, mixed=mixed)
         images = pixels(network, IMAGES, seed)
         weights = trained(network, network.widths, seed, MAGNITUDES[seed % len(MAGNITUDES)], images)
         made[network.name] = folding.fold(network, network.widths, weights, MEAN, STD), images
@@ -142,6 +153,43 @@ def compare(cases: list[tuple[Any, ...]], interpreter: ModuleType, folder: Path)
             assert check.compare_logits(each, wanted)[0] == len(wanted)
         told_apart += bool(wanted.std(0).min() > 0)
     assert told_apart > 0.7 * len(cases)  # networks of one channel may be dead
+
+
+def test_files_of_mixed_networks_compute_the_integer_graph(tmp_path: Path) -> None:
+    cases = [(*one, litert, None) for one in forms(12, mixed=True).values()]
+    compare_mixed(cases, tmp_path)
+
+
+def test_the_official_interpreter_computes_mixed_networks(
+    lce: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made = forms(request.config.getoption("--agreement"), mixed=True)
+    models = convert.convert([convert.Program(graph) for graph, _ in made.values()])
+    cases = [(*one, lce, model) for one, model in zip(made.values(), models, strict=True)]
+    compare_mixed(cases, tmp_path)
+
+
+def compare_mixed(cases: list[tuple[Any, ...]], folder: Path) -> None:
+    """Every file, on all images but those of which rounding may decide a bit."""
+    told_apart, compared = 0, 0
+    for form, images, interpreter, model in cases:
+        paths = {folder / "direct.tflite": interpreter, folder / "standard.onnx": onnxruntime}
+        exporter.write(form, folder / "direct.tflite", "direct")
+        onnx.write(form, folder / "standard.onnx")
+        if model is not None:
+            (folder / "official.tflite").write_bytes(model)
+            paths[folder / "official.tflite"] = interpreter
+        wanted, margins = integer_graph.compute_with_margins(form, images)
+        clear = margins >= 1
+        scale = max(1.0, float(abs(wanted).max()))
+        for path, runner in paths.items():
+            check.check_packed(onnx if path.suffix == ".onnx" else exporter, form, path)
+            found = logits(runner, path, images)[clear]
+            np.testing.assert_allclose(found, wanted[clear], atol=1e-4 * scale, err_msg=f"{form.name}, {path.stem}")
+        compared += clear.sum()
+        told_apart += bool(wanted.std(0).min() > 0)
+    assert told_apart > 0.7 * len(cases)
+    assert compared > 0.5 * sum(len(images) for _, images, *_ in cases)
 
 
 def logits(runner: ModuleType, path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -144,6 +144,7 @@ def test_where_integers_decide_no_image_may_differ():
         compare([9], np.full(200, np.inf), 100, by=2e-3)
 
 
+@pytest.mark.slow
 def test_the_option_decides_whether_the_file_is_kept(tmp_path, write_train_manifest, monkeypatch):
     source = write_train_manifest(tmp_path)
     right = integer_graph.compute_with_margins

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsflow.network import cost
-from dmsflow.network.network import Network
+from dmsflow.network.network import Layer, Network
 from dmsflow.plugin import list_plugins, load_plugin
 
 
@@ -91,3 +91,16 @@ def test_the_gradient_of_memory_is_the_difference_of_one_channel(name: str) -> N
         less = cost.memory_bytes(built, {**built.widths, key: width - 1})
         assert tensor.grad is not None
         assert tensor.grad.item() == pytest.approx((more - less) / 2, rel=1e-12)
+
+
+def test_a_float_convolution_counts_32_bits_a_weight() -> None:
+    layers = (
+        Layer(name="stem", op="conv", inputs=("input",), width="a", kernel=3, padding=1),
+        Layer(name="wider", op="conv", inputs=("stem",), width="b", kernel=3, stride=2, padding=1),
+        Layer(name="average", op="average_pool", inputs=("wider",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=10),
+    )
+    network = Network(name="n", channels=3, resolution=8, classes=10, widths={"a": 4, "b": 6}, layers=layers)
+    wider = next(size for size in cost.layer_bytes(network, network.widths) if size.layer == "wider")
+    assert (wider.binary_bytes, wider.float_bytes) == (0, 4 * 4 * 6 * 9)
+    assert cost.macs(network, network.widths) == 64 * 3 * 4 * 9 + 16 * 4 * 6 * 9 + 60

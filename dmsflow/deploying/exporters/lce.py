@@ -69,7 +69,7 @@ class LceWriter:
         self.operators: list[dict[str, Any]] = []
         self.codes: list[str] = []
         self.constants: dict[tuple[Any, ...], int] = {}
-        self.fused: set[str] = set()  # the ReLUs that the addition before them does itself
+        self.fused: set[str] = set()  # the ReLUs that the operator before them does itself
         self.numbers = {INPUT: self.tensor(INPUT, (1, *self.shapes[INPUT]), FLOATS)}  # of the integer graph's tensors
         for op in graph.ops:
             self.numbers[op.name] = self.add(op, *(self.numbers[name] for name in op.inputs))
@@ -123,6 +123,8 @@ class LceWriter:
                 return self.stem(op, x, shape)
             case integer_graph.BinaryConv():
                 return self.binary_conv(op, x, shape)
+            case integer_graph.FloatConv():
+                return self.float_conv(op, *self.padded(op, x), op.weight, op.bias, name, **self.activation(name))
             case integer_graph.MaxPool():
                 return self.max_pool(op, x, shape)
             case integer_graph.Scale():
@@ -152,12 +154,17 @@ class LceWriter:
             weight = weight if pooled else 0 - weight
             bias = (-op.thresholds if pooled else op.thresholds - 1).astype(np.float32)
         mean = self.constant(f"{op.name}/mean", op.mean)
-        x, padding = self.padded(op, self.operator("SUB", [x, mean], f"{op.name}/centred", self.shape(x)))
-        inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
-        options = {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
-        options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
-        sums = self.operator("CONV_2D", inputs, name, shape, **options)
+        padded = self.padded(op, self.operator("SUB", [x, mean], f"{op.name}/centred", self.shape(x)))
+        sums = self.float_conv(op, *padded, weight, bias, name)
         return sums if op.thresholds is None else self.sign_bits(sums, op.name)
+
+    def float_conv(
+        self, op: integer_graph.Conv, x: int, padding: int, weight: Any, bias: Any, name: str, **options: int
+    ) -> int:
+        inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
+        options |= {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
+        options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
+        return self.operator(FLOAT_CONV, inputs, name, (1, *self.shapes[op.name]), **options)
 
     def sign_bits(self, x: int, name: str) -> int:
         """Bit 1 where x is negative."""
@@ -209,12 +216,15 @@ class LceWriter:
         return self.operator("SUB", [ones, off], op.name, _packed_shape(shape), BITS)
 
     def addition(self, inputs: list[int], name: str, shape: Shape) -> int:
-        """Add two tensors; where a ReLU is the sum's only reader, the addition does it itself."""
+        return self.operator("ADD", inputs, name, shape, **self.activation(name))
+
+    def activation(self, name: str) -> dict[str, int]:
+        """The option of an operator that does a ReLU itself: the only reader of what it writes."""
         readers = self.graph.consumers(name)
         if len(readers) != 1 or not isinstance(readers[0], integer_graph.Relu):
-            return self.operator("ADD", inputs, name, shape)
+            return {}
         self.fused.add(readers[0].name)
-        return self.operator("ADD", inputs, name, shape, fused_activation_function=RELU)
+        return {"fused_activation_function": RELU}
 
 
 def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:

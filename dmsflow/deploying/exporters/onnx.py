@@ -1,6 +1,6 @@
 """Writes .onnx files of standard ops (opset 18), node by node: integers where possible, float32 after them.
 
-All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks when it loads the file.
+All but the last is exact. Weights lie in the file as bits, which onnxruntime unpacks when it loads the file.
 
 - Bits are uint8 0 and 1. A convolution that puts out bits is one QLinearConv on weights of ±1: its
   bias puts the threshold at one half of an output step, and every sum is so near to it that the
@@ -10,7 +10,8 @@ All of it is exact. Weights lie in the file as bits, which onnxruntime unpacks w
   the uint8 output of a QLinearConv; beyond that, Gather lays out what each window reads, and one
   MatMulInteger counts: ConvInteger is several times slower in onnxruntime. What follows,
   `float32(count) * 2 multiplier + offset`, is what the integer graph computes: to double a float is exact.
-- Only the stem is a float convolution: its sums are whole numbers that float32 holds.
+- The stem is a float convolution: its sums are whole numbers that float32 holds.
+- What a network has of float convolutions and averages beside it is the same in float32, and is not exact.
 
 Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes]. Floats between are
 channels-last, [1, H, W, C], which is how MatMulInteger takes and leaves them. QLinearConv and MaxPool are
@@ -82,6 +83,11 @@ class OnnxWriter:
                 return self.stem(op)
             case integer_graph.BinaryConv():
                 return self.binary_conv(op)
+            case integer_graph.FloatConv():
+                weight = graph.constant(f"{name}.weight", channels_first(op.weight))
+                inputs = [self.get(op.inputs[0], last=False, dtype=np.float32), weight]
+                inputs.append(graph.constant(f"{name}.bias", op.bias))
+                return Tensor(graph.node("Conv", *inputs, name=name, **window_of(op)), last=False, type=np.float32)
             case integer_graph.MaxPool():
                 dtype = self.tensors[op.inputs[0]].type
                 x = self.get(op.inputs[0], last=False)

@@ -96,6 +96,10 @@ class Program:
                 return self.stem(op, x)
             case integer_graph.BinaryConv():
                 return self.binary_conv(op, x)
+            case integer_graph.FloatConv():
+                padded = self.padded(op, x.number)
+                sums = step("conv", name, padded, constants=[op.weight.transpose(1, 2, 3, 0)], stride=op.stride)
+                return Value(step("add", name, sums, constants=[op.bias]), name)
             case integer_graph.MaxPool():
                 padded = self.padded(op, x.number, -1.0 if op.binary else LOWEST)
                 return Value(step("max_pool", name, padded, kernel=op.kernel, stride=op.stride), name, x.on, x.odd)
