@@ -7,7 +7,7 @@ import numpy as np
 from dmsflow.network.network import INPUT, Layer, Network, out_widths, value, weight_shape
 
 MEAN, STD = (125, 123, 114), (64.0, 32.0, 64.0)  # powers of two: the stem's weights then lie on its grid
-FLOAT_CONVS = ("conv",)
+FLOAT_CONVS = ("conv", "depthwise_conv")
 
 
 def odd_widths(network, seed):
@@ -111,6 +111,8 @@ def plain_op(layer, own, inputs):
     if layer.op in ("conv", "binary_conv"):
         weight = own["weight"] if layer.op == "conv" else plain_binary(own["weight"])
         return np.einsum("ncijkl,ockl->noij", windows(x, layer, 0), weight, optimize=True)
+    if layer.op == "depthwise_conv":
+        return np.einsum("ncijkl,ckl->ncij", windows(x, layer, 0), own["weight"][:, 0])
     if layer.op == "max_pool":
         return windows(x, layer, -np.inf).max((4, 5))
     if layer.op == "batch_norm":

@@ -20,7 +20,16 @@ from dmsflow.deploying import integer_graph
 from dmsflow.deploying.integer_graph import GraphOp, IntegerGraph
 from dmsflow.errors import DmsflowError
 from dmsflow.network import blocks
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, STANDARDISATION_EPS, Layer, Network, out_widths, value
+from dmsflow.network.network import (
+    BATCH_NORM_EPS,
+    INPUT,
+    STANDARDISATION_EPS,
+    Layer,
+    Network,
+    out_widths,
+    value,
+    weight_shape,
+)
 
 LARGEST_PIXEL = 255
 LARGEST_WEIGHT = 1e9  # no training has one near it, and the products that are folded then fit into float32
@@ -52,11 +61,11 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         if layer.name in names:
             continue  # folded into an earlier one
         inputs = tuple(names[name] for name in layer.inputs)
-        if layer.op in ("conv", "binary_conv"):
+        if layer.op in ("conv", "binary_conv", "depthwise_conv"):
             tail = _read_tail(trained, layer)
             if INPUT in layer.inputs:
                 ops += _fold_stem(trained, layer, tail, mean, std)
-            elif layer.op == "conv":
+            elif layer.op != "binary_conv":
                 ops += _fold_float_conv(trained, layer, tail, inputs)
             else:
                 ops += _fold_binary_conv(trained, layer, tail, inputs)
@@ -109,8 +118,8 @@ class TrainedWeights:
         return array
 
     def filters(self, layer: Layer) -> Float64:
-        """The weights of a convolution, [C_out, k, k, C_in]."""
-        shape = self.channels(layer.name), self.channels(layer.inputs[0]), layer.kernel, layer.kernel
+        """The weights of a convolution, [C_out, k, k, C_in]; C_in is 1 of a depthwise one."""
+        shape = weight_shape(layer, self.channels(layer.inputs[0]), self.channels(layer.name))
         return self.take(f"{layer.name}.weight", *shape).transpose(0, 2, 3, 1)
 
     def binary_filters(self, layer: Layer) -> tuple[NDArray[np.int8], Float64]:
@@ -245,8 +254,9 @@ def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs:
 
 def _fold_float_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]) -> list[GraphOp]:
     weight = (trained.filters(layer) * tail.gain[:, None, None, None]).astype(np.float32)
-    bias = tail.shift.astype(np.float32)
-    return [integer_graph.FloatConv(**_window(layer), inputs=inputs, weight=weight, bias=bias), *tail.pool]
+    kind = integer_graph.FloatConv if layer.op == "conv" else integer_graph.DepthwiseConv
+    conv = kind(**_window(layer), inputs=inputs, weight=weight, bias=tail.shift.astype(np.float32))
+    return [conv, *tail.pool]
 
 
 def binarise(latent: Float64) -> tuple[NDArray[np.int8], Float64]:

@@ -111,6 +111,10 @@ class FloatConv(Conv, frozen=True, kw_only=True, eq=False):
     bias: Float32  # [C_out]
 
 
+class DepthwiseConv(FloatConv, frozen=True, kw_only=True, eq=False):
+    """The same with one filter for each channel: its weights are [C, k, k, 1]."""
+
+
 class MaxPool(Op, frozen=True, kw_only=True, eq=False):
     """Maximum over a window, of floats or of bits (their OR); padding never wins."""
 
@@ -282,8 +286,8 @@ def _convolve(x: NDArray[Any], conv: Conv, dtype: Any = np.float32) -> Any:
     weight = np.ascontiguousarray(conv.weight, dtype)  # with other strides NumPy takes fifty times as long
     windows, total = _windows(x.astype(dtype), conv, 0), dtype(0)
     for row, column in np.ndindex(conv.kernel, conv.kernel):
-        pixels = windows[..., row, column].reshape(-1, windows.shape[3])
-        total = total + pixels @ weight[:, row, column].T
+        pixels, tap = windows[..., row, column].reshape(-1, windows.shape[3]), weight[:, row, column].T
+        total = total + (pixels * tap if isinstance(conv, DepthwiseConv) else pixels @ tap)
     return total.reshape(*windows.shape[:3], -1)
 
 

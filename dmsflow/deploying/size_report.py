@@ -169,6 +169,7 @@ def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
 
 KINDS = {"Add": "an addition", "AveragePool": "the average pool", "Quantize": "a quantizer", "Relu": "a ReLU"}
 KINDS |= {
+    "DepthwiseConv": "a depthwise convolution",
     "FloatConv": "a float convolution",
     "MaxPool": "a max pool",
     "Scale": "a batch norm",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmsflow.network.network import INPUT, Layer, Network, Op, _out_resolution, out_widths, resolutions
+from dmsflow.network.network import INPUT, WINDOWED_OPS, Layer, Network, Op, _out_resolution, out_widths, resolutions
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
     "conv": ("max_pool", "batch_norm", "relu", "quantize"),
     "binary_conv": ("max_pool", "batch_norm", "relu", "quantize"),
+    "depthwise_conv": ("batch_norm", "relu"),
     "add": ("relu",),
     "average_pool": ("dense",),
 }
@@ -76,7 +77,7 @@ def _format_op(layer: Layer, channels: int) -> str:
     """
     if layer.op == "dense":
         return f"dense to {layer.width}"
-    if layer.op not in ("conv", "binary_conv", "max_pool"):
+    if layer.op not in WINDOWED_OPS:
         return layer.op
     usual_stride, usual_padding = (layer.kernel, 0) if layer.op == "max_pool" else (1, layer.kernel - 1)
     text = f"{layer.op} {layer.kernel}x{layer.kernel}"

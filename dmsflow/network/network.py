@@ -27,8 +27,14 @@ Op = Literal[
     "max_pool",
     "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
     "add",
+    "depthwise_conv",  # float, one filter a channel, no bias: [C, H, H] -> [C, H', H']
 ]
-WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "max_pool")  # those with a kernel, stride and padding
+WINDOWED_OPS: tuple[Op, ...] = (
+    "conv",
+    "binary_conv",
+    "depthwise_conv",
+    "max_pool",
+)  # those with a kernel, stride and padding
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
 # No image classifier has as much; what is larger is refused before it is allocated (see also settings.MOST_CHANNELS).
@@ -46,7 +52,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         op: what it computes.
         inputs: names of the layers (or "input") that it reads.
         width: output channels of a weighted op: the name of a width, or a fixed number.
-        kernel, stride, padding: of conv, binary_conv and max_pool, the same in both directions.
+        kernel, stride, padding: of WINDOWED_OPS, the same in both directions.
         groups, dilation: of conv and binary_conv; more than 1 is refused, by these names.
     """
 
@@ -124,9 +130,11 @@ def _out_resolution(layer: Layer, size: int) -> int:
 
 def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
     """The shape of a layer's weights: [C_out, C_in, k, k] of a convolution, [C_out, C_in] of a dense layer, else ()."""
-    if layer.op not in WEIGHTED_OPS:
+    if layer.op == "dense":
+        return writes, reads
+    if layer.op not in (*WEIGHTED_OPS, "depthwise_conv"):
         return ()
-    return (writes, reads) if layer.op == "dense" else (writes, reads, layer.kernel, layer.kernel)
+    return writes, 1 if layer.op == "depthwise_conv" else reads, layer.kernel, layer.kernel
 
 
 def value(widths: Mapping[str, Any], key: str | int) -> Any:
@@ -192,6 +200,7 @@ def _layer_rules(
         value = getattr(layer, field)
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
     right = "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
+    right = "use depthwise_conv, or leave groups at 1" if op == "conv" else right
     yield layer.groups != 1, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right

@@ -70,6 +70,8 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
     match block.op:
         case "conv" if not block.reads_image:  # the batch norm is part of the weights and the bias
             return FLOAT_BYTES * (kernel**2 * reads * writes + writes + ("quantize" in ops))
+        case "depthwise_conv":
+            return FLOAT_BYTES * (kernel**2 + 1) * reads
         case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too
             after = 0 if "quantize" in ops or "batch_norm" not in ops else 2 * writes
             return FLOAT_BYTES * (kernel**2 * reads * writes + writes + reads + after)

@@ -55,6 +55,8 @@ class Model(nn.Module):
     def _make_op(self, layer: Layer, statistics: bool) -> nn.Module:
         c_in, c_out = (value(self.widths, self.keys[name]) for name in (layer.inputs[0], layer.name))
         binary = self.precision == "binary"
+        if layer.op == "depthwise_conv":
+            return DepthwiseConvolution(1, c_out, layer, binary=False)
         if layer.op in ("conv", "binary_conv"):
             return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
         if layer.op == "batch_norm":
@@ -191,6 +193,14 @@ class Convolution(nn.Module):
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
         return convolve(x, _masked(weight, active_in), self.stride, self.padding)
+
+
+class DepthwiseConvolution(Convolution):
+    """depthwise_conv: no mask, since channels are not mixed."""
+
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
+        weight = _narrow(self.weight, active_out)
+        return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding, groups=len(weight))
 
 
 class BatchNorm(nn.BatchNorm2d):

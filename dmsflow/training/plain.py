@@ -49,7 +49,7 @@ def build_plain_module(
             alpha = graph.get_attr(f"{layer.name}.alpha")
             is_on = graph.call_function(torch.gt, (inputs[0], graph.call_function(operator.truediv, (alpha, 2))))
             node = graph.call_function(torch.mul, (is_on, alpha))
-        elif layer.op in ("conv", "binary_conv", "batch_norm", "dense"):
+        elif layer.op in ("conv", "binary_conv", "depthwise_conv", "batch_norm", "dense"):
             root.add_submodule(layer.name, _make_layer(trained, layer, is_binary))
             given = (graph.call_function(torch.flatten, (inputs[0], 1)),) if layer.op == "dense" else inputs
             node = graph.call_module(layer.name, given)
@@ -77,8 +77,9 @@ def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Mo
         made = nn.Linear(read, written)
         tensors = dict(zip(("weight", "bias"), trained.dense(layer), strict=True))
     else:
-        made = nn.Conv2d(read, written, layer.kernel, layer.stride, layer.padding, bias=False)
-        filters = trained.filters(layer) if layer.op == "conv" or not is_binary else None
+        groups = read if layer.op == "depthwise_conv" else 1
+        made = nn.Conv2d(read, written, layer.kernel, layer.stride, layer.padding, groups=groups, bias=False)
+        filters = trained.filters(layer) if layer.op != "binary_conv" or not is_binary else None
         if filters is None:
             signs, magnitude = trained.binary_filters(layer)
             filters = signs * magnitude[:, None, None, None]

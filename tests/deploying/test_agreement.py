@@ -50,13 +50,10 @@ class Draft:
 
     def convolution(self, op: str) -> None:
         """Any kernel, stride, padding and pool that leaves pixels; perhaps a batch norm and a ReLU."""
-        kernel = int(self.random.choice([k for k in (1, 3, 5) if k <= self.size]))
-        stride = int(self.random.integers(1, 3)) if self.size > 3 else 1
-        padding = int(self.random.integers(0, kernel // 2 + 1))
+        window = self.window()
         self.key = f"width{len(self.widths)}"
         self.widths[self.key] = int(self.random.integers(1, 151))
-        self.add(op, width=self.key, kernel=kernel, stride=stride, padding=padding)
-        self.size = (self.size + 2 * padding - kernel) // stride + 1
+        self.add(op, width=self.key, **window)
         if self.size >= 4 and self.random.random() < 0.3:
             padded = int(self.random.integers(2))  # 2×2, or padded 3×3
             self.add("max_pool", kernel=2 + padded, stride=2, padding=padded)
@@ -65,6 +62,14 @@ class Draft:
             self.add("batch_norm")
         if self.random.random() < 0.3:
             self.add("relu")
+
+    def window(self) -> dict[str, int]:
+        """Any kernel, stride and padding that leaves pixels; `size` becomes theirs."""
+        kernel = int(self.random.choice([k for k in (1, 3, 5) if k <= self.size]))
+        stride = int(self.random.integers(1, 3)) if self.size > 3 else 1
+        padding = int(self.random.integers(0, kernel // 2 + 1))
+        self.size = (self.size + 2 * padding - kernel) // stride + 1
+        return {"kernel": kernel, "stride": stride, "padding": padding}
 
     def residual(self) -> None:
         """A 3×3 convolution that is added to what it reads."""
@@ -77,9 +82,20 @@ class Draft:
         """One of the operations whose sums of floats are added in any order, or that read such sums."""
         OPERATIONS[int(self.random.integers(len(OPERATIONS)))](self)
 
+    def float_conv(self) -> None:
+        self.convolution("conv")
+
+    def depthwise(self) -> None:
+        self.add("depthwise_conv", **self.window())
+        self.add("batch_norm")
+        if self.random.random() < 0.5:
+            self.add("relu")
+
 
 # Those that no network in tests/witnessed has.
-OPERATIONS: list[Callable[[Draft], object]] = [lambda draft: draft.convolution("conv")]
+OPERATIONS: list[Callable[[Draft], None]] = []
+OPERATIONS += [Draft.float_conv]
+OPERATIONS += [Draft.depthwise]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

@@ -10,6 +10,7 @@ import pytest
 
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
+from dmsflow.network import cost
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.network import Layer, Network, check, out_widths, resolutions
 from dmsflow.plugin import list_plugins, load_plugin
@@ -44,6 +45,15 @@ def swap(name: str, /, **fields: object) -> tuple[Layer, ...]:
 def before_end(*layers: Layer) -> tuple[Layer, ...]:
     end = msgspec.structs.replace(END[0], inputs=(layers[-1].name,))
     return (STEM, QUANTIZE, CONV, *layers, end, END[1])
+
+
+def test_a_depthwise_convolution_keeps_its_width() -> None:
+    network = make(before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), kernel=3, stride=2, padding=1)))
+    assert (out_widths(network)["each"], resolutions(network)["each"]) == ("b", 4)
+    each = next(size for size in cost.layer_bytes(network, network.widths) if size.layer == "each")
+    assert (each.binary_bytes, each.float_bytes) == (0, 4 * 6 * 9)
+    assert {layer.name: count for layer, count in cost.weights(network, network.widths)}["each"] == 6 * 9
+    assert fused_blocks(network)[-2].name == "depthwise_conv 3x3 stride 2 on 8x8"
 
 
 def test_shapes() -> None:
@@ -107,6 +117,11 @@ def test_shapes() -> None:
         (
             swap("conv", groups=2),
             "layer 'conv': binary_conv has groups 2; leave groups at 1: no runtime has kernels for",
+        ),
+        (swap("stem", groups=3), "layer 'stem': conv has groups 3; use depthwise_conv, or leave groups at 1"),
+        (
+            before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), width="b")),
+            "depthwise_conv has width 'b'; conv, binary_conv and dense name a width, other ops none",
         ),
         (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and use a larger"),
         (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),

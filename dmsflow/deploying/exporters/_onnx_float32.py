@@ -27,12 +27,13 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
             continue  # a batch norm that an earlier convolution contains
         names[name] = name
         match layer.op:
-            case "conv" | "binary_conv":
+            case "conv" | "binary_conv" | "depthwise_conv":
                 weight, norm = trained.filters(layer), _find_batch_norm(trained, layer)
                 gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
                 weight = channels_first(weight * gain[:, None, None, None])
                 constants = graph.constant(f"{name}.weight", weight), graph.constant(f"{name}.bias", shift)
-                graph.node("Conv", *inputs, *constants, name=name, **window_of(layer))
+                groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
+                graph.node("Conv", *inputs, *constants, name=name, **window_of(layer), **groups)
                 names |= {norm.name: norm.inputs[0]} if norm else {}
             case "batch_norm":
                 gain, shift = trained.fold_batch_norm(name, trained.channels(name))

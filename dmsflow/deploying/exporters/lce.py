@@ -31,6 +31,7 @@ from dmsflow.network.profile import PACKED_GRANULARITY, round_up
 
 REQUIRES: tuple[str, ...] = ()
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names of `count_ops`
+DEPTHWISE_CONV = "DEPTHWISE_CONV_2D"  # also counted as FLOAT_CONV
 CONVERTERS = ("direct", "official")
 WORD = 32  # channels in an int32
 GRANULARITY = PACKED_GRANULARITY
@@ -39,7 +40,7 @@ RELU = 1
 CUSTOM = 32
 CODES = {name: number for number, name in tflite.OPERATORS.items()}
 OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "RELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
-OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
+OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
 
@@ -164,6 +165,11 @@ class LceWriter:
         inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
         options |= {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
         options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
+        if isinstance(op, integer_graph.DepthwiseConv):
+            inputs[1] = self.constant(f"{op.name}/weight", weight.transpose(3, 1, 2, 0))  # [1, k, k, C]
+            return self.operator(
+                DEPTHWISE_CONV, inputs, name, (1, *self.shapes[op.name]), depth_multiplier=1, **options
+            )
         return self.operator(FLOAT_CONV, inputs, name, (1, *self.shapes[op.name]), **options)
 
     def sign_bits(self, x: int, name: str) -> int:
@@ -247,7 +253,8 @@ def _window(kernel: int, stride: int) -> dict[str, int]:
 
 def count_ops(path: Path) -> dict[str, int]:
     """Ops of a written file and how often each occurs."""
-    return dict(Counter(node.op for node in read_graph(path, path.read_bytes()).nodes))
+    ops = (node.op for node in read_graph(path, path.read_bytes()).nodes)
+    return dict(Counter(FLOAT_CONV if op == DEPTHWISE_CONV else op for op in ops))
 
 
 def layer_bytes(path: Path) -> dict[str, int]:

@@ -87,7 +87,9 @@ class OnnxWriter:
                 weight = graph.constant(f"{name}.weight", channels_first(op.weight))
                 inputs = [self.get(op.inputs[0], last=False, dtype=np.float32), weight]
                 inputs.append(graph.constant(f"{name}.bias", op.bias))
-                return Tensor(graph.node("Conv", *inputs, name=name, **window_of(op)), last=False, type=np.float32)
+                groups = {"group": len(op.weight)} if isinstance(op, integer_graph.DepthwiseConv) else {}
+                conv = graph.node("Conv", *inputs, name=name, **window_of(op), **groups)
+                return Tensor(conv, last=False, type=np.float32)
             case integer_graph.MaxPool():
                 dtype = self.tensors[op.inputs[0]].type
                 x = self.get(op.inputs[0], last=False)

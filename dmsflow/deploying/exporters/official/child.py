@@ -69,6 +69,9 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
         "average_pool": lambda x, *, size: tf.nn.avg_pool2d(x, size, size, "VALID"),
         "conv": lambda x, filters, *, stride: tf.nn.conv2d(x, filters, stride, "VALID"),
         "dense": lambda x, weight, bias: tf.matmul(tf.reshape(x, [1, -1]), weight, transpose_b=True) + bias,
+        "depthwise_conv": lambda x, filters, *, stride: tf.nn.depthwise_conv2d(
+            x, filters, [1, stride, stride, 1], "VALID"
+        ),
         "floor": tf.floor,
         "max_pool": lambda x, *, kernel, stride: tf.nn.max_pool2d(x, kernel, stride, "VALID"),
         "multiply": lambda x, y: x * y,

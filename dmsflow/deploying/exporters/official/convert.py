@@ -97,8 +97,10 @@ class Program:
             case integer_graph.BinaryConv():
                 return self.binary_conv(op, x)
             case integer_graph.FloatConv():
-                padded = self.padded(op, x.number)
-                sums = step("conv", name, padded, constants=[op.weight.transpose(1, 2, 3, 0)], stride=op.stride)
+                padded, weight = self.padded(op, x.number), op.weight.transpose(1, 2, 3, 0)
+                kind = "depthwise_conv" if isinstance(op, integer_graph.DepthwiseConv) else "conv"
+                weight = weight.transpose(0, 1, 3, 2) if kind == "depthwise_conv" else weight
+                sums = step(kind, name, padded, constants=[weight], stride=op.stride)
                 return Value(step("add", name, sums, constants=[op.bias]), name)
             case integer_graph.MaxPool():
                 padded = self.padded(op, x.number, -1.0 if op.binary else LOWEST)
