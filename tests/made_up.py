@@ -125,7 +125,9 @@ def plain_op(layer, own, inputs):
     return {
         "relu": lambda: np.maximum(x, 0),
         "add": lambda: x + inputs[1],
-        "average_pool": lambda: x.mean((2, 3), keepdims=True),
+        "average_pool": lambda: (
+            x.mean((2, 3), keepdims=True) if layer.kernel == 1 else windows(x, layer, 0).mean((4, 5))
+        ),
     }[layer.op]()
 
 

@@ -27,6 +27,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     out_widths,
+    pools_all,
     value,
     weight_shape,
 )
@@ -297,6 +298,8 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
             return integer_graph.Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
         case "max_pool":
             return _max_pool(layer, inputs, binary=False)
+        case "average_pool" if not pools_all(layer):
+            return integer_graph.AveragePool(name=name, inputs=inputs, kernel=layer.kernel, stride=layer.stride)
         case "dense":
             weight, bias = (array.astype(np.float32) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)

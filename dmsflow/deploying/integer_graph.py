@@ -146,7 +146,11 @@ class Relu(Op, frozen=True, kw_only=True, eq=False):
 
 
 class AveragePool(Op, frozen=True, kw_only=True, eq=False):
-    """Mean over the whole image: [H, W, C] -> [1, 1, C]."""
+    """Mean over the whole image, [H, W, C] -> [1, 1, C], or over each window."""
+
+    kernel: int = 0  # 0: the whole image
+    stride: int = 1
+    padding: int = 0  # always
 
 
 class Dense(Op, frozen=True, kw_only=True, eq=False):
@@ -184,10 +188,10 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         shapes = {INPUT: (self.resolution, self.resolution, self.channels)}
         for op in self.ops:
             size, _, channels = shapes[op.inputs[0]]
-            if isinstance(op, Conv | MaxPool):
-                size = (size + 2 * op.padding - op.kernel) // op.stride + 1
-            elif isinstance(op, AveragePool):
+            if isinstance(op, AveragePool) and not op.kernel:
                 size = 1
+            elif isinstance(op, Conv | MaxPool | AveragePool):
+                size = (size + 2 * op.padding - op.kernel) // op.stride + 1
             channels = len(op.weight) if isinstance(op, Conv | Dense) else channels
             shapes[op.name] = size, size, channels
         return shapes
@@ -232,7 +236,7 @@ def _bound_error(op: GraphOp, y: Any, inputs: list[Any], errors: list[Any]) -> A
             op = replace(op, weight=abs(op.weight), bias=UNIT * abs(op.bias))
             return compute_op(op, errors[0] + _bound_sum(op.weight[0].size) * abs(inputs[0])) + UNIT * abs(y)
         case AveragePool():
-            count = inputs[0][0, ..., 0].size
+            count = op.kernel**2 or inputs[0][0, ..., 0].size
             return compute_op(op, errors[0] + _bound_sum(count) * abs(inputs[0])) + UNIT * abs(y)
         case Scale():
             return abs(op.multiplier) * (errors[0] + UNIT * abs(inputs[0])) + UNIT * abs(y)
@@ -275,6 +279,8 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return x + others[0]
         case Relu():
             return np.maximum(x, np.float32(0))
+        case AveragePool() if op.kernel:
+            return _windows(x, op, 0).mean((4, 5), dtype=np.float64)
         case AveragePool():
             return x if x[0, ..., 0].size == 1 else x.mean((1, 2), keepdims=True, dtype=np.float64)
         case Dense():
@@ -291,7 +297,7 @@ def _convolve(x: NDArray[Any], conv: Conv, dtype: Any = np.float32) -> Any:
     return total.reshape(*windows.shape[:3], -1)
 
 
-def _windows(x: Any, op: Conv | MaxPool, fill: float) -> Any:
+def _windows(x: Any, op: Conv | MaxPool | AveragePool, fill: float) -> Any:
     """What each window reads: [N, H', W', C, k, k]."""
     around = op.padding, op.padding
     x = np.pad(x, ((0, 0), around, around, (0, 0)), constant_values=fill)

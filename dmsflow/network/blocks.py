@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmsflow.network.network import INPUT, WINDOWED_OPS, Layer, Network, Op, _out_resolution, out_widths, resolutions
+from dmsflow.network.network import (
+    INPUT,
+    WINDOWED_OPS,
+    Layer,
+    Network,
+    Op,
+    _out_resolution,
+    out_widths,
+    pools_all,
+    resolutions,
+)
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
     "conv": ("max_pool", "batch_norm", "relu", "quantize"),
@@ -77,9 +87,9 @@ def _format_op(layer: Layer, channels: int) -> str:
     """
     if layer.op == "dense":
         return f"dense to {layer.width}"
-    if layer.op not in WINDOWED_OPS:
+    if layer.op not in WINDOWED_OPS or pools_all(layer):
         return layer.op
-    usual_stride, usual_padding = (layer.kernel, 0) if layer.op == "max_pool" else (1, layer.kernel - 1)
+    usual_stride, usual_padding = (layer.kernel, 0) if layer.op.endswith("_pool") else (1, layer.kernel - 1)
     text = f"{layer.op} {layer.kernel}x{layer.kernel}"
     if layer.stride != usual_stride:
         text += f" stride {layer.stride}"

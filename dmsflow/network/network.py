@@ -25,16 +25,12 @@ Op = Literal[
     "quantize",  # {0, alpha}, Eq. 2, alpha learned
     "relu",
     "max_pool",
-    "average_pool",  # over the whole image: [C, H, H] -> [C, 1, 1]
+    "average_pool",  # over the whole image, [C, H, H] -> [C, 1, 1], or with a kernel over windows, without padding
     "add",
     "depthwise_conv",  # float, one filter a channel, no bias: [C, H, H] -> [C, H', H']
 ]
-WINDOWED_OPS: tuple[Op, ...] = (
-    "conv",
-    "binary_conv",
-    "depthwise_conv",
-    "max_pool",
-)  # those with a kernel, stride and padding
+# Those with a kernel, stride and padding.
+WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 INPUT = "input"  # the name by which layers refer to the image
 # No image classifier has as much; what is larger is refused before it is allocated (see also settings.MOST_CHANNELS).
@@ -123,9 +119,14 @@ def resolutions(network: Network) -> dict[str, int]:
 
 def _out_resolution(layer: Layer, size: int) -> int:
     """Pixels on a side of what a layer puts out, if it reads `size` of them."""
-    if layer.op in WINDOWED_OPS:
+    if layer.op in WINDOWED_OPS and not pools_all(layer):
         return (size + 2 * layer.padding - layer.kernel) // layer.stride + 1
     return 1 if layer.op in ("average_pool", "dense") else size
+
+
+def pools_all(layer: Layer) -> bool:
+    """Whether it is an average over the whole image, which has no kernel."""
+    return layer.op == "average_pool" and layer.kernel == 1
 
 
 def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
@@ -226,12 +227,22 @@ def _layer_rules(
     right = "a quantize layer feeds binary convs, and only them"
     yield (op == "binary_conv") != (read == "quantize"), f"{op} reads a {read} layer", right
     yield read == INPUT and op != "conv", f"{op} reads the image", "begin with a conv, which is a float convolution"
+    yield from _window_rules(layer)
+
+
+def _window_rules(layer: Layer) -> Iterator[Rule]:
+    """Of kernel, stride and padding."""
+    op = layer.op
     too_small = min(layer.kernel, layer.stride) < 1 or layer.padding < 0
     yield too_small, "kernel, stride or padding is too small", "kernel and stride start at 1, padding at 0"
     too_large = max(layer.kernel, layer.padding) > MOST_KERNEL or layer.stride > MOST_PIXELS
     yield too_large, "kernel, stride or padding is too large", f"use at most {MOST_KERNEL}"
     too_large = op == "max_pool" and 2 * layer.padding > layer.kernel
     yield too_large, f"{op} has padding {layer.padding}", f"use at most half of its kernel of {layer.kernel}"
+    right = "leave it out: an average without padding means the same in every runtime"
+    yield op == "average_pool" and layer.padding > 0, f"{op} has padding {layer.padding}", right
+    what = f"{op} has stride {layer.stride}, but no kernel"
+    yield pools_all(layer) and layer.stride != 1, what, "give both, or neither to average over the whole image"
     for field, default in (("kernel", 1), ("stride", 1), ("padding", 0)):
         what = f"{op} has {field} {getattr(layer, field)}, which it does not use"
         yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"

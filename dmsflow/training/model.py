@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, check_size, out_widths, value
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, check_size, out_widths, pools_all, value
 from dmsflow.settings import Precision
 from dmsflow.training.binary import binarise, quantise
 from dmsflow.training.fast_ops import convolve, max_pool
@@ -257,4 +257,8 @@ class Plain(nn.Module):
             return F.relu(inputs[0])
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
-        return inputs[0].mean((2, 3), keepdim=True) if self.op == "average_pool" else inputs[0] + inputs[1]
+        if pools_all(self.layer):
+            return inputs[0].mean((2, 3), keepdim=True)
+        if self.op == "average_pool":
+            return F.avg_pool2d(inputs[0], self.layer.kernel, self.layer.stride)
+        return inputs[0] + inputs[1]

@@ -14,7 +14,7 @@ from torch import nn
 from dmsflow import manifest
 from dmsflow.deploying.folding import TrainedWeights
 from dmsflow.manifest import Manifest
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, pools_all
 from dmsflow.training import checkpoint
 
 
@@ -55,6 +55,8 @@ def build_plain_module(
             node = graph.call_module(layer.name, given)
         elif layer.op == "max_pool":
             node = graph.call_function(F.max_pool2d, (*inputs, layer.kernel, layer.stride, layer.padding))
+        elif layer.op == "average_pool" and not pools_all(layer):
+            node = graph.call_function(F.avg_pool2d, (*inputs, layer.kernel, layer.stride))
         elif layer.op == "average_pool":
             node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
         else:

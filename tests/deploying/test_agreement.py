@@ -85,6 +85,13 @@ class Draft:
     def float_conv(self) -> None:
         self.convolution("conv")
 
+    def window_average(self) -> None:
+        kernel = int(self.random.integers(2, 4))
+        if self.size >= kernel:
+            stride = int(self.random.integers(1, kernel + 1))
+            self.add("average_pool", kernel=kernel, stride=stride)
+            self.size = (self.size - kernel) // stride + 1
+
     def depthwise(self) -> None:
         self.add("depthwise_conv", **self.window())
         self.add("batch_norm")
@@ -96,6 +103,7 @@ class Draft:
 OPERATIONS: list[Callable[[Draft], None]] = []
 OPERATIONS += [Draft.float_conv]
 OPERATIONS += [Draft.depthwise]
+OPERATIONS += [Draft.window_average]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

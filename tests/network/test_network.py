@@ -56,6 +56,15 @@ def test_a_depthwise_convolution_keeps_its_width() -> None:
     assert fused_blocks(network)[-2].name == "depthwise_conv 3x3 stride 2 on 8x8"
 
 
+def test_an_average_over_windows_keeps_its_width() -> None:
+    network = make(before_end(Layer(name="pool", op="average_pool", inputs=("conv",), kernel=3, stride=2)))
+    assert (out_widths(network)["pool"], resolutions(network)["pool"]) == ("b", 3)
+    assert [block.name for block in fused_blocks(network)][-2:] == [
+        "average_pool 3x3 stride 2 on 8x8",
+        "average_pool + dense to 10 on 3x3",
+    ]
+
+
 def test_shapes() -> None:
     network = make(swap("conv", stride=2))
     assert resolutions(network) == {"input": 8, "stem": 8, "quantize": 8, "conv": 4, "average": 1, "dense": 1}
@@ -89,8 +98,14 @@ def test_shapes() -> None:
             "binary_conv reads a conv layer; a quantize layer feeds binary convs, and only them",
         ),
         (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize layer feeds"),
-        (swap("average", kernel=2, stride=2), "average_pool has kernel 2, which it does not use; leave kernel out"),
-        (swap("average", stride=2), "average_pool has stride 2, which it does not use; leave stride out"),
+        (
+            before_end(Layer(name="relu", op="relu", inputs=("conv",), kernel=2)),
+            "relu has kernel 2, which it does not use; leave kernel out",
+        ),
+        (
+            before_end(Layer(name="relu", op="relu", inputs=("conv",), stride=2)),
+            "relu has stride 2, which it does not use; leave stride out",
+        ),
         (swap("quantize", padding=1), "quantize has padding 1, which it does not use"),
         (swap("conv", kernel=(3, 1)), "kernel is (3, 1); give one integer: kernels are square"),
         (swap("conv", padding="same"), "padding is 'same'; give one integer"),
@@ -122,6 +137,15 @@ def test_shapes() -> None:
         (
             before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), width="b")),
             "depthwise_conv has width 'b'; conv, binary_conv and dense name a width, other ops none",
+        ),
+        (
+            before_end(Layer(name="pool", op="average_pool", inputs=("conv",), kernel=2, stride=2, padding=1)),
+            "layer 'pool': average_pool has padding 1; leave it out",
+        ),
+        (swap("average", stride=2), "layer 'average': average_pool has stride 2, but no kernel; give both, or neither"),
+        (
+            before_end(Layer(name="pool", op="average_pool", inputs=("conv",), kernel=9)),
+            "layer 'pool' has no pixels left",
         ),
         (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and use a larger"),
         (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),

@@ -9,7 +9,7 @@ from typing import Any
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.deploying.folding import TrainedWeights, Weights
 from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network, pools_all
 
 
 def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
@@ -46,6 +46,8 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 graph.node("Relu", *inputs, name=name)
             case "max_pool":
                 graph.node("MaxPool", *inputs, name=name, **window_of(layer))
+            case "average_pool" if not pools_all(layer):
+                graph.node("AveragePool", *inputs, name=name, **window_of(layer))
             case "average_pool":
                 graph.node("GlobalAveragePool", *inputs, name=name)
             case "add":

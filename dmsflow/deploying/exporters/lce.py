@@ -140,6 +140,8 @@ class LceWriter:
                 return self.addition([x, *others], name, shape)
             case integer_graph.Relu():
                 return x if name in self.fused else self.operator("RELU", [x], name, shape)
+            case integer_graph.AveragePool() if op.kernel:
+                return self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(op.kernel, op.stride))
             case integer_graph.AveragePool():
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))

@@ -94,6 +94,9 @@ class OnnxWriter:
                 dtype = self.tensors[op.inputs[0]].type
                 x = self.get(op.inputs[0], last=False)
                 return Tensor(graph.node("MaxPool", x, name=name, **window_of(op)), last=False, type=dtype)
+            case integer_graph.AveragePool() if op.kernel:
+                x = self.get(op.inputs[0], last=False, dtype=np.float32)
+                return Tensor(graph.node("AveragePool", x, name=name, **window_of(op)), last=False, type=np.float32)
             case integer_graph.Scale():
                 multiplier = self.spread(op, "multiplier", op.multiplier)
                 return self.affine(op, self.get(op.inputs[0], last=True, dtype=np.float32), multiplier, "bias", op.bias)

@@ -116,8 +116,9 @@ class Program:
             case integer_graph.Relu():
                 return Value(step("relu", name, x.number), name)
             case integer_graph.AveragePool():
-                size = self.shapes[op.inputs[0]][0]
-                return x if size == 1 else Value(step("average_pool", name, x.number, size=size), name)
+                size = op.kernel or self.shapes[op.inputs[0]][0]
+                stride = op.stride if op.kernel else size
+                return x if size == 1 else Value(step("average_pool", name, x.number, size=size, stride=stride), name)
             case integer_graph.Dense():
                 return Value(step("dense", name, x.number, constants=[op.weight, op.bias]), name)
 
