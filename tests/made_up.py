@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec import structs
 
 from dmsflow.network.network import INPUT, Layer, Network, out_widths, value, weight_shape
 
@@ -42,10 +43,18 @@ def trained(network, widths, seed=0, magnitude=1.0, images=None, mean=MEAN, std=
             weights[f"{layer.name}.running_var"] = random.uniform(0.5, 2, c_out)
         if layer.op == "quantize":
             weights[f"{layer.name}.alpha"] = magnitude * random.uniform(0.3, 1.5)
+        if layer.op == "sign":
+            weights[f"{layer.name}.shift"] = magnitude * random.normal(0, 0.3, c_out)
     weights = {name: np.asarray(array, np.float32) for name, array in weights.items()}
     if images is not None:
         plain(network, weights, images, True, mean, std)
     return weights
+
+
+def with_signs(network):
+    """The same network with ±1 in place of {0, alpha}."""
+    layers = (structs.replace(each, op="sign") if each.op == "quantize" else each for each in network.layers)
+    return structs.replace(network, layers=tuple(layers))
 
 
 def pixels(network, count, seed=1):
@@ -67,7 +76,8 @@ def plain(network, weights, images, calibrate=False, mean=MEAN, std=STD):
             for key, array in weights.items()
             if key.rpartition(".")[0] == layer.name
         }
-        tensors[layer.name] = plain_op(layer, own, [tensors[name] for name in layer.inputs])
+        signs = layer.inputs[0] != INPUT and network.layer(layer.inputs[0]).op == "sign"
+        tensors[layer.name] = plain_op(layer, own, [tensors[name] for name in layer.inputs], fill=-signs)
     return tensors[network.layers[-1].name]
 
 
@@ -106,11 +116,11 @@ def small_network(seed):
     )
 
 
-def plain_op(layer, own, inputs):
+def plain_op(layer, own, inputs, fill=0):
     x = inputs[0]
     if layer.op in ("conv", "binary_conv"):
         weight = own["weight"] if layer.op == "conv" else plain_binary(own["weight"])
-        return np.einsum("ncijkl,ockl->noij", windows(x, layer, 0), weight, optimize=True)
+        return np.einsum("ncijkl,ockl->noij", windows(x, layer, fill), weight, optimize=True)
     if layer.op == "depthwise_conv":
         return np.einsum("ncijkl,ckl->ncij", windows(x, layer, 0), own["weight"][:, 0])
     if layer.op == "max_pool":
@@ -120,6 +130,8 @@ def plain_op(layer, own, inputs):
         return (x - own["running_mean"][:, None, None]) * gain[:, None, None] + own["bias"][:, None, None]
     if layer.op == "quantize":
         return own["alpha"] * (x > own["alpha"] / 2)
+    if layer.op == "sign":
+        return np.where(x > own["shift"][:, None, None], 1.0, -1.0)
     if layer.op == "dense":
         return x.reshape(len(x), -1) @ own["weight"].T + own["bias"]
     return {

@@ -23,6 +23,7 @@ from dmsflow.network import blocks
 from dmsflow.network.network import (
     BATCH_NORM_EPS,
     INPUT,
+    QUANTISERS,
     STANDARDISATION_EPS,
     Layer,
     Network,
@@ -46,7 +47,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         network: the architecture.
         widths: channels of every named width.
         weights: by name, as in train.safetensors: `<layer>.weight`, `.bias`, `.running_mean`,
-            `.running_var`, `.alpha`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
+            `.running_var`, `.alpha`, `.shift`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
             `.magnitude` instead of the `.weight` of a binary convolution.
         mean, std: of each channel in pixels (0..255); the mean is a whole number.
 
@@ -147,6 +148,16 @@ class TrainedWeights:
             raise DmsflowError(f"{quantize}.alpha", f"is {alpha:g}", "train again: it must be above 0")
         return alpha
 
+    def threshold(self, quantiser: Layer) -> Float64:
+        """What turns an activation on if it exceeds it: alpha / 2, or the shifts [C] of a sign."""
+        if quantiser.op == "quantize":
+            return np.array(self.alpha(quantiser.name) / 2)
+        return self.take(f"{quantiser.name}.shift", self.channels(quantiser.name))
+
+    def levels(self, quantiser: Layer) -> tuple[float, float]:
+        """What a quantiser puts out where it is off, and how much more where it is on."""
+        return (-1.0, 2.0) if quantiser.op == "sign" else (0.0, self.alpha(quantiser.name))
+
     def fold_batch_norm(self, norm: str | None, channels: int) -> tuple[Float64, Float64]:
         """Gain and shift, [C] each, of a batch norm (None: of none): x -> gain x + shift.
 
@@ -169,19 +180,23 @@ class Tail:
     names: Mapping[str, str]  # of those layers, by op
     gain: Float64  # [C], of the batch norm
     shift: Float64  # [C]
-    half: float | None  # alpha / 2 of the quantiser, if there is one
+    half: Float64 | None  # what the quantiser compares with, if there is one: alpha / 2, or shifts [C]
     pool: tuple[integer_graph.MaxPool, ...]  # the max pool, if there is one
 
 
 def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     layers = {layer.op: layer for layer in blocks.tail(trained.network, conv)}
     if conv.op != "binary_conv" and INPUT not in conv.inputs:
-        layers.pop("quantize", None)  # no threshold for sums of floats
-    if "quantize" not in layers:
-        layers.pop("relu", None)  # it stays a ReLU; before a quantiser it changes nothing: alpha > 0
+        for op in QUANTISERS:  # no threshold for sums of floats
+            layers.pop(op, None)
+    quantiser = layers.get("quantize", layers.get("sign"))
+    half = trained.threshold(quantiser) if quantiser else None
+    if half is None:
+        layers.pop("relu", None)  # it stays a ReLU
+    elif "relu" in layers:  # which exceeds whatever is below zero
+        half = np.where(half < 0, -np.inf, half)
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
     gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
-    half = trained.alpha(names["quantize"]) / 2 if "quantize" in names else None
     if "max_pool" not in layers:
         return Tail(names, gain, shift, half, ())
     if (gain < 0).any():  # the maximum would become a minimum
@@ -243,13 +258,15 @@ def round_filters(weight: Float64, largest_inputs: Float64, threshold: Float64) 
 
 def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs: tuple[str, ...]) -> list[GraphOp]:
     signs, magnitude = trained.binary_filters(layer)
-    scale = trained.alpha(layer.inputs[0]) * magnitude * tail.gain  # of one count
+    off, step = trained.levels(trained.network.layer(layer.inputs[0]))
+    scale = step * magnitude * tail.gain  # of one count
+    shift = tail.shift + off * magnitude * tail.gain * signs.sum((1, 2, 3))
     conv = integer_graph.BinaryConv(**_window(layer), inputs=inputs, weight=signs)
     if tail.half is not None:
-        thresholds = _compute_thresholds(abs(scale), tail.shift, tail.half, conv.count + 1)
+        thresholds = _compute_thresholds(abs(scale), shift, tail.half, conv.count + 1)
         return [replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds), *tail.pool]
     multiplier = (scale / 2).astype(np.float32)
-    bias = tail.shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
+    bias = shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
     return [replace(conv, multiplier=multiplier, bias=bias.astype(np.float32)), *tail.pool]
 
 
@@ -276,7 +293,7 @@ def _flip_signs(weight: Any, scale: Float64) -> Any:
     return np.where((scale < 0)[:, None, None, None], -weight, weight) + weight.dtype.type(0)
 
 
-def _compute_thresholds(scale: Float64, shift: Float64, half: float, limit: Float64 | int) -> integer_graph.Int32:
+def _compute_thresholds(scale: Float64, shift: Float64, half: Float64, limit: Float64 | int) -> integer_graph.Int32:
     """The least integer sum with `scale * sum + shift > half`, per channel; scale >= 0.
 
     `limit` stands for never, `-limit` for always. A scale of 0.5, a shift of 0 and half an alpha of 1 give
@@ -294,8 +311,9 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
     match layer.op:
         case "batch_norm":
             return _scale(name, inputs, *trained.fold_batch_norm(name, trained.channels(name)))
-        case "quantize":
-            return integer_graph.Quantize(name=name, inputs=inputs, threshold=np.float32(trained.alpha(name) / 2))
+        case "quantize" | "sign":
+            threshold = trained.threshold(layer).astype(np.float32)
+            return integer_graph.Quantize(name=name, inputs=inputs, threshold=threshold)
         case "max_pool":
             return _max_pool(layer, inputs, binary=False)
         case "average_pool" if not pools_all(layer):

@@ -3,8 +3,8 @@
 `folding` makes it. Every exporter walks the same short tuple of ops, and `compute_logits` computes it in
 NumPy: what a written file must reproduce.
 
-Tensors are NHWC and of two kinds: bits (1: the activation is on, i.e. its x exceeds alpha / 2) and
-float32. A binary convolution counts in integers, `sum = Σ_on sign`, and puts out either bits
+Tensors are NHWC and of two kinds: bits (1: the activation is on, i.e. its x exceeds alpha / 2, or the
+shift of a sign, whose off is -1) and float32. A binary convolution counts in integers, `sum = Σ_on sign`, and puts out either bits
 (`sum >= threshold`, batch norm and quantiser folded into one integer per channel) or floats (one
 multiply and one add per channel, in the order of Larq Compute Engine's kernels). The stem's
 weights are whole numbers so small that its sums are exact in float32, whatever their order.
@@ -132,9 +132,9 @@ class Scale(Op, frozen=True, kw_only=True, eq=False):
 
 
 class Quantize(Op, frozen=True, kw_only=True, eq=False):
-    """Bits of floats: `x > threshold`, with threshold = alpha / 2."""
+    """Bits of floats: `x > threshold`, with threshold = alpha / 2, or one for each channel."""
 
-    threshold: np.float32
+    threshold: np.float32 | Float32  # [] or [C]
 
 
 class Add(Op, frozen=True, kw_only=True, eq=False):

@@ -24,7 +24,7 @@ from typing import Literal
 import msgspec
 
 from dmsflow.network.blocks import FusedBlock
-from dmsflow.network.network import INPUT, Layer, Network, Op
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op
 
 Kind = Literal["image", "bits", "floats"]
 
@@ -65,12 +65,12 @@ def isolate_overhead() -> Sum:
 def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     """The time of a block that reads and writes so many channels."""
     size = reads, block.resolution
-    if block.op == "quantize":
-        return _isolate_quantizer(size)
+    if block.op in QUANTISERS:
+        return _isolate_quantizer(size, block.op)
     entry: Kind = "image" if block.reads_image else "bits" if block.op == "binary_conv" else "floats"
     last, second = block.layers[-1].op, block.op == "add"
     terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, second=second))]
-    if last == "quantize":
+    if last in QUANTISERS:
         terms.append((-EXITS["bits"], _isolate_exit()))
     elif last != "dense":
         terms.append((-EXITS["floats"], _isolate_exit()))
@@ -84,9 +84,9 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     return _combine(*terms)
 
 
-def _isolate_quantizer(size: Size) -> Sum:
+def _isolate_quantizer(size: Size, op: Op = "quantize") -> Sum:
     """The time of a quantiser: of one more that reads the same floats, less its exit."""
-    more = _build("floats", size, exits=EXITS["floats"] + 1)
+    more = _build("floats", size, exits=EXITS["floats"] + 1, more=op)
     return _combine((1, more), (-1, _build("floats", size)), (-1, _isolate_exit()))
 
 
@@ -104,7 +104,14 @@ def _combine(*terms: tuple[int, Sum | MicroBenchmark]) -> Sum:
 
 
 def _build(
-    entry: Kind, size: Size, block: FusedBlock | None = None, writes: int = 0, *, second: bool = False, exits: int = 0
+    entry: Kind,
+    size: Size,
+    block: FusedBlock | None = None,
+    writes: int = 0,
+    *,
+    second: bool = False,
+    exits: int = 0,
+    more: Op = "quantize",
 ) -> MicroBenchmark:
     """A network around a block, or around nothing.
 
@@ -114,6 +121,7 @@ def _build(
         writes: channels that the block writes, if they are its own choice.
         second: other floats of the same size, by a binary convolution of these, are read as well (an add does).
         exits: how many, if not those of EXITS.
+        more: the quantiser of those beyond these.
     """
     layers: list[Layer] = []
 
@@ -139,11 +147,12 @@ def _build(
     if layers[-1].op == "dense":
         classes = int(layers[-1].width or 0)
     else:
-        kind: Kind = "bits" if layers[-1].op == "quantize" else "floats"
+        kind: Kind = "bits" if layers[-1].op in QUANTISERS else "floats"
         total = ""
         # What an add would have read must still be read, or its quantiser becomes part of the entry.
         for index, source in enumerate([tensors[0]] * (exits or EXITS[kind]) + tensors[1:]):
-            bits = append(f"leave_bits_{index}", "quantize", source) if kind == "floats" else source
+            op = more if index >= EXITS[kind] else "quantize"
+            bits = append(f"leave_bits_{index}", op, source) if kind == "floats" else source
             # Its stride is the whole image, so that it reads one pixel.
             leave = append(
                 f"leave_{index}", "binary_conv", bits, width=EXIT_WIDTH, stride=block.size if block else pixels

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dmsflow.network.network import (
     INPUT,
+    QUANTISERS,
     WINDOWED_OPS,
     Layer,
     Network,
@@ -17,8 +18,8 @@ from dmsflow.network.network import (
 )
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
-    "conv": ("max_pool", "batch_norm", "relu", "quantize"),
-    "binary_conv": ("max_pool", "batch_norm", "relu", "quantize"),
+    "conv": ("max_pool", "batch_norm", "relu", *QUANTISERS),
+    "binary_conv": ("max_pool", "batch_norm", "relu", *QUANTISERS),
     "depthwise_conv": ("batch_norm", "relu"),
     "add": ("relu",),
     "average_pool": ("dense",),

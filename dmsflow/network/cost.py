@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow.network.network import Layer, Network, out_widths, resolutions, value, weight_shape
+from dmsflow.network.network import QUANTISERS, Layer, Network, Op, out_widths, resolutions, value, weight_shape
 
 MIB = 2**20  # bytes
 FLOAT_BYTES = 4  # of a float32
+PER_CHANNEL: dict[Op, int] = {"sign": 1}  # learned floats of each channel that are counted
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
     """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
 
     A binary weight is 1 bit, and each output of its layer has a float scale; other convolutions and
-    the dense layer (with its bias) are float, batch norm is not counted. `binary=False` prices the
-    same network in full precision.
+    the dense layer (with its bias) are float, as are the shifts of a sign; batch norm is not counted.
+    `binary=False` prices the same network in full precision, in which a sign is a ReLU.
     """
     total: Any = 0
     for size in layer_bytes(network, widths, binary=binary):
@@ -55,8 +56,9 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
 
 
 def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> list[LayerSize]:
-    """The size of every layer with weights, in order; a binary layer may have a fraction of a byte."""
-    sizes = []
+    """The size of every layer with weights, in order, then of those with other floats; a binary layer may have a
+    fraction of a byte."""
+    sizes, keys = [], out_widths(network)
     for layer, count in weights(network, widths):
         if layer.op == "binary_conv" and binary:
             scales = value(widths, layer.width)  # type: ignore[arg-type]
@@ -64,6 +66,10 @@ def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = T
         else:
             biases = network.classes if layer.op == "dense" else 0
             sizes.append(LayerSize(layer.name, layer.op, 0, FLOAT_BYTES * (count + biases)))
+    for layer in network.layers:
+        if layer.op in PER_CHANNEL and (binary or layer.op not in QUANTISERS):
+            floats = PER_CHANNEL[layer.op] * value(widths, keys[layer.name])
+            sizes.append(LayerSize(layer.name, layer.op, 0, FLOAT_BYTES * floats))
     return sizes
 
 

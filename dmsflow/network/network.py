@@ -19,10 +19,11 @@ from dmsflow.settings import MOST_CHANNELS, MOST_PIXELS
 
 Op = Literal[
     "conv",  # float convolution of the image or of floats, no bias: [C_in, H, H] -> [width, H', H']
-    "binary_conv",  # weights ±E|w|, no bias; its input must be a quantize layer
+    "binary_conv",  # weights ±E|w|, no bias; its input must be a quantize or sign layer
     "dense",  # float, with bias: [C, 1, 1] -> [width]
     "batch_norm",
     "quantize",  # {0, alpha}, Eq. 2, alpha learned
+    "sign",  # ±1: +1 above a learned shift of each channel; what reads it pads with -1
     "relu",
     "max_pool",
     "average_pool",  # over the whole image, [C, H, H] -> [C, 1, 1], or with a kernel over windows, without padding
@@ -32,6 +33,7 @@ Op = Literal[
 # Those with a kernel, stride and padding.
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
+QUANTISERS: tuple[Op, ...] = ("quantize", "sign")  # what binary convolutions read
 INPUT = "input"  # the name by which layers refer to the image
 # No image classifier has as much; what is larger is refused before it is allocated (see also settings.MOST_CHANNELS).
 MOST_KERNEL = 63  # also of padding
@@ -89,6 +91,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def consumers(self, name: str) -> list[Layer]:
         return [layer for layer in self.layers if name in layer.inputs]
+
+
+def pads_signs(network: Network, layer: Layer) -> bool:
+    """Whether a layer is a binary convolution of ±1 with padding, which then is -1."""
+    return layer.op == "binary_conv" and layer.padding > 0 and network.layer(layer.inputs[0]).op == "sign"
 
 
 def read_network(path: Path) -> Network:
@@ -224,8 +231,8 @@ def _layer_rules(
     yield first != last, f"adds widths {first!r} and {last!r}", "let both name the same width"
 
     read = ops[layer.inputs[0]]
-    right = "a quantize layer feeds binary convs, and only them"
-    yield (op == "binary_conv") != (read == "quantize"), f"{op} reads a {read} layer", right
+    right = "a quantize or sign layer feeds binary convs, and only them"
+    yield (op == "binary_conv") != (read in QUANTISERS), f"{op} reads a {read} layer", right
     yield read == INPUT and op != "conv", f"{op} reads the image", "begin with a conv, which is a float convolution"
     yield from _window_rules(layer)
 

@@ -19,7 +19,7 @@ from dmsflow.deploying.exporters.lce import WORD, LceWriter
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.cost import FLOAT_BYTES
-from dmsflow.network.network import Network, value
+from dmsflow.network.network import QUANTISERS, Network, value
 
 KIB = 1024
 FEW_CHANNELS = 8  # of every layer of the file that is written to measure the graph
@@ -66,21 +66,24 @@ class FileSize:
 def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any], Any]) -> Any:
     """Bytes of the constants of a fused block, at channels that are whole or not; `words` of 32 bits for channels."""
     ops, kernel = {layer.op for layer in block.layers}, block.layers[0].kernel
-    per_channel = 1 if "quantize" in ops else 2  # a threshold, or a factor and a bias
+    to_bits = not ops.isdisjoint(QUANTISERS)
+    per_channel = 1 if to_bits else 2  # a threshold, or a factor and a bias
     match block.op:
         case "conv" if not block.reads_image:  # the batch norm is part of the weights and the bias
             return FLOAT_BYTES * (kernel**2 * reads * writes + writes + ("quantize" in ops))
         case "depthwise_conv":
             return FLOAT_BYTES * (kernel**2 + 1) * reads
         case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too
-            after = 0 if "quantize" in ops or "batch_norm" not in ops else 2 * writes
+            after = 0 if to_bits or "batch_norm" not in ops else 2 * writes
             return FLOAT_BYTES * (kernel**2 * reads * writes + writes + reads + after)
         case "binary_conv":
-            ones = words(writes) if {"max_pool", "quantize"} <= ops else 0  # which a pool of bits is inverted with
+            ones = words(writes) if to_bits and "max_pool" in ops else 0  # which a pool of bits is inverted with
             return FLOAT_BYTES * (kernel**2 * words(reads) * writes + per_channel * writes + ones)
         case "batch_norm":
             return FLOAT_BYTES * 2 * reads
         case "quantize":
             return FLOAT_BYTES
+        case "sign":
+            return FLOAT_BYTES * reads
         case _:
             return FLOAT_BYTES * (reads + 1) * writes if "dense" in ops else 0

@@ -1,6 +1,6 @@
-"""Binary weights and {0, alpha} activations (Eq. 1 and 2 of the DMS paper), with their gradients.
+"""Binary weights, {0, alpha} activations (Eq. 1 and 2 of the DMS paper) and ±1 activations, with their gradients.
 
-Each gradient is written out twice: in torch's operations, which run everywhere and which torch.compile
+Each gradient of the paper's is written out twice: in torch's operations, which run everywhere and which torch.compile
 fuses; and in C++ (native/training.cc), which takes one or two passes over memory in their place on a CPU.
 """
 
@@ -45,6 +45,19 @@ def quantise(x: Tensor, alpha: Tensor, count: Tensor | None = None) -> Tensor:
     """
     function = _QuantiseInCpp if runs_natively(x) else _Quantise
     return function.apply(x, alpha, x.numel() // len(x) if count is None else count)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def sign(x: Tensor, shift: Tensor) -> Tensor:
+    """+1 above a shift and -1 from there down; never 0.
+
+    The gradient is that of a piecewise polynomial which steps from -1 to 1 within 1 of the shift: ApproxSign of
+    Bi-Real Net (arXiv 1808.00278, Eq. 7).
+
+    Args:
+        x: [N, C, H, W].
+        shift: [C].
+    """
+    return _Sign.apply(x, shift.to(x.dtype).view(-1, 1, 1))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:
@@ -175,3 +188,16 @@ class _QuantiseInCpp(torch.autograd.Function):
         g = grads[0] if fits else torch.empty_like(x).copy_(grads[0])
         call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF_PRECISION, x, g, ctx.level, grad_x, slopes)
         return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, shift)
+        return torch.where(x > shift, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, shift = ctx.saved_tensors
+        grad = grads[0] * (2 - 2 * (x - shift).abs()).clamp(min=0)
+        return grad, -grad.sum((0, 2, 3)).view_as(shift)

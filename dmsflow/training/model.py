@@ -14,9 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, check_size, out_widths, pools_all, value
+from dmsflow.network.network import (
+    BATCH_NORM_EPS,
+    INPUT,
+    QUANTISERS,
+    Layer,
+    Network,
+    check_size,
+    out_widths,
+    pads_signs,
+    pools_all,
+    value,
+)
 from dmsflow.settings import Precision
-from dmsflow.training.binary import binarise, quantise
+from dmsflow.training.binary import binarise, quantise, sign
 from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.mask import Mask
 
@@ -56,13 +67,16 @@ class Model(nn.Module):
         c_in, c_out = (value(self.widths, self.keys[name]) for name in (layer.inputs[0], layer.name))
         binary = self.precision == "binary"
         if layer.op == "depthwise_conv":
-            return DepthwiseConvolution(1, c_out, layer, binary=False)
+            return DepthwiseConvolution(1, c_out, layer, binary=False, signs=False)
         if layer.op in ("conv", "binary_conv"):
-            return Convolution(c_in, c_out, layer, binary=binary and layer.op == "binary_conv")
+            is_binary = binary and layer.op == "binary_conv"
+            signs = binary and pads_signs(self.network, layer)
+            return Convolution(c_in, c_out, layer, binary=is_binary, signs=signs)
         if layer.op == "batch_norm":
             return BatchNorm(c_out, statistics, positive=self.network.layer(layer.inputs[0]).op == "max_pool")
-        if layer.op == "quantize":
-            return Quantise() if binary else Plain("relu", layer)
+        if layer.op in QUANTISERS:
+            quantiser = Quantise() if layer.op == "quantize" else Sign(c_out)
+            return quantiser if binary else Plain("relu", layer)
         return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
 
     def forward(self, images: Tensor, active: Active | None = None) -> Tensor:
@@ -177,14 +191,14 @@ def _masked(weight: Tensor, active_in: Channels) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """conv and binary_conv, without a bias."""
+    """conv and binary_conv, without a bias; one that pads `signs` does so with -1."""
 
-    def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool, signs: bool) -> None:
         super().__init__()
         weight = torch.empty(c_out, c_in, layer.kernel, layer.kernel)
         nn.init.kaiming_normal_(weight, nonlinearity="relu")
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
-        self.stride, self.padding, self.binary = layer.stride, layer.padding, binary
+        self.stride, self.padding, self.binary, self.signs = layer.stride, layer.padding, binary, signs
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight = _narrow(self.weight, active_out, active_in)
@@ -192,7 +206,9 @@ class Convolution(nn.Module):
             weight = binarise(weight, active_in.active)
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
-        return convolve(x, _masked(weight, active_in), self.stride, self.padding)
+        if self.signs:
+            x = F.pad(x, [self.padding] * 4, value=-1.0)
+        return convolve(x, _masked(weight, active_in), self.stride, 0 if self.signs else self.padding)
 
 
 class DepthwiseConvolution(Convolution):
@@ -230,6 +246,17 @@ class Quantise(nn.Module):
         if isinstance(active_in, Mask) and active_in.reach is not None:
             return quantise(x, self.alpha, active_in.reach * x[0, 0].numel())
         return quantise(x, self.alpha)
+
+
+class Sign(nn.Module):
+    """sign: ±1, the shift of each channel learned."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
+        return sign(x, _narrow(self.shift, active_in))
 
 
 class Dense(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from dmsflow import manifest
 from dmsflow.deploying.folding import TrainedWeights
 from dmsflow.manifest import Manifest
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, pools_all
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, pads_signs, pools_all
 from dmsflow.training import checkpoint
 
 
@@ -43,7 +43,13 @@ def build_plain_module(
     nodes = {INPUT: graph.placeholder("images")}
     for layer in network.layers:
         inputs = tuple(nodes[name] for name in layer.inputs)
-        if layer.op == "quantize" and is_binary:
+        if layer.op == "sign" and is_binary:
+            root.add_submodule(layer.name, holder := nn.Module())
+            holder.shift = nn.Parameter(torch.from_numpy(trained.threshold(layer)).float())
+            shift = graph.call_function(torch.reshape, (graph.get_attr(f"{layer.name}.shift"), (-1, 1, 1)))
+            is_on = graph.call_function(torch.gt, (inputs[0], shift))
+            node = graph.call_function(operator.sub, (graph.call_function(operator.mul, (is_on, 2.0)), 1.0))
+        elif layer.op == "quantize" and is_binary:
             root.add_submodule(layer.name, quantizer := nn.Module())
             quantizer.alpha = nn.Parameter(torch.tensor(trained.alpha(layer.name)))
             alpha = graph.get_attr(f"{layer.name}.alpha")
@@ -52,6 +58,8 @@ def build_plain_module(
         elif layer.op in ("conv", "binary_conv", "depthwise_conv", "batch_norm", "dense"):
             root.add_submodule(layer.name, _make_layer(trained, layer, is_binary))
             given = (graph.call_function(torch.flatten, (inputs[0], 1)),) if layer.op == "dense" else inputs
+            if is_binary and pads_signs(network, layer):
+                given = (graph.call_function(F.pad, (*inputs, (layer.padding,) * 4, "constant", -1.0)),)
             node = graph.call_module(layer.name, given)
         elif layer.op == "max_pool":
             node = graph.call_function(F.max_pool2d, (*inputs, layer.kernel, layer.stride, layer.padding))
@@ -79,8 +87,9 @@ def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Mo
         made = nn.Linear(read, written)
         tensors = dict(zip(("weight", "bias"), trained.dense(layer), strict=True))
     else:
+        padding = 0 if is_binary and pads_signs(trained.network, layer) else layer.padding
         groups = read if layer.op == "depthwise_conv" else 1
-        made = nn.Conv2d(read, written, layer.kernel, layer.stride, layer.padding, groups=groups, bias=False)
+        made = nn.Conv2d(read, written, layer.kernel, layer.stride, padding, groups=groups, bias=False)
         filters = trained.filters(layer) if layer.op != "binary_conv" or not is_binary else None
         if filters is None:
             signs, magnitude = trained.binary_filters(layer)

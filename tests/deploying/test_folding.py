@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_up import MEAN, STD, odd_widths, pixels, plain, trained
+from made_up import MEAN, STD, odd_widths, pixels, plain, trained, with_signs
+from msgspec import structs
 from test_integer_graph import CHAIN
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
+from dmsflow.network.network import Layer
 
 # --- thresholds -----------------------------------------------------------------------------------
 
@@ -47,6 +49,41 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
         left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
         right = Fraction(following) / 2 - Fraction(beta)
         exact = beyond(left, right, Fraction(variance) + Fraction(1e-5))
+        assume(exact is not None)
+        assert (turned * count >= conv.thresholds[0]) == exact
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gamma=DYADIC,
+    beta=DYADIC,
+    mu=DYADIC,
+    variance=POSITIVE,
+    shift=DYADIC,
+    relu=st.booleans(),
+    c_in=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_thresholds_of_signs_in_exact_arithmetic(gamma, beta, mu, variance, shift, relu, c_in, seed):
+    """bit(sum) == [gamma (E (2 sum - Σ sign) - mu) / sqrt(variance + eps) + beta > shift], with a ReLU before it too."""
+    network, widths = with_signs(CHAIN), {"a": c_in, "b": 1}
+    if relu:
+        layers = [
+            structs.replace(each, inputs=("relu",)) if each.inputs == ("norm",) else each for each in network.layers
+        ]
+        layers.insert(network.layers.index(network.layer("norm")) + 1, Layer(name="relu", op="relu", inputs=("norm",)))
+        network = structs.replace(network, layers=tuple(layers))
+    weights = trained(network, widths, seed)
+    norm = {"weight": [gamma], "bias": [beta], "running_mean": [mu], "running_var": [variance]}
+    weights |= {f"norm.{name}": np.array(array) for name, array in norm.items()}
+    weights |= {"quantize2.shift": np.array([shift])}
+    conv = next(op for op in folding.fold(network, widths, weights, (0,), (1.0,)).ops if op.name == "conv")
+    before, magnitude = folding.binarise(weights["conv.weight"].astype(np.float64).transpose(0, 2, 3, 1))
+    turned = -1 if (conv.weight != before).any() else 1
+    for count in range(-conv.count, conv.count + 1):
+        value = Fraction(float(magnitude[0])) * (2 * count - int(before.sum()))
+        left, right = Fraction(gamma) * (value - Fraction(mu)), Fraction(shift) - Fraction(beta)
+        exact = True if relu and shift < 0 else beyond(left, right, Fraction(variance) + Fraction(1e-5))
         assume(exact is not None)
         assert (turned * count >= conv.thresholds[0]) == exact
 

@@ -9,25 +9,27 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import with_signs
 
 from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import Network, value
+from dmsflow.network.network import QUANTISERS, Network, value
 
 NETWORKS = {
     f"{name}-{resolution}": load_network(name, 3, resolution, 10)
     for name, resolution in (("vgg11", 32), ("resnet18", 32), ("resnet18", 64))
 }
+NETWORKS["birealnet18-signs"] = with_signs(load_network("birealnet18", 3, 32, 10))
 
 
 def additive_ms(network: Network, widths: Mapping[str, int]) -> float:
     """A device for which every block has a time of its own, bilinear in its widths; of a pixel, none."""
     total = 0.7
     for block in fused_blocks(network):
-        if block.layers[0].name.startswith(("leave_", "sum_")) and block.op != "quantize":
+        if block.layers[0].name.startswith(("leave_", "sum_")) and block.op not in QUANTISERS:
             total += 0.05 if block.op == "binary_conv" else 0
             continue
         a, b, c, d = (byte / 100 for byte in hashlib.sha256(block.name.encode()).digest()[:4])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import with_signs
 
 from dmsflow.network import cost
 from dmsflow.network.network import Layer, Network
@@ -68,6 +69,14 @@ def test_the_accounting_by_hand() -> None:
     binary = sum(inputs * outputs * 9 / 8 + 4 * outputs for inputs, outputs in pairs)
     built = network("vgg11")
     assert cost.memory_bytes(built, built.widths) == binary + 4 * (3 * 16 * 9) + 4 * (128 * 10 + 10)
+
+
+def test_the_shifts_of_signs_are_floats_and_a_float_network_has_none() -> None:
+    built = network("vgg11")
+    signed, reads = with_signs(built), 16 + 32 + 64 + 64 + 128 + 128 + 128
+    assert cost.memory_bytes(signed, built.widths) == cost.memory_bytes(built, built.widths) + 4 * reads
+    assert mib(signed, binary=False) == mib(built, binary=False)
+    assert cost.macs(signed, built.widths) == cost.macs(built, built.widths)
 
 
 @pytest.mark.parametrize("name", list_plugins("networks"))

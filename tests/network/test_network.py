@@ -23,6 +23,7 @@ END = (
     Layer(name="average", op="average_pool", inputs=("conv",)),
     Layer(name="dense", op="dense", inputs=("average",), width=10),
 )
+END_OF_BITS = (msgspec.structs.replace(END[0], inputs=("quantize",)), END[1])
 GOOD = (STEM, QUANTIZE, CONV, *END)
 
 
@@ -95,9 +96,13 @@ def test_shapes() -> None:
         ),
         (
             swap("conv", inputs=("stem",)),
-            "binary_conv reads a conv layer; a quantize layer feeds binary convs, and only them",
+            "binary_conv reads a conv layer; a quantize or sign layer feeds binary convs, and only them",
         ),
-        (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize layer feeds"),
+        (swap("average", inputs=("quantize",)), "average_pool reads a quantize layer; a quantize or sign layer"),
+        (
+            (*GOOD[:1], msgspec.structs.replace(QUANTIZE, op="sign"), *END_OF_BITS),
+            "average_pool reads a sign layer; a quantize or sign layer feeds binary convs, and only them",
+        ),
         (
             before_end(Layer(name="relu", op="relu", inputs=("conv",), kernel=2)),
             "relu has kernel 2, which it does not use; leave kernel out",
@@ -112,7 +117,7 @@ def test_shapes() -> None:
         (swap("conv", inputs="quantize"), "inputs is 'quantize', but must be a tuple; write inputs=('quantize',)"),
         (swap("conv", stride=0), "kernel, stride or padding is too small; kernel and stride start at 1"),
         (swap("conv", padding=-1), "kernel, stride or padding is too small"),
-        (swap("conv", op="conv"), "conv reads a quantize layer; a quantize layer feeds binary convs, and only them"),
+        (swap("conv", op="conv"), "conv reads a quantize layer; a quantize or sign layer feeds binary convs, and only them"),
         (swap("stem", op="quantize", width=None), "quantize reads the image; begin with a conv"),
         (
             (*GOOD[:3], msgspec.structs.replace(END[0], name="spare"), *END),

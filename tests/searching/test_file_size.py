@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from made_up import odd_widths, trained
+from made_up import odd_widths, trained, with_signs
 
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import lce
@@ -31,6 +31,13 @@ def written_bytes(network: Network, widths: dict[str, int], path: Path) -> int:
     )
     lce.write(graph, path)
     return path.stat().st_size
+
+
+def test_the_file_of_signs_is_as_large_as_predicted(tmp_path: Path) -> None:
+    for network in map(with_signs, (load_network("vgg11", 3, 32, 10), load_network("birealnet18", 3, 32, 10))):
+        widths = odd_widths(network, 1)
+        real = written_bytes(network, widths, tmp_path / "model.tflite")
+        assert abs(FileSize(network).kib(widths) * KIB / real - 1) < EXACTLY
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dmsflow.network.network import STANDARDISATION_EPS
-from dmsflow.training.binary import binarise, quantise
+from dmsflow.training.binary import binarise, quantise, sign
 
 
 def standardise(weight: Tensor, active: int | None = None) -> Tensor:
@@ -108,3 +108,21 @@ def test_the_gradients_are_those_of_lsq() -> None:
     slope = (ratio > 0.5).double() - torch.where(inside, ratio, 0)
     expected = (probe * slope).sum() / math.sqrt(x[0].numel())
     assert torch.allclose(alpha.grad, expected)  # type: ignore[arg-type]
+
+
+def test_signs_are_never_zero_and_a_tie_is_minus_one() -> None:
+    x, shift = torch.tensor([-3.0, 0.5, 0.5, 2.0]).view(1, 4, 1, 1), torch.tensor([0.0, 0.5, 0.4, 0.0])
+    assert torch.equal(sign(x, shift).flatten(), torch.tensor([-1.0, -1, 1, 1]))
+    assert sign(x.bfloat16(), shift).dtype == torch.bfloat16
+
+
+def test_the_gradients_of_a_sign_are_those_of_bi_reals_polynomial() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    shift = torch.tensor([0.3, 0.0, -0.7], dtype=torch.float64, requires_grad=True)
+    u = (x - shift.view(-1, 1, 1)).clamp(-1, 1)
+    polynomial = torch.where(u < 0, 2 * u + u * u, 2 * u - u * u)  # from -1 to 1
+    probe = torch.randn_like(x)
+    for tensor in (x, shift):
+        (expected,) = torch.autograd.grad(polynomial, tensor, probe, retain_graph=True)
+        (found,) = torch.autograd.grad(sign(x, shift), tensor, probe)
+        assert torch.allclose(found, expected, atol=1e-12)

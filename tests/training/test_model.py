@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from made_up import with_signs
 from masks import exact_mask
 from torch import Tensor
 
@@ -14,16 +15,23 @@ from dmsflow.network.network import INPUT, Layer, Network
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.training import model as model_module
 from dmsflow.training.mask import Mask
-from dmsflow.training.model import BatchNorm, Model, Quantise, best_effort_initialise, centre_quantisers
+from dmsflow.training.model import BatchNorm, Model, Quantise, Sign, best_effort_initialise, centre_quantisers
 
 BUILDERS = {name: load_plugin("networks", name).build for name in list_plugins("networks")}
 
 
 def supernet(name: str, capacity: float = 0.5, dtype: torch.dtype = torch.float64) -> Model:
     torch.manual_seed(0)
-    network = BUILDERS[name](3, 32, 10)
+    built = name.removesuffix(" with signs")
+    network = BUILDERS[built](3, 32, 10)
+    network = network if built == name else with_signs(network)
     widths = {key: max(4, int(base * capacity)) for key, base in network.widths.items()}
-    return Model(network, widths, statistics=False).to(dtype)
+    model = Model(network, widths, statistics=False).to(dtype)
+    with torch.no_grad():
+        for op in model.ops:
+            if isinstance(op, Sign):  # the mean of few whole numbers can be one, and at it rounding would decide
+                op.shift.normal_(std=0.1)
+    return model
 
 
 def narrow(model: Model) -> dict[str, int]:
@@ -42,7 +50,7 @@ def images(count: int = 4) -> Tensor:
     return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [*BUILDERS, "vgg11 with signs", "resnet18 with signs"])
 def test_hard_masks_and_slices_are_the_plain_network(name: str) -> None:
     model = supernet(name)
     widths = narrow(model)
@@ -54,7 +62,7 @@ def test_hard_masks_and_slices_are_the_plain_network(name: str) -> None:
     assert not torch.allclose(model(images()), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [*BUILDERS, "vgg11 with signs"])
 def test_best_effort_initialisation_keeps_the_first_rows_and_columns(name: str) -> None:
     """Eq. 9-10, growing and shrinking."""
     old = supernet(name)
@@ -82,12 +90,18 @@ def smooth(x: Tensor, alpha: Tensor) -> Tensor:
     return x.clamp(min=0).minimum(alpha)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+def smooth_sign(x: Tensor, shift: Tensor) -> Tensor:
+    """The same of a sign's."""
+    u = (x - shift.view(-1, 1, 1)).clamp(-1, 1)
+    return u * (2 - u.abs())
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "vgg11 with signs", "resnet18 with signs"])
 def test_the_width_gradient_is_the_finite_difference(name: str) -> None:
     """∂L_valid/∂mu in float64, with the quantiser's step replaced by the ramp it is differentiated as."""
     model = supernet(name, capacity=1.0)
     mu = torch.full((len(model.widths),), 0.67, dtype=torch.float64, requires_grad=True)
-    with mock.patch.object(model_module, "quantise", smooth):
+    with mock.patch.multiple(model_module, quantise=smooth, sign=smooth_sign):
         (gradient,) = torch.autograd.grad(loss_at(model, mu), mu)
         for index in range(0, len(mu), 3):
             step = torch.zeros_like(mu)
@@ -157,11 +171,11 @@ def test_alphas_and_scales_behind_a_pool_stay_positive() -> None:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_full_precision_shares_every_tensor_but_the_alphas(name: str) -> None:
+def test_full_precision_shares_every_tensor_but_those_of_quantisers(name: str) -> None:
     network = BUILDERS[name](1, 32, 10)
     binary, full = (Model(network, network.widths, precision=p) for p in ("binary", "float"))
     missing = binary.tensors().keys() - full.tensors().keys()
-    assert missing and all(key.endswith(".alpha") for key in missing)
+    assert missing and all(key.endswith((".alpha", ".shift")) for key in missing)
     assert full.tensors().keys() <= binary.tensors().keys()
     assert full(torch.randn(2, 1, 32, 32)).shape == (2, 10)
 
@@ -202,6 +216,23 @@ def test_centred_quantisers_turn_half_of_their_inputs_on(name: str) -> None:
         model(torch.randn(32, 3, 32, 32))
     assert all(abs(share - 0.31) < 0.04 for share in on[False]) == (name == "vgg11")
     assert all(abs(share - 0.5) < 0.12 for share in on[True]), on[True]
+
+
+def test_a_new_sign_turns_half_of_its_inputs_on_as_it_is() -> None:
+    network = with_signs(BUILDERS["resnet18"](3, 32, 10))
+    model = Model(network, network.widths)
+    centre_quantisers(model)
+    assert all((op.bias == 0).all() for op in model.ops if isinstance(op, BatchNorm))
+    assert all((op.shift == 0).all() for op in model.ops if isinstance(op, Sign))
+
+
+def test_a_convolution_pads_signs_with_minus_one() -> None:
+    network = with_signs(BUILDERS["vgg11"](3, 32, 10))
+    model = Model(network, network.widths)
+    (conv,) = (op for layer, op in zip(network.layers, model.ops, strict=True) if layer.name == "conv1")
+    off = -torch.ones(1, network.widths["conv0"], 5, 5)
+    found = conv(off, active_in=None, active_out=None)  # -1 at every pixel, around the image too
+    assert torch.allclose(found, found[..., :1, :1].expand_as(found), atol=1e-5) and found.shape[2:] == (5, 5)
 
 
 def test_a_float_network_has_no_quantiser_to_centre() -> None:

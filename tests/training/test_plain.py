@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up import with_signs
 
 import dmsflow
 from dmsflow.network.architectures import birealnet18, resnet18, vgg11
+from dmsflow.network.network import Network
+from dmsflow.settings import Precision
 from dmsflow.training.model import Model
 from dmsflow.training.plain import build_plain_module
 
@@ -18,10 +21,21 @@ from dmsflow.training.plain import build_plain_module
     "architecture", [vgg11, resnet18, birealnet18], ids=lambda module: module.__name__.rpartition(".")[2]
 )
 def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]
+    compare_logits(architecture.build(3, 32, 10), precision)
+
+
+@pytest.mark.parametrize("precision", ["binary", "float"])
+def test_signs_too(precision) -> None:  # type: ignore[no-untyped-def]
+    compare_logits(with_signs(resnet18.build(3, 32, 10)), precision)
+
+
+def compare_logits(network: Network, precision: Precision) -> None:
     torch.manual_seed(0)
-    network = architecture.build(3, 32, 10)
     widths = {name: 4 + index for index, name in enumerate(network.widths)}
     model = Model(network, widths, precision=precision)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     for _ in range(3):
         model(torch.randn(16, 3, 32, 32))  # for running statistics of its own
     weights = {name: tensor.detach().contiguous().numpy() for name, tensor in model.eval().tensors().items()}

@@ -9,7 +9,7 @@ from typing import Any
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.deploying.folding import TrainedWeights, Weights
 from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, Layer, Network, pools_all
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
 
 
 def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
@@ -40,9 +40,9 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 multiplier = graph.per_channel(f"{name}.multiplier", gain)
                 scaled = graph.node("Mul", *inputs, multiplier, name=f"{name}.scaled")
                 graph.node("Add", scaled, graph.per_channel(f"{name}.bias", shift), name=name)
-            case "relu" | "quantize" if layer.inputs[0] in positive:
+            case "relu" | "quantize" | "sign" if layer.inputs[0] in positive:
                 names[name] = inputs[0]
-            case "relu" | "quantize":
+            case "relu" | "quantize" | "sign":
                 graph.node("Relu", *inputs, name=name)
             case "max_pool":
                 graph.node("MaxPool", *inputs, name=name, **window_of(layer))
@@ -54,7 +54,7 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 graph.node("Add", *inputs, name=name)
             case "dense":
                 graph.dense(inputs[0], name, *trained.dense(layer))
-        if layer.op in ("relu", "quantize"):
+        if layer.op in ("relu", *QUANTISERS):
             positive.add(name)
     shape = (1, network.resolution, network.resolution, network.channels)
     graph.save(path, f"{network.name}_float32", shape, network.layers[-1].name, network.classes)

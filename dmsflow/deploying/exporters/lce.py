@@ -134,7 +134,7 @@ class LceWriter:
                 scaled = self.operator("MUL", [x, multiplier], f"{name}/scaled", shape)
                 return self.addition([scaled, bias], name, shape)
             case integer_graph.Quantize():
-                half = self.constant(f"{name}/half_alpha", np.array([op.threshold], np.float32))
+                half = self.constant(f"{name}/half_alpha", np.atleast_1d(op.threshold))
                 return self.sign_bits(self.operator("SUB", [half, x], f"{name}/below", shape), name)
             case integer_graph.Add():
                 return self.addition([x, *others], name, shape)

@@ -104,6 +104,7 @@ class OnnxWriter:
         match op:
             case integer_graph.Quantize():
                 threshold = graph.constant(f"{name}.threshold", op.threshold)
+                threshold = self.spread(op, "threshold", op.threshold) if np.ndim(op.threshold) else threshold
                 on = graph.node("Greater", *floats, threshold, name=f"{name}.on")
                 return Tensor(graph.cast(on, np.uint8, name), last=True, type=np.uint8)
             case integer_graph.AveragePool():
