@@ -43,6 +43,10 @@ def trained(network, widths, seed=0, magnitude=1.0, images=None, mean=MEAN, std=
             weights[f"{layer.name}.running_var"] = random.uniform(0.5, 2, c_out)
         if layer.op == "quantize":
             weights[f"{layer.name}.alpha"] = magnitude * random.uniform(0.3, 1.5)
+        if layer.op == "prelu":
+            weights[f"{layer.name}.slope"] = random.normal(0.2, 0.3, c_out)
+            weights[f"{layer.name}.before"] = magnitude * random.normal(0, 0.3, c_out)
+            weights[f"{layer.name}.after"] = magnitude * random.normal(0, 0.3, c_out)
         if layer.op == "sign":
             weights[f"{layer.name}.shift"] = magnitude * random.normal(0, 0.3, c_out)
     weights = {name: np.asarray(array, np.float32) for name, array in weights.items()}
@@ -130,6 +134,9 @@ def plain_op(layer, own, inputs, fill=0):
         return (x - own["running_mean"][:, None, None]) * gain[:, None, None] + own["bias"][:, None, None]
     if layer.op == "quantize":
         return own["alpha"] * (x > own["alpha"] / 2)
+    if layer.op == "prelu":
+        slope, before, after = (own[name][:, None, None] for name in ("slope", "before", "after"))
+        return np.maximum(x - before, 0) + slope * np.minimum(x - before, 0) + after
     if layer.op == "sign":
         return np.where(x > own["shift"][:, None, None], 1.0, -1.0)
     if layer.op == "dense":

@@ -33,6 +33,7 @@ from dmsflow.network.network import (
     weight_shape,
 )
 
+PRELU = ("slope", "before", "after")  # what a prelu learns
 LARGEST_PIXEL = 255
 LARGEST_WEIGHT = 1e9  # no training has one near it, and the products that are folded then fit into float32
 
@@ -47,7 +48,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         network: the architecture.
         widths: channels of every named width.
         weights: by name, as in train.safetensors: `<layer>.weight`, `.bias`, `.running_mean`,
-            `.running_var`, `.alpha`, `.shift`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
+            `.running_var`, `.alpha`, `.shift`, `.slope`, `.before`, `.after`; convolutions are [C_out, C_in, k, k]. Compact weights have `.signs` and
             `.magnitude` instead of the `.weight` of a binary convolution.
         mean, std: of each channel in pixels (0..255); the mean is a whole number.
 
@@ -157,6 +158,10 @@ class TrainedWeights:
     def levels(self, quantiser: Layer) -> tuple[float, float]:
         """What a quantiser puts out where it is off, and how much more where it is on."""
         return (-1.0, 2.0) if quantiser.op == "sign" else (0.0, self.alpha(quantiser.name))
+
+    def prelu(self, layer: Layer) -> tuple[Float64, ...]:
+        """Slope, and what is subtracted before and added after, [C] each."""
+        return tuple(self.take(f"{layer.name}.{part}", self.channels(layer.name)) for part in PRELU)
 
     def fold_batch_norm(self, norm: str | None, channels: int) -> tuple[Float64, Float64]:
         """Gain and shift, [C] each, of a batch norm (None: of none): x -> gain x + shift.
@@ -314,6 +319,9 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "quantize" | "sign":
             threshold = trained.threshold(layer).astype(np.float32)
             return integer_graph.Quantize(name=name, inputs=inputs, threshold=threshold)
+        case "prelu":
+            parts = dict(zip(PRELU, (each.astype(np.float32) for each in trained.prelu(layer)), strict=True))
+            return integer_graph.PRelu(name=name, inputs=inputs, **parts)
         case "max_pool":
             return _max_pool(layer, inputs, binary=False)
         case "average_pool" if not pools_all(layer):

@@ -145,6 +145,14 @@ class Relu(Op, frozen=True, kw_only=True, eq=False):
     """Of floats: max(x, 0)."""
 
 
+class PRelu(Op, frozen=True, kw_only=True, eq=False):
+    """float32, per channel: with d = x - before, (d, or slope d if it is below 0) + after, each operation rounded."""
+
+    slope: Float32  # [C]
+    before: Float32  # [C]
+    after: Float32  # [C]
+
+
 class AveragePool(Op, frozen=True, kw_only=True, eq=False):
     """Mean over the whole image, [H, W, C] -> [1, 1, C], or over each window."""
 
@@ -158,7 +166,9 @@ class Dense(Op, frozen=True, kw_only=True, eq=False):
     bias: Float32  # [C_out]
 
 
-GraphOp: TypeAlias = Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Relu | AveragePool | Dense
+GraphOp: TypeAlias = (
+    Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Relu | PRelu | AveragePool | Dense
+)
 
 
 class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -281,6 +291,9 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return np.maximum(x, np.float32(0))
         case AveragePool() if op.kernel:
             return _windows(x, op, 0).mean((4, 5), dtype=np.float64)
+        case PRelu():
+            below = x - op.before
+            return np.where(below < 0, below * op.slope, below) + op.after
         case AveragePool():
             return x if x[0, ..., 0].size == 1 else x.mean((1, 2), keepdims=True, dtype=np.float64)
         case Dense():

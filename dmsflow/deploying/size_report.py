@@ -162,7 +162,8 @@ def _warn_of_floats(graph: IntegerGraph) -> list[str]:
 def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
     """The kind of op that needs the floats, looking through those that do one channel at a time."""
     readers = graph.consumers(op.name)
-    if len(readers) == 1 and isinstance(readers[0], (integer_graph.Scale, integer_graph.Relu, integer_graph.MaxPool)):
+    channelwise = integer_graph.Scale, integer_graph.Relu, integer_graph.PRelu, integer_graph.MaxPool
+    if len(readers) == 1 and isinstance(readers[0], channelwise):
         return _describe_readers(graph, readers[0])
     return " and ".join(sorted({KINDS.get(type(reader).__name__, type(reader).__name__) for reader in readers}))
 
@@ -172,6 +173,7 @@ KINDS |= {
     "DepthwiseConv": "a depthwise convolution",
     "FloatConv": "a float convolution",
     "MaxPool": "a max pool",
+    "PRelu": "a PReLU",
     "Scale": "a batch norm",
     "Dense": "the dense layer",
 }

@@ -32,6 +32,9 @@ def draw_weights(network: Network, widths: Mapping[str, int]) -> dict[str, NDArr
             weights[f"{layer.name}.alpha"] = np.array(random.uniform(0.9, 1.1), np.float32)  # no two equal
         if layer.op == "sign":
             weights[f"{layer.name}.shift"] = random.uniform(-0.1, 0.1, c_out).astype(np.float32)
+        if layer.op == "prelu":
+            for name, low, high in (("slope", 0.1, 0.4), ("before", -0.1, 0.1), ("after", -0.1, 0.1)):
+                weights[f"{layer.name}.{name}"] = random.uniform(low, high, c_out).astype(np.float32)
         if layer.op == "batch_norm":
             for name, constant in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
                 weights[f"{layer.name}.{name}"] = np.full(c_out, constant, np.float32)

@@ -51,7 +51,7 @@ WEIGHTS = {  # input, axis of the output channels, whether it is a convolution
     "com.microsoft.QGemm": (3, 1, False),
 }
 _PLANAR = """
-    AveragePool LpPool MaxPool GlobalAveragePool GlobalLpPool GlobalMaxPool BatchNormalization InstanceNormalization PRelu
+    AveragePool LpPool MaxPool GlobalAveragePool GlobalLpPool GlobalMaxPool BatchNormalization InstanceNormalization
 """
 PLANAR = _PLANAR.split()  # ops without weights whose channels are axis 1
 LITERALS = {  # attributes of a Constant: field and type of the numbers

@@ -15,7 +15,7 @@ from dmsflow.network.network import QUANTISERS, Layer, Network, Op, out_widths, 
 
 MIB = 2**20  # bytes
 FLOAT_BYTES = 4  # of a float32
-PER_CHANNEL: dict[Op, int] = {"sign": 1}  # learned floats of each channel that are counted
+PER_CHANNEL: dict[Op, int] = {"sign": 1, "prelu": 3}  # learned floats of each channel that are counted
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
     """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
 
     A binary weight is 1 bit, and each output of its layer has a float scale; other convolutions and
-    the dense layer (with its bias) are float, as are the shifts of a sign; batch norm is not counted.
-    `binary=False` prices the same network in full precision, in which a sign is a ReLU.
+    the dense layer (with its bias) are float, as are the shifts of a sign and what a prelu learns; batch norm is not
+    counted. `binary=False` prices the same network in full precision, in which a sign is a ReLU.
     """
     total: Any = 0
     for size in layer_bytes(network, widths, binary=binary):

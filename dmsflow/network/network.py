@@ -25,6 +25,7 @@ Op = Literal[
     "quantize",  # {0, alpha}, Eq. 2, alpha learned
     "sign",  # ±1: +1 above a learned shift of each channel; what reads it pads with -1
     "relu",
+    "prelu",  # per channel, max(d, 0) + slope min(d, 0) + after, with d = x - before; all three learned
     "max_pool",
     "average_pool",  # over the whole image, [C, H, H] -> [C, 1, 1], or with a kernel over windows, without padding
     "add",

@@ -18,7 +18,7 @@ from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.lce import WORD, LceWriter
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.cost import FLOAT_BYTES
+from dmsflow.network.cost import FLOAT_BYTES, PER_CHANNEL
 from dmsflow.network.network import QUANTISERS, Network, value
 
 KIB = 1024
@@ -83,7 +83,7 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
             return FLOAT_BYTES * 2 * reads
         case "quantize":
             return FLOAT_BYTES
-        case "sign":
-            return FLOAT_BYTES * reads
+        case "sign" | "prelu":
+            return FLOAT_BYTES * PER_CHANNEL[block.op] * reads
         case _:
             return FLOAT_BYTES * (reads + 1) * writes if "dense" in ops else 0

@@ -36,6 +36,7 @@ Channels = int | Mask | None  # of a width in one forward pass; None: all
 
 ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers read
 CENTRED_ALPHA = 2.0  # see centre_quantisers
+PRELU_SLOPE = 0.25  # of a new one, as in torch
 SMALLEST_SCALE = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
 
 
@@ -77,6 +78,8 @@ class Model(nn.Module):
         if layer.op in QUANTISERS:
             quantiser = Quantise() if layer.op == "quantize" else Sign(c_out)
             return quantiser if binary else Plain("relu", layer)
+        if layer.op == "prelu":
+            return PRelu(c_out)
         return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
 
     def forward(self, images: Tensor, active: Active | None = None) -> Tensor:
@@ -159,7 +162,7 @@ def centre_quantisers(model: Model) -> None:
             continue
         quantiser.alpha.fill_(CENTRED_ALPHA)
         source = layer.inputs[-1]
-        while source != INPUT and model.network.layer(source).op in ("relu", "add", "max_pool"):
+        while source != INPUT and model.network.layer(source).op in ("relu", "prelu", "add", "max_pool"):
             source = model.network.layer(source).inputs[-1]
         if isinstance(norm := ops.get(source), BatchNorm):
             norm.bias.fill_(CENTRED_ALPHA / 2)
@@ -257,6 +260,20 @@ class Sign(nn.Module):
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         return sign(x, _narrow(self.shift, active_in))
+
+
+class PRelu(nn.Module):
+    """prelu: the RPReLU of ReActNet (arXiv 2003.03488), which begins as a plain PReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((channels,), PRELU_SLOPE))
+        self.before, self.after = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
+        slope, *shifts = (_narrow(each, active_in).to(x.dtype) for each in (self.slope, self.before, self.after))
+        before, after = (each.view(-1, 1, 1) for each in shifts)
+        return F.prelu(x - before, slope) + after
 
 
 class Dense(nn.Module):

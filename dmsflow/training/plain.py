@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.proxy import GraphAppendingTracer
 
 from dmsflow import manifest
-from dmsflow.deploying.folding import TrainedWeights
+from dmsflow.deploying.folding import PRELU, TrainedWeights
 from dmsflow.manifest import Manifest
-from dmsflow.network.network import BATCH_NORM_EPS, INPUT, Layer, Network, pads_signs, pools_all
+from dmsflow.network.network import BATCH_NORM_EPS, INPUT, QUANTISERS, Layer, Network, Op, pads_signs, pools_all
 from dmsflow.training import checkpoint
+
+# What layers with parameters of their own compute: the names of these, and a function of the input and of them.
+FORMULAS: dict[Op, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    "quantize": (("alpha",), lambda x, alpha: (x > alpha / 2) * alpha),
+    "sign": (("shift",), lambda x, shift: (x > shift.reshape(-1, 1, 1)) * 2.0 - 1.0),
+    "prelu": (PRELU, lambda x, slope, a, b: F.prelu(x - a.reshape(-1, 1, 1), slope) + b.reshape(-1, 1, 1)),
+}
 
 
 def load_plain_module(path: Path, done: Manifest) -> torch.fx.GraphModule:
@@ -40,21 +48,18 @@ def build_plain_module(
     """As `load_plain_module`, from weights by name as in train.safetensors."""
     trained = TrainedWeights(network, widths, weights)
     root, graph = torch.fx.GraphModule(nn.Module(), torch.fx.Graph()), torch.fx.Graph()
-    nodes = {INPUT: graph.placeholder("images")}
+    nodes, tracer = {INPUT: graph.placeholder("images")}, GraphAppendingTracer(graph)
     for layer in network.layers:
         inputs = tuple(nodes[name] for name in layer.inputs)
-        if layer.op == "sign" and is_binary:
+        if layer.op in FORMULAS and (is_binary or layer.op not in QUANTISERS):
             root.add_submodule(layer.name, holder := nn.Module())
-            holder.shift = nn.Parameter(torch.from_numpy(trained.threshold(layer)).float())
-            shift = graph.call_function(torch.reshape, (graph.get_attr(f"{layer.name}.shift"), (-1, 1, 1)))
-            is_on = graph.call_function(torch.gt, (inputs[0], shift))
-            node = graph.call_function(operator.sub, (graph.call_function(operator.mul, (is_on, 2.0)), 1.0))
-        elif layer.op == "quantize" and is_binary:
-            root.add_submodule(layer.name, quantizer := nn.Module())
-            quantizer.alpha = nn.Parameter(torch.tensor(trained.alpha(layer.name)))
-            alpha = graph.get_attr(f"{layer.name}.alpha")
-            is_on = graph.call_function(torch.gt, (inputs[0], graph.call_function(operator.truediv, (alpha, 2))))
-            node = graph.call_function(torch.mul, (is_on, alpha))
+            parts, formula = FORMULAS[layer.op]
+            for part in parts:
+                shape = () if layer.op == "quantize" else (trained.channels(layer.name),)
+                values = torch.from_numpy(trained.take(f"{layer.name}.{part}", *shape)).float()
+                setattr(holder, part, nn.Parameter(values))
+            nodes_read = (inputs[0], *(graph.get_attr(f"{layer.name}.{part}") for part in parts))
+            node = formula(*(torch.fx.Proxy(each, tracer) for each in nodes_read)).node
         elif layer.op in ("conv", "binary_conv", "depthwise_conv", "batch_norm", "dense"):
             root.add_submodule(layer.name, _make_layer(trained, layer, is_binary))
             given = (graph.call_function(torch.flatten, (inputs[0], 1)),) if layer.op == "dense" else inputs

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import with_signs
+from msgspec import structs
 
 from dmsflow.network import cost
 from dmsflow.network.network import Layer, Network
@@ -43,6 +44,15 @@ def test_resnet18_on_imagenet_in_full_precision() -> None:
 @pytest.mark.parametrize(("times", "papers"), [(1, 3.29), (2, 9.24), (3, 17.8), (4, 29.1)])
 def test_resnet18_on_imagenet(times: int, papers: float) -> None:
     assert mib(network("resnet18", 224, 1000), times) == pytest.approx(papers, rel=0.02)
+
+
+def test_a_prelu_has_three_floats_a_channel_in_full_precision_too() -> None:
+    built = network("resnet18")
+    layers = tuple(structs.replace(each, op="prelu") if each.op == "relu" else each for each in built.layers)
+    bent, reads = structs.replace(built, layers=layers), 16 * 3 + 32 * 2 + 64 * 2 + 128 * 2
+    for binary in (True, False):
+        plain, more = (cost.memory_bytes(each, built.widths, binary=binary) for each in (built, bent))
+        assert more - plain == 4 * 3 * reads
 
 
 def test_macs_of_vgg11_by_hand() -> None:

@@ -117,7 +117,10 @@ def test_shapes() -> None:
         (swap("conv", inputs="quantize"), "inputs is 'quantize', but must be a tuple; write inputs=('quantize',)"),
         (swap("conv", stride=0), "kernel, stride or padding is too small; kernel and stride start at 1"),
         (swap("conv", padding=-1), "kernel, stride or padding is too small"),
-        (swap("conv", op="conv"), "conv reads a quantize layer; a quantize or sign layer feeds binary convs, and only them"),
+        (
+            swap("conv", op="conv"),
+            "conv reads a quantize layer; a quantize or sign layer feeds binary convs, and only them",
+        ),
         (swap("stem", op="quantize", width=None), "quantize reads the image; begin with a conv"),
         (
             (*GOOD[:3], msgspec.structs.replace(END[0], name="spare"), *END),

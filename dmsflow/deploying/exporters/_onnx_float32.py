@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
-from dmsflow.deploying.folding import TrainedWeights, Weights
+from dmsflow.deploying.folding import PRELU, TrainedWeights, Weights
 from dmsflow.network.blocks import tail
 from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
 
@@ -44,6 +44,9 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 names[name] = inputs[0]
             case "relu" | "quantize" | "sign":
                 graph.node("Relu", *inputs, name=name)
+            case "prelu":
+                parts = zip(PRELU, trained.prelu(layer), strict=True)
+                graph.prelu(inputs[0], name, *(graph.per_channel(f"{name}.{part}", values) for part, values in parts))
             case "max_pool":
                 graph.node("MaxPool", *inputs, name=name, **window_of(layer))
             case "average_pool" if not pools_all(layer):

@@ -71,6 +71,10 @@ class Graph:
         constants = self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)
         return self.node("Gemm", flat, *constants, name=name, transB=1)
 
+    def prelu(self, x: str, name: str, slope: str, before: str, after: str) -> str:
+        moved = self.node("Sub", x, before, name=f"{name}.moved")
+        return self.node("Add", self.node("PRelu", moved, slope, name=f"{name}.bent"), after, name=name)
+
     def signs(self, name: str, signs: NDArray[np.int8]) -> str:
         """Weights ±1 of the shape of `signs`, int8, stored as bits (1: +)."""
         packed = self.constant(f"{name}.bits", np.packbits(signs.reshape(-1) > 0), np.uint8)  # [bytes]

@@ -39,7 +39,7 @@ SAME, VALID = 0, 1
 RELU = 1
 CUSTOM = 32
 CODES = {name: number for number, name in tflite.OPERATORS.items()}
-OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "RELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
+OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "RELU": 0, "SUB": 28}  # of tflite.OPTIONS; 0: none
 OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
@@ -142,6 +142,8 @@ class LceWriter:
                 return x if name in self.fused else self.operator("RELU", [x], name, shape)
             case integer_graph.AveragePool() if op.kernel:
                 return self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(op.kernel, op.stride))
+            case integer_graph.PRelu():
+                return self.prelu(op, x, shape)
             case integer_graph.AveragePool():
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))
@@ -222,6 +224,15 @@ class LceWriter:
         off = self.operator("LceBMaxPool2d", [x], f"{op.name}/off", _packed_shape(shape), BITS, **options)
         ones = self.constant(f"{op.name}/ones", pack(np.ones(shape[3], np.bool_)))
         return self.operator("SUB", [ones, off], op.name, _packed_shape(shape), BITS)
+
+    def prelu(self, op: integer_graph.PRelu, x: int, shape: Shape) -> int:
+        """Without the subtraction or the addition of nothing but zeros."""
+        if op.before.any():
+            x = self.operator("SUB", [x, self.constant(f"{op.name}/before", op.before)], f"{op.name}/moved", shape)
+        shifts = bool(op.after.any())
+        slope = self.constant(f"{op.name}/slope", op.slope[None, None])
+        x = self.operator("PRELU", [x, slope], f"{op.name}/bent" if shifts else op.name, shape)
+        return self.addition([x, self.constant(f"{op.name}/after", op.after)], op.name, shape) if shifts else x
 
     def addition(self, inputs: list[int], name: str, shape: Shape) -> int:
         return self.operator("ADD", inputs, name, shape, **self.activation(name))

@@ -30,6 +30,7 @@ import numpy as np
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
+from dmsflow.deploying.folding import PRELU
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.onnx_reader import read_graph
 
@@ -111,6 +112,8 @@ class OnnxWriter:
                 graph.node("ReduceMean", *floats, graph.integers(1, 2), name=name)
             case integer_graph.Dense():
                 graph.dense(floats[0], name, op.weight, op.bias)
+            case integer_graph.PRelu():
+                graph.prelu(floats[0], name, *(self.spread(op, part, getattr(op, part)) for part in PRELU))
             case integer_graph.Add() | integer_graph.Relu():
                 graph.node(type(op).__name__, *floats, name=name)
         return Tensor(name, last=True, type=np.float32)

@@ -74,8 +74,10 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
         ),
         "floor": tf.floor,
         "max_pool": lambda x, *, kernel, stride: tf.nn.max_pool2d(x, kernel, stride, "VALID"),
+        "maximum": tf.maximum,
         "multiply": lambda x, y: x * y,
         "pad": lambda x, *, amounts, fill: tf.pad(x, [[0, 0], amounts, amounts, [0, 0]], constant_values=fill),
+        "prelu": lambda x, slope: tf.nn.relu(x) + -slope * tf.nn.relu(-x),
         "relu": tf.nn.relu,
         "sign": lambda x: tf.sign(tf.sign(x) + 0.1),  # of 0, too
         "subtract": lambda x, y: x - y,

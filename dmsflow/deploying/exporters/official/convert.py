@@ -115,12 +115,20 @@ class Program:
                 return Value(step("add", name, x.number, others[0].number), name)
             case integer_graph.Relu():
                 return Value(step("relu", name, x.number), name)
+            case integer_graph.PRelu():
+                moved = step("subtract", name, self.apart(x.number, name), constants=[op.before])
+                bent = step("prelu", name, moved, constants=[op.slope[None, None]])
+                return Value(self.apart(step("add", name, bent, constants=[op.after]), name), name)
             case integer_graph.AveragePool():
                 size = op.kernel or self.shapes[op.inputs[0]][0]
                 stride = op.stride if op.kernel else size
                 return x if size == 1 else Value(step("average_pool", name, x.number, size=size, stride=stride), name)
             case integer_graph.Dense():
                 return Value(step("dense", name, x.number, constants=[op.weight, op.bias]), name)
+
+    def apart(self, x: int, layer: str) -> int:
+        """A maximum that changes nothing; without it the converter adds up constants before and after it."""
+        return self.step("maximum", layer, x, constants=[np.float32(LOWEST)])
 
     def stem(self, op: integer_graph.Stem, x: Value) -> Value:
         step, name, weight = self.step, op.name, op.weight
