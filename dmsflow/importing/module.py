@@ -1,8 +1,9 @@
 """A torch.nn.Module as a `Network`: torch.export reads it, and its convolutions become binary by one rule.
 
 The first convolution and the last dense layer stay float. Every other convolution becomes a binary one, and every
-other dense layer a binary convolution over all the pixels it reads. A ReLU that only binary convolutions read becomes
-their quantizer; where something else reads it too, or there is none, a quantizer is put behind it. A convolution
+other dense layer a binary convolution over all the pixels it reads. A ReLU or PReLU that only binary convolutions read
+becomes their quantizer; where something else reads it too, or there is none, a quantizer is put behind it. A sign is a
+quantizer, of ±1. Numbers that are added to each channel beside a layer that learns them are left out. A convolution
 without a batch norm gets one, and its bias is left to the norm. A max pool behind conv, norm and ReLU moves to the
 convolution, which is the same function while the norm's scale is positive, as training keeps it.
 Layers have the names that the module gives them: "layer1.0.conv1".
@@ -22,11 +23,15 @@ from torch import nn
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.importing.steps import Step, find_name, read_steps
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network, Op
 
 # Parameters of a class or function that are given what the images have.
 CLASSES = ("num_classes", "n_classes", "classes")
 CHANNELS = ("in_channels", "in_chans", "channels")
+# Steps that learn a number which is added to each channel in front of them, and behind them.
+LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
+LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")
+ACTIVATIONS = ("relu", "prelu")  # the quantizer of binary convolutions, if nothing else reads them
 
 
 def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -53,7 +58,8 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
             raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
-    return _build_network(_put_norms(_move_pools(steps)), name, channels, resolution, classes)
+    steps = _put_norms(_move_pools(_drop_biases(steps, name)))
+    return _build_network(steps, name, channels, resolution, classes)
 
 
 def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
@@ -96,6 +102,22 @@ def _readers(steps: list[Step], name: str) -> list[Step]:
 def _reading(step: Step, old: str, new: str) -> Step:
     """The same step, reading `new` where it read `old`."""
     return replace(step, inputs=tuple(new if each == old else each for each in step.inputs))
+
+
+def _drop_biases(steps: list[Step], name: str) -> list[Step]:
+    """Without numbers that are added to each channel beside a layer that learns them anyway.
+
+    Raises:
+        DmsflowError: there is no such layer beside them.
+    """
+    while bias := next((each for each in steps if each.op == "bias"), None):
+        readers, above = _readers(steps, bias.name), next(each for each in steps if each.name == bias.inputs[0])
+        alone = _readers(steps, above.name) == [bias]
+        if not (alone and above.op in LEARN_BEHIND) and any(each.op not in LEARN_BEFORE for each in readers):
+            right = "put it beside a convolution, batch norm, PReLU or sign, which learn such numbers"
+            raise DmsflowError(f"{name}: {bias.name}", "adds a number to each channel", right)
+        steps = [_reading(each, bias.name, above.name) for each in steps if each is not bias]
+    return steps
 
 
 def _move_pools(steps: list[Step]) -> list[Step]:
@@ -143,8 +165,10 @@ def _build_network(steps: list[Step], name: str, channels: int, resolution: int,
     layers: dict[str, Layer] = {}
     quantizers: dict[str, str] = {}  # by what they read in the module
     for step in steps:
-        if step.op == "relu" and all(is_binary.get(each.name) for each in _readers(steps, step.name)):
-            layers[step.name] = Layer(name=step.name, op="quantize", inputs=step.inputs)
+        quantizes = step.op in ACTIVATIONS and all(is_binary.get(each.name) for each in _readers(steps, step.name))
+        if quantizes or step.op == "sign":
+            op: Op = "quantize" if quantizes else "sign"
+            layers[step.name] = Layer(name=step.name, op=op, inputs=step.inputs)
             quantizers[step.name] = step.name
             continue
         inputs, window = step.inputs, step.window

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT
 
-SUPPORTED = "Conv2d, BatchNorm2d, ReLU, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
+SUPPORTED = (
+    "Conv2d, BatchNorm2d, ReLU, PReLU, torch.sign, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
+)
 PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
 RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
+EXPANDED = ("expand_as", "expand")
 # What to write instead of common operations; the others get the list of what is supported.
 INSTEAD = {
     **dict.fromkeys(("cat", "concat", "stack"), "add tensors of the same channels instead of joining their channels"),
     **dict.fromkeys(
-        ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "prelu", "mish", "hardtanh"),
+        ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "mish", "hardtanh"),
         "use a ReLU, which becomes the quantizer of the next binary convolution",
     ),
     **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave scaling and gates such as squeeze-and-excite out"),
@@ -47,7 +50,8 @@ class Step:
 
     Attributes:
         name: the layer's, from the module's path.
-        op: conv, linear, batch_norm, relu, max_pool, average_pool or add.
+        op: conv, linear, batch_norm, relu, prelu, sign, max_pool, average_pool, add, or bias, which adds a number to
+            each channel.
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
@@ -100,8 +104,8 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
     weights: dict[torch.fx.Node, str] = {}  # the step that has them
     for node in graph.nodes:
         read = [each for each in node.all_input_nodes if each in names]
-        if node.op != "call_function" or not read:  # weights, and what is computed from them alone
-            continue
+        if node.op != "call_function" or not read or (_op(node) in EXPANDED and node.args[0] not in names):
+            continue  # weights, and what is computed from them alone
         if not isinstance(node.meta.get("val"), Tensor):
             raise _refuse(where, node)
         if _changes_nothing(node):
@@ -182,17 +186,19 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     here, inputs, shape = f"{where}: {path}", tuple(each.name for each in read), read[0].shape
     given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
     if op == "add":
+        if len(read) == 1 and made == shape and bound.get("alpha", 1) == 1 and _is_bias(node, shape[0]):
+            return Step(path, "bias", inputs, shape)
         if len(read) != 2 or bound.get("alpha", 1) != 1 or read[0].shape != read[1].shape:
             what = "adds something other than two layers of the same channels and pixels"
             raise DmsflowError(here, what, "add two such layers, each once")
         return Step(path, op, inputs, shape)
     if len(read) != 1:
         raise _refuse(where, node)
-    if op == "relu":
-        return Step(path, op, inputs, shape)
-    if op == "batch_norm":
-        if given[0] != shape[0]:
-            raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
+    if op == "batch_norm" and given[0] != shape[0]:
+        raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
+    if op == "prelu" and given[0] != shape[0] and bound["weight"].meta["val"].numel() > 1:
+        raise DmsflowError(here, "has slopes for flattened pixels", "put the PReLU in front of Flatten")
+    if op in ("relu", "prelu", "sign", "batch_norm"):
         return Step(path, op, inputs, shape)
     if op == "linear":
         if len(given) != 1:
@@ -216,6 +222,12 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     if op in ("adaptive_avg_pool2d", "avg_pool2d") and made[1:] == (1, 1) and covers:
         return Step(path, "average_pool", inputs, made)
     raise _refuse(where, node)
+
+
+def _is_bias(node: torch.fx.Node, channels: int) -> bool:
+    """Whether an addition adds weights [channels, 1, 1], perhaps expanded, to one tensor."""
+    added = (each.all_input_nodes[0] if _op(each) in EXPANDED else each for each in node.all_input_nodes)
+    return any(tuple(each.meta["val"].shape) in ((1, channels, 1, 1), (channels, 1, 1)) for each in added)
 
 
 def _pixel_axes(dimensions: int) -> list[list[int]]:

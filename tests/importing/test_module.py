@@ -39,13 +39,56 @@ class Residual(nn.Module):
         self.first, self.norm = conv(6, 8, stride=2, bias=False), nn.BatchNorm2d(8)
         self.skip = nn.Sequential(conv(6, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
         self.second, self.last_norm, self.relu = conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
-        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(8, num_classes)
+        self.bend, self.drop, self.fc = nn.PReLU(8, 0.4), nn.Dropout(0.5), nn.Linear(8, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         x = self.relu(self.norm(self.first(x)) + self.skip(x))
-        x = self.relu(torch.add(self.last_norm(self.second(x)), x))
+        x = self.bend(torch.add(self.last_norm(self.second(x)), x))
         return self.fc(self.drop(x.mean((2, 3))))
+
+
+class LearnedBias(nn.Module):
+    """As ReActNet's code has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.expand_as(x)
+
+
+class React(nn.Module):
+    """Blocks of sign, convolution, addition and RPReLU; shifts of one parameter in all forms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = conv(2, 6), nn.BatchNorm2d(6)
+        self.before_sign, self.conv, self.conv_norm = LearnedBias(6), conv(6, 6), nn.BatchNorm2d(6)
+        self.before, self.prelu, self.after = LearnedBias(6), nn.PReLU(6), LearnedBias(6)
+        self.shift, self.last, self.last_prelu = nn.Parameter(torch.zeros(6)), conv(6, 6), nn.PReLU()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.stem(images))
+        x = self.conv_norm(self.conv(torch.sign(self.before_sign(x)))) + x
+        x = self.after(self.prelu(self.before(x)))
+        x = self.last_prelu(self.last((x + self.shift.view(1, -1, 1, 1)).sign()) + self.shift.view(-1, 1, 1)) + x
+        return self.fc(x.mean((2, 3)))
+
+
+def test_signs_and_prelus_are_layers_that_learn_the_shifts_beside_them() -> None:
+    network = read_module(React(), "net", 2, 16, 5)
+    found = {layer.name: (layer.op, layer.inputs) for layer in network.layers if layer.op in ("sign", "prelu")}
+    assert found == {
+        "sign": ("sign", ("norm",)),
+        "prelu": ("prelu", ("add",)),
+        "sign_2": ("sign", ("prelu",)),
+        "last_prelu": ("prelu", ("last_norm",)),
+    }
+    assert [layer.name for layer in network.layers if layer.op == "binary_conv"] == ["conv", "last"]
+    assert not any("bias" in layer.name or "before" in layer.name for layer in network.layers)
 
 
 def make_plain(classes: int) -> nn.Module:
@@ -74,6 +117,8 @@ def give_weights(network: Network, state: dict[str, Tensor]) -> Model:
     model = Model(network, network.widths, precision="float").eval()
     tensors = model.tensors()
     for name, tensor in tensors.items():
+        if name.endswith(".slope"):
+            tensor.copy_(state[name.replace(".slope", ".weight")])
         if name in state:
             tensor.copy_(state[name].reshape(tensor.shape))
     behind = {layer.inputs[0]: layer for layer in network.layers}
@@ -169,7 +214,7 @@ def test_what_is_added_shares_a_width_and_names_are_those_of_the_module() -> Non
         ("first", "skip.0", "second"), "first"
     )
     assert [layer.name for layer in network.layers if layer.op == "quantize"] == ["stem.2", "relu_quantize"]
-    assert [layer.name for layer in network.layers if layer.op == "relu"] == ["relu", "relu_2"]
+    assert [layer.name for layer in network.layers if layer.op in ("relu", "prelu")] == ["relu", "bend"]
 
 
 @pytest.mark.slow
@@ -210,13 +255,23 @@ def weigh(self: Any, x: Tensor) -> Tensor:
 
 
 ADDS = "middle.add: adds something other than two layers of the same channels and pixels; add two such layers, each"
+CONSTANTS = "middle.add: adds a number to each channel; put it beside a convolution, batch norm, PReLU or sign, which"
 # Each was another function in the network, or a traceback.
 CHANGED = [
     (Broken(Lambda(call_twice, layer=conv(4, 4))), "middle.layer: is called twice; make a module for each call"),
     (Broken(Lambda(call_twice, layer=nn.BatchNorm2d(4))), "middle.layer: is called twice; make a module for each"),
     (Broken(Lambda(lambda _, x: x + 1)), ADDS),
     (Broken(Lambda(lambda _, x: x + x)), ADDS),
-    (Broken(Lambda(lambda self, x: x + self.shift, shift=nn.Parameter(torch.ones(4, 1, 1)))), ADDS),
+    (Broken(Lambda(lambda self, x: relu(x) + self.shift, shift=nn.Parameter(torch.ones(4, 1, 1)))), CONSTANTS),
+    (Broken(Lambda(lambda self, x: x + self.shift, shift=nn.Parameter(torch.ones(16)))), ADDS),
+    (
+        Broken(nn.Sequential(conv(4, 1), Lambda(lambda self, x: x + self.b, b=nn.Parameter(torch.ones(4, 1, 1))))),
+        "1.add: adds",
+    ),
+    (
+        nn.Sequential(conv(2, 4), nn.MaxPool2d(8), nn.Flatten(), nn.PReLU(16), nn.Linear(16, 5)),
+        "3: has slopes for flattened pixels; put the PReLU in front of Flatten",
+    ),
     (Broken(Lambda(lambda self, x: x + self.gate(x), gate=conv(4, 1))), ADDS),
     (Broken(nn.Conv2d(4, 4, 4, padding="same")), "middle: pads one side more than the other; use an odd kernel"),
     (Broken(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "middle: uses pad, which no binary"),
@@ -262,6 +317,10 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
         (
             Broken(Joined()),
             "net: middle.cat: uses cat, which no binary network here has; add tensors of the same channels",
+        ),
+        (
+            Broken(Lambda(lambda _, x: x.sign() + x)),
+            "network net, layer 'middle.add': add reads a sign layer; a quantize",
         ),
         (Broken(nn.SiLU()), "net: middle: uses SiLU, which no binary network here has; use a ReLU, which becomes"),
         (Broken(nn.AvgPool2d(2)), "net: middle: uses AvgPool2d, which no binary network here has; use MaxPool2d"),
