@@ -20,9 +20,9 @@ from dmsflow.network.network import QUANTISERS, Network, value
 
 NETWORKS = {
     f"{name}-{resolution}": load_network(name, 3, resolution, 10)
-    for name, resolution in (("vgg11", 32), ("resnet18", 32), ("resnet18", 64))
+    for name, resolution in (("vgg11", 32), ("resnet18", 32), ("resnet18", 64), ("reactnet18", 32))
 }
-NETWORKS["birealnet18-signs"] = with_signs(load_network("birealnet18", 3, 32, 10))
+NETWORKS["vgg11-signs"] = with_signs(load_network("vgg11", 3, 32, 10))
 
 
 def additive_ms(network: Network, widths: Mapping[str, int]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
+from dmsflow.network import cost
 from dmsflow.plugin import list_plugins, load_plugin
 
 SIZES = ((32, 10), (224, 1000))
@@ -49,12 +51,14 @@ def test_files_compute_the_integer_graph(name: str, resolution_classes: tuple[in
         assert abs(logits - expected).max() <= check.TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["birealnet18", "quicknet"])
-def test_real_values_pass_every_binary_convolution(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"), [("birealnet18", 16), ("quicknet", 16), ("resnet20", 18), ("reactnet18", 16)]
+)
+def test_real_values_pass_every_binary_convolution(name: str, count: int) -> None:
     """But those between two stages, every 3×3 convolution is added to what it read."""
     network = load_network(name, 3, 32, 10)
     convs = [layer for layer in network.layers if layer.op == "binary_conv" and layer.kernel == 3]
-    assert len(convs) == 16
+    assert len(convs) == count
     for conv in convs:
         quantize = network.layer(conv.inputs[0])
         (norm,) = network.consumers(conv.name)
@@ -62,6 +66,25 @@ def test_real_values_pass_every_binary_convolution(name: str) -> None:
         assert add.op == "add"
         if conv.stride == 1:
             assert add.inputs == (norm.name, quantize.inputs[0])
+
+
+def test_resnet20_has_the_widths_and_the_size_of_the_benchmark() -> None:
+    """0.27 M parameters, of which all but the stem and the classifier take one bit."""
+    network = load_network("resnet20", 3, 32, 10)
+    assert network.widths == {"stage0": 16, "stage1": 32, "stage2": 64}
+    bits = sum(count for layer, count in cost.weights(network, network.widths) if layer.op == "binary_conv")
+    assert 0.26e6 < bits < 0.28e6 and 0.03 < cost.memory_bytes(network, network.widths) / cost.MIB < 0.05
+    assert 38e6 < cost.macs(network, network.widths) < 42e6
+
+
+def test_reactnet18_is_birealnet18_with_its_own_activations() -> None:
+    react, real = (load_network(name, 3, 32, 10) for name in ("reactnet18", "birealnet18"))
+    assert cost.macs(react, react.widths) == cost.macs(real, real.widths)
+    ops = Counter(layer.op for layer in react.layers)
+    assert (ops["sign"], ops["quantize"], ops["prelu"], ops["relu"]) == (16, 0, 16, 0)
+    for layer in react.layers:
+        if layer.op == "add":
+            assert [reader.op for reader in react.consumers(layer.name)] == ["prelu"]
 
 
 def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:

@@ -28,12 +28,7 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
         names[name] = name
         match layer.op:
             case "conv" | "binary_conv" | "depthwise_conv":
-                weight, norm = trained.filters(layer), _find_batch_norm(trained, layer)
-                gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
-                weight = channels_first(weight * gain[:, None, None, None])
-                constants = graph.constant(f"{name}.weight", weight), graph.constant(f"{name}.bias", shift)
-                groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
-                graph.node("Conv", *inputs, *constants, name=name, **window_of(layer), **groups)
+                norm = _write_convolution(graph, trained, layer, inputs[0])
                 names |= {norm.name: norm.inputs[0]} if norm else {}
             case "batch_norm":
                 gain, shift = trained.fold_batch_norm(name, trained.channels(name))
@@ -61,6 +56,17 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
             positive.add(name)
     shape = (1, network.resolution, network.resolution, network.channels)
     graph.save(path, f"{network.name}_float32", shape, network.layers[-1].name, network.classes)
+
+
+def _write_convolution(graph: Graph, trained: TrainedWeights, layer: Layer, x: str) -> Layer | None:
+    """A convolution with its bias; returns the batch norm that it contains."""
+    weight, norm = trained.filters(layer), _find_batch_norm(trained, layer)
+    gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
+    weight = channels_first(weight * gain[:, None, None, None])
+    constants = graph.constant(f"{layer.name}.weight", weight), graph.constant(f"{layer.name}.bias", shift)
+    groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
+    graph.node("Conv", x, *constants, name=layer.name, **window_of(layer), **groups)
+    return norm
 
 
 def _find_batch_norm(trained: TrainedWeights, conv: Layer) -> Layer | None:

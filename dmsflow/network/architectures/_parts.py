@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dmsflow.network.network import INPUT, Layer, Network
+from collections.abc import Iterable
+
+from dmsflow.network.network import INPUT, Layer, Network, Op
 
 # Pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths.
 IMAGENET_RESOLUTION = 64
@@ -30,13 +32,16 @@ def make_stem(resolution: int, kernel: int = 7) -> list[Layer]:
 
 
 def make_binary_conv(
-    name: str, entry: str, width: str, *, kernel: int = 3, stride: int = 1, number: int | str = ""
+    name: str, entry: str, width: str, *, kernel: int = 3, stride: int = 1, number: int | str = "", op: Op = "quantize"
 ) -> list[Layer]:
-    """`name`_quantize, _conv and _norm, with `number` behind each: a convolution that keeps the size at stride 1."""
-    quantize, conv, norm = (f"{name}_{word}{number}" for word in ("quantize", "conv", "norm"))
+    """`name`_quantize, _conv and _norm, with `number` behind each: a convolution that keeps the size at stride 1.
+
+    `op` is the quantiser; with "sign" the first is `name`_sign.
+    """
+    quantize, conv, norm = (f"{name}_{word}{number}" for word in (op, "conv", "norm"))
     window = {"kernel": kernel, "stride": stride, "padding": kernel // 2}
     return [
-        Layer(name=quantize, op="quantize", inputs=(entry,)),
+        Layer(name=quantize, op=op, inputs=(entry,)),
         Layer(name=conv, op="binary_conv", inputs=(quantize,), width=width, **window),
         Layer(name=norm, op="batch_norm", inputs=(conv,)),
     ]
@@ -56,6 +61,25 @@ def add_shortcut(name: str, layers: list[Layer], width: str, *, shrinks: bool) -
         Layer(name=f"{skip}_norm", op="batch_norm", inputs=(skip,)),
         Layer(name=f"{name}_add", op="add", inputs=(norm, f"{skip}_norm")),
     ]
+
+
+def make_residual_stages(
+    stages: Iterable[str], convs: int, entry: str, *, op: Op = "quantize", bends: bool = False
+) -> list[Layer]:
+    """`convs` binary 3×3 convolutions in each stage with a shortcut around every one, so that real values pass all.
+
+    All but the first stage begin by halving the image. `op` is the quantiser; with `bends` a prelu follows each addition.
+    """
+    layers: list[Layer] = []
+    for stage in stages:
+        for index in range(convs):
+            name, shrinks = f"{stage}_{index}", stage != "stage0" and index == 0
+            conv = make_binary_conv(name, entry, stage, stride=2 if shrinks else 1, op=op)
+            layers += add_shortcut(name, conv, stage, shrinks=shrinks)
+            if bends:
+                layers.append(Layer(name=f"{name}_prelu", op="prelu", inputs=(layers[-1].name,)))
+            entry = layers[-1].name
+    return layers
 
 
 def make_classifier(

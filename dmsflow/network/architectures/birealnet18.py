@@ -17,9 +17,5 @@ CONVS = 4  # in a stage
 def build(channels: int, resolution: int, classes: int) -> Network:
     layers = _parts.make_stem(resolution)
     widths = _parts.stage_widths(resolution)
-    for stage in widths:
-        for index in range(CONVS):  # the first of a later stage halves the image
-            name, shrinks = f"{stage}_{index}", stage != "stage0" and index == 0
-            conv = _parts.make_binary_conv(name, layers[-1].name, stage, stride=2 if shrinks else 1)
-            layers += _parts.add_shortcut(name, conv, stage, shrinks=shrinks)
+    layers += _parts.make_residual_stages(widths, CONVS, layers[-1].name)
     return _parts.make_classifier("birealnet18", channels, resolution, classes, widths, layers)
