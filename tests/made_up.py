@@ -144,6 +144,7 @@ def plain_op(layer, own, inputs, fill=0):
     return {
         "relu": lambda: np.maximum(x, 0),
         "add": lambda: x + inputs[1],
+        "concat": lambda: np.concatenate(inputs, 1),
         "average_pool": lambda: (
             x.mean((2, 3), keepdims=True) if layer.kernel == 1 else windows(x, layer, 0).mean((4, 5))
         ),

@@ -141,6 +141,10 @@ class Add(Op, frozen=True, kw_only=True, eq=False):
     """Sum of two tensors of floats."""
 
 
+class Concat(Op, frozen=True, kw_only=True, eq=False):
+    """Channels of several tensors of floats, one behind the other."""
+
+
 class Relu(Op, frozen=True, kw_only=True, eq=False):
     """Of floats: max(x, 0)."""
 
@@ -167,7 +171,7 @@ class Dense(Op, frozen=True, kw_only=True, eq=False):
 
 
 GraphOp: TypeAlias = (
-    Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Relu | PRelu | AveragePool | Dense
+    Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Concat | Relu | PRelu | AveragePool | Dense
 )
 
 
@@ -202,6 +206,8 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
                 size = 1
             elif isinstance(op, Conv | MaxPool | AveragePool):
                 size = (size + 2 * op.padding - op.kernel) // op.stride + 1
+            if isinstance(op, Concat):
+                channels = sum(shapes[name][2] for name in op.inputs)
             channels = len(op.weight) if isinstance(op, Conv | Dense) else channels
             shapes[op.name] = size, size, channels
         return shapes
@@ -254,6 +260,8 @@ def _bound_error(op: GraphOp, y: Any, inputs: list[Any], errors: list[Any]) -> A
             return compute_op(op, errors[0])
         case Add():
             return sum(errors) + UNIT * abs(y)
+        case Concat():
+            return np.concatenate([np.broadcast_to(off, x.shape) for x, off in zip(inputs, errors, strict=True)], -1)
     return errors[0]
 
 
@@ -287,6 +295,8 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return x > op.threshold
         case Add():
             return x + others[0]
+        case Concat():
+            return np.concatenate([x, *others], -1)
         case Relu():
             return np.maximum(x, np.float32(0))
         case AveragePool() if op.kernel:

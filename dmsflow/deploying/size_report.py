@@ -170,6 +170,7 @@ def _describe_readers(graph: IntegerGraph, op: GraphOp) -> str:
 
 KINDS = {"Add": "an addition", "AveragePool": "the average pool", "Quantize": "a quantizer", "Relu": "a ReLU"}
 KINDS |= {
+    "Concat": "a concatenation",
     "DepthwiseConv": "a depthwise convolution",
     "FloatConv": "a float convolution",
     "MaxPool": "a max pool",

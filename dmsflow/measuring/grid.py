@@ -18,7 +18,7 @@ from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network, value
 from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 
@@ -47,7 +47,7 @@ def find_missing(settings: ProfileSettings, before: Profile | None) -> list[tupl
     asked: dict[str, tuple[FusedBlock, Bases]] = {}
     for network in load_networks(settings):
         for block in fused_blocks(network):
-            bases = [key if isinstance(key, int) else network.widths[key] for key in (block.reads, block.writes)]
+            bases = [value(network.widths, key) for key in (block.reads, block.writes)]
             _, known = asked.get(block.name, (block, (0, 0)))
             asked[block.name] = block, (max(bases[0], known[0]), max(bases[1], known[1]))
     return [

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
 from dmsflow.network.blocks import FusedBlock
 from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op
 
+T = TypeVar("T")
 Kind = Literal["image", "bits", "floats"]
 
 CHANNELS = 3  # of the image, unless the block reads the image itself
@@ -64,12 +66,12 @@ def isolate_overhead() -> Sum:
 
 def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     """The time of a block that reads and writes so many channels."""
-    size = reads, block.resolution
+    size, *others = _share_channels(block, reads)
     if block.op in QUANTISERS:
         return _isolate_quantizer(size, block.op)
     entry: Kind = "image" if block.reads_image else "bits" if block.op == "binary_conv" else "floats"
-    last, second = block.layers[-1].op, block.op == "add"
-    terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, second=second))]
+    last = block.layers[-1].op
+    terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, others=others))]
     if last in QUANTISERS:
         terms.append((-EXITS["bits"], _isolate_exit()))
     elif last != "dense":
@@ -77,11 +79,25 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
         terms.append((-EXITS["floats"], _isolate_quantizer((writes, block.size))))
     if entry == "image":
         return _combine(*terms, (-1, isolate_overhead()))
-    exits = EXITS[entry] + second
-    terms += [(-1, _build(entry, size, second=second)), (exits, _isolate_exit())]
-    if entry == "floats":
-        terms.append((exits, _isolate_quantizer(size)))
+    terms.append((-1, _build(entry, size, others=others)))
+    for exits, each in _count_exits(entry, [*others, size]):
+        terms.append((exits, _isolate_exit()))
+        if entry == "floats":
+            terms.append((exits, _isolate_quantizer(each)))
     return _combine(*terms)
+
+
+def _share_channels(block: FusedBlock, reads: int) -> list[Size]:
+    """The sizes of what a block reads: a concat shares its channels among its inputs, others read as many from each."""
+    count = len(block.layers[0].inputs)
+    if block.op != "concat":
+        return [(reads, block.resolution)] * count
+    return [(max(1, (reads + index) // count), block.resolution) for index in range(count)]
+
+
+def _count_exits(kind: Kind, tensors: Sequence[T]) -> list[tuple[int, T]]:
+    """How many exits each tensor has that a block would have read; the last, the entry, has what makes others as a reader."""
+    return [*((EXITS[kind], each) for each in tensors[:-1]), (1 if tensors[1:] else EXITS[kind], tensors[-1])]
 
 
 def _isolate_quantizer(size: Size, op: Op = "quantize") -> Sum:
@@ -109,7 +125,7 @@ def _build(
     block: FusedBlock | None = None,
     writes: int = 0,
     *,
-    second: bool = False,
+    others: Sequence[Size] = (),
     exits: int = 0,
     more: Op = "quantize",
 ) -> MicroBenchmark:
@@ -119,7 +135,7 @@ def _build(
         entry: what the block reads.
         size: of what it reads.
         writes: channels that the block writes, if they are its own choice.
-        second: other floats of the same size, by a binary convolution of these, are read as well (an add does).
+        others: sizes of other floats that are read as well (an add does), by binary convolutions of these.
         exits: how many, if not those of EXITS.
         more: the quantiser of those beyond these.
     """
@@ -134,13 +150,14 @@ def _build(
         append("enter", "conv", INPUT, width=reads)
         append("enter_norm", "batch_norm", "enter")
         tensors = [append(f"enter_{entry}", "quantize" if entry == "bits" else "relu", "enter_norm")]
-    if second:
-        append("second_bits", "quantize", tensors[0])
-        append("second", "binary_conv", "second_bits", width=reads)
-        tensors.insert(0, append("second_norm", "batch_norm", "second"))
+    if others:
+        append("other_bits", "quantize", tensors[0])
+    for index, (channels, _) in enumerate(others):
+        append(f"other_{index}", "binary_conv", "other_bits", width=channels)
+        tensors.insert(-1, append(f"other_{index}_norm", "batch_norm", f"other_{index}"))
     for layer in block.layers if block else ():
         width = writes if layer.op in ("conv", "binary_conv") else layer.width
-        inputs = tuple(tensors if layer.op == "add" else tensors[:1])
+        inputs = tuple(tensors)
         tensors = [f"piece_{len(layers)}"]
         layers.append(msgspec.structs.replace(layer, name=tensors[0], inputs=inputs, width=width))
     classes = 2
@@ -150,8 +167,9 @@ def _build(
         kind: Kind = "bits" if layers[-1].op in QUANTISERS else "floats"
         total = ""
         # What an add would have read must still be read, or its quantiser becomes part of the entry.
-        for index, source in enumerate([tensors[0]] * (exits or EXITS[kind]) + tensors[1:]):
-            op = more if index >= EXITS[kind] else "quantize"
+        counts = [(exits, tensors[0])] if exits else _count_exits(kind, tensors)
+        for index, source in enumerate(source for count, source in counts for _ in range(count)):
+            op = more if exits and index >= EXITS[kind] else "quantize"
             bits = append(f"leave_bits_{index}", op, source) if kind == "floats" else source
             # Its stride is the whole image, so that it reads one pixel.
             leave = append(

@@ -64,6 +64,7 @@ _TABLES = """
         fused_activation_function:i8
     FullyConnectedOptions fused_activation_function:i8 weights_format:i8 keep_num_dims:bool
     SoftmaxOptions beta:f32
+    ConcatenationOptions axis:i32 fused_activation_function:i8
     AddOptions fused_activation_function:i8
     MulOptions fused_activation_function:i8
     SubOptions fused_activation_function:i8
@@ -75,6 +76,7 @@ SCHEMA: dict[str, dict[str, str]] = {  # of each table, its fields and their typ
     for table, fields in re.findall(r"(\w+)((?:\s+\w+:\S+)*)", _TABLES)
 }
 _OPTIONS = "Conv2D:1 DepthwiseConv2D:2 Pool2D:5 FullyConnected:8 Softmax:9 Add:11 Mul:21 Pad:22 Sub:28 PadV2:43"
+_OPTIONS += " Concatenation:10"
 OPTIONS = {int(code): f"{name}Options" for name, code in (word.split(":") for word in _OPTIONS.split())}
 
 # What the runtime calls its own operators, in the order of their codes.

@@ -8,6 +8,7 @@ from dmsflow.network.network import (
     INPUT,
     QUANTISERS,
     WINDOWED_OPS,
+    Key,
     Layer,
     Network,
     Op,
@@ -44,14 +45,14 @@ class FusedBlock:
         layers: in order.
         channels: of the image, for a block that reads it; a block of another network may have others.
         resolution: pixels on a side of what the first layer reads.
-        reads, writes: width keys of what goes in and comes out.
+        reads, writes: width keys of what goes in and comes out; a concat reads all that it puts out.
     """
 
     layers: tuple[Layer, ...]
     channels: int
     resolution: int
-    reads: str | int
-    writes: str | int
+    reads: Key
+    writes: Key
 
     @property
     def op(self) -> Op:
@@ -88,6 +89,8 @@ def _format_op(layer: Layer, channels: int) -> str:
     """
     if layer.op == "dense":
         return f"dense to {layer.width}"
+    if layer.op == "concat":
+        return f"concat of {len(layer.inputs)}"
     if layer.op not in WINDOWED_OPS or pools_all(layer):
         return layer.op
     usual_stride, usual_padding = (layer.kernel, 0) if layer.op.endswith("_pool") else (1, layer.kernel - 1)
@@ -111,5 +114,6 @@ def fused_blocks(network: Network) -> tuple[FusedBlock, ...]:
             layers = (layer, *tail(network, layer))
             folded.update(each.name for each in layers)
             entry, end = layer.inputs[0], layers[-1].name
-            blocks.append(FusedBlock(layers, network.channels, sizes[entry], keys[entry], keys[end]))
+            reads = keys[end if layer.op == "concat" else entry]
+            blocks.append(FusedBlock(layers, network.channels, sizes[entry], reads, keys[end]))
     return tuple(blocks)

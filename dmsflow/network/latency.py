@@ -10,7 +10,7 @@ from typing import Any
 
 from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import Network, value
+from dmsflow.network.network import Network, key_parts, value
 from dmsflow.network.profile import Granularity, Profile, Table, round_up
 from dmsflow.plugin import list_plugins
 
@@ -119,12 +119,16 @@ class Latency:
         return "ms (modelled)" if self.profile.method == "modelled" else "ms"
 
     def widest(self) -> dict[str, int]:
-        """The largest value of each named width that was measured."""
+        """The largest value of each named width that was measured; those of a concatenation share what was, by their base."""
         limits: dict[str, int] = {}
         for block, grid in self.parts:
             for edges, key in ((grid.inputs, block.reads), (grid.outputs, block.writes)):
-                if edges and isinstance(key, str):
-                    limits[key] = min(limits.get(key, edges[-1]), edges[-1])
+                named = [part for part in key_parts(key) if isinstance(part, str)]
+                fixed = sum(part for part in key_parts(key) if isinstance(part, int))
+                total = sum(self.network.widths[name] for name in named)
+                for name in named if edges else ():
+                    most = (edges[-1] - fixed) * self.network.widths[name] // total
+                    limits[name] = min(limits.get(name, most), most)
         return limits
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -30,11 +30,15 @@ Op = Literal[
     "average_pool",  # over the whole image, [C, H, H] -> [C, 1, 1], or with a kernel over windows, without padding
     "add",
     "depthwise_conv",  # float, one filter a channel, no bias: [C, H, H] -> [C, H', H']
+    "concat",  # of channels, two tensors or more: [C1, H, H], [C2, H, H] -> [C1 + C2, H, H]
 ]
 # Those with a kernel, stride and padding.
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 QUANTISERS: tuple[Op, ...] = ("quantize", "sign")  # what binary convolutions read
+JOINING_OPS: dict[str, str] = {"add": "adds", "concat": "joins"}  # those that read several layers
+# What names the channels of a tensor: a width, a number, or those of a concatenation, which add up.
+Key: TypeAlias = str | int | tuple[str | int, ...]
 INPUT = "input"  # the name by which layers refer to the image
 # No image classifier has as much; what is larger is refused before it is allocated (see also settings.MOST_CHANNELS).
 MOST_KERNEL = 63  # also of padding
@@ -105,16 +109,23 @@ def read_network(path: Path) -> Network:
     return read_record(path, Network, name="a network", right=right, again="write it again")
 
 
-def out_widths(network: Network) -> dict[str, str | int]:
-    """The width key (a name, or a fixed number) of the tensor that each layer puts out."""
-    keys: dict[str, str | int] = {INPUT: network.channels}
+def out_widths(network: Network) -> dict[str, Key]:
+    """The width key of the tensor that each layer puts out."""
+    keys: dict[str, Key] = {INPUT: network.channels}
     for layer in network.layers:
         keys[layer.name] = _out_width(layer, keys)
     return keys
 
 
-def _out_width(layer: Layer, keys: Mapping[str, str | int]) -> str | int:
+def _out_width(layer: Layer, keys: Mapping[str, Key]) -> Key:
+    if layer.op == "concat":
+        return tuple(part for name in layer.inputs for part in key_parts(keys[name]))
     return keys[layer.inputs[0]] if layer.width is None else layer.width
+
+
+def key_parts(key: Key) -> tuple[str | int, ...]:
+    """The widths and numbers that a width key adds up."""
+    return key if isinstance(key, tuple) else (key,)
 
 
 def resolutions(network: Network) -> dict[str, int]:
@@ -146,8 +157,10 @@ def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
     return writes, 1 if layer.op == "depthwise_conv" else reads, layer.kernel, layer.kernel
 
 
-def value(widths: Mapping[str, Any], key: str | int) -> Any:
-    """The channels of a width key: the value of a named width, or the fixed number itself."""
+def value(widths: Mapping[str, Any], key: Key) -> Any:
+    """The channels of a width key: the value of a named width, the fixed number itself, or the sum of several."""
+    if isinstance(key, tuple):
+        return sum(value(widths, part) for part in key)
     return key if isinstance(key, int) else widths[key]
 
 
@@ -168,9 +181,10 @@ def check(network: Network) -> None:
     too_large = network.channels > MOST_CHANNELS or network.resolution > MOST_PIXELS
     _refuse_broken(where, [(too_large, what, f"use at most {MOST_CHANNELS} and {MOST_PIXELS}")])
     ops: dict[str, str] = {INPUT: INPUT}
-    keys: dict[str, str | int] = {INPUT: network.channels}
+    keys: dict[str, Key] = {INPUT: network.channels}
     for layer in network.layers:
         _refuse_broken(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
+        _refuse_broken(f"{where}, layer {layer.name!r}", _joining_rules(layer, ops, keys))
         ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
     _refuse_broken(where, _network_rules(network, keys))
     check_size(network, network.widths)
@@ -196,9 +210,7 @@ def _refuse_broken(where: str, rules: Iterable[Rule]) -> None:
             raise DmsflowError(where, what, right)
 
 
-def _layer_rules(
-    network: Network, layer: Layer, ops: Mapping[str, str], keys: Mapping[str, str | int]
-) -> Iterator[Rule]:
+def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) -> Iterator[Rule]:
     """Of a layer, given the ops and width keys of all before it."""
     op = layer.op
     right = f"use one of {', '.join(get_args(Op))}"
@@ -218,8 +230,8 @@ def _layer_rules(
     right = f"write inputs=({str(layer.inputs)!r},)"
     yield isinstance(layer.inputs, str), f"inputs is {layer.inputs!r}, but must be a tuple", right
     count = len(layer.inputs)
-    right = "an add reads two layers, any other op one"
-    yield count != (2 if op == "add" else 1), f"{op} has {count} inputs", right
+    right = "an add reads two layers, a concat two or more, any other op one"
+    yield count < 2 if op == "concat" else count != 1 + (op in JOINING_OPS), f"{op} has {count} inputs", right
     missing = next((name for name in layer.inputs if name not in ops), None)
     what = f"reads {missing!r}, but no earlier layer has this name"
     yield missing is not None, what, "put layers into the order in which they are computed"
@@ -228,8 +240,6 @@ def _layer_rules(
     yield (op in WEIGHTED_OPS) != (layer.width is not None), f"{op} has width {layer.width!r}", right
     unknown = isinstance(layer.width, str) and layer.width not in network.widths
     yield unknown, f"width {layer.width!r} is unknown", f"name one of {', '.join(network.widths)}"
-    first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]
-    yield first != last, f"adds widths {first!r} and {last!r}", "let both name the same width"
 
     read = ops[layer.inputs[0]]
     right = "a quantize or sign layer feeds binary convs, and only them"
@@ -256,7 +266,17 @@ def _window_rules(layer: Layer) -> Iterator[Rule]:
         yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"
 
 
-def _network_rules(network: Network, keys: Mapping[str, str | int]) -> Iterator[Rule]:
+def _joining_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) -> Iterator[Rule]:
+    """Of a layer that reads several others."""
+    first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]
+    what = f"{JOINING_OPS.get(layer.op)} widths {first!r} and {last!r}"
+    yield layer.op != "concat" and first != last, what, "let both name the same width"
+    bits = next((name for name in layer.inputs[1:] if ops[name] in ("quantize", "sign", INPUT)), None)
+    right = "let it read floats, those in front of a quantizer"
+    yield bits is not None, f"{layer.op} reads {bits!r}", right
+
+
+def _network_rules(network: Network, keys: Mapping[str, Key]) -> Iterator[Rule]:
     """Of all layers together, each of which is sound."""
     unused = min(set(network.widths) - set(keys.values()), default=None)
     yield unused is not None, f"no layer has the width {unused!r}", "remove it or name it in a layer"
@@ -270,7 +290,8 @@ def _network_rules(network: Network, keys: Mapping[str, str | int]) -> Iterator[
         title, reads = f"layer {layer.name!r}", [sizes[name] for name in layer.inputs]
         right = f"use images larger than {network.resolution} pixels"
         yield sizes[layer.name] < 1, f"{title} has no pixels left", right
-        what = f"{title} adds {reads[0]} and {reads[-1]} pixels"
-        yield reads[0] != reads[-1], what, "let both have the same stride"
+        other = next((size for size in reads if size != reads[0]), None)
+        what = f"{title} {JOINING_OPS.get(layer.op)} {reads[0]} and {other} pixels"
+        yield other is not None, what, "let both have the same stride"
         what = f"{title} reads {reads[0]}×{reads[0]} pixels"
         yield layer.op == "dense" and reads[0] > 1, what, "put an average_pool before it"

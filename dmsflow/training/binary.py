@@ -26,11 +26,13 @@ def binarise(weight: Tensor, active: int | Tensor | None = None, dtype: torch.dt
     Args:
         weight: latent weights [C_out, C_in, k, k].
         active: only the first `active` input channels count towards mean, variance and E|w|, so that a
-            masked filter has the signs that its narrow copy would have. A tensor [] will do.
+            masked filter has the signs that its narrow copy would have. A tensor [] will do; or [C_in], which is
+            true for the active ones.
         dtype: of the result; by default that of the weights. All sums are in the weights' own.
     """
     dtype = dtype or weight.dtype
-    if weight.dtype == torch.float32 and runs_natively(weight, dtype):
+    ordered = not isinstance(active, Tensor) or not active.dim()
+    if ordered and weight.dtype == torch.float32 and runs_natively(weight, dtype):
         return _BinariseInCpp.apply(weight, weight.shape[1] if active is None else int(active), dtype)  # type: ignore[no-any-return, no-untyped-call]
     return _Binarise.apply(weight, _inside(weight, active), dtype)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -64,8 +66,11 @@ def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:
     """1 for the weights of active input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
     if active is None:
         return None
-    kept = (torch.arange(weight.shape[1], device=weight.device) < active).to(weight.dtype)
-    return kept.repeat(weight.shape[2] * weight.shape[3])[None]
+    if isinstance(active, Tensor) and active.dim():
+        kept = active
+    else:
+        kept = torch.arange(weight.shape[1], device=weight.device) < active
+    return kept.to(weight.dtype).repeat(weight.shape[2] * weight.shape[3])[None]
 
 
 def _rows(weight: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class Mask:
         values: [capacity], never increasing, from 1 down to 0; it multiplies the input channels
             of every layer that reads this width, behind the quantiser.
         active: the whole number of channels it stands for; weight statistics are taken over these. A
-            tensor [] where a compiled graph must not depend on it.
+            tensor [] where a compiled graph must not depend on it, and [capacity] of a concatenation, whose
+            active channels are not the first ones.
         reach: channels without the zeros at the end, where the mask is padded with them.
     """
 

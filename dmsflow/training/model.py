@@ -8,6 +8,7 @@ it is the plain network.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     check_size,
+    key_parts,
     out_widths,
     pads_signs,
     pools_all,
@@ -32,12 +34,27 @@ from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.mask import Mask
 
 Active = Mapping[str, "int | Mask"]
-Channels = int | Mask | None  # of a width in one forward pass; None: all
 
 ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers read
 CENTRED_ALPHA = 2.0  # see centre_quantisers
 PRELU_SLOPE = 0.25  # of a new one, as in torch
 SMALLEST_SCALE = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is active of the channels that a concatenation puts out.
+
+    Attributes:
+        sizes: channels of each of its parts in the model.
+        parts: what is active of each.
+    """
+
+    sizes: list[int]
+    parts: tuple[int | Mask | None, ...]
+
+
+Channels = int | Mask | Joined | None  # of a width key in one forward pass; None: all
 
 
 class Model(nn.Module):
@@ -87,12 +104,23 @@ class Model(nn.Module):
         active = active or {}
         tensors = {INPUT: images.contiguous(memory_format=torch.channels_last)}
         for layer, op in zip(self.network.layers, self.ops, strict=True):
-            active_in, active_out = (active.get(self.keys[name]) for name in (layer.inputs[0], layer.name))  # type: ignore[arg-type]
+            active_in, active_out = (self._active(name, active) for name in (layer.inputs[0], layer.name))
             inputs = (tensors[name] for name in layer.inputs)
             tensors[layer.name] = op(*inputs, active_in=active_in, active_out=active_out)
             for name in self._dead_after[layer.name]:
                 del tensors[name]
         return tensors[self.network.layers[-1].name]
+
+    def sizes(self, name: str) -> list[int]:
+        """Channels of the tensor that a layer puts out, of each part where it is a concatenation."""
+        return [value(self.widths, part) for part in key_parts(self.keys[name])]
+
+    def _active(self, name: str, active: Active) -> Channels:
+        key = self.keys[name]
+        parts = tuple(active.get(part) for part in key_parts(key))  # type: ignore[arg-type]
+        if len(parts) == 1 or all(part is None for part in parts):
+            return parts[0]
+        return Joined(self.sizes(name), parts)
 
     def stack_masks(self, active: Active) -> tuple[Tensor, Tensor]:
         """`active` as masks over all channels there are: two tensors whose shapes do not depend on it.
@@ -154,43 +182,77 @@ def centre_quantisers(model: Model) -> None:
 
     A batch norm puts out N(0, 1), of which 31 % lie above the threshold alpha/2 of alpha = 1, and 34 % in the
     straight-through window (0, alpha). With alpha = 2 and inputs shifted to N(1, 1) the threshold is their mean
-    and the window two standard deviations wide: 50 % and 68 %. An add is shifted by its last input, the skip.
+    and the window two standard deviations wide: 50 % and 68 %. An add is shifted by its last input, the skip; a concat
+    by all of them.
     """
     ops = dict(zip((layer.name for layer in model.network.layers), model.ops, strict=True))
     for layer in model.network.layers:
         if not isinstance(quantiser := ops[layer.name], Quantise):
             continue
         quantiser.alpha.fill_(CENTRED_ALPHA)
-        source = layer.inputs[-1]
-        while source != INPUT and model.network.layer(source).op in ("relu", "prelu", "add", "max_pool"):
-            source = model.network.layer(source).inputs[-1]
-        if isinstance(norm := ops.get(source), BatchNorm):
-            norm.bias.fill_(CENTRED_ALPHA / 2)
+        sources = [layer.inputs[-1]]
+        for source in sources:
+            above = model.network.layer(source) if source != INPUT else layer
+            if isinstance(norm := ops.get(source), BatchNorm):
+                norm.bias.fill_(CENTRED_ALPHA / 2)
+            elif above.op in ("relu", "prelu", "add", "max_pool", "concat"):
+                sources += above.inputs[0 if above.op == "concat" else -1 :]
 
 
 @torch.no_grad()
 def best_effort_initialise(new: Model, old: Model) -> None:
-    """Keep the first min(old, new) rows and columns of every tensor (Eq. 9-10)."""
+    """Keep the first min(old, new) rows and columns of every tensor (Eq. 9-10), in every part of a concatenation."""
     source = old.tensors()
     for name, tensor in new.tensors().items():
-        if name in source:
-            kept = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape, source[name].shape, strict=True))
-            tensor[kept] = source[name][kept]
+        layer = new.network.layer(name.rpartition(".")[0])
+        for to, piece in zip(_pieces(tensor, new, layer), _pieces(source.get(name), old, layer), strict=False):
+            kept = tuple(slice(0, min(a, b)) for a, b in zip(to.shape, piece.shape, strict=True))
+            to[kept] = piece[kept]
+
+
+def _pieces(tensor: Tensor | None, model: Model, layer: Layer) -> list[Tensor]:
+    """A tensor of a layer, [C_out, C_in, …], cut where the concatenations that it writes and reads are joined."""
+    pieces = [] if tensor is None else [tensor]
+    for dimension, name in enumerate((layer.name, layer.inputs[0])):
+        sizes = model.sizes(name)
+        if tensor is not None and tensor.shape[dimension : dimension + 1] == (sum(sizes),):
+            pieces = [part for piece in pieces for part in torch.split(piece, sizes, dimension)]
+    return pieces
 
 
 def _narrow(tensor: Tensor, *active: Channels) -> Tensor:
-    """The first channels of a tensor, in each of its first dimensions."""
+    """The first channels of a tensor, in each of its first dimensions; of a concatenation, the first of each part."""
     for dimension, kept in enumerate(active):
-        if kept is not None:
+        if isinstance(kept, Joined):
+            pieces = zip(torch.split(tensor.transpose(0, dimension), kept.sizes), kept.parts, strict=True)
+            tensor = torch.cat([_narrow(piece, part) for piece, part in pieces]).transpose(0, dimension)
+        elif kept is not None:
             tensor = tensor.narrow(dimension, 0, len(kept.values) if isinstance(kept, Mask) else kept)
     return tensor
 
 
-def _masked(weight: Tensor, active_in: Channels) -> Tensor:
+def _mask(active: Channels) -> Mask | None:
+    """The mask among what is active, if there is one; in that of a concatenation, fixed channels are all present."""
+    if not isinstance(active, Joined):
+        return active if isinstance(active, Mask) else None
+    first = next((part.values for part in active.parts if isinstance(part, Mask)), None)
+    if first is None:
+        return None
+    masks = [
+        part if isinstance(part, Mask) else Mask(first.new_ones(part or size), part or size)
+        for size, part in zip(active.sizes, active.parts, strict=True)
+    ]
+    inside = [torch.arange(len(each.values), device=first.device) < each.active for each in masks]
+    reaches = [len(each.values) if each.reach is None else each.reach for each in masks]
+    reach = sum(reaches) if any(isinstance(each, Tensor) for each in reaches) else None
+    return Mask(torch.cat([each.values for each in masks]), torch.cat(inside), reach)  # type: ignore[arg-type]
+
+
+def _masked(weight: Tensor, mask: Mask | None) -> Tensor:
     """The mask on the next layer's input channels: the same as on the activations, and far cheaper."""
-    if not isinstance(active_in, Mask):
+    if mask is None:
         return weight
-    return weight * active_in.values.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
+    return weight * mask.values.to(weight).view(1, -1, *[1] * (weight.dim() - 2))
 
 
 class Convolution(nn.Module):
@@ -204,14 +266,14 @@ class Convolution(nn.Module):
         self.stride, self.padding, self.binary, self.signs = layer.stride, layer.padding, binary, signs
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        weight = _narrow(self.weight, active_out, active_in)
-        if self.binary and isinstance(active_in, Mask):
-            weight = binarise(weight, active_in.active)
+        weight, mask = _narrow(self.weight, active_out, active_in), _mask(active_in)
+        if self.binary and mask:
+            weight = binarise(weight, mask.active)
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
         if self.signs:
             x = F.pad(x, [self.padding] * 4, value=-1.0)
-        return convolve(x, _masked(weight, active_in), self.stride, 0 if self.signs else self.padding)
+        return convolve(x, _masked(weight, mask), self.stride, 0 if self.signs else self.padding)
 
 
 class DepthwiseConvolution(Convolution):
@@ -246,8 +308,8 @@ class Quantise(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(ALPHA_START))
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        if isinstance(active_in, Mask) and active_in.reach is not None:
-            return quantise(x, self.alpha, active_in.reach * x[0, 0].numel())
+        if (mask := _mask(active_in)) and mask.reach is not None:
+            return quantise(x, self.alpha, mask.reach * x[0, 0].numel())
         return quantise(x, self.alpha)
 
 
@@ -286,7 +348,7 @@ class Dense(nn.Module):
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        return F.linear(x.flatten(1), _masked(_narrow(self.weight, None, active_in), active_in), self.bias)
+        return F.linear(x.flatten(1), _masked(_narrow(self.weight, None, active_in), _mask(active_in)), self.bias)
 
 
 class Plain(nn.Module):
@@ -301,6 +363,8 @@ class Plain(nn.Module):
             return F.relu(inputs[0])
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
+        if self.op == "concat":
+            return torch.cat(inputs, 1)
         if pools_all(self.layer):
             return inputs[0].mean((2, 3), keepdim=True)
         if self.op == "average_pool":

@@ -72,6 +72,8 @@ def build_plain_module(
             node = graph.call_function(F.avg_pool2d, (*inputs, layer.kernel, layer.stride))
         elif layer.op == "average_pool":
             node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
+        elif layer.op == "concat":
+            node = graph.call_function(torch.cat, (inputs, 1))
         else:
             node = graph.call_function(operator.add if layer.op == "add" else F.relu, inputs)
         nodes[layer.name] = node

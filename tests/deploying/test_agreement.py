@@ -107,12 +107,25 @@ class Draft:
         if self.random.random() < 0.5:
             self.add("relu")
 
+    def joined(self) -> None:
+        """A 3×3 convolution that is joined to what it reads, as in DenseNet; perhaps a batch norm of both."""
+        entry = self.last
+        self.key = f"width{len(self.widths)}"
+        self.widths[self.key] = int(self.random.integers(1, 151))
+        self.add("quantize")
+        self.add("binary_conv", width=self.key, kernel=3, padding=1)
+        self.add("concat", entry, self.add("batch_norm"))
+        self.key = ""  # of two widths: nothing can be added
+        if self.random.random() < 0.5:
+            self.add("batch_norm")
+
 
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = []
 OPERATIONS += [Draft.float_conv]
 OPERATIONS += [Draft.depthwise]
 OPERATIONS += [Draft.window_average]
+OPERATIONS += [Draft.joined]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:
@@ -122,7 +135,7 @@ def random_network(seed: int, *, mixed: bool = False) -> Network:
     for _ in range(int(draft.random.integers(1, 6))):
         if mixed:
             draft.floats()
-        if draft.random.random() < 0.4:
+        if draft.random.random() < 0.4 and draft.key:
             draft.residual()
         else:
             draft.quantiser()

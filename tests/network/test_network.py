@@ -12,7 +12,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.network import cost
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import Layer, Network, check, out_widths, resolutions
+from dmsflow.network.network import Layer, Network, check, out_widths, resolutions, value
 from dmsflow.plugin import list_plugins, load_plugin
 
 BUILDS = [(name, resolution) for name in list_plugins("networks") for resolution in (32, 224)]
@@ -73,6 +73,15 @@ def test_shapes() -> None:
     assert [layer.name for layer in network.consumers("quantize")] == ["conv"]
 
 
+def test_the_channels_of_a_concatenation_add_up() -> None:
+    join = Layer(name="join", op="concat", inputs=("conv", "stem", "conv"))
+    network = make(before_end(join, Layer(name="again", op="concat", inputs=("join", "stem"))))
+    assert out_widths(network)["join"] == ("b", "a", "b") and out_widths(network)["average"] == ("b", "a", "b", "a")
+    assert [value({"a": 2, "b": 5}, key) for key in (7, "b", ("b", "a", "b"))] == [7, 5, 12]
+    joined = next(block for block in fused_blocks(network) if block.op == "concat")
+    assert (joined.name, joined.reads, joined.writes) == ("concat of 3 on 8x8", ("b", "a", "b"), ("b", "a", "b"))
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -81,11 +90,30 @@ def test_shapes() -> None:
         (swap("dense", width=9), "does not end in the class scores"),
         (swap("conv", name="stem"), "layer 'stem': another layer has the same name; give every layer its own name"),
         (swap("conv", name="input"), "another layer has the same name"),
-        (swap("stem", inputs=()), "conv has 0 inputs; an add reads two layers, any other op one"),
+        (swap("stem", inputs=()), "conv has 0 inputs; an add reads two layers, a concat two or more, any"),
         (swap("average", inputs=("conv", "stem")), "average_pool has 2 inputs"),
         (
             swap("quantize", inputs=("conv",)),
             "reads 'conv', but no earlier layer has this name; put layers into the order",
+        ),
+        (
+            before_end(Layer(name="one", op="concat", inputs=("conv",))),
+            "layer 'one': concat has 1 inputs; an add reads",
+        ),
+        (
+            before_end(Layer(name="join", op="concat", inputs=("conv", "quantize"))),
+            "concat reads 'quantize'; let it read floats, those in front of a quantizer",
+        ),
+        (
+            before_end(Layer(name="add", op="add", inputs=("conv", "quantize"))),
+            "adds widths 'b' and 'a'; let both name the same width",
+        ),
+        (
+            before_end(
+                Layer(name="half", op="max_pool", inputs=("conv",), kernel=2, stride=2),
+                Layer(name="join", op="concat", inputs=("stem", "half")),
+            ),
+            "layer 'join' joins 8 and 4 pixels; let both have the same stride",
         ),
         (swap("conv", width=None), "binary_conv has width None; conv, binary_conv and dense name a width"),
         (swap("average", width="a"), "average_pool has width 'a'"),

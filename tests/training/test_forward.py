@@ -24,11 +24,15 @@ LAYERS = (
     Layer(name="conv1", op="binary_conv", inputs=("sign1",), width="a", kernel=3, padding=1),
     Layer(name="norm1", op="batch_norm", inputs=("conv1",)),
     Layer(name="add1", op="add", inputs=("norm0", "norm1")),
-    Layer(name="quantize2", op="quantize", inputs=("add1",)),
+    Layer(name="concat1", op="concat", inputs=("add1", "norm0")),
+    Layer(name="quantize2", op="quantize", inputs=("concat1",)),
     Layer(name="conv2", op="binary_conv", inputs=("quantize2",), width="b", kernel=1),
     Layer(name="norm2", op="batch_norm", inputs=("conv2",)),
     Layer(name="prelu", op="prelu", inputs=("norm2",)),
-    Layer(name="average", op="average_pool", inputs=("prelu",)),
+    Layer(name="concat2", op="concat", inputs=("prelu", "concat1")),
+    Layer(name="norm3", op="batch_norm", inputs=("concat2",)),
+    Layer(name="relu", op="relu", inputs=("norm3",)),
+    Layer(name="average", op="average_pool", inputs=("relu",)),
     Layer(name="dense", op="dense", inputs=("average",), width=3),
 )
 NETWORK = Network(name="small", channels=2, resolution=8, classes=3, widths={"a": 7, "b": 5}, layers=LAYERS)

@@ -9,7 +9,13 @@ from typing import Any
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.deploying.folding import PRELU, TrainedWeights, Weights
 from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op, pools_all
+
+PLAIN: dict[Op, tuple[str, dict[str, Any]]] = {  # operators without weights, and their attributes
+    "add": ("Add", {}),
+    "average_pool": ("GlobalAveragePool", {}),
+    "concat": ("Concat", {"axis": 1}),
+}
 
 
 def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
@@ -46,12 +52,11 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 graph.node("MaxPool", *inputs, name=name, **window_of(layer))
             case "average_pool" if not pools_all(layer):
                 graph.node("AveragePool", *inputs, name=name, **window_of(layer))
-            case "average_pool":
-                graph.node("GlobalAveragePool", *inputs, name=name)
-            case "add":
-                graph.node("Add", *inputs, name=name)
             case "dense":
                 graph.dense(inputs[0], name, *trained.dense(layer))
+            case _:
+                kind, options = PLAIN[layer.op]
+                graph.node(kind, *inputs, name=name, **options)
         if layer.op in ("relu", *QUANTISERS):
             positive.add(name)
     shape = (1, network.resolution, network.resolution, network.channels)

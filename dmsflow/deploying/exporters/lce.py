@@ -41,6 +41,7 @@ CUSTOM = 32
 CODES = {name: number for number, name in tflite.OPERATORS.items()}
 OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "RELU": 0, "SUB": 28}  # of tflite.OPTIONS; 0: none
 OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
+OPTIONS |= {"CONCATENATION": 10}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
 
@@ -138,6 +139,8 @@ class LceWriter:
                 return self.sign_bits(self.operator("SUB", [half, x], f"{name}/below", shape), name)
             case integer_graph.Add():
                 return self.addition([x, *others], name, shape)
+            case integer_graph.Concat():
+                return self.operator("CONCATENATION", [x, *others], name, shape, axis=3)
             case integer_graph.Relu():
                 return x if name in self.fused else self.operator("RELU", [x], name, shape)
             case integer_graph.AveragePool() if op.kernel:

@@ -67,6 +67,7 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
     return {
         "add": lambda x, y: x + y,
         "average_pool": lambda x, *, size, stride: tf.nn.avg_pool2d(x, size, stride, "VALID"),
+        "concat": lambda *parts: tf.concat(parts, 3),
         "conv": lambda x, filters, *, stride: tf.nn.conv2d(x, filters, stride, "VALID"),
         "dense": lambda x, weight, bias: tf.matmul(tf.reshape(x, [1, -1]), weight, transpose_b=True) + bias,
         "depthwise_conv": lambda x, filters, *, stride: tf.nn.depthwise_conv2d(

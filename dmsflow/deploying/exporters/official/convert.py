@@ -113,6 +113,8 @@ class Program:
                 return Value(step("add", name, minus, constants=[op.threshold]), name, "below")
             case integer_graph.Add():
                 return Value(step("add", name, x.number, others[0].number), name)
+            case integer_graph.Concat():
+                return Value(step("concat", name, x.number, *(other.number for other in others)), name)
             case integer_graph.Relu():
                 return Value(step("relu", name, x.number), name)
             case integer_graph.PRelu():
