@@ -254,6 +254,15 @@ def test_the_range_ends_where_the_profile_does() -> None:
     assert widest == [min(8 * base, 256) for base in network.widths.values()]
 
 
+def test_joined_widths_share_what_was_measured() -> None:
+    network = load_network("densenet", 3, 32, 10)
+    latency = make_latency(network, top=256)
+    widest = latency.widest()
+    assert latency(widest) > 0 and widest["block0_5"] == 256 * 16 // 112 and widest["narrow1"] == 256 * 40 // (40 + 96)
+    with pytest.raises(DmsflowError, match="has measured 'concat of 2 on 32x32' up to 256 channels, not 25"):
+        latency({**widest, "block0_5": widest["block0_5"] + 5})
+
+
 def test_a_latency_budget_needs_a_profile() -> None:
     with pytest.raises(DmsflowError, match="--latency-ms: needs --profile"):
         Budgets.from_settings(SearchSettings(latency_ms=1.0), NETWORKS["vgg11"])

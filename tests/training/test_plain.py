@@ -9,7 +9,7 @@ import torch
 from made_up import with_signs
 
 import dmsflow
-from dmsflow.network.architectures import birealnet18, reactnet18, resnet18, vgg11
+from dmsflow.network.architectures import birealnet18, densenet, reactnet18, resnet18, vgg11
 from dmsflow.network.network import Network
 from dmsflow.settings import Precision
 from dmsflow.training.model import Model
@@ -18,7 +18,9 @@ from dmsflow.training.plain import build_plain_module
 
 @pytest.mark.parametrize("precision", ["binary", "float"])
 @pytest.mark.parametrize(
-    "architecture", [vgg11, resnet18, birealnet18, reactnet18], ids=lambda module: module.__name__.rpartition(".")[2]
+    "architecture",
+    [vgg11, resnet18, birealnet18, reactnet18, densenet],
+    ids=lambda module: module.__name__.rpartition(".")[2],
 )
 def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]
     compare_logits(architecture.build(3, 32, 10), precision)
