@@ -112,7 +112,8 @@ class TrainedWeights:
         right = "export with the manifest that train wrote"
         if name not in self.weights:
             raise DmsflowError(name, "is not among the trained weights", right)
-        array = np.asarray(self.weights[name], np.float64)
+        with np.errstate(invalid="ignore"):  # a NaN of a damaged file may be a signalling one
+            array = np.asarray(self.weights[name], np.float64)
         if array.shape != shape:
             raise DmsflowError(name, f"has shape {list(array.shape)}, but the widths need {list(shape)}", right)
         if not (abs(array) <= LARGEST_WEIGHT).all():

@@ -174,10 +174,15 @@ def restore(net: SuperNetwork, path: Path) -> None:
     """
     tensors, facts = checkpoint.load_checkpoint(path, net.settings, _fingerprint(net))
     with checkpoint.continuing(path):
-        if facts["allocated"] != net.model.widths:
-            net.model = make_model(net.model.network, facts["allocated"], net.settings, net.where.device)
+        allocated, widths = facts["allocated"], facts["widths"]
+        if {*allocated} != {*net.budgets.network.widths} or {*widths} != {*allocated}:
+            raise ValueError("it has other widths")
+        if not all(1 <= widths[name] <= allocated[name] for name in widths):
+            raise ValueError(f"{widths} are not within {allocated}")
+        if allocated != net.model.widths:
+            net.model = make_model(net.model.network, allocated, net.settings, net.where.device)
             net.optimiser = make_optimiser(net.model, net.settings)
-        net.widths = facts["widths"]
+        net.widths = widths
         checkpoint.restore(tensors, net.model, [net.optimiser, *net.others])
         results = [torch.tensor(each, device=net.where.device) for each in facts["results"]]
         mu, centre = (np.array(facts[name]).reshape(net.start.shape) for name in ("mu", "centre"))

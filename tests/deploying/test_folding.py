@@ -196,6 +196,11 @@ def test_a_negative_scale_behind_a_max_pool_is_refused():
             lambda bias: bias * np.nan,
             "norm1.bias: has values that are not finite; train again, with a smaller learning rate",
         ),
+        (  # a signalling NaN, of which NumPy warns as it casts
+            "norm2.bias",
+            lambda bias: np.full(bias.shape, 0x7FA00000, np.uint32).view(np.float32),
+            "norm2.bias: has values that are not finite; train again, with a smaller learning rate",
+        ),
         (
             "norm1.running_var",
             lambda var: -var,

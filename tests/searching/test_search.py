@@ -289,6 +289,34 @@ def test_killed_anywhere_and_resumed_is_uninterrupted(
     assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"widths": {"conv0": 2}}, {"widths": {"conv0": 10_000}}, {"widths": {"conv0": 0}}, {"allocated": {"other": 4}}],
+    ids=str,
+)
+def test_a_checkpoint_whose_widths_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, dict[str, int]]
+) -> None:
+    settings = SearchSettings(**SMALL)
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL_S", -1.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        _dies_after(patch, descent, "weight_step", 1)
+        search.run_stage(DATA, settings, tmp_path, Flow(COMMAND))
+    load = checkpoint.load_checkpoint
+
+    def changed(*given: Any) -> Any:
+        tensors, facts = load(*given)
+        ((name, widths),) = change.items()
+        only = len(widths) == 1 and widths.get("conv0") == 2
+        return tensors, {**facts, name: widths if only else {**facts[name], **widths}}
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", changed)
+    with pytest.raises(
+        DmsflowError, match=r"search.checkpoint: is not a checkpoint of this run \(ValueError: .*--force"
+    ):
+        search.run_stage(DATA, settings, tmp_path, Flow(COMMAND, resume=True))
+
+
 def test_a_search_with_force_that_is_killed_continues_beside_the_old_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
