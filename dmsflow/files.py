@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,9 @@ from dmsflow.errors import DmsflowError, require_utf8
 MOST_BYTES = 4 << 30  # of a file that is read whole; neither .tflite nor .onnx can have more than 2 GiB
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what damaged JSON raises, nested too deep too
+LOCK_SECONDS = (
+    1.0  # how long what a killed process had just started may keep its lock: subprocess forks, and then closes
+)
 PARTIAL = ".partial"  # ends the name of a file or folder that is being written; a dot begins it
 _locks = set[int]()
 R = TypeVar("R")
@@ -164,16 +168,20 @@ def remove_partials(folder: Path) -> None:
 
 def _lock(folder: Path) -> int:
     """Lock the folder itself, so that no file is left."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise
-    except OSError:
-        pass  # some network file systems cannot
-    _locks.add(lock)
-    return lock
+    lock, give_up = os.open(folder, os.O_RDONLY), time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < give_up:
+                time.sleep(LOCK_SECONDS / 20)
+                continue
+            os.close(lock)
+            raise
+        except OSError:
+            pass  # some network file systems cannot
+        _locks.add(lock)
+        return lock
 
 
 def _drop_locks() -> None:

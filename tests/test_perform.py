@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -171,6 +172,17 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         first.wait()
         with locked(tmp_path):
             os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_program_that_was_about_to_start_keeps_the_lock_for_a_moment(tmp_path: Path) -> None:
+    """As one does between the fork of subprocess and the closing of what is not its own."""
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    command = [sys.executable, "-c", "import time; time.sleep(0.3)"]
+    with subprocess.Popen(command, pass_fds=[lock]) as program:
+        os.close(lock)  # the program alone has it now
+        with locked(tmp_path):
+            program.kill()
 
 
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
