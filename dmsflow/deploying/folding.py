@@ -35,6 +35,7 @@ from dmsflow.network.network import (
 
 PRELU = ("slope", "before", "after")  # what a prelu learns
 LARGEST_PIXEL = 255
+RELU6 = 6  # what no output of a ReLU6 exceeds
 LARGEST_WEIGHT = 1e9  # no training has one near it, and the products that are folded then fit into float32
 
 Weights = Mapping[str, NDArray[Any]]
@@ -198,9 +199,12 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     quantiser = layers.get("quantize", layers.get("sign"))
     half = trained.threshold(quantiser) if quantiser else None
     if half is None:
-        layers.pop("relu", None)  # it stays a ReLU
-    elif "relu" in layers:  # which exceeds whatever is below zero
+        for op in ("relu", "relu6"):  # it stays one
+            layers.pop(op, None)
+    elif "relu" in layers or "relu6" in layers:  # which exceeds whatever is below zero, and of which nothing exceeds 6
         half = np.where(half < 0, -np.inf, half)
+    if half is not None and "relu6" in layers:
+        half = np.where(half >= RELU6, np.inf, half)
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
     gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
     if "max_pool" not in layers:
@@ -331,7 +335,7 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
             weight, bias = (array.astype(np.float32) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
     kinds: dict[str, Callable[..., GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
-    kinds |= {"concat": integer_graph.Concat}
+    kinds |= {"concat": integer_graph.Concat, "relu6": integer_graph.Relu6}
     return kinds.get(layer.op, integer_graph.AveragePool)(name=name, inputs=inputs)
 
 

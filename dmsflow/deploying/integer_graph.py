@@ -149,6 +149,10 @@ class Relu(Op, frozen=True, kw_only=True, eq=False):
     """Of floats: max(x, 0)."""
 
 
+class Relu6(Relu, frozen=True, kw_only=True, eq=False):
+    """Of floats: min(max(x, 0), 6)."""
+
+
 class PRelu(Op, frozen=True, kw_only=True, eq=False):
     """float32, per channel: with d = x - before, (d, or slope d if it is below 0) + after, each operation rounded."""
 
@@ -297,6 +301,8 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return x + others[0]
         case Concat():
             return np.concatenate([x, *others], -1)
+        case Relu6():
+            return np.clip(x, np.float32(0), np.float32(6))
         case Relu():
             return np.maximum(x, np.float32(0))
         case AveragePool() if op.kernel:

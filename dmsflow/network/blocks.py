@@ -19,10 +19,10 @@ from dmsflow.network.network import (
 )
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
-    "conv": ("max_pool", "batch_norm", "relu", *QUANTISERS),
-    "binary_conv": ("max_pool", "batch_norm", "relu", *QUANTISERS),
-    "depthwise_conv": ("batch_norm", "relu"),
-    "add": ("relu",),
+    "conv": ("max_pool", "batch_norm", "relu", "relu6", *QUANTISERS),
+    "binary_conv": ("max_pool", "batch_norm", "relu", "relu6", *QUANTISERS),
+    "depthwise_conv": ("batch_norm", "relu", "relu6"),
+    "add": ("relu", "relu6"),
     "average_pool": ("dense",),
 }
 

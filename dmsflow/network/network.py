@@ -29,6 +29,7 @@ Op = Literal[
     "max_pool",
     "average_pool",  # over the whole image, [C, H, H] -> [C, 1, 1], or with a kernel over windows, without padding
     "add",
+    "relu6",  # min(max(x, 0), 6)
     "depthwise_conv",  # float, one filter a channel, no bias: [C, H, H] -> [C, H', H']
     "concat",  # of channels, two tensors or more: [C1, H, H], [C2, H, H] -> [C1 + C2, H, H]
 ]

@@ -195,7 +195,7 @@ def centre_quantisers(model: Model) -> None:
             above = model.network.layer(source) if source != INPUT else layer
             if isinstance(norm := ops.get(source), BatchNorm):
                 norm.bias.fill_(CENTRED_ALPHA / 2)
-            elif above.op in ("relu", "prelu", "add", "max_pool", "concat"):
+            elif above.op in ("relu", "relu6", "prelu", "add", "max_pool", "concat"):
                 sources += above.inputs[0 if above.op == "concat" else -1 :]
 
 
@@ -359,8 +359,8 @@ class Plain(nn.Module):
         self.op, self.layer = op, layer
 
     def forward(self, *inputs: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        if self.op == "relu":
-            return F.relu(inputs[0])
+        if self.op in ("relu", "relu6"):
+            return F.relu(inputs[0]) if self.op == "relu" else F.relu6(inputs[0])
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
         if self.op == "concat":

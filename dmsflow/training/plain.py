@@ -75,7 +75,7 @@ def build_plain_module(
         elif layer.op == "concat":
             node = graph.call_function(torch.cat, (inputs, 1))
         else:
-            node = graph.call_function(operator.add if layer.op == "add" else F.relu, inputs)
+            node = graph.call_function({"add": operator.add, "relu6": F.relu6}.get(layer.op, F.relu), inputs)
         nodes[layer.name] = node
     graph.output(nodes[network.layers[-1].name])
     root.graph = graph

@@ -94,6 +94,12 @@ class Draft:
     def float_conv(self) -> None:
         self.convolution("conv")
 
+    def relu6(self) -> None:
+        """Alone, in front of a quantizer, or of a norm."""
+        self.add("relu6")
+        if self.random.random() < 0.3:
+            self.add("batch_norm")
+
     def window_average(self) -> None:
         kernel = int(self.random.integers(2, 4))
         if self.size >= kernel:
@@ -125,7 +131,7 @@ OPERATIONS: list[Callable[[Draft], None]] = []
 OPERATIONS += [Draft.float_conv]
 OPERATIONS += [Draft.depthwise]
 OPERATIONS += [Draft.window_average]
-OPERATIONS += [Draft.joined]
+OPERATIONS += [Draft.joined, Draft.relu6]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

@@ -15,7 +15,7 @@ from test_integer_graph import CHAIN
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
-from dmsflow.network.network import Layer
+from dmsflow.network.network import INPUT, Layer, Network
 
 # --- thresholds -----------------------------------------------------------------------------------
 
@@ -238,3 +238,25 @@ def test_a_broken_mean_is_refused():
         "the data set's mean and std: are [125.5, 123.0, 114.0]"
     )
     assert "an integer mean and a positive std" in refusal(network, weights, std=(1.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("alpha", [4, 12, 13])
+def test_a_relu6_in_front_of_a_quantizer_keeps_its_limit(alpha: float) -> None:
+    """Nothing exceeds 6: with alpha / 2 of 6 or more no bit is on."""
+    layers = (
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="a"),
+        Layer(name="relu6", op="relu6", inputs=("stem",)),
+        Layer(name="quantize", op="quantize", inputs=("relu6",)),
+        Layer(name="conv", op="binary_conv", inputs=("quantize",), width=1, kernel=2),
+        Layer(name="dense", op="dense", inputs=("conv",), width=2),
+    )
+    network = Network(name="n", channels=1, resolution=2, classes=2, widths={"a": 1}, layers=layers)
+    weights = trained(network, network.widths) | {"quantize.alpha": np.float32(alpha)}
+    weights["stem.weight"] = np.full((1, 1, 1, 1), 0.25, np.float32)
+    graph = folding.fold(network, network.widths, weights, (0,), (1.0,))
+    images = np.array([[[[16]], [[8]]], [[[255]], [[255]]]], np.uint8).reshape(1, 2, 2, 1)
+    np.testing.assert_allclose(
+        integer_graph.compute_logits(graph, images), plain(network, weights, images, mean=(0,), std=(1,)), atol=1e-5
+    )
+    bits = integer_graph.compute_op(graph.ops[0], images.astype(np.float32))
+    assert bits.ravel().tolist() == ([True, False, True, True] if alpha < 12 else [False] * 4)

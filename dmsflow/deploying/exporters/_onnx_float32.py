@@ -9,13 +9,10 @@ from typing import Any
 from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
 from dmsflow.deploying.folding import PRELU, TrainedWeights, Weights
 from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op, pools_all
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
 
-PLAIN: dict[Op, tuple[str, dict[str, Any]]] = {  # operators without weights, and their attributes
-    "add": ("Add", {}),
-    "average_pool": ("GlobalAveragePool", {}),
-    "concat": ("Concat", {"axis": 1}),
-}
+PLAIN = {"relu6": "Clip", "add": "Add", "concat": "Concat"}
+PLAIN |= {"max_pool": "MaxPool", "average_pool": "AveragePool"}
 
 
 def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
@@ -48,16 +45,11 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
             case "prelu":
                 parts = zip(PRELU, trained.prelu(layer), strict=True)
                 graph.prelu(inputs[0], name, *(graph.per_channel(f"{name}.{part}", values) for part, values in parts))
-            case "max_pool":
-                graph.node("MaxPool", *inputs, name=name, **window_of(layer))
-            case "average_pool" if not pools_all(layer):
-                graph.node("AveragePool", *inputs, name=name, **window_of(layer))
             case "dense":
                 graph.dense(inputs[0], name, *trained.dense(layer))
             case _:
-                kind, options = PLAIN[layer.op]
-                graph.node(kind, *inputs, name=name, **options)
-        if layer.op in ("relu", *QUANTISERS):
+                _add_plain(graph, layer, inputs)
+        if layer.op in ("relu", "relu6", *QUANTISERS):
             positive.add(name)
     shape = (1, network.resolution, network.resolution, network.channels)
     graph.save(path, f"{network.name}_float32", shape, network.layers[-1].name, network.classes)
@@ -72,6 +64,15 @@ def _write_convolution(graph: Graph, trained: TrainedWeights, layer: Layer, x: s
     groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
     graph.node("Conv", x, *constants, name=layer.name, **window_of(layer), **groups)
     return norm
+
+
+def _add_plain(graph: Graph, layer: Layer, inputs: list[str]) -> None:
+    """A layer without weights as one node."""
+    window = window_of(layer) if layer.op.endswith("_pool") and not pools_all(layer) else {}
+    limits = [graph.scalar(0), graph.scalar(6)] if layer.op == "relu6" else []
+    op = "GlobalAveragePool" if pools_all(layer) else PLAIN[layer.op]
+    axis = {"axis": 1} if layer.op == "concat" else {}
+    graph.node(op, *inputs, *limits, name=layer.name, **window, **axis)
 
 
 def _find_batch_norm(trained: TrainedWeights, conv: Layer) -> Layer | None:

@@ -36,10 +36,11 @@ CONVERTERS = ("direct", "official")
 WORD = 32  # channels in an int32
 GRANULARITY = PACKED_GRANULARITY
 SAME, VALID = 0, 1
-RELU = 1
+RELU, RELU6 = 1, 3
 CUSTOM = 32
 CODES = {name: number for number, name in tflite.OPERATORS.items()}
-OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "RELU": 0, "SUB": 28}  # of tflite.OPTIONS; 0: none
+OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
+OPTIONS |= {"RELU": 0, "RELU6": 0}
 OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
 OPTIONS |= {"CONCATENATION": 10}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
@@ -142,7 +143,8 @@ class LceWriter:
             case integer_graph.Concat():
                 return self.operator("CONCATENATION", [x, *others], name, shape, axis=3)
             case integer_graph.Relu():
-                return x if name in self.fused else self.operator("RELU", [x], name, shape)
+                kind = "RELU6" if isinstance(op, integer_graph.Relu6) else "RELU"
+                return x if name in self.fused else self.operator(kind, [x], name, shape)
             case integer_graph.AveragePool() if op.kernel:
                 return self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(op.kernel, op.stride))
             case integer_graph.PRelu():
@@ -246,7 +248,7 @@ class LceWriter:
         if len(readers) != 1 or not isinstance(readers[0], integer_graph.Relu):
             return {}
         self.fused.add(readers[0].name)
-        return {"fused_activation_function": RELU}
+        return {"fused_activation_function": RELU6 if isinstance(readers[0], integer_graph.Relu6) else RELU}
 
 
 def pack(bits: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -293,4 +295,4 @@ def layer_bytes(path: Path) -> dict[str, int]:
 def layer_of_tensor(name: str) -> str:
     """The layer of a tensor. The official converter joins the names of what it fuses; a ReLU has no constants."""
     names = name.split(";")
-    return next((each for each in names if not each.endswith("/Relu")), names[0]).partition("/")[0]
+    return next((each for each in names if not each.endswith(("/Relu", "/Relu6"))), names[0]).partition("/")[0]

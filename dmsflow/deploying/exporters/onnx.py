@@ -116,6 +116,8 @@ class OnnxWriter:
                 graph.prelu(floats[0], name, *(self.spread(op, part, getattr(op, part)) for part in PRELU))
             case integer_graph.Concat():
                 graph.node("Concat", *floats, name=name, axis=3)
+            case integer_graph.Relu6():
+                graph.node("Clip", *floats, graph.scalar(0), graph.scalar(6), name=name)
             case integer_graph.Add() | integer_graph.Relu():
                 graph.node(type(op).__name__, *floats, name=name)
         return Tensor(name, last=True, type=np.float32)

@@ -80,6 +80,7 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
         "pad": lambda x, *, amounts, fill: tf.pad(x, [[0, 0], amounts, amounts, [0, 0]], constant_values=fill),
         "prelu": lambda x, slope: tf.nn.relu(x) + -slope * tf.nn.relu(-x),
         "relu": tf.nn.relu,
+        "relu6": tf.nn.relu6,
         "sign": lambda x: tf.sign(tf.sign(x) + 0.1),  # of 0, too
         "subtract": lambda x, y: x - y,
     }

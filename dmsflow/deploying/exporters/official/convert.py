@@ -116,7 +116,7 @@ class Program:
             case integer_graph.Concat():
                 return Value(step("concat", name, x.number, *(other.number for other in others)), name)
             case integer_graph.Relu():
-                return Value(step("relu", name, x.number), name)
+                return Value(step("relu6" if isinstance(op, integer_graph.Relu6) else "relu", name, x.number), name)
             case integer_graph.PRelu():
                 moved = step("subtract", name, self.apart(x.number, name), constants=[op.before])
                 bent = step("prelu", name, moved, constants=[op.slope[None, None]])
