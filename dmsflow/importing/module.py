@@ -1,12 +1,13 @@
 """A torch.nn.Module as a `Network`: torch.export reads it, and its convolutions become binary by one rule.
 
-The first convolution and the last dense layer stay float. Every other convolution becomes a binary one, and every
-other dense layer a binary convolution over all the pixels it reads. A ReLU or PReLU that only binary convolutions read
-becomes their quantizer; where something else reads it too, or there is none, a quantizer is put behind it. A sign is a
-quantizer, of ±1. Numbers that are added to each channel beside a layer that learns them are left out. A convolution
-without a batch norm gets one, and its bias is left to the norm. A max pool behind conv, norm and ReLU moves to the
-convolution, which is the same function while the norm's scale is positive, as training keeps it.
-Layers have the names that the module gives them: "layer1.0.conv1".
+The first convolution, the last dense layer and depthwise convolutions stay float, and so do the layers that the module
+names in an attribute `float_layers`, each by its path or by that of a part: ("features.1", "layer4"). Every other
+convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
+ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
+is none, a quantizer is put behind it. A sign is a quantizer, of ±1. Numbers that are added to each channel beside a
+layer that learns them are left out. A convolution without a batch norm gets one, and its bias is left to the norm.
+A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the norm's scale is
+positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.importing.steps import Step, find_name, read_steps
 from dmsflow.network.network import INPUT, Layer, Network, Op
+from dmsflow.terminal import list_names
 
 # Parameters of a class or function that are given what the images have.
 CLASSES = ("num_classes", "n_classes", "classes")
@@ -31,7 +33,7 @@ CHANNELS = ("in_channels", "in_chans", "channels")
 # Steps that learn a number which is added to each channel in front of them, and behind them.
 LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
 LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")
-ACTIVATIONS = ("relu", "prelu")  # the quantizer of binary convolutions, if nothing else reads them
+ACTIVATIONS = ("relu", "relu6", "prelu")  # the quantizer of binary convolutions, if nothing else reads them
 
 
 def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -58,8 +60,28 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
             raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
+    floats = _find_float_layers(module, steps, name)
     steps = _put_norms(_move_pools(_drop_biases(steps, name)))
-    return _build_network(steps, name, channels, resolution, classes)
+    return _build_network(steps, floats, name, channels, resolution, classes)
+
+
+def _find_float_layers(module: nn.Module, steps: list[Step], name: str) -> set[str]:
+    """The convolutions and dense layers that the module wants to stay float.
+
+    Raises:
+        DmsflowError: a name is of none, or there are no names.
+    """
+    wanted, found = getattr(module, "float_layers", ()), set[str]()
+    if not isinstance(wanted, list | tuple | set | frozenset):
+        raise DmsflowError(f"{name}: float_layers", f"is of type {type(wanted).__name__}", "give a tuple of names")
+    weighted = [each.name for each in steps if each.op in ("conv", "linear")]
+    for path in wanted:
+        those = {each for each in weighted if f"{each}.".startswith(f"{path}.")}
+        if not those:
+            right = f"name one of {list_names(weighted)}, or a part of the module"
+            raise DmsflowError(f"{name}: float_layers", f"names {path!r}, which has no convolution", right)
+        found |= those
+    return found
 
 
 def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
@@ -140,7 +162,7 @@ def _move_pools(steps: list[Step]) -> list[Step]:
 
 def _put_norms(steps: list[Step]) -> list[Step]:
     """A batch norm behind every convolution, and every dense layer but the last, that has none."""
-    for step in [each for each in steps[:-1] if each.op in ("conv", "linear")]:
+    for step in [each for each in steps[:-1] if each.op in ("conv", "depthwise_conv", "linear")]:
         end = step.name
         readers = _readers(steps, end)
         if [each.op for each in readers] == ["max_pool"]:
@@ -155,10 +177,13 @@ def _put_norms(steps: list[Step]) -> list[Step]:
     return steps
 
 
-def _build_network(steps: list[Step], name: str, channels: int, resolution: int, classes: int) -> Network:
+def _build_network(
+    steps: list[Step], floats: set[str], name: str, channels: int, resolution: int, classes: int
+) -> Network:
     """Layers with quantizers in front of binary convolutions, and widths that additions share."""
     by_name = {each.name: each for each in steps}
-    is_binary = {each.name: each.op in ("conv", "linear") and INPUT not in each.inputs for each in steps[:-1]}
+    weighted = {each.name for each in steps[:-1] if each.op in ("conv", "linear") and INPUT not in each.inputs}
+    is_binary = dict.fromkeys(weighted - floats, True)
     widths = _share_widths(steps, channels)
     named = {key: by_name[key].shape[0] for key in dict.fromkeys(widths.values()) if isinstance(key, str)}
     named.pop(steps[-1].name, None)
@@ -172,14 +197,15 @@ def _build_network(steps: list[Step], name: str, channels: int, resolution: int,
             quantizers[step.name] = step.name
             continue
         inputs, window = step.inputs, step.window
+        if step.op == "linear" and step is not steps[-1]:
+            window = {"kernel": by_name[step.inputs[0]].shape[1]}
         if is_binary.get(step.name):
             (read,) = step.inputs
             if read not in quantizers:
                 quantizers[read] = find_name(f"{read}_quantize", {**by_name, **layers})
                 layers[quantizers[read]] = Layer(name=quantizers[read], op="quantize", inputs=(read,))
             inputs = (quantizers[read],)
-            window = {"kernel": by_name[read].shape[1]} if step.op == "linear" else window
-        ops: dict[str, Any] = {"conv": "binary_conv" if is_binary.get(step.name) else "conv", "linear": "binary_conv"}
+        ops: dict[str, Any] = dict.fromkeys(("conv", "linear"), "binary_conv" if is_binary.get(step.name) else "conv")
         fields: dict[str, Any] = {"op": ops.get(step.op, step.op), "inputs": inputs, **window}
         if step.op in ops:
             fields["width"] = widths[step.name]

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT
 
-SUPPORTED = (
-    "Conv2d, BatchNorm2d, ReLU, PReLU, torch.sign, MaxPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
-)
+SUPPORTED = "Conv2d, BatchNorm2d, ReLU, ReLU6, PReLU, torch.sign, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
 PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
 RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
 EXPANDED = ("expand_as", "expand")
@@ -37,8 +35,7 @@ INSTEAD = {
     **dict.fromkeys(RESHAPED, "flatten all pixels at once, in front of a Linear layer"),
     **dict.fromkeys(("wrap_with_set_grad_enabled", "wrap_with_autocast"), "leave no_grad and autocast out of forward"),
     "pad": "give the padding to the convolution, with zeros",
-    "avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
-    "adaptive_avg_pool2d": "use MaxPool2d, or AdaptiveAvgPool2d(1) over the whole image",
+    "adaptive_avg_pool2d": "use AvgPool2d with a kernel, or AdaptiveAvgPool2d(1) over the whole image",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
     **dict.fromkeys(("chunk", "split", "slice", "permute", "transpose"), "leave the shuffling of channels out"),
 }
@@ -50,8 +47,8 @@ class Step:
 
     Attributes:
         name: the layer's, from the module's path.
-        op: conv, linear, batch_norm, relu, prelu, sign, max_pool, average_pool, add, or bias, which adds a number to
-            each channel.
+        op: conv, depthwise_conv, linear, batch_norm, relu, relu6, prelu, sign, max_pool, average_pool, add, or bias,
+            which adds a number to each channel.
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
@@ -186,18 +183,15 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     here, inputs, shape = f"{where}: {path}", tuple(each.name for each in read), read[0].shape
     given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
     if op == "add":
-        if len(read) == 1 and made == shape and bound.get("alpha", 1) == 1 and _is_bias(node, shape[0]):
-            return Step(path, "bias", inputs, shape)
-        if len(read) != 2 or bound.get("alpha", 1) != 1 or read[0].shape != read[1].shape:
-            what = "adds something other than two layers of the same channels and pixels"
-            raise DmsflowError(here, what, "add two such layers, each once")
-        return Step(path, op, inputs, shape)
+        return _read_add(node, read, where)
     if len(read) != 1:
         raise _refuse(where, node)
     if op == "batch_norm" and given[0] != shape[0]:
         raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
     if op == "prelu" and given[0] != shape[0] and bound["weight"].meta["val"].numel() > 1:
         raise DmsflowError(here, "has slopes for flattened pixels", "put the PReLU in front of Flatten")
+    if op == "relu6" or (op == "hardtanh" and (bound.get("min_val"), bound.get("max_val")) == (0, 6)):
+        return Step(path, "relu6", inputs, shape)
     if op in ("relu", "prelu", "sign", "batch_norm"):
         return Step(path, op, inputs, shape)
     if op == "linear":
@@ -210,18 +204,39 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     if given != shape:
         raise DmsflowError(here, f"reads pixels in another form, {'×'.join(map(str, given))}", INSTEAD["reshape"])
     if op == "conv2d":
-        return Step(path, "conv", inputs, made, _window(where, path, bound["weight"].meta["val"].shape[2:], bound))
-    if op == "max_pool2d":
+        window = _window(where, path, bound["weight"].meta["val"].shape[2:], bound)
+        is_depthwise = window["groups"] == shape[0] == made[0] > 1
+        if is_depthwise:
+            del window["groups"]
+        return Step(path, "depthwise_conv" if is_depthwise else "conv", inputs, made, window)
+    pads = any(_pair(bound.get("padding", 0))) or bound.get("divisor_override")
+    covers = op == "avg_pool2d" and _pair(bound["kernel_size"]) == shape[1:]
+    if op == "avg_pool2d" and (pads or (_pair(bound["kernel_size"]) == (1, 1) and not covers)):
+        what = "averages single pixels, or with padding or a divisor of its own"
+        raise DmsflowError(here, what, "use AvgPool2d without these")
+    if op == "max_pool2d" or (op == "avg_pool2d" and not covers):
         window = _window(where, path, bound["kernel_size"], bound)
         side = shape[1] + 2 * window["padding"] - window["kernel"]
         if bound.get("ceil_mode") and side % window["stride"]:
             raise DmsflowError(here, "pools with ceil_mode beyond the image", "leave ceil_mode out")
-        return Step(path, "max_pool", inputs, made, window)
-    pads = any(_pair(bound.get("padding", 0))) or bound.get("divisor_override")
-    covers = op != "avg_pool2d" or (_pair(bound["kernel_size"]) == shape[1:] and not pads)
-    if op in ("adaptive_avg_pool2d", "avg_pool2d") and made[1:] == (1, 1) and covers:
+        if op == "max_pool2d":
+            return Step(path, "max_pool", inputs, made, window)
+        return Step(path, "average_pool", inputs, made, {key: window[key] for key in ("kernel", "stride")})
+    if made[1:] == (1, 1) and (op == "adaptive_avg_pool2d" or covers):
         return Step(path, "average_pool", inputs, made)
     raise _refuse(where, node)
+
+
+def _read_add(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
+    """The sum of two layers, or of one and a number for each channel."""
+    path, bound, inputs, shape = _path(node), _bind(node), tuple(each.name for each in read), read[0].shape
+    plain, made = bound.get("alpha", 1) == 1, tuple(node.meta["val"].shape[1:])
+    if len(read) == 1 and made == shape and plain and _is_bias(node, shape[0]):
+        return Step(path, "bias", inputs, shape)
+    if len(read) != 2 or not plain or read[0].shape != read[1].shape:
+        what = "adds something other than two layers of the same channels and pixels"
+        raise DmsflowError(f"{where}: {path}", what, "add two such layers, each once")
+    return Step(path, "add", inputs, shape)
 
 
 def _is_bias(node: torch.fx.Node, channels: int) -> bool:

@@ -91,6 +91,25 @@ def test_signs_and_prelus_are_layers_that_learn_the_shifts_beside_them() -> None
     assert not any("bias" in layer.name or "before" in layer.name for layer in network.layers)
 
 
+class Separable(nn.Module):
+    """Depthwise convolutions, one with a bias and no norm, an average over windows, ReLU6, and float layers by name."""
+
+    float_layers: Any = ("mix.1", "hidden")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(2, 6), nn.BatchNorm2d(6), nn.ReLU6())
+        self.each = nn.Sequential(conv(6, 6, stride=2, groups=6), nn.ReLU6())
+        self.mix = nn.Sequential(nn.AvgPool2d(3, 2), conv(6, 9, 1), nn.BatchNorm2d(9), nn.ReLU())
+        self.after = nn.Sequential(conv(9, 9, groups=9, bias=False), nn.BatchNorm2d(9), nn.ReLU())
+        self.pointwise = nn.Sequential(conv(9, 7, 1), nn.BatchNorm2d(7), nn.ReLU())
+        self.hidden, self.fc = nn.Linear(7 * 9, 8), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pointwise(self.after(self.mix(self.each(self.stem(images)))))
+        return self.fc(relu(self.hidden(x.flatten(1))))
+
+
 def make_plain(classes: int) -> nn.Module:
     """Biases without norms, a dense layer over several pixels, and pools before and behind the ReLU."""
     return nn.Sequential(
@@ -123,7 +142,7 @@ def give_weights(network: Network, state: dict[str, Tensor]) -> Model:
             tensor.copy_(state[name].reshape(tensor.shape))
     behind = {layer.inputs[0]: layer for layer in network.layers}
     for layer in network.layers:
-        if layer.op in ("conv", "binary_conv") and f"{layer.name}.bias" in state:
+        if layer.op.endswith("conv") and f"{layer.name}.bias" in state:
             norm = behind[layer.name] if behind[layer.name].op == "batch_norm" else behind[behind[layer.name].name]
             tensors[f"{norm.name}.running_mean"].sub_(state[f"{layer.name}.bias"])
     return model
@@ -169,6 +188,7 @@ def make_torchvision(name: str) -> nn.Module:
         (Residual(), (2, 16, 16)),
         (make_plain(5), (2, 16, 16)),
         (make_flattened(), (2, 16, 16)),
+        (Separable(), (2, 16, 16)),
         # The stem is not the first that is made, and the unused branch has what no network has.
         (
             Lambda(
@@ -184,7 +204,7 @@ def make_torchvision(name: str) -> nn.Module:
         pytest.param("resnet18", (3, 64, 64), marks=pytest.mark.slow),
         pytest.param("alexnet", (3, 224, 224), marks=pytest.mark.slow),
     ],
-    ids=["residual", "plain", "flattened", "branches", "resnet18", "alexnet"],
+    ids=["residual", "plain", "flattened", "separable", "branches", "resnet18", "alexnet"],
 )
 def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape: tuple[int, int, int]) -> None:
     module = make_torchvision(module) if isinstance(module, str) else module
@@ -195,6 +215,42 @@ def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape
     with torch.no_grad():
         wanted, found = module.eval()(images), model(images)
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_depthwise_and_named_layers_stay_float() -> None:
+    network = read_module(Separable(), "net", 2, 16, 5)
+    ops = {layer.name: layer.op for layer in network.layers}
+    assert [name for name, op in ops.items() if op == "conv"] == ["stem.0", "mix.1", "hidden"]
+    assert [name for name, op in ops.items() if op == "depthwise_conv"] == ["each.0", "after.0"]
+    assert [name for name, op in ops.items() if op == "binary_conv"] == ["pointwise.0"]
+    assert ops["stem.2"] == ops["each.1"] == "relu6" and ops["after.2"] == "quantize" and ops["mix.3"] == "relu"
+    assert list(network.widths) == ["stem.0", "mix.1", "pointwise.0", "hidden"]  # a depthwise one has none
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (
+            ("mix.0",),
+            "net: float_layers: names 'mix.0', which has no convolution; name one of stem.0, mix.1, pointwise.0",
+        ),
+        ("mix", "net: float_layers: is of type str; give a tuple of names"),
+    ],
+)
+def test_float_layers_that_are_none_are_refused(names: Any, line: str) -> None:
+    module = Separable()
+    module.float_layers = names
+    with pytest.raises(DmsflowError) as caught:
+        read_module(module, "net", 2, 16, 5)
+    assert line in str(caught.value)
+
+
+def test_a_part_of_the_module_may_stay_float() -> None:
+    module = Residual()
+    module.float_layers = ["skip", "second"]  # type: ignore[assignment]
+    network = read_module(module, "net", 2, 16, 5)
+    assert [layer.name for layer in network.layers if layer.op == "conv"] == ["stem.0", "skip.0", "second"]
+    assert [layer.name for layer in network.layers if layer.op == "binary_conv"] == ["first"]
 
 
 def test_only_the_first_and_the_last_layer_stay_float() -> None:
@@ -276,8 +332,8 @@ CHANGED = [
     (Broken(nn.Conv2d(4, 4, 4, padding="same")), "middle: pads one side more than the other; use an odd kernel"),
     (Broken(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), "middle: uses pad, which no binary"),
     (Broken(nn.Linear(16, 16)), "middle: reads 4×16×16 values; flatten them in front of a Linear layer"),
-    (Broken(nn.AvgPool2d(16, padding=1)), "middle: uses AvgPool2d, which"),
-    (Broken(nn.AvgPool2d(16, divisor_override=7)), "middle: uses AvgPool2d, which"),
+    (Broken(nn.AvgPool2d(16, padding=1)), "middle: averages single pixels, or with padding or a"),
+    (Broken(nn.AvgPool2d(16, divisor_override=7)), "middle: averages single pixels, or with padding or a divisor"),
     (Broken(nn.Sequential(Lambda(lambda _, x: x.view(2, 4, 8, 32)), conv(4, 4))), "1: reads pixels in another form, 4"),
     (Broken(nn.BatchNorm2d(4, track_running_stats=False)), "middle: keeps no running statistics; leave"),
     (Broken(Lambda(weigh, weight=nn.Parameter(torch.ones(4, 4)))), "middle.conv2d: computes its weights; let them be"),
@@ -323,8 +379,15 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
             "network net, layer 'middle.add': add reads a sign layer; a quantize",
         ),
         (Broken(nn.SiLU()), "net: middle: uses SiLU, which no binary network here has; use a ReLU, which becomes"),
-        (Broken(nn.AvgPool2d(2)), "net: middle: uses AvgPool2d, which no binary network here has; use MaxPool2d"),
-        (Broken(conv(4, 4, groups=4)), "network net, layer 'middle': binary_conv has groups 4; leave groups at 1"),
+        (Broken(nn.AvgPool2d(3, 2, padding=1)), "net: middle: averages single pixels, or with padding or a divisor"),
+        (Broken(nn.AvgPool2d(3, 2, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
+        (Broken(nn.AdaptiveAvgPool2d(5)), "net: middle: uses AdaptiveAvgPool2d, which no binary network here has; use"),
+        (Broken(conv(4, 4, groups=2)), "network net, layer 'middle': binary_conv has groups 2; leave groups at 1"),
+        (
+            nn.Sequential(conv(2, 4), conv(4, 8, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
+            "network net, layer '1': binary_conv has groups 4; leave groups at 1",
+        ),
+        (Broken(nn.Hardtanh()), "net: middle: uses Hardtanh, which no binary network here has; use a ReLU"),
         (Broken(nn.Conv2d(4, 4, (3, 1))), "net: middle: has kernel 3×1; use the same in both directions"),
         (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
         (Broken(Depends()), "net: cannot be read for images of 2×16×16 ("),
