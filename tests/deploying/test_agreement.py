@@ -26,6 +26,7 @@ from dmsflow.deploying.exporters import onnx
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.modelfile.runners import litert, onnxruntime
+from dmsflow.modelfile.tflite_reader import read_graph
 from dmsflow.network.network import INPUT, Layer, Network
 
 MAGNITUDES = (1.0, 1e-3, 300.0)  # of alphas, and of the scales of batch norms, which have both signs
@@ -258,6 +259,10 @@ def compare_mixed(cases: list[tuple[Any, ...]], folder: Path) -> None:
         clear = margins >= 1
         scale = max(1.0, float(abs(wanted).max()))
         for path, runner in paths.items():
+            if path.suffix == ".tflite":  # nothing is stored in vain
+                graph = read_graph(path, path.read_bytes())
+                stored = {number for number, tensor in enumerate(graph.tensors) if tensor.stored_bytes}
+                assert stored <= {number for node in graph.nodes for number in node.inputs}, form.name
             check.check_packed(onnx if path.suffix == ".onnx" else exporter, form, path)
             found = logits(runner, path, images)[clear]
             np.testing.assert_allclose(found, wanted[clear], atol=1e-4 * scale, err_msg=f"{form.name}, {path.stem}")

@@ -171,11 +171,12 @@ class LceWriter:
     def float_conv(
         self, op: integer_graph.Conv, x: int, padding: int, weight: Any, bias: Any, name: str, **options: int
     ) -> int:
+        is_depthwise = isinstance(op, integer_graph.DepthwiseConv)
+        weight = weight.transpose(3, 1, 2, 0) if is_depthwise else weight  # [1, k, k, C]
         inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
         options |= {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
         options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
-        if isinstance(op, integer_graph.DepthwiseConv):
-            inputs[1] = self.constant(f"{op.name}/weight", weight.transpose(3, 1, 2, 0))  # [1, k, k, C]
+        if is_depthwise:
             return self.operator(
                 DEPTHWISE_CONV, inputs, name, (1, *self.shapes[op.name]), depth_multiplier=1, **options
             )
