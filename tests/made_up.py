@@ -146,6 +146,9 @@ def plain_op(layer, own, inputs, fill=0):
         "relu6": lambda: np.clip(x, 0, 6),
         "add": lambda: x + inputs[1],
         "concat": lambda: np.concatenate(inputs, 1),
+        "multiply": lambda: x * inputs[1],
+        "sigmoid": lambda: (1 + np.tanh(x / 2)) / 2,
+        "hard_sigmoid": lambda: np.clip(x / 6 + 0.5, 0, 1),
         "average_pool": lambda: (
             x.mean((2, 3), keepdims=True) if layer.kernel == 1 else windows(x, layer, 0).mean((4, 5))
         ),

@@ -335,7 +335,8 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
             weight, bias = (array.astype(np.float32) for array in trained.dense(layer))
             return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
     kinds: dict[str, Callable[..., GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
-    kinds |= {"concat": integer_graph.Concat, "relu6": integer_graph.Relu6}
+    kinds |= {"relu6": integer_graph.Relu6, "concat": integer_graph.Concat, "multiply": integer_graph.Multiply}
+    kinds |= {"sigmoid": integer_graph.Sigmoid, "hard_sigmoid": integer_graph.HardSigmoid}
     return kinds.get(layer.op, integer_graph.AveragePool)(name=name, inputs=inputs)
 
 

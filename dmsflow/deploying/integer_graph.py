@@ -30,6 +30,7 @@ from dmsflow.network.network import INPUT
 CHUNK = 2**23  # values of the largest tensor that are computed at a time
 LARGEST_SUM = 2**24 - 4  # up to here, and a little beyond, float32 holds every whole number
 UNIT = 2.0**-24  # largest relative error of one rounding to float32
+CURVE_ROUNDINGS = 8  # of a sigmoid: its largest error in any runtime, in UNIT
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -145,6 +146,18 @@ class Concat(Op, frozen=True, kw_only=True, eq=False):
     """Channels of several tensors of floats, one behind the other."""
 
 
+class Multiply(Op, frozen=True, kw_only=True, eq=False):
+    """Product of two tensors of floats of one shape, or [H, W, C] by [1, 1, C]."""
+
+
+class Sigmoid(Op, frozen=True, kw_only=True, eq=False):
+    """Of floats: 1 / (1 + exp(-x)), which every runtime rounds differently."""
+
+
+class HardSigmoid(Op, frozen=True, kw_only=True, eq=False):
+    """Of floats: min(max(x + 3, 0), 6) / 6, which every runtime rounds differently."""
+
+
 class Relu(Op, frozen=True, kw_only=True, eq=False):
     """Of floats: max(x, 0)."""
 
@@ -175,7 +188,21 @@ class Dense(Op, frozen=True, kw_only=True, eq=False):
 
 
 GraphOp: TypeAlias = (
-    Stem | BinaryConv | FloatConv | MaxPool | Scale | Quantize | Add | Concat | Relu | PRelu | AveragePool | Dense
+    Stem
+    | BinaryConv
+    | FloatConv
+    | MaxPool
+    | Scale
+    | Quantize
+    | Add
+    | Concat
+    | Multiply
+    | Sigmoid
+    | HardSigmoid
+    | Relu
+    | PRelu
+    | AveragePool
+    | Dense
 )
 
 
@@ -260,12 +287,20 @@ def _bound_error(op: GraphOp, y: Any, inputs: list[Any], errors: list[Any]) -> A
             return compute_op(op, errors[0] + _bound_sum(count) * abs(inputs[0])) + UNIT * abs(y)
         case Scale():
             return abs(op.multiplier) * (errors[0] + UNIT * abs(inputs[0])) + UNIT * abs(y)
+        case PRelu():
+            steepest = np.maximum(1, abs(op.slope))
+            return steepest * (errors[0] + 2 * UNIT * abs(inputs[0] - op.before)) + UNIT * abs(y)
         case MaxPool():
             return compute_op(op, errors[0])
         case Add():
             return sum(errors) + UNIT * abs(y)
         case Concat():
             return np.concatenate([np.broadcast_to(off, x.shape) for x, off in zip(inputs, errors, strict=True)], -1)
+        case Multiply():
+            off, others = errors
+            return abs(inputs[0]) * others + abs(inputs[1]) * off + off * others + UNIT * abs(y)
+        case Sigmoid() | HardSigmoid():  # their slopes are 1/4 and 1/6 at most
+            return np.broadcast_to(errors[0] / 4 + CURVE_ROUNDINGS * UNIT, y.shape)
     return errors[0]
 
 
@@ -303,6 +338,12 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
             return np.concatenate([x, *others], -1)
         case Relu6():
             return np.clip(x, np.float32(0), np.float32(6))
+        case Multiply():
+            return x * others[0]
+        case Sigmoid():
+            return np.exp(-np.logaddexp(0, -x.astype(np.float64)))
+        case HardSigmoid():
+            return np.clip(x.astype(np.float64) + 3, 0, 6) / 6
         case Relu():
             return np.maximum(x, np.float32(0))
         case AveragePool() if op.kernel:

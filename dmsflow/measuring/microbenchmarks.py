@@ -80,7 +80,7 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
     if entry == "image":
         return _combine(*terms, (-1, isolate_overhead()))
     terms.append((-1, _build(entry, size, others=others)))
-    for exits, each in _count_exits(entry, [*others, size]):
+    for exits, each in _count_exits(entry, [size, *others]):
         terms.append((exits, _isolate_exit()))
         if entry == "floats":
             terms.append((exits, _isolate_quantizer(each)))
@@ -90,14 +90,16 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
 def _share_channels(block: FusedBlock, reads: int) -> list[Size]:
     """The sizes of what a block reads: a concat shares its channels among its inputs, others read as many from each."""
     count = len(block.layers[0].inputs)
+    if block.gated:
+        return [(reads, block.resolution), (reads, 1)]
     if block.op != "concat":
         return [(reads, block.resolution)] * count
     return [(max(1, (reads + index) // count), block.resolution) for index in range(count)]
 
 
 def _count_exits(kind: Kind, tensors: Sequence[T]) -> list[tuple[int, T]]:
-    """How many exits each tensor has that a block would have read; the last, the entry, has what makes others as a reader."""
-    return [*((EXITS[kind], each) for each in tensors[:-1]), (1 if tensors[1:] else EXITS[kind], tensors[-1])]
+    """How many exits each tensor has that a block would have read; the first, the entry, is read by what makes others."""
+    return [(1 if tensors[1:] else EXITS[kind], tensors[0]), *((EXITS[kind], each) for each in tensors[1:])]
 
 
 def _isolate_quantizer(size: Size, op: Op = "quantize") -> Sum:
@@ -135,7 +137,8 @@ def _build(
         entry: what the block reads.
         size: of what it reads.
         writes: channels that the block writes, if they are its own choice.
-        others: sizes of other floats that are read as well (an add does), by binary convolutions of these.
+        others: sizes of other floats that are read as well (an add does), by binary convolutions of these, or of one
+            pixel by their average.
         exits: how many, if not those of EXITS.
         more: the quantiser of those beyond these.
     """
@@ -150,11 +153,13 @@ def _build(
         append("enter", "conv", INPUT, width=reads)
         append("enter_norm", "batch_norm", "enter")
         tensors = [append(f"enter_{entry}", "quantize" if entry == "bits" else "relu", "enter_norm")]
-    if others:
+    if others and others[0][1] < pixels:
+        tensors.append(append("other_average", "average_pool", tensors[0]))
+    elif others:
         append("other_bits", "quantize", tensors[0])
-    for index, (channels, _) in enumerate(others):
-        append(f"other_{index}", "binary_conv", "other_bits", width=channels)
-        tensors.insert(-1, append(f"other_{index}_norm", "batch_norm", f"other_{index}"))
+        for index, (channels, _) in enumerate(others):
+            append(f"other_{index}", "binary_conv", "other_bits", width=channels)
+            tensors.append(append(f"other_{index}_norm", "batch_norm", f"other_{index}"))
     for layer in block.layers if block else ():
         width = writes if layer.op in ("conv", "binary_conv") else layer.width
         inputs = tuple(tensors)

@@ -46,6 +46,7 @@ class FusedBlock:
         channels: of the image, for a block that reads it; a block of another network may have others.
         resolution: pixels on a side of what the first layer reads.
         reads, writes: width keys of what goes in and comes out; a concat reads all that it puts out.
+        gated: the second factor of a multiply is one pixel a channel.
     """
 
     layers: tuple[Layer, ...]
@@ -53,6 +54,7 @@ class FusedBlock:
     resolution: int
     reads: Key
     writes: Key
+    gated: bool = False
 
     @property
     def op(self) -> Op:
@@ -70,7 +72,7 @@ class FusedBlock:
     @property
     def name(self) -> str:
         """Equal for two fused blocks if and only if they do the same, up to their widths."""
-        ops = [_format_op(layer, self.channels) for layer in self.layers]
+        ops = [_format_op(layer, self.channels) + " by 1x1" * self.gated for layer in self.layers]
         return f"{' + '.join(ops)} on {self.resolution}x{self.resolution}"
 
     @property
@@ -115,5 +117,6 @@ def fused_blocks(network: Network) -> tuple[FusedBlock, ...]:
             folded.update(each.name for each in layers)
             entry, end = layer.inputs[0], layers[-1].name
             reads = keys[end if layer.op == "concat" else entry]
-            blocks.append(FusedBlock(layers, network.channels, sizes[entry], reads, keys[end]))
+            gated = layer.op == "multiply" and sizes[layer.inputs[1]] < sizes[entry]
+            blocks.append(FusedBlock(layers, network.channels, sizes[entry], reads, keys[end], gated))
     return tuple(blocks)

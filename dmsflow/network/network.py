@@ -32,12 +32,16 @@ Op = Literal[
     "relu6",  # min(max(x, 0), 6)
     "depthwise_conv",  # float, one filter a channel, no bias: [C, H, H] -> [C, H', H']
     "concat",  # of channels, two tensors or more: [C1, H, H], [C2, H, H] -> [C1 + C2, H, H]
+    "multiply",  # of two tensors of one shape, or [C, H, H] by [C, 1, 1]
+    "sigmoid",
+    "hard_sigmoid",  # min(max(x + 3, 0), 6) / 6
 ]
 # Those with a kernel, stride and padding.
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
 QUANTISERS: tuple[Op, ...] = ("quantize", "sign")  # what binary convolutions read
-JOINING_OPS: dict[str, str] = {"add": "adds", "concat": "joins"}  # those that read several layers
+# Those that read several layers, and the verb of each.
+JOINING_OPS: dict[str, str] = {"add": "adds", "concat": "joins", "multiply": "multiplies"}
 # What names the channels of a tensor: a width, a number, or those of a concatenation, which add up.
 Key: TypeAlias = str | int | tuple[str | int, ...]
 INPUT = "input"  # the name by which layers refer to the image
@@ -231,7 +235,7 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     right = f"write inputs=({str(layer.inputs)!r},)"
     yield isinstance(layer.inputs, str), f"inputs is {layer.inputs!r}, but must be a tuple", right
     count = len(layer.inputs)
-    right = "an add reads two layers, a concat two or more, any other op one"
+    right = "an add or multiply reads two layers, a concat two or more, any other op one"
     yield count < 2 if op == "concat" else count != 1 + (op in JOINING_OPS), f"{op} has {count} inputs", right
     missing = next((name for name in layer.inputs if name not in ops), None)
     what = f"reads {missing!r}, but no earlier layer has this name"
@@ -291,8 +295,10 @@ def _network_rules(network: Network, keys: Mapping[str, Key]) -> Iterator[Rule]:
         title, reads = f"layer {layer.name!r}", [sizes[name] for name in layer.inputs]
         right = f"use images larger than {network.resolution} pixels"
         yield sizes[layer.name] < 1, f"{title} has no pixels left", right
-        other = next((size for size in reads if size != reads[0]), None)
+        fitting = {reads[0], 1} if layer.op == "multiply" else {reads[0]}
+        other = next((size for size in reads if size not in fitting), None)
         what = f"{title} {JOINING_OPS.get(layer.op)} {reads[0]} and {other} pixels"
-        yield other is not None, what, "let both have the same stride"
+        right = "let both have the same stride" + ", or the second one pixel" * (layer.op == "multiply")
+        yield other is not None, what, right
         what = f"{title} reads {reads[0]}×{reads[0]} pixels"
         yield layer.op == "dense" and reads[0] > 1, what, "put an average_pool before it"

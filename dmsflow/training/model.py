@@ -7,8 +7,9 @@ it is the plain network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,15 @@ ALPHA_START = 1.0  # of the order of a batch norm's outputs, which quantisers re
 CENTRED_ALPHA = 2.0  # see centre_quantisers
 PRELU_SLOPE = 0.25  # of a new one, as in torch
 SMALLEST_SCALE = 1e-3  # alpha, and scale of a batch norm behind a max pool: both must stay positive
+FUNCTIONS: dict[str, Callable[..., Any]] = {  # of ops without parameters or settings
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "add": torch.add,
+    "concat": lambda *parts: torch.cat(parts, 1),
+    "multiply": torch.mul,
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": F.hardsigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -359,14 +369,10 @@ class Plain(nn.Module):
         self.op, self.layer = op, layer
 
     def forward(self, *inputs: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        if self.op in ("relu", "relu6"):
-            return F.relu(inputs[0]) if self.op == "relu" else F.relu6(inputs[0])
+        if self.op in FUNCTIONS:
+            return FUNCTIONS[self.op](*inputs)  # type: ignore[no-any-return]
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
-        if self.op == "concat":
-            return torch.cat(inputs, 1)
         if pools_all(self.layer):
             return inputs[0].mean((2, 3), keepdim=True)
-        if self.op == "average_pool":
-            return F.avg_pool2d(inputs[0], self.layer.kernel, self.layer.stride)
-        return inputs[0] + inputs[1]
+        return F.avg_pool2d(inputs[0], self.layer.kernel, self.layer.stride)

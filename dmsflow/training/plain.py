@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dmsflow.deploying.folding import PRELU, TrainedWeights
 from dmsflow.manifest import Manifest
 from dmsflow.network.network import BATCH_NORM_EPS, INPUT, QUANTISERS, Layer, Network, Op, pads_signs, pools_all
 from dmsflow.training import checkpoint
+from dmsflow.training.model import FUNCTIONS
 
 # What layers with parameters of their own compute: the names of these, and a function of the input and of them.
 FORMULAS: dict[Op, tuple[tuple[str, ...], Callable[..., Any]]] = {
@@ -72,10 +72,8 @@ def build_plain_module(
             node = graph.call_function(F.avg_pool2d, (*inputs, layer.kernel, layer.stride))
         elif layer.op == "average_pool":
             node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
-        elif layer.op == "concat":
-            node = graph.call_function(torch.cat, (inputs, 1))
         else:
-            node = graph.call_function({"add": operator.add, "relu6": F.relu6}.get(layer.op, F.relu), inputs)
+            node = FUNCTIONS.get(layer.op, F.relu)(*(torch.fx.Proxy(each, tracer) for each in inputs)).node
         nodes[layer.name] = node
     graph.output(nodes[network.layers[-1].name])
     root.graph = graph

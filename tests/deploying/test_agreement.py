@@ -126,13 +126,31 @@ class Draft:
         if self.random.random() < 0.5:
             self.add("batch_norm")
 
+    def squeeze_and_excite(self) -> None:
+        """Channels times a gate that is computed of their averages."""
+        entry = self.last
+        if not self.key:
+            return
+        inner = f"width{len(self.widths)}"
+        self.widths[inner] = int(self.random.integers(1, 33))
+        self.add("average_pool")
+        self.add("conv", width=inner)
+        self.add("relu")
+        self.add("conv", width=self.key)
+        self.add("batch_norm")
+        self.add("multiply", entry, self.add("sigmoid" if self.random.random() < 0.5 else "hard_sigmoid"))
+
+    def swish(self) -> None:
+        entry = self.last
+        self.add("multiply", entry, self.add("sigmoid" if self.random.random() < 0.5 else "hard_sigmoid"))
+
 
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = []
 OPERATIONS += [Draft.float_conv]
 OPERATIONS += [Draft.depthwise]
 OPERATIONS += [Draft.window_average]
-OPERATIONS += [Draft.joined, Draft.relu6]
+OPERATIONS += [Draft.joined, Draft.relu6, Draft.squeeze_and_excite, Draft.swish]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 
+import gated
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,8 @@ NETWORKS = {
     for name, resolution in (("vgg11", 32), ("resnet18", 32), ("resnet18", 64), ("reactnet18", 32), ("densenet", 32))
 }
 NETWORKS["vgg11-signs"] = with_signs(load_network("vgg11", 3, 32, 10))
+
+NETWORKS["gated"] = gated.build(3, 32, 10)
 
 
 def additive_ms(network: Network, widths: Mapping[str, int]) -> float:

@@ -90,7 +90,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         (swap("dense", width=9), "does not end in the class scores"),
         (swap("conv", name="stem"), "layer 'stem': another layer has the same name; give every layer its own name"),
         (swap("conv", name="input"), "another layer has the same name"),
-        (swap("stem", inputs=()), "conv has 0 inputs; an add reads two layers, a concat two or more, any"),
+        (swap("stem", inputs=()), "conv has 0 inputs; an add or multiply reads two layers, a concat"),
         (swap("average", inputs=("conv", "stem")), "average_pool has 2 inputs"),
         (
             swap("quantize", inputs=("conv",)),
@@ -98,7 +98,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         ),
         (
             before_end(Layer(name="one", op="concat", inputs=("conv",))),
-            "layer 'one': concat has 1 inputs; an add reads",
+            "layer 'one': concat has 1 inputs; an add or multiply",
         ),
         (
             before_end(Layer(name="join", op="concat", inputs=("conv", "quantize"))),
@@ -114,6 +114,24 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
                 Layer(name="join", op="concat", inputs=("stem", "half")),
             ),
             "layer 'join' joins 8 and 4 pixels; let both have the same stride",
+        ),
+        (
+            before_end(
+                Layer(name="half", op="max_pool", inputs=("conv",), kernel=2, stride=2),
+                Layer(name="product", op="multiply", inputs=("conv", "half")),
+            ),
+            "layer 'product' multiplies 8 and 4 pixels; let both have the same stride, or the second one pixel",
+        ),
+        (
+            before_end(
+                Layer(name="gate", op="average_pool", inputs=("conv",)),
+                Layer(name="product", op="multiply", inputs=("gate", "conv")),
+            ),
+            "layer 'product' multiplies 1 and 8 pixels",
+        ),
+        (
+            before_end(Layer(name="product", op="multiply", inputs=("conv", "stem"))),
+            "multiplies widths 'b' and 'a'; let both name the same width",
         ),
         (swap("conv", width=None), "binary_conv has width None; conv, binary_conv and dense name a width"),
         (swap("average", width="a"), "average_pool has width 'a'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gated
 import pytest
 import torch
 from made_up import with_signs
@@ -19,7 +20,7 @@ from dmsflow.training.plain import build_plain_module
 @pytest.mark.parametrize("precision", ["binary", "float"])
 @pytest.mark.parametrize(
     "architecture",
-    [vgg11, resnet18, birealnet18, reactnet18, densenet],
+    [vgg11, resnet18, birealnet18, reactnet18, densenet, gated],
     ids=lambda module: module.__name__.rpartition(".")[2],
 )
 def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]

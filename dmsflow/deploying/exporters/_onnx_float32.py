@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
+from dmsflow.deploying.exporters._onnx_graph import HARD_SIGMOID, Graph, channels_first, window_of
 from dmsflow.deploying.folding import PRELU, TrainedWeights, Weights
 from dmsflow.network.blocks import tail
 from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
 
-PLAIN = {"relu6": "Clip", "add": "Add", "concat": "Concat"}
-PLAIN |= {"max_pool": "MaxPool", "average_pool": "AveragePool"}
+PLAIN = {"relu6": "Clip", "add": "Add", "concat": "Concat", "max_pool": "MaxPool", "average_pool": "AveragePool"}
+PLAIN |= {"multiply": "Mul", "sigmoid": "Sigmoid", "hard_sigmoid": "HardSigmoid"}
+OPTIONS: dict[str, dict[str, Any]] = {"concat": {"axis": 1}, "hard_sigmoid": HARD_SIGMOID}  # attributes of these
 
 
 def write_float(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any, path: Path) -> None:
@@ -71,8 +72,7 @@ def _add_plain(graph: Graph, layer: Layer, inputs: list[str]) -> None:
     window = window_of(layer) if layer.op.endswith("_pool") and not pools_all(layer) else {}
     limits = [graph.scalar(0), graph.scalar(6)] if layer.op == "relu6" else []
     op = "GlobalAveragePool" if pools_all(layer) else PLAIN[layer.op]
-    axis = {"axis": 1} if layer.op == "concat" else {}
-    graph.node(op, *inputs, *limits, name=layer.name, **window, **axis)
+    graph.node(op, *inputs, *limits, name=layer.name, **window, **OPTIONS.get(layer.op, {}))
 
 
 def _find_batch_norm(trained: TrainedWeights, conv: Layer) -> Layer | None:

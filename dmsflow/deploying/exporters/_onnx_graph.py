@@ -19,6 +19,7 @@ from dmsflow.files import write_atomically
 from dmsflow.modelfile.onnx_reader import import_onnx
 from dmsflow.network.network import INPUT
 
+HARD_SIGMOID = {"alpha": 1 / 6, "beta": 0.5}  # of min(max(alpha x + beta, 0), 1)
 OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
 
 

@@ -42,7 +42,7 @@ CODES = {name: number for number, name in tflite.OPERATORS.items()}
 OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
 OPTIONS |= {"RELU": 0, "RELU6": 0}
 OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
-OPTIONS |= {"CONCATENATION": 10}
+OPTIONS |= {"CONCATENATION": 10, "LOGISTIC": 0}
 FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
 ABSENT = -1  # an optional input
 
@@ -142,6 +142,14 @@ class LceWriter:
                 return self.addition([x, *others], name, shape)
             case integer_graph.Concat():
                 return self.operator("CONCATENATION", [x, *others], name, shape, axis=3)
+            case integer_graph.Multiply():
+                return self.operator("MUL", [x, *others], name, shape)
+            case integer_graph.Sigmoid():
+                return self.operator("LOGISTIC", [x], name, shape)
+            case integer_graph.HardSigmoid():
+                three, sixth = (self.constant(f"{name}/{each}", np.array([each], np.float32)) for each in (3, 1 / 6))
+                clipped = self.operator("ADD", [x, three], f"{name}/clipped", shape, fused_activation_function=RELU6)
+                return self.operator("MUL", [clipped, sixth], name, shape)
             case integer_graph.Relu():
                 kind = "RELU6" if isinstance(op, integer_graph.Relu6) else "RELU"
                 return x if name in self.fused else self.operator(kind, [x], name, shape)

@@ -29,7 +29,7 @@ import numpy as np
 
 from dmsflow.deploying import integer_graph
 from dmsflow.deploying.exporters._onnx_float32 import write_float as write_float
-from dmsflow.deploying.exporters._onnx_graph import Graph, channels_first, window_of
+from dmsflow.deploying.exporters._onnx_graph import HARD_SIGMOID, Graph, channels_first, window_of
 from dmsflow.deploying.folding import PRELU
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.onnx_reader import read_graph
@@ -118,7 +118,11 @@ class OnnxWriter:
                 graph.node("Concat", *floats, name=name, axis=3)
             case integer_graph.Relu6():
                 graph.node("Clip", *floats, graph.scalar(0), graph.scalar(6), name=name)
-            case integer_graph.Add() | integer_graph.Relu():
+            case integer_graph.Multiply():
+                graph.node("Mul", *floats, name=name)
+            case integer_graph.HardSigmoid():
+                graph.node("HardSigmoid", *floats, name=name, **HARD_SIGMOID)
+            case integer_graph.Add() | integer_graph.Relu() | integer_graph.Sigmoid():
                 graph.node(type(op).__name__, *floats, name=name)
         return Tensor(name, last=True, type=np.float32)
 

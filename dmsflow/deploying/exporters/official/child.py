@@ -74,6 +74,7 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
             x, filters, [1, stride, stride, 1], "VALID"
         ),
         "floor": tf.floor,
+        "hard_sigmoid": lambda x: tf.nn.relu6(x + 3.0) * (1 / 6),
         "max_pool": lambda x, *, kernel, stride: tf.nn.max_pool2d(x, kernel, stride, "VALID"),
         "maximum": tf.maximum,
         "multiply": lambda x, y: x * y,
@@ -81,6 +82,7 @@ def _operations(tf: Any) -> dict[str, Callable[..., Any]]:
         "prelu": lambda x, slope: tf.nn.relu(x) + -slope * tf.nn.relu(-x),
         "relu": tf.nn.relu,
         "relu6": tf.nn.relu6,
+        "sigmoid": tf.sigmoid,
         "sign": lambda x: tf.sign(tf.sign(x) + 0.1),  # of 0, too
         "subtract": lambda x, y: x - y,
     }

@@ -115,6 +115,12 @@ class Program:
                 return Value(step("add", name, x.number, others[0].number), name)
             case integer_graph.Concat():
                 return Value(step("concat", name, x.number, *(other.number for other in others)), name)
+            case integer_graph.Multiply():
+                return Value(step("multiply", name, x.number, others[0].number), name)
+            case integer_graph.Sigmoid():
+                return Value(step("sigmoid", name, x.number), name)
+            case integer_graph.HardSigmoid():
+                return Value(step("hard_sigmoid", name, x.number), name)
             case integer_graph.Relu():
                 return Value(step("relu6" if isinstance(op, integer_graph.Relu6) else "relu", name, x.number), name)
             case integer_graph.PRelu():
