@@ -80,7 +80,7 @@ def check_file(
     metrics: dict[str, Any] = {"check_images": count}
     if reference:
         wanted, margins = (np.concatenate(each) for each in zip(*expected, strict=True))
-        found, line = _compare_with_graph(path.name, logits, wanted, margins, close_percent)
+        found, line = compare_with_graph(path.name, logits, wanted, margins, close_percent)
         metrics |= found
         lines.append(line)
     compared = min(len(trained), count)
@@ -98,7 +98,7 @@ def check_file(
     return metrics, lines
 
 
-def _compare_with_graph(
+def compare_with_graph(
     name: str, logits: Logits, wanted: Any, margins: Any, close_percent: float
 ) -> tuple[dict[str, Any], str]:
     """Metrics, and a line, of a file's logits beside those of the integer graph."""

@@ -12,7 +12,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     Op,
-    _out_resolution,
+    out_resolution,
     out_widths,
     pools_all,
     resolutions,
@@ -80,7 +80,7 @@ class FusedBlock:
         """Pixels on a side of what it puts out."""
         size = self.resolution
         for layer in self.layers:
-            size = _out_resolution(layer, size)
+            size = out_resolution(layer, size)
         return size
 
 

@@ -137,11 +137,11 @@ def resolutions(network: Network) -> dict[str, int]:
     """Height (= width in pixels) of the tensor that each layer puts out."""
     sizes = {INPUT: network.resolution}
     for layer in network.layers:
-        sizes[layer.name] = _out_resolution(layer, sizes[layer.inputs[0]])
+        sizes[layer.name] = out_resolution(layer, sizes[layer.inputs[0]])
     return sizes
 
 
-def _out_resolution(layer: Layer, size: int) -> int:
+def out_resolution(layer: Layer, size: int) -> int:
     """Pixels on a side of what a layer puts out, if it reads `size` of them."""
     if layer.op in WINDOWED_OPS and not pools_all(layer):
         return (size + 2 * layer.padding - layer.kernel) // layer.stride + 1

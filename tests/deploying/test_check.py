@@ -108,7 +108,7 @@ LOGITS = np.eye(4, dtype=np.float32)[np.arange(200) % 4] * 10
 def compare(moved, margins, percent=1.0, by=1.0):
     found = LOGITS.copy()
     found[moved] += np.float32(by) * np.array([1, 0, 0, 0], np.float32)
-    return check._compare_with_graph("file", found, LOGITS.astype(np.float64), margins, percent)
+    return check.compare_with_graph("file", found, LOGITS.astype(np.float64), margins, percent)
 
 
 def test_close_images_are_counted_and_may_differ():

@@ -19,6 +19,7 @@ from dmsflow.manifest import load_manifest
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
+from dmsflow.network.network import INPUT, resolutions
 from dmsflow.plugin import list_plugins, load_plugin
 
 SIZES = ((32, 10), (224, 1000))
@@ -35,7 +36,7 @@ def test_files_compute_the_integer_graph(name: str, resolution_classes: tuple[in
     )
     images = pixels(network, 2)
     form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
-    expected = integer_graph.compute_logits(form, images)
+    expected, margins = integer_graph.compute_with_margins(form, images)
     assert len(np.unique(expected.round(3))) > network.classes  # the images have different logits
     ideal = sum(row.padded_bytes + row.float_bytes for row in size_report.measure_ops(form, lce.GRANULARITY))
     for target in map(load_target, TARGETS):
@@ -48,7 +49,7 @@ def test_files_compute_the_integer_graph(name: str, resolution_classes: tuple[in
             assert path.stat().st_size <= LARGEST * ideal
         session = load_plugin("runners", runners.first_usable(target.runners)[0]).open(path, 1)
         logits = np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
-        assert abs(logits - expected).max() <= check.TOLERANCE
+        check.compare_with_graph(path.name, logits, expected, margins, 100)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,36 @@ def test_reactnet18_is_birealnet18_with_its_own_activations() -> None:
     for layer in react.layers:
         if layer.op == "add":
             assert [reader.op for reader in react.consumers(layer.name)] == ["prelu"]
+
+
+@pytest.mark.parametrize("resolution", [8, 28, 32, 224])
+def test_birealnet18_has_the_shortcut_of_its_paper(resolution: int) -> None:
+    """Floats through a 2×2 average and a float 1×1 convolution; of an odd side, every second pixel."""
+    network = load_network("birealnet18", 1, resolution, 10)
+    sizes = resolutions(network)
+    skips = [layer for layer in network.layers if layer.op == "conv" and INPUT not in layer.inputs]
+    assert [(skip.width, skip.kernel) for skip in skips] == [("stage1", 1), ("stage2", 1), ("stage3", 1)]
+    for skip in skips:
+        add = network.consumers(network.consumers(skip.name)[0].name)[0]
+        pool = network.layer(skip.inputs[0])
+        quantize = network.layer(network.layer(network.layer(add.inputs[0]).inputs[0]).inputs[0])
+        if sizes[quantize.name] % 2:
+            assert (skip.stride, skip.inputs) == (2, quantize.inputs)
+        else:
+            assert (pool.op, pool.kernel, pool.stride, pool.inputs) == ("average_pool", 2, 2, quantize.inputs)
+
+
+def test_mobilenet_is_binary_where_its_weights_are() -> None:
+    """The paper's 28 layers with weights; 1×1 convolutions have 74 % of the parameters, and are binary (table 2)."""
+    network = load_network("mobilenet", 3, 224, 1000)
+    counts: dict[str, int] = {}
+    for layer, count in cost.weights(network, network.widths):
+        counts[layer.op] = counts.get(layer.op, 0) + count
+    assert counts == {"conv": 864, "depthwise_conv": 44640, "binary_conv": 3_139_584, "dense": 1_024_000}
+    assert cost.macs(network, network.widths) / 1e6 == pytest.approx(569, abs=1)  # as table 4 has it
+    assert resolutions(network)[network.layers[-3].name] == 7
+    small = load_network("mobilenet", 3, 32, 10)
+    assert resolutions(small)[small.layers[-3].name] == 8 and cost.memory_bytes(small, small.widths) < 0.25 * cost.MIB
 
 
 def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from made_up import with_signs
 
 import dmsflow
-from dmsflow.network.architectures import birealnet18, densenet, reactnet18, resnet18, vgg11
+from dmsflow.network.architectures import birealnet18, densenet, mobilenet, reactnet18, resnet18, vgg11
 from dmsflow.network.network import Network
 from dmsflow.settings import Precision
 from dmsflow.training.model import Model
@@ -20,7 +20,7 @@ from dmsflow.training.plain import build_plain_module
 @pytest.mark.parametrize("precision", ["binary", "float"])
 @pytest.mark.parametrize(
     "architecture",
-    [vgg11, resnet18, birealnet18, reactnet18, densenet, gated],
+    [vgg11, resnet18, birealnet18, reactnet18, densenet, mobilenet, gated],
     ids=lambda module: module.__name__.rpartition(".")[2],
 )
 def test_the_logits_are_those_of_the_model(architecture, precision) -> None:  # type: ignore[no-untyped-def]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 
-from dmsflow.network.network import INPUT, Layer, Network, Op
+from dmsflow.network.network import INPUT, Layer, Network, Op, out_resolution
 
 # Pixels on a side from which a network has its ImageNet widths and stem; below, a quarter of the widths.
 IMAGENET_RESOLUTION = 64
@@ -63,22 +64,51 @@ def add_shortcut(name: str, layers: list[Layer], width: str, *, shrinks: bool) -
     ]
 
 
+def add_float_shortcut(name: str, layers: list[Layer], width: str, *, pools: bool) -> list[Layer]:
+    """`layers`, which halve the image, and `name`_add: what they write plus a float 1×1 convolution of what they read.
+
+    It reads 2×2 averages; where a side is odd, every second pixel instead, which gives the side that the layers have.
+    """
+    skip, entry = f"{name}_skip", layers[0].inputs
+    pool = [Layer(name=f"{skip}_pool", op="average_pool", inputs=entry, kernel=2, stride=2)] if pools else []
+    conv = {"inputs": (f"{skip}_pool",)} if pools else {"inputs": entry, "stride": 2}
+    return [
+        *layers,
+        *pool,
+        Layer(name=skip, op="conv", width=width, **conv),
+        Layer(name=f"{skip}_norm", op="batch_norm", inputs=(skip,)),
+        Layer(name=f"{name}_add", op="add", inputs=(layers[-1].name, f"{skip}_norm")),
+    ]
+
+
 def make_residual_stages(
-    stages: Iterable[str], convs: int, entry: str, *, op: Op = "quantize", bends: bool = False
+    stages: Iterable[str],
+    convs: int,
+    stem: Sequence[Layer],
+    resolution: int,
+    *,
+    is_float: bool = False,
+    op: Op = "quantize",
+    bends: bool = False,
 ) -> list[Layer]:
     """`convs` binary 3×3 convolutions in each stage with a shortcut around every one, so that real values pass all.
 
-    All but the first stage begin by halving the image. `op` is the quantiser; with `bends` a prelu follows each addition.
+    All but the first stage begin by halving the image; `is_float` is whether the convolution in that shortcut is float.
+    `op` is the quantiser; with `bends` a prelu follows each addition.
     """
     layers: list[Layer] = []
+    size = functools.reduce(lambda size, layer: out_resolution(layer, size), stem, resolution)
     for stage in stages:
         for index in range(convs):
             name, shrinks = f"{stage}_{index}", stage != "stage0" and index == 0
-            conv = make_binary_conv(name, entry, stage, stride=2 if shrinks else 1, op=op)
-            layers += add_shortcut(name, conv, stage, shrinks=shrinks)
+            conv = make_binary_conv(name, [*stem, *layers][-1].name, stage, stride=2 if shrinks else 1, op=op)
+            if shrinks and is_float:
+                layers += add_float_shortcut(name, conv, stage, pools=size % 2 == 0)
+            else:
+                layers += add_shortcut(name, conv, stage, shrinks=shrinks)
+            size = out_resolution(conv[1], size)
             if bends:
                 layers.append(Layer(name=f"{name}_prelu", op="prelu", inputs=(layers[-1].name,)))
-            entry = layers[-1].name
     return layers
 
 

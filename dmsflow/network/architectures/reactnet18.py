@@ -14,7 +14,6 @@ CONVS = 4  # in a stage
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    layers = _parts.make_stem(resolution)
-    widths = _parts.stage_widths(resolution)
-    layers += _parts.make_residual_stages(widths, CONVS, layers[-1].name, op="sign", bends=True)
-    return _parts.make_classifier("reactnet18", channels, resolution, classes, widths, layers)
+    stem, widths = _parts.make_stem(resolution), _parts.stage_widths(resolution)
+    layers = _parts.make_residual_stages(widths, CONVS, stem, resolution, is_float=True, op="sign", bends=True)
+    return _parts.make_classifier("reactnet18", channels, resolution, classes, widths, [*stem, *layers])

@@ -17,8 +17,7 @@ CONVS = 6  # in a stage
 
 
 def build(channels: int, resolution: int, classes: int) -> Network:
-    widths = _parts.stage_widths(resolution)
-    widths = {stage: widths[stage] for stage in STAGES}
-    layers = _parts.make_stem(resolution)
-    layers += _parts.make_residual_stages(widths, CONVS, layers[-1].name)
-    return _parts.make_classifier("resnet20", channels, resolution, classes, widths, layers)
+    widths = {stage: width for stage, width in _parts.stage_widths(resolution).items() if stage in STAGES}
+    stem = _parts.make_stem(resolution)
+    layers = _parts.make_residual_stages(widths, CONVS, stem, resolution)
+    return _parts.make_classifier("resnet20", channels, resolution, classes, widths, [*stem, *layers])
