@@ -4,10 +4,11 @@ The first convolution, the last dense layer and depthwise convolutions stay floa
 names in an attribute `float_layers`, each by its path or by that of a part: ("features.1", "layer4"). Every other
 convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
 ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
-is none, a quantizer is put behind it. A sign is a quantizer, of ±1. Numbers that are added to each channel beside a
-layer that learns them are left out. A convolution without a batch norm gets one, and its bias is left to the norm.
-A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the norm's scale is
-positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
+is none, a quantizer is put behind it. A sign is a quantizer, of ±1. SiLU and hard swish are quantizers as a ReLU is, or
+else products with a gate. What computes the gate of a squeeze-and-excite block stays float. Numbers that are added to
+each channel beside a layer that learns them are left out. A convolution without a batch norm gets one, and its bias is
+left to the norm. A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the
+norm's scale is positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import nn
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.importing.steps import Step, find_name, read_steps
-from dmsflow.network.network import INPUT, Layer, Network, Op
+from dmsflow.network.network import INPUT, Key, Layer, Network, Op, key_parts
 from dmsflow.terminal import list_names
 
 # Parameters of a class or function that are given what the images have.
@@ -33,7 +34,9 @@ CHANNELS = ("in_channels", "in_chans", "channels")
 # Steps that learn a number which is added to each channel in front of them, and behind them.
 LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
 LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")
-ACTIVATIONS = ("relu", "relu6", "prelu")  # the quantizer of binary convolutions, if nothing else reads them
+GATED = {"silu": "sigmoid", "hard_swish": "hard_sigmoid"}  # activations x · gate(x)
+ACTIVATIONS = ("relu", "relu6", "prelu", *GATED)  # the quantizer of binary convolutions, if nothing else reads them
+GATES = ("sigmoid", "hard_sigmoid", *ACTIVATIONS, "batch_norm", "conv", "linear")  # what computes a gate
 
 
 def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -60,8 +63,8 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
             raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
-    floats = _find_float_layers(module, steps, name)
-    steps = _put_norms(_move_pools(_drop_biases(steps, name)))
+    floats = _find_float_layers(module, steps, name) | _find_gate_layers(steps)
+    steps = _split_activations(_put_norms(_move_pools(_drop_biases(steps, name))), floats)
     return _build_network(steps, floats, name, channels, resolution, classes)
 
 
@@ -81,6 +84,19 @@ def _find_float_layers(module: nn.Module, steps: list[Step], name: str) -> set[s
             right = f"name one of {list_names(weighted)}, or a part of the module"
             raise DmsflowError(f"{name}: float_layers", f"names {path!r}, which has no convolution", right)
         found |= those
+    return found
+
+
+def _find_gate_layers(steps: list[Step]) -> set[str]:
+    """The convolutions and dense layers of squeeze-and-excite: between an average and the product with its gate."""
+    by_name, found = {each.name: each for each in steps}, set[str]()
+    for gate in [by_name.get(name) for each in steps if each.op == "multiply" for name in each.inputs]:
+        passed = list[Step]()
+        while gate and gate.op in GATES:
+            passed.append(gate)
+            gate = by_name.get(gate.inputs[0])
+        if gate and gate.op == "average_pool":
+            found |= {each.name for each in passed if each.op in ("conv", "linear")}
     return found
 
 
@@ -177,14 +193,33 @@ def _put_norms(steps: list[Step]) -> list[Step]:
     return steps
 
 
+def _find_binary(steps: list[Step], floats: set[str]) -> set[str]:
+    """The convolutions and dense layers that become binary."""
+    weighted = {each.name for each in steps[:-1] if each.op in ("conv", "linear") and INPUT not in each.inputs}
+    return weighted - floats
+
+
+def _split_activations(steps: list[Step], floats: set[str]) -> list[Step]:
+    """SiLU and hard swish as products with a gate; those that only binary convolutions read as the ReLU they become."""
+    binary, split = _find_binary(steps, floats), list[Step]()
+    for step in steps:
+        if step.op in GATED and all(each.name in binary for each in _readers(steps, step.name)):
+            step = replace(step, op="relu")
+        elif step.op in GATED:
+            name = find_name(f"{step.name}_gate", {each.name: each for each in steps})
+            split.append(replace(step, name=name, op=GATED[step.op]))
+            step = replace(step, op="multiply", inputs=(*step.inputs, name))
+        split.append(step)
+    return split
+
+
 def _build_network(
     steps: list[Step], floats: set[str], name: str, channels: int, resolution: int, classes: int
 ) -> Network:
     """Layers with quantizers in front of binary convolutions, and widths that additions share."""
     by_name = {each.name: each for each in steps}
-    weighted = {each.name for each in steps[:-1] if each.op in ("conv", "linear") and INPUT not in each.inputs}
-    is_binary = dict.fromkeys(weighted - floats, True)
-    widths = _share_widths(steps, channels)
+    is_binary = dict.fromkeys(_find_binary(steps, floats), True)
+    widths = _share_widths(steps, name, channels)
     named = {key: by_name[key].shape[0] for key in dict.fromkeys(widths.values()) if isinstance(key, str)}
     named.pop(steps[-1].name, None)
     layers: dict[str, Layer] = {}
@@ -216,14 +251,35 @@ def _build_network(
     return Network(name=name, widths=named, layers=tuple(layers.values()), **shape)
 
 
-def _share_widths(steps: list[Step], channels: int) -> dict[str, str | int]:
-    """Of each step the width that it puts out: the name of the first layer that has it, or the image's channels."""
-    found: dict[str, str | int] = {INPUT: channels}
+def _share_widths(steps: list[Step], where: str, channels: int) -> dict[str, Any]:
+    """Of each step the width that it puts out: the name of the first layer that has it, or the image's channels.
+
+    Raises:
+        DmsflowError: channels that were joined are added or multiplied part by part, and their parts are not the same.
+    """
+    found: dict[str, Key] = {INPUT: channels}
+    order, base = [each.name for each in steps], {each.name: each.shape[0] for each in steps}
     for step in steps:
         if step.op in ("conv", "linear"):
             found[step.name] = step.name
-            continue
-        first, *others = sorted({found[each] for each in step.inputs}, key=[*found.values()].index)
-        found = {name: first if key in others else key for name, key in found.items()}
-        found[step.name] = first
+        elif step.op == "concat":
+            found[step.name] = tuple(part for name in step.inputs for part in key_parts(found[name]))
+        else:
+            parts = [[base.get(str(part), part) for part in key_parts(found[name])] for name in step.inputs]
+            if parts[0] != parts[-1]:
+                what = f"reads channels that are joined of {parts[0]} and of {parts[-1]}"
+                right = "join the same parts on both sides, or put a convolution behind one of them"
+                raise DmsflowError(f"{where}: {step.name}", what, right)
+            for index in range(len(parts[0])):
+                first, last = (key_parts(found[step.inputs[side]])[index] for side in (0, -1))
+                if first != last:
+                    first, last = sorted((first, last), key=lambda key: order.index(str(key)))
+                    found = {name: _rename(key, last, first) for name, key in found.items()}
+            found[step.name] = found[step.inputs[0]]
     return found
+
+
+def _rename(key: Key, old: str | int, new: str | int) -> Key:
+    if isinstance(key, tuple):
+        return tuple(new if part == old else part for part in key)
+    return new if key == old else key

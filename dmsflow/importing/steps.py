@@ -16,18 +16,24 @@ from torch import Tensor, nn
 from dmsflow.errors import DmsflowError
 from dmsflow.network.network import INPUT
 
-SUPPORTED = "Conv2d, BatchNorm2d, ReLU, ReLU6, PReLU, torch.sign, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Linear, Dropout and additions"
+SUPPORTED = (
+    "Conv2d, BatchNorm2d, ReLU, ReLU6, PReLU, SiLU, Hardswish, Sigmoid, Hardsigmoid, torch.sign, MaxPool2d, AvgPool2d, "
+    "AdaptiveAvgPool2d(1), Linear, Dropout, additions, products and torch.cat"
+)
 PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
+EXPANDED = ("expand", "expand_as")
+# What changes each value on its own: our name by torch's.
+POINTWISE = {each: each for each in ("batch_norm", "relu", "relu6", "prelu", "sign", "sigmoid", "silu")}
+POINTWISE |= {"hardsigmoid": "hard_sigmoid", "hardswish": "hard_swish"}
 RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
-EXPANDED = ("expand_as", "expand")
 # What to write instead of common operations; the others get the list of what is supported.
 INSTEAD = {
-    **dict.fromkeys(("cat", "concat", "stack"), "add tensors of the same channels instead of joining their channels"),
+    **dict.fromkeys(("cat", "concat", "stack"), "join channels of the same pixels, as torch.cat(tensors, 1) does"),
     **dict.fromkeys(
-        ("silu", "silu_", "gelu", "hardswish", "hardswish_", "leaky_relu", "elu", "elu_", "mish", "hardtanh"),
+        ("gelu", "leaky_relu", "elu", "elu_", "mish", "hardtanh"),
         "use a ReLU, which becomes the quantizer of the next binary convolution",
     ),
-    **dict.fromkeys(("sigmoid", "hardsigmoid", "mul"), "leave scaling and gates such as squeeze-and-excite out"),
+    "mul": "multiply two layers of the same channels and pixels, or by one pixel, as squeeze-and-excite does",
     **dict.fromkeys(("sub", "div", "neg"), "leave arithmetic other than additions out; images are normalised for you"),
     **dict.fromkeys(("softmax", "log_softmax"), "end in the Linear layer: the loss has the softmax"),
     **dict.fromkeys(("clamp", "clamp_min", "maximum"), "use a ReLU"),
@@ -47,8 +53,8 @@ class Step:
 
     Attributes:
         name: the layer's, from the module's path.
-        op: conv, depthwise_conv, linear, batch_norm, relu, relu6, prelu, sign, max_pool, average_pool, add, or bias,
-            which adds a number to each channel.
+        op: conv, depthwise_conv, linear, batch_norm, relu, relu6, prelu, sign, max_pool, average_pool, add, concat,
+            multiply, sigmoid, hard_sigmoid, silu, hard_swish, or bias, which adds a number to each channel.
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
@@ -171,6 +177,10 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
         return bool(read.numel() == made.numel() and read[:kept] == made[:kept])
     if op == "add":  # of sum()
         return len(node.all_input_nodes) == 1 and bool(_bind(node)["other"] == 0)
+    if op in EXPANDED:  # one pixel to all; a product does so by itself, and all others look at the form
+        return bool(read[2:] == (1, 1) and read[:2] == made[:2])
+    if op == "cat":  # of one tensor
+        return len(node.args[0]) == 1  # type: ignore[arg-type]
     return op in PASSED or (op == "adaptive_avg_pool2d" and made == read and made[-2:] != (1, 1))
 
 
@@ -184,21 +194,22 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
     if op == "add":
         return _read_add(node, read, where)
+    if op in ("cat", "mul") and len(read) > 1:
+        return _join(node, read, where)
     if len(read) != 1:
         raise _refuse(where, node)
+    if op == "hardtanh" and (bound.get("min_val"), bound.get("max_val")) == (0, 6):
+        op = "relu6"
     if op == "batch_norm" and given[0] != shape[0]:
         raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
     if op == "prelu" and given[0] != shape[0] and bound["weight"].meta["val"].numel() > 1:
         raise DmsflowError(here, "has slopes for flattened pixels", "put the PReLU in front of Flatten")
-    if op == "relu6" or (op == "hardtanh" and (bound.get("min_val"), bound.get("max_val")) == (0, 6)):
-        return Step(path, "relu6", inputs, shape)
-    if op in ("relu", "prelu", "sign", "batch_norm"):
-        return Step(path, op, inputs, shape)
+    if op in POINTWISE:
+        return Step(path, POINTWISE[op], inputs, shape)
     if op == "linear":
-        if len(given) != 1:
-            what = f"reads {'×'.join(map(str, given))} values"
-            raise DmsflowError(here, what, "flatten them in front of a Linear layer")
-        return Step(path, op, inputs, (made[0], 1, 1))
+        if len(given) == 1:
+            return Step(path, op, inputs, (made[0], 1, 1))
+        raise DmsflowError(here, f"reads {'×'.join(map(str, given))} values", "flatten them in front of a Linear layer")
     if op == "mean" and [each % (len(given) + 1) for each in bound.get("dim") or ()] in _pixel_axes(len(given)):
         return Step(path, "average_pool", inputs, (shape[0], 1, 1))
     if given != shape:
@@ -243,6 +254,26 @@ def _is_bias(node: torch.fx.Node, channels: int) -> bool:
     """Whether an addition adds weights [channels, 1, 1], perhaps expanded, to one tensor."""
     added = (each.all_input_nodes[0] if _op(each) in EXPANDED else each for each in node.all_input_nodes)
     return any(tuple(each.meta["val"].shape) in ((1, channels, 1, 1), (channels, 1, 1)) for each in added)
+
+
+def _join(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
+    """A concatenation of channels, or a product; its first factor has the pixels."""
+    bound, forms = _bind(node), [tuple(each.meta["val"].shape[1:]) for each in node.all_input_nodes]
+    read = sorted(read, key=lambda each: -each.shape[1]) if "tensors" not in bound else read
+    name, inputs, shape = _path(node), tuple(each.name for each in read), read[0].shape
+    pixels, channels = {each.shape[1:] for each in read}, [each.shape[0] for each in read]
+    # Flattened tensors have one pixel in each channel; other forms would have others.
+    kept = all(len(form) == len(forms[0]) for form in forms) and [form[0] for form in forms] == channels
+    if "tensors" in bound:
+        axis = bound.get("dim", 0) % (len(forms[0]) + 1)
+        kept = kept and axis == 1 and len(pixels) == 1 and len(bound["tensors"]) == len(read)
+        step = Step(name, "concat", inputs, (sum(channels), *shape[1:]))
+    else:
+        kept = kept and len(set(channels)) == 1 and pixels <= {shape[1:], (1, 1)}
+        step = Step(name, "multiply", inputs, shape)
+    if not kept or (len(forms[0]) > 1 and tuple(node.meta["val"].shape[2:]) != shape[1:]):
+        raise _refuse(where, node)
+    return step
 
 
 def _pixel_axes(dimensions: int) -> list[list[int]]:

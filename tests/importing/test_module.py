@@ -19,7 +19,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.importing.module import call_module, read_module
 from dmsflow.network import cost
-from dmsflow.network.network import INPUT, Network
+from dmsflow.network.network import INPUT, Network, out_widths
 from dmsflow.training.model import Model
 
 HERE = Path(__file__).parent
@@ -120,6 +120,28 @@ def make_plain(classes: int) -> nn.Module:
     )
 
 
+class Gated(nn.Module):
+    """Squeeze-and-excite of convolutions and of dense layers, swishes, and channels that are joined and then added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(2, 6, stride=2), nn.BatchNorm2d(6), nn.Hardswish())
+        self.left = nn.Sequential(nn.ReLU(), conv(6, 4), nn.BatchNorm2d(4), nn.SiLU())
+        self.right = nn.Sequential(nn.ReLU(), conv(6, 5, 1), nn.BatchNorm2d(5))
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(6, 3, 1), nn.SiLU(), conv(3, 6, 1), nn.Hardsigmoid())
+        self.first, self.second = nn.Linear(4, 2), nn.Linear(2, 4)
+        self.again, self.third = (nn.Sequential(nn.ReLU(), conv(15, c), nn.BatchNorm2d(c)) for c in (4, 5))
+        self.fc = nn.Linear(15, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        left = self.left(x)
+        gate = torch.sigmoid(self.second(relu(self.first(left.mean((2, 3)))))).view(-1, 4, 1, 1)
+        joined = torch.cat([left * gate.expand_as(left), self.right(x), self.squeeze(x) * x], 1)
+        joined = joined + torch.cat([self.again(joined), self.third(joined), x], 1)
+        return self.fc((joined * torch.sigmoid(joined)).mean((2, 3)))
+
+
 def randomise(module: nn.Module) -> None:
     torch.manual_seed(0)
     for each in module.modules():
@@ -189,6 +211,7 @@ def make_torchvision(name: str) -> nn.Module:
         (make_plain(5), (2, 16, 16)),
         (make_flattened(), (2, 16, 16)),
         (Separable(), (2, 16, 16)),
+        (Gated(), (2, 16, 16)),
         # The stem is not the first that is made, and the unused branch has what no network has.
         (
             Lambda(
@@ -204,7 +227,7 @@ def make_torchvision(name: str) -> nn.Module:
         pytest.param("resnet18", (3, 64, 64), marks=pytest.mark.slow),
         pytest.param("alexnet", (3, 224, 224), marks=pytest.mark.slow),
     ],
-    ids=["residual", "plain", "flattened", "separable", "branches", "resnet18", "alexnet"],
+    ids=["residual", "plain", "flattened", "separable", "gated", "branches", "resnet18", "alexnet"],
 )
 def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape: tuple[int, int, int]) -> None:
     module = make_torchvision(module) if isinstance(module, str) else module
@@ -253,6 +276,17 @@ def test_a_part_of_the_module_may_stay_float() -> None:
     assert [layer.name for layer in network.layers if layer.op == "binary_conv"] == ["first"]
 
 
+def test_gates_stay_float_and_joined_channels_share_their_widths() -> None:
+    network = read_module(Gated(), "net", 2, 16, 5)
+    floats = [layer.name for layer in network.layers if layer.op == "conv"]
+    assert floats == ["stem.0", "first", "second", "squeeze.1", "squeeze.3"]
+    assert out_widths(network)["cat"] == ("left.1", "right.1", "stem.0") == out_widths(network)["cat_2"]
+    assert list(network.widths) == ["stem.0", "left.1", "first", "right.1", "squeeze.1"]
+    end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    quantised = read_module(nn.Sequential(conv(2, 4), nn.SiLU(), conv(4, 4), *end), "net", 2, 16, 5)
+    assert [layer.op for layer in quantised.layers][:3] == ["conv", "batch_norm", "quantize"]
+
+
 def test_only_the_first_and_the_last_layer_stay_float() -> None:
     network = read_module(make_plain(5), "net", 2, 16, 5)
     floats = [layer.inputs for layer in network.layers if layer.op == "conv"]
@@ -294,7 +328,10 @@ class Broken(nn.Module):
 
 class Joined(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x], 1)[:, :4]
+        return torch.cat([x, relu(x)], 2)
+
+
+WIDE = {"wide": conv(4, 8), "end": conv(8, 4)}
 
 
 class Depends(nn.Module):
@@ -372,13 +409,22 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
     [
         (
             Broken(Joined()),
-            "net: middle.cat: uses cat, which no binary network here has; add tensors of the same channels",
+            "net: middle.cat: uses cat, which no binary network here has; join channels of the same pixels",
         ),
         (
             Broken(Lambda(lambda _, x: x.sign() + x)),
             "network net, layer 'middle.add': add reads a sign layer; a quantize",
         ),
-        (Broken(nn.SiLU()), "net: middle: uses SiLU, which no binary network here has; use a ReLU, which becomes"),
+        (Broken(Lambda(lambda _, x: x * 2.0)), "net: middle.mul: uses mul, which no binary network here has; multiply"),
+        (
+            Broken(Lambda(lambda _, x: x * relu(x).mean((1, 2, 3), keepdim=True))),
+            "net: middle.mean: uses mean, which no binary network here has; average over all pixels",
+        ),
+        (
+            Broken(Lambda(lambda self, x: self.end(torch.cat([x, relu(x)], 1) + self.wide(x)), **WIDE)),
+            "net: middle.add: reads channels that are joined of [4, 4] and of [8]; join the same parts",
+        ),
+        (Broken(nn.GELU()), "net: middle: uses GELU, which no binary network here has; use a ReLU, which becomes"),
         (Broken(nn.AvgPool2d(3, 2, padding=1)), "net: middle: averages single pixels, or with padding or a divisor"),
         (Broken(nn.AvgPool2d(3, 2, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
         (Broken(nn.AdaptiveAvgPool2d(5)), "net: middle: uses AdaptiveAvgPool2d, which no binary network here has; use"),
