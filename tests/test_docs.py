@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from dmsflow.files import Artifact
 from dmsflow.manifest import Manifest
 from dmsflow.measuring import devices
 from dmsflow.measuring.devices import Operation
-from dmsflow.network.network import Layer, Network
+from dmsflow.network.network import Layer, Network, Op
 from dmsflow.network.profile import Checked, Granularity, Profile, Table
 from dmsflow.reporting.show import show_file
 from dmsflow.settings import Data
@@ -102,6 +103,12 @@ def test_a_page_of_records_has_every_field(page: str, struct: type[msgspec.Struc
     assert section, f"no section {struct.__name__}"
     fields = re.findall(r"^\| `(\w+)` \|", section[1], re.MULTILINE)
     assert fields == list(struct.__struct_encode_fields__)
+
+
+def test_the_page_of_operations_has_every_operation() -> None:
+    text = (DOCS / "operations.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert {op for row in rows for op in re.findall("`(.+?)`", row)} >= set(get_args(Op))
 
 
 def test_the_profile_page_shows_what_show_prints() -> None:

@@ -166,7 +166,7 @@ def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
     op, kind = _op(node).rstrip("_"), _kind(node).rpartition(".")[2]
     name = kind if kind and kind not in SUPPORTED.replace(",", "").split() else op
     what = f"uses {name}, which no binary network here has"
-    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED}"))
+    return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED} (docs/operations.md)"))
 
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
