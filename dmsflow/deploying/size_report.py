@@ -148,12 +148,13 @@ def _warn_of_padding(widths: Sequence[tuple[str, int]], step: int, verb: str, wh
 
 
 def _warn_of_floats(graph: IntegerGraph) -> list[str]:
-    """Binary convolutions that put out floats, by what reads them; an average pool cannot do without."""
+    """Binary convolutions that put out floats, by what reads them; averages and float convolutions need them."""
     convs: dict[str, list[str]] = defaultdict(list)
     for op in graph.ops:
         if isinstance(op, BinaryConv) and op.thresholds is None:
             convs[_describe_readers(graph, op)].append(op.name)
-    convs.pop(KINDS["AveragePool"], None)
+    for kind in ("AveragePool", "DepthwiseConv", "FloatConv"):
+        convs.pop(KINDS[kind], None)
     right = "a quantizer directly behind the batch norm, as its only reader, would fuse into thresholds"
     what = "writes float32, 32 times the bits, for"
     return [f"{list_names(names)}: {what} {reader}; {right}" for reader, names in convs.items()]

@@ -59,7 +59,14 @@ def test_floats_between_binary_convolutions_are_reported_in_one_line() -> None:
     assert " and 8 more: writes float32, 32 times the bits, for an addition; a quantizer directly behind" in lines[0]
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_floats_for_a_depthwise_convolution_are_not_reported() -> None:
+    network = load_network("mobilenet", 3, 32, 10)
+    assert not [
+        line for line in find_warnings("mobilenet", tuple(network.widths.values()), Granularity()) if "32 times" in line
+    ]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "mobilenet"])
 def test_the_account_adds_up(name: str) -> None:
     network = load_network(name, 3, 32, 10)
     form = form_of(network, {key: base + 1 for key, base in network.widths.items()})

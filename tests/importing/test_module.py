@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,16 @@ def test_in_full_precision_it_computes_the_module(module: nn.Module | str, shape
     with torch.no_grad():
         wanted, found = module.eval()(images), model(images)
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.slow
+def test_torchvisions_mobilenet_v2_has_float_depthwise_and_binary_1x1_convolutions() -> None:
+    network = load_network("torchvision:mobilenet_v2", 3, 32, 10)
+    ops = Counter((layer.op, layer.kernel) for layer in network.layers if layer.op.endswith("conv"))
+    assert ops == {("conv", 3): 1, ("depthwise_conv", 3): 17, ("binary_conv", 1): 34}
+    assert (
+        Counter(layer.op for layer in network.layers)["relu6"] == 18
+    )  # in front of depthwise convolutions and of the average
 
 
 def test_depthwise_and_named_layers_stay_float() -> None:
