@@ -53,6 +53,7 @@ def page(load: Load = figures.load) -> str:
                 timing.elsewhere(load("runtimes-x86-64-intel"), load("train-step-intel")),
                 timing.processes(load("processes")),
                 timing.startup(load("startup")),
+                timing.modules(load("modules")),
                 timing.campaign(load("campaign")),
             )
         )

@@ -328,6 +328,41 @@ def _startup(content: Any) -> tuple[str, str]:
     return before, f"{figures.machine([content['environment']], 'python')}."
 
 
+def modules(content: Any) -> str:
+    """Of benchmarks/modules.py."""
+    rows = content["rows"] if content else []
+    command = "python benchmarks/modules.py --out runs/modules"
+    return figures.part("## Modules of torchvision", command, _modules(content) if rows else None)
+
+
+def _modules(content: Any) -> tuple[str, str]:
+    rows, pixels = content["rows"], content["resolution"]
+    through = sum("refused" not in row for row in rows)
+    before = (
+        f"Of {len(rows)} classifiers of torchvision, {through} go through all stages as they are: a search without training, a "
+        f"training of a few steps on noise, an export and a benchmark, for images of {pixels}×{pixels} pixels and "
+        f"{content['classes']} classes. The others are refused in one line before anything runs. *÷ float32*: the median time of "
+        "the file by that of the float32 network of the same widths."
+    )
+    cells = [
+        (row["module"], *[figures.NONE] * 5, row["refused"].removeprefix("dmsflow: ").partition("; ")[0])
+        if "refused" in row
+        else (
+            row["module"],
+            f"{row['memory_mib']:.2f}",
+            f"{row['macs_m']:,.0f}",
+            f"{row['file_bytes'] / 2**20:.2f}",
+            f"{row['latency_ms_median']:.1f}",
+            f"{row['latency_ratio_to_float32']:.2f}",
+            "",
+        )
+        for row in rows
+    ]
+    head = ("module", "MiB", "M MACs", "file MiB", "ms", "÷ float32", "refused")
+    made = figures.machine([row["environment"] for row in rows], "python", "torch", "torchvision", "ai-edge-litert")
+    return f"{before}\n\n{figures.table(head, cells)}", f"{made}, one thread."
+
+
 def campaign(content: Any) -> str:
     """Of benchmarks/campaign.py."""
     return figures.part("## Damaged files, kills and limits", "make campaign", content and _campaign(content))

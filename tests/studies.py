@@ -12,6 +12,7 @@ import budgets  # noqa: E402
 import front  # noqa: E402
 import jobs  # noqa: E402
 import kernel_sizes  # noqa: E402
+import modules  # noqa: E402
 import recipe  # noqa: E402
 import search_cost  # noqa: E402
 import table1  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "front",
     "jobs",
     "kernel_sizes",
+    "modules",
     "recipe",
     "search_cost",
     "table1",
