@@ -70,7 +70,8 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
     per_channel = 1 if to_bits else 2  # a threshold, or a factor and a bias
     match block.op:
         case "conv" if not block.reads_image:  # the batch norm is part of the weights and the bias
-            return FLOAT_BYTES * (kernel**2 * reads * writes + writes + ("quantize" in ops))
+            thresholds = writes if "sign" in ops else int(to_bits)
+            return FLOAT_BYTES * (kernel**2 * reads * writes + writes + thresholds)
         case "depthwise_conv":
             return FLOAT_BYTES * (kernel**2 + 1) * reads
         case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too
