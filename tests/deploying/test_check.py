@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -98,6 +100,28 @@ def test_no_order_of_a_sum_is_beyond_its_bound(seed, monkeypatch):
     off = abs(exact["scaled"] - rounded["scaled"])
     assert off.max() > 0 and (off <= errors["scaled"]).all()
     assert (off > errors["scaled"] / 100).any()  # and the bound is not far too large
+
+
+@pytest.mark.parametrize("kind", [integer_graph.FloatConv, integer_graph.DepthwiseConv])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_order_of_a_convolution_is_beyond_its_bound(kind: type[Any], seed: int) -> None:
+    """One product after another, in any order, each rounded to float32; and what it reads is off itself."""
+    random = np.random.default_rng(seed)
+    reads = 1 if kind is integer_graph.DepthwiseConv else 24
+    weight = random.normal(size=(24, 3, 3, reads)).astype(np.float32)
+    bias = random.normal(size=24).astype(np.float32)
+    conv = kind(name="conv", inputs=("x",), weight=weight, bias=bias, stride=1, padding=0)
+    exact = random.normal(size=(40, 3, 3, 24))
+    rounded = exact.astype(np.float32)
+    y = integer_graph.compute_op(conv, exact)
+    error = integer_graph._bound_error(conv, y, [exact], [abs(rounded - exact)])
+    windows = rounded[..., None] if reads == 1 else rounded[:, :, :, None, :].repeat(24, 3)  # [N, 3, 3, 24, reads]
+    products = (windows * weight.transpose(1, 2, 0, 3)).transpose(1, 2, 4, 0, 3).reshape(-1, 40, 24)
+    total = np.zeros((40, 24), np.float32)
+    for product in products[random.permutation(len(products))]:
+        total = total + product
+    off = abs((total + bias)[:, None, None].astype(np.float64) - y)
+    assert off.max() > 0 and (off <= error).all() and (off > error / 100).any()
 
 
 # --- what the export does with it -----------------------------------------------------------------

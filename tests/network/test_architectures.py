@@ -118,6 +118,47 @@ def test_mobilenet_is_binary_where_its_weights_are() -> None:
     assert resolutions(small)[small.layers[-3].name] == 8 and cost.memory_bytes(small, small.widths) < 0.25 * cost.MIB
 
 
+FLOATS = """
+from dmsflow.network import INPUT, Layer, Network
+
+def build(channels: int, resolution: int, classes: int) -> Network:
+    def layer(op: str, *inputs: str, **fields: object) -> None:
+        layers.append(Layer(name=f"{op}{len(layers)}", op=op, inputs=inputs or (layers[-1].name,), **fields))
+
+    layers = []
+    layer("conv", INPUT, width="a", kernel=3, padding=1)
+    for op, fields in (("depthwise_conv", {"kernel": 3, "padding": 1}), ("conv", {"width": "b"})):
+        layer("batch_norm")
+        layer("relu6")
+        layer(op, **fields)
+    layer("batch_norm")
+    layer("average_pool", kernel=2, stride=2)
+    layer("quantize")
+    layer("binary_conv", width="c", kernel=3, padding=1)
+    layer("batch_norm")
+    layer("average_pool")
+    layer("dense", width=classes)
+    image = {"channels": channels, "resolution": resolution, "classes": classes}
+    return Network(name="floats", **image, widths={"a": 8, "b": 12, "c": 24}, layers=tuple(layers))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_float_layers_go_through_all_stages(target: str, tmp_path: Path) -> None:
+    (tmp_path / "floats.py").write_text(FLOATS)
+    text = f"run --network {tmp_path / 'floats.py'} --dataset digits --memory-mib 0.003 --target {target} "
+    text += f"--out {tmp_path / 'run'}"
+    settings = ("search.rounds=2", "search.weight_steps=2", "search.width_batches=1", "search.batch_size=32")
+    settings += ("train.epochs=2", "train.min_steps=1", "data.train_images=300", "export.check_images=100")
+    settings += ("export.close_percent=10", "bench.runs=2", "bench.warm_up=0", "bench.baseline=false")
+    settings += ("search.threads=1", "train.threads=1")
+    assert cli.main([*text.split(), *(word for each in settings for word in ("--set", each))]) == 0
+    metrics = load_manifest(tmp_path / "run" / "export.json", "export").metrics
+    assert 0 <= metrics["close_moved_images"] <= metrics["close_images"] < 100 and metrics["smallest_margin"] > 0
+    assert metrics["trained_agreement_percent"] > 90
+
+
 def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
     """From folders of images as ImageNet has them, here noise, to a file that was checked and measured."""
     random = np.random.default_rng(0)
