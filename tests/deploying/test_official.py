@@ -39,7 +39,8 @@ from dmsflow.network.profile import Granularity
 from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import ExportSettings
 
-NETWORKS = {name: load_plugin("networks", name).build(3, 32, 10) for name in list_plugins("networks")}
+# Those in which no sum of floats decides a bit; the others are in test_agreement.py, to float32's rounding.
+NETWORKS = {name: load_plugin("networks", name).build(3, 32, 10) for name in ("quicknet", "resnet18", "vgg11")}
 NETWORKS |= {"resnet18 of 64 pixels": resnet18.build(3, 64, 10)}
 WIDE = ("vgg11", "resnet18")
 HALVING = ("stem", "conv")
