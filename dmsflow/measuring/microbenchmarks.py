@@ -177,9 +177,8 @@ def _build(
             op = more if exits and index >= EXITS[kind] else "quantize"
             bits = append(f"leave_bits_{index}", op, source) if kind == "floats" else source
             # Its stride is the whole image, so that it reads one pixel.
-            leave = append(
-                f"leave_{index}", "binary_conv", bits, width=EXIT_WIDTH, stride=block.size if block else pixels
-            )
+            stride = 1 if source == "other_average" else block.size if block else pixels
+            leave = append(f"leave_{index}", "binary_conv", bits, width=EXIT_WIDTH, stride=stride)
             total = append(f"sum_{index}", "add", total, leave) if total else leave
         append("dense", "dense", total, width=classes)
     channels = block.channels if block and entry == "image" else CHANNELS

@@ -67,7 +67,7 @@ def test_the_blocks_of_a_network_add_up_to_it(network: Network, data: st.DataObj
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_every_micro_benchmark_is_a_network_that_deploys(network: Network) -> None:
-    from dmsflow.deploying import folding
+    from dmsflow.deploying import folding, integer_graph
 
     for block in fused_blocks(network):
         for benchmark in microbenchmarks.isolate_block(block, 5, 9):
@@ -79,6 +79,8 @@ def test_every_micro_benchmark_is_a_network_that_deploys(network: Network) -> No
                 (64.0,) * benchmark.channels,
             )
             assert form.ops[-1].name == benchmark.layers[-1].name
+            sizes = form.shapes()  # interpreters refuse a stride beyond the image
+            assert all(op.stride <= sizes[op.inputs[0]][0] for op in form.ops if isinstance(op, integer_graph.Conv))
 
 
 def test_a_micro_benchmark_is_known_by_what_it_holds() -> None:
