@@ -226,6 +226,8 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
     target = load_target(chosen["export"].target)
     environment.require("search and train", ["torch"])
     environment.require(f"target {target.name}", doctor.find_missing_modules(target))
+    if chosen["train"].precision == "binary":
+        export.check_takes_binary(target)
     if "official" in export.choose_converter(target, chosen["export"]).values():
         environment.witness_python()
     if bench.has_baseline(chosen["bench"]):

@@ -56,7 +56,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("continued_from", "learned", "slopes", "before", "after", "machine", "profile", "versions"), dict[str, Any]
     ),
-    **dict.fromkeys(("chosen", "name", "date", "device"), str),
+    **dict.fromkeys(("chosen", "name", "date", "device", "precision"), str),
     "processor": str | None,
     "remarks": list[str],
     **dict.fromkeys(("budgets_used", "least", "most"), dict[str, float] | None),

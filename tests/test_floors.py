@@ -41,7 +41,7 @@ HOMES = {
     },
     "torchvision": {"datasets/_torchvision"},
     "onnx": {"deploying/exporters/_onnx_graph", "modelfile/onnx_reader", "modelfile/runners/onnxruntime"},
-    "onnxruntime": {"modelfile/runners/onnxruntime"},
+    "onnxruntime": {"modelfile/runners/onnxruntime", "deploying/exporters/onnx_int8"},
     "flatbuffers": {"deploying/exporters/_flatbuffer"},
     "tensorflow": {"deploying/exporters/official/child"},
     "larq_compute_engine": {"deploying/exporters/official/child"},

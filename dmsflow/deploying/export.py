@@ -18,7 +18,7 @@ import numpy as np
 from dmsflow import datasets, manifest, plugin
 from dmsflow.datasets import ArraySplit, Dataset
 from dmsflow.deploying import folding, integer_graph, size_report
-from dmsflow.deploying.check import Reference, check_file, check_packed
+from dmsflow.deploying.check import MOST_CHANGED_PERCENT, Reference, check_file, check_packed
 from dmsflow.deploying.folding import Weights
 from dmsflow.deploying.size_report import SizeReport
 from dmsflow.deploying.target import Target, load_target
@@ -49,7 +49,9 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     converter, runner = choose_converter(target, settings), choose_runner(target)
     if manifest.is_finished(path, settings, flow):
         return path
-    known = {"memory_mib": _memory_mib(train), "trained_top1_percent": train.metrics["top1_percent"]}
+    exporter = _load_exporter(target, train)
+    known = {"precision": _precision(train, exporter), "memory_mib": _memory_mib(train)}
+    known["trained_top1_percent"] = train.metrics["top1_percent"]
     weights = _load_tensors(source, train, "weights")
     data = _load_data(train, weights)
     if "mean" in weights:  # those that the compact weights were packed from have been compared
@@ -64,13 +66,18 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
         candidate = Path(folder) / model.name
         report, reference = write_model(train, weights, data, candidate, target, **converter)
         images = data.test, logits, _count_images(train, settings)
-        checked, lines = check_file(runner, candidate, reference, *images, settings.close_percent)
+        most = getattr(exporter, "MOST_CHANGED_PERCENT", MOST_CHANGED_PERCENT)
+        allowed = settings.close_percent if reference else most
+        checked, lines = check_file(runner, candidate, reference, *images, allowed)
         candidate.replace(model)
     report.show(manifest.home(out) / model.name)
     for line in lines:
         print_line(line)
     environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}
-    done = manifest.Done({"model": model}, {**known, **report.metrics(), **checked}, environment)
+    metrics = {**known, **report.metrics(), **checked}
+    if metrics["precision"] == "int8":  # what weights, scales and biases take in the file
+        metrics["memory_mib"] = sum(layer["file_bytes"] for layer in metrics["layers"]) / cost.MIB
+    done = manifest.Done({"model": model}, metrics, environment)
     return manifest.finish_stage(path, settings, flow, done, (source, train))
 
 
@@ -83,11 +90,10 @@ def plan_stage(source: Path, settings: ExportSettings, out: Path) -> list[tuple[
     train = load_manifest(source, "train")
     target = load_target(settings.target)
     converter = choose_converter(target, settings)
-    _load_exporter(target, train)
+    precision = _precision(train, _load_exporter(target, train))
     images = _count_images(train, settings)
-    precision = "float32" if _is_float(train) else "1-bit"
     return [
-        ("network", f"{train.network.name}, {precision}, {_memory_mib(train):.4f} MiB"),
+        ("network", f"{train.network.name}, {precision}, {_memory_mib(train):.4f} MiB as trained"),
         ("target", f"{target.name}: {target.description}"),
         ("exporter", ", ".join([target.exporter, *converter.values()])),
         ("check", f"on {images} test images of {train.data.name}, run by {choose_runner(target)}"),
@@ -126,6 +132,11 @@ def _count_images(train: Manifest, settings: ExportSettings) -> int:
 
 def _is_float(train: Manifest) -> bool:
     return bool(train.settings.get("precision") == "float")
+
+
+def _precision(train: Manifest, exporter: Any) -> str:
+    """Of the weights in a written file: "1-bit", "float32" or "int8"."""
+    return getattr(exporter, "PRECISION", "float32") if _is_float(train) else "1-bit"
 
 
 def _memory_mib(train: Manifest) -> float:
@@ -168,8 +179,18 @@ def _load_exporter(target: Target, train: Manifest) -> Any:
     exporter = plugin.load_plugin("exporters", target.exporter)
     if _is_float(train) and not hasattr(exporter, "write_float"):
         what = "takes binary networks only, and this one was trained in float"
-        raise DmsflowError(f"target {target.name}", what, "use --target onnx, or train with --precision binary")
+        right = "use --target onnx or onnx-int8, or train with --precision binary"
+        raise DmsflowError(f"target {target.name}", what, right)
+    if not _is_float(train):
+        check_takes_binary(target)
     return exporter
+
+
+def check_takes_binary(target: Target) -> None:
+    """Raise a DmsflowError where the target's exporter writes float32 networks only."""
+    if not hasattr(plugin.load_plugin("exporters", target.exporter), "write"):
+        what = "takes float32 networks only, and this one is binary"
+        raise DmsflowError(f"target {target.name}", what, "train with --precision float, or use another, such as onnx")
 
 
 def write_model(
@@ -182,7 +203,10 @@ def write_model(
     exporter = _load_exporter(target, train)
     trained = train.network, train.widths, weights, data.mean, data.std
     if _is_float(train):
-        exporter.write_float(*trained, path)
+        count = min(getattr(exporter, "CALIBRATION_IMAGES", 0), len(data.train))
+        # Evenly over the split, which may be sorted by class.
+        images = [data.train.images(np.arange(count) * len(data.train) // count)] if count else []
+        exporter.write_float(*trained, path, *images)
         sizes = Counter[str]()
         for name, array in weights.items():
             sizes[name.rpartition(".")[0]] += array.nbytes

@@ -236,9 +236,12 @@ def _add_to(before: Profile, measured: Profile) -> Profile:
 
 def _load_target(settings: ProfileSettings) -> Target:
     built_for = load_target(settings.target)
-    if settings.precision == "float" and not hasattr(load_plugin("exporters", built_for.exporter), "write_float"):
-        right = "use --target onnx for --precision float"
+    exporter = load_plugin("exporters", built_for.exporter)
+    if settings.precision == "float" and not hasattr(exporter, "write_float"):
+        right = "use --target onnx or onnx-int8 for --precision float"
         raise DmsflowError(f"target {built_for.name}", "takes binary networks only", right)
+    if settings.precision == "binary" and not hasattr(exporter, "write"):
+        raise DmsflowError(f"target {built_for.name}", "takes float32 networks only", "use it with --precision float")
     return built_for
 
 

@@ -15,6 +15,8 @@ from dmsflow.measuring.devices import File
 from dmsflow.network.network import Network, out_widths, value, weight_shape
 from dmsflow.plugin import load_plugin
 
+FEW = 4  # images for calibration: ranges change no time
+
 
 def draw_weights(network: Network, widths: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
     """Weights as a training could leave them, for measuring time: activations keep a normal size."""
@@ -47,7 +49,10 @@ def write_random(target: Target, precision: str, network: Network, widths: Mappi
     weights = draw_weights(network, widths)
     mean, std = (128,) * network.channels, (64.0,) * network.channels
     if precision == "float":
-        exporter.write_float(network, widths, weights, mean, std, path)
+        count = min(getattr(exporter, "CALIBRATION_IMAGES", 0), FEW)
+        shape = count, network.resolution, network.resolution, network.channels
+        images = [np.random.default_rng(1).integers(0, 256, shape, np.uint8)] if count else []
+        exporter.write_float(network, widths, weights, mean, std, path, *images)
     else:
         exporter.write(folding.fold(network, widths, weights, mean, std), path)
     return File(path=str(path), runner=target.runner)

@@ -316,3 +316,9 @@ def test_the_real_thing_through_the_command_line(tmp_path: Path, capsys: pytest.
         > 0
     )
     assert msgspec.json.decode(path.read_bytes())["environment"]["processor"]
+
+
+def test_binary_networks_need_a_target_that_has_them(tmp_path: Path) -> None:
+    settings = ProfileSettings(target="onnx-int8")
+    with pytest.raises(DmsflowError, match="target onnx-int8: takes float32 networks only; use it with --precision fl"):
+        profiling.plan_profile(settings, "x", tmp_path, add=False)

@@ -1,4 +1,4 @@
-"""Writers of model files: `lce` for Larq Compute Engine (.tflite), `onnx` for ONNX.
+"""Writers of model files: `lce` for Larq Compute Engine (.tflite), `onnx` and `onnx-int8` for ONNX.
 
 Each file turns an integer graph into a model file, and says what is in such a file.
 
@@ -17,5 +17,9 @@ It may also have
 - `CONVERTERS`, the values of `--converter` among which `write(graph, path, converter)` chooses, the usual
   one first;
 - `GRANULARITY` (`profile.Granularity`), where its kernels handle channels in words and blocks;
-- `write_float(network, widths, weights, mean, std, path)`, if it writes float32 networks too.
+- `write_float(network, widths, weights, mean, std, path)`, if it writes float32 networks too (`onnx-int8` writes nothing
+  else, and has no `write`);
+- `CALIBRATION_IMAGES`, how many training images, [N, H, W, C], `write_float` takes as one more argument;
+- `PRECISION` ("int8"), if its `write_float` does not keep float32, and `MOST_CHANGED_PERCENT`, the images that may be
+  in another class then.
 """
