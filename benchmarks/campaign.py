@@ -64,7 +64,7 @@ BUDGET = ["--network", "tiny.py", "--memory-mib", "0.0005"]
 DIGITS = ["--dataset", "digits", "--resolution", "8", "--set", "data.train_images=300"]
 TRAIN = ["--epochs", "2", "--set", "train.min_steps=1"]
 EXPORT = ["--check-images", "16"]
-BENCH = ["--runs", "3", "--warm-up", "1", "--no-baseline"]
+BENCH = ["--runs", "3", "--warm-up", "1", "--baseline", "none"]
 RUN = [
     *("run", *DIGITS, *BUDGET, *FAST, "--set", "train.epochs=2", "--set", "train.min_steps=1"),
     *("--set", "export.check_images=16", "--set", "bench.runs=3", "--set", "bench.warm_up=1"),

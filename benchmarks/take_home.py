@@ -162,7 +162,7 @@ def card(folder: Path) -> str:
     epochs = train.metrics.get("epochs") or train.settings["epochs"]
     teacher = ", with a teacher" if train.settings.get("teacher") else ""
     limits = [f"{search.settings[key]:g} {unit}" for key, unit in BUDGETS.items() if search.settings.get(key)]
-    runtime = next(text for label, text in ran["runtimes"].items() if label != "float32")
+    runtime = next(text for label, text in ran["runtimes"].items() if label not in ("float32", "int8"))
     where = (measured_machine(ran)["processor"], format_threads(ran["threads"]), runtime, ran["date"][:10])
     used = f", {data.train_images:,} of its training images" if data.train_images else ""
     suffix = load_target(export.settings["target"]).suffix

@@ -230,7 +230,7 @@ def _check_ahead(chosen: dict[str, Any]) -> None:
         export.check_takes_binary(target)
     if "official" in export.choose_converter(target, chosen["export"]).values():
         environment.witness_python()
-    if bench.has_baseline(chosen["bench"]):
+    if bench.choose_baselines(chosen["bench"]):
         environment.require("--baseline", ["onnx", "onnxruntime"])
     if chosen["bench"].images:
         raise click.UsageError("--images is only for bench of a file without a manifest: use --dataset.")

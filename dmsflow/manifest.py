@@ -63,10 +63,10 @@ KINDS: dict[str, Any] = {
     "widths": dict[str, int],
     "runtimes": dict[str, str],
     "threads": int,
-    **dict.fromkeys(("file_bytes", "latency_ms_median", "latency_ratio_to_float32"), float),
+    **dict.fromkeys(("file_bytes", "latency_ms_median", "latency_ratio_to_float32", "latency_ratio_to_int8"), float),
 }
 NUMBER = re.compile(
-    r"\w*_(mib|kib|m|ms|bytes|percent|images)|(float32_)?latency_ms_\w+|seconds|epochs|loss(_difference)?|standard_error"
+    r"\w*_(mib|kib|m|ms|bytes|percent|images)|((float32|int8)_)?latency_ms_\w+|seconds|epochs|loss(_difference)?|standard_error"
 )
 
 

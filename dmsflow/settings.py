@@ -239,7 +239,10 @@ class BenchSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     warm_up: Annotated[Natural, option("Warm up with this many runs, which are not counted.")] = 10
     runs: Annotated[Count, option("Time this many runs of each file.")] = 100
-    baseline: Annotated[bool, option("Also measure the float32 network of the same widths, in onnxruntime.")] = True
+    baseline: Annotated[
+        Literal["float32", "int8", "both", "none"],
+        option("Also measure the network of the same widths in float32 or int8, in onnxruntime."),
+    ] = "float32"
     accuracy: Annotated[bool, option("Measure top-1 on the test split.")] = True
     images: Annotated[
         str | None, option("Measure top-1 of a file without a manifest on this folder of class folders.")
@@ -275,6 +278,7 @@ class ProfileSettings(Reach, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # Old names of fields and values, and removed fields.
 RENAMED_FIELDS = {"mixed": "amp", "head_start": "width_warmup", "patience_minutes": "timeout_minutes"}
 RENAMED_METHODS = {"flat": "equal", "between": "interpolated"}
+RENAMED_BASELINES = {True: "float32", False: "none"}  # of bench, when there was one to have or not
 OF_THE_PAPER = ("estimator", "reallocate", "step", "start", "sigma_relative", "subnetworks", "restart")
 WITHOUT_GAIN = ("hold", "band", "first_gain", "refine", "gradient_decay", "best_effort")
 REMOVED_FIELDS = dict.fromkeys(OF_THE_PAPER, "leave it out; --preset paper is the search as published")
@@ -292,6 +296,8 @@ def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     found = {RENAMED_FIELDS.get(name, name): value for name, value in recorded.items()}
     if found.get("method") in [*RENAMED_METHODS]:  # which a list, that cannot be a key, is not
         found["method"] = RENAMED_METHODS[found["method"]]
+    if isinstance(found.get("baseline"), bool):
+        found["baseline"] = RENAMED_BASELINES[found["baseline"]]
     return found
 
 
@@ -323,6 +329,8 @@ def resolve(kind: type[S], **values: Any) -> S:
         raise DmsflowError(f"setting {name}", "is unknown", f"use a name of docs/settings.md, such as {near[0]}")
     if (method := values.get("method")) in [*RENAMED_METHODS]:
         raise DmsflowError(f"method {method}", "was renamed", f"use {RENAMED_METHODS[method]}")
+    if isinstance(baseline := values.get("baseline"), bool):
+        raise DmsflowError("setting baseline", "has names now", f"use {RENAMED_BASELINES[baseline]} for {baseline}")
     try:
         for name, value in values.items():
             for text in value if isinstance(value, (list, tuple)) else (value,):

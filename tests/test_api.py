@@ -37,7 +37,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     )
     trained = dmsflow.train(found, epochs=2, threads=1, progress=calls_made.append)
     exported = dmsflow.export(trained, check_images=20)
-    return found, trained, exported, dmsflow.bench(exported, runs=3, baseline=False), calls_made
+    return found, trained, exported, dmsflow.bench(exported, runs=3, baseline="none"), calls_made
 
 
 def test_stages_give_what_they_found(chain: tuple[Any, ...]) -> None:
@@ -86,7 +86,7 @@ def test_load_gives_the_result_of_each_stage(chain: tuple[Any, ...]) -> None:
 
 
 def test_a_model_that_comes_with_dmsflow_is_measured(tmp_path: Path) -> None:
-    measured = dmsflow.bench("digits", out=tmp_path, runs=2, baseline=False)
+    measured = dmsflow.bench("digits", out=tmp_path, runs=2, baseline="none")
     assert measured.path == tmp_path / "bench.json" and measured.latency_ms > 0
 
 
@@ -197,7 +197,7 @@ def test_code_that_a_result_names_is_run_where_it_is_trusted(tmp_path: Path, mon
     given: dict[str, dict[str, Any]] = {
         "train": {"epochs": 1, "batch_size": 20, "threads": 1},
         "export": {"check_images": 10},
-        "bench": {"runs": 2, "baseline": False},
+        "bench": {"runs": 2, "baseline": "none"},
     }
     for name, settings in given.items():
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))  # of somebody who has never run it

@@ -136,6 +136,7 @@ def test_a_wrong_assignment_is_named(text: str, line: str) -> None:
             ("--train-batch-size", "3"),
             "--train-batch-size: is no longer an option; use --set train.batch_size=VALUE",
         ),
+        ("bench", ("x.tflite", "--no-baseline"), "--no-baseline: was renamed; use --baseline none"),
         ("run", ("--no-baseline",), "--no-baseline: is no longer an option; use --set bench.baseline=VALUE"),
         ("profile", ("--patience-minutes", "3"), "--patience-minutes: was renamed; use --timeout-minutes"),
         ("search", ("--method", "flat"), "--method flat: was renamed; use equal"),

@@ -141,3 +141,10 @@ def test_a_preset_with_a_table_of_another_name(tmp_path: Path) -> None:
         match=r"mine.toml: has an unknown table 'serch'; use only the tables \[search\] \[train\] \[export\] \[bench\]",
     ):
         preset.load_preset("search", str(path))
+
+
+@pytest.mark.parametrize(("earlier", "present"), [(True, "float32"), (False, "none")])
+def test_a_baseline_that_was_had_or_not_has_a_name(earlier, present):
+    assert settings.with_present_names({"baseline": earlier}) == {"baseline": present}
+    with pytest.raises(DmsflowError, match=f"setting baseline: has names now; use {present} for {earlier}"):
+        settings.resolve(BenchSettings, baseline=earlier)

@@ -1,6 +1,6 @@
 """The fourth stage: how fast, how large and how accurate a model file is on a device.
 
-The file and the float32 network of the same widths run by turns in one process, so that whatever slows
+The file and the float32 or int8 network of the same widths run by turns in one process, so that whatever slows
 the machine down slows both. `predicted_latency` says beforehand how fast the file should be. A bare
 .tflite or .onnx file is measured as well; it belongs to no chain, so its bench.json has no network,
 widths or data, and no later stage reads it.
@@ -33,13 +33,13 @@ from dmsflow.network.cost import MIB
 from dmsflow.settings import BenchSettings
 from dmsflow.terminal import format_method, format_threads, milliseconds, print_line, print_table, share_percent
 
-FLOAT32 = "float32"
-BASELINE = "float32 network of the same widths"
+# The networks of the same widths, by the label of a baseline: what is measured beside a file, and its target.
+BASELINES = {"float32": "onnx", "int8": "onnx-int8"}
 PEAK = "peak: the largest resident set of a process that imports the runtime and loads and runs only this file"
 TIMES = ("latency_ms_median", "latency_ms_p90", "latency_ms_minimum", "load_ms")  # of each file
 TIME = TIMES[0]
 
-Timings = dict[str, Timing]  # by the file's name first, then "float32" if there is a baseline
+Timings = dict[str, Timing]  # by the file's name first, then by the label of each baseline
 
 
 def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> Path:
@@ -57,8 +57,8 @@ def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> P
         return path
     runner = accuracy.runner_for(benched, settings)
     prediction = predicted_latency.predict(source, benched.export, settings)
-    timings, machine = _measure(benched, settings)
-    metrics = _metrics(benched, timings, prediction)
+    timings, sizes, machine = _measure(benched, settings)
+    metrics = _metrics(benched, timings, sizes, prediction)
     if runner:
         metrics |= accuracy.measure_top1(benched, settings, runner)
     _print(settings, timings, machine, metrics)
@@ -89,12 +89,12 @@ def plan_stage(source: Path, settings: BenchSettings, out: Path) -> list[tuple[s
     runner = accuracy.runner_for(benched, settings)
     prediction = predicted_latency.predict(source, benched.export, settings)
     images = f"the test split of {benched.export.data.name}" if benched.export else f"the images in {settings.images}"
-    with_baseline = benched.export and has_baseline(settings)
+    baselines = choose_baselines(settings) if benched.export else ()
     rows = [
         ("file", f"{benched.path} ({benched.file_bytes / 1024:.1f} KiB)"),
         ("runner", settings.runner_file or settings.runner or " or ".join(benched.target.runners)),
         ("device", settings.device),
-        ("baseline", f"{BASELINE}, in onnxruntime" if with_baseline else "none"),
+        ("baseline", f"{' and '.join(baselines)} network of the same widths, in onnxruntime" if baselines else "none"),
         ("runs", f"{settings.runs} of each, after {settings.warm_up} to warm up, {format_threads(settings.threads)}"),
         ("top-1", f"on {images}, by {runner}" if runner else "not measured"),
     ]
@@ -121,10 +121,12 @@ def check_required(path: Path, settings: BenchSettings) -> None:
         )
 
 
-def has_baseline(settings: BenchSettings) -> bool:
-    """Whether the float32 network is measured too."""
-    # A benchmark program, and a phone needs one, does not run the baseline's file.
-    return settings.baseline and not settings.runner_file and not settings.device.startswith("adb")
+def choose_baselines(settings: BenchSettings) -> tuple[str, ...]:
+    """The labels of the baselines that are measured too."""
+    # A benchmark program, and a phone needs one, does not run their files.
+    if settings.runner_file or settings.device.startswith("adb"):
+        return ()
+    return tuple(label for label in BASELINES if settings.baseline in (label, "both"))
 
 
 def _check_alone(benched: Benched, settings: BenchSettings) -> None:
@@ -134,42 +136,56 @@ def _check_alone(benched: Benched, settings: BenchSettings) -> None:
         raise DmsflowError(benched.path, what, "put all into one: onnx.save_model(onnx.load(PATH), OTHER_PATH)")
 
 
-def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, Machine]:
+def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, dict[str, int], Machine]:
+    """The times of each file, its bytes, and the machine."""
     _check_alone(benched, settings)
     runner = devices.runner_of(benched.target, settings)
     files = {benched.path.name: devices.File(path=str(benched.path), runner=runner)}
+    sizes = {benched.path.name: benched.file_bytes}
     with tempfile.TemporaryDirectory() as folder:
-        if benched.export and has_baseline(settings):
-            environment.require("--baseline (--no-baseline leaves it out)", ["onnx", "onnxruntime"])
+        for label in choose_baselines(settings):
+            if not benched.export:
+                break
+            environment.require("--baseline (none leaves it out)", ["onnx", "onnxruntime"])
             network, widths = benched.export.network, benched.export.widths
             # Random weights: they change no time, and few chains have trained the float network.
-            files[FLOAT32] = write_random(load_target("onnx"), "float", network, widths, Path(folder, FLOAT32))
-        elif benched.export and settings.baseline:
-            print_line(f"no float32 baseline: {settings.runner_file or settings.device} does not run onnxruntime")
+            files[label] = write_random(load_target(BASELINES[label]), "float", network, widths, Path(folder, label))
+            sizes[label] = Path(files[label].path).stat().st_size
+        if benched.export and settings.baseline != "none" and len(sizes) == 1:
+            where = settings.runner_file or settings.device
+            print_line(f"no {settings.baseline} baseline: {where} does not run onnxruntime")
         how = {name: getattr(settings, name) for name in ("threads", "warm_up", "runs", "operations")}
         access = devices.Access(python=settings.python, runner_file=settings.runner_file)
         with devices.connect(settings.device, access) as measure:
             measurement = measure(devices.Job(files=tuple(files.values()), **how))
-    return dict(zip(files, measurement.timings, strict=True)), measurement.machine
+    return dict(zip(files, measurement.timings, strict=True)), sizes, measurement.machine
 
 
-def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) -> dict[str, Any]:
-    """What a manifest keeps: the prediction beside the file's numbers; the baseline's have a prefix."""
+def _prefix(label: str) -> str:
+    """Of the metrics of a file: none of the one that is benched."""
+    return f"{label}_" if label in BASELINES else ""
+
+
+def _metrics(
+    benched: Benched, timings: Timings, sizes: dict[str, int], prediction: Prediction | None
+) -> dict[str, Any]:
+    """What a manifest keeps: the prediction beside the file's numbers; those of baselines have a prefix."""
     numbers: dict[str, float] = {}
     for label, timing in timings.items():
-        prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
+        prefix = _prefix(label)
         times = (*map(float, np.percentile(timing.runs_ms, (50, 90))), min(timing.runs_ms), timing.load_ms)
         numbers |= {f"{prefix}{name}": ms for name, ms in zip(TIMES, times, strict=True)}
         if timing.peak_memory_bytes is not None:
             numbers[f"{prefix}peak_memory_mib"] = timing.peak_memory_bytes / MIB
     median = numbers[TIME]
-    metrics: dict[str, Any] = {"file_bytes": benched.file_bytes, TIME: median}
+    metrics: dict[str, Any] = {f"{_prefix(label)}file_bytes": size for label, size in sizes.items()}
+    metrics[TIME] = median
     metrics |= prediction.metrics(median) if prediction else {}
     metrics |= numbers
     if (images := images_per_run(timings[benched.path.name].inputs)) > 1:
         metrics |= {"images_per_run": images, "latency_ms_per_image": median / images}
-    if FLOAT32 in timings:
-        metrics["latency_ratio_to_float32"] = median / numbers[f"{FLOAT32}_{TIME}"]
+    for label in (each for each in BASELINES if each in timings):
+        metrics[f"latency_ratio_to_{label}"] = median / numbers[f"{label}_{TIME}"]
     if operations := timings[benched.path.name].operations:
         total = sum(each.ms for each in operations)
         metrics["operations"] = [
@@ -182,16 +198,18 @@ def _metrics(benched: Benched, timings: Timings, prediction: Prediction | None) 
 
 
 def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics: dict[str, Any]) -> None:
+    baselines = [label for label in timings if label in BASELINES]
     columns = []  # one a file, so that the table fits a narrow terminal
     for label in timings:
-        prefix = f"{FLOAT32}_" if label == FLOAT32 else ""
+        prefix = _prefix(label)
         ms = [metrics[f"{prefix}{name}"] for name in TIMES]
-        ratio = f"{ms[0] / metrics[f'{FLOAT32}_{TIME}']:.2f}×" if FLOAT32 in timings else None
+        ratios = [f"{ms[0] / metrics[f'{each}_{TIME}']:.2f}×" for each in baselines]
         peak, top1 = metrics.get(f"{prefix}peak_memory_mib"), metrics.get("top1_percent")
-        size = None if prefix else f"{metrics['file_bytes'] / 1024:.1f}"
+        size = f"{metrics[f'{prefix}file_bytes'] / 1024:.1f}"
         correct = None if prefix or top1 is None else f"{top1:.2f}"
-        columns.append([*map(milliseconds, ms), ratio, f"{peak:.1f}" if peak else None, size, correct])
-    labels = ["median ms", "p90 ms", "min ms", "load ms", "÷ float32", "peak MiB", "file KiB", "top-1 %"]
+        columns.append([*map(milliseconds, ms), *ratios, f"{peak:.1f}" if peak else None, size, correct])
+    labels = ["median ms", "p90 ms", "min ms", "load ms"]
+    labels += [*(f"÷ {label}" for label in baselines), "peak MiB", "file KiB", "top-1 %"]
     if images := metrics.get("images_per_run"):
         labels.insert(1, f"÷ {images} images")
         columns[0].insert(1, milliseconds(metrics["latency_ms_per_image"]))
@@ -204,7 +222,7 @@ def _print(settings: BenchSettings, timings: Timings, machine: Machine, metrics:
     known = ", ".join(filter(None, (machine.processor, machine.system, governor, degrees)))
     print_line(f"{format_method(machine.method)}: {known}")
     for label, timing in timings.items():
-        what = f"the {BASELINE.removeprefix('float32 ')}, in " if label == FLOAT32 else ""
+        what = "the network of the same widths, in " if label in BASELINES else ""
         print_line(f"{label}: {what}{timing.runtime}")
         _print_inputs(label, timing.inputs)
     if "peak_memory_mib" in metrics:

@@ -44,7 +44,7 @@ class File:
             return None
         environment = self.stages["bench"].environment
         machine = measured_machine(environment)
-        runtimes = [runtime for label, runtime in environment.get("runtimes", {}).items() if label != "float32"]
+        runtimes = [used for label, used in environment.get("runtimes", {}).items() if label not in ("float32", "int8")]
         words = [machine.get("processor"), *runtimes, format_threads(environment.get("threads", 1))]
         return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
 

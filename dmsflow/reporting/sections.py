@@ -35,6 +35,7 @@ LATENCIES = {
     "latency_ms_p90": "p90 ms",
     "predicted_latency_ms": "predicted ms",
     "float32_latency_ms_median": "float32 ms",
+    "int8_latency_ms_median": "int8 ms",
 }
 
 
@@ -246,9 +247,10 @@ def files_section(groups: Sequence[Group]) -> Section:
         for name, head in LATENCIES.items():
             row[head] = _format_ms(_mean(found, name), word * name.startswith("predict"))
         row["error %"] = _format(_mean(found, "prediction_error_percent"), "+.1f")
-        row["÷ float32"] = _format(_mean(found, "latency_ratio_to_float32"))
+        for label in ("float32", "int8"):
+            row[f"÷ {label}"] = _format(_mean(found, f"latency_ratio_to_{label}"))
         rows.append({**row, "on": platform, "profile": used.get("name"), "date": ran.get("date")})
-    title = "Milliseconds for one image: measured, predicted, and float32; of several seeds the mean"
+    title = "Milliseconds for one image: measured, predicted, and of float32 and int8; of several seeds the mean"
     return [page.table(title, rows)] if rows else "no file is exported yet (dmsflow export)"
 
 

@@ -223,10 +223,10 @@ def print_result(path: Path, stream: TextIO) -> None:
         used, error = ran["profile"], f"{measured['prediction_error_percent']:+.1f} %"
         title = used["name"] + " (modelled)" * (used["method"] == "modelled")
         rows.append(("latency, predicted", f"{measured['predicted_latency_ms']:.3f} ms by profile {title}, {error}"))
-    if "float32_latency_ms_median" in measured:
-        ratio = f"the file takes {measured['latency_ratio_to_float32']:.2f} of it"
-        words = f"{measured['float32_latency_ms_median']:.3f} ms in onnxruntime; {ratio}"
-        rows.append(("latency, float32 of these widths", words))
+    for label in ("float32", "int8"):
+        if (ms := measured.get(f"{label}_latency_ms_median")) is not None:
+            ratio = f"the file takes {measured[f'latency_ratio_to_{label}']:.2f} of it"
+            rows.append((f"latency, {label} of these widths", f"{ms:.3f} ms in onnxruntime; {ratio}"))
     runtimes = dict.fromkeys(ran["runtimes"].values())
     where = [measured_machine(ran)["processor"], format_threads(ran["threads"]), *runtimes]
     rows.append(("measured", ", ".join([*where, f"{bench.settings['runs']} runs", ran["date"]])))

@@ -45,7 +45,7 @@ def test_no_manifest_names_a_path_of_a_machine():
 def test_a_file_has_the_top1_of_its_card(name, tmp_path):
     """And its size; top-1 where the data set is embedded."""
     packed = load_manifest(MODELS / name / "bench.json")
-    lean = ["--runs", "2", "--warm-up", "0", "--no-baseline", "--out", str(tmp_path)]
+    lean = ["--runs", "2", "--warm-up", "0", "--baseline", "none", "--out", str(tmp_path)]
     assert cli.main(["bench", name, *lean]) == 0
     metrics = load_manifest(tmp_path / "bench.json").metrics
     shared = ("file_bytes", *(("top1_percent", "top1_images") if packed.data.name == "digits" else ()))

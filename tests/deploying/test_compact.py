@@ -74,7 +74,7 @@ def test_without_the_data_set_the_file_is_checked_on_random_images(vgg, tmp_path
     with pytest.raises(DmsflowError, match="digits: is not there"):
         export_bytes(vgg, "x86-64", tmp_path / "c")
     # Its bench measures the time, and no top-1.
-    lean = ["--runs", "2", "--warm-up", "0", "--no-baseline"]
+    lean = ["--runs", "2", "--warm-up", "0", "--baseline", "none"]
     assert cli.main(["bench", str(tmp_path / "b" / "export.json"), *lean]) == 0
     assert "top-1 is not measured: digits: is not there; put it there\n" in capsys.readouterr().err
     assert "top1_percent" not in load_manifest(tmp_path / "b" / "bench.json").metrics

@@ -75,6 +75,30 @@ def test_a_chain_is_measured(exported, name, runtime, tmp_path, capsys):
         assert head in shown.err
 
 
+def test_int8_is_measured_beside_float32(exported, tmp_path, capsys):
+    both = BenchSettings(runs=3, warm_up=1, baseline="both", accuracy=False)
+    written = load_manifest(bench.run_stage(exported["x86-64"], both, tmp_path, Flow(COMMAND)), "bench")
+    metrics = written.metrics
+    assert list(json.loads((tmp_path / "bench-timings.json").read_bytes())) == ["model.tflite", "float32", "int8"]
+    for label in ("float32", "int8"):
+        assert written.environment["runtimes"][label].startswith("onnxruntime")
+        ratio = metrics["latency_ms_median"] / metrics[f"{label}_latency_ms_median"]
+        assert metrics[f"latency_ratio_to_{label}"] == ratio
+        assert 10 < metrics[f"{label}_peak_memory_mib"] < 500
+    assert metrics["file_bytes"] < metrics["int8_file_bytes"] < metrics["float32_file_bytes"]
+    said = capsys.readouterr().err
+    assert "÷ int8" in said and "÷ float32" in said and f"{metrics['int8_file_bytes'] / 1024:.1f}" in said
+    assert "int8: the network of the same widths, in onnxruntime" in said
+
+
+def test_one_baseline_is_measured_alone(exported, tmp_path, capsys):
+    one = BenchSettings(runs=2, warm_up=0, baseline="int8", accuracy=False)
+    assert dict(bench.plan_stage(exported["onnx"], one, tmp_path))["baseline"].startswith("int8 network of the same")
+    metrics = load_manifest(bench.run_stage(exported["onnx"], one, tmp_path, Flow(COMMAND))).metrics
+    assert metrics["int8_latency_ms_median"] > 0 and not [name for name in metrics if "float32" in name]
+    assert "÷ float32" not in capsys.readouterr().err
+
+
 def test_top1_is_that_of_the_integer_graph_on_the_whole_test_split(exported, tmp_path):
     path = bench.run_stage(exported["x86-64"], FEW, tmp_path, Flow(COMMAND))
     chain = load_manifest(path)
@@ -86,7 +110,7 @@ def test_top1_is_that_of_the_integer_graph_on_the_whole_test_split(exported, tmp
 
 
 def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
-    lean = BenchSettings(runs=3, warm_up=0, baseline=False, accuracy=False, threads=2)
+    lean = BenchSettings(runs=3, warm_up=0, baseline="none", accuracy=False, threads=2)
     written = load_manifest(bench.run_stage(exported["x86-64"], lean, tmp_path, Flow(COMMAND)))
     assert not [name for name in written.metrics if name.startswith("float32") or "top1" in name or "ratio" in name]
     assert list(written.environment["runtimes"]) == ["model.tflite"]
@@ -209,7 +233,7 @@ def test_top1_of_a_bare_file_is_that_of_its_chain(exported, pictures, tmp_path):
     settings = BenchSettings(runs=1, warm_up=0, images=str(pictures))
     assert dict(bench.plan_stage(file, settings, tmp_path))["top-1"] == f"on the images in {pictures}, by litert"
     bare = json.loads(bench.run_stage(file, settings, tmp_path / "bare", Flow(COMMAND)).read_bytes())["metrics"]
-    lean = BenchSettings(runs=1, warm_up=0, baseline=False)
+    lean = BenchSettings(runs=1, warm_up=0, baseline="none")
     chain = load_manifest(bench.run_stage(exported["x86-64"], lean, tmp_path / "chain", Flow(COMMAND))).metrics
     assert (bare["top1_percent"], bare["top1_images"]) == (chain["top1_percent"], 360)
 
@@ -263,7 +287,7 @@ def saved(searched, make_profile, tmp_path):
 
 
 def fewer(**fields):
-    return BenchSettings(**{"runs": 3, "warm_up": 0, "accuracy": False, "baseline": False, **fields})
+    return BenchSettings(**{"runs": 3, "warm_up": 0, "accuracy": False, "baseline": "none", **fields})
 
 
 def test_the_searchs_profile_predicts(searched, tmp_path, capsys):
@@ -312,7 +336,7 @@ def test_the_profile_asked_for_predicts_instead_and_says_if_it_is_modelled(searc
 
 def test_a_required_time_is_met_or_missed(searched, tmp_path, capsys):
     """Missed, the numbers are there all the same, and are held against a requirement again."""
-    lean = ["--runs", "3", "--warm-up", "0", "--no-accuracy", "--no-baseline"]
+    lean = ["--runs", "3", "--warm-up", "0", "--no-accuracy", "--baseline", "none"]
     given = ["bench", str(searched / "export.json"), *lean, "--out"]
     assert cli.main([*given, str(tmp_path / "met"), "--require-ms", "60000"]) == 0
     assert cli.main([*given, str(tmp_path / "missed"), "--require-ms", "1e-3"]) == 3
@@ -343,7 +367,7 @@ def test_operations_are_reported_where_the_runtime_tells_them(exported, tmp_path
 
 def test_the_official_interpreter_measures_in_its_own_environment(lce, exported, tmp_path, capsys):
     """Beside the float32 baseline, which that environment runs too."""
-    settings = fewer(operations=True, runner="lce", baseline=True)
+    settings = fewer(operations=True, runner="lce", baseline="float32")
     path = bench.run_stage(exported["x86-64"], settings, tmp_path / "lce", Flow(COMMAND))
     assert load_manifest(path).environment["runtimes"]["model.tflite"] == lce.version()
     assert lce.version().startswith("LCE 0.")

@@ -12,7 +12,7 @@ from dmsflow.manifest import load_manifest
 from dmsflow.reporting import shipped
 from dmsflow.settings import BenchSettings
 
-LEAN = ["--runs", "2", "--warm-up", "0", "--no-baseline"]
+LEAN = ["--runs", "2", "--warm-up", "0", "--baseline", "none"]
 
 
 @pytest.fixture(autouse=True)

@@ -190,7 +190,7 @@ def chain(request, tmp_path, phone, write_train_manifest, make_profile) -> Path:
     parent = describe_artifact(save_manifest(tmp_path / "search.json", found), tmp_path)
     save_manifest(source, msgspec.structs.replace(trained, parent=parent))
     exported = export.run_stage(source, ExportSettings(target="x86-64", check_images=2), tmp_path, Flow(("x",)))
-    lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline=False)
+    lean = BenchSettings(device=phone, runs=3, accuracy=False, baseline="none")
     return bench.run_stage(exported, lean, tmp_path, Flow(("x",)))
 
 

@@ -58,7 +58,7 @@ check_images = 4
 [bench]
 runs = 2
 warm_up = 0
-baseline = false
+baseline = "none"
 """
 LEADER = "tiny-0.002mib-0.2m-gradient-0"
 ROWS = sorted(
