@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dmsflow.network.network import QUANTISERS, Layer, Network, Op, out_widths, resolutions, value, weight_shape
+from dmsflow.network.network import (
+    QUANTISERS,
+    WEIGHT_OPS,
+    Layer,
+    Network,
+    Op,
+    out_widths,
+    resolutions,
+    value,
+    weight_shape,
+)
 
 MIB = 2**20  # bytes
 FLOAT_BYTES = 4  # of a float32
@@ -37,9 +47,12 @@ class LayerSize:
 
 def weights(network: Network, widths: Mapping[str, Any]) -> list[tuple[Layer, Any]]:
     """Every layer with weights, and their number, biases left out."""
-    channels = {name: value(widths, key) for name, key in out_widths(network).items()}
-    shapes = ((each, weight_shape(each, channels[each.inputs[0]], channels[each.name])) for each in network.layers)
-    return [(layer, math.prod(shape)) for layer, shape in shapes if shape]
+    keys, found = out_widths(network), []
+    for layer in network.layers:
+        if layer.op in WEIGHT_OPS:
+            shape = weight_shape(layer, *(value(widths, keys[name]) for name in (layer.inputs[0], layer.name)))
+            found.append((layer, math.prod(shape)))
+    return found
 
 
 def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = True) -> Any:

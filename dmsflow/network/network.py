@@ -6,6 +6,7 @@ becomes one in `importing`. Two layers that must agree in channels (a residual s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ Op = Literal[
 # Those with a kernel, stride and padding.
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
 WEIGHTED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "dense")  # those that name a width
+WEIGHT_OPS: tuple[Op, ...] = (*WEIGHTED_OPS, "depthwise_conv")  # those with weights
 QUANTISERS: tuple[Op, ...] = ("quantize", "sign")  # what binary convolutions read
 # Those that read several layers, and the verb of each.
 JOINING_OPS: dict[str, str] = {"add": "adds", "concat": "joins", "multiply": "multiplies"}
@@ -75,7 +77,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dilation: int = 1
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """Layers in the order they are computed, and the base value of each named width.
 
     Attributes:
@@ -102,6 +104,22 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def consumers(self, name: str) -> list[Layer]:
         return [layer for layer in self.layers if name in layer.inputs]
 
+    # A search asks for these at each of its steps.
+
+    @functools.cached_property
+    def _out_widths(self) -> dict[str, Key]:
+        keys: dict[str, Key] = {INPUT: self.channels}
+        for layer in self.layers:
+            keys[layer.name] = _out_width(layer, keys)
+        return keys
+
+    @functools.cached_property
+    def _resolutions(self) -> dict[str, int]:
+        sizes = {INPUT: self.resolution}
+        for layer in self.layers:
+            sizes[layer.name] = out_resolution(layer, sizes[layer.inputs[0]])
+        return sizes
+
 
 def pads_signs(network: Network, layer: Layer) -> bool:
     """Whether a layer is a binary convolution of ±1 with padding, which then is -1."""
@@ -114,12 +132,9 @@ def read_network(path: Path) -> Network:
     return read_record(path, Network, name="a network", right=right, again="write it again")
 
 
-def out_widths(network: Network) -> dict[str, Key]:
+def out_widths(network: Network) -> Mapping[str, Key]:
     """The width key of the tensor that each layer puts out."""
-    keys: dict[str, Key] = {INPUT: network.channels}
-    for layer in network.layers:
-        keys[layer.name] = _out_width(layer, keys)
-    return keys
+    return network._out_widths
 
 
 def _out_width(layer: Layer, keys: Mapping[str, Key]) -> Key:
@@ -133,12 +148,9 @@ def key_parts(key: Key) -> tuple[str | int, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
-def resolutions(network: Network) -> dict[str, int]:
+def resolutions(network: Network) -> Mapping[str, int]:
     """Height (= width in pixels) of the tensor that each layer puts out."""
-    sizes = {INPUT: network.resolution}
-    for layer in network.layers:
-        sizes[layer.name] = out_resolution(layer, sizes[layer.inputs[0]])
-    return sizes
+    return network._resolutions
 
 
 def out_resolution(layer: Layer, size: int) -> int:
@@ -157,7 +169,7 @@ def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
     """The shape of a layer's weights: [C_out, C_in, k, k] of a convolution, [C_out, C_in] of a dense layer, else ()."""
     if layer.op == "dense":
         return writes, reads
-    if layer.op not in (*WEIGHTED_OPS, "depthwise_conv"):
+    if layer.op not in WEIGHT_OPS:
         return ()
     return writes, 1 if layer.op == "depthwise_conv" else reads, layer.kernel, layer.kernel
 

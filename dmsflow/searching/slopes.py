@@ -118,27 +118,51 @@ def solve_integers(budgets: Budgets, slopes: Slopes) -> dict[str, int]:
     least, most = np.ceil(budgets.bounds.low * base - 1e-6), np.floor(budgets.bounds.high * base + 1e-6)
     found = np.array(list(budgets.round_within(solve(budgets, slopes)).values()), np.float64)
 
+    smooth = [each for each in budgets.limits if each.smooth is None]
+    limits, excess = np.array([each.limit for each in smooth]), np.zeros(len(smooth))
+    freed: dict[tuple[int, int], Ratios] = {}  # by a width and how it shrinks
+
+    def narrowed(widths: Ratios, down: int, step: int) -> Ratios:
+        tried = widths.copy()
+        if step:
+            tried[down] = (-(-widths[down] // step) - 1) * step
+        return tried
+
     def terms(place: int, width: float) -> float:
         """The part of the loss that one width has."""
         away = np.log(width / base[place]) - slopes.centre[place]
         return float(away * (slopes.curvature[place] * away / 2 - slopes.slope[place]))
+
+    def costs(tried: Ratios) -> Ratios:
+        """Of the budgets whose costs are products of widths, [budgets]."""
+        widths = dict(zip(names, tried.tolist(), strict=True))
+        return np.array([each.cost(widths) for each in smooth])
+
+    def may_fit(up: int, higher: float, down: int, step: int) -> bool:
+        """Whether what `down` frees can be what `up` takes: quick, for `step` frees no more beside a wider `up`."""
+        if (down, step) not in freed:
+            freed[down, step] = costs(found) - costs(narrowed(found, down, step))
+        return bool((freed[down, step] * (higher / found[up]) * (1 + 1e-9) >= excess).all())
 
     def improve(up: int) -> bool:
         for jump in JUMPS:
             higher = (found[up] // jump + 1) * jump
             if higher > most[up]:
                 continue
+            grown = found.copy()
+            grown[up] = higher
             gain = terms(up, found[up]) - terms(up, higher)
+            excess[:] = costs(grown) - limits
             others = itertools.product((place for place in range(len(names)) if place != up), JUMPS)
             for down, step in ((up, 0), *others):
-                tried = found.copy()
-                tried[up] = higher
+                tried = narrowed(grown, down, step)
                 if step:
-                    tried[down] = (-(-found[down] // step) - 1) * step
-                    if tried[down] < least[down] or gain <= terms(down, tried[down]) - terms(down, found[down]):
+                    worth = terms(down, tried[down]) - terms(down, found[down]) if tried[down] >= least[down] else gain
+                    if gain <= worth or not may_fit(up, higher, down, step):
                         continue
                 if budgets.met(dict(zip(names, map(int, tried), strict=True))):
                     found[:] = tried
+                    freed.clear()
                     return True
         return False
 
