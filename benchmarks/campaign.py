@@ -68,7 +68,7 @@ BENCH = ["--runs", "3", "--warm-up", "1", "--baseline", "none"]
 RUN = [
     *("run", *DIGITS, *BUDGET, *FAST, "--set", "train.epochs=2", "--set", "train.min_steps=1"),
     *("--set", "export.check_images=16", "--set", "bench.runs=3", "--set", "bench.warm_up=1"),
-    *("--set", "bench.baseline=false", "--target", "x86-64"),
+    *("--set", "bench.baseline=none", "--target", "x86-64"),
 ]
 SEARCH = ["search", *DIGITS, *BUDGET, *FAST]
 PROFILE = [
@@ -302,17 +302,18 @@ class Campaign:
         base: the folder of what is damaged.
         kept: where the first case of each kind of fault is left.
         built: where the native parts are built with sanitizers.
+        only: how the kinds begin that are tried; empty: all.
     """
 
-    def __init__(self, base: Path, kept: Path, built: Path, seed: int, share: float) -> None:
-        self.base, self.kept, self.built, self.seed, self.share = base, kept, built, seed, share
+    def __init__(self, base: Path, kept: Path, built: Path, seed: int, share: float, only: str = "") -> None:
+        self.base, self.kept, self.built, self.seed, self.share, self.only = base, kept, built, seed, share, only
         self.tries, self.seconds = Counter[str](), Counter[str]()
         self.faults: dict[str, Counter[str]] = {}
 
     def each(self, kind: str, count: int) -> Iterator[tuple[Path, random.Random]]:
         """The folder and the generator of every try of a kind; each follows from the seed, the kind and its number."""
         began = time.monotonic()
-        for number in range(max(1, round(count * self.share))):
+        for number in range(max(1, round(count * self.share)) if kind.startswith(self.only) else 0):
             folder = Path(tempfile.mkdtemp(prefix="try-", dir=self.base.parent))
             shutil.copytree(self.base, folder, dirs_exist_ok=True)
             try:
@@ -320,7 +321,8 @@ class Campaign:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             self.tries[kind] += 1
-        self.seconds[kind] += round(time.monotonic() - began)
+        if kind in self.tries:
+            self.seconds[kind] += round(time.monotonic() - began)
 
     def note(self, kind: str, what: str | None, folder: Path, arguments: Sequence[str], ended: forked.Ended) -> None:
         """Count a fault, and keep its folder if it is the first of its kind."""
@@ -440,6 +442,8 @@ def sanitise(campaign: Campaign) -> None:
         arguments, ended = sanitised.damaged_run(program, folder, chance)
         campaign.note("phone program, sanitised", sanitised.fault(ended), folder, arguments, ended)
     for kind, (name, target, count) in SCRIPTS.items():
+        if not kind.startswith(campaign.only):
+            continue
         cases, seed, library = max(1, round(count * campaign.share)), 10**6 * campaign.seed, sanitised.LIBRARIES[target]
         arguments, ended = sanitised.run_script(name, campaign.built / library, cases, seed)
         for what in sanitised.faults(ended):
@@ -455,7 +459,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the tries: 0.1 is a tenth")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=PARTS, help="one part; the rows of the others stay in --out")
+    what = f"one part ({', '.join(PARTS)}), or kinds that begin so; other rows stay in --out"
+    parser.add_argument("--only", default="", help=what)
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--keep", type=Path, default=Path("runs/campaign"), help="folder for the first faults")
     parser.add_argument("--built", type=Path, help="folder for the native parts with sanitizers; a temporary one")
@@ -467,9 +472,10 @@ def main() -> None:
         base.mkdir()
         if given.only != "native":
             build(base)
-        campaign = Campaign(base, given.keep, given.built or Path(top) / "built", given.seed, given.share)
+        built, kinds = given.built or Path(top) / "built", "" if given.only in PARTS else given.only
+        campaign = Campaign(base, given.keep, built, given.seed, given.share, kinds)
         for name, part in PARTS.items():
-            if given.only in (None, name):
+            if given.only == name or given.only not in PARTS:
                 part(campaign)
     rows = campaign.rows()
     lines = [(row["kind"], str(row["tries"]), str(row["faults"]), ", ".join(row["kinds"])) for row in rows]

@@ -286,7 +286,7 @@ def test_a_run_says_before_the_search_what_its_export_lacks(tmp_path, monkeypatc
         "--target",
         target,
         "--set",
-        "bench.baseline=false",
+        "bench.baseline=none",
         "--out",
         str(tmp_path / "run"),
     ]

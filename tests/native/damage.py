@@ -47,7 +47,10 @@ def damaged(rng: np.random.Generator, model: bytes) -> bytes:
 def run(model: bytes, library: str, values: np.ndarray) -> int:
     try:
         interpreter = lce_cases.open_litert(model, library)
-        if max(int(np.prod(each["shape"], dtype=np.float64)) for each in interpreter.get_tensor_details()) > MOST_VALUES:
+        if (
+            max(int(np.prod(each["shape"], dtype=np.float64)) for each in interpreter.get_tensor_details())
+            > MOST_VALUES
+        ):
             return 4
         given = interpreter.get_input_details()[0]
         if tuple(given["shape"]) == values.shape:

@@ -151,7 +151,7 @@ def test_float_layers_go_through_all_stages(target: str, tmp_path: Path) -> None
     text += f"--out {tmp_path / 'run'}"
     settings = ("search.rounds=2", "search.weight_steps=2", "search.width_batches=1", "search.batch_size=32")
     settings += ("train.epochs=2", "train.min_steps=1", "data.train_images=300", "export.check_images=100")
-    settings += ("export.close_percent=10", "bench.runs=2", "bench.warm_up=0", "bench.baseline=false")
+    settings += ("export.close_percent=10", "bench.runs=2", "bench.warm_up=0", "bench.baseline=none")
     settings += ("search.threads=1", "train.threads=1")
     assert cli.main([*text.split(), *(word for each in settings for word in ("--set", each))]) == 0
     metrics = load_manifest(tmp_path / "run" / "export.json", "export").metrics
@@ -174,7 +174,7 @@ def test_resnet18_goes_through_all_stages_at_224_pixels(tmp_path: Path) -> None:
     )
     settings = ("search.rounds=1", "search.weight_steps=1", "search.width_batches=1", "search.batch_size=4")
     settings += ("search.threads=1", "train.batch_size=4", "train.epochs=1", "train.threads=1")
-    settings += ("bench.runs=2", "bench.warm_up=0", "bench.baseline=false")
+    settings += ("bench.runs=2", "bench.warm_up=0", "bench.baseline=none")
     text += "".join(f" --set {setting}" for setting in settings)
     assert cli.main(["run", *text.split()]) == 0
     exported = load_manifest(tmp_path / "run" / "export.json", "export")
