@@ -388,6 +388,56 @@ standard errors does not count. The default is Adam at 0.005 with a cosine to 0,
     return before, f"{made}, one thread. Every run: [results/recipe.json](results/recipe.json)."
 
 
+# --- quantisers ----------------------------------------------------------------------------------
+
+ACTIVATIONS = {"quantize": "{0, α}", "sign": "±1"}
+
+
+def quantisers(content: Any) -> str:
+    """Of benchmarks/quantisers.py."""
+    rows = [row for each in content["networks"] for made in each["rows"].values() for row in made] if content else []
+    title, texts = "## Activations of ±1 beside {0, α}", _quantisers(content, rows) if rows else None
+    return figures.part(title, COMMAND.format("quantisers.py"), texts)
+
+
+def _quantisers(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
+    lines, sentences = [], []
+    for each in content["networks"]:
+        name = NETWORKS[each["network"]]
+        sentences.append(_better(name, each["gain"]))
+        for quantiser, made in each["rows"].items():
+            gain = _judged(each["gain"]) if quantiser == "sign" else (NONE, "", "")
+            cells = [NONE] * 3
+            if made:
+                costs = f"{figures.mean(made, 'memory_mib'):.4f}", f"{figures.mean(made, 'macs_m'):.1f}"
+                cells = [figures.widths(made), *costs]
+            lines.append((name, ACTIVATIONS[quantiser], *cells, figures.spread(made), gain[0], gain[2]))
+    head = ("network", "activations", "widths", "MiB", "M MACs", "top-1 %", "±1 − {0, α}", "")
+    before = f"""\
+CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), {content["epochs"]} epochs, the default
+recipe, base widths. The networks of a pair differ in their quantisers alone: {{0, α}} with one learned α a layer, or ±1 with a
+learned shift for each channel, whose four bytes a channel are the difference in memory. *±1 − {{0, α}}*: the difference in
+top-1, paired by seed, ± its standard error. Only a difference beyond {content["errors"]:g} standard errors counts.
+
+{"; ".join(sentences)}.
+
+{figures.table(head, lines)}"""
+    made = figures.machine(environments(rows), *TRAINED)
+    seeds = figures.listed(content["seeds"])
+    behind = f"{made}; seeds {seeds}, one thread each. Every run: [results/quantisers.json](results/quantisers.json)."
+    return before, behind
+
+
+def _better(name: str, gain: Row) -> str:
+    """`ResNet-20: ±1 is better by 2.33 ± 0.33 points`."""
+    if gain["error"] is None:
+        return f"{name}: not decided"
+    if gain["verdict"] == "no difference shown":
+        return f"{name}: no difference is shown ({gain['points']:+.2f} ± {gain['error']:.2f})"
+    better = ACTIVATIONS["sign" if gain["verdict"] == "above" else "quantize"]
+    return f"{name}: {better} is better by {abs(gain['points']):.2f} ± {gain['error']:.2f} points"
+
+
 # --- Table 1 -------------------------------------------------------------------------------------
 
 

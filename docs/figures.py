@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).with_name("results")
-NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18"}
+NETWORKS = {"vgg11": "VGG-11", "resnet18": "ResNet-18", "resnet20": "ResNet-20", "reactnet18": "ReActNet-18"}
 NONE = "–"
 ERRORS = 2.0  # standard errors: a smaller difference is called none
 WORDS = {  # of results files, and what they are called now

@@ -42,6 +42,7 @@ def page(load: Load = figures.load) -> str:
                 accuracy.kernel_sizes(load("kernel-sizes")),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
+                accuracy.quantisers(load("quantisers")),
                 accuracy.ablations(load("ablations")),
                 accuracy.table1({name: load(f"table1-{name}") for name in PROTOCOLS}),
                 accuracy.files(load("cifar10")),

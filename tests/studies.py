@@ -13,6 +13,7 @@ import front  # noqa: E402
 import jobs  # noqa: E402
 import kernel_sizes  # noqa: E402
 import modules  # noqa: E402
+import quantisers  # noqa: E402
 import recipe  # noqa: E402
 import search_cost  # noqa: E402
 import table1  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "jobs",
     "kernel_sizes",
     "modules",
+    "quantisers",
     "recipe",
     "search_cost",
     "table1",

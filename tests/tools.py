@@ -89,6 +89,7 @@ NEED_TORCH = (
     "benchmarks/test_campaign.py::test_a_part_of_the_campaign_finds_no_fault",
     "benchmarks/test_front.py",
     "benchmarks/test_gpu.py",
+    "benchmarks/test_quantisers.py",
     "benchmarks/test_recipe.py",
     "benchmarks/test_search_cost.py",
     "benchmarks/test_size.py",

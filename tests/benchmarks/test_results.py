@@ -83,7 +83,18 @@ def test_the_page_and_the_readme_are_written_from_the_results() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["budgets", "front", "ablations", "recipe", "table1-quick", "search-cost", "train-step", "processes", "startup"],
+    [
+        "budgets",
+        "front",
+        "ablations",
+        "recipe",
+        "quantisers",
+        "table1-quick",
+        "search-cost",
+        "train-step",
+        "processes",
+        "startup",
+    ],
 )
 def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
     kinds = {
@@ -91,6 +102,7 @@ def test_what_was_not_run_says_so_and_how_to_run_it(name: str) -> None:
         "front": accuracy.front,
         "ablations": accuracy.ablations,
         "recipe": accuracy.recipe,
+        "quantisers": accuracy.quantisers,
         "search-cost": timing.search_cost,
         "train-step": timing.train_step,
         "processes": timing.processes,
