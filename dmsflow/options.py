@@ -98,7 +98,7 @@ def _records_of(command: click.Command) -> list[str]:
 def _explain_option(command: click.Command, given: str, name: str) -> DmsflowError | None:
     """The error for an option or variable of an earlier version; None if it exists today, or never existed."""
     params = {param.name for param in command.params}
-    if given == "--no-baseline" and name in params:
+    if name == "baseline" and name in params and given.startswith("--no-"):
         return DmsflowError(given, "was renamed", "use --baseline none")
     if name in params:
         return None

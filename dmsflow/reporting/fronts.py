@@ -83,8 +83,13 @@ def _mean(points: Points, name: str) -> float:
 
 def _front(found: Mapping[str, Points], axis: str) -> list[tuple[float, float]]:
     """The mean costs and top-1 of groups that no cheaper one reaches, from the cheapest on."""
+    return find_front([(_mean(each, axis), _mean(each, "top-1")) for each in found.values()])
+
+
+def find_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of pairs of a cost and top-1 those that no cheaper one reaches, from the cheapest on."""
     front: list[tuple[float, float]] = []
-    for cost, loss in sorted((_mean(each, axis), -_mean(each, "top-1")) for each in found.values()):
+    for cost, loss in sorted((cost, -top1) for cost, top1 in points):
         if not front or -loss > front[-1][1]:
             front.append((cost, -loss))
     return front

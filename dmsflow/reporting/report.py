@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dmsflow.errors import DmsflowError
 from dmsflow.files import read_bytes, write_atomically, writing
-from dmsflow.reporting import fronts, page, rounds, sections
+from dmsflow.reporting import fronts, page, precisions, rounds, sections
 from dmsflow.reporting.collect import collect
 from dmsflow.reporting.figures import COLOURS, inline_svg, write_figure
 from dmsflow.reporting.runs import Group
@@ -33,6 +33,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Group]], Section]], ...] = (
     ("result", "Result", sections.result_section),
     ("accuracy", "Accuracy against memory", sections.accuracy_section),
     ("fronts", "Front of each device", fronts.fronts_section),
+    ("precisions", "1-bit, int8 and float32", precisions.precisions_section),
     ("widths", "Widths per layer", sections.widths_section),
     ("error", "Error over the search", rounds.error_section),
     ("rounds", "μ ± σ of every width", rounds.rounds_section),

@@ -38,6 +38,19 @@ class File:
         return {name: value for each in self.stages.values() for name, value in each.metrics.items()}
 
     @property
+    def precision(self) -> str | None:
+        """Of its weights: "1-bit", "float32" or "int8"; an earlier version did not record it."""
+        return self.stages["export"].metrics.get("precision") if "export" in self.stages else None
+
+    @property
+    def machine(self) -> str:
+        """Of its bench: as `platform`, without the runtime."""
+        environment = self.stages["bench"].environment
+        machine = measured_machine(environment)
+        words = [machine.get("processor"), format_threads(environment.get("threads", 1))]
+        return ", ".join(filter(None, (*words, "modelled" if machine.get("method") == "modelled" else "")))
+
+    @property
     def platform(self) -> str | None:
         """Of its bench: processor, runtime and threads, and the word where nothing was measured."""
         if "bench" not in self.stages:

@@ -32,7 +32,7 @@ from dmsflow.manifest import load_manifest, save_manifest
 from dmsflow.network import cost, profile
 from dmsflow.network.network import Network
 from dmsflow.plugin import load_plugin
-from dmsflow.reporting import collect, figures, fronts, page, report, runs, sections
+from dmsflow.reporting import collect, figures, fronts, page, precisions, report, runs, sections
 from dmsflow.reporting import rounds as over_rounds
 from dmsflow.settings import Data
 
@@ -44,6 +44,7 @@ SECTIONS = (
     "result",
     "accuracy",
     "fronts",
+    "precisions",
     "widths",
     "error",
     "rounds",
@@ -267,7 +268,8 @@ def test_a_run_of_an_earlier_version_is_shown_in_present_names(tmp_path: Path) -
     path = write(tmp_path / "run", "gradient", top1=None)
 
     def older(content: dict[str, Any]) -> None:
-        content["metrics"]["comparison"][1]["name"] = content["metrics"]["chosen"] = "flat"
+        content["metrics"]["comparison"][1] |= {"name": "flat", "loss_difference": -0.5}
+        content["metrics"]["chosen"] = "flat"
 
     rewrite(path, older)
     content = report.write_report([path], None).read_text("utf-8")
@@ -344,7 +346,8 @@ class Reader(HTMLParser):
 
 
 def test_every_section_is_there(text: str) -> None:
-    assert tuple(re.findall(r'<h2 id="([\w-]+)">', text)) == SECTIONS
+    expected = [*(name for name in SECTIONS if name != "precisions"), "left-out"]  # all of it is of one precision
+    assert re.findall(r'<h2 id="([\w-]+)">', text) == expected
     reader = Reader(text)
     drawn = [attributes for tag, attributes in reader.tags if tag == "svg"]
     # accuracy, a front, widths of 3 searches, error, mu of 8 widths of 3 searches, budgets, size
@@ -419,6 +422,35 @@ def test_the_front_of_a_device_has_seeds_as_whiskers_and_baselines_beside_it(tmp
     assert shown["gradient"] == ("2", "61.00", "1.41", "0.250", "ms, MiB, M MACs")
     assert shown["equal"][:4] == ("1", "50.00", "–", "0.100") and "ms" in shown["equal"][-1]
     assert shown["uniform"][:4] == ("1", "40.00", "–", "0.500") and "ms" not in shown["uniform"][-1].split(", ")
+
+
+def precise(folder: Path, precision: str, top1: float, **sizes: Any) -> None:
+    """A measured chain whose file has such weights."""
+    measured(folder, 0.2, "uniform", top1=top1)
+    rewrite(folder / "export.json", lambda content: content["metrics"].update(precision=precision, **sizes))
+    artifact = msgspec.to_builtins(describe_artifact(folder / "export.json", folder))
+    rewrite(folder / "bench.json", lambda content: content.update(parent=artifact))
+
+
+def test_one_bit_int8_and_float32_are_on_one_plane(tmp_path: Path) -> None:
+    precise(tmp_path / "bits", "1-bit", 50.0)
+    precise(tmp_path / "eight", "int8", 60.0, memory_mib=0.5)
+    panels, table = precisions.precisions_section(collect.collect([tmp_path]))
+    assert isinstance(panels, sections.Panels) and isinstance(table, str)
+    assert [panel.name for panel in panels.panels] == ["precision-ms", "precision-mib", "precision-kib"]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert [(row[0], row[2], row[3]) for row in rows if row] == [
+        ("int8", "60.00", "0.200"),
+        ("1-bit", "50.00", "0.200"),
+    ]
+    assert next(row[4] for row in rows if row) == "0.5000"
+    assert {row[5] for row in rows if row} == {f"{90_000 / 1024:.1f}"}
+
+
+def test_one_precision_alone_has_no_plane(tmp_path: Path) -> None:
+    precise(tmp_path / "bits", "1-bit", 50.0)
+    precise(tmp_path / "more", "1-bit", 51.0)
+    assert "no network is measured in two of" in precisions.precisions_section(collect.collect([tmp_path]))
 
 
 def test_one_setting_of_a_device_has_no_front(tmp_path: Path) -> None:
@@ -649,6 +681,7 @@ def test_what_is_missing_is_named_with_the_reason(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in left] == [
         "Accuracy against memory",
         "Front of each device",
+        "1-bit, int8 and float32",
         "Error over the search",
         "μ ± σ of every width",
         "Cost against the budgets",
@@ -834,7 +867,8 @@ def genuine(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_genuine_chain_has_every_section(genuine: Path) -> None:
     content = genuine.read_text("utf-8")
     found = re.findall(r'<h2 id="([\w-]+)">', content)
-    assert found == [*(name for name in SECTIONS if name != "fronts"), "left-out"]  # one setting has no front
+    # One setting has no front, and one precision no plane.
+    assert found == [*(name for name in SECTIONS if name not in ("fronts", "precisions")), "left-out"]
     for name in ("error-1", "error-2", "mu-1-a", "mu-1-b", "budget-memory", "budget-macs"):
         assert f'id="{name}-' in content, name
 
