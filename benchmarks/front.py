@@ -88,7 +88,7 @@ METHODS = ("searched", *RULES, BEST_DRAW)
 OTHERS = METHODS[1:]  # what the search is compared with
 DRAWS = 8  # of random widths around balanced ones at each budget
 DRAW_SEED = 6  # of SEEDS none: the draws are trained with it, and the best of them then with every seed
-# Two devices with six budgets each: what `Cost` is about. Nothing of these is trained.
+# Two devices with six budgets each: what `Cost` is about.
 FRONT = tuple(
     _timed(profile, limit)
     for profile, limits in (
@@ -97,6 +97,8 @@ FRONT = tuple(
     )
     for limit in limits
 )
+# The picture of README: the budgets of one device, trained with the first seeds, after all cells.
+DRAWN, DRAWN_METHODS, DRAWN_SEEDS = FRONT[:6], ("searched", "balanced", "uniform"), SEEDS[:3]
 FEWEST_RANKED = 5  # networks of a seed whose order is worth a correlation
 REFUSED = "the search has learned"  # how `dmsflow widths` refuses a budget beyond its range
 
@@ -134,18 +136,19 @@ def run_seed(seed: int, where: Place) -> int:
             search(seed, where, searched.parent)
         if not (folder / "cost.json").exists():
             write(folder / "cost.json", measure_cost(searched))
-        for cell in CELLS:
-            for method in METHODS:
-                path = where.row(seed, cell, method)
-                if path.exists():
-                    continue
-                try:
-                    found = make_row(seed, cell, method, where)
-                except DmsflowError as error:  # say out of memory: the others need not wait
-                    print(error, file=sys.stderr, flush=True)
-                    failed += 1
-                else:
-                    write(path, {"cell": cell.name, "method": method, "seed": seed, **found})
+        rows = [(cell, method) for cell in CELLS for method in METHODS]
+        rows += [(cell, method) for cell in DRAWN for method in DRAWN_METHODS if seed in DRAWN_SEEDS]
+        for cell, method in rows:
+            path = where.row(seed, cell, method)
+            if path.exists():
+                continue
+            try:
+                found = make_row(seed, cell, method, where)
+            except DmsflowError as error:  # say out of memory: the others need not wait
+                print(error, file=sys.stderr, flush=True)
+                failed += 1
+            else:
+                write(path, {"cell": cell.name, "method": method, "seed": seed, **found})
     return failed
 
 
@@ -300,11 +303,7 @@ def tabulate(where: Place) -> dict[str, Any]:
     """What docs/results.py reads: every row that is done, what the search gains over each rule, and the cost."""
     cells = []
     for cell in CELLS:
-        rows = [read(path) for method in METHODS for seed in SEEDS if (path := where.row(seed, cell, method)).exists()]
-        methods = {
-            method: [row for row in rows if row["method"] == method and "refused" not in row] for method in METHODS
-        }
-        refused = {str(row["seed"]): row["refused"] for row in rows if "refused" in row}
+        methods, refused = done_rows(where, cell, METHODS)
         gains = {rule: judge(differences([methods], rule)) for rule in OTHERS}
         cells.append({"cell": cell.name, **cell.budgets, "methods": methods, "refused": refused, "gains": gains})
     pooled = {rule: judge(differences([cell["methods"] for cell in cells], rule)) for rule in OTHERS}
@@ -318,9 +317,18 @@ def tabulate(where: Place) -> dict[str, Any]:
         "errors": ERRORS,
         "cells": cells,
         "pooled": pooled,
+        "drawn": [{**cell.budgets, "methods": done_rows(where, cell, DRAWN_METHODS)[0]} for cell in DRAWN],
         "prediction": prediction(where, cells),
         "cost": cost(where, cells),
     }
+
+
+def done_rows(where: Place, cell: Cell, methods: Sequence[str]) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """The trained rows of each method, and why the seeds that the search cannot answer for are refused."""
+    rows = [read(path) for method in methods for seed in SEEDS if (path := where.row(seed, cell, method)).exists()]
+    trained = [row for row in rows if "refused" not in row]
+    refused = {str(row["seed"]): row["refused"] for row in rows if "refused" in row}
+    return {method: [row for row in trained if row["method"] == method] for method in methods}, refused
 
 
 def prediction(where: Place, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

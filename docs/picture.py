@@ -34,6 +34,37 @@ def draw_widths(uniform: Row, searched: Row) -> str:
     return _page(width, floor + 26, title, parts)
 
 
+def draw_front(cells: Sequence[Row]) -> str | None:
+    """Of front.json: top-1 against milliseconds on a device, searched and uniform widths; None before all are there."""
+    lines = {
+        kind: [(mean(rows, "predicted_latency_ms"), mean(rows, "top1_percent")) for rows in found]
+        for kind in ("uniform", "searched")
+        if all(found := [cell["methods"][kind] for cell in cells])
+    }
+    if len(lines) < 2:
+        return None
+    device, points = cells[0]["profile"], [point for line in lines.values() for point in line]
+    (left, right), (low, high) = ((min(each), max(each)) for each in zip(*points, strict=True))
+    width, tall, x0, y0 = 480, 200, 46, 34
+
+    def place(ms: float, top1: float) -> tuple[float, float]:
+        return x0 + width * (ms - left) / (right - left or 1), y0 + tall * (1 - (top1 - low) / (high - low or 1))
+
+    parts = [_text(0, 14, f"top-1 %, against milliseconds on {device}, at most {cells[0]['memory_mib']:g} MiB")]
+    for at, (kind, line) in enumerate(lines.items()):
+        for x, y in (place(*point) for point in line):
+            parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+        parts.append(f'<rect class="{kind}" x="{x0 + 110 * at}" y="{y0 + tall + 38}" width="12" height="12"/>')
+        parts.append(_text(x0 + 110 * at + 18, y0 + tall + 49, kind))
+    parts += [_text(0, place(left, top1)[1] + 4, f"{top1:.1f}", "small") for top1 in (low, high)]
+    parts += [
+        _text(place(ms, low)[0], y0 + tall + 24, f"{ms:.3f} ms", "small", anchor)
+        for ms, anchor in ((left, "start"), (right, "end"))
+    ]
+    title = "; ".join(f"{kind}: " + ", ".join(f"{x:.3f} ms {y:.1f} %" for x, y in line) for kind, line in lines.items())
+    return _page(x0 + width + 12, y0 + tall + 58, f"Top-1 against milliseconds on {device}: {title}", parts)
+
+
 def draw_mask(mean: float = 24.0, scale: float = 2.5, channels: int = 48) -> str:
     """How present each channel of a width is: P(width > k) of a logistic distribution (Eq. 4-6)."""
     step, tall, left, top = 11, 110, 34, 26

@@ -65,7 +65,14 @@ def pictures(load: Load = figures.load) -> dict[str, str]:
     """The pictures of README and docs/concepts.md, by the names of their files."""
     rows = {row["widths"]: row for row in load("table1-long")["rows"] if row["row"] == "DMS-A" and row["jobs"]}
     widths = picture.draw_widths(rows["uniform"], rows["searched"])
-    return {"widths.svg": widths, "mask.svg": picture.draw_mask(), "words.svg": picture.draw_words()}
+    drawn = {"widths.svg": widths, "mask.svg": picture.draw_mask(), "words.svg": picture.draw_words()}
+    front = _draw_front(load)
+    return drawn | ({"front.svg": front} if front else {})
+
+
+def _draw_front(load: Load) -> str | None:
+    cells = (load("front") or {}).get("drawn")
+    return picture.draw_front(cells) if cells else None
 
 
 def readme(text: str, load: Load = figures.load) -> str:
@@ -80,7 +87,9 @@ def _summary(load: Load) -> str:
     rows = {row["widths"]: row for row in load("table1-long")["rows"] if row["jobs"] and row["network"] == "vgg11"}
     content = load("budgets")
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
-    return f"{_smallest(rows)}\n{figures.wrapped(_tie(cells) if cells else '')}\n"
+    front = "\n![Top-1 against milliseconds on a device, searched and uniform widths](docs/front.svg)\n"
+    drawn = front if _draw_front(load) else ""
+    return f"{_smallest(rows)}{drawn}\n{figures.wrapped(_tie(cells) if cells else '')}\n"
 
 
 WIDTHS = {  # of the table's rows, and what they are

@@ -48,6 +48,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("call", call),
         ("CELLS", CELLS),
         ("FRONT", CELLS[:1]),
+        ("DRAWN", CELLS[:1]),
         ("SEEDS", (0, 1)),
         ("TRAIN_IMAGES", 20),
         ("EPOCHS", 1),
@@ -115,6 +116,7 @@ def test_interrupted_and_started_again_it_does_nothing_twice(
     assert "0.01 MiB (seed 0: these budgets lead to" in page and "| **searched** | 0.0" in page
     (ranked,) = content["prediction"]
     assert ranked["networks"] >= 5 and -1 <= ranked["searched"] <= 1 and "Rank correlation" in page
+    assert [len(rows) for rows in content["drawn"][0]["methods"].values()] == [1, 1, 1]
     assert content["cost"]["search_seconds"] == 1.0 and content["cost"]["front_seconds"] == 2.0
 
 

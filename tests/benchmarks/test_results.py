@@ -219,6 +219,7 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
         "errors": 2.0,
         "cells": [{**cell, "refused": {"2": "too much"}}],
         "pooled": gains,
+        "drawn": [],
         "draws": 8,
         "prediction": [{"seed": 0, "networks": 20, "searched": 0.75, "equal": 0.5}],
         "cost": cost,
@@ -231,6 +232,19 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
     assert "0.078 MiB, 0.055 ms on z80 (seed 2: too much)" in text and "60.0 × as long" in text and "1 minutes" in text
     assert "over the 20 networks of each seed: 0.75 with the slopes that its search learned, 0.50 with equal" in text
     assert "not measured yet" in accuracy.front({**content, "cost": None})
+
+
+def test_the_picture_of_a_front_has_a_mark_for_each_budget_when_all_are_trained() -> None:
+    def cell(ms: float, **top1: float | None) -> dict[str, Any]:
+        methods = {
+            kind: [{"predicted_latency_ms": ms, "top1_percent": each}] if each else [] for kind, each in top1.items()
+        }
+        return {"profile": "z80", "memory_mib": 0.078, "methods": methods}
+
+    cells = [cell(0.15, uniform=50.0, searched=52.0), cell(0.25, uniform=51.0, searched=56.0)]
+    drawn = results.picture.draw_front(cells)
+    assert drawn is not None and drawn.count("<circle") == 4 and "searched: 0.150 ms 52.0 %, 0.250 ms 56.0 %" in drawn
+    assert results.picture.draw_front([*cells, cell(0.3, uniform=50.0, searched=None)]) is None
 
 
 def test_an_ablation_is_compared_with_the_default() -> None:
