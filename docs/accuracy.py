@@ -175,6 +175,40 @@ differently, and training amplifies that: there, pairs of one seed share images 
 # --- one search, many budgets ----------------------------------------------------------------------
 
 
+def int8(content: Any) -> str:
+    """Of benchmarks/int8.py."""
+    rows = [row for each in content["networks"] for row in each["rows"]] if content else []
+    command = "python benchmarks/int8.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
+    texts = None
+    if rows:
+        lines = [line for each in content["networks"] for line in _precisions(each, content["cores"])]
+        head = ("network", "weights", "MiB", "file KiB", "top-1 %", "ms", *(f"ms, {core}" for core in content["cores"]))
+        before = f"""\
+The same networks in one bit, in int8 and in float32, {content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. int8
+is the float32 network quantised by onnxruntime's own tools (`--target onnx-int8`). 1-bit files run on LiteRT with
+dmsflow's kernels, the others on onnxruntime; the times of ARM cores are modelled. Compare rows of equal memory, of equal
+time or of equal top-1, not of equal widths.
+
+{figures.table(head, lines)}"""
+        made = figures.machine(environments(rows), *TRAINED)
+        texts = before, f"{made}, one thread. Every run: [results/int8.json](results/int8.json)."
+    return figures.part("## One bit, int8 or float32", command, texts)
+
+
+def _precisions(network: Row, cores: Sequence[str]) -> list[tuple[str, ...]]:
+    """A line for each precision of one network and scale; the best 1-bit time and memory are not judged here."""
+    lines = []
+    for precision in network["rows"][0]["files"] if network["rows"] else ():
+        files = [row["files"][precision] for row in network["rows"]]
+        modelled = next((each["modelled_ms"] for each in files if each["modelled_ms"]), {})
+        times = (f"{modelled[core]:.3f}" if core in modelled else NONE for core in cores)
+        title = f"{NETWORKS[network['network']]} {network['scale']:g}×"
+        memory, size = figures.mean(files, "memory_mib"), figures.mean(files, "file_bytes") / 1024
+        ms = f"{figures.mean(files, 'ms'):.3f}"
+        lines.append((title, precision, f"{memory:.3f}", f"{size:.1f}", figures.spread(files), ms, *times))
+    return lines
+
+
 def kernel_sizes(content: Any) -> str:
     """Of benchmarks/kernel_sizes.py."""
     rows = [row for cell in content["cells"] for each in cell["choices"] for row in each["rows"]] if content else []

@@ -40,6 +40,7 @@ def page(load: Load = figures.load) -> str:
                 INTRODUCTION,
                 accuracy.front(load("front")),
                 accuracy.kernel_sizes(load("kernel-sizes")),
+                accuracy.int8(load("int8")),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
                 accuracy.quantisers(load("quantisers")),

@@ -10,6 +10,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import ablations  # noqa: E402
 import budgets  # noqa: E402
 import front  # noqa: E402
+import int8  # noqa: E402
 import jobs  # noqa: E402
 import kernel_sizes  # noqa: E402
 import modules  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "ablations",
     "budgets",
     "front",
+    "int8",
     "jobs",
     "kernel_sizes",
     "modules",

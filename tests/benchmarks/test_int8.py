@@ -1,0 +1,70 @@
+"""benchmarks/int8.py: one row at toy size, run once and tabulated."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from studies import front, int8
+
+from dmsflow import cli
+from dmsflow.deploying.exporters import onnx_int8
+from dmsflow.errors import DmsflowError
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
+import accuracy  # noqa: E402
+
+sys.path.remove(str(DOCS))
+
+
+@pytest.mark.slow
+def test_a_row_has_all_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[str] = []
+
+    def call(*words: str) -> dict[str, float]:
+        commands.append(words[0])
+        with contextlib.redirect_stderr(stderr := io.StringIO()):
+            if cli.main(list(words)):
+                raise DmsflowError(f"dmsflow {words[0]}", stderr.getvalue().splitlines()[-1], "correct that")
+        return {}
+
+    monkeypatch.setattr(int8, "call", call)
+    small = {
+        "NETWORKS": {"vgg11": (0.5,)},
+        "SEEDS": (0,),
+        "TRAIN_IMAGES": 40,
+        "EPOCHS": 1,
+        "SETTINGS": ("train.batch_size=4", "train.min_steps=40"),
+        "CORES": (),
+        "RUNS": ("--runs", "2", "--warm-up", "1", "--baseline", "none"),
+        "ARM": dict.fromkeys(int8.PRECISIONS, "onnx") | {"1-bit": "arm64", "int8": "onnx-int8"},
+    }
+    monkeypatch.setattr(onnx_int8, "MOST_CHANGED_PERCENT", 100.0)  # which a network of 40 steps may need
+    for name, value in small.items():
+        monkeypatch.setattr(int8, name, value)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for number in range(10):
+            folder = tmp_path / "images" / split / str(number)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = (random.integers(0, 40, (32, 32, 3)) + 20 * number).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    where = front.Place(tmp_path / "runs", ("--dataset", f"image-folder:{tmp_path / 'images'}"))
+    assert int8.run(where) == 0
+    before = len(commands)
+    assert int8.run(where) == 0 and len(commands) == before
+    (network,) = int8.tabulate(where.out)["networks"]
+    (row,) = network["rows"]
+    bits, eight, full = (row["files"][name] for name in ("1-bit", "int8", "float32"))
+    assert bits["memory_mib"] < eight["memory_mib"] < full["memory_mib"]
+    assert bits["file_bytes"] < eight["file_bytes"] < full["file_bytes"]
+    assert all(0 <= each["top1_percent"] <= 100 and each["ms"] > 0 for each in (bits, eight, full))
+    page = accuracy.int8(int8.tabulate(where.out))
+    assert page.count("| VGG-11 0.5× |") == 3 and str(tmp_path) not in page
