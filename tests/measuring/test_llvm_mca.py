@@ -120,3 +120,9 @@ def test_counts_that_are_not_whole_are_refused(tmp_path, text, what):
         path.write_text(text)
     with pytest.raises(DmsflowError, match=what):
         llvm_mca.read_counts(path)
+
+
+def test_a_thread_that_starts_late_shares_no_work(tmp_path):
+    path = tmp_path / "counts"
+    path.write_text(f"run\nblock 0 0 {ADD}\nspan 3\n0 7000\nend\n")
+    assert llvm_mca.read_counts(path)[1] == [[{0: 7000}]]
