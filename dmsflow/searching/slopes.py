@@ -8,6 +8,7 @@ widths, so the best widths under any budgets are the one solution of a small con
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ REACH = 2.0  # slopes are learned for, and one super-network serves, budgets fro
 POINTS = 4  # at which a width phase takes gradients: mu, and others sampled from the whole range
 AGEING = 0.75  # what a point counts, each round later: the weights that it was measured with have changed since
 SMALLEST_SLOPE = 0.05  # of the mean: one below is noise, and would leave its width at the end of its range
-PRIOR_SPREAD = 1.0  # of the usual slope: how far slopes lie apart
+STILL_WORTH = math.log(4.0)  # above the centre, in log ratio: up to there at least, wider is no worse
 SMALLEST = 1e-9  # of a slope, or of a squared distance of points: never zero
 JUMPS = (1, 8, 32)  # channels that a width may change by at once: one, or to the next multiple that kernels use
 RULES = ("balanced", "interpolated", "equal", "uniform")  # for widths that need no training: what a search must beat
@@ -62,7 +63,7 @@ def equal_slopes(network: Network) -> Slopes:
 
 
 def fit_slopes(points: Sequence[Mapping[str, Any]], network: Network) -> Slopes:
-    """The slopes and curvatures that explain gradients best, drawn towards `equal_slopes` as far as they are uncertain.
+    """The slopes and curvatures that explain gradients best, drawn towards `equal_slopes` as far as noise explains them.
 
     Args:
         points: each with "round", "mu" (ratios [n]) and "gradient" (∂ loss / ∂ log ratio, [n]); at least one.
@@ -81,9 +82,25 @@ def fit_slopes(points: Sequence[Mapping[str, Any]], network: Network) -> Slopes:
     curvature = np.maximum((weight * (x - centre) * (gradients - mean)).sum(0) / (spread + ridge), 0)
     rest = gradients - mean - curvature * (x - centre)
     error = np.sqrt((weight * rest**2).sum(0) / max(effective - 1, 1))
-    own, others = np.square(error), np.square(PRIOR_SPREAD * usual)
-    slope = np.maximum((-mean * others + usual * own) / (others + own), SMALLEST_SLOPE * usual)
+    slope = np.maximum(prior * _draw_together(-mean / prior, error / prior), SMALLEST_SLOPE * usual)
+    curvature = np.minimum(curvature, slope / STILL_WORTH)
     return Slopes(centre=centre.tolist(), slope=slope.tolist(), error=error.tolist(), curvature=curvature.tolist())
+
+
+def _draw_together(values: Ratios, errors: Ratios) -> Ratios:
+    """Values [n] drawn towards their mean as far as their standard errors explain how they differ.
+
+    How far the true ones lie apart is estimated from both (DerSimonian & Laird, Controlled Clinical Trials 7, 1986): where
+    the errors explain all of it, all are the mean.
+    """
+    own = np.square(errors) + SMALLEST**2
+    weight = 1 / own
+    mean = weight @ values / weight.sum()
+    excess = weight @ np.square(values - mean) - (len(values) - 1)
+    apart = max(excess / max(weight.sum() - np.square(weight).sum() / weight.sum(), SMALLEST), 0.0)
+    weight = 1 / (own + apart)
+    mean = weight @ values / weight.sum()
+    return np.asarray((values * apart + mean * own) / (apart + own))
 
 
 def solve(budgets: Budgets, slopes: Slopes) -> Ratios:

@@ -15,8 +15,8 @@ from dmsflow.importing import load_network
 from dmsflow.network.latency import build_latency
 from dmsflow.network.network import Network
 from dmsflow.network.profile import load_profile
-from dmsflow.searching.budget import GROWTH_PROBE, Budgets, as_widths, macs_m, memory_mib
-from dmsflow.searching.slopes import Slopes, equal_slopes, fit_slopes, solve, solve_integers
+from dmsflow.searching.budget import GROWTH_PROBE, Budgets, Ratios, as_widths, macs_m, memory_mib
+from dmsflow.searching.slopes import STILL_WORTH, Slopes, equal_slopes, fit_slopes, solve, solve_integers
 from dmsflow.settings import SearchSettings
 
 VGG11 = load_network("vgg11", 3, 32, 10)
@@ -146,10 +146,27 @@ def test_slopes_and_curvatures_are_found_again() -> None:
     found = fit_slopes(points, VGG11)
     at = np.array(found.centre)
     assert found.gradient(at) == pytest.approx(true.gradient(at), abs=0.1)
-    assert found.curvature == pytest.approx(true.curvature, abs=0.15)
+    assert found.curvature == pytest.approx(np.minimum(true.curvature, np.array(found.slope) / STILL_WORTH), abs=0.15)
+    assert found.gradient(at + STILL_WORTH - 1e-9).max() <= 0, "wider is no worse"
     assert max(found.error) < 0.1
     drowned = [{**point, "gradient": noise.normal(-1, 50, 8).tolist()} for point in points]
     assert min(fit_slopes(drowned, VGG11).slope) > 0
+
+
+def test_slopes_that_noise_explains_are_the_same_for_all_layers() -> None:
+    """Those that differ by more keep their difference."""
+    noise = np.random.default_rng(0)
+
+    def spread(signal: Ratios) -> float:
+        points = [
+            {"round": 1, "mu": np.exp(noise.normal(0, 0.3, 8)).tolist(), "gradient": (-signal + each).tolist()}
+            for each in noise.normal(0, 0.02, (40, 8))
+        ]
+        found = np.array(fit_slopes(points, VGG11).slope) / equal_slopes(VGG11).slope
+        return float(found.std() / found.mean())
+
+    assert spread(np.full(8, 0.005)) < 0.2
+    assert spread(np.linspace(0.005, 0.1, 8)) > 0.4
 
 
 def test_one_point_is_enough() -> None:
