@@ -22,8 +22,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class Place:
 
 def run_seed(seed: int, where: Place) -> int:
     """Search, measure what a front costs, then do every row that is left of one seed; how many failed."""
-    folder, failed = where.seed(seed), 0
+    folder = where.seed(seed)
     with jobs.lock(folder) as free:
         if not free:  # another process is at it
             return 0
@@ -138,18 +139,14 @@ def run_seed(seed: int, where: Place) -> int:
             write(folder / "cost.json", measure_cost(searched))
         rows = [(cell, method) for cell in CELLS for method in METHODS]
         rows += [(cell, method) for cell in DRAWN for method in DRAWN_METHODS if seed in DRAWN_SEEDS]
-        for cell, method in rows:
-            path = where.row(seed, cell, method)
-            if path.exists():
-                continue
-            try:
-                found = make_row(seed, cell, method, where)
-            except DmsflowError as error:  # say out of memory: the others need not wait
-                print(error, file=sys.stderr, flush=True)
-                failed += 1
-            else:
-                write(path, {"cell": cell.name, "method": method, "seed": seed, **found})
-    return failed
+        return fill(
+            (
+                where.row(seed, cell, method),
+                {"cell": cell.name, "method": method, "seed": seed},
+                partial(make_row, seed, cell, method, where),
+            )
+            for cell, method in rows
+        )
 
 
 def search(seed: int, where: Place, out: Path) -> None:
@@ -285,6 +282,26 @@ def _processor_seconds() -> float:
     """Of all commands so far."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def fill(rows: Iterable[tuple[Path, dict[str, Any], Callable[[], dict[str, Any]]]]) -> int:
+    """Make the rows of which no file is there yet; how many failed.
+
+    Args:
+        rows: the file of each, what names it, and what makes the rest of it.
+    """
+    failed = 0
+    for path, named, make in rows:
+        if path.exists():
+            continue
+        try:
+            found = make()
+        except DmsflowError as error:  # say out of memory: the others need not wait
+            print(error, file=sys.stderr, flush=True)
+            failed += 1
+        else:
+            write(path, {**named, **found})
+    return failed
 
 
 def write(path: Path, content: Any) -> None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jobs
 import script
-from front import Place, call, read, write
+from front import Place, call, fill, read, write
 
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
@@ -97,21 +98,16 @@ def row_path(network: str, scale: float, seed: int, out: Path) -> Path:
 
 def run(where: Place) -> int:
     """Every row that is left; how many failed."""
-    failed = 0
     with jobs.lock(where.out) as free:
         rows = [(name, scale, seed) for seed in SEEDS for name, scales in NETWORKS.items() for scale in scales]
-        for network, scale, seed in rows if free else ():  # another process is at it
-            path = row_path(network, scale, seed, where.out)
-            if path.exists():
-                continue
-            try:
-                found = make_row(network, scale, seed, where)
-            except DmsflowError as error:  # the others need not wait
-                print(error, file=sys.stderr, flush=True)
-                failed += 1
-            else:
-                write(path, {"network": network, "scale": scale, "seed": seed, **found})
-    return failed
+        return fill(
+            (
+                row_path(network, scale, seed, where.out),
+                {"network": network, "scale": scale, "seed": seed},
+                partial(make_row, network, scale, seed, where),
+            )
+            for network, scale, seed in (rows if free else ())  # another process is at it
+        )
 
 
 def tabulate(out: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import front
 import jobs
 import msgspec
 import script
-from front import ERRORS, Cell, Place, call, judge, read, write
+from front import ERRORS, Cell, Place, call, fill, judge, read, write
 from msgspec.structs import replace
 
 from dmsflow.errors import DmsflowError
@@ -94,23 +95,16 @@ def make_row(seed: int, cell: Cell, kernels: str, where: Place) -> dict[str, Any
 
 def run(where: Place) -> int:
     """Every row that is left; how many failed."""
-    failed = 0
     with jobs.lock(where.out) as free:
-        if not free:  # another process is at it
-            return 0
         rows = [(seed, cell, kernels) for seed in SEEDS for cell in CELLS for kernels in CHOICES.values()]
-        for seed, cell, kernels in rows:
-            path = row_path(seed, cell, kernels, where.out)
-            if path.exists():
-                continue
-            try:
-                found = make_row(seed, cell, kernels, where)
-            except DmsflowError as error:  # the others need not wait
-                print(error, file=sys.stderr, flush=True)
-                failed += 1
-            else:
-                write(path, {"cell": cell.name, "kernels": kernels, "seed": seed, **found})
-    return failed
+        return fill(
+            (
+                row_path(seed, cell, kernels, where.out),
+                {"cell": cell.name, "kernels": kernels, "seed": seed},
+                partial(make_row, seed, cell, kernels, where),
+            )
+            for seed, cell, kernels in (rows if free else ())  # another process is at it
+        )
 
 
 def tabulate(out: Path) -> dict[str, Any]:

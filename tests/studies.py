@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dmsflow import cli
+from dmsflow.errors import DmsflowError
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -24,8 +32,10 @@ sys.path.remove(str(BENCHMARKS))
 
 __all__ = [
     "BENCHMARKS",
+    "Calls",
     "ablations",
     "budgets",
+    "draw_images",
     "front",
     "int8",
     "jobs",
@@ -37,3 +47,26 @@ __all__ = [
     "table1",
     "take_home",
 ]
+
+
+class Calls(list[str]):
+    """The commands that a study calls, run in this process."""
+
+    def __call__(self, *words: str) -> dict[str, float]:
+        self.append(words[0])
+        with contextlib.redirect_stderr(stderr := io.StringIO()):
+            if cli.main(list(words)):
+                raise DmsflowError(f"dmsflow {words[0]}", stderr.getvalue().splitlines()[-1], "correct that")
+        return {"seconds": 2.0, "cpu_seconds": 1.0}
+
+
+def draw_images(folder: Path, **counts: int) -> str:
+    """Ten classes of grey images, `counts` of each class by split; the data set's name."""
+    draw = np.random.default_rng(0)
+    for part, count in counts.items():
+        for label in range(10):
+            (place := folder / part / str(label)).mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 25, (32, 32, 3)) + 23 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{index}.png")
+    return f"image-folder:{folder}"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from studies import front
+from studies import Calls, draw_images, front
 
-from dmsflow import cli
 from dmsflow.errors import DmsflowError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,19 +28,9 @@ SETTINGS = ("search.rounds=3", "search.weight_steps=1", "search.width_batches=4"
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The commands, which run in this process; the sizes are a thousandth of the real ones."""
-    commands: list[str] = []
-
-    def call(*words: str) -> dict[str, float]:
-        commands.append(words[0])
-        stderr = io.StringIO()
-        with contextlib.redirect_stderr(stderr):
-            code = cli.main(list(words))
-        if code:
-            raise DmsflowError(f"dmsflow {words[0]}", stderr.getvalue().splitlines()[-1], "correct that")
-        return {"seconds": 2.0, "cpu_seconds": 1.0}
-
+    commands = Calls()
     for name, value in (
-        ("call", call),
+        ("call", commands),
         ("CELLS", CELLS),
         ("FRONT", CELLS[:1]),
         ("DRAWN", CELLS[:1]),
@@ -62,14 +47,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten classes of grey images, and a command line for them; the folder of the results."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    draw = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for label in range(10):
-            (folder := tmp_path / "images" / part / str(label)).mkdir(parents=True)
-            for index in range(2):
-                pixels = draw.integers(0, 25, (32, 32, 3)) + 23 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    words = ["front.py", "--dataset", f"image-folder:{tmp_path / 'images'}", "--out", str(tmp_path / "runs")]
+    images = draw_images(tmp_path / "images", train=2, test=2)
+    words = ["front.py", "--dataset", images, "--out", str(tmp_path / "runs")]
     monkeypatch.setattr("sys.argv", [*words, "--seeds", "0", "--results", str(tmp_path)])
     return tmp_path
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from studies import front, int8
+from studies import Calls, draw_images, front, int8
 
-from dmsflow import cli
 from dmsflow.deploying.exporters import onnx_int8
-from dmsflow.errors import DmsflowError
 
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -25,16 +19,8 @@ sys.path.remove(str(DOCS))
 
 @pytest.mark.slow
 def test_a_row_has_all_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[str] = []
-
-    def call(*words: str) -> dict[str, float]:
-        commands.append(words[0])
-        with contextlib.redirect_stderr(stderr := io.StringIO()):
-            if cli.main(list(words)):
-                raise DmsflowError(f"dmsflow {words[0]}", stderr.getvalue().splitlines()[-1], "correct that")
-        return {}
-
-    monkeypatch.setattr(int8, "call", call)
+    commands = Calls()
+    monkeypatch.setattr(int8, "call", commands)
     small = {
         "NETWORKS": {"vgg11": (0.5,)},
         "SEEDS": (0,),
@@ -48,15 +34,7 @@ def test_a_row_has_all_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(onnx_int8, "MOST_CHANGED_PERCENT", 100.0)  # which a network of 40 steps may need
     for name, value in small.items():
         monkeypatch.setattr(int8, name, value)
-    random = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 2)):
-        for number in range(10):
-            folder = tmp_path / "images" / split / str(number)
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = (random.integers(0, 40, (32, 32, 3)) + 20 * number).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    where = front.Place(tmp_path / "runs", ("--dataset", f"image-folder:{tmp_path / 'images'}"))
+    where = front.Place(tmp_path / "runs", ("--dataset", draw_images(tmp_path / "images", train=4, test=2)))
     assert int8.run(where) == 0
     before = len(commands)
     assert int8.run(where) == 0 and len(commands) == before

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from studies import front, kernel_sizes
+from studies import Calls, draw_images, front, kernel_sizes
 
-from dmsflow import cli
-from dmsflow.errors import DmsflowError
 from dmsflow.network import network as networks
 from dmsflow.network.architectures import vgg11
 
@@ -34,16 +28,8 @@ def test_the_networks_have_the_kernels_and_the_sizes() -> None:
 
 @pytest.mark.slow
 def test_a_row_is_run_once_and_tabulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[str] = []
-
-    def call(*words: str) -> dict[str, float]:
-        commands.append(words[0])
-        with contextlib.redirect_stderr(stderr := io.StringIO()):
-            if cli.main(list(words)):
-                raise DmsflowError(f"dmsflow {words[0]}", stderr.getvalue().splitlines()[-1], "correct that")
-        return {}
-
-    monkeypatch.setattr(kernel_sizes, "call", call)
+    commands = Calls()
+    monkeypatch.setattr(kernel_sizes, "call", commands)
     small = {
         "SEEDS": (0, 1),
         "TRAIN_IMAGES": 20,
@@ -54,14 +40,7 @@ def test_a_row_is_run_once_and_tabulated(tmp_path: Path, monkeypatch: pytest.Mon
     }
     for name, value in small.items():
         monkeypatch.setattr(kernel_sizes, name, value)
-    random = np.random.default_rng(0)
-    for split, count in (("train", 2), ("test", 1)):
-        for number in range(10):
-            folder = tmp_path / "images" / split / f"class{number}"
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{index}.png")
-    where = front.Place(tmp_path / "runs", ("--dataset", f"image-folder:{tmp_path / 'images'}"))
+    where = front.Place(tmp_path / "runs", ("--dataset", draw_images(tmp_path / "images", train=2, test=1)))
     where.out.mkdir()
     assert kernel_sizes.run(where) == 0
     assert commands == ["search", "train"] * 2 + ["train"] * 2

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from PIL import Image
-from studies import jobs, quantisers
+from studies import draw_images, jobs, quantisers
 
 from dmsflow.importing import load_network
 
@@ -39,14 +37,8 @@ def test_the_networks_differ_in_their_quantisers_alone(frame: str) -> None:
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten classes of grey images, one network, and a command line for them; the folder of the results."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    draw = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for label in range(10):
-            (folder := tmp_path / "images" / part / str(label)).mkdir(parents=True)
-            for index in range(2):
-                pixels = draw.integers(0, 25, (32, 32, 3)) + 23 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    words = ["quantisers.py", "--dataset", f"image-folder:{tmp_path / 'images'}", "--out", str(tmp_path / "runs")]
+    images = draw_images(tmp_path / "images", train=2, test=2)
+    words = ["quantisers.py", "--dataset", images, "--out", str(tmp_path / "runs")]
     monkeypatch.setattr("sys.argv", [*words, "--results", str(tmp_path), "--threads", "1"])
     for name, value in (
         ("FRAMES", ("resnet20",)),
