@@ -132,6 +132,10 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
     latency_ms: Annotated[
         Positive | None, option("Budget: allow at most this many milliseconds for one image, predicted by --profile.")
     ] = None
+    stem: Annotated[
+        Literal["float", "int8"],
+        option("Have the first convolution and the dense layer in float32, or with 8-bit weights, on uint8 pixels."),
+    ] = "float"
     rounds: Annotated[Count, preset_only("Search for this many rounds, each a weight phase and a width phase.")] = 16
     weight_steps: Annotated[Count, preset_only("Train this many steps in a weight phase.")] = 40
     weight_epochs: Annotated[
@@ -210,6 +214,10 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["direct", "official"],
         option("Write a .tflite file directly, or with larq-compute-engine's own converter (needs TensorFlow)."),
     ] = "direct"
+    pixels: Annotated[
+        Literal["uint8", "float32"] | None,
+        option("Have the file take pixels of this type; default: uint8 with search --stem int8, else float32."),
+    ] = None
     close_percent: Annotated[
         float,
         option(

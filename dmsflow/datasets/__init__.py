@@ -110,6 +110,13 @@ class Dataset:
         return int(self.test.images(np.array([0])).shape[1])
 
 
+def with_one_mean(dataset: Dataset) -> Dataset:
+    """The data set with the same mean and std for all channels, as a convolution of uint8 pixels needs it: it pads all
+    channels with one pixel, and each filter has one step."""
+    mean, std = round(sum(dataset.mean) / dataset.channels), sum(dataset.std) / dataset.channels
+    return replace(dataset, mean=(mean,) * dataset.channels, std=(std,) * dataset.channels)
+
+
 def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -> Dataset:
     """The data set of a run, with `data.train_images` and `data.resolution` applied.
 

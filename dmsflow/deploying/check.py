@@ -18,6 +18,7 @@ from dmsflow import plugin, terminal
 from dmsflow.datasets import Split
 from dmsflow.deploying.integer_graph import BinaryConv, FloatConv, IntegerGraph, Stem
 from dmsflow.errors import DmsflowError
+from dmsflow.modelfile.inputs import from_pixels, inputs_of
 
 TOLERANCE = 1e-3  # of a logit: dense layers and averages add floats in an order of their own
 RELATIVE_TOLERANCE = 1e-4  # of the largest logit, at least 1, of networks with such sums in front of binary layers
@@ -66,6 +67,7 @@ def check_file(
     """
     count = min(count, len(test))
     session = plugin.load_plugin("runners", runner).open(path, 1)
+    (port,) = inputs_of(session)
     if (shape := test.images(np.array([0])).shape) != session.input_shape:
         what = f"has images {list(shape[1:])}, but the network takes {list(session.input_shape[1:])}"
         raise DmsflowError("the data set", what, "use the data set of the search")
@@ -73,7 +75,7 @@ def check_file(
     with terminal.track("export: check", total=count, unit="image") as track:
         for begin in range(0, count, BATCH_SIZE):
             images = test.images(np.arange(begin, min(begin + BATCH_SIZE, count)))
-            parts += [session.run(image[None].astype(np.float32)) for image in images]
+            parts += [session.run(from_pixels(port, image[None])) for image in images]
             expected += [reference(images)] if reference else []  # pairs
             track.advance(len(images))
     logits, lines = np.concatenate(parts), []

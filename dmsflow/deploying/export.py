@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from dmsflow import datasets, manifest, plugin
@@ -28,6 +29,7 @@ from dmsflow.manifest import Flow, Manifest, load_manifest
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
 from dmsflow.network.cost import LayerSize
+from dmsflow.network.network import has_int8_stem
 from dmsflow.network.profile import Granularity
 from dmsflow.settings import ExportSettings
 from dmsflow.terminal import print_line
@@ -64,7 +66,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", suffix=PARTIAL, dir=out) as folder:
         candidate = Path(folder) / model.name
-        report, reference = write_model(train, weights, data, candidate, target, **converter)
+        pixels = choose_pixels(train, settings)
+        report, reference = write_model(train, weights, data, candidate, target, pixels, **converter)
         images = data.test, logits, _count_images(train, settings)
         most = getattr(exporter, "MOST_CHANGED_PERCENT", MOST_CHANGED_PERCENT)
         allowed = settings.close_percent if reference else most
@@ -124,6 +127,20 @@ def choose_converter(target: Target, settings: ExportSettings) -> dict[str, str]
     return {"converter": settings.converter} if known else {}
 
 
+def choose_pixels(train: Manifest, settings: ExportSettings) -> str:
+    """The type of pixels that the file takes.
+
+    Raises:
+        DmsflowError: uint8 for a file that is written otherwise than by us, or a float32 network.
+    """
+    wanted = settings.pixels
+    if wanted == "uint8" and (settings.converter != "direct" or _is_float(train)):
+        what = "is for a binary network that dmsflow itself writes"
+        raise DmsflowError("--pixels uint8", what, "leave it out")
+    can = settings.converter == "direct" and not _is_float(train)
+    return wanted or ("uint8" if can and has_int8_stem(train.network) else "float32")
+
+
 def _count_images(train: Manifest, settings: ExportSettings) -> int:
     """How many images to check on."""
     affordable = int(CHECK_MACS / cost.macs(train.network, train.widths))
@@ -161,7 +178,8 @@ def _load_data(train: Manifest, weights: Weights) -> Dataset:
     """The data set; of compact weights, which have its mean and std, random images where it is not on this machine."""
     network = train.network
     if "mean" not in weights:
-        return datasets.load_dataset(train.data)
+        data = datasets.load_dataset(train.data)
+        return datasets.with_one_mean(data) if has_int8_stem(network) else data
     try:
         data = datasets.load_dataset(train.data)
     except DmsflowError as error:
@@ -194,7 +212,13 @@ def check_takes_binary(target: Target) -> None:
 
 
 def write_model(
-    train: Manifest, weights: Weights, data: Dataset, path: Path, target: Target, **converter: str
+    train: Manifest,
+    weights: Weights,
+    data: Dataset,
+    path: Path,
+    target: Target,
+    pixels: str = "float32",
+    **converter: str,
 ) -> tuple[SizeReport, Reference | None]:
     """Write a network; return the size of the file, and what it must compute.
 
@@ -214,7 +238,7 @@ def write_model(
         layers = [LayerSize(each.name, each.op, 0, sizes[each.name]) for each in weighted]
         return SizeReport(layers, exporter.layer_bytes(path), path.stat().st_size), None
     graph = folding.fold(*trained)
-    exporter.write(graph, path, **converter)
+    exporter.write(msgspec.structs.replace(graph, pixels=pixels), path, **converter)
     check_packed(exporter, graph, path)
     granularity = getattr(exporter, "GRANULARITY", Granularity())
     ops = size_report.measure_ops(graph, granularity)

@@ -23,6 +23,7 @@ from dmsflow.network import blocks
 from dmsflow.network.network import (
     BATCH_NORM_EPS,
     INPUT,
+    LARGEST_INT8,
     QUANTISERS,
     STANDARDISATION_EPS,
     Layer,
@@ -77,12 +78,12 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
         else:
             ops.append(_convert_layer(trained, layer, inputs))
         names[layer.name] = ops[-1].name
-    image = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
+    image: dict[str, Any] = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
     return IntegerGraph(name=network.name, **image, ops=tuple(ops))
 
 
-def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> Weights:
-    """The same weights, with those of the stem rounded as in `fold`.
+def round_weights(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> Weights:
+    """The same weights, with those of the stem, and those of 8 bits, rounded as in `fold`.
 
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.
@@ -93,6 +94,10 @@ def round_stem(network: Network, widths: Mapping[str, int], weights: Weights, me
             whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
             weight = whole * step[:, None, None, None] * np.asarray(std, np.float64)
             rounded[f"{layer.name}.weight"] = np.ascontiguousarray(weight.transpose(0, 3, 1, 2), np.float32)
+        elif layer.bits == 8:
+            dense, _ = trained.dense(layer)
+            steps = _measure_step(dense)
+            rounded[f"{layer.name}.weight"] = (np.rint(dense / steps) * steps).astype(np.float32)
     return rounded
 
 
@@ -217,7 +222,8 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
 
 def _fold_stem(trained: TrainedWeights, layer: Layer, tail: Tail, mean: Any, std: Any) -> list[GraphOp]:
     weight, step = _round_stem_filters(trained, layer, tail, mean, std)
-    arrays: dict[str, Any] = {"weight": weight.astype(np.float32), "mean": np.asarray(mean, np.float32)}
+    dtype = np.int8 if layer.bits == 8 else np.float32
+    arrays: dict[str, Any] = {"weight": weight.astype(dtype), "mean": np.asarray(mean, np.float32)}
     stem = integer_graph.Stem(**_window(layer), inputs=(INPUT,), **arrays)
     if tail.half is None:
         ops: list[GraphOp] = [stem, *tail.pool]
@@ -237,11 +243,24 @@ def _round_stem_filters(
         right = "give an integer mean and a positive std for each channel"
         raise DmsflowError("the data set's mean and std", f"are {mean.tolist()} and {std.tolist()}", right)
     weight = trained.filters(layer) / std
+    if layer.bits == 8:
+        step = _measure_step(weight.reshape(len(weight), -1), axis=1)
+        whole = np.rint(weight / step[:, None, None, None]) + 0.0
+        if (abs(whole) * _largest_inputs(mean)).sum((1, 2, 3)).max() > integer_graph.LARGEST_SUM:
+            right = "use a smaller kernel, or --stem float"
+            raise DmsflowError(layer.name, "sums too many pixels for weights of 8 bits", right)
+        return whole, step
     threshold = np.zeros(len(weight))
     if tail.half is not None:
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             threshold = abs((tail.half - tail.shift) / tail.gain)
     return round_filters(weight, _largest_inputs(mean), threshold)
+
+
+def _measure_step(weight: Float64, axis: int | None = None) -> Float64:
+    """The step in which the largest weight is 127; 1 where all are 0."""
+    step = np.asarray(abs(weight).max(axis) / LARGEST_INT8)
+    return np.where(step > 0, step, 1.0)
 
 
 def _largest_inputs(mean: Float64) -> Float64:
@@ -332,8 +351,13 @@ def _convert_layer(trained: TrainedWeights, layer: Layer, inputs: tuple[str, ...
         case "average_pool" if not pools_all(layer):
             return integer_graph.AveragePool(name=name, inputs=inputs, kernel=layer.kernel, stride=layer.stride)
         case "dense":
-            weight, bias = (array.astype(np.float32) for array in trained.dense(layer))
-            return integer_graph.Dense(name=name, inputs=inputs, weight=weight, bias=bias)
+            weight, bias = trained.dense(layer)
+            step = _measure_step(weight) if layer.bits == 8 else np.ones(())
+            steps = np.rint(weight / step).astype(np.int8) if layer.bits == 8 else weight.astype(np.float32)
+            scale = float(np.float32(step))
+            return integer_graph.Dense(
+                name=name, inputs=inputs, weight=steps, scale=scale, bias=bias.astype(np.float32)
+            )
     kinds: dict[str, Callable[..., GraphOp]] = {"add": integer_graph.Add, "relu": integer_graph.Relu}
     kinds |= {"relu6": integer_graph.Relu6, "concat": integer_graph.Concat, "multiply": integer_graph.Multiply}
     kinds |= {"sigmoid": integer_graph.Sigmoid, "hard_sigmoid": integer_graph.HardSigmoid}

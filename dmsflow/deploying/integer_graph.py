@@ -65,11 +65,16 @@ class Conv(Op, frozen=True, kw_only=True, eq=False):
 class Stem(Conv, frozen=True, kw_only=True, eq=False):
     """Convolution of `pixel - mean` with zero padding, in float32 and yet exact.
 
-    The weights are float32, and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
+    The weights are float32, or int8 (then the mean is one for all channels, and pixels may be uint8), and |sum|, as well as |threshold| + |sum|, is at most LARGEST_SUM + 2
     for any pixels and however far a sum has got. Without thresholds it puts out the sums themselves.
     """
 
     mean: Float32  # [C_in]
+
+    @property
+    def counts_in_int8(self) -> bool:
+        """Whether int8 weights by uint8 pixels become bits, without a float between."""
+        return self.thresholds is not None and self.weight.dtype == np.int8
 
 
 class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
@@ -183,8 +188,14 @@ class AveragePool(Op, frozen=True, kw_only=True, eq=False):
 
 
 class Dense(Op, frozen=True, kw_only=True, eq=False):
-    weight: Float32  # [C_out, C_in]
+    weight: NDArray[Any]  # [C_out, C_in], float32, or int8 in steps of `scale`
     bias: Float32  # [C_out]
+    scale: float = 1.0  # a float32
+
+    @property
+    def float_weight(self) -> Float32:
+        """The weights as a runtime has them."""
+        return np.asarray(self.weight.astype(np.float32) * np.float32(self.scale))
 
 
 GraphOp: TypeAlias = (
@@ -211,7 +222,8 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         name: the network's.
-        channels, resolution: of the image, uint8 or float32 pixels 0..255.
+        channels, resolution: of the image.
+        pixels: their type in a file, "float32" or "uint8", 0..255.
         classes: number of logits.
     """
 
@@ -220,6 +232,7 @@ class IntegerGraph(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     resolution: int
     classes: int
     ops: tuple[GraphOp, ...]
+    pixels: str = "float32"
 
     def consumers(self, name: str) -> list[GraphOp]:
         return [op for op in self.ops if name in op.inputs]
@@ -354,7 +367,7 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
         case AveragePool():
             return x if x[0, ..., 0].size == 1 else x.mean((1, 2), keepdims=True, dtype=np.float64)
         case Dense():
-            return x.astype(np.float64) @ op.weight.T + op.bias
+            return x.astype(np.float64) @ op.float_weight.T + op.bias
 
 
 def _convolve(x: NDArray[Any], conv: Conv, dtype: Any = np.float32) -> Any:

@@ -100,8 +100,9 @@ def measure_ops(graph: IntegerGraph, granularity: Granularity) -> list[OpSize]:
         arrays = [array for array in structs.asdict(op).values() if isinstance(array, (np.ndarray, np.generic))]
         if not arrays:
             continue
-        binary_bytes = sum(-(-array.size // 8) for array in arrays if array.dtype == np.int8)
-        float_bytes = sum(array.nbytes for array in arrays if array.dtype != np.int8)
+        signs = [array for array in arrays if isinstance(op, BinaryConv) and array.dtype == np.int8]
+        binary_bytes = sum(-(-array.size // 8) for array in signs)
+        float_bytes = sum(array.nbytes for array in arrays) - sum(array.nbytes for array in signs)
         reads, writes = shapes[op.inputs[0]][2], shapes[op.name][2]
         steps = granularity if isinstance(op, BinaryConv) else Granularity()
         channels = reads, writes, round_up(reads, steps.inputs), round_up(writes, steps.outputs)
@@ -120,7 +121,7 @@ def find_warnings(graph: IntegerGraph, sizes: Sequence[OpSize], granularity: Gra
     total = sum(size.padded_bytes + size.float_bytes for size in sizes)
     for size in sizes:
         if size.float_bytes > MOST_FLOATS * total and size.op in NARROWER:
-            share = f"its float32 parameters are {size.float_bytes / total:.0%} of all bytes"
+            share = f"its parameters that are not binary are {size.float_bytes / total:.0%} of all bytes"
             lines.append(f"{size.layer}: {share}; {NARROWER[size.op]}")
     return lines + _warn_of_floats(graph)
 

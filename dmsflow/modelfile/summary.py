@@ -254,7 +254,8 @@ def _count_totals(ops: tuple[Op, ...], constants: _Constants, size_bytes: int) -
     totals["constant_ops"] = len({id(node) for node in constants.computed.values()})
     totals |= dict.fromkeys(("binary_weight_bytes", "float_weight_bytes", "integer_weight_bytes"), 0)
     for op in ops:
-        kind = "binary" if op.weight_bits == 1 else "float" if "float" in op.weight_dtype else "integer"
+        is_float = "float" in op.weight_dtype and op.weight_bits not in (4, 8)  # unless they are dequantised
+        kind = "binary" if op.weight_bits == 1 else "float" if is_float else "integer"
         totals[f"{kind}_weight_bytes"] += op.weight_bytes
     constant_bytes = sum(tensor.stored_bytes for tensor in constants.tensors)
     totals["other_constant_bytes"] = constant_bytes - sum(op.weight_bytes for op in ops)

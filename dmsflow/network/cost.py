@@ -36,7 +36,7 @@ class LayerSize:
         layer: its name.
         op: its kind, in the network ("binary_conv") or in the integer graph ("BinaryConv").
         binary_bytes: of weights of one bit, 8 to the byte.
-        float_bytes: of everything else, 4 bytes each.
+        float_bytes: of everything else, 4 bytes each, or 1 byte each weight of 8 bits.
     """
 
     layer: str
@@ -59,8 +59,8 @@ def memory_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = 
     """Bytes of all parameters; reproduces the Params column of the DMS paper's Table 1.
 
     A binary weight is 1 bit, and each output of its layer has a float scale; other convolutions and
-    the dense layer (with its bias) are float, as are the shifts of a sign and what a prelu learns; batch norm is not
-    counted. `binary=False` prices the same network in full precision, in which a sign is a ReLU.
+    the dense layer (with its bias) are float, or have weights of 8 bits; the shifts of a sign and what a prelu learns
+    are float; batch norm is not counted. `binary=False` prices the same network in full precision, in which a sign is a ReLU.
     """
     total: Any = 0
     for size in layer_bytes(network, widths, binary=binary):
@@ -78,7 +78,8 @@ def layer_bytes(network: Network, widths: Mapping[str, Any], *, binary: bool = T
             sizes.append(LayerSize(layer.name, layer.op, count / 8, FLOAT_BYTES * scales))
         else:
             biases = network.classes if layer.op == "dense" else 0
-            sizes.append(LayerSize(layer.name, layer.op, 0, FLOAT_BYTES * (count + biases)))
+            weight_bytes = layer.bits // 8 if binary else FLOAT_BYTES
+            sizes.append(LayerSize(layer.name, layer.op, 0, weight_bytes * count + FLOAT_BYTES * biases))
     for layer in network.layers:
         if layer.op in PER_CHANNEL and (binary or layer.op not in QUANTISERS):
             floats = PER_CHANNEL[layer.op] * value(widths, keys[layer.name])

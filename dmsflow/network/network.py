@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from dmsflow.errors import DmsflowError, require_utf8
 from dmsflow.files import read_record
@@ -52,6 +53,7 @@ MOST_KERNEL = 63  # also of padding
 MOST_VALUES = 1 << 28  # weights of a network, and what one layer puts out for one image: 1 GiB of float32
 BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
+LARGEST_INT8 = 127  # of weights of 8 bits
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -64,6 +66,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         width: output channels of a weighted op: the name of a width, or a fixed number.
         kernel, stride, padding: of WINDOWED_OPS, the same in both directions.
         groups, dilation: of conv and binary_conv; more than 1 is refused, by these names.
+        bits: of each weight of a conv of the image, which then reads uint8 pixels, or of a dense layer: 32 (float) or 8.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     padding: int = 0
     groups: int = 1
     dilation: int = 1
+    bits: int = 32
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -124,6 +128,21 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def pads_signs(network: Network, layer: Layer) -> bool:
     """Whether a layer is a binary convolution of ±1 with padding, which then is -1."""
     return layer.op == "binary_conv" and layer.padding > 0 and network.layer(layer.inputs[0]).op == "sign"
+
+
+def with_int8_stem(network: Network) -> Network:
+    """The network with 8-bit weights in its convolutions of the image and its dense layers."""
+    replaced = (replace(layer, bits=8) if _may_have_8_bits(layer) else layer for layer in network.layers)
+    return replace(network, layers=tuple(replaced))
+
+
+def has_int8_stem(network: Network) -> bool:
+    """Whether a convolution of the image has 8-bit weights."""
+    return any(layer.bits == 8 and INPUT in layer.inputs for layer in network.layers)
+
+
+def _may_have_8_bits(layer: Layer) -> bool:
+    return layer.op == "dense" or (layer.op == "conv" and INPUT in layer.inputs)
 
 
 def read_network(path: Path) -> Network:
@@ -234,7 +253,7 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     if "dense" in op:
         right = "a dense binary layer is a binary_conv whose kernel is as large as its image, without padding"
     yield op not in get_args(Op), f"the op {op!r} is unknown", right
-    for field in ("kernel", "stride", "padding", "groups", "dilation"):
+    for field in ("kernel", "stride", "padding", "groups", "dilation", "bits"):
         value = getattr(layer, field)
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
     right = "leave groups at 1: no runtime has kernels for grouped or depthwise binary ones"
@@ -242,6 +261,9 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     yield layer.groups != 1, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
+    yield layer.bits not in (8, 32), f"{op} has bits {layer.bits}", "use 8 or 32"
+    right = "leave bits at 32: a conv of the image and a dense layer may have 8"
+    yield layer.bits == 8 and not _may_have_8_bits(layer), f"{op} has bits 8", right
     yield layer.name in ops, "another layer has the same name", "give every layer its own name"
 
     right = f"write inputs=({str(layer.inputs)!r},)"

@@ -76,7 +76,8 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
             return FLOAT_BYTES * (kernel**2 + 1) * reads
         case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too
             after = 0 if to_bits or "batch_norm" not in ops else 2 * writes
-            return FLOAT_BYTES * (kernel**2 * reads * writes + writes + reads + after)
+            weights = block.layers[0].bits // 8 * kernel**2 * reads * writes
+            return weights + FLOAT_BYTES * (writes + reads + after)
         case "binary_conv":
             ones = words(writes) if to_bits and "max_pool" in ops else 0  # which a pool of bits is inverted with
             return FLOAT_BYTES * (kernel**2 * words(reads) * writes + per_channel * writes + ones)
@@ -87,4 +88,5 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
         case "sign" | "prelu":
             return FLOAT_BYTES * PER_CHANNEL[block.op] * reads
         case _:
-            return FLOAT_BYTES * (reads + 1) * writes if "dense" in ops else 0
+            dense = block.layers[-1]
+            return (dense.bits // 8 * reads + FLOAT_BYTES) * writes if dense.op == "dense" else 0

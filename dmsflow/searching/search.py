@@ -16,6 +16,7 @@ from dmsflow.errors import BudgetMissed
 from dmsflow.importing import load_network
 from dmsflow.manifest import Flow
 from dmsflow.network import profile
+from dmsflow.network.network import has_int8_stem, with_int8_stem
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import Budgets, as_widths
 from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
@@ -45,6 +46,8 @@ def run_stage(source: Data, settings: SearchSettings, out: Path, flow: Flow) -> 
     with processes.first_ahead():
         dataset = datasets.load_dataset(source, flow.download)
     budgets = _make_budgets(settings, dataset)
+    if has_int8_stem(budgets.network):
+        dataset = datasets.with_one_mean(dataset)
     budgets.check_feasible()
     for line in (describe_search(settings, dataset, budgets), *datasets.describe_images(dataset)):
         print_line(line)
@@ -102,7 +105,8 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
 
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     image = dataset.channels, dataset.resolution, len(dataset.classes)
-    return make_budgets(settings, load_network(settings.network, *image))
+    network = load_network(settings.network, *image)
+    return make_budgets(settings, with_int8_stem(network) if settings.stem == "int8" else network)
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:

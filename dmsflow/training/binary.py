@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmsflow.network.network import STANDARDISATION_EPS
+from dmsflow.network.network import LARGEST_INT8, STANDARDISATION_EPS
 from dmsflow.training.fast_ops import CHUNK, HALF_PRECISION, call_library, runs_natively
 
 SMALLEST_SQUARE = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
@@ -60,6 +60,14 @@ def sign(x: Tensor, shift: Tensor) -> Tensor:
         shift: [C].
     """
     return _Sign.apply(x, shift.to(x.dtype).view(-1, 1, 1))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def round_to_8_bits(weight: Tensor, *, each_filter: bool) -> Tensor:
+    """Whole multiples, at most 127, of a step for the whole tensor or for each of its filters; straight-through."""
+    largest = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True) if each_filter else None
+    step = (weight.detach().abs().amax() if largest is None else largest) / LARGEST_INT8
+    step = step.clamp_min(SMALLEST_SQUARE)
+    return weight + ((weight / step).round() * step - weight).detach()
 
 
 def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:

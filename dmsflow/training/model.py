@@ -30,7 +30,7 @@ from dmsflow.network.network import (
     value,
 )
 from dmsflow.settings import Precision
-from dmsflow.training.binary import binarise, quantise, sign
+from dmsflow.training.binary import binarise, quantise, round_to_8_bits, sign
 from dmsflow.training.fast_ops import convolve, max_pool
 from dmsflow.training.mask import Mask
 
@@ -99,7 +99,7 @@ class Model(nn.Module):
         if layer.op in ("conv", "binary_conv"):
             is_binary = binary and layer.op == "binary_conv"
             signs = binary and pads_signs(self.network, layer)
-            return Convolution(c_in, c_out, layer, binary=is_binary, signs=signs)
+            return Convolution(c_in, c_out, layer, binary=is_binary, signs=signs, bits=layer.bits if binary else 32)
         if layer.op == "batch_norm":
             return BatchNorm(c_out, statistics, positive=self.network.layer(layer.inputs[0]).op == "max_pool")
         if layer.op in QUANTISERS:
@@ -107,7 +107,7 @@ class Model(nn.Module):
             return quantiser if binary else Plain("relu", layer)
         if layer.op == "prelu":
             return PRelu(c_out)
-        return Dense(c_in, c_out) if layer.op == "dense" else Plain(layer.op, layer)
+        return Dense(c_in, c_out, layer.bits if binary else 32) if layer.op == "dense" else Plain(layer.op, layer)
 
     def forward(self, images: Tensor, active: Active | None = None) -> Tensor:
         """Logits [N, classes] of normalised images [N, C, H, W], at the widths of `active` if given."""
@@ -268,12 +268,12 @@ def _masked(weight: Tensor, mask: Mask | None) -> Tensor:
 class Convolution(nn.Module):
     """conv and binary_conv, without a bias; one that pads `signs` does so with -1."""
 
-    def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool, signs: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, layer: Layer, *, binary: bool, signs: bool, bits: int = 32) -> None:
         super().__init__()
         weight = torch.empty(c_out, c_in, layer.kernel, layer.kernel)
         nn.init.kaiming_normal_(weight, nonlinearity="relu")
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))  # as convolutions read them
-        self.stride, self.padding, self.binary, self.signs = layer.stride, layer.padding, binary, signs
+        self.stride, self.padding, self.binary, self.signs, self.bits = layer.stride, layer.padding, binary, signs, bits
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight, mask = _narrow(self.weight, active_out, active_in), _mask(active_in)
@@ -281,6 +281,8 @@ class Convolution(nn.Module):
             weight = binarise(weight, mask.active)
         elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
             weight = binarise(weight, dtype=x.dtype)
+        elif self.bits == 8:
+            weight = round_to_8_bits(weight, each_filter=True)
         if self.signs:
             x = F.pad(x, [self.padding] * 4, value=-1.0)
         return convolve(x, _masked(weight, mask), self.stride, 0 if self.signs else self.padding)
@@ -349,16 +351,20 @@ class PRelu(nn.Module):
 
 
 class Dense(nn.Module):
-    """dense: float, with a bias, on [N, C, 1, 1]."""
+    """dense: with a bias, on [N, C, 1, 1]."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, bits: int) -> None:
         super().__init__()
+        self.bits = bits
         self.weight = nn.Parameter(torch.empty(c_out, c_in))
         self.bias = nn.Parameter(torch.zeros(c_out))
         nn.init.normal_(self.weight, std=c_in**-0.5)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        return F.linear(x.flatten(1), _masked(_narrow(self.weight, None, active_in), _mask(active_in)), self.bias)
+        weight = _narrow(self.weight, None, active_in)
+        if self.bits == 8:
+            weight = round_to_8_bits(weight, each_filter=False)
+        return F.linear(x.flatten(1), _masked(weight, _mask(active_in)), self.bias)
 
 
 class Plain(nn.Module):

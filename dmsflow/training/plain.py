@@ -31,6 +31,7 @@ def load_plain_module(path: Path, done: Manifest) -> torch.fx.GraphModule:
 
     Its layers and the names in its state_dict are those of the network, which for a PyTorch module are the module's.
     It takes normalised images [N, C, H, W] as training does, (pixel - mean) / std of the data set, and returns logits.
+    Of a network with an int8 stem, mean and std are those of `datasets.with_one_mean`.
     It is in evaluation mode.
 
     Raises:

@@ -20,6 +20,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import PARTIAL, hash_file
 from dmsflow.manifest import Flow, Link, Manifest, load_manifest
 from dmsflow.network import cost
+from dmsflow.network.network import Network, has_int8_stem
 from dmsflow.settings import Precision, TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint, processes
@@ -59,7 +60,7 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     batches = Batches(cropped, dataset.train, order, where, parent.data.workers)
     log = Log(out / "train.jsonl", tensorboard=flow.tensorboard)
     course = Course(parent, settings, batches, epochs, hash_file(source), checkpoints, log)
-    model = _train(course, _load_teacher(settings, dataset), (path, before) if before else None)
+    model = _train(course, _load_teacher(settings, dataset, parent.network), (path, before) if before else None)
     processes.wait()  # nothing is read any more that is written now
     if not processes.is_first():
         return path
@@ -89,7 +90,7 @@ def plan_stage(source: Path, settings: TrainSettings, out: Path) -> list[tuple[s
     parent = load_manifest(source, "search")
     _check(settings)
     dataset = _load_dataset(source, parent, planned=True)
-    _load_teacher(settings, dataset)
+    _load_teacher(settings, dataset, parent.network)
     epochs = count_epochs(settings, max(1, len(dataset.train) // settings.batch_size))
     plan = f"{settings.float_epochs or epochs} epochs float, then " if needs_float(settings) else ""
     plan += f"{epochs} epochs {settings.precision}" + (f" with the teacher {settings.teacher}" * bool(settings.teacher))
@@ -136,7 +137,7 @@ def _find_shorter_run(path: Path, settings: TrainSettings, flow: Flow) -> Manife
     return done if same and settings.epochs > done.metrics.get("epochs", math.inf) else None  # not known of old ones
 
 
-def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
+def _load_teacher(settings: TrainSettings, dataset: Dataset, network: Network) -> Model | None:
     """The network of a train manifest, to learn from; None: there is none yet."""
     if settings.teacher in (None, "float"):
         return None
@@ -145,6 +146,9 @@ def _load_teacher(settings: TrainSettings, dataset: Dataset) -> Model | None:
     if (done.network.classes, done.network.channels) != (len(dataset.classes), dataset.channels):
         what = f"has {done.network.classes} classes and {done.network.channels} channels, unlike {dataset.name}"
         raise DmsflowError(f"--teacher {path}", what, "give a network that was trained on such images")
+    if has_int8_stem(done.network) != has_int8_stem(network):  # whose images are normalised otherwise
+        what = "has another kind of stem than the network that it is to teach"
+        raise DmsflowError(f"--teacher {path}", what, "search its widths with the same --stem")
     model = Model(done.network, done.widths, precision=done.settings["precision"])
     _load_weights(model, path, done)
     return model.eval()
@@ -164,7 +168,7 @@ def _load_dataset(source: Path, parent: Manifest, *, planned: bool = False) -> D
     if present != expected:
         what = f"has (channels, pixels, classes) {present}, but {source.name} was searched on {expected}"
         raise DmsflowError(f"data set {dataset.name}", what, "use the data set of the search")
-    return dataset
+    return datasets.with_one_mean(dataset) if has_int8_stem(network) else dataset
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ def _train(course: Course, teacher: Model | None, before: Link | None) -> Model:
     _fit(model, course, first, course.epochs, teacher and teacher.to(device))
     if settings.precision == "binary":
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.tensors().items()}
-        rounded = folding.round_stem(model.network, model.widths, weights, dataset.mean, dataset.std)
+        rounded = folding.round_weights(model.network, model.widths, weights, dataset.mean, dataset.std)
         model.load({name: torch.from_numpy(array) for name, array in rounded.items()})
     return model
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import witnessed
 from made_up import MEAN, STD, pixels, plain, trained
+from msgspec import structs
 from numpy.typing import NDArray
 
 from dmsflow.deploying import check, folding, integer_graph
@@ -25,9 +26,10 @@ from dmsflow.deploying.exporters import lce as exporter
 from dmsflow.deploying.exporters import onnx
 from dmsflow.deploying.exporters.official import convert
 from dmsflow.deploying.integer_graph import IntegerGraph
+from dmsflow.modelfile.inputs import inputs_of
 from dmsflow.modelfile.runners import litert, onnxruntime
 from dmsflow.modelfile.tflite_reader import read_graph
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network, with_int8_stem
 
 MAGNITUDES = (1.0, 1e-3, 300.0)  # of alphas, and of the scales of batch norms, which have both signs
 IMAGES = 4
@@ -174,14 +176,18 @@ def random_network(seed: int, *, mixed: bool = False) -> Network:
     )
 
 
-def forms(count: int, *, mixed: bool = False) -> dict[str, tuple[IntegerGraph, NDArray[np.uint8]]]:
-    """Integer graphs of random networks, and images."""
+def forms(count: int, *, mixed: bool = False, int8: bool = False) -> dict[str, tuple[IntegerGraph, NDArray[np.uint8]]]:
+    """Integer graphs of random networks, and images; `int8`: with weights of 8 bits at both ends, half of uint8 pixels."""
     made = {}
     for seed in range(count):
         network = random_network(seed, mixed=mixed)
+        if int8:
+            network = with_int8_stem(network)
         images = pixels(network, IMAGES, seed)
         weights = trained(network, network.widths, seed, MAGNITUDES[seed % len(MAGNITUDES)], images)
-        made[network.name] = folding.fold(network, network.widths, weights, MEAN, STD), images
+        mean = (MEAN[0],) * network.channels if int8 else MEAN
+        graph = folding.fold(network, network.widths, weights, mean, STD)
+        made[network.name] = structs.replace(graph, pixels="uint8" if int8 and seed % 2 else "float32"), images
     return made
 
 
@@ -210,10 +216,18 @@ def test_every_file_of_new_networks_computes_the_integer_graph(tmp_path: Path) -
     compare([(*one, None, None) for one in forms(12).values()], litert, tmp_path)
 
 
+def test_every_file_with_int8_edges_computes_the_integer_graph(tmp_path: Path) -> None:
+    made = forms(12, int8=True).values()
+    stems = [op for graph, _ in made for op in graph.ops if isinstance(op, integer_graph.Stem)]
+    assert {op.counts_in_int8 for op in stems} == {True, False}
+    compare([(*one, None, None) for one in made], litert, tmp_path)
+
+
+@pytest.mark.parametrize("int8", [False, True])
 def test_the_official_interpreter_computes_the_integer_graph(
-    lce: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
+    int8: bool, lce: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    made = forms(request.config.getoption("--agreement"))
+    made = forms(request.config.getoption("--agreement"), int8=int8)
     models = convert.convert([convert.Program(graph) for graph, _ in made.values()])
     cases = [(*one, model, None) for one, model in zip(made.values(), models, strict=True)]
     compare(cases, lce, tmp_path)
@@ -288,4 +302,5 @@ def compare_mixed(cases: list[tuple[Any, ...]], folder: Path) -> None:
 
 def logits(runner: ModuleType, path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     session = runner.open(path, 1)
-    return np.concatenate([session.run(image[None].astype(np.float32)) for image in images])
+    (port,) = inputs_of(session)
+    return np.concatenate([session.run(image[None].astype(port.dtype)) for image in images])

@@ -15,7 +15,7 @@ from test_integer_graph import CHAIN
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
-from dmsflow.network.network import INPUT, Layer, Network
+from dmsflow.network.network import INPUT, Layer, Network, with_int8_stem
 
 # --- thresholds -----------------------------------------------------------------------------------
 
@@ -83,6 +83,7 @@ def test_thresholds_of_signs_in_exact_arithmetic(gamma, beta, mu, variance, shif
     for count in range(-conv.count, conv.count + 1):
         value = Fraction(float(magnitude[0])) * (2 * count - int(before.sum()))
         left, right = Fraction(gamma) * (value - Fraction(mu)), Fraction(shift) - Fraction(beta)
+        assume(left != right)  # the sum of the signs, times a rounded gain, is part of both: rounding decides a tie
         exact = True if relu and shift < 0 else beyond(left, right, Fraction(variance) + Fraction(1e-5))
         assume(exact is not None)
         assert (turned * count >= conv.thresholds[0]) == exact
@@ -154,7 +155,7 @@ def test_a_rounded_stem_is_exported_as_it_is(build):
     stem = network.layers[0].name + ".weight"
     weights[stem] = np.random.default_rng(5).normal(size=weights[stem].shape).astype(np.float32)
     plain(network, weights, images, calibrate=True, std=std)
-    rounded = folding.round_stem(network, widths, weights, MEAN, std)
+    rounded = folding.round_weights(network, widths, weights, MEAN, std)
     assert rounded.keys() == weights.keys() and rounded[stem].dtype == np.float32
     np.testing.assert_allclose(rounded[stem], weights[stem], atol=2e-3)
     first, again = (folding.fold(network, widths, given, MEAN, std).ops[0] for given in (weights, rounded))
@@ -162,6 +163,31 @@ def test_a_rounded_stem_is_exported_as_it_is(build):
     form = folding.fold(network, widths, rounded, MEAN, std)
     moved = abs(integer_graph.compute_logits(form, images) - plain(network, rounded, images, std=std)).max(1) > 1e-3
     assert moved.sum() <= (0 if build is vgg11.build else 1)
+
+
+@pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
+def test_weights_rounded_to_8_bits_are_exported_as_they_are(build):
+    network = with_int8_stem(build(3, 32, 10))
+    widths, mean, std = odd_widths(network, 5), (121,) * 3, (64.3,) * 3
+    weights = trained(network, widths, 5)
+    rounded = folding.round_weights(network, widths, weights, mean, std)
+    first, again = (folding.fold(network, widths, given, mean, std).ops for given in (weights, rounded))
+    for op, twin in ((first[0], again[0]), (first[-1], again[-1])):
+        assert op.weight.dtype == np.int8 and abs(op.weight).max() == 127
+        np.testing.assert_array_equal(op.weight, twin.weight)
+    np.testing.assert_allclose(again[-1].float_weight, rounded[f"{network.layers[-1].name}.weight"], rtol=1e-6)
+
+
+def test_a_sum_of_8_bits_that_float32_does_not_hold_is_refused():
+    stem = Layer(name="stem", op="conv", inputs=("input",), width="a", kernel=23, padding=11, bits=8)
+    end = (
+        Layer(name="mean", op="average_pool", inputs=("stem",)),
+        Layer(name="dense", op="dense", inputs=("mean",), width=2),
+    )
+    network = Network(name="wide", channels=3, resolution=23, classes=2, widths={"a": 2}, layers=(stem, *end))
+    weights = {name: np.ones_like(array) for name, array in trained(network, network.widths).items()}
+    line = "stem: sums too many pixels for weights of 8 bits; use a smaller kernel, or --stem float"
+    assert refusal(network, weights, (121,) * 3) == line
 
 
 # --- refusals -----------------------------------------------------------------------------------------

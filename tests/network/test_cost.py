@@ -10,7 +10,7 @@ from made_up import with_signs
 from msgspec import structs
 
 from dmsflow.network import cost
-from dmsflow.network.network import Layer, Network
+from dmsflow.network.network import Layer, Network, with_int8_stem
 from dmsflow.plugin import list_plugins, load_plugin
 
 
@@ -26,6 +26,14 @@ def mib(built: Network, times: int = 1, *, binary: bool = True) -> float:
 @pytest.mark.parametrize(("times", "expected"), [(1, 0.0778), (2, 0.2929), (3, 0.6453), (4, 1.135)])
 def test_vgg11_has_the_memory_of_table_1(times: int, expected: float) -> None:
     assert mib(network("vgg11"), times) == pytest.approx(expected, abs=0.5 * 10 ** -len(str(expected).split(".")[1]))
+
+
+def test_8_bits_are_a_quarter_of_float32() -> None:
+    built = network("vgg11")
+    spared = 3 * (built.widths["conv0"] * 9 * 3 + 10 * built.widths["conv7"])
+    int8 = with_int8_stem(built)
+    assert cost.memory_bytes(built, built.widths) - cost.memory_bytes(int8, built.widths) == spared
+    assert mib(int8, binary=False) == mib(built, binary=False)
 
 
 def test_full_precision_on_cifar() -> None:

@@ -202,6 +202,11 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             "layer 'pool' has no pixels left",
         ),
         (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and use a larger"),
+        (
+            swap("conv", bits=8),
+            "layer 'conv': binary_conv has bits 8; leave bits at 32: a conv of the image and a dense",
+        ),
+        (swap("stem", bits=4), "layer 'stem': conv has bits 4; use 8 or 32"),
         (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),
         (
             swap("conv", op="binary_dense"),

@@ -14,7 +14,7 @@ from dmsflow.deploying.exporters import lce
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
-from dmsflow.network.network import Network
+from dmsflow.network.network import Network, with_int8_stem
 from dmsflow.plugin import list_plugins, shipped_folder
 from dmsflow.reporting import shipped
 from dmsflow.searching import search
@@ -38,6 +38,15 @@ def test_the_file_of_signs_is_as_large_as_predicted(tmp_path: Path) -> None:
         widths = odd_widths(network, 1)
         real = written_bytes(network, widths, tmp_path / "model.tflite")
         assert abs(FileSize(network).kib(widths) * KIB / real - 1) < EXACTLY
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_the_file_of_int8_edges_is_as_large_as_predicted(name: str, tmp_path: Path) -> None:
+    network = with_int8_stem(load_network(name, 3, 32, 10))
+    for seed in range(2):
+        widths = odd_widths(network, seed)
+        real = written_bytes(network, widths, tmp_path / "model.tflite")
+        assert abs(FileSize(network).kib(widths) * KIB / real - 1) < EXACTLY, widths
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dmsflow.network.network import STANDARDISATION_EPS
-from dmsflow.training.binary import binarise, quantise, sign
+from dmsflow.training.binary import binarise, quantise, round_to_8_bits, sign
 
 
 def standardise(weight: Tensor, active: int | None = None) -> Tensor:
@@ -49,6 +49,19 @@ def test_a_filter_of_one_weight_is_zero_as_in_the_integer_graph() -> None:
 
 def test_a_constant_filter_stays_finite() -> None:
     assert torch.isfinite(binarise(torch.full((2, 3, 1, 1), 0.7))).all()
+
+
+@pytest.mark.parametrize("each_filter", [False, True])
+def test_8_bits_are_whole_steps_and_gradients_pass(each_filter: bool) -> None:
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1, 0.0]).view(-1, 1, 1, 1)
+    weight.requires_grad_()
+    rounded = round_to_8_bits(weight, each_filter=each_filter)
+    largest = weight.detach().abs().amax((1, 2, 3), keepdim=True) if each_filter else weight.detach().abs().max()
+    steps = rounded.detach() / (largest / 127).clamp_min(1e-300)
+    assert torch.allclose(steps, steps.round(), atol=1e-9) and steps.abs().max() <= 127 + 1e-9
+    assert (rounded - weight).abs().max() <= largest.max() / 254 * (1 + 1e-9)
+    rounded.sum().backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
 
 
 @given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 2**31))

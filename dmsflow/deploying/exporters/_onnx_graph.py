@@ -7,7 +7,6 @@ it loads the file.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,21 @@ class Graph:
     def cast(self, x: str, dtype: DTypeLike, name: str) -> str:
         return self.node("Cast", x, name=name, to=import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def planes(self, mean: Any) -> str:
+    def planes(self, mean: Any, image: str = INPUT) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
-        planes = self.node("Transpose", INPUT, name="input.planes", perm=[0, 3, 1, 2])
+        planes = self.node("Transpose", image, name="input.planes", perm=[0, 3, 1, 2])
         return self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
 
-    def dense(self, x: str, name: str, weight: Any, bias: Any) -> str:
+    def weight(self, name: str, weight: Any, scale: Any = 1) -> str:
+        """Weights as float32; int8 ones are dequantised when the file is loaded."""
+        if weight.dtype != np.int8:
+            return self.constant(name, weight)
+        stored = self.constant(f"{name}8", weight, np.int8)
+        return self.node("DequantizeLinear", stored, self.scalar(scale), name=name)
+
+    def dense(self, x: str, name: str, weight: Any, bias: Any, scale: Any = 1) -> str:
         flat = self.node("Flatten", x, name=f"{name}.flat")
-        constants = self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)
+        constants = self.weight(f"{name}.weight", weight, scale), self.constant(f"{name}.bias", bias)
         return self.node("Gemm", flat, *constants, name=name, transB=1)
 
     def prelu(self, x: str, name: str, slope: str, before: str, after: str) -> str:
@@ -97,10 +103,15 @@ class Graph:
         doubled = self.node("Mul", ones, self.scalar(2), name=f"{name}.doubled")
         return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}.floats"), np.int8, name)
 
-    def save(self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int) -> None:
+    def save(
+        self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int, pixels: str = "float32"
+    ) -> None:
         onnx = import_onnx()
-        tensor = functools.partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
-        ends = [tensor(INPUT, shape=input_shape)], [tensor(logits, shape=(1, classes))]
+        tensor, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype
+        ends = (
+            [tensor(INPUT, kind(np.dtype(pixels)), input_shape)],
+            [tensor(logits, onnx.TensorProto.FLOAT, (1, classes))],
+        )
         constants = [onnx.numpy_helper.from_array(values, name) for name, values in self.constants.items()]
         graph = onnx.helper.make_graph(self.nodes, name, *ends, constants)
         opset = [onnx.helper.make_opsetid("", OPSET)]

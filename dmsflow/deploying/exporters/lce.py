@@ -8,7 +8,11 @@ with x = 0. A convolution that puts out bits compares that count with one thresh
 `LceBMaxPool2d` is an AND, and a maximum is an OR: a convolution in front of one puts out the
 opposite bits, and a subtraction from all ones inverts them behind it.
 
-Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes].
+A stem of int8 weights that puts out bits is an int8 convolution whose bias is minus the threshold: it saturates, and
+the sign stays. All its scales are 1, so nothing is rounded. Other weights of 8 bits are dequantised first, which a
+runtime does once.
+
+Input: raw pixels, uint8 or float32 [1, H, W, C]. Output: logits, float32 [1, classes].
 """
 
 from __future__ import annotations
@@ -42,8 +46,10 @@ CODES = {name: number for number, name in tflite.OPERATORS.items()}
 OPTIONS = {"ADD": 11, "MUL": 21, "PAD": 22, "PADV2": 43, "PRELU": 0, "SUB": 28}  # keys of tflite.OPTIONS; 0: none
 OPTIONS |= {"RELU": 0, "RELU6": 0}
 OPTIONS |= {"AVERAGE_POOL_2D": 5, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 8, "MAX_POOL_2D": 5}
-OPTIONS |= {"CONCATENATION": 10, "LOGISTIC": 0}
-FLOATS, BITS = 0, 2  # types of tensors: float32, and int32 for 32 bits each
+OPTIONS |= {"CAST": 0, "CONCATENATION": 10, "DEQUANTIZE": 0, "LOGISTIC": 0, "QUANTIZE": 0}
+FLOATS, BITS, UINT8, INT8 = 0, 2, 3, 9  # types of tensors: float32, int32 (also for 32 bits each), uint8, int8
+NUMBERS = {"float32": FLOATS, "int32": BITS, "uint8": UINT8, "int8": INT8}
+DARKEST = -128  # the int8 that stands for a pixel of 0
 ABSENT = -1  # an optional input
 
 Shape: TypeAlias = tuple[int, ...]
@@ -73,7 +79,8 @@ class LceWriter:
         self.codes: list[str] = []
         self.constants: dict[tuple[Any, ...], int] = {}
         self.fused: set[str] = set()  # the ReLUs that the operator before them does itself
-        self.numbers = {INPUT: self.tensor(INPUT, (1, *self.shapes[INPUT]), FLOATS)}  # of the integer graph's tensors
+        image = self.tensor(INPUT, (1, *self.shapes[INPUT]), NUMBERS[graph.pixels], zero=0)
+        self.numbers = {INPUT: image}  # of the integer graph's tensors
         for op in graph.ops:
             self.numbers[op.name] = self.add(op, *(self.numbers[name] for name in op.inputs))
 
@@ -88,25 +95,40 @@ class LceWriter:
         graph = {"version": 3, "operator_codes": codes, "subgraphs": [subgraph]}
         return {**graph, "description": f"{self.graph.name}, written by dmsflow", "buffers": self.buffers}
 
-    def tensor(self, name: str, shape: Shape, dtype: int, buffer: int = 0) -> int:
-        self.tensors.append({"shape": shape, "type": dtype, "buffer": buffer, "name": name})
+    def tensor(
+        self, name: str, shape: Shape, dtype: int, buffer: int = 0, scale: float = 1, zero: int | None = None
+    ) -> int:
+        """A tensor; `scale` and `zero` point are of one that is quantised, as all of bytes are."""
+        fields = {"shape": shape, "type": dtype, "buffer": buffer, "name": name}
+        if zero is not None and dtype != FLOATS:
+            fields["quantization"] = {"scale": [scale], "zero_point": [zero]}
+        self.tensors.append(fields)
         return len(self.tensors) - 1
 
-    def constant(self, name: str, values: NDArray[Any]) -> int:
-        """A constant, float32 or int32; an equal one is not stored twice."""
+    def constant(self, name: str, values: NDArray[Any], scale: float = 1, zero: int | None = None) -> int:
+        """A constant of float32, int32 or int8; an equal one is not stored twice."""
         content = values.astype(values.dtype.newbyteorder("<")).tobytes()
-        key = (content, values.shape, values.dtype)
+        key = (content, values.shape, values.dtype, scale, zero)
         if key not in self.constants:
             self.buffers.append({"data": content})
-            dtype = FLOATS if values.dtype == np.float32 else BITS
-            self.constants[key] = self.tensor(name, values.shape, dtype, len(self.buffers) - 1)
+            dtype = NUMBERS[values.dtype.name]
+            self.constants[key] = self.tensor(name, values.shape, dtype, len(self.buffers) - 1, scale, zero)
         return self.constants[key]
 
     def shape(self, number: int) -> Shape:
         return tuple(self.tensors[number]["shape"])
 
-    def operator(self, op: str, inputs: list[int], name: str, shape: Shape, dtype: int = FLOATS, **options: int) -> int:
-        """Add an operator with one output; the output's number."""
+    def operator(
+        self,
+        op: str,
+        inputs: list[int],
+        name: str,
+        shape: Shape,
+        dtype: int = FLOATS,
+        zero: int | None = None,
+        **options: int,
+    ) -> int:
+        """Add an operator with one output, of the zero point `zero` if it is quantised; the output's number."""
         if op not in self.codes:
             self.codes.append(op)
         fields: dict[str, Any] = {"opcode_index": self.codes.index(op), "inputs": inputs}
@@ -114,7 +136,7 @@ class LceWriter:
             fields["custom_options"] = _flatbuffer.flexible(options) if options else b""
         elif kind := OPTIONS[op]:
             fields |= {"builtin_options_type": kind, "builtin_options": options}
-        output = self.tensor(name, shape, dtype)
+        output = self.tensor(name, shape, dtype, zero=zero)
         self.operators.append(fields | {"outputs": [output]})
         return output
 
@@ -161,11 +183,22 @@ class LceWriter:
                 size = self.shape(x)[1]
                 return x if size == 1 else self.operator("AVERAGE_POOL_2D", [x], name, shape, **_window(size, size))
             case integer_graph.Dense():
-                weight, bias = self.constant(f"{name}/weight", op.weight), self.constant(f"{name}/bias", op.bias)
+                weight, bias = self.weight(name, op.weight, op.scale), self.constant(f"{name}/bias", op.bias)
                 return self.operator("FULLY_CONNECTED", [x, weight, bias], name, (1, shape[3]))
+
+    def weight(self, name: str, weight: NDArray[Any], scale: Any = 1) -> int:
+        """Weights as float32, whatever they are stored as."""
+        if weight.dtype != np.int8:
+            return self.constant(f"{name}/weight", weight)
+        stored = self.constant(f"{name}/weight", weight, float(scale), 0)
+        return self.operator("DEQUANTIZE", [stored], f"{name}/float", weight.shape)
 
     def stem(self, op: integer_graph.Stem, x: int, shape: Shape) -> int:
         """The bias is a whole number too: with thresholds the result is negative where the bit is 1."""
+        if op.counts_in_int8:
+            return self.int8_stem(op, x, shape)
+        if self.graph.pixels == "uint8":
+            x = self.operator("CAST", [x], f"{op.name}/pixels", self.shape(x))
         name, weight, bias = op.name, op.weight, np.zeros(shape[3], np.float32)
         if op.thresholds is not None:
             name, pooled = f"{op.name}/sums", self.graph.feeds_max_pool(op)
@@ -176,12 +209,33 @@ class LceWriter:
         sums = self.float_conv(op, *padded, weight, bias, name)
         return sums if op.thresholds is None else self.sign_bits(sums, op.name)
 
+    def int8_stem(self, op: integer_graph.Stem, x: int, shape: Shape) -> int:
+        """Padding is the mean pixel, which the bias takes off: sum w (x - mean) = sum w x - mean sum w."""
+        assert op.thresholds is not None
+        name, mean = op.name, int(op.mean[0])
+        x = self.operator("QUANTIZE", [x], f"{name}/pixels", self.shape(x), INT8, DARKEST)
+        if op.padding:
+            around = self.constant(f"{name}/around", np.array([mean + DARKEST], np.int8), zero=DARKEST)
+            x = self.pad(x, name, op.padding, around)
+        signs = 1 if self.graph.feeds_max_pool(op) else -1
+        bias = -op.thresholds if signs > 0 else op.thresholds - 1
+        bias = (bias - signs * mean * op.weight.sum((1, 2, 3), dtype=np.int32)).astype(np.int32)
+        inputs = [
+            x,
+            self.constant(f"{name}/weight", signs * op.weight, zero=0),
+            self.constant(f"{name}/bias", bias, zero=0),
+        ]
+        options = {"padding": VALID, "stride_w": op.stride, "stride_h": op.stride}
+        options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
+        sums = self.operator(FLOAT_CONV, inputs, f"{name}/sums", shape, INT8, 0, **options)
+        return self.sign_bits(sums, name)
+
     def float_conv(
         self, op: integer_graph.Conv, x: int, padding: int, weight: Any, bias: Any, name: str, **options: int
     ) -> int:
         is_depthwise = isinstance(op, integer_graph.DepthwiseConv)
         weight = weight.transpose(3, 1, 2, 0) if is_depthwise else weight  # [1, k, k, C]
-        inputs = [x, self.constant(f"{op.name}/weight", weight), self.constant(f"{op.name}/bias", bias)]
+        inputs = [x, self.weight(op.name, weight), self.constant(f"{op.name}/bias", bias)]
         options |= {"padding": padding, "stride_w": op.stride, "stride_h": op.stride}
         options |= {"dilation_w_factor": 1, "dilation_h_factor": 1}
         if is_depthwise:
@@ -225,7 +279,9 @@ class LceWriter:
         batch, height, width, channels = self.shape(x)
         shape = (batch, height + 2 * padding, width + 2 * padding, channels)
         kind, filling = ("PAD", []) if fill is None else ("PADV2", [fill])
-        return self.operator(kind, [x, amounts, *filling], f"{name}/padded", shape, self.tensors[x]["type"])
+        dtype = self.tensors[x]["type"]
+        zero = DARKEST if dtype == INT8 else None
+        return self.operator(kind, [x, amounts, *filling], f"{name}/padded", shape, dtype, zero)
 
     def max_pool(self, op: integer_graph.MaxPool, x: int, shape: Shape) -> int:
         if op.padding:  # by what never wins: -1 is all ones, neutral in an AND

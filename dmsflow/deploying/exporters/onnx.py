@@ -10,10 +10,12 @@ All but the last is exact. Weights lie in the file as bits, which onnxruntime un
   the uint8 output of a QLinearConv; beyond that, Gather lays out what each window reads, and one
   MatMulInteger counts: ConvInteger is several times slower in onnxruntime. What follows,
   `float32(count) * 2 multiplier + offset`, is what the integer graph computes: to double a float is exact.
-- The stem is a float convolution: its sums are whole numbers that float32 holds.
+- The stem is a float convolution: its sums are whole numbers that float32 holds. One of int8 weights that puts out
+  bits is a QLinearConv without rounding: `sum - threshold + 1`, which saturates at 0, clipped to 1. Its weights are
+  uint8 beside a zero point of 128: two products of uint8 and int8 may saturate 16 bits.
 - What a network has of float convolutions and averages beside it is the same in float32, and is not exact.
 
-Input: raw pixels, float32 [1, H, W, C]. Output: logits, float32 [1, classes]. Floats between are
+Input: raw pixels, uint8 or float32 [1, H, W, C]. Output: logits, float32 [1, classes]. Floats between are
 channels-last, [1, H, W, C], which is how MatMulInteger takes and leaves them. QLinearConv and MaxPool are
 channels-first in ONNX; onnxruntime runs them channels-last too and drops the Transpose nodes between.
 """
@@ -33,10 +35,11 @@ from dmsflow.deploying.exporters._onnx_graph import HARD_SIGMOID, Graph, channel
 from dmsflow.deploying.folding import PRELU
 from dmsflow.errors import DmsflowError
 from dmsflow.modelfile.onnx_reader import read_graph
+from dmsflow.network.network import INPUT
 
 REQUIRES: tuple[str, ...] = ("onnx",)
-FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names of `count_ops`
-UINT8_MAX = 255
+FLOAT_CONV, PACKED_CONV = "Conv", "Conv with 1-bit weights"  # names of `count_ops`; the first has 8-bit weights too
+UINT8_MAX, MIDDLE = 255, 128
 # Weights of one output channel, beyond which float32, in which runtimes scale sums, does not tell all sums apart.
 MOST_WEIGHTS = 2**20
 
@@ -49,7 +52,7 @@ def write(graph: integer_graph.IntegerGraph, path: Path) -> None:
             cannot be written.
     """
     shape = (1, graph.resolution, graph.resolution, graph.channels)
-    OnnxWriter(graph).graph.save(path, graph.name, shape, graph.ops[-1].name, graph.classes)
+    OnnxWriter(graph).graph.save(path, graph.name, shape, graph.ops[-1].name, graph.classes, graph.pixels)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class OnnxWriter:
     """
 
     def __init__(self, graph: integer_graph.IntegerGraph) -> None:
-        self.graph = Graph()
+        self.graph, self.pixels = Graph(), graph.pixels
         self.shapes = graph.shapes()
         self.tensors: dict[str, Tensor] = {}
         for op in graph.ops:
@@ -111,7 +114,7 @@ class OnnxWriter:
             case integer_graph.AveragePool():
                 graph.node("ReduceMean", *floats, graph.integers(1, 2), name=name)
             case integer_graph.Dense():
-                graph.dense(floats[0], name, op.weight, op.bias)
+                graph.dense(floats[0], name, op.weight, op.bias, op.scale)
             case integer_graph.PRelu():
                 graph.prelu(floats[0], name, *(self.spread(op, part, getattr(op, part)) for part in PRELU))
             case integer_graph.Concat():
@@ -139,7 +142,10 @@ class OnnxWriter:
     def stem(self, op: integer_graph.Stem) -> Tensor:
         """The sums, or their bits, which stay floats until they are needed as bits: a max pool is quicker on floats."""
         graph, name = self.graph, op.name
-        inputs = [graph.planes(op.mean), graph.constant(f"{name}.weight", channels_first(op.weight))]
+        if op.counts_in_int8:
+            return self.int8_stem(op)
+        image = graph.cast(INPUT, np.float32, "input.pixels") if self.pixels == "uint8" else INPUT
+        inputs = [graph.planes(op.mean, image), graph.weight(f"{name}.weight", channels_first(op.weight))]
         # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
         limits = [-integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM]
         if op.thresholds is not None:
@@ -147,6 +153,20 @@ class OnnxWriter:
             limits = [0, 1]
         sums = graph.node("Conv", *inputs, name=f"{name}.sum", **window_of(op))
         return Tensor(graph.node("Clip", sums, *map(graph.scalar, limits), name=name), last=False, type=np.float32)
+
+    def int8_stem(self, op: integer_graph.Stem) -> Tensor:
+        assert op.thresholds is not None
+        graph, name, one = self.graph, op.name, self.graph.scalar(1)
+        image = graph.cast(INPUT, np.uint8, "input.pixels") if self.pixels == "float32" else INPUT
+        planes = graph.node("Transpose", image, name="input.planes", perm=[0, 3, 1, 2])
+        zero, mean, middle = (graph.scalar(each, np.uint8) for each in (0, int(op.mean[0]), MIDDLE))
+        weight = graph.constant(f"{name}.weight", channels_first(op.weight.astype(np.int16) + MIDDLE), np.uint8)
+        rest = one, zero, graph.constant(f"{name}.bias", 1 - op.thresholds, np.int32)
+        sums = graph.node(
+            "QLinearConv", planes, one, mean, weight, one, middle, *rest, name=f"{name}.sum", **window_of(op)
+        )
+        bits = graph.node("Clip", sums, zero, graph.scalar(1, np.uint8), name=name)
+        return Tensor(bits, last=False, type=np.uint8)
 
     def binary_conv(self, op: integer_graph.BinaryConv) -> Tensor:
         if op.count >= MOST_WEIGHTS:
@@ -250,7 +270,7 @@ def count_ops(path: Path) -> dict[str, int]:
             unpacked.update(node.outputs if node.unpacks or not unpacked.isdisjoint(node.inputs) else ())
         else:
             packed = node.weights is not None and node.weights.tensor in unpacked
-            counts[PACKED_CONV if packed else node.op] += 1
+            counts[PACKED_CONV if packed else FLOAT_CONV if node.op == "QLinearConv" else node.op] += 1
     return dict(counts)
 
 

@@ -132,14 +132,14 @@ class Program:
                 stride = op.stride if op.kernel else size
                 return x if size == 1 else Value(step("average_pool", name, x.number, size=size, stride=stride), name)
             case integer_graph.Dense():
-                return Value(step("dense", name, x.number, constants=[op.weight, op.bias]), name)
+                return Value(step("dense", name, x.number, constants=[op.float_weight, op.bias]), name)
 
     def apart(self, x: int, layer: str) -> int:
         """A maximum that changes nothing; without it the converter adds up constants before and after it."""
         return self.step("maximum", layer, x, constants=[np.float32(LOWEST)])
 
     def stem(self, op: integer_graph.Stem, x: Value) -> Value:
-        step, name, weight = self.step, op.name, op.weight
+        step, name, weight = self.step, op.name, op.weight.astype(np.float32)
         pooled = self.graph.feeds_max_pool(op)
         if op.thresholds is not None and not pooled:
             weight = 0 - weight
