@@ -1,11 +1,13 @@
-"""Whole networks, one run of each runtime in turn: float32, both forms of ONNX, and the .tflite file in each runner.
+"""Whole networks, one run of each runtime in turn: float32, int8, and 1-bit files in each runner.
 
-float32 is the network of the same widths in onnxruntime, to which all ratios are. The official interpreter runs in
+float32 is the network of the same widths in onnxruntime, to which all ratios are; int8 is that one, quantised by
+onnxruntime's own tools. The official interpreter runs in
 its best mode on x86-64 (indirect kernels and XNNPACK), in the Python of `make witness`; a runner that is not installed
-in the Python that runs this is left out. Weights are
-random: they change no time. All are in one process, so that whatever disturbs the machine disturbs all alike; the
+in the Python that runs this is left out. "int8 stem" is the file of `search --stem int8`, which takes uint8 pixels.
+Weights are random: they change no time. In the same turns rates.c measures how fast the processor counts bits and
+multiplies bytes at best. A network's limit is its binary MACs at the first rate and those of its stem at the second. All are in one process, so that whatever disturbs the machine disturbs all alike; the
 ratios are those of the medians. All files of a network must give the classes of its integer graph, and logits that
-differ by no more than the rounding of the float layers.
+differ by no more than the rounding of the float layers; float32 and int8 are other networks, and are not compared.
 
     .witness/bin/python benchmarks/runtimes.py
     .witness/bin/python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
@@ -14,17 +16,24 @@ differ by no more than the rounding of the float layers.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import functools
 import json
 import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import script
+from msgspec import structs
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.environment import describe_environment
@@ -33,7 +42,10 @@ from dmsflow.files import write_atomically
 from dmsflow.importing import load_network
 from dmsflow.measuring.devices import _program
 from dmsflow.measuring.random_weights import draw_weights
-from dmsflow.network.network import Network
+from dmsflow.modelfile.inputs import inputs_of
+from dmsflow.modelfile.runners import litert
+from dmsflow.network import cost
+from dmsflow.network.network import INPUT, Network, resolutions, with_int8_stem
 from dmsflow.plugin import load_plugin
 from dmsflow.terminal import milliseconds, print_table
 
@@ -45,16 +57,20 @@ NETWORKS = (
     ("resnet18", 32, 10, 3.0),
     ("resnet18", 224, 1000, 1.0),
 )
-# Exporter, arguments of its `write` (None: it writes the float32 network), and the runner.
-FILES: dict[str, tuple[str, dict[str, str] | None, str]] = {
-    "float32": ("onnx", None, "onnxruntime"),
-    "onnx_mixed": ("onnx", {}, "onnxruntime"),  # the name of its results since there were two forms
-    "litert": ("lce", {}, "litert"),
-    "lce": ("lce", {}, "lce"),
+# Exporter, what it writes, and the runner.
+FILES = {
+    "float32": ("onnx", "float", "onnxruntime"),
+    "int8": ("onnx-int8", "float", "onnxruntime"),
+    "onnx_mixed": ("onnx", "binary", "onnxruntime"),  # the name of its results since there were two forms
+    "litert": ("lce", "binary", "litert"),
+    "litert_int8_stem": ("lce", "int8 stem", "litert"),
+    "lce": ("lce", "binary", "lce"),
 }
 BASE = "float32"
 IMAGES = 20  # on which logits are compared
 WARM_UP = 10
+LOOPS = {"count_bits": 12 * 512, "multiply_bytes": 12 * 64}  # of rates.c: products in a round
+ROUNDS = 20_000  # 0.1 ms or so
 MEAN, STD = (128,) * 3, (64.0,) * 3
 
 
@@ -67,13 +83,14 @@ def main() -> None:
     runtimes = usable()
     with tempfile.TemporaryDirectory() as folder:
         rows = [compared(Path(folder), *one, list(runtimes), arguments) for one in NETWORKS]
-    head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "classes")
+    head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "limit ms", "classes")
     cells = [
         (
             row["network"],
             row["pixels"],
             f"{row['ratio']:g}×",
             *(told_ms(row, label) for label in runtimes),
+            milliseconds(row["limit_ms"]) if "limit_ms" in row else "",
             "equal" if row["classes_equal"] else "differ",
         )
         for row in rows
@@ -120,19 +137,24 @@ def compared(
     """Medians of one network in each runtime, and whether the runtimes agree with the integer graph."""
     network = load_network(name, 3, pixels, classes)
     widths = {key: round(ratio * width) for key, width in network.widths.items()}
-    form = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, 1, pixels, pixels, 3)).astype(np.float32)
     sessions, loads = {}, {}
     for label in labels:
-        sessions[label], loads[label] = opened(folder, network, widths, form, label, arguments.threads)
+        sessions[label], loads[label] = opened(folder, network, widths, images[:, 0], label, arguments.threads)
     runs = arguments.runs if pixels <= 64 else max(1, arguments.runs // 5)
-    ms = timed(sessions, images[0], runs)
+    ms = timed({label: partial(run, session, images[0]) for label, session in sessions.items()} | rates(), runs)
     medians = {label: statistics.median(times) for label, times in ms.items()}
-    expected = integer_graph.compute_logits(form, images[:, 0])
-    logits = [
-        np.concatenate([session.run(image) for image in images]) for label, session in sessions.items() if label != BASE
-    ]
+    limit = {}
+    if rates():
+        fastest = medians.pop("count_bits"), medians.pop("multiply_bytes")
+        limit["limit_ms"] = limit_ms(network, widths, *fastest) / arguments.threads
+    expected, logits = dict[str, Any](), dict[str, Any]()
+    for label, session in sessions.items():
+        if (kind := FILES[label][1]) != "float":
+            expected[label] = integer_graph.compute_logits(make_graph(network, widths, kind), images[:, 0])
+            logits[label] = np.concatenate([run(session, image) for image in images])
+    differences = [float(abs(found - expected[label]).max()) for label, found in logits.items()]
     over = {f"{label}_over_{BASE}": medians[label] / medians[BASE] for label in labels if label != BASE}
     if {"lce", "litert"} <= set(labels):
         over["lce_over_litert"] = medians["lce"] / medians["litert"]
@@ -142,37 +164,97 @@ def compared(
         "ratio": ratio,
         "runs": runs,
         **{f"{label}_ms": median for label, median in medians.items()},
-        **{f"{label}_ms_minimum": min(times) for label, times in ms.items()},
+        **{f"{label}_ms_minimum": min(ms[label]) for label in medians},
         **{f"{label}_load_ms": load for label, load in loads.items()},
         **over,
-        "largest_logit_difference": max(float(abs(found - expected).max()) for found in logits),
-        "largest_logit": float(abs(expected).max()),
-        "classes_equal": all(bool((found.argmax(1) == expected.argmax(1)).all()) for found in logits),
+        **limit,
+        "operations_ms": time_operations(sessions, images[0], max(10, runs // 5)),
+        "largest_logit_difference": max(differences),
+        "largest_logit": max(float(abs(each).max()) for each in expected.values()),
+        "classes_equal": all(
+            bool((found.argmax(1) == expected[label].argmax(1)).all()) for label, found in logits.items()
+        ),
     }
 
 
+def make_graph(network: Network, widths: dict[str, int], kind: str) -> integer_graph.IntegerGraph:
+    """The integer graph of a 1-bit file."""
+    network = with_int8_stem(network) if kind == "int8 stem" else network
+    graph = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
+    return structs.replace(graph, pixels="uint8") if kind == "int8 stem" else graph
+
+
+def run(session: Any, image: Any) -> Any:
+    """The logits of an image of pixels."""
+    return session.run(image.astype(inputs_of(session)[0].dtype, copy=False))
+
+
+@functools.cache
+def rates() -> dict[str, Callable[[], object]]:
+    """Loops of rates.c, ROUNDS at a time; none where there is no compiler, or the processor has no such instructions."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "rates.so")
+        source = Path(__file__).with_name("rates.c")
+        subprocess.run([compiler, "-O3", "-march=native", "-shared", "-fPIC", source, "-o", library], check=True)
+        loaded = ctypes.CDLL(str(library))
+    loops = {name: getattr(loaded, name) for name in LOOPS}
+    for loop in loops.values():
+        loop.restype, loop.argtypes = ctypes.c_int64, [ctypes.c_int64]
+    if not all(loop(1) == products for loop, products in zip(loops.values(), LOOPS.values(), strict=True)):
+        return {}
+    return {name: partial(loop, ROUNDS) for name, loop in loops.items()}
+
+
+def time_operations(sessions: dict[str, Any], image: Any, runs: int) -> dict[str, float]:
+    """Milliseconds of each kind of operation of the file with an int8 stem, largest first."""
+    label = "litert_int8_stem"
+    if label not in sessions:
+        return {}
+    kinds: dict[str, float] = {}
+    for position, (kind, _, ms) in enumerate(sessions[label].operations(image.astype(np.uint8), runs)):
+        name = "before the first operation of the delegate" if (position, kind) == (0, litert.OTHER_OPS) else kind
+        kinds[name] = kinds.get(name, 0.0) + ms
+    return dict(sorted(kinds.items(), key=lambda row: -row[1]))
+
+
+def limit_ms(network: Network, widths: dict[str, int], bits_ms: float, bytes_ms: float) -> float:
+    """What a network takes if its binary layers do nothing but count, and its stem nothing but multiply bytes."""
+    sizes, limit = resolutions(network), 0.0
+    for layer, count in cost.weights(network, widths):
+        rounds = count * sizes[layer.name] ** 2 / ROUNDS
+        if layer.op == "binary_conv":
+            limit += bits_ms * rounds / LOOPS["count_bits"]
+        elif INPUT in layer.inputs:
+            limit += bytes_ms * rounds / LOOPS["multiply_bytes"]
+    return limit
+
+
 def opened(
-    folder: Path, network: Network, widths: dict[str, int], form: integer_graph.IntegerGraph, label: str, threads: int
+    folder: Path, network: Network, widths: dict[str, int], images: Any, label: str, threads: int
 ) -> tuple[Any, float]:
     """A session of one network, and the milliseconds that it took to make from a file."""
-    exporter, arguments, runner = FILES[label]
-    path = folder / (f"{label}.onnx" if exporter == "onnx" else f"{label}.tflite")
-    if arguments is None:
-        load_plugin("exporters", exporter).write_float(network, widths, draw_weights(network, widths), MEAN, STD, path)
+    exporter, kind, runner = FILES[label]
+    path, writer = folder / f"{label}{'.tflite' if exporter == 'lce' else '.onnx'}", load_plugin("exporters", exporter)
+    if kind == "float":
+        calibration = [images.astype(np.uint8)] if exporter == "onnx-int8" else []
+        writer.write_float(network, widths, draw_weights(network, widths), MEAN, STD, path, *calibration)
     else:
-        load_plugin("exporters", exporter).write(form, path, **arguments)
+        writer.write(make_graph(network, widths, kind), path)
     began = time.perf_counter_ns()
     session = load_plugin("runners", runner).open(path, threads)
     return session, (time.perf_counter_ns() - began) / 1e6
 
 
-def timed(sessions: dict[str, Any], image: Any, runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each run but the first few, the sessions in turns."""
-    ms: dict[str, list[float]] = {label: [] for label in sessions}
+def timed(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each run but the first few, in turns."""
+    ms: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(WARM_UP + runs):
-        for label, session in sessions.items():
+        for label, call in calls.items():
             began = time.perf_counter_ns()
-            session.run(image)
+            call()
             if turn >= WARM_UP:
                 ms[label].append((time.perf_counter_ns() - began) / 1e6)
     return ms

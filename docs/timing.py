@@ -89,7 +89,7 @@ network of the same widths in onnxruntime). dmsflow and LCE run the same file{_f
 Classes {"are equal; logits differ by the rounding of the float layers" if classes else "differ"}.
 
 {_networks(networks)}
-
+{_operations(networks)}
     python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json
 
 {figures.machine([layers["environment"], networks["environment"]])},
@@ -101,10 +101,12 @@ Processors without AVX-512 take the AVX2 kernels (`--kernels avx2`), which are s
 # What benchmarks/runtimes.py measures, in the order of the table's columns.
 FILES = {
     "float32": "float32",
+    "int8": "int8",
     "onnx_float": "ONNX, float form",
     "onnx_mixed": "ONNX, mixed form",
     "lce": "LCE",
     "litert": "dmsflow",
+    "litert_int8_stem": "dmsflow, int8 stem",
 }
 
 
@@ -114,11 +116,38 @@ def _files(networks: Any) -> list[str]:
 
 def _networks(networks: Any) -> str:
     files = _files(networks)
+    limits = ["limit"] if all("limit_ms" in row for row in networks["networks"]) else []
     rows = [
-        (row["network"], str(row["pixels"]), f"{row['ratio']:g}×", *(_beside(row, label) for label in files))
+        (
+            row["network"],
+            str(row["pixels"]),
+            f"{row['ratio']:g}×",
+            *(_beside(row, label) for label in files),
+            *(f"{row['limit_ms']:.3f}" for _ in limits),
+        )
         for row in networks["networks"]
     ]
-    return figures.table(("network", "pixels", "widths", *(FILES[label] for label in files)), rows)
+    return figures.table(("network", "pixels", "widths", *(FILES[label] for label in files), *limits), rows)
+
+
+def _operations(networks: Any) -> str:
+    """Where the time goes that is left above the limit."""
+    rows = []
+    for row in networks["networks"]:
+        if parts := row.get("operations_ms"):
+            whole = sum(parts.values())
+            told = [f"{kind} {100 * ms / whole:.0f} %" for kind, ms in parts.items() if ms >= whole / 50]
+            name = f"{row['network']}, {row['pixels']} pixels, {row['ratio']:g}×"
+            rows.append((name, f"{row['litert_int8_stem_ms'] / row['limit_ms']:.1f}", ", ".join(told)))
+    if not rows:
+        return ""
+    head = ("network", "time ÷ limit", "operations of the file with an int8 stem")
+    return f"""
+The limit is what counting the bits of the binary layers and multiplying the bytes of the stem take at best, by loops
+with all operands in registers (`benchmarks/rates.c`), in the same turns.
+
+{figures.table(head, rows)}
+"""
 
 
 def _beside(row: Row, label: str) -> str:
