@@ -422,53 +422,54 @@ standard errors does not count. The default is Adam at 0.005 with a cosine to 0,
     return before, f"{made}, one thread. Every run: [results/recipe.json](results/recipe.json)."
 
 
-# --- quantisers ----------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------
 
-ACTIVATIONS = {"quantize": "{0, α}", "sign": "±1"}
+CHOSEN = {"quantize": "{0, α}", "sign": "±1", "float": "float stem", "int8": "int8 stem"}
 
 
-def quantisers(content: Any) -> str:
-    """Of benchmarks/quantisers.py."""
+def pairs(content: Any) -> str:
+    """Of benchmarks/pairs.py."""
     rows = [row for each in content["networks"] for made in each["rows"].values() for row in made] if content else []
-    title, texts = "## Activations of ±1 beside {0, α}", _quantisers(content, rows) if rows else None
-    return figures.part(title, COMMAND.format("quantisers.py"), texts)
+    title, texts = "## Activations of ±1, and an int8 stem", _pairs(content, rows) if rows else None
+    return figures.part(title, COMMAND.format("pairs.py"), texts)
 
 
-def _quantisers(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
+def _pairs(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
     lines, sentences = [], []
     for each in content["networks"]:
         name = NETWORKS[each["network"]]
-        sentences.append(_better(name, each["gain"]))
-        for quantiser, made in each["rows"].items():
-            gain = _judged(each["gain"]) if quantiser == "sign" else (NONE, "", "")
+        sentences.append(_better(name, list(each["rows"]), each["gain"]))
+        for position, (choice, made) in enumerate(each["rows"].items()):
+            gain = _judged(each["gain"]) if position else (NONE, "", "")
             cells = [NONE] * 3
             if made:
                 costs = f"{figures.mean(made, 'memory_mib'):.4f}", f"{figures.mean(made, 'macs_m'):.1f}"
                 cells = [figures.widths(made), *costs]
-            lines.append((name, ACTIVATIONS[quantiser], *cells, figures.spread(made), gain[0], gain[2]))
-    head = ("network", "activations", "widths", "MiB", "M MACs", "top-1 %", "±1 − {0, α}", "")
+            lines.append((name, CHOSEN[choice], *cells, figures.spread(made), gain[0], gain[2]))
+    head = ("network", "choice", "widths", "MiB", "M MACs", "top-1 %", "gain", "")
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), {content["epochs"]} epochs, the default
-recipe, base widths. The networks of a pair differ in their quantisers alone: {{0, α}} with one learned α a layer, or ±1 with a
-learned shift for each channel, whose four bytes a channel are the difference in memory. *±1 − {{0, α}}*: the difference in
-top-1, paired by seed, ± its standard error. Only a difference beyond {content["errors"]:g} standard errors counts.
+recipe, base widths. The networks of a pair differ in one choice: activations of {{0, α}} with one learned α a layer, or of ±1
+with a learned shift for each channel (four bytes more a channel); a first convolution and a dense layer of float32, or
+with 8-bit weights on uint8 pixels (`search --stem int8`). *gain*: the difference in top-1 to the other of the pair, by
+seed, ± its standard error. Only a difference beyond {content["errors"]:g} standard errors counts.
 
 {"; ".join(sentences)}.
 
 {figures.table(head, lines)}"""
     made = figures.machine(environments(rows), *TRAINED)
     seeds = figures.listed(content["seeds"])
-    behind = f"{made}; seeds {seeds}, one thread each. Every run: [results/quantisers.json](results/quantisers.json)."
+    behind = f"{made}; seeds {seeds}, one thread each. Every run: [results/pairs.json](results/pairs.json)."
     return before, behind
 
 
-def _better(name: str, gain: Row) -> str:
+def _better(name: str, pair: Sequence[str], gain: Row) -> str:
     """`ResNet-20: ±1 is better by 2.33 ± 0.33 points`."""
     if gain["error"] is None:
-        return f"{name}: not decided"
+        return f"{name}, {CHOSEN[pair[1]]}: not decided"
     if gain["verdict"] == "no difference shown":
-        return f"{name}: no difference is shown ({gain['points']:+.2f} ± {gain['error']:.2f})"
-    better = ACTIVATIONS["sign" if gain["verdict"] == "above" else "quantize"]
+        return f"{name}, {CHOSEN[pair[1]]}: no difference is shown ({gain['points']:+.2f} ± {gain['error']:.2f})"
+    better = CHOSEN[pair[gain["verdict"] == "above"]]
     return f"{name}: {better} is better by {abs(gain['points']):.2f} ± {gain['error']:.2f} points"
 
 

@@ -43,7 +43,7 @@ def page(load: Load = figures.load) -> str:
                 accuracy.int8(load("int8")),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
-                accuracy.quantisers(load("quantisers")),
+                accuracy.pairs(load("pairs")),
                 accuracy.ablations(load("ablations")),
                 accuracy.table1({name: load(f"table1-{name}") for name in PROTOCOLS}),
                 accuracy.files(load("cifar10")),

@@ -22,7 +22,7 @@ import int8  # noqa: E402
 import jobs  # noqa: E402
 import kernel_sizes  # noqa: E402
 import modules  # noqa: E402
-import quantisers  # noqa: E402
+import pairs  # noqa: E402
 import recipe  # noqa: E402
 import search_cost  # noqa: E402
 import table1  # noqa: E402
@@ -41,7 +41,7 @@ __all__ = [
     "jobs",
     "kernel_sizes",
     "modules",
-    "quantisers",
+    "pairs",
     "recipe",
     "search_cost",
     "table1",

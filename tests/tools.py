@@ -92,7 +92,7 @@ NEED_TORCH = (
     "benchmarks/test_int8.py",
     "benchmarks/test_kernel_sizes.py",
     "benchmarks/test_modules.py",
-    "benchmarks/test_quantisers.py",
+    "benchmarks/test_pairs.py",
     "benchmarks/test_recipe.py",
     "benchmarks/test_search_cost.py",
     "benchmarks/test_size.py",

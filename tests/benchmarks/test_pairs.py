@@ -1,4 +1,4 @@
-"""benchmarks/quantisers.py: what its networks share, and a run at toy size that is interrupted, goes on and is shown."""
+"""benchmarks/pairs.py: what its networks share, and a run at toy size that is interrupted, goes on and is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from studies import draw_images, jobs, quantisers
+from studies import draw_images, jobs, pairs
 
 from dmsflow.importing import load_network
 
@@ -20,17 +20,24 @@ import accuracy  # noqa: E402
 sys.path.remove(str(DOCS))
 
 
-@pytest.mark.parametrize("frame", quantisers.FRAMES)
+@pytest.mark.parametrize("frame", [name for name, pair in pairs.CHOICES.items() if pair == pairs.QUANTISERS])
 def test_the_networks_differ_in_their_quantisers_alone(frame: str) -> None:
     own, found = load_network(frame, 3, 32, 10), {}
-    for quantiser in quantisers.QUANTISERS:
-        network = quantisers.variant(frame, quantiser)
+    for quantiser in pairs.QUANTISERS:
+        network = pairs.variant(frame, quantiser)
         assert network.widths == own.widths and network.name == f"{frame}-{quantiser}"
-        assert {layer.op for layer in network.layers} & set(quantisers.QUANTISERS) == {quantiser}
+        assert {layer.op for layer in network.layers} & set(pairs.QUANTISERS) == {quantiser}
         found[quantiser] = [msgspec.structs.replace(each, op="relu") for each in network.layers if each.op == quantiser]
         rest = [layer for layer in network.layers if layer.op != quantiser]
-        assert rest == [layer for layer in own.layers if layer.op not in quantisers.QUANTISERS]
+        assert rest == [layer for layer in own.layers if layer.op not in pairs.QUANTISERS]
     assert found["sign"] == found["quantize"]
+
+
+@pytest.mark.parametrize("frame", ["vgg11", "resnet18"])
+def test_the_networks_differ_in_their_stems_alone(frame: str) -> None:
+    whole, eighth = (pairs.variant(frame, stem) for stem in pairs.CHOICES[frame])
+    assert [layer.name for layer in eighth.layers if layer.bits == 8] == [whole.layers[0].name, "dense"]
+    assert tuple(msgspec.structs.replace(layer, bits=32) for layer in eighth.layers) == whole.layers
 
 
 @pytest.fixture
@@ -38,15 +45,15 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten classes of grey images, one network, and a command line for them; the folder of the results."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = draw_images(tmp_path / "images", train=2, test=2)
-    words = ["quantisers.py", "--dataset", images, "--out", str(tmp_path / "runs")]
+    words = ["pairs.py", "--dataset", images, "--out", str(tmp_path / "runs")]
     monkeypatch.setattr("sys.argv", [*words, "--results", str(tmp_path), "--threads", "1"])
     for name, value in (
-        ("FRAMES", ("resnet20",)),
+        ("CHOICES", {"resnet20": pairs.QUANTISERS}),
         ("TRAIN_IMAGES", 20),
         ("SEEDS", (0, 1)),
         ("TRAIN", {"epochs": 1, "batch_size": 10}),
     ):
-        monkeypatch.setattr(quantisers, name, value)
+        monkeypatch.setattr(pairs, name, value)
     return tmp_path
 
 
@@ -67,13 +74,13 @@ def test_interrupted_and_started_again_it_trains_nothing_twice(
     interrupted: list[Path] = []
     monkeypatch.setattr(jobs.train, "run_stage", run_stage)
     with pytest.raises(KeyboardInterrupt):
-        quantisers.main()
-    quantisers.main()
+        pairs.main()
+    pairs.main()
     assert len(trained) == len(set(trained)) == 4
-    quantisers.main()
+    pairs.main()
     assert len(trained) == 4, "all of it is done"
 
-    content = json.loads((arguments / "quantisers.json").read_text("utf-8"))
+    content = json.loads((arguments / "pairs.json").read_text("utf-8"))
     (found,) = content["networks"]
     assert {name: [row["seed"] for row in rows] for name, rows in found["rows"].items()} == {
         "quantize": [0, 1],
@@ -84,12 +91,12 @@ def test_interrupted_and_started_again_it_trains_nothing_twice(
     less, more = (found["rows"][name][0]["memory_mib"] for name in ("quantize", "sign"))
     assert more - less == pytest.approx(4 * 656 / 2**20, rel=0.05), "four bytes a channel that is binarised"
     assert str(arguments) not in json.dumps(content), "no path of this machine is published"
-    page = accuracy.quantisers(content)
+    page = accuracy.pairs(content)
     assert "| ResNet-20 | ±1 |" in page and "Not run yet" not in page
     (arguments / "runs" / "choices" / "resnet20" / "sign" / "search.json").unlink()
     monkeypatch.setattr("sys.argv", [*sys.argv, "--tabulate"])
-    quantisers.main()
-    assert len(trained) == 4 and json.loads((arguments / "quantisers.json").read_text("utf-8")) == content
+    pairs.main()
+    assert len(trained) == 4 and json.loads((arguments / "pairs.json").read_text("utf-8")) == content
 
 
 def rows(*top1: float) -> list[dict[str, Any]]:
@@ -117,8 +124,8 @@ def rows(*top1: float) -> list[dict[str, Any]]:
     [
         ((52.0, 53.0, 54.0), "ResNet-20: ±1 is better by 2.67 ± 0.33 points"),
         ((48.0, 47.0, 49.0), "ResNet-20: {0, α} is better by 2.33 ± 0.33 points"),
-        ((50.0, 51.0, 51.0), "ResNet-20: no difference is shown (+0.33 ± 0.33)"),
-        ((50.0,), "ResNet-20: not decided"),
+        ((50.0, 51.0, 51.0), "ResNet-20, ±1: no difference is shown (+0.33 ± 0.33)"),
+        ((50.0,), "ResNet-20, ±1: not decided"),
     ],
 )
 def test_the_page_says_which_is_better(signs: tuple[float, ...], said: str) -> None:
@@ -126,5 +133,5 @@ def test_the_page_says_which_is_better(signs: tuple[float, ...], said: str) -> N
     gaps = [one - other for one, other in zip(signs, zero, strict=False)]
     found = {"network": "resnet20", "rows": {"quantize": rows(*zero), "sign": rows(*signs)}}
     content = {"train_images": 20_000, "epochs": 12, "seeds": [0, 1, 2], "errors": 2.0}
-    page = accuracy.quantisers({**content, "networks": [{**found, "gain": quantisers.front.judge(gaps)}]})
+    page = accuracy.pairs({**content, "networks": [{**found, "gain": pairs.front.judge(gaps)}]})
     assert said in " ".join(page.split()) and "| ResNet-20 | {0, α} | 16 32 | 0.0400 |" in page
