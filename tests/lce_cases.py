@@ -21,10 +21,12 @@ import numpy as np
 from dmsflow.deploying.exporters import _flatbuffer
 from dmsflow.deploying.exporters.lce import ABSENT, CUSTOM, SAME, VALID, pack
 from dmsflow.environment import ROOT, witness_python
+from dmsflow.modelfile import tflite
 from dmsflow.modelfile.runners import _witness
 
-FLOATS, BITS, BYTES = "float32", "int32", "int8"
-CODES = {FLOATS: 0, BITS: 2, BYTES: 9}
+FLOATS, BITS, BYTES, PIXELS = "float32", "int32", "int8", "uint8"
+CODES = {FLOATS: 0, BITS: 2, BYTES: 9, PIXELS: 3}
+BUILTINS = {name: code for code, name in tflite.OPERATORS.items()}
 NONE, RELU, RELU_N1_TO_1, RELU6 = range(4)
 KERNELS = ("avx512", "avx2", "neon-dotprod", "neon", "portable")
 
@@ -41,16 +43,37 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None = None
-    scale: float | None = None  # of an int8 tensor
+    scale: Any = None  # of a tensor of bytes; of a filter also one for each index of its first side
     zero_point: int = 0
+
+    def quantization(self) -> dict[str, Any]:
+        scales = np.atleast_1d(self.scale)
+        return {"scale": scales, "zero_point": [self.zero_point] * len(scales), "quantized_dimension": 0}
 
 
 @dataclass
 class Node:
+    """An operator of LCE, or one of TFLite's own: `kind` is then the number of its options in tflite.OPTIONS."""
+
     op: str
     inputs: list[int]
     output: int
     options: dict[str, int] | bytes = field(default_factory=dict)
+    kind: int = 0
+
+    def code(self) -> dict[str, Any]:
+        number = BUILTINS.get(self.op, CUSTOM)
+        custom = {} if self.op in BUILTINS else {"custom_code": self.op}
+        return {"deprecated_builtin_code": number, "builtin_code": number, "version": 1, **custom}
+
+    def fields(self) -> dict[str, Any]:
+        """Its options, as an entry in operators has them."""
+        if self.op in BUILTINS:
+            return {"builtin_options_type": self.kind, "builtin_options": self.options} if self.kind else {}
+        options = self.options
+        if not isinstance(options, bytes):
+            options = _flatbuffer.flexible(options) if options else b""
+        return {"custom_options": options}
 
 
 @dataclass
@@ -64,8 +87,8 @@ class Graph:
         self.tensors.append(Tensor(*tensor, **fields))
         return len(self.tensors) - 1
 
-    def constant(self, data: np.ndarray) -> int:
-        return self.add(data.shape, str(data.dtype), data)
+    def constant(self, data: np.ndarray, **fields: Any) -> int:
+        return self.add(data.shape, str(data.dtype), data, **fields)
 
     def dumps(self) -> bytes:
         buffers: list[dict[str, Any]] = [{}]
@@ -76,23 +99,17 @@ class Graph:
             place = 0 if tensor.data is None else len(buffers) - 1
             fields: dict[str, Any] = {"shape": tensor.shape, "type": CODES[tensor.dtype], "buffer": place}
             if tensor.scale is not None:
-                fields["quantization"] = {"scale": [tensor.scale], "zero_point": [tensor.zero_point]}
+                fields["quantization"] = tensor.quantization()
             tensors.append(fields | {"name": f"t{number}"})
-        codes = sorted({node.op for node in self.nodes})
+        codes = {node.op: node.code() for node in sorted(self.nodes, key=lambda node: node.op)}
         operators = []
         for node in self.nodes:
-            options = node.options
-            if not isinstance(options, bytes):
-                options = _flatbuffer.flexible(options) if options else b""
-            fields = {"opcode_index": codes.index(node.op), "inputs": node.inputs, "outputs": [node.output]}
-            operators.append(fields | {"custom_options": options})
+            fields = {"opcode_index": list(codes).index(node.op), "inputs": node.inputs, "outputs": [node.output]}
+            operators.append(fields | node.fields())
         return _flatbuffer.dumps(
             {
                 "version": 3,
-                "operator_codes": [
-                    {"deprecated_builtin_code": CUSTOM, "builtin_code": CUSTOM, "version": 1, "custom_code": code}
-                    for code in codes
-                ],
+                "operator_codes": list(codes.values()),
                 "subgraphs": [
                     {
                         "tensors": tensors,
