@@ -1,7 +1,7 @@
 """Files of an int8 stem, as dmsflow writes them, random ones, and what they calculate.
 
-[QUANTIZE of uint8 pixels, or of float32 ones behind a SUB of the mean,] [PAD,] CONV_2D of int8 with all scales 1 and
-int32 biases, LceQuantize.
+[QUANTIZE of uint8 pixels, or of float32 ones,] [PAD or PADV2,] CONV_2D of int8 with all scales 1 and int32 biases,
+LceQuantize.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lce_cases import BITS, BYTES, FLOATS, PIXELS, Graph, Node, Tensor, words
 
 from dmsflow.deploying.exporters.lce import SAME, VALID, pack
 
-CONV_OPTIONS, PAD_OPTIONS, SUB_OPTIONS = 1, 22, 28  # in tflite.OPTIONS
+CONV_OPTIONS, PAD_OPTIONS, SUB_OPTIONS, PAD_V2_OPTIONS = 1, 22, 28, 43  # in tflite.OPTIONS
 SIDES = 4  # of an image
 
 
@@ -24,18 +24,22 @@ class Stem:
     Attributes:
         weights: int8 [filters, height, width, channels].
         thresholds: int32 [filters], with a sum of products below its threshold, bit 1.
-        mean: the pixel that counts as 0, and stands around the image.
-        pads: pixels around the image: above, below, left, right. None: as TFLite's SAME has it.
+        zero: the pixel that counts as 0.
+        fill: the pixel around the image, by a PADV2. None: `zero`, by a PAD.
+        pads: pixels around the image: above, below, left, right. None: as TFLite's SAME has it, without a `fill`.
         dtype: of the input: PIXELS, FLOATS, or BYTES without a QUANTIZE.
+        by_channel: whether each filter has a scale of its own.
     """
 
     image: tuple[int, int, int, int]
     weights: np.ndarray
     thresholds: np.ndarray
-    mean: int = 121
+    zero: int = 0
+    fill: int | None = 121
     stride: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] | None = (0, 0, 0, 0)
     dtype: str = PIXELS
+    by_channel: bool = False
 
     def placed(self) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
         """The pixels around the image, and the size of the output."""
@@ -53,35 +57,43 @@ class Stem:
         return (up, missing[0] - up, left, missing[1] - left), (size[0], size[1])
 
     def graph(self) -> Graph:
-        quantized = {"scale": 1.0, "zero_point": self.mean - 128}
-        first = Tensor(self.image, self.dtype, scale=1.0, zero_point=self.mean - (128 if self.dtype == BYTES else 0))
-        graph = Graph([first if self.dtype != FLOATS else Tensor(self.image, FLOATS)], [])
+        quantized = {"scale": 1.0, "zero_point": self.zero - 128}
+        offset = {PIXELS: self.zero, BYTES: self.zero - 128}
+        scaled = {"scale": 1.0, "zero_point": offset[self.dtype]} if self.dtype in offset else {}
+        graph = Graph([Tensor(self.image, self.dtype, **scaled)], [])
         at = 0
-        if self.dtype == FLOATS:
-            mean, at = graph.constant(np.float32(self.mean).reshape(1)), graph.add(self.image, FLOATS)
-            graph.nodes.append(Node("SUB", [0, mean], at, {}, SUB_OPTIONS))
+        if self.dtype == FLOATS and self.zero:
+            zero, at = graph.constant(np.array([self.zero], np.float32)), graph.add(self.image, FLOATS)
+            graph.nodes.append(Node("SUB", [0, zero], at, {}, SUB_OPTIONS))
         if self.dtype != BYTES:
-            quantize = Node("QUANTIZE", [at], graph.add(self.image, BYTES, **quantized))
-            graph.nodes.append(quantize)
-            at = quantize.output
-        batch, height, width, channels = self.image
+            graph.nodes.append(Node("QUANTIZE", [at], graph.add(self.image, BYTES, **quantized)))
+            at = graph.nodes[-1].output
         if self.pads and any(self.pads):
-            above, below, left, right = self.pads
-            amounts = graph.constant(np.array([[0, 0], [above, below], [left, right], [0, 0]], np.int32))
-            padded = graph.add((batch, height + above + below, width + left + right, channels), BYTES, **quantized)
-            graph.nodes.append(Node("PAD", [at, amounts], padded, {}, PAD_OPTIONS))
-            at = padded
+            at = self.add_pad(graph, at, quantized)
         sums = self.add_conv(graph, at)
         filters = len(self.weights)
         bits = graph.add((*graph.tensors[sums].shape[:3], words(filters)), BITS)
         graph.nodes.append(Node("LceQuantize", [sums], bits))
         return graph
 
+    def add_pad(self, graph: Graph, image: int, quantized: dict[str, float]) -> int:
+        """Append the PAD or PADV2; the number of its output."""
+        assert self.pads
+        batch, height, width, channels = self.image
+        above, below, left, right = self.pads
+        inputs = [image, graph.constant(np.array([[0, 0], [above, below], [left, right], [0, 0]], np.int32))]
+        if self.fill is not None:
+            inputs.append(graph.constant(np.array([self.fill - 128], np.int8), **quantized))
+        padded = graph.add((batch, height + above + below, width + left + right, channels), BYTES, **quantized)
+        op, kind = ("PAD", PAD_OPTIONS) if self.fill is None else ("PADV2", PAD_V2_OPTIONS)
+        graph.nodes.append(Node(op, inputs, padded, {}, kind))
+        return padded
+
     def add_conv(self, graph: Graph, image: int) -> int:
         """Append the CONV_2D; the number of its output."""
         filters = len(self.weights)
-        inputs = [image, graph.constant(self.weights, scale=np.ones(filters))]
-        inputs.append(graph.constant(-self.thresholds, scale=np.ones(filters)))
+        scale = np.ones(filters if self.by_channel else 1)
+        inputs = [image, graph.constant(self.weights, scale=scale), graph.constant(-self.thresholds, scale=scale)]
         output = graph.add((self.image[0], *self.placed()[1], filters), BYTES, scale=1.0)
         options = {"padding": SAME if self.pads is None else VALID, "stride_w": self.stride[1]}
         options |= {"stride_h": self.stride[0], "dilation_w_factor": 1, "dilation_h_factor": 1}
@@ -95,9 +107,10 @@ class Stem:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Of products, minus thresholds, int64 [batch, height, width, filters]."""
-        pixels = values.astype(np.int64) - (self.mean - 128 if self.dtype == BYTES else self.mean)
+        pixels = values.astype(np.int64) - (self.zero - 128 if self.dtype == BYTES else self.zero)
+        fill = 0 if self.fill is None else self.fill - self.zero
         (above, below, left, right), (height, width) = self.placed()
-        pixels = np.pad(pixels, ((0, 0), (above, below), (left, right), (0, 0)))
+        pixels = np.pad(pixels, ((0, 0), (above, below), (left, right), (0, 0)), constant_values=fill)
         total = np.zeros((self.image[0], height, width, len(self.weights)), np.int64)
         for y, x in np.ndindex(*self.weights.shape[1:3]):
             seen = pixels[:, y : y + (height - 1) * self.stride[0] + 1 : self.stride[0]]
@@ -127,10 +140,12 @@ def random_stem(rng: np.random.Generator) -> Stem:
         (int(rng.choice([1, 1, 2])), height, width, channels),
         weights.astype(np.int8),
         np.zeros(filters, np.int32),
-        mean=int(rng.choice([0, 255, rng.integers(256)])),
+        zero=int(rng.choice([0, 0, 255, rng.integers(256)])),
+        fill=int(rng.integers(256)) if pads and rng.random() < 0.6 else None,
         stride=(int(rng.integers(1, 3)), int(rng.integers(1, 3))),
         pads=pads,
         dtype=str(rng.choice([PIXELS, PIXELS, FLOATS, BYTES])),
+        by_channel=bool(rng.random() < 0.5),
     )
     sums = made.sums(made.values(rng)).reshape(-1, filters)
     thresholds = sums[rng.integers(len(sums), size=filters), np.arange(filters)] + rng.integers(-1, 2, filters)

@@ -25,8 +25,8 @@ def in_delegate(model: bytes, values: np.ndarray, **options: str) -> np.ndarray:
 
 
 def test_scales_are_written_and_read() -> None:
-    rng = np.random.default_rng(0)
-    stem = stems.Stem((1, 5, 5, 3), rng.integers(-9, 9, (4, 3, 3, 3), np.int8), np.arange(4, dtype=np.int32))
+    weights = np.random.default_rng(0).integers(-9, 9, (4, 3, 3, 3), np.int8)
+    stem = stems.Stem((1, 5, 5, 3), weights, np.arange(4, dtype=np.int32), zero=121, fill=None, by_channel=True)
     graph = tflite.parse_model(stem.graph().dumps())["subgraphs"][0]
     read = [tensor.get("quantization", {}) for tensor in graph["tensors"]]
     assert read[0] == {"scale": [1.0], "zero_point": [121], "quantized_dimension": 0}
