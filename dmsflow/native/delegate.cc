@@ -243,7 +243,8 @@ bool prepare_quantize(Context* context, Op& op) {
 void invoke_quantize(const Op& op, const Tensor& in, Tensor& out) {
   auto* bits = static_cast<uint32_t*>(out.data);
   if (in.type == kInt8)
-    quantize_int8(static_cast<const int8_t*>(in.data), op.pixels, op.channels, in.quantization.zero_point, bits);
+    quantize_int8(op.shared->settings.kernels, static_cast<const int8_t*>(in.data), op.pixels, op.channels,
+                  in.quantization.zero_point, bits);
   else
     quantize_float(op.shared->settings.kernels, static_cast<const float*>(in.data), op.pixels, op.channels, bits);
 }

@@ -40,6 +40,14 @@ struct Work {
   const int32_t* thresholds;
 };
 
+// Sums of bytes times bytes instead of counts, for kBits: the words of image and panel hold 2 or 4 numbers each.
+struct ByteKernels {
+  int lanes, vectors;  // as below
+  int size;            // bytes of a number in a word: 2, or 1
+  bool is_unsigned;    // what the image holds; weights have a sign
+  void (*convolve)(const Work& work);
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -48,7 +56,9 @@ struct Kernels {
   int segment_words;   // at most, from flush to flush
   int64_t most_words;  // of a window, that its counters can hold
   void (*convolve[3])(const Work& work);  // by Output
+  ByteKernels bytes;
   void (*quantize)(const float* in, int64_t pixels, int channels, uint32_t* out);
+  void (*quantize_bytes)(const int8_t* in, int64_t pixels, int channels, int8_t zero_point, uint32_t* out);
 };
 
 // Null where they were not compiled, or the processor lacks the instructions.

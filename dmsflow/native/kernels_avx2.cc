@@ -13,7 +13,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8, kVectors = 2, kTile = 4, kCopies = 1;
-  static constexpr bool kFlush = true;
+  static constexpr bool kFlush = true, kDots = false;
 
   using Word = __m256i;
   using Counter = __m256i;  // bytes
@@ -76,18 +76,19 @@ struct Avx2 {
     }
   }
 
+  static uint32_t above(__m256i sums, const int32_t* thresholds) {
+    const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(thresholds));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(sums, least))));
+  }
+
   template <int M, int N>
   static void store_bits(char* out, const Counted<Avx2, M, N>& counted, const Work& work) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint32_t bits = 0;
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const __m256i count = flush(counted.total[m][n], counted.counter[m][n]);
-        const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
-        const int above = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(count, least)));
-        bits |= static_cast<uint32_t>(above) << (n * kLanes);
-      }
+      for (int n = 0; n < N; ++n)
+        bits |= above(flush(counted.total[m][n], counted.counter[m][n]), work.thresholds + n * kLanes) << (n * kLanes);
       reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
       if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
     }
@@ -110,20 +111,45 @@ struct Avx2 {
   }
 };
 
+// Pairs of 16-bit numbers: products of bytes with a sign and without one would saturate.
+struct Avx2Dot : Avx2 {
+  static constexpr bool kFlush = false, kDots = true;
+
+  struct Total {};
+
+  static Total no_total() { return {}; }
+  static Total flush(Total total, Counter) { return total; }
+  static Counter dot(Counter c, Word x, Word w) { return _mm256_add_epi32(c, _mm256_madd_epi16(x, w)); }
+
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<Avx2Dot, M, N>& counted, const Work& work) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m, out += work.out_stride) {
+      uint32_t bits = 0;
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) bits |= above(counted.counter[m][n], work.thresholds + n * kLanes) << (n * kLanes);
+      reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
+      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
+    }
+  }
+};
+
 uint32_t negative(const float* in) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(in), _mm256_setzero_ps(), _CMP_LT_OQ)));
 }
 
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
-    int c = 0;
-    for (; c + 32 <= channels; c += 32)
-      *out++ = negative(in + c) | negative(in + c + 8) << 8 | negative(in + c + 16) << 16 | negative(in + c + 24) << 24;
-    if (c == channels) continue;
-    float last[32] = {};
-    store_some(last, in + c, channels - c);
-    *out++ = negative(last) | negative(last + 8) << 8 | negative(last + 16) << 16 | negative(last + 24) << 24;
-  }
+  quantize_rows<32>(in, pixels, channels, 0.0f, out, [](const float* from, uint32_t* to) {
+    *to = negative(from) | negative(from + 8) << 8 | negative(from + 16) << 16 | negative(from + 24) << 24;
+  });
+}
+
+void quantize_bytes(const int8_t* in, int64_t pixels, int channels, int8_t zero_point, uint32_t* out) {
+  const __m256i zero = _mm256_set1_epi8(zero_point);
+  quantize_rows<32>(in, pixels, channels, int8_t{INT8_MAX}, out, [zero](const int8_t* from, uint32_t* to) {
+    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    *to = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpgt_epi8(zero, numbers)));
+  });
 }
 
 const dmsflow::Kernels kKernels = {
@@ -134,7 +160,9 @@ const dmsflow::Kernels kKernels = {
     31,
     INT32_MAX,
     {convolve<Avx2, Output::kFloat>, convolve<Avx2, Output::kInt8>, convolve<Avx2, Output::kBits>},
+    {Avx2Dot::kLanes, Avx2Dot::kVectors, 2, false, convolve<Avx2Dot, Output::kBits>},
     quantize,
+    quantize_bytes,
 };
 
 }  // namespace

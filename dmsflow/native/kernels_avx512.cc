@@ -1,4 +1,5 @@
-// Kernels for x86-64 with AVX-512 and VPOPCNTDQ: 16 channels to the vector.
+// Kernels for x86-64 with AVX-512, VPOPCNTDQ and VNNI: 16 channels to the vector. No processor has the second without
+// the third.
 
 #include "kernels.h"
 
@@ -17,7 +18,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int kLanes = 16, kVectors = 4, kTile = 6, kCopies = 1;
-  static constexpr bool kFlush = false;
+  static constexpr bool kFlush = false, kDots = false;
 
   struct Total {};
   using Word = __m512i;
@@ -55,8 +56,8 @@ struct Avx512 {
     return _mm512_cvttps_epi32(_mm512_add_ps(y, _mm512_castsi512_ps(half)));
   }
 
-  template <int M, int N>
-  static void store_bits(char* out, const Counted<Avx512, M, N>& counted, const Work& work) {
+  template <class I, int M, int N>
+  static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint16_t* const halves = reinterpret_cast<uint16_t*>(out);
@@ -91,6 +92,12 @@ struct Avx512 {
   }
 };
 
+struct Avx512Dot : Avx512 {
+  static constexpr bool kDots = true;
+
+  static Counter dot(Counter c, Word x, Word w) { return _mm512_dpbusd_epi32(c, x, w); }
+};
+
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
   const __m512 zero = _mm512_setzero_ps();
   for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
@@ -109,6 +116,15 @@ void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
   }
 }
 
+void quantize_bytes(const int8_t* in, int64_t pixels, int channels, int8_t zero_point, uint32_t* out) {
+  const __m512i zero = _mm512_set1_epi8(zero_point);
+  quantize_rows<64>(in, pixels, channels, int8_t{INT8_MAX}, out, [zero](const int8_t* from, uint32_t* to) {
+    const uint64_t bits = _mm512_cmplt_epi8_mask(_mm512_loadu_si512(from), zero);
+    to[0] = static_cast<uint32_t>(bits);
+    to[1] = static_cast<uint32_t>(bits >> 32);
+  });
+}
+
 const dmsflow::Kernels kKernels = {
     "avx512",
     Avx512::kLanes,
@@ -117,7 +133,9 @@ const dmsflow::Kernels kKernels = {
     INT32_MAX,
     INT32_MAX,
     {convolve<Avx512, Output::kFloat>, convolve<Avx512, Output::kInt8>, convolve<Avx512, Output::kBits>},
+    {Avx512Dot::kLanes, Avx512Dot::kVectors, 1, true, convolve<Avx512Dot, Output::kBits>},
     quantize,
+    quantize_bytes,
 };
 
 }  // namespace
@@ -125,7 +143,7 @@ const dmsflow::Kernels kKernels = {
 const dmsflow::Kernels* dmsflow::avx512_kernels() {
   const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512vpopcntdq");
+                     __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
   return there ? &kKernels : nullptr;
 }
 

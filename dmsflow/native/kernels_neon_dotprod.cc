@@ -16,7 +16,7 @@
 namespace {
 
 struct NeonDotprod : NeonOutputs<NeonDotprod> {
-  static constexpr bool kFlush = false;
+  static constexpr bool kFlush = false, kDots = false;
 
   struct Total {};
   using Word = uint8x16_t;
@@ -38,6 +38,27 @@ struct NeonDotprod : NeonOutputs<NeonDotprod> {
   }
 };
 
+struct NeonDotprodDot : NeonOutputs<NeonDotprodDot> {
+  static constexpr int kCopies = 1;
+  static constexpr bool kFlush = false, kDots = true;
+
+  struct Total {};
+  using Word = int8x16_t;
+  using Counter = int32x4_t;
+
+  static Counter no_counter() { return vdupq_n_s32(0); }
+  static Total no_total() { return {}; }
+  static Word spread(const uint32_t* p) { return vreinterpretq_s8_u32(vld1q_dup_u32(p)); }
+  static Word weights(const uint32_t* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
+  static Counter dot(Counter c, Word x, Word w) { return vdotq_s32(c, x, w); }
+  static Total flush(Total total, Counter) { return total; }
+
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<NeonDotprodDot, M, N>& counted, const Work& work) {
+    store_sums(out, counted.counter, work);
+  }
+};
+
 const dmsflow::Kernels kKernels = {
     "neon-dotprod",
     NeonDotprod::kLanes,
@@ -47,7 +68,9 @@ const dmsflow::Kernels kKernels = {
     NeonDotprod::kMostWords,
     {convolve<NeonDotprod, Output::kFloat>, convolve<NeonDotprod, Output::kInt8>,
      convolve<NeonDotprod, Output::kBits>},
+    {NeonDotprodDot::kLanes, NeonDotprodDot::kVectors, 1, false, convolve<NeonDotprodDot, Output::kBits>},
     quantize,
+    quantize_bytes,
 };
 
 bool has_dotprod() {

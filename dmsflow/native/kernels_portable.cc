@@ -9,7 +9,7 @@ namespace {
 
 struct Portable {
   static constexpr int kLanes = 16, kVectors = 1, kTile = 1, kCopies = 1;
-  static constexpr bool kFlush = false;
+  static constexpr bool kFlush = false, kDots = false;
 
   struct Counter {
     uint32_t lane[kLanes];
@@ -62,8 +62,8 @@ struct Portable {
     return static_cast<float>(count) * work.multiplier[channel] + work.bias[channel];
   }
 
-  template <int M, int N>
-  static void store_bits(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
+  template <class I, int M, int N>
+  static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
     uint32_t bits = 0;
     for (int i = 0; i < kLanes; ++i)
       bits |= static_cast<uint32_t>(static_cast<int32_t>(counted.counter[0][0].lane[i]) > work.thresholds[i]) << i;
@@ -84,13 +84,32 @@ struct Portable {
   }
 };
 
+struct PortableDot : Portable {
+  static constexpr bool kDots = true;
+
+  static Counter dot(Counter counter, const Word& x, const Word& w) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int byte = 0; byte < 32; byte += 8)
+        counter.lane[i] += static_cast<uint32_t>(static_cast<int8_t>(x.lane[i] >> byte) *
+                                                 static_cast<int8_t>(w.lane[i] >> byte));
+    return counter;
+  }
+};
+
+template <class T>
+void quantize_below(const T* in, int64_t pixels, int channels, T zero, uint32_t* out) {
+  quantize_rows<32>(in, pixels, channels, zero, out, [zero](const T* from, uint32_t* to) {
+    *to = 0;
+    for (int c = 0; c < 32; ++c) *to |= static_cast<uint32_t>(from[c] < zero) << c;
+  });
+}
+
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels)
-    for (int begin = 0; begin < channels; begin += 32) {
-      uint32_t bits = 0;
-      for (int c = begin; c < channels && c < begin + 32; ++c) bits |= static_cast<uint32_t>(in[c] < 0) << (c - begin);
-      *out++ = bits;
-    }
+  quantize_below(in, pixels, channels, 0.0f, out);
+}
+
+void quantize_bytes(const int8_t* in, int64_t pixels, int channels, int8_t zero_point, uint32_t* out) {
+  quantize_below(in, pixels, channels, zero_point, out);
 }
 
 const dmsflow::Kernels kKernels = {
@@ -101,7 +120,9 @@ const dmsflow::Kernels kKernels = {
     INT32_MAX,
     INT32_MAX,
     {convolve<Portable, Output::kFloat>, convolve<Portable, Output::kInt8>, convolve<Portable, Output::kBits>},
+    {PortableDot::kLanes, PortableDot::kVectors, 1, false, convolve<PortableDot, Output::kBits>},
     quantize,
+    quantize_bytes,
 };
 
 }  // namespace

@@ -43,6 +43,34 @@ struct NeonOutputs {
     return vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias);
   }
 
+  // Bits where sums of bytes times bytes, a vector for each of up to four pixels and four vectors, are above thresholds.
+  template <int M, int N>
+  static void store_sums(char* out, const int32x4_t (&sums)[M][N], const Work& work) {
+    uint8x16_t above[4];
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) {
+      uint32x4_t lanes[4];
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n)
+        lanes[n] = m < M && n < N ? vcgtq_s32(sums[m < M ? m : 0][n < N ? n : 0], vld1q_s32(work.thresholds + n * kLanes))
+                                  : vdupq_n_u32(0);
+      above[m] = narrow(narrow(lanes[0], lanes[1]), narrow(lanes[2], lanes[3]));
+    }
+    store_halves<M>(out, above, work);
+  }
+
+  // The bits of 16 lanes of M pixels.
+  template <int M>
+  static void store_halves(char* out, const uint8x16_t (&above)[4], const Work& work) {
+    uint16_t values[4];
+    vst1_u16(values, bits_of(above[0], above[1], above[2], above[3]));
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, out += work.out_stride) {
+      reinterpret_cast<uint16_t*>(out)[0] = values[m];
+      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
+    }
+  }
+
   static void store_floats(float* out, float32x4_t y, int channels) {
     if (channels >= kLanes) {
       vst1q_f32(out, y);
@@ -78,14 +106,7 @@ struct NeonOutputs {
       }
       above[m] = narrow(side[0], side[1]);
     }
-    const uint16x4_t bits = bits_of(above[0], above[1], above[2], above[3]);
-    uint16_t values[4];
-    vst1_u16(values, bits);
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m, out += work.out_stride) {
-      reinterpret_cast<uint16_t*>(out)[0] = values[m];
-      if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
-    }
+    store_halves<M>(out, above, work);
   }
 
   template <Output kOutput, bool kClamps, bool kFull, int M, int N>
@@ -122,18 +143,15 @@ inline void quantize_64(const float* in, uint32_t* out) {
 }
 
 inline void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
-    int c = 0;
-    for (; c + 64 <= channels; c += 64, out += 2) quantize_64(in + c, out);
-    if (c == channels) continue;
-    float last[64] = {};
-    uint32_t bits[2];
-    store_some(last, in + c, channels - c);
-    quantize_64(last, bits);
-    const int words = channels - c > 32 ? 2 : 1;
-    store_some(out, bits, words);
-    out += words;
-  }
+  quantize_rows<64>(in, pixels, channels, 0.0f, out, quantize_64);
+}
+
+inline void quantize_bytes(const int8_t* in, int64_t pixels, int channels, int8_t zero_point, uint32_t* out) {
+  const int8x16_t zero = vdupq_n_s8(zero_point);
+  quantize_rows<64>(in, pixels, channels, int8_t{INT8_MAX}, out, [zero](const int8_t* from, uint32_t* to) {
+    const auto below = [&](int at) { return vcltq_s8(vld1q_s8(from + at), zero); };
+    vst1_u32(to, vreinterpret_u32_u16(bits_of(below(0), below(16), below(32), below(48))));
+  });
 }
 
 }  // namespace

@@ -38,20 +38,31 @@ const char* name_of(const Kernels* kernels) { return kernels->name; }
 
 // --- bits from numbers, and back ----------------------------------------------------------------
 
-void quantize_float(const Kernels* kernels, const float* in, int64_t pixels, int channels, uint32_t* out) {
-  if (channels % 32 == 0)  // then rows leave no gaps, and one long row has fewer ends
+namespace {
+
+// Rows without gaps between them may be taken for longer ones, which have fewer ends.
+void join_rows(int64_t& pixels, int& channels) {
+  if (channels % 32 == 0)
     for (; pixels % 2 == 0 && channels <= INT32_MAX / 2; pixels /= 2) channels *= 2;
+}
+
+}  // namespace
+
+void quantize_float(const Kernels* kernels, const float* in, int64_t pixels, int channels, uint32_t* out) {
+  join_rows(pixels, channels);
   kernels->quantize(in, pixels, channels, out);
 }
 
-void quantize_int8(const int8_t* in, int64_t pixels, int channels, int32_t zero_point, uint32_t* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels)
-    for (int begin = 0; begin < channels; begin += 32) {
-      uint32_t bits = 0;
-      for (int c = begin; c < channels && c < begin + 32; ++c)
-        bits |= static_cast<uint32_t>(in[c] < zero_point) << (c - begin);
-      *out++ = bits;
-    }
+void quantize_int8(const Kernels* kernels, const int8_t* in, int64_t pixels, int channels, int32_t zero_point,
+                   uint32_t* out) {
+  join_rows(pixels, channels);
+  if (zero_point >= INT8_MIN && zero_point <= INT8_MAX) {
+    kernels->quantize_bytes(in, pixels, channels, static_cast<int8_t>(zero_point), out);
+    return;
+  }
+  for (int64_t pixel = 0; pixel < pixels; ++pixel)  // all numbers are on one side of it
+    for (int left = channels; left > 0; left -= 32)
+      *out++ = zero_point < 0 ? 0 : left < 32 ? (1u << left) - 1 : ~0u;
 }
 
 namespace {

@@ -28,7 +28,8 @@ const char* name_of(const Kernels* kernels);
 // LceQuantize: bit 1 where in < 0, of `pixels` rows of `channels`.
 void quantize_float(const Kernels* kernels, const float* in, int64_t pixels, int channels, uint32_t* out);
 // Bit 1 where in < zero_point.
-void quantize_int8(const int8_t* in, int64_t pixels, int channels, int32_t zero_point, uint32_t* out);
+void quantize_int8(const Kernels* kernels, const int8_t* in, int64_t pixels, int channels, int32_t zero_point,
+                   uint32_t* out);
 // LceDequantize: zero_bit where a bit is 0, one_bit where it is 1.
 void dequantize_float(const uint32_t* in, int64_t pixels, int channels, float* out);
 void dequantize_int8(const uint32_t* in, int64_t pixels, int channels, int8_t zero_bit, int8_t one_bit, int8_t* out);

@@ -7,6 +7,7 @@
 //   kFlush                  whether counters must be flushed: Total then adds up Counters
 //   spread(p)               a word of the image in all lanes;  weights(p): the next L words of a panel
 //   differ(x, w)            how many bits differ, in whatever parts a Counter has;  add(c, d): c + d
+//   dot(c, x, w)            with kDots instead of these two: c + the products of numbers in x and w
 //   flush(total, c)         total + c
 //   store_bits(out, counted, work), store_numbers<kOutput, kClamps, kFull>(out, counted, work)    put out a tile;
 //                           kFull: all channels of the panel
@@ -37,11 +38,16 @@ __attribute__((always_inline)) inline void count_word(typename I::Counter (&coun
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     const typename I::Word word = I::spread(window[m] + at);
-    typename I::Word differ[N];
+    if constexpr (I::kDots) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) differ[n] = I::differ(word, weights[n]);
+      for (int n = 0; n < N; ++n) counter[m][n] = I::dot(counter[m][n], word, weights[n]);
+    } else {
+      typename I::Word differ[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) counter[m][n] = I::add(counter[m][n], differ[n]);
+      for (int n = 0; n < N; ++n) differ[n] = I::differ(word, weights[n]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) counter[m][n] = I::add(counter[m][n], differ[n]);
+    }
   }
 }
 
@@ -123,6 +129,24 @@ void convolve(const Work& work) {
 template <class T>
 inline void store_some(T* out, const T* values, int channels) {
   for (int c = 0; c < channels; ++c) out[c] = values[c];
+}
+
+// Bits of rows of numbers: convert(in, out) makes those of kStep numbers. `filler` makes bit 0.
+template <int kStep, class T, class Convert>
+inline void quantize_rows(const T* in, int64_t pixels, int channels, T filler, uint32_t* out, Convert convert) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, in += channels) {
+    int c = 0;
+    for (; c + kStep <= channels; c += kStep, out += kStep / 32) convert(in + c, out);
+    if (c == channels) continue;
+    T last[kStep];
+    uint32_t bits[kStep / 32];
+    for (T& number : last) number = filler;
+    store_some(last, in + c, channels - c);
+    convert(last, bits);
+    const int words = (channels - c + 31) / 32;
+    store_some(out, bits, words);
+    out += words;
+  }
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "dmsflow" / "native"
 LIBRARY = str(native.library())
 AVX2 = ["-mavx2", "-mbmi", "-mbmi2", "-mpopcnt"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vpopcntdq", "-mavx512vnni"]
 X86_FLAGS = {"kernels_avx2": AVX2, "kernels_avx512": AVX512}
 
 

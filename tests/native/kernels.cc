@@ -173,24 +173,40 @@ bool check_conv(const Kernels* kernels, const Case& c, const Buffer<char>& expec
   return true;
 }
 
-bool check_quantize(const Kernels* kernels) {
-  const int pixels = between(1, 9), channels = between(1, 200);
-  Buffer<float> in;
-  in.resize(static_cast<size_t>(pixels) * channels);
-  for (size_t i = 0; i < in.size(); ++i) in[i] = between(0, 9) ? random_float() : between(0, 1) ? -0.0f : NAN;
-  Buffer<uint32_t> out;
-  out.resize(static_cast<size_t>(pixels) * words_of(channels) + 1);
-  std::memset(out.data(), 0x55, out.size() * 4);
-  quantize_float(kernels, in.data(), pixels, channels, out.data());
+// Whether the bits are those of `below`, by pixel and channel, and nothing is written behind them.
+template <class Below>
+bool check_bits(const Kernels* kernels, const Buffer<uint32_t>& out, int pixels, int channels, Below below) {
   for (int pixel = 0; pixel < pixels; ++pixel)
     for (int c = 0; c < 32 * words_of(channels); ++c) {
       const bool bit = out[static_cast<size_t>(pixel) * words_of(channels) + c / 32] >> c % 32 & 1;
-      if (bit != (c < channels && in[static_cast<size_t>(pixel) * channels + c] < 0)) {
+      if (bit != (c < channels && below(static_cast<size_t>(pixel) * channels + c))) {
         std::printf("%s: quantize %d x %d, channel %d of pixel %d differs\n", name_of(kernels), pixels, channels, c, pixel);
         return false;
       }
     }
   return out[out.size() - 1] == 0x55555555;
+}
+
+bool check_quantize(const Kernels* kernels) {
+  const int pixels = between(1, 9), channels = between(1, 200);
+  const int zero_point = between(0, 9) ? between(-128, 127) : between(-400, 400);
+  Buffer<float> in;
+  Buffer<int8_t> bytes;
+  in.resize(static_cast<size_t>(pixels) * channels);
+  bytes.resize(in.size());
+  for (size_t i = 0; i < in.size(); ++i) {
+    in[i] = between(0, 9) ? random_float() : between(0, 1) ? -0.0f : NAN;
+    bytes[i] = static_cast<int8_t>(between(-128, 127));
+  }
+  Buffer<uint32_t> out, of_bytes;
+  for (Buffer<uint32_t>* each : {&out, &of_bytes}) {
+    each->resize(static_cast<size_t>(pixels) * words_of(channels) + 1);
+    std::memset(each->data(), 0x55, each->size() * 4);
+  }
+  quantize_float(kernels, in.data(), pixels, channels, out.data());
+  quantize_int8(kernels, bytes.data(), pixels, channels, zero_point, of_bytes.data());
+  return check_bits(kernels, out, pixels, channels, [&](size_t at) { return in[at] < 0; }) &&
+         check_bits(kernels, of_bytes, pixels, channels, [&](size_t at) { return bytes[at] < zero_point; });
 }
 
 }  // namespace

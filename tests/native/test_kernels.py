@@ -17,7 +17,7 @@ SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recove
 EXTRA = {
     "x86_64": {
         "kernels_avx2.cc": ("-mavx2",),
-        "kernels_avx512.cc": tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vpopcntdq")),
+        "kernels_avx512.cc": tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vpopcntdq", "vnni")),
         "kernels_neon_dotprod.cc": (),
     },
     "aarch64": {
