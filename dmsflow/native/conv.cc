@@ -9,20 +9,14 @@
 #include "kernels.h"
 #include "memory.h"
 #include "ops.h"
+#include "panels.h"
 
 namespace dmsflow {
 
 namespace {
 
-constexpr int kChunksPerThread = 4;  // so that a thread that was interrupted is no long wait for the others
 constexpr int kChunkPixels = 24;     // at least: a multiple of all tiles
 constexpr size_t kFewWords = 32768;  // of an image, that are copied sooner than a thread is woken
-
-struct Panel {
-  size_t weights;  // where its weights begin
-  size_t slot;     // and its part of multiplier, bias and thresholds
-  int group, first, channels, vectors, halves;
-};
 
 }  // namespace
 
@@ -58,33 +52,6 @@ namespace {
 
 // --- weights ------------------------------------------------------------------------------------
 
-int up(int value, int step) { return (value + step - 1) / step * step; }
-
-// Lists the panels, and says how many words and slots they take.
-bool list_panels(Conv& conv, size_t& words, size_t& slots) {
-  const Kernels& k = *conv.kernels;
-  const int full = k.lanes * k.vectors, each = conv.params.filters / conv.params.groups;
-  const int per_group = (each + full - 1) / full;
-  if (!conv.panels.resize(static_cast<size_t>(per_group) * conv.params.groups)) return false;
-  words = slots = 0;
-  for (size_t i = 0; i < conv.panels.size(); ++i) {
-    Panel& panel = conv.panels[i];
-    const int begin = static_cast<int>(i % per_group) * full;
-    panel.group = static_cast<int>(i / per_group);
-    panel.first = panel.group * each + begin;
-    panel.channels = each - begin < full ? each - begin : full;
-    panel.vectors = (panel.channels + k.lanes - 1) / k.lanes;
-    const bool last = i + 1 == conv.panels.size();
-    panel.halves = ((last ? up(conv.params.filters, 32) : panel.first + panel.channels) - panel.first) / kPanelChannels;
-    panel.weights = words;
-    panel.slot = slots;
-    const size_t padded = static_cast<size_t>(panel.vectors) * k.lanes;
-    words += padded * conv.filter_words;
-    slots += padded;
-  }
-  return true;
-}
-
 void pack_panel(Conv& conv, const Panel& panel) {
   const size_t lanes = static_cast<size_t>(panel.vectors) * conv.kernels->lanes;
   for (int c = 0; c < panel.channels; ++c) {
@@ -115,8 +82,12 @@ bool must_clamp(const ConvParams& p) {
 bool pack(Conv& conv) {
   conv.clamps = must_clamp(conv.params);
   size_t words, slots;
-  if (!list_panels(conv, words, slots) || !conv.weights.resize(words)) return false;
-  const bool bits = conv.params.output == Output::kBits;
+  const ConvParams& p = conv.params;
+  if (!list_panels(conv.kernels->lanes, conv.kernels->vectors, p.filters, p.groups, conv.filter_words, conv.panels, words,
+                   slots) ||
+      !conv.weights.resize(words))
+    return false;
+  const bool bits = p.output == Output::kBits;
   if (bits ? !conv.thresholds.resize(slots) : !conv.multiplier.resize(slots) || !conv.bias.resize(slots)) return false;
   for (size_t i = 0; i < conv.panels.size(); ++i) pack_panel(conv, conv.panels[i]);
   return true;

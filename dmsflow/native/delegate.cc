@@ -1,7 +1,8 @@
 // The delegate: runs the operators of Larq Compute Engine (LCE) in a stock TFLite or LiteRT interpreter.
 //
 // The runtime asks `prepare_delegate` for a graph, which claims LCE's nodes one by one, so that tensors stay
-// in the runtime's arena and every node is timed. From then on a node is an `Op`: made by `init`, checked and
+// in the runtime's arena and every node is timed. A stem of int8 is one node: [QUANTIZE of uint8,] [PAD,] CONV_2D and
+// LceQuantize, where only the bits are read, and scales are such that no sum is rounded. From then on a node is an `Op`: made by `init`, checked and
 // given its shapes by `prepare` each time that these change, run by `invoke`. A file may hold anything:
 // `prepare` follows no index and believes no size that it has not checked.
 //
@@ -9,7 +10,7 @@
 //   threads  how many to use; else what the interpreter recommends, else 1
 //   kernels  a name from ops.h: avx512, avx2, neon-dotprod, neon, portable
 //   times    address of an int64 array of the caller, for the times of each node: [records so far, room for
-//            records, then per record: the node's place in the file, begin and end in ns of CLOCK_MONOTONIC]
+//            records, then per record: the (last) node's place in the file, begin and end in ns of CLOCK_MONOTONIC]
 // Where the environment variable DMSFLOW_MARK is set on loading, each node's work stands between two system
 // calls clock_gettime(CLOCK_BOOTTIME): an emulator sees these, and counts apart what lies between them.
 
@@ -35,6 +36,7 @@ namespace dmsflow {
 namespace {
 
 constexpr int kMostThreads = 1024;
+constexpr int kMostPads = 1 << 20;             // pixels at a side
 constexpr int64_t kMostSteps = 1 << 28;        // strides, dilations, the reach of a filter, sides of an image
 constexpr int64_t kMostPadded = 1 << 22;       // words of an image with its padding, where that is most of it
 constexpr int64_t kMostBytes = INT32_MAX - 31;  // of a tensor; words may then be counted by rounding up
@@ -84,13 +86,15 @@ void leave(Shared* shared) {
 // --- nodes ----------------------------------------------------------------------------------------------
 
 constexpr int kMostInputs = 5;
-constexpr const char* kNames[] = {"LceQuantize", "LceBconv2d", "LceBMaxPool2d", "LceDequantize"};
-enum Kind { kQuantize, kConv, kPool, kDequantize, kKinds };
+constexpr const char* kNames[] = {"LceQuantize", "LceBconv2d", "LceBMaxPool2d", "LceDequantize", "CONV_2D of int8"};
+enum Kind { kQuantize, kConv, kPool, kDequantize, kStem, kKinds };  // all but the stem are custom operators
+constexpr int kMostNodes = 4;  // of a stem
 enum ConvInput { kImage, kFilter, kMultiplier, kBias, kThresholds };
 
 struct Op {
   ~Op() {
     free_conv(conv);
+    free_byte_conv(stem.conv);
     leave(shared);
   }
 
@@ -111,6 +115,13 @@ struct Op {
   int words = 0;
   Conv* conv = nullptr;  // with its weights, which are packed once
   const void* packed = nullptr;  // the filter that they come from
+
+  struct {  // by `read_stem`; inputs are image, filter and bias
+    Conv2DOptions options;
+    int zero_point, fill;
+    int above, below, left, right;  // pixels that a PAD puts around the image
+    ByteConv* conv;  // by `prepare`
+  } stem = {};
 };
 
 // Reports what is wrong with a node, and gives false.
@@ -132,7 +143,7 @@ Tensor* tensor_at(Context* context, int index) {
   return tensor->dims ? tensor : nullptr;
 }
 
-size_t size_of(int type) { return type == kInt8 ? 1 : 4; }
+size_t size_of(int type) { return type == kInt8 || type == kUint8 ? 1 : 4; }
 
 bool constant(const Tensor& tensor) {
   return (tensor.allocation == kInFile || tensor.allocation == kPreparedOnce) && tensor.data;
@@ -466,44 +477,209 @@ void invoke_conv(const Op& op, const Tensor& in, Tensor& out) {
   run_conv(op.conv, static_cast<const uint32_t*>(in.data), out.data, op.shared->workers);
 }
 
+// --- a stem of int8 ---------------------------------------------------------------------------------------
+
+// Whether the runtime's sums are whole steps of the output: then no rounding is left to it, and a number is below the
+// zero point where its sum is below 0.
+bool is_exact(const Tensor& in, const Tensor& filter, const Tensor& out) {
+  const auto* affine = static_cast<const AffineQuantization*>(filter.affine.params);
+  if (filter.affine.kind != kAffine || !affine || !affine->scale || !affine->zero_point) return false;
+  const int scales = affine->scale->size, filters = filter.dims->data[0];
+  if (scales < 1 || (scales > 1 && (scales != filters || affine->side != 0))) return false;
+  const double from = in.quantization.scale, to = out.quantization.scale;
+  for (int i = 0; i < scales; ++i)
+    if (!(from > 0 && to > 0 && from * static_cast<double>(affine->scale->data[i]) == to)) return false;
+  for (int i = 0; i < affine->zero_point->size; ++i)
+    if (affine->zero_point->data[i]) return false;
+  const int zero = in.quantization.zero_point, out_zero = out.quantization.zero_point;
+  return zero >= INT8_MIN && zero <= INT8_MAX && out_zero > INT8_MIN && out_zero <= INT8_MAX;
+}
+
+// Whether no sum can leave 30 bits, as TFLite's own kernels need it, and weights can change their sign.
+bool fits_bytes(const Tensor& filter, const Tensor& bias) {
+  const int64_t weights = bytes_of(filter);
+  constexpr int kMostBias = 1 << 29;
+  const auto* weight = static_cast<const int8_t*>(filter.data);
+  for (int64_t i = 0; i < weights; ++i)
+    if (weight[i] == INT8_MIN) return false;
+  for (int i = 0; i < filter.dims->data[0]; ++i) {
+    const int32_t each = static_cast<const int32_t*>(bias.data)[i];
+    if (each > kMostBias || each < -kMostBias) return false;
+  }
+  return 2 * weights / filter.dims->data[0] <= kMostByteWindow;
+}
+
+// A constant of this type and shape.
+bool is_constant(const Tensor* tensor, int type, int rank, int64_t bytes = 0) {
+  if (!tensor || tensor->type != type || tensor->dims->size != rank || !constant(*tensor)) return false;
+  const int64_t size = bytes_of(*tensor);
+  return size && (!bytes || size == bytes) && holds(*tensor, static_cast<size_t>(size));
+}
+
+bool same_scale(const Tensor& left, const Tensor& right, int shift = 0) {
+  return left.quantization.scale == right.quantization.scale &&
+         left.quantization.zero_point - shift == right.quantization.zero_point;
+}
+
+// What a PAD puts around an image; false: something that a convolution cannot take along.
+bool read_pad(Context* context, const Node& node, Op& op) {
+  const Tensor *in = tensor_at(context, node.inputs->data[0]), *out = tensor_at(context, node.outputs->data[0]);
+  const Tensor* amounts = node.inputs->size > 1 ? tensor_at(context, node.inputs->data[1]) : nullptr;
+  if (!in || !out || in->type != kInt8 || out->type != kInt8 || !same_scale(*in, *out)) return false;
+  if (!is_constant(amounts, kInt32, 2, 8 * sizeof(int32_t))) return false;
+  const auto* pixels = static_cast<const int32_t*>(amounts->data);
+  for (int i = 0; i < 8; ++i)
+    if (pixels[i] < 0 || pixels[i] > (i < 2 || i > 5 ? 0 : kMostPads)) return false;
+  op.stem.above = pixels[2];
+  op.stem.below = pixels[3];
+  op.stem.left = pixels[4];
+  op.stem.right = pixels[5];
+  op.stem.fill = out->quantization.zero_point;
+  if (node.inputs->size == 2) return true;
+  const Tensor* fill = tensor_at(context, node.inputs->data[2]);
+  if (!fill || fill->type != kInt8 || !constant(*fill) || fill->bytes != 1) return false;
+  op.stem.fill = *static_cast<const int8_t*>(fill->data);
+  return true;
+}
+
+bool read_stem_conv(Context* context, const Node& node, Op& op) {
+  if (node.inputs->size != 3 || !node.builtin_data) return false;
+  const Tensor *in = tensor_at(context, node.inputs->data[0]), *filter = tensor_at(context, node.inputs->data[1]);
+  const Tensor *bias = tensor_at(context, node.inputs->data[2]), *out = tensor_at(context, node.outputs->data[0]);
+  if (!in || !out || in->type != kInt8 || out->type != kInt8 || !is_constant(filter, kInt8, 4)) return false;
+  if (!is_constant(bias, kInt32, 1, filter->dims->data[0] * int64_t{4})) return false;
+  if (!is_exact(*in, *filter, *out) || !fits_bytes(*filter, *bias)) return false;
+  op.inputs[1] = node.inputs->data[1];
+  op.inputs[2] = node.inputs->data[2];
+  op.stem.options = *static_cast<const Conv2DOptions*>(node.builtin_data);
+  op.stem.zero_point = in->quantization.zero_point;
+  const Conv2DOptions& o = op.stem.options;
+  return (o.padding == kSamePadding || o.padding == kValidPadding) && !o.activation && o.dilation_width == 1 &&
+         o.dilation_height == 1 && o.stride_width >= 1 && o.stride_width <= kMostSteps && o.stride_height >= 1 &&
+         o.stride_height <= kMostSteps;
+}
+
+// Fills in `op` from nodes that follow each other, the last an LceQuantize; false: they are no stem that it can run.
+bool read_stem(Context* context, const int* nodes, int count, Op& op) {
+  bool padded = false, filtered = false;
+  for (int i = 0; i < count; ++i) {
+    Node* node = nullptr;
+    Registration* found = nullptr;
+    if (context->GetNodeAndRegistration(context, nodes[i], &node, &found) != kOk) return false;
+    if (!node->inputs || !node->inputs->size || !node->outputs || node->outputs->size != 1) return false;
+    if (i == 0) op.inputs[0] = node->inputs->data[0];
+    if (found->builtin_code == kQuantizeOp) {
+      const Tensor *in = tensor_at(context, node->inputs->data[0]), *out = tensor_at(context, node->outputs->data[0]);
+      if (i || !in || !out || in->type != kUint8 || out->type != kInt8 || !same_scale(*in, *out, 128)) return false;
+    } else if (found->builtin_code == kPadOp || found->builtin_code == kPadV2Op) {
+      padded = true;
+      if (!read_pad(context, *node, op)) return false;
+    } else if (found->builtin_code == kConvOp) {
+      filtered = true;
+      if (!read_stem_conv(context, *node, op)) return false;
+    }
+    op.node = nodes[i];
+    op.output = node->outputs->data[0];
+  }
+  if (!padded) op.stem.fill = op.stem.zero_point;
+  op.kind = kStem;
+  op.input_count = 3;
+  op.output_count = 1;
+  return filtered && !(padded && op.stem.options.padding == kSamePadding);
+}
+
+bool prepare_stem(Context* context, Op& op) {
+  if (!check_counts(context, op, 3)) return false;
+  const Tensor *in = tensor_at(context, op.inputs[0]), *filter = tensor_at(context, op.inputs[1]);
+  const Tensor *bias = tensor_at(context, op.inputs[2]), *out = tensor_at(context, op.output);
+  if (!check_tensor(context, op, in, "input", 4, kInt8, kUint8)) return false;
+  if (!check_tensor(context, op, filter, "filter", 4, kInt8) || !check_tensor(context, op, bias, "bias", 1, kInt32))
+    return false;
+  if (!out || out->type != kInt32) return refuse(context, op, "its output is not int32");
+  const int *sides = in->dims->data, *taps = filter->dims->data;
+  if (taps[3] != sides[3]) return refuse(context, op, "filters of %d channels on %d", taps[3], sides[3]);
+  ByteParams params;
+  Window& w = params.window;
+  w.batch = sides[0];
+  w.filter_height = taps[1];
+  w.filter_width = taps[2];
+  w.stride_height = op.stem.options.stride_height;
+  w.stride_width = op.stem.options.stride_width;
+  if (sides[1] > kMostSteps || sides[2] > kMostSteps) return refuse(context, op, "its input is too large");
+  w.height = sides[1] + op.stem.above + op.stem.below;
+  w.width = sides[2] + op.stem.left + op.stem.right;
+  if (!place(w, op.stem.options.padding == kSamePadding))
+    return refuse(context, op, "its filter does not fit into %d x %d pixels", w.height, w.width);
+  w.height = sides[1];
+  w.width = sides[2];
+  w.pad_top += op.stem.above;
+  w.pad_left += op.stem.left;
+  params.channels = sides[3];
+  params.filters = taps[0];
+  params.filter = static_cast<const int8_t*>(filter->data);
+  params.bias = static_cast<const int32_t*>(bias->data);
+  params.zero_point = op.stem.zero_point;
+  params.fill = op.stem.fill;
+  params.is_unsigned = in->type == kUint8;
+  op.in_bytes = static_cast<size_t>(bytes_of(*in));
+  if (!op.stem.conv || op.packed != filter->data) {
+    free_byte_conv(op.stem.conv);
+    op.stem.conv = make_byte_conv(op.shared->settings.kernels, params);
+    op.packed = filter->data;
+    if (!op.stem.conv) return refuse(context, op, "there is no memory");
+  } else if (!resize_byte_conv(op.stem.conv, w)) {
+    return refuse(context, op, "there is no memory");
+  }
+  const int out_sides[] = {w.batch, w.out_height, w.out_width, words_of(params.filters)};
+  return resize_output(context, op, out_sides, 4);
+}
+
+void invoke_stem(const Op& op, const Tensor& in, Tensor& out) {
+  run_byte_conv(op.stem.conv, in.data, static_cast<uint32_t*>(out.data), op.shared->workers);
+}
+
 // --- what the runtime calls -------------------------------------------------------------------------------
 
-constexpr bool (*kPrepare[kKinds])(Context*, Op&) = {prepare_quantize, prepare_conv, prepare_pool, prepare_dequantize};
+constexpr bool (*kPrepare[kKinds])(Context*, Op&) = {prepare_quantize, prepare_conv, prepare_pool, prepare_dequantize,
+                                                     prepare_stem};
 constexpr void (*kInvoke[kKinds])(const Op&, const Tensor&, Tensor&) = {invoke_quantize, invoke_conv, invoke_pool,
-                                                                        invoke_dequantize};
+                                                                        invoke_dequantize, invoke_stem};
 
 int kind_of(const Registration& registration) {
   if (registration.builtin_code != kCustomOp || !registration.custom_name) return kKinds;
   int kind = 0;
-  while (kind < kKinds && std::strcmp(registration.custom_name, kNames[kind]) != 0) ++kind;
-  return kind;
+  while (kind < kStem && std::strcmp(registration.custom_name, kNames[kind]) != 0) ++kind;
+  return kind < kStem ? kind : kKinds;
 }
 
 // The file's node, as it was before we took its place: its inputs, absent ones too, and its options.
-void copy_node(const Node& node, Op& op) {
-  op.input_count = node.inputs ? node.inputs->size : 0;
-  op.output_count = node.outputs ? node.outputs->size : 0;
-  for (int i = 0; i < kMostInputs; ++i) op.inputs[i] = i < op.input_count ? node.inputs->data[i] : kAbsent;
-  op.output = op.output_count ? node.outputs->data[0] : kAbsent;
-  op.options = node.options;
-  op.options_size = node.options_size > 0 ? static_cast<size_t>(node.options_size) : 0;
+bool read_node(Context* context, int index, Op& op) {
+  Node* node = nullptr;
+  Registration* found = nullptr;
+  if (context->GetNodeAndRegistration(context, index, &node, &found) != kOk || kind_of(*found) == kKinds) return false;
+  op.kind = static_cast<Kind>(kind_of(*found));
+  op.node = index;
+  op.input_count = node->inputs ? node->inputs->size : 0;
+  op.output_count = node->outputs ? node->outputs->size : 0;
+  for (int i = 0; i < kMostInputs; ++i) op.inputs[i] = i < op.input_count ? node->inputs->data[i] : kAbsent;
+  op.output = op.output_count ? node->outputs->data[0] : kAbsent;
+  op.options = node->options;
+  op.options_size = node->options_size > 0 ? static_cast<size_t>(node->options_size) : 0;
+  return true;
 }
 
 void* init(Context* context, const char* buffer, size_t) {
   const auto* params = reinterpret_cast<const DelegateParams*>(buffer);
   Shared* shared = static_cast<Loaded*>(params->delegate->data)->current;
-  Node* node = nullptr;
-  Registration* registration = nullptr;
-  const int index = params->nodes->data[0];
-  if (!shared || context->GetNodeAndRegistration(context, index, &node, &registration) != kOk) return nullptr;
-  const int kind = kind_of(*registration);
-  Op* op = kind < kKinds ? make<Op>() : nullptr;
+  Op* op = shared ? make<Op>() : nullptr;
   if (!op) return nullptr;
-  op->kind = static_cast<Kind>(kind);
-  op->node = index;
+  const IntArray& nodes = *params->nodes;
+  if (nodes.size > 1 ? !read_stem(context, nodes.data, nodes.size, *op) : !read_node(context, nodes.data[0], *op)) {
+    unmake(op);
+    return nullptr;
+  }
   op->shared = shared;
   ++shared->users;
-  copy_node(*node, *op);
   return op;
 }
 
@@ -560,12 +736,15 @@ Status invoke(Context* context, Node* node) {
   return kOk;
 }
 
-Status claim(Context* context, Delegate* delegate, int index) {
-  Node* node = nullptr;
-  Registration* found = nullptr;
-  if (context->GetNodeAndRegistration(context, index, &node, &found) != kOk) return kError;
-  const int kind = kind_of(*found);
-  if (kind == kKinds) return kOk;
+// What becomes one node of ours.
+struct Nodes {
+  int size = 0;
+  int data[kMostNodes];
+
+  const IntArray* array() const { return reinterpret_cast<const IntArray*>(this); }
+};
+
+Status take(Context* context, Delegate* delegate, Kind kind, const Nodes& nodes) {
   Registration ours = {};
   ours.init = init;
   ours.free = free_op;
@@ -574,8 +753,74 @@ Status claim(Context* context, Delegate* delegate, int index) {
   ours.builtin_code = kDelegateOp;
   ours.custom_name = kNames[kind];
   ours.version = 1;
-  alignas(IntArray) int nodes[2] = {1, index};
-  return context->ReplaceNodeSubsetsWithDelegateKernels(context, ours, reinterpret_cast<IntArray*>(nodes), delegate);
+  return context->ReplaceNodeSubsetsWithDelegateKernels(context, ours, nodes.array(), delegate);
+}
+
+// Of the plan's nodes, the first that writes a tensor, or reads it as its first input; its kind, and -1: none does.
+struct Found {
+  int node = -1, code = 0, kind = kKinds, input = kAbsent;
+};
+
+Found find(Context* context, const Buffer<int>& plan, int tensor, bool writes) {
+  for (size_t i = 0; i < plan.size(); ++i) {
+    Node* node = nullptr;
+    Registration* found = nullptr;
+    if (plan[i] < 0 || context->GetNodeAndRegistration(context, plan[i], &node, &found) != kOk) continue;
+    const IntArray* tensors = writes ? node->outputs : node->inputs;
+    if (tensors && tensors->size && tensors->data[0] == tensor)
+      return {plan[i], found->builtin_code, kind_of(*found),
+              node->inputs && node->inputs->size ? node->inputs->data[0] : kAbsent};
+  }
+  return {};
+}
+
+// Whether nobody else reads what these nodes hand to each other: then the runtime makes one part of them.
+bool stand_alone(Context* context, const Nodes& nodes, int output) {
+  DelegateParams* parts = nullptr;
+  int count = 0;
+  return context->PreviewDelegatePartitioning(context, nodes.array(), &parts, &count) == kOk && count == 1 &&
+         parts[0].nodes->size == nodes.size && parts[0].outputs->size == 1 && parts[0].outputs->data[0] == output;
+}
+
+// The longest stem around a CONV_2D, [QUANTIZE,] [PAD,] CONV_2D, LceQuantize; empty: it is in none.
+Nodes find_stem(Context* context, const Buffer<int>& plan, int conv, const Node& node) {
+  if (!node.inputs || !node.inputs->size || !node.outputs || node.outputs->size != 1) return {};
+  const Tensor* out = tensor_at(context, node.outputs->data[0]);
+  const Found bits = out && out->type == kInt8 ? find(context, plan, node.outputs->data[0], false) : Found();
+  if (bits.kind != kQuantize) return {};
+  int chain[kMostNodes] = {0, 0, conv, bits.node}, begin = kMostNodes - 2;
+  Found before = find(context, plan, node.inputs->data[0], true);
+  if (before.code == kPadOp || before.code == kPadV2Op) {
+    chain[--begin] = before.node;
+    before = find(context, plan, before.input, true);
+  }
+  if (before.code == kQuantizeOp) chain[--begin] = before.node;
+  for (; begin <= kMostNodes - 2; ++begin) {
+    Nodes nodes;
+    for (int i = begin; i < kMostNodes; ++i) nodes.data[nodes.size++] = chain[i];
+    Op op;
+    if (read_stem(context, nodes.data, nodes.size, op) && stand_alone(context, nodes, op.output)) return nodes;
+  }
+  return {};
+}
+
+// `plan` loses the nodes that are taken together.
+Status claim(Context* context, Delegate* delegate, Buffer<int>& plan, int index) {
+  Node* node = nullptr;
+  Registration* found = nullptr;
+  if (context->GetNodeAndRegistration(context, index, &node, &found) != kOk) return kError;
+  const int kind = kind_of(*found);
+  if (kind != kKinds) {
+    Nodes nodes;
+    nodes.data[nodes.size++] = index;
+    return take(context, delegate, static_cast<Kind>(kind), nodes);
+  }
+  if (found->builtin_code != kConvOp) return kOk;
+  const Nodes nodes = find_stem(context, plan, index, *node);
+  for (int i = 0; i < nodes.size; ++i)
+    for (size_t at = 0; at < plan.size(); ++at)
+      if (plan[at] == nodes.data[i]) plan[at] = -1;
+  return nodes.size ? take(context, delegate, kStem, nodes) : kOk;
 }
 
 Status claim_all(Context* context, Delegate* delegate) {
@@ -583,10 +828,11 @@ Status claim_all(Context* context, Delegate* delegate) {
   if (context->GetExecutionPlan(context, &plan) != kOk) return kError;
   const size_t count = plan->size > 0 ? static_cast<size_t>(plan->size) : 0;
   Buffer<int> indices;  // the runtime changes its plan with every node that we take
-  if (!indices.resize(count + 1)) return kError;
+  if (!count) return kOk;
+  if (!indices.resize(count)) return kError;
   std::memcpy(indices.data(), plan->data, count * sizeof(int));
   for (size_t i = 0; i < count; ++i)
-    if (claim(context, delegate, indices[i]) != kOk) return kError;
+    if (indices[i] >= 0 && claim(context, delegate, indices, indices[i]) != kOk) return kError;
   return kOk;
 }
 

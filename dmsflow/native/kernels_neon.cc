@@ -35,7 +35,7 @@ struct Neon : NeonOutputs<Neon> {
 
 // Of bytes: products of 16 bits, pairs of which are added to lanes of 32.
 struct NeonDot : NeonOutputs<NeonDot> {
-  static constexpr int kVectors = 2, kCopies = 1;
+  static constexpr int kTile = 2, kCopies = 1;  // its sums take two registers
   static constexpr bool kFlush = false, kDots = true;
 
   struct Total {};

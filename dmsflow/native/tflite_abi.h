@@ -13,11 +13,11 @@ namespace dmsflow {
 
 enum Status : int { kOk = 0, kError = 1 };
 
-enum Type : int { kFloat32 = 1, kInt32 = 2, kInt8 = 9 };
+enum Type : int { kFloat32 = 1, kInt32 = 2, kUint8 = 3, kInt8 = 9 };
 
 enum Allocation : int { kInFile = 1, kPreparedOnce = 5 };  // the two kinds of constants
 
-constexpr int kCustomOp = 32, kDelegateOp = 51;  // builtin codes
+constexpr int kConvOp = 3, kCustomOp = 32, kPadOp = 34, kDelegateOp = 51, kPadV2Op = 60, kQuantizeOp = 114;  // codes
 constexpr int kAbsent = -1;                      // in place of an optional input
 constexpr int64_t kAllowDynamicTensors = 1;      // with no flags the runtime gives up before it asks us
 
@@ -29,6 +29,23 @@ struct IntArray {
 struct Quantization {  // of a whole tensor
   float scale;
   int32_t zero_point;
+};
+
+struct FloatArray {
+  int size;
+  float data[];
+};
+
+constexpr int kAffine = 1;  // the kind of this:
+struct AffineQuantization {  // of a whole tensor, or of each index of one side
+  FloatArray* scale;
+  IntArray* zero_point;
+  int32_t side;
+};
+
+constexpr int kSamePadding = 1, kValidPadding = 2;
+struct Conv2DOptions {  // of TFLite's CONV_2D
+  int padding, stride_width, stride_height, activation, dilation_width, dilation_height;
 };
 
 struct Delegate;
@@ -85,6 +102,13 @@ struct Registration {
   uint64_t inplace;
 };
 
+struct DelegateParams {  // what `init` of a delegate's kernel gets
+  Delegate* delegate;
+  IntArray* nodes;
+  IntArray* inputs;
+  IntArray* outputs;
+};
+
 struct Context {
   size_t tensors_size;
   Status (*GetExecutionPlan)(Context*, IntArray** plan);
@@ -96,13 +120,12 @@ struct Context {
   Status (*GetNodeAndRegistration)(Context*, int index, Node**, Registration**);
   Status (*ReplaceNodeSubsetsWithDelegateKernels)(Context*, Registration, const IntArray* nodes, Delegate*);
   int recommended_num_threads;
-};
-
-struct DelegateParams {  // what `init` of a delegate's kernel gets
-  Delegate* delegate;
-  IntArray* nodes;
-  IntArray* inputs;
-  IntArray* outputs;
+  void *GetExternalContext, *SetExternalContext;
+  bool allow_fp32_relax_to_fp16;
+  void *profiler, *AllocatePersistentBuffer, *AllocateBufferForEval, *RequestScratchBufferInArena, *GetScratchBuffer,
+      *ResizeTensorExplicit;
+  // Which parts of the graph ReplaceNodeSubsetsWithDelegateKernels would make of these nodes; the runtime's own.
+  Status (*PreviewDelegatePartitioning)(Context*, const IntArray* nodes, DelegateParams** parts, int* count);
 };
 
 struct Delegate {

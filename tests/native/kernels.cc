@@ -209,6 +209,93 @@ bool check_quantize(const Kernels* kernels) {
          check_bits(kernels, of_bytes, pixels, channels, [&](size_t at) { return bytes[at] < zero_point; });
 }
 
+struct ByteCase {
+  ByteParams params;
+  Buffer<int8_t> filter, in;  // the image without 128
+  Buffer<int32_t> bias;
+
+  int64_t sum(int b, int y, int x, int f) const {
+    const ByteParams& p = params;
+    const Window& w = p.window;
+    int64_t total = p.bias[f];
+    for (int tap = 0; tap < w.filter_height * w.filter_width; ++tap)
+      for (int c = 0; c < p.channels; ++c) {
+        const int at_y = y * w.stride_height - w.pad_top + tap / w.filter_width;
+        const int at_x = x * w.stride_width - w.pad_left + tap % w.filter_width;
+        const bool inside = at_y >= 0 && at_y < w.height && at_x >= 0 && at_x < w.width;
+        const int64_t pixel = (static_cast<int64_t>(b) * w.height + at_y) * w.width + at_x;
+        const int number = inside ? in[static_cast<size_t>(pixel * p.channels + c)] : p.fill;
+        const size_t weight = (static_cast<size_t>(f) * w.filter_height * w.filter_width + tap) * p.channels + c;
+        total += static_cast<int64_t>(number - p.zero_point) * filter[weight];
+      }
+    return total;
+  }
+};
+
+// With some sums that are exactly 0.
+void make_byte_case(ByteCase& c) {
+  ByteParams& p = c.params;
+  Window& w = p.window;
+  w.batch = between(1, 2);
+  w.height = between(1, 20);
+  w.width = between(1, 20);
+  w.filter_height = between(1, 7);
+  w.filter_width = between(1, 7);
+  w.stride_height = between(1, 2);
+  w.stride_width = between(1, 2);
+  place(w, true);
+  w.pad_top = between(0, w.filter_height);
+  w.pad_left = between(0, w.filter_width);
+  w.out_height = between(1, w.out_height);
+  w.out_width = between(1, w.out_width);
+  p.channels = between(0, 2) ? 3 : between(1, 10);
+  p.filters = between(1, 150);
+  p.zero_point = between(-128, 127);
+  p.fill = between(-128, 127);
+  p.is_unsigned = between(0, 1);
+  c.in.resize(static_cast<size_t>(w.batch) * w.height * w.width * p.channels);
+  c.filter.resize(static_cast<size_t>(p.filters) * w.filter_height * w.filter_width * p.channels);
+  c.bias.resize(static_cast<size_t>(p.filters));
+  const bool extreme = between(0, 3) == 0;
+  for (size_t i = 0; i < c.in.size(); ++i) c.in[i] = static_cast<int8_t>(extreme ? -128 : between(-128, 127));
+  for (size_t i = 0; i < c.filter.size(); ++i)
+    c.filter[i] = static_cast<int8_t>(extreme ? between(0, 1) * 254 - 127 : between(-127, 127));
+  p.filter = c.filter.data();
+  p.bias = c.bias.data();
+  for (int f = 0; f < p.filters; ++f)
+    c.bias[static_cast<size_t>(f)] = static_cast<int32_t>(
+        between(-1, 1) - c.sum(between(0, w.batch - 1), between(0, w.out_height - 1), between(0, w.out_width - 1), f));
+}
+
+bool check_bytes(const Kernels* kernels, const ByteCase& c, Workers* workers) {
+  const ByteParams& p = c.params;
+  const Window& w = p.window;
+  if (2 * w.filter_height * w.filter_width * p.channels > kMostByteWindow) return true;
+  Buffer<uint8_t> in;  // of its exact size, for the sanitizer
+  in.resize(c.in.size());
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint8_t>(c.in[i] + (p.is_unsigned ? 128 : 0));
+  const int words = words_of(p.filters), pixels = w.batch * w.out_height * w.out_width;
+  Buffer<uint32_t> out;
+  out.resize(static_cast<size_t>(pixels) * words + 1);
+  std::memset(out.data(), 0x55, out.size() * 4);
+  ByteConv* conv = make_byte_conv(kernels, p);
+  for (int run = 0; run < 2; ++run) run_byte_conv(conv, in.data(), out.data(), workers);
+  free_byte_conv(conv);
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    for (int f = 0; f < 32 * words; ++f) {
+      const int x = pixel % w.out_width, y = pixel / w.out_width % w.out_height, b = pixel / w.out_width / w.out_height;
+      const bool bit = out[static_cast<size_t>(pixel) * words + f / 32] >> f % 32 & 1;
+      if (bit != (f < p.filters && c.sum(b, y, x, f) < 0)) {
+        std::printf("%s: bytes %dx%dx%dx%d, %d filters %dx%d, strides %d %d, pads %d %d, unsigned %d: filter %d of "
+                    "pixel %d differs\n", name_of(kernels), w.batch, w.height, w.width, p.channels, p.filters,
+                    w.filter_height, w.filter_width, w.stride_height, w.stride_width, w.pad_top, w.pad_left,
+                    p.is_unsigned, f, pixel);
+        return false;
+      }
+    }
+  return out[out.size() - 1] == 0x55555555;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -223,9 +310,12 @@ int main(int argc, char** argv) {
     Buffer<char> expected;
     expected.resize(out_bytes(c.params));
     expect(c, expected.data());
+    ByteCase bytes;
+    if (i % 4 == 0) make_byte_case(bytes);
     for (const char* name : {"portable", "avx2", "avx512", "neon", "neon-dotprod"})
       if (const Kernels* kernels = find_kernels(name)) {
         failed += !check_conv(kernels, c, expected, i % 2 ? workers : nullptr) + !check_quantize(kernels);
+        if (i % 4 == 0) failed += !check_bytes(kernels, bytes, i % 8 ? workers : nullptr);
         ++done;
       }
   }

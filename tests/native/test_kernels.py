@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "dmsflow" / "native"
-PLAIN = ("ops.cc", "conv.cc", "workers.cc", "kernels_portable.cc", "kernels_neon.cc")
+PLAIN = ("ops.cc", "byte_conv.cc", "conv.cc", "workers.cc", "kernels_portable.cc", "kernels_neon.cc")
 FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-DDMSFLOW_STATIC", "-pthread")
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # What CMakeLists.txt gives to the files of one instruction set each.
