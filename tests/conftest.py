@@ -344,6 +344,18 @@ def sanitized_benchmark(sanitized_folder: Path) -> tuple[str, ...]:
     return (str(sanitised.build(sanitized_folder, sanitised.PROGRAM) / sanitised.PROGRAM),)
 
 
+@pytest.fixture(scope="session")
+def arm() -> tuple[str, ...]:
+    """The program for phones as it is shipped, emulated where that is needed."""
+    import platform
+
+    from dmsflow import native
+
+    shipped = native.benchmark()
+    assert shipped
+    return (str(shipped),) if platform.machine() == "aarch64" else ("qemu-aarch64", str(shipped))
+
+
 def _float_network(architecture: Network, widths: dict[str, int], digits: Any) -> tuple[dict[str, Any], Any]:
     """Weights and logits of a float network, by the torch model."""
     import torch

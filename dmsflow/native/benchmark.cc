@@ -29,8 +29,9 @@ constexpr char kHelp[] =
     "  --report_peak_memory_footprint=true  the most memory that was held\n"
     "  --input_file=FILE                    the raw numbers of one run or several, instead of noise\n"
     "  --output_file=FILE                   where to write their outputs, raw numbers; nothing is timed\n"
-    "LCE's operations are those of dmsflow's delegate. Operations on float32 and int8 are simple loops, the\n"
-    "first convolution apart: TFLite's are faster, above all in networks with much arithmetic besides the 1-bit one.\n"
+    "LCE's operations, and an int8 convolution that makes bits, are those of dmsflow's delegate. Others on float32 and\n"
+    "int8 are simple loops, the first convolution apart: TFLite's are faster, above all in networks with much arithmetic\n"
+    "besides the 1-bit one.\n"
     "Other types of numbers, and operations that it lacks, are named in an error.\n";
 
 struct Settings {
@@ -106,7 +107,7 @@ void fill_with_noise(const Tensor& tensor) {
   uint32_t state = 1;
   for (int64_t i = 0; i < elements(&tensor); ++i) {
     state = state * 1664525u + 1013904223u;
-    if (tensor.type == kInt8) static_cast<uint8_t*>(tensor.data)[i] = static_cast<uint8_t>(state >> 24);
+    if (tensor.type == kInt8 || tensor.type == kUint8) static_cast<uint8_t*>(tensor.data)[i] = static_cast<uint8_t>(state >> 24);
     if (tensor.type == kInt32) static_cast<int32_t*>(tensor.data)[i] = static_cast<int32_t>(state >> 24);
     if (tensor.type == kFloat32) static_cast<float*>(tensor.data)[i] = static_cast<float>(state >> 24);
   }
@@ -193,6 +194,7 @@ void print_steps(const Model& model, const Buffer<int64_t>& sums, const Buffer<i
               "[mem KB]", "[times called]", "[Name]");
   for (int i = 0; i < model.steps(); ++i) {
     const size_t at = static_cast<size_t>(i);
+    if (!model.runs(i)) continue;
     char name[80];
     model.name(i, name, sizeof name);
     so_far += static_cast<double>(sums[at]);

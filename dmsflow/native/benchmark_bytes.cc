@@ -58,9 +58,13 @@ void dequantize(const Quantization& from, const int8_t* in, int64_t count, float
   for (int64_t i = 0; i < count; ++i) out[i] = from.scale * static_cast<float>(in[i] - from.zero_point);
 }
 
-void rescale(const Factor& factor, int from, int to, const int8_t* in, int64_t count, int8_t* out) {
+template <typename T>
+void rescale(const Factor& factor, int from, int to, const T* in, int64_t count, int8_t* out) {
   for (int64_t i = 0; i < count; ++i)
     out[i] = saturated(int64_t{multiply(in[i] - from, factor)} + to, INT8_MIN, INT8_MAX);
 }
+
+template void rescale(const Factor&, int, int, const int8_t*, int64_t, int8_t*);
+template void rescale(const Factor&, int, int, const uint8_t*, int64_t, int8_t*);
 
 }  // namespace dmsflow

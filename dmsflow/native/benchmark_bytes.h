@@ -29,6 +29,7 @@ struct Requantize {
 void quantize(const Quantization& to, const float* in, int64_t count, int8_t* out);
 void dequantize(const Quantization& from, const int8_t* in, int64_t count, float* out);
 // From one scale to another: `factor` is how many steps of the new one a step of the old one has.
-void rescale(const Factor& factor, int from, int to, const int8_t* in, int64_t count, int8_t* out);
+template <typename T>  // int8_t or uint8_t
+void rescale(const Factor& factor, int from, int to, const T* in, int64_t count, int8_t* out);
 
 }  // namespace dmsflow

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 extern "C" {
 dmsflow::Delegate* tflite_plugin_create_delegate(char** keys, char** values, size_t count,
@@ -27,7 +28,7 @@ bool g_said = false;  // an error, whose line is not at its end
 constexpr struct {
   const char* name;
   int type;
-} kTypes[] = {{"float32", kFloat32}, {"float16", 0}, {"int32", kInt32},    {"uint8", 0}, {"int64", 0},
+} kTypes[] = {{"float32", kFloat32}, {"float16", 0}, {"int32", kInt32},    {"uint8", kUint8}, {"int64", 0},
               {"string", 0},         {"bool", 0},    {"int16", 0},         {"complex64", 0}, {"int8", kInt8}};
 
 // All that is wrong is one line: what an operator says, and which one it is.
@@ -42,6 +43,12 @@ size_t padded(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCa
 IntArray* make_array(int count) {
   auto* array = static_cast<IntArray*>(std::calloc(1, sizeof(int) * (static_cast<size_t>(count) + 1)));
   if (array) array->size = count;
+  return array;
+}
+
+IntArray* copy_array(const IntArray& from) {
+  IntArray* array = make_array(from.size);
+  if (array) std::memcpy(array->data, from.data, sizeof(int) * static_cast<size_t>(from.size));
   return array;
 }
 
@@ -72,7 +79,7 @@ bool same(const IntArray& left, const IntArray& right) {
   return left.size == right.size && std::memcmp(left.data, right.data, sizeof(int) * static_cast<size_t>(left.size)) == 0;
 }
 
-size_t size_of(int type) { return type == kInt8 ? 1 : 4; }
+size_t size_of(int type) { return type == kInt8 || type == kUint8 ? 1 : 4; }
 int64_t elements(const Tensor* tensor) { return static_cast<int64_t>(tensor->bytes / size_of(tensor->type)); }
 
 // --- what the delegate calls ------------------------------------------------------------------------------
@@ -108,18 +115,55 @@ struct Host {
     return kOk;
   }
 
+  // Nodes that follow each other become their last one, which reads what the first does.
   static Status replace(Context* context, Registration ours, const IntArray* nodes, Delegate* delegate) {
-    Step& step = *of(context).steps_[static_cast<size_t>(nodes->data[0])];
-    IntArray* index = make_array(1);
-    if (!index) return kError;
-    index->data[0] = nodes->data[0];
-    const DelegateParams params = {delegate, index, step.node.inputs, step.node.outputs};
+    Model& model = of(context);
+    const int last = nodes->size - 1;
+    Step &first = *model.steps_[static_cast<size_t>(nodes->data[0])];
+    Step &step = *model.steps_[static_cast<size_t>(nodes->data[last])];
+    IntArray* copy = copy_array(*nodes);
+    if (!copy) return kError;
+    const DelegateParams params = {delegate, copy, first.node.inputs, step.node.outputs};
     step.node.user_data = ours.init(context, reinterpret_cast<const char*>(&params), 0);
-    std::free(index);
+    std::free(copy);
     step.delegated = ours;
-    return step.node.user_data ? kOk : kError;
+    if (!step.node.user_data) return kError;
+    for (int i = 0; i < last; ++i) model.steps_[static_cast<size_t>(nodes->data[i])]->taken = true;
+    if (last > 0) std::swap(first.node.inputs, step.node.inputs);
+    return kOk;
+  }
+
+  // One part, whose outputs are all that other nodes read, or that the graph puts out.
+  static Status preview(Context* context, const IntArray* nodes, DelegateParams** parts, int* count) {
+    Model& model = of(context);
+    std::free(model.preview_.nodes);
+    std::free(model.preview_.outputs);
+    model.preview_.nodes = copy_array(*nodes);
+    model.preview_.outputs = make_array(nodes->size);
+    if (!model.preview_.nodes || !model.preview_.outputs) return kError;
+    model.preview_.outputs->size = 0;
+    for (int i = 0; i < nodes->size; ++i) {
+      const IntArray& made = *model.steps_[static_cast<size_t>(nodes->data[i])]->node.outputs;
+      if (made.size != 1) return kError;
+      if (model.is_read(made.data[0], *nodes)) model.preview_.outputs->data[model.preview_.outputs->size++] = made.data[0];
+    }
+    *parts = &model.preview_;
+    *count = 1;
+    return kOk;
   }
 };
+
+// Whether the graph puts a tensor out, or an operator reads it that is not among `nodes`.
+bool Model::is_read(int tensor, const IntArray& nodes) const {
+  const auto holds = [](const IntArray& array, int number) {
+    for (int i = 0; i < array.size; ++i)
+      if (array.data[i] == number) return true;
+    return false;
+  };
+  for (int s = 0; s < step_count_; ++s)
+    if (!holds(nodes, s) && holds(*steps_[static_cast<size_t>(s)]->node.inputs, tensor)) return true;
+  return holds(*outputs_, tensor);
+}
 
 bool Model::delegate(int threads, const char* kernels) {
   char count[16], threads_key[] = "threads", kernels_key[] = "kernels", name[32];
@@ -139,6 +183,7 @@ bool Model::delegate(int threads, const char* kernels) {
   context_.ReportError = Host::report;
   context_.GetNodeAndRegistration = Host::node;
   context_.ReplaceNodeSubsetsWithDelegateKernels = Host::replace;
+  context_.PreviewDelegatePartitioning = Host::preview;
   context_.recommended_num_threads = threads;
   return delegate_->Prepare(&context_, delegate_) == kOk || fail("the delegate could not take its operators");
 }
@@ -154,7 +199,13 @@ Model::~Model() {
     std::free(step);
   }
   if (delegate_) tflite_plugin_destroy_delegate(delegate_);
-  for (int i = 0; i < tensor_count_; ++i) std::free(tensors_[static_cast<size_t>(i)].dims);
+  for (int i = 0; i < tensor_count_; ++i) {
+    std::free(tensors_[static_cast<size_t>(i)].dims);
+    std::free(scales_[static_cast<size_t>(i)].affine.scale);
+    std::free(scales_[static_cast<size_t>(i)].affine.zero_point);
+  }
+  std::free(preview_.nodes);
+  std::free(preview_.outputs);
   std::free(plan_);
   std::free(inputs_);
   std::free(outputs_);
@@ -178,19 +229,33 @@ bool Model::read_file(const char* path) {
   return (file_.size >= 8 && std::memcmp(file_.data + 4, "TFL3", 4) == 0) || fail("%s is no .tflite file", path);
 }
 
-// The scale of a tensor, as the delegate reads it, and all those of a filter. int8 without one is not taken.
-void Model::read_scales(const Table& table, Tensor& tensor, Scales& scales) {
+// The scale of a tensor, as the delegate reads it, and all those of a filter. Bytes without one are not taken.
+// False: there is no memory.
+bool Model::read_scales(const Table& table, Tensor& tensor, Scales& scales) {
   const Table quantization = table.table(4);
   const List found = quantization.list(2, 4), zeros = quantization.list(3, 8);
   const int64_t zero = zeros.count ? file_.read<int64_t>(zeros.first) : 0;
+  const int least = tensor.type == kUint8 ? 0 : INT8_MIN;
   tensor.quantization.scale = found.count ? file_.read<float>(found.first) : 0;
-  tensor.quantization.zero_point = zero >= INT8_MIN && zero <= INT8_MAX ? static_cast<int32_t>(zero) : 0;
-  scales = {file_.data + found.first, found.count, quantization.number<int32_t>(6), true};
-  for (uint32_t i = 0; i < zeros.count; ++i)
-    scales.centred = scales.centred && file_.read<int64_t>(zeros.first + 8 * size_t{i}) == 0;
-  tensor.affine.params = &scales;
+  tensor.quantization.zero_point = zero >= least && zero <= least + 255 ? static_cast<int32_t>(zero) : 0;
+  const auto count = static_cast<int>(file_.damaged ? 0 : found.count);
+  scales.affine = {static_cast<FloatArray*>(std::calloc(1, sizeof(int) + sizeof(float) * static_cast<size_t>(count))),
+                   make_array(count), quantization.number<int32_t>(6)};
+  scales.count = count;
+  scales.centred = true;
+  if (!scales.affine.scale || !scales.affine.zero_point) return fail("there is no memory");
+  scales.affine.scale->size = count;
+  for (int i = 0; i < count; ++i) scales.affine.scale->data[i] = file_.read<float>(found.first + 4 * static_cast<size_t>(i));
+  for (uint32_t i = 0; i < zeros.count; ++i) {
+    const int64_t each = file_.read<int64_t>(zeros.first + 8 * size_t{i});
+    scales.centred = scales.centred && each == 0;
+    if (static_cast<int>(i) < count) scales.affine.zero_point->data[i] = each != 0;  // the delegate wants to know no more
+  }
+  tensor.affine = {count ? kAffine : 0, &scales};
   const bool scaled = tensor.quantization.scale > 0 && tensor.quantization.scale <= 3e38f;
-  if (tensor.type == kInt8 && (zero != tensor.quantization.zero_point || !(scaled || found.count > 1))) tensor.type = 0;
+  const bool bytes = tensor.type == kInt8 || tensor.type == kUint8;
+  if (bytes && (zero != tensor.quantization.zero_point || !(scaled || count > 1))) tensor.type = 0;
+  return true;
 }
 
 bool Model::read_tensors(const Table& graph, const List& buffers) {
@@ -214,7 +279,7 @@ bool Model::read_tensors(const Table& graph, const List& buffers) {
     tensor.buffer_handle = type;
     tensor.type = static_cast<size_t>(type) < sizeof kTypes / sizeof *kTypes ? kTypes[type].type : 0;
     tensor.bytes = static_cast<size_t>(count_of(*tensor.dims)) * size_of(tensor.type);
-    read_scales(table, tensor, scales_[i]);
+    if (!read_scales(table, tensor, scales_[i])) return false;
     const List data = Table(file_, buffers.first + 4 * size_t{number}).list(0, 1);
     if (file_.damaged) return fail("the file is damaged");
     if (!data.count) continue;
@@ -241,6 +306,18 @@ IntArray* read_numbers(File& file, const List& list, int tensors) {
 
 }  // namespace
 
+namespace {
+
+// As the delegate takes them from a runtime.
+void read_conv_options(const Table& options, Step& step) {
+  step.conv_options = {options.number<int8_t>(0) == 0 ? kSamePadding : kValidPadding,
+                       options.number<int32_t>(1), options.number<int32_t>(2), options.number<int8_t>(3),
+                       options.number<int32_t>(4, 1), options.number<int32_t>(5, 1)};
+  step.node.builtin_data = &step.conv_options;
+}
+
+}  // namespace
+
 bool Model::read_step(Step& step, const List& codes) {
   const Table table(file_, step.place);
   const uint32_t kind = table.number<uint32_t>(0);
@@ -261,6 +338,7 @@ bool Model::read_step(Step& step, const List& codes) {
     return true;
   }
   step.op = find_op(builtin);
+  if (builtin == kConvOp) read_conv_options(table.number<uint8_t>(3) ? table.table(4) : Table(file_), step);
   step.type = name_of_op(builtin);
   if (!step.type) return fail("operator %d is not in the file format", builtin);
   const int options = table.number<uint8_t>(3);
@@ -308,8 +386,8 @@ bool Model::check_tensor(int number) {
   const auto type = static_cast<size_t>(tensor.buffer_handle);
   if (!tensor.bytes) return fail("tensor %d is empty or too large", number);
   if (tensor.type) return true;
-  if (type < sizeof kTypes / sizeof *kTypes && kTypes[type].type == kInt8)
-    return fail("tensor %d is int8 without a scale", number);
+  if (type < sizeof kTypes / sizeof *kTypes && (kTypes[type].type == kInt8 || kTypes[type].type == kUint8))
+    return fail("tensor %d is %s without a scale", number, kTypes[type].name);
   return fail("tensor %d is %s; this program takes float32, int32 and int8", number,
               type < sizeof kTypes / sizeof *kTypes ? kTypes[type].name : "of an unknown type");
 }
@@ -327,6 +405,7 @@ bool Model::check_order() {
   }
   for (int s = 0; s < step_count_; ++s) {
     const Step& step = *steps_[static_cast<size_t>(s)];
+    if (step.taken) continue;
     for (int i = 0; i < step.node.inputs->size; ++i) {
       const int number = step.node.inputs->data[i];
       if (number == kAbsent) continue;
@@ -394,7 +473,32 @@ bool Model::make_shadows(Step& step) {
   return scratch_size_ <= kMostMemory || fail("it needs more than 1 GiB of memory");
 }
 
+// Bytes have a type that the operator takes, and one scale; only filters may have more.
+bool Model::check_bytes(const Step& step) const {
+  const bool filters = step.found.builtin_code == kConvOp || step.found.builtin_code == 4 || step.found.builtin_code == 9;
+  for (int i = 0; i < step.in_count + step.out_count; ++i) {
+    const Tensor* operand = i < step.in_count ? step.in[i] : step.out[i - step.in_count];
+    if (!operand || (operand->type != kInt8 && operand->type != kUint8)) continue;
+    if (operand->type == kUint8 && step.found.builtin_code != kQuantizeOp)
+      return fail("%s on uint8, which this program only takes to make int8 of it", step.type);
+    if (static_cast<const Scales*>(operand->affine.params)->count > 1 && !(filters && i == 1))
+      return fail("%s with a scale for each channel", step.type);
+  }
+  return true;
+}
+
+// Calculates now what is made of a constant.
+bool Model::make_constant(Step& step) {
+  Tensor& out = *step.out[0];
+  if (!step.constant.resize(out.bytes)) return fail("there is no memory");
+  out.data = step.constant.data();
+  out.allocation = kInFile;
+  run(step);
+  return true;
+}
+
 bool Model::prepare(Step& step) {
+  if (step.taken) return true;
   if (step.delegated.invoke) return step.delegated.prepare(&context_, &step.node) == kOk;
   const IntArray &inputs = *step.node.inputs, &outputs = *step.node.outputs;
   if (inputs.size < step.op->least || inputs.size > step.op->most) return fail("%s has %d inputs", step.type, inputs.size);
@@ -405,10 +509,11 @@ bool Model::prepare(Step& step) {
     if (i < step.op->least && !step.in[i]) return fail("%s lacks an input", step.type);
   }
   for (int i = 0; i < outputs.size; ++i) step.out[i] = &tensors_[static_cast<size_t>(outputs.data[i])];
-  if (step.op->bytes == Bytes::kAsFloats && !make_shadows(step)) return false;
+  if (!check_bytes(step) || (step.op->bytes == Bytes::kAsFloats && !make_shadows(step))) return false;
   const Table table(file_, step.place);
   const bool prepared = step.op->prepare(step, table.number<uint8_t>(3) ? table.table(4) : Table(file_));
-  return prepared && (!file_.damaged || fail("the file is damaged"));
+  if (!prepared || file_.damaged) return prepared && fail("the file is damaged");
+  return step.found.builtin_code != kDequantizeOp || step.in[0]->allocation != kInFile || make_constant(step);
 }
 
 // --- memory -----------------------------------------------------------------------------------------------------
@@ -425,6 +530,7 @@ bool Model::place() {
     return fail("there is no memory");
   size_t count = 0, top = 0;
   for (int s = -1; s < step_count_; ++s) {
+    if (s >= 0 && !steps_[static_cast<size_t>(s)]->makes_anew()) continue;
     const IntArray& made = s < 0 ? *inputs_ : *steps_[static_cast<size_t>(s)]->node.outputs;
     size_t kept = 0;
     for (size_t i = 0; i < count; ++i)
@@ -444,6 +550,7 @@ bool Model::place() {
   }
   if (!arena_.resize(top) || !scratch_.resize(scratch_size_)) return fail("there is no memory");
   for (int s = -1; s < step_count_; ++s) {
+    if (s >= 0 && !steps_[static_cast<size_t>(s)]->makes_anew()) continue;
     const IntArray& made = s < 0 ? *inputs_ : *steps_[static_cast<size_t>(s)]->node.outputs;
     for (int m = 0; m < made.size; ++m) {
       const auto number = static_cast<size_t>(made.data[m]);
@@ -498,6 +605,10 @@ bool Model::run(int64_t* times_ns) {
   int64_t begin = times_ns ? now_ns() : 0;
   for (int i = 0; i < step_count_; ++i) {
     Step& step = *steps_[static_cast<size_t>(i)];
+    if (!step.makes_anew()) {
+      if (times_ns) times_ns[i] = 0;
+      continue;
+    }
     if (step.delegated.invoke) {
       if (step.delegated.invoke(&context_, &step.node) != kOk) return fail("%s (operator %d) failed", step.type, i);
     } else {

@@ -24,6 +24,7 @@ class Model {
   bool run(int64_t* times_ns);  // one for each step, or null
 
   int steps() const { return step_count_; }
+  bool runs(int step) const { return steps_[static_cast<size_t>(step)]->makes_anew(); }  // or is it done by another
   const char* type(int step) const;  // what TFLite calls the operator
   void name(int step, char* text, size_t size) const;
   int inputs() const { return inputs_->size; }
@@ -35,7 +36,7 @@ class Model {
   friend struct Host;
   bool read_file(const char* path);
   bool read_tensors(const Table& graph, const List& buffers);
-  void read_scales(const Table& table, Tensor& tensor, Scales& scales);
+  bool read_scales(const Table& table, Tensor& tensor, Scales& scales);
   void read_text(const List& list, char* text, size_t size) const;  // of printable letters
   bool read_steps(const Table& graph, const List& codes);
   bool read_step(Step& step, const List& codes);
@@ -43,7 +44,10 @@ class Model {
   bool check_tensor(int number);
   bool check_order();
   bool delegate(int threads, const char* kernels);
+  bool is_read(int tensor, const IntArray& nodes) const;
   bool prepare(Step& step);
+  bool check_bytes(const Step& step) const;
+  bool make_constant(Step& step);
   bool make_shadows(Step& step);
   bool place();
   void run(Step& step);
@@ -64,6 +68,7 @@ class Model {
   Context context_ = {};
   Delegate* delegate_ = nullptr;
   IntArray* plan_ = nullptr;
+  DelegateParams preview_ = {};
 };
 
 }  // namespace dmsflow

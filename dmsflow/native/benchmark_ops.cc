@@ -88,15 +88,14 @@ bool check_products(Step& step, int filters, int side) {
   if (floats(in)) return (floats(filter) && floats(out) && (!bias || floats(bias))) || untyped(step);
   if (!bytes(in) || !bytes(filter) || !bytes(out) || (bias && bias->type != kInt32)) return untyped(step);
   const auto* scales = static_cast<const Scales*>(filter->affine.params);
-  if (!scales->centred || (scales->count != 1 && (scales->side != side || static_cast<int>(scales->count) != filters)))
+  if (!scales->centred || (scales->count != 1 && (scales->affine.side != side || scales->count != filters)))
     return wrong(step, "with a filter whose scales do not fit");
   Requantize& r = step.requantize;
   if (!r.factors.resize(static_cast<size_t>(filters))) return fail("there is no memory");
   const double from = in->quantization.scale, to = out->quantization.scale;
   for (int f = 0; f < filters; ++f) {
-    float scale;
-    std::memcpy(&scale, scales->first + (scales->count == 1 ? 0 : sizeof scale * static_cast<size_t>(f)), sizeof scale);
-    if (!make_factor(from * static_cast<double>(scale) / to, r.factors[static_cast<size_t>(f)]))
+    const double scale = scales->affine.scale->data[scales->count == 1 ? 0 : f];
+    if (!make_factor(from * scale / to, r.factors[static_cast<size_t>(f)]))
       return wrong(step, "with scales that int8 cannot hold");
   }
   r.zero_point = out->quantization.zero_point;
@@ -567,7 +566,7 @@ void run_nearest(Step& step, Workers*) {
 
 bool prepare_quantize(Step& step, const Table&) {
   const Tensor *in = step.in[0], *out = step.out[0];
-  if (!bytes(out) || (!floats(in) && !bytes(in))) return untyped(step);
+  if (!bytes(out) || (!floats(in) && !bytes(in) && in->type != kUint8)) return untyped(step);
   if (!same(*in->dims, *out->dims)) return misfit(step);
   return floats(in) || make_factor(static_cast<double>(in->quantization.scale) / out->quantization.scale, step.factor) ||
          wrong(step, "with scales that int8 cannot hold");
@@ -577,6 +576,9 @@ void run_quantize(Step& step, Workers*) {
   const Tensor *in = step.in[0], *out = step.out[0];
   if (floats(in))
     quantize(out->quantization, read<float>(in), elements(in), write<int8_t>(out));
+  else if (in->type == kUint8)
+    rescale(step.factor, in->quantization.zero_point, out->quantization.zero_point, read<uint8_t>(in), elements(in),
+            write<int8_t>(out));
   else
     rescale(step.factor, in->quantization.zero_point, out->quantization.zero_point, read<int8_t>(in), elements(in),
             write<int8_t>(out));

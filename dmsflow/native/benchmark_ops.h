@@ -34,11 +34,10 @@ struct Op {
 const Op* find_op(int code);        // null: it is not in this program
 const char* name_of_op(int code);   // null: it is not in the file format either
 
-// The scales of a constant, one for each filter.
+// The scales of a tensor; of a filter there may be one for each of its filters.
 struct Scales {
-  const uint8_t* first;
-  uint32_t count;
-  int side;  // of the shape
+  AffineQuantization affine;  // first: the delegate has a pointer to it
+  int count;
   bool centred;  // all zero points are 0
 };
 
@@ -59,6 +58,9 @@ struct Step {  // one operator of the file
   size_t place = 0;  // of its table in the file
   Tensor *in[kMostOperands] = {}, *out[kMostOperands] = {};  // null: left out
   int in_count = 0, out_count = 0;
+  Conv2DOptions conv_options = {};  // for the delegate
+  bool taken = false;               // by the delegate, into a later step
+  Buffer<uint8_t> constant;         // what was calculated once, from constants; empty: it is calculated in each run
   Buffer<Tensor> shadows;  // float32 in place of int8: of the inputs, then of the outputs
   // What `prepare` leaves to `run`:
   Window window;
@@ -73,6 +75,8 @@ struct Step {  // one operator of the file
   float number = 0;   // a slope, a divisor, an exponent's factor
   uint32_t fill = 0;  // what stands between copies
   bool fills = false;
+
+  bool makes_anew() const { return !taken && !constant.size(); }  // something in each run
 };
 
 __attribute__((format(printf, 1, 2))) bool fail(const char* format, ...);  // says it on stderr

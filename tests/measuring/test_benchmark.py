@@ -6,7 +6,6 @@ used here.
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 from pathlib import Path
@@ -34,13 +33,6 @@ phone = test_adb.phone
 @pytest.fixture
 def host(sanitized_benchmark: tuple[str, ...]) -> tuple[str, ...]:
     return sanitized_benchmark
-
-
-@pytest.fixture(scope="module")
-def arm() -> tuple[str, ...]:
-    shipped = native.benchmark()
-    assert shipped
-    return (str(shipped),) if platform.machine() == "aarch64" else ("qemu-aarch64", str(shipped))
 
 
 @pytest.fixture(params=["host", "arm"])

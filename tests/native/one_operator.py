@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-FORM = {"float32": 0, "float16": 1, "int32": 2, "int8": 9}
+FORM = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int8": 9}
 # Options whose name is not the operator's.
 OPTIONS = {
     "AVERAGE_POOL_2D": "Pool2D",
