@@ -6,8 +6,11 @@
 // given its shapes by `prepare` each time that these change, run by `invoke`. A file may hold anything:
 // `prepare` follows no index and believes no size that it has not checked.
 //
+// An operation that one thread ends in less than kShort is not shared: to wake others takes as long. So its first run
+// is shared, and the next three are timed without.
+//
 // Options of load_delegate, all of them text:
-//   threads  how many to use; else what the interpreter recommends, else 1
+//   threads  how many to use at most; else what the interpreter recommends, else 1
 //   kernels  a name from ops.h: avx512, avx2, neon-dotprod, neon, portable
 //   times    address of an int64 array of the caller, for the times of each node: [records so far, room for
 //            records, then per record: the (last) node's place in the file, begin and end in ns of CLOCK_MONOTONIC]
@@ -36,6 +39,8 @@ namespace dmsflow {
 namespace {
 
 constexpr int kMostThreads = 1024;
+constexpr int kTimedRuns = 3;
+constexpr int64_t kShort = 30000;  // ns
 constexpr int kMostPads = 1 << 20;             // pixels at a side
 constexpr int64_t kMostSteps = 1 << 28;        // strides, dilations, the reach of a filter, sides of an image
 constexpr int64_t kMostPadded = 1 << 22;       // words of an image with its padding, where that is most of it
@@ -107,6 +112,9 @@ struct Op {
   size_t options_size = 0;
   // By `prepare`:
   bool ready = false;
+  int timed = -1;  // runs by one thread; -1: none yet at all
+  int64_t alone_ns = INT64_MAX;
+  Workers* workers = nullptr;  // of this run
   size_t in_bytes = 0, out_bytes = 0;
   int64_t pixels = 0;  // of quantize and dequantize
   int channels = 0;
@@ -474,7 +482,7 @@ bool prepare_conv(Context* context, Op& op) {
 }
 
 void invoke_conv(const Op& op, const Tensor& in, Tensor& out) {
-  run_conv(op.conv, static_cast<const uint32_t*>(in.data), out.data, op.shared->workers);
+  run_conv(op.conv, static_cast<const uint32_t*>(in.data), out.data, op.workers);
 }
 
 // --- a stem of int8 ---------------------------------------------------------------------------------------
@@ -635,7 +643,7 @@ bool prepare_stem(Context* context, Op& op) {
 }
 
 void invoke_stem(const Op& op, const Tensor& in, Tensor& out) {
-  run_byte_conv(op.stem.conv, in.data, static_cast<uint32_t*>(out.data), op.shared->workers);
+  run_byte_conv(op.stem.conv, in.data, static_cast<uint32_t*>(out.data), op.workers);
 }
 
 // --- what the runtime calls -------------------------------------------------------------------------------
@@ -695,6 +703,8 @@ Status prepare(Context* context, Node* node) {
   }
   const NoDenormals none;
   op->ready = kPrepare[op->kind](context, *op);
+  op->timed = -1;
+  op->alone_ns = INT64_MAX;
   return op->ready ? kOk : kError;
 }
 
@@ -709,6 +719,20 @@ void mark() {
   syscall(SYS_clock_gettime, CLOCK_BOOTTIME, &time);
 }
 
+// Runs an operation by as many threads as are of use.
+void run(Op& op, const Tensor& in, Tensor& out) {
+  const NoDenormals none;
+  const bool times = op.shared->workers && op.timed >= 0 && op.timed < kTimedRuns;
+  op.workers = times || op.alone_ns < kShort ? nullptr : op.shared->workers;
+  const int64_t begin = times ? now() : 0;
+  kInvoke[op.kind](op, in, out);
+  if (times) {
+    const int64_t taken = now() - begin;
+    if (taken < op.alone_ns) op.alone_ns = taken;
+  }
+  if (op.timed < kTimedRuns) ++op.timed;
+}
+
 Status invoke(Context* context, Node* node) {
   Op* op = static_cast<Op*>(node->user_data);
   const Tensor* in = op ? tensor_at(context, op->inputs[0]) : nullptr;
@@ -721,10 +745,7 @@ Status invoke(Context* context, Node* node) {
   const Settings& settings = op->shared->settings;
   const int64_t begin = settings.times ? now() : 0;
   if (settings.marked) mark();
-  {
-    const NoDenormals none;
-    kInvoke[op->kind](*op, *in, *out);
-  }
+  run(*op, *in, *out);
   if (settings.marked) mark();
   int64_t* times = settings.times;
   if (times && times[0] >= 0 && times[0] < times[1]) {
