@@ -28,7 +28,7 @@ from dmsflow.importing import load_network
 from dmsflow.network.network import QUANTISERS, Network, with_int8_stem
 
 STEMS = ("float", "int8")
-CHOICES = {"resnet20": QUANTISERS, "vgg11": STEMS, "reactnet18": QUANTISERS, "resnet18": STEMS}
+CHOICES = {"vgg11": STEMS, "resnet20": QUANTISERS, "resnet18": STEMS, "reactnet18": QUANTISERS}
 IMAGES = (3, 32, 10)  # channels, pixels a side and classes
 TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 SEEDS = (0, 1, 2)
@@ -56,8 +56,8 @@ def _file(out: Path, frame: str, choice: str) -> Path:
 
 
 def wave(where: Runs) -> list[Job]:
-    """Every training; a seed is done before the next begins."""
-    return [job(frame, each, seed, where) for seed in SEEDS for frame, pair in CHOICES.items() for each in pair]
+    """Every training; a network is done before the next begins."""
+    return [job(frame, each, seed, where) for frame, pair in CHOICES.items() for seed in SEEDS for each in pair]
 
 
 def tabulate(where: Runs) -> dict[str, Any]:
