@@ -143,6 +143,7 @@ def plain_op(layer, own, inputs, fill=0):
         return x.reshape(len(x), -1) @ own["weight"].T + own["bias"]
     return {
         "relu": lambda: np.maximum(x, 0),
+        "dropout": lambda: x,
         "relu6": lambda: np.clip(x, 0, 6),
         "add": lambda: x + inputs[1],
         "concat": lambda: np.concatenate(inputs, 1),

@@ -28,6 +28,7 @@ from dmsflow.network.network import (
     STANDARDISATION_EPS,
     Layer,
     Network,
+    evaluated,
     out_widths,
     pools_all,
     value,
@@ -59,6 +60,7 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
             network holds what cannot be folded exactly (a batch norm of negative scale behind a
             max pool).
     """
+    network = evaluated(network)
     trained = TrainedWeights(network, widths, weights)
     ops: list[GraphOp] = []
     names = {INPUT: INPUT}  # of each layer's tensor in the integer graph
@@ -88,8 +90,8 @@ def round_weights(network: Network, widths: Mapping[str, int], weights: Weights,
     What is trained last, so that export changes nothing: rounding moves them by about 1 in 2^12,
     and a bit that this flips in the first layer may move an image. Arguments and errors as `fold`.
     """
-    trained, rounded = TrainedWeights(network, widths, weights), dict(weights)
-    for layer in network.layers:
+    trained, rounded = TrainedWeights(evaluated(network), widths, weights), dict(weights)
+    for layer in trained.network.layers:
         if INPUT in layer.inputs:
             whole, step = _round_stem_filters(trained, layer, _read_tail(trained, layer), mean, std)
             weight = whole * step[:, None, None, None] * np.asarray(std, np.float64)

@@ -6,7 +6,8 @@ convolution becomes a binary one, and every other dense layer a binary convoluti
 ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
 is none, a quantizer is put behind it. A sign is a quantizer, of ±1. SiLU and hard swish are quantizers as a ReLU is, or
 else products with a gate. What computes the gate of a squeeze-and-excite block stays float. Numbers that are added to
-each channel beside a layer that learns them are left out. A convolution without a batch norm gets one, and its bias is
+each channel beside a layer that learns them are left out, and so is a dropout in front of anything but a layer that
+stays float: binary layers need none. A convolution without a batch norm gets one, and its bias is
 left to the norm. A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the
 norm's scale is positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
 """
@@ -36,7 +37,7 @@ LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
 LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")
 GATED = {"silu": "sigmoid", "hard_swish": "hard_sigmoid"}  # activations x · gate(x)
 ACTIVATIONS = ("relu", "relu6", "prelu", *GATED)  # the quantizer of binary convolutions, if nothing else reads them
-GATES = ("sigmoid", "hard_sigmoid", *ACTIVATIONS, "batch_norm", "conv", "linear")  # what computes a gate
+GATES = ("sigmoid", "hard_sigmoid", *ACTIVATIONS, "batch_norm", "conv", "linear", "dropout")  # what computes a gate
 
 
 def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
@@ -55,6 +56,8 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
+    floats = _find_float_layers(module, steps, name) | _find_gate_layers(steps)
+    steps = _drop_dropouts(steps, floats)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
         shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""
         ends = f"ends in {steps[-1].op} of {shape}" if steps else "computes nothing from the image"
@@ -63,7 +66,6 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
             raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
-    floats = _find_float_layers(module, steps, name) | _find_gate_layers(steps)
     steps = _split_activations(_put_norms(_move_pools(_drop_biases(steps, name))), floats)
     return _build_network(steps, floats, name, channels, resolution, classes)
 
@@ -155,6 +157,20 @@ def _drop_biases(steps: list[Step], name: str) -> list[Step]:
             right = "put it beside a convolution, batch norm, PReLU or sign, which learn such numbers"
             raise DmsflowError(f"{name}: {bias.name}", "adds a number to each channel", right)
         steps = [_reading(each, bias.name, above.name) for each in steps if each is not bias]
+    return steps
+
+
+def _drop_dropouts(steps: list[Step], floats: set[str]) -> list[Step]:
+    """Without dropouts, but for those that only layers read that stay float."""
+    floating = ("conv", "linear", "depthwise_conv", "dropout")
+    kept = {each.name for each in steps if each.op in floating} - _find_binary(steps, floats)
+
+    def is_kept(step: Step) -> bool:
+        readers = {each.name for each in _readers(steps, step.name)}
+        return step.op != "dropout" or (bool(readers) and readers <= kept and step.window["rate"] > 0)
+
+    while drop := next((each for each in steps if not is_kept(each)), None):
+        steps = [_reading(each, drop.name, drop.inputs[0]) for each in steps if each is not drop]
     return steps
 
 

@@ -20,7 +20,7 @@ SUPPORTED = (
     "Conv2d, BatchNorm2d, ReLU, ReLU6, PReLU, SiLU, Hardswish, Sigmoid, Hardsigmoid, torch.sign, MaxPool2d, AvgPool2d, "
     "AdaptiveAvgPool2d(1), Linear, Dropout, additions, products and torch.cat"
 )
-PASSED = ("dropout", "dropout_", "contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
+PASSED = ("contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
 EXPANDED = ("expand", "expand_as")
 # What changes each value on its own: our name by torch's.
 POINTWISE = {each: each for each in ("batch_norm", "relu", "relu6", "prelu", "sign", "sigmoid", "silu")}
@@ -54,17 +54,17 @@ class Step:
     Attributes:
         name: the layer's, from the module's path.
         op: conv, depthwise_conv, linear, batch_norm, relu, relu6, prelu, sign, max_pool, average_pool, add, concat,
-            multiply, sigmoid, hard_sigmoid, silu, hard_swish, or bias, which adds a number to each channel.
+            multiply, sigmoid, hard_sigmoid, silu, hard_swish, dropout, or bias, which adds a number to each channel.
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
-        window: kernel, stride, padding, groups and dilation, as the record of a layer has them.
+        window: kernel, stride, padding, groups, dilation and rate, as the record of a layer has them.
     """
 
     name: str
     op: str
     inputs: tuple[str, ...]
     shape: tuple[int, int, int]
-    window: Mapping[str, int] = field(default_factory=dict)
+    window: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _export(module: nn.Module, name: str, channels: int, resolution: int) -> torch.export.ExportedProgram:
@@ -204,6 +204,8 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
         raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
     if op == "prelu" and given[0] != shape[0] and bound["weight"].meta["val"].numel() > 1:
         raise DmsflowError(here, "has slopes for flattened pixels", "put the PReLU in front of Flatten")
+    if op == "dropout":
+        return Step(path, op, inputs, shape, {"rate": bound["p"]})
     if op in POINTWISE:
         return Step(path, POINTWISE[op], inputs, shape)
     if op == "linear":

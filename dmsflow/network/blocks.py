@@ -12,6 +12,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     Op,
+    evaluated,
     out_resolution,
     out_widths,
     pools_all,
@@ -107,7 +108,8 @@ def _format_op(layer: Layer, channels: int) -> str:
 
 
 def fused_blocks(network: Network) -> tuple[FusedBlock, ...]:
-    """The whole network, in order, as the fused blocks that are measured."""
+    """The whole network, in order, as the fused blocks that are measured; dropout is not."""
+    network = evaluated(network)
     keys, sizes = out_widths(network), resolutions(network)
     folded: set[str] = set()
     blocks = []

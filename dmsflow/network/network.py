@@ -37,6 +37,7 @@ Op = Literal[
     "multiply",  # of two tensors of one shape, or [C, H, H] by [C, 1, 1]
     "sigmoid",
     "hard_sigmoid",  # min(max(x + 3, 0), 6) / 6
+    "dropout",  # while weights are trained, each value is 0 with the probability `rate`, else divided by 1 - rate
 ]
 # Those with a kernel, stride and padding.
 WINDOWED_OPS: tuple[Op, ...] = ("conv", "binary_conv", "depthwise_conv", "max_pool", "average_pool")
@@ -67,6 +68,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         kernel, stride, padding: of WINDOWED_OPS, the same in both directions.
         groups, dilation: of conv and binary_conv; more than 1 is refused, by these names.
         bits: of each weight of a conv of the image, which then reads uint8 pixels, or of a dense layer: 32 (float) or 8.
+        rate: of dropout.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     groups: int = 1
     dilation: int = 1
     bits: int = 32
+    rate: float = 0.0
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -143,6 +146,18 @@ def has_int8_stem(network: Network) -> bool:
 
 def _may_have_8_bits(layer: Layer) -> bool:
     return layer.op == "dense" or (layer.op == "conv" and INPUT in layer.inputs)
+
+
+def evaluated(network: Network) -> Network:
+    """What a trained network computes: the same without dropout."""
+    layers, passed = list[Layer](), dict[str, str]()
+    for layer in network.layers:
+        inputs = tuple(passed.get(name, name) for name in layer.inputs)
+        if layer.op == "dropout":
+            passed[layer.name] = inputs[0]
+        else:
+            layers.append(msgspec.structs.replace(layer, inputs=inputs))
+    return msgspec.structs.replace(network, layers=tuple(layers)) if passed else network
 
 
 def read_network(path: Path) -> Network:
@@ -284,6 +299,8 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     right = "a quantize or sign layer feeds binary convs, and only them"
     yield (op == "binary_conv") != (read in QUANTISERS), f"{op} reads a {read} layer", right
     yield read == INPUT and op != "conv", f"{op} reads the image", "begin with a conv, which is a float convolution"
+    broken = not 0 < layer.rate < 1 if op == "dropout" else layer.rate != 0
+    yield broken, f"{op} has rate {layer.rate}", "give a dropout one between 0 and 1, other ops none"
     yield from _window_rules(layer)
 
 

@@ -154,7 +154,9 @@ class Descent:
         for images, labels in net.weight_batches.run(first + at.weight_step, first + self.steps):
             set_learning_rate(net.optimiser, self.learning_rate())
             # The results stay on the device: reading one would wait for its step.
-            at.results.append(weight_step(net.model, net.optimiser, (images, labels), net.where, self.choose_active()))
+            active, draw = self.choose_active(), generator(self.settings.seed, "dropout", at.round, at.weight_step)
+            batch = images, labels
+            at.results.append(weight_step(net.model, net.optimiser, batch, net.where, active, draw=draw))
             at.weight_step += 1
             if time.monotonic() - last_saved > checkpoint.SAVE_INTERVAL_S:
                 self._check_weights()
@@ -172,7 +174,7 @@ class Descent:
         count = self.settings.width_batches or net.width_batches.steps
         batches = net.width_batches.run(at.round * count, (at.round + 1) * count)
         points, places = [], self.points()
-        net.model.requires_grad_(False)
+        net.model.requires_grad_(False).eval()
         for number, mu in enumerate(places):
             share = -(-count * (number + 1) // len(places)) - -(-count * number // len(places))
             self.window, passes = self.make_window(mu, net.widths), []
@@ -181,7 +183,7 @@ class Descent:
                 self.after_pass(passes[-1])
             if passes:
                 points.append(self._point(mu, passes))
-        net.model.requires_grad_(True)
+        net.model.requires_grad_(True).train()
         self.move(points)
         first = points[0]
         figures = {"width_loss": first["loss"], "width_top1_percent": first["top1_percent"]}

@@ -45,6 +45,7 @@ def evolve(net: SuperNetwork, first: list[Ratios], count: int) -> Ratios:
     """The ratios [n] of the best of `count` sub-networks, within every budget; the first generation has those given."""
     images = list(net.width_batches.run(0, min(BATCHES, net.width_batches.steps)))
     trials: list[Trial] = []
+    net.model.eval()
     with track("evolution", count, "sub-network") as progress:
         generation = 0
         while len(trials) < count:

@@ -23,6 +23,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     check_size,
+    evaluated,
     key_parts,
     out_widths,
     pads_signs,
@@ -87,6 +88,7 @@ class Model(nn.Module):
         self.widths = dict(widths)
         self.precision = precision
         self.keys = out_widths(network)
+        self.drops = any(layer.op == "dropout" for layer in network.layers)
         self.ops = nn.ModuleList(self._make_op(layer, statistics) for layer in network.layers)
         last_use = {name: layer.name for layer in network.layers for name in layer.inputs}
         self._dead_after = {layer.name: [n for n in last_use if last_use[n] == layer.name] for layer in network.layers}
@@ -101,7 +103,8 @@ class Model(nn.Module):
             signs = binary and pads_signs(self.network, layer)
             return Convolution(c_in, c_out, layer, binary=is_binary, signs=signs, bits=layer.bits if binary else 32)
         if layer.op == "batch_norm":
-            return BatchNorm(c_out, statistics, positive=self.network.layer(layer.inputs[0]).op == "max_pool")
+            (read,) = evaluated(self.network).layer(layer.name).inputs
+            return BatchNorm(c_out, statistics, positive=self.network.layer(read).op == "max_pool")
         if layer.op in QUANTISERS:
             quantiser = Quantise() if layer.op == "quantize" else Sign(c_out)
             return quantiser if binary else Plain("relu", layer)
@@ -205,7 +208,7 @@ def centre_quantisers(model: Model) -> None:
             above = model.network.layer(source) if source != INPUT else layer
             if isinstance(norm := ops.get(source), BatchNorm):
                 norm.bias.fill_(CENTRED_ALPHA / 2)
-            elif above.op in ("relu", "relu6", "prelu", "add", "max_pool", "concat"):
+            elif above.op in ("relu", "relu6", "prelu", "add", "max_pool", "concat", "dropout"):
                 sources += above.inputs[0 if above.op == "concat" else -1 :]
 
 
@@ -377,6 +380,8 @@ class Plain(nn.Module):
     def forward(self, *inputs: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         if self.op in FUNCTIONS:
             return FUNCTIONS[self.op](*inputs)  # type: ignore[no-any-return]
+        if self.op == "dropout":
+            return F.dropout(inputs[0], self.layer.rate, self.training)
         if self.op == "max_pool":
             return max_pool(inputs[0], self.layer.kernel, self.layer.stride, self.layer.padding)
         if pools_all(self.layer):

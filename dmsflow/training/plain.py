@@ -71,6 +71,9 @@ def build_plain_module(
             node = graph.call_function(F.max_pool2d, (*inputs, layer.kernel, layer.stride, layer.padding))
         elif layer.op == "average_pool" and not pools_all(layer):
             node = graph.call_function(F.avg_pool2d, (*inputs, layer.kernel, layer.stride))
+        elif layer.op == "dropout":
+            root.add_submodule(layer.name, nn.Dropout(layer.rate))
+            node = graph.call_module(layer.name, inputs)
         elif layer.op == "average_pool":
             node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
         else:

@@ -41,17 +41,25 @@ def weight_step(
     where: Place,
     active: Active | None = None,
     teacher: Model | None = None,
+    draw: torch.Generator | None = None,
 ) -> Tensor:
     """One step of the weights; loss and fraction classified right, [2], still on the device.
 
-    Gradients, running statistics and what is returned are means over the batch's parts, in all processes.
+    Gradients, running statistics and what is returned are means over the batch's parts, in all processes. `draw`
+    decides what dropout drops.
     """
     optimiser.zero_grad(set_to_none=True)
     taught = None if teacher is None else predict(teacher, batch[0], where)
+    count = where.share.parts
+    seeds = (
+        torch.randint(2**63 - 1, (count,), generator=draw)[where.share.rows(slice(0, count))] if model.drops else None
+    )
     before = [each.clone() for each in _averaged(model, where)]  # the running statistics
 
     def parts() -> Iterator[list[Tensor]]:
-        for images, labels, answers in where.share.split(*batch, taught):
+        for images, labels, answers, seed in where.share.split(*batch, taught, seeds):
+            if seed is not None:
+                torch.manual_seed(int(seed))
             optimiser.zero_grad(set_to_none=True)
             if before:
                 torch._foreach_copy_(_averaged(model, where), before)  # every part starts from the same

@@ -24,7 +24,7 @@ from dmsflow.network.network import Network, has_int8_stem
 from dmsflow.settings import Precision, TrainSettings
 from dmsflow.terminal import track
 from dmsflow.training import checkpoint, processes
-from dmsflow.training.batches import Batches, Order, whole, with_crop
+from dmsflow.training.batches import Batches, Order, generator, whole, with_crop
 from dmsflow.training.log import Log
 from dmsflow.training.model import Model, best_effort_initialise, centre_quantisers
 from dmsflow.training.place import choose_place
@@ -246,7 +246,8 @@ def _fit(model: Model, course: Course, first: int, last: int, teacher: Model | N
     with track(title, last, "epoch", done=step // batches.steps) as progress:
         for images, labels in batches.run(step, last * batches.steps):
             set_learning_rate(optimiser, learning_rate(settings, step / batches.steps - first, last - first))
-            results.append(weight_step(model, optimiser, (images, labels), batches.where, teacher=teacher))
+            draw = generator(settings.seed, "dropout", step)
+            results.append(weight_step(model, optimiser, (images, labels), batches.where, teacher=teacher, draw=draw))
             step, counted = step + 1, counted + batches.order.size
             ended = step % batches.steps == 0
             if ended:

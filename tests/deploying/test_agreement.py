@@ -142,6 +142,9 @@ class Draft:
         self.add("batch_norm")
         self.add("multiply", entry, self.add("sigmoid" if self.random.random() < 0.5 else "hard_sigmoid"))
 
+    def dropout(self) -> None:
+        self.add("dropout", rate=0.5)
+
     def swish(self) -> None:
         entry = self.last
         self.add("multiply", entry, self.add("sigmoid" if self.random.random() < 0.5 else "hard_sigmoid"))
@@ -149,7 +152,7 @@ class Draft:
 
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = [Draft.float_conv, Draft.depthwise, Draft.window_average, Draft.relu6]
-OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish]
+OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish, Draft.dropout]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

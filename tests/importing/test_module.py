@@ -251,6 +251,21 @@ def test_torchvisions_mobilenet_v2_has_float_depthwise_and_binary_1x1_convolutio
     )  # in front of depthwise convolutions and of the average
 
 
+def test_dropout_stays_in_front_of_layers_that_stay_float() -> None:
+    drops = [
+        [(layer.inputs, layer.rate) for layer in read_module(each, "net", 2, 16, 5).layers if layer.op == "dropout"]
+        for each in (
+            Residual(),
+            make_plain(5),  # in front of a binary layer
+            nn.Sequential(make_flattened(), nn.Dropout(0.3)),  # behind all
+            nn.Sequential(
+                *list(make_flattened())[:-1], nn.Dropout(0.1), nn.Dropout(0.2), nn.Dropout(0), nn.Linear(6, 5)
+            ),
+        )
+    ]
+    assert drops == [[(("mean",), 0.5)], [], [], [(("7",), 0.1), (("8",), 0.2)]]
+
+
 def test_depthwise_and_named_layers_stay_float() -> None:
     network = read_module(Separable(), "net", 2, 16, 5)
     ops = {layer.name: layer.op for layer in network.layers}

@@ -137,6 +137,7 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     layer("binary_conv", width="c", kernel=3, padding=1)
     layer("batch_norm")
     layer("average_pool")
+    layer("dropout", rate=0.2)
     layer("dense", width=classes)
     image = {"channels": channels, "resolution": resolution, "classes": classes}
     return Network(name="floats", **image, widths={"a": 8, "b": 12, "c": 24}, layers=tuple(layers))

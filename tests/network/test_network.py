@@ -12,7 +12,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.network import cost
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import Layer, Network, check, out_widths, resolutions, value
+from dmsflow.network.network import Layer, Network, check, evaluated, out_widths, resolutions, value
 from dmsflow.plugin import list_plugins, load_plugin
 
 BUILDS = [(name, resolution) for name in list_plugins("networks") for resolution in (32, 224)]
@@ -64,6 +64,14 @@ def test_an_average_over_windows_keeps_its_width() -> None:
         "average_pool 3x3 stride 2 on 8x8",
         "average_pool + dense to 10 on 3x3",
     ]
+
+
+def test_dropout_is_no_part_of_what_a_trained_network_computes() -> None:
+    drop = Layer(name="drop", op="dropout", inputs=("average",), rate=0.2)
+    dense = msgspec.structs.replace(END[1], inputs=("drop",))
+    network = make((STEM, QUANTIZE, CONV, END[0], drop, dense))
+    assert fused_blocks(network) == fused_blocks(make()) and evaluated(network) == make() == evaluated(make())
+    assert cost.layer_bytes(network, network.widths) == cost.layer_bytes(make(), network.widths)
 
 
 def test_shapes() -> None:
@@ -186,6 +194,14 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         (
             swap("conv", groups=2),
             "layer 'conv': binary_conv has groups 2; leave groups at 1: no runtime has kernels for",
+        ),
+        (
+            before_end(Layer(name="drop", op="dropout", inputs=("conv",), rate=1.0)),
+            "layer 'drop': dropout has rate 1.0; give a dropout one between 0 and 1, other ops none",
+        ),
+        (
+            before_end(Layer(name="relu", op="relu", inputs=("conv",), rate=0.5)),
+            "layer 'relu': relu has rate 0.5; give a dropout one between 0 and 1, other ops none",
         ),
         (swap("stem", groups=3), "layer 'stem': conv has groups 3; use depthwise_conv, or leave groups at 1"),
         (

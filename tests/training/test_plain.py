@@ -8,10 +8,12 @@ import gated
 import pytest
 import torch
 from made_up import with_signs
+from msgspec.structs import replace
 
 import dmsflow
+from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.architectures import birealnet18, densenet, mobilenet, reactnet18, resnet18, vgg11
-from dmsflow.network.network import Network
+from dmsflow.network.network import Layer, Network
 from dmsflow.settings import Precision
 from dmsflow.training.model import Model
 from dmsflow.training.plain import build_plain_module
@@ -52,6 +54,16 @@ def compare_logits(network: Network, precision: Precision) -> None:
     filters = next(plain.state_dict()[f"{each.name}.weight"] for each in network.layers if each.op == "binary_conv")
     assert (len(torch.unique(filters[0])) == 2) == (precision == "binary")
     assert all(type(module).__module__.startswith("torch.") for module in plain.modules())
+
+
+def test_dropout_is_torchs_own() -> None:
+    average, dense = vgg11.build(1, 32, 4).layers[-2:]
+    drop = Layer(name="drop", op="dropout", inputs=(average.name,), rate=0.3)
+    layers = (*vgg11.build(1, 32, 4).layers[:-1], drop, replace(dense, inputs=("drop",)))
+    network = replace(vgg11.build(1, 32, 4), layers=layers)
+    compare_logits(replace(network, channels=3), "binary")
+    weights = draw_weights(network, network.widths)
+    assert build_plain_module(network, network.widths, weights).get_submodule("drop").p == 0.3
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 from dmsflow.deploying.exporters._onnx_graph import HARD_SIGMOID, Graph, channels_first, window_of
 from dmsflow.deploying.folding import PRELU, TrainedWeights, Weights
 from dmsflow.network.blocks import tail
-from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, pools_all
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, evaluated, pools_all
 
 PLAIN = {"relu6": "Clip", "add": "Add", "concat": "Concat", "max_pool": "MaxPool", "average_pool": "AveragePool"}
 PLAIN |= {"multiply": "Mul", "sigmoid": "Sigmoid", "hard_sigmoid": "HardSigmoid"}
@@ -22,7 +22,8 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
     A batch norm behind a convolution is folded into it, also through a max pool if its scale is
     positive. Arguments and errors as of `folding.fold`; the weights are those of `train --precision float`.
     """
-    graph, trained = Graph(), TrainedWeights(network, widths, weights)
+    graph, network = Graph(), evaluated(network)
+    trained = TrainedWeights(network, widths, weights)
     names = {INPUT: graph.node("Div", graph.planes(mean), graph.per_channel("input.std", std), name="input.normalised")}
     positive = set()  # layers whose tensor has no negative value: a ReLU behind them does nothing
     for layer in network.layers:
