@@ -196,26 +196,28 @@ class Tail:
     shift: Float64  # [C]
     half: Float64 | None  # what the quantiser compares with, if there is one: alpha / 2, or shifts [C]
     pool: tuple[integer_graph.MaxPool, ...]  # the max pool, if there is one
+    rectifies: bool = False  # a ReLU stands in front of the batch norm
 
 
 def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     layers = {layer.op: layer for layer in blocks.tail(trained.network, conv)}
+    rectifies = list(layers) == ["relu", "batch_norm"]
     if conv.op != "binary_conv" and INPUT not in conv.inputs:
         for op in QUANTISERS:  # no threshold for sums of floats
             layers.pop(op, None)
     quantiser = layers.get("quantize", layers.get("sign"))
     half = trained.threshold(quantiser) if quantiser else None
-    if half is None:
+    if half is None and not rectifies:
         for op in ("relu", "relu6"):  # it stays one
             layers.pop(op, None)
-    elif "relu" in layers or "relu6" in layers:  # which exceeds whatever is below zero, and of which nothing exceeds 6
+    elif half is not None and not layers.keys().isdisjoint(("relu", "relu6")):  # it exceeds what is below 0, and not 6
         half = np.where(half < 0, -np.inf, half)
     if half is not None and "relu6" in layers:
         half = np.where(half >= RELU6, np.inf, half)
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
     gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
     if "max_pool" not in layers:
-        return Tail(names, gain, shift, half, ())
+        return Tail(names, gain, shift, half, (), rectifies)
     if (gain < 0).any():  # the maximum would become a minimum
         what = "has a negative scale behind a max pool"
         raise DmsflowError(names["batch_norm"], what, "train again: it must be positive")
@@ -297,6 +299,9 @@ def _fold_binary_conv(trained: TrainedWeights, layer: Layer, tail: Tail, inputs:
         thresholds = _compute_thresholds(abs(scale), shift, tail.half, conv.count + 1)
         return [replace(conv, weight=_flip_signs(signs, scale), thresholds=thresholds), *tail.pool]
     multiplier = (scale / 2).astype(np.float32)
+    if tail.rectifies:  # the opposite signs, of which 2 disagreements below K are a sum above 0
+        conv = replace(conv, weight=-signs, rectifies=True)
+        return [replace(conv, multiplier=-multiplier, bias=tail.shift.astype(np.float32))]
     bias = shift - scale * conv.negatives + conv.count * multiplier.astype(np.float64)
     return [replace(conv, multiplier=multiplier, bias=bias.astype(np.float32)), *tail.pool]
 

@@ -88,11 +88,13 @@ class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
     [True, False]
 
     Without thresholds it puts out floats. With `disagreements = sum + negatives`, in 0..K for K weights,
-    these are `float32(2 disagreements) * multiplier + offset`, each operation rounded.
+    these are `float32(2 disagreements) * multiplier + offset`, each operation rounded. If it rectifies, 2 disagreements
+    count as K at most: a ReLU, of ±1.
     """
 
     multiplier: Float32 | None = None  # [C_out]
     bias: Float32 | None = None  # [C_out]: what is added at 2 disagreements = K
+    rectifies: bool = False
 
     @property
     def count(self) -> int:
@@ -338,7 +340,8 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
                 return sums >= op.thresholds
             if isinstance(op, Stem):
                 return sums
-            return 2 * (sums + op.negatives.astype(np.float32)) * op.multiplier + op.offset
+            counts = 2 * (sums + op.negatives.astype(np.float32))
+            return (np.minimum(counts, op.count) if op.rectifies else counts) * op.multiplier + op.offset
         case MaxPool():
             return _windows(x, op, False if op.binary else -np.inf).max((4, 5))
         case Scale():

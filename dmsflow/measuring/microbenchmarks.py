@@ -71,7 +71,10 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
         return _isolate_quantizer(size, block.op)
     entry: Kind = "image" if block.reads_image else "bits" if block.op == "binary_conv" else "floats"
     last = block.layers[-1].op
-    terms: list[tuple[int, Sum | MicroBenchmark]] = [(1, _build(entry, size, block, writes, others=others))]
+    quantiser: Op = "sign" if [each.op for each in block.layers[1:]] == ["relu", "batch_norm"] else "quantize"
+    terms: list[tuple[int, Sum | MicroBenchmark]] = [
+        (1, _build(entry, size, block, writes, others=others, quantiser=quantiser))
+    ]
     if last in QUANTISERS:
         terms.append((-EXITS["bits"], _isolate_exit()))
     elif last != "dense":
@@ -79,7 +82,7 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
         terms.append((-EXITS["floats"], _isolate_quantizer((writes, block.size))))
     if entry == "image":
         return _combine(*terms, (-1, isolate_overhead()))
-    terms.append((-1, _build(entry, size, others=others)))
+    terms.append((-1, _build(entry, size, others=others, quantiser=quantiser)))
     for exits, each in _count_exits(entry, [size, *others]):
         terms.append((exits, _isolate_exit()))
         if entry == "floats":
@@ -130,6 +133,7 @@ def _build(
     others: Sequence[Size] = (),
     exits: int = 0,
     more: Op = "quantize",
+    quantiser: Op = "quantize",
 ) -> MicroBenchmark:
     """A network around a block, or around nothing.
 
@@ -141,6 +145,7 @@ def _build(
             pixel by their average.
         exits: how many, if not those of EXITS.
         more: the quantiser of those beyond these.
+        quantiser: of the entry.
     """
     layers: list[Layer] = []
 
@@ -152,7 +157,7 @@ def _build(
     if entry != "image":  # a cheap convolution of the image, made bits or floats
         append("enter", "conv", INPUT, width=reads)
         append("enter_norm", "batch_norm", "enter")
-        tensors = [append(f"enter_{entry}", "quantize" if entry == "bits" else "relu", "enter_norm")]
+        tensors = [append(f"enter_{entry}", quantiser if entry == "bits" else "relu", "enter_norm")]
     if others and others[0][1] < pixels:
         tensors.append(append("other_average", "average_pool", tensors[0]))
     elif others:

@@ -29,12 +29,18 @@ FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is 
 
 
 def tail(network: Network, layer: Layer) -> tuple[Layer, ...]:
-    """The layers that fold into `layer`: its only reader, that one's only reader, and so on."""
+    """The layers that fold into `layer`: its only reader, that one's only reader, and so on.
+
+    A ReLU in front of the batch norm folds into a binary convolution of ±1, which counts symmetrically around 0.
+    """
     chain = [layer]
     for op in FOLDS.get(layer.op, ()):
         readers = network.consumers(chain[-1].name)
         if len(readers) == 1 and readers[0].op == op:
             chain += readers
+    if [each.op for each in chain] == ["binary_conv", "relu"] and network.layer(layer.inputs[0]).op == "sign":
+        norms = network.consumers(chain[-1].name)
+        chain += norms if [each.op for each in norms] == ["batch_norm"] else []
     return tuple(chain[1:])
 
 

@@ -7,6 +7,7 @@ it is the plain network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,8 @@ class Model(nn.Module):
         c_in, c_out = (value(self.widths, self.keys[name]) for name in (layer.inputs[0], layer.name))
         binary = self.precision == "binary"
         if layer.op == "depthwise_conv":
-            return DepthwiseConvolution(1, c_out, layer, binary=False, signs=False)
+            above = self.network.layer(layer.inputs[0])
+            return DepthwiseConvolution(c_out, layer, blurs=above.op == "max_pool" and above.stride == 1 < layer.stride)
         if layer.op in ("conv", "binary_conv"):
             is_binary = binary and layer.op == "binary_conv"
             signs = binary and pads_signs(self.network, layer)
@@ -292,7 +294,13 @@ class Convolution(nn.Module):
 
 
 class DepthwiseConvolution(Convolution):
-    """depthwise_conv: no mask, since channels are not mixed."""
+    """depthwise_conv: no mask, since channels are not mixed. One that `blurs` begins with binomial weights."""
+
+    def __init__(self, channels: int, layer: Layer, *, blurs: bool) -> None:
+        super().__init__(1, channels, layer, binary=False, signs=False)
+        if blurs:
+            row = torch.tensor([float(math.comb(layer.kernel - 1, tap)) for tap in range(layer.kernel)])
+            self.weight.data.copy_(torch.outer(row, row) / row.sum() ** 2)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight = _narrow(self.weight, active_out)

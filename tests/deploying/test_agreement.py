@@ -142,6 +142,15 @@ class Draft:
         self.add("batch_norm")
         self.add("multiply", entry, self.add("sigmoid" if self.random.random() < 0.5 else "hard_sigmoid"))
 
+    def rectified(self) -> None:
+        """A ReLU in front of the batch norm, which folds into a convolution of signs."""
+        self.add("sign" if self.random.random() < 0.7 else "quantize")
+        self.key = f"width{len(self.widths)}"
+        self.widths[self.key] = int(self.random.integers(1, 151))
+        self.add("binary_conv", width=self.key, **self.window())
+        self.add("relu")
+        self.add("batch_norm")
+
     def dropout(self) -> None:
         self.add("dropout", rate=0.5)
 
@@ -152,7 +161,7 @@ class Draft:
 
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = [Draft.float_conv, Draft.depthwise, Draft.window_average, Draft.relu6]
-OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish, Draft.dropout]
+OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish, Draft.dropout, Draft.rectified]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:

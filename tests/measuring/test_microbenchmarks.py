@@ -23,7 +23,7 @@ NETWORKS = {
     f"{name}-{resolution}": load_network(name, 3, resolution, 10)
     for name, resolution in (
         *(("vgg11", 32), ("resnet18", 32), ("resnet18", 64), ("reactnet18", 32), ("densenet", 32)),
-        *(("birealnet18", 32), ("mobilenet", 32)),
+        *(("birealnet18", 32), ("mobilenet", 32), ("quicknet", 32)),
     )
 }
 NETWORKS["vgg11-signs"] = with_signs(load_network("vgg11", 3, 32, 10))

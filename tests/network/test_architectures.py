@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import MEAN, STD, odd_widths, pixels
+from made_up import FLOAT_CONVS, MEAN, STD, odd_widths, pixels
 from PIL import Image
 
 from dmsflow import cli
@@ -19,7 +19,7 @@ from dmsflow.manifest import load_manifest
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile import runners
 from dmsflow.network import cost
-from dmsflow.network.network import INPUT, resolutions
+from dmsflow.network.network import INPUT, out_widths, resolutions, value
 from dmsflow.plugin import list_plugins, load_plugin
 
 SIZES = ((32, 10), (224, 1000))
@@ -63,6 +63,8 @@ def test_real_values_pass_every_binary_convolution(name: str, count: int) -> Non
     for conv in convs:
         quantize = network.layer(conv.inputs[0])
         (norm,) = network.consumers(conv.name)
+        if norm.op == "relu":
+            (norm,) = network.consumers(norm.name)
         (add,) = network.consumers(norm.name)
         assert add.op == "add"
         if conv.stride == 1:
@@ -76,6 +78,48 @@ def test_resnet20_has_the_widths_and_the_size_of_the_benchmark() -> None:
     bits = sum(count for layer, count in cost.weights(network, network.widths) if layer.op == "binary_conv")
     assert 0.26e6 < bits < 0.28e6 and 0.03 < cost.memory_bytes(network, network.widths) / cost.MIB < 0.05
     assert 38e6 < cost.macs(network, network.widths) < 42e6
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "mib"), [("quicknet", 13_234_088, 4.17), ("quicknet-small", 12_655_688, 4.00)]
+)
+def test_quicknet_has_the_parameters_that_larq_zoo_publishes(name: str, count: int, mib: float) -> None:
+    """Two for each channel of a batch norm among them, which our memory does not count."""
+    network = load_network(name, 3, 224, 1000)
+    keys, sizes = out_widths(network), resolutions(network)
+    norms = [layer for layer in network.layers if layer.op == "batch_norm"]
+    norm_floats = sum(2 * value(network.widths, keys[layer.name]) for layer in norms)
+    weights = {layer.name: weight for layer, weight in cost.weights(network, network.widths)}
+    assert sum(weights.values()) + network.classes + norm_floats == count
+    scales = sum(value(network.widths, keys[layer.name]) for layer in network.layers if layer.op == "binary_conv")
+    shifts = sum(value(network.widths, keys[layer.name]) for layer in network.layers if layer.op == "sign")
+    memory = cost.memory_bytes(network, network.widths) + 4 * (norm_floats - scales - shifts)
+    assert memory / cost.MIB == pytest.approx(mib, abs=0.005)
+    sections = [width for key, width in network.widths.items() if key != "stem"]
+    binary = sum(4 * 9 * width**2 * side**2 for width, side in zip(sections, (56, 28, 14, 7), strict=True))
+    floats = sum(weights[each.name] * sizes[each.name] ** 2 for each in network.layers if each.op in FLOAT_CONVS)
+    assert cost.macs(network, network.widths) == binary + floats + weights["dense"]
+    assert floats < 0.03 * binary
+
+
+@pytest.mark.parametrize("resolution", [8, 31, 32, 64, 224])
+def test_quicknet_halves_the_image_between_two_sections(resolution: int) -> None:
+    """By a maximum of every pixel, a blur and a float 1×1 convolution; larger images by the stem, twice."""
+    network = load_network("quicknet", 3, resolution, 10)
+    sizes = resolutions(network)
+    wanted = [resolution if resolution < 64 else resolution // 4]
+    for _ in range(3):
+        wanted.append(wanted[-1] // 2)
+    assert [sizes[f"stage{section}"] for section in range(4)] == wanted
+    for section in range(1, 4):
+        chain = [network.layer(f"stage{section}")]
+        while chain[-1].op != "relu":
+            chain.append(network.layer(chain[-1].inputs[0]))
+        assert [(layer.op, layer.kernel, layer.stride) for layer in chain[:-1]] == [
+            ("conv", 1, 1),
+            ("depthwise_conv", 3, 2),
+            ("max_pool", 2, 1),
+        ]
 
 
 def test_reactnet18_is_birealnet18_with_its_own_activations() -> None:

@@ -296,7 +296,17 @@ def test_a_users_own_network(tmp_path: Path) -> None:
 # --- fused_blocks -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+@pytest.mark.parametrize("quantiser", ["sign", "quantize"])
+def test_a_relu_in_front_of_the_norm_folds_into_a_convolution_of_signs(quantiser: str) -> None:
+    relu = Layer(name="relu", op="relu", inputs=("conv",))
+    layers = before_end(relu, Layer(name="norm", op="batch_norm", inputs=("relu",)))
+    network = make(tuple(msgspec.structs.replace(each, op=quantiser) if each is QUANTIZE else each for each in layers))
+    blocks = [[layer.op for layer in block.layers] for block in fused_blocks(network)]
+    fused = [["binary_conv", "relu", "batch_norm"]]
+    assert blocks[1:-1] == (fused if quantiser == "sign" else [["binary_conv", "relu"], ["batch_norm"]])
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "quicknet"])
 def test_every_layer_is_in_one_piece(name: str) -> None:
     network = load_network(name, 3, 32, 10)
     inside = [layer for block in fused_blocks(network) for layer in block.layers]

@@ -79,7 +79,7 @@ def _add_plain(graph: Graph, layer: Layer, inputs: list[str]) -> None:
 def _find_batch_norm(trained: TrainedWeights, conv: Layer) -> Layer | None:
     """The batch norm that can be part of a convolution; behind a max pool, only one of positive scales."""
     followers = {layer.op: layer for layer in tail(trained.network, conv)}
-    norm = followers.get("batch_norm")
+    norm = None if next(iter(followers), "") == "relu" else followers.get("batch_norm")
     if norm and "max_pool" in followers:
         gain, _ = trained.fold_batch_norm(norm.name, trained.channels(norm.name))
         return norm if (gain > 0).all() else None

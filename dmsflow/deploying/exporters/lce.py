@@ -262,7 +262,7 @@ class LceWriter:
         x, padding = self.padded(op, x)
         inputs = [x, self.constant(f"{op.name}/weight", pack(signs < 0)), multiplier, bias, threshold]
         options = {"channels_in": op.weight.shape[3], "dilation_height_factor": 1, "dilation_width_factor": 1}
-        options |= {"fused_activation_function": 0, "pad_values": 1, "padding": padding}
+        options |= {"fused_activation_function": RELU * op.rectifies, "pad_values": 1, "padding": padding}
         options |= {"stride_height": op.stride, "stride_width": op.stride}
         output = (shape, FLOATS) if op.thresholds is None else (_packed_shape(shape), BITS)
         return self.operator("LceBconv2d", inputs, op.name, *output, **options)

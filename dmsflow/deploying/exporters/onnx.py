@@ -192,6 +192,8 @@ class OnnxWriter:
             negatives = self.spread(op, "negatives", op.negatives)
             disagreements = graph.node("Add", sums, negatives, name=f"{name}.disagreements")
         assert op.multiplier is not None
+        if op.rectifies:
+            disagreements = graph.node("Min", disagreements, graph.scalar(op.count / 2), name=f"{name}.rectified")
         return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
 
     def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:

@@ -162,6 +162,7 @@ class Program:
             number = step("add", name, sums, constants=[-bias if pooled else bias])
             return Value(number, name, "from" if pooled else "below", odd=True)
         assert op.multiplier is not None and op.bias is not None
+        sums = step("relu", name, sums) if op.rectifies else sums
         scaled = step("multiply", name, sums, constants=[-op.multiplier])
         return Value(step("add", name, scaled, constants=[op.bias]), name)
 
