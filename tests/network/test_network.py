@@ -193,7 +193,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         ),
         (
             swap("conv", groups=2),
-            "layer 'conv': binary_conv has groups 2; leave groups at 1: no runtime has kernels for",
+            "layer 'conv': binary_conv has groups 2; leave groups at 1, or use a depthwise_conv and a 1×1 binary_conv",
         ),
         (
             before_end(Layer(name="drop", op="dropout", inputs=("conv",), rate=1.0)),
