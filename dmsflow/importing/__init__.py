@@ -18,6 +18,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     Args:
         name: of a plug-in; the path of a .py file with `build()`, or of a .json file with a network; a torch.nn.Module,
             its class or a function in a file ("net.py:Net"); or a classifier of torchvision ("torchvision:resnet18").
+            Of a module with the layers that stay float beside those that it names itself: "torchvision:resnet18+layer4".
 
     Raises:
         DmsflowError: no such network, or it does not fit such images.
@@ -44,6 +45,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
 
 
 def _load_module(name: str, file: str, attribute: str, channels: int, resolution: int, classes: int) -> Network:
+    title, (attribute, *floats) = attribute, attribute.split("+")
     if file == TORCHVISION:
         made: Any = _make_torchvision(attribute, classes)
     else:
@@ -56,7 +58,7 @@ def _load_module(name: str, file: str, attribute: str, channels: int, resolution
     from dmsflow.importing import module
 
     made = module.call_module(made, name, channels, classes)
-    return module.read_module(made, attribute, channels, resolution, classes)
+    return module.read_module(made, title, channels, resolution, classes, floats)
 
 
 def _make_torchvision(name: str, classes: int) -> Any:

@@ -1,7 +1,8 @@
 """A torch.nn.Module as a `Network`: torch.export reads it, and its convolutions become binary by one rule.
 
 The first convolution, the last dense layer and depthwise convolutions stay float, and so do the layers that the module
-names in an attribute `float_layers`, each by its path or by that of a part: ("features.1", "layer4"). Every other
+names in an attribute `float_layers`, each by its path or by that of a part: ("features.1", "layer4"), and those that
+follow its name, as in "torchvision:resnet18+layer4". Every other
 convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
 ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
 is none, a quantizer is put behind it. A sign is a quantizer, of ±1. SiLU and hard swish are quantizers as a ReLU is, or
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +41,13 @@ ACTIVATIONS = ("relu", "relu6", "prelu", *GATED)  # the quantizer of binary conv
 GATES = ("sigmoid", "hard_sigmoid", *ACTIVATIONS, "batch_norm", "conv", "linear", "dropout")  # what computes a gate
 
 
-def read_module(module: nn.Module, name: str, channels: int, resolution: int, classes: int) -> Network:
+def read_module(
+    module: nn.Module, name: str, channels: int, resolution: int, classes: int, floats: Sequence[str] = ()
+) -> Network:
     """The network that a module becomes, for images [channels, resolution, resolution].
 
-    The module itself is left as it is; its weights are not taken over.
+    `floats` are paths of layers, or of parts of the module, that stay float beside those in its `float_layers`. The
+    module itself is left as it is; its weights are not taken over.
 
     Raises:
         DmsflowError: it has an operation that no binary network here has, another number of classes, or a control
@@ -56,8 +60,8 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
-    floats = _find_float_layers(module, steps, name) | _find_gate_layers(steps)
-    steps = _drop_dropouts(steps, floats)
+    kept = _find_float_layers(module, steps, name, floats) | _find_gate_layers(steps)
+    steps = _drop_dropouts(steps, kept)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
         shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""
         ends = f"ends in {steps[-1].op} of {shape}" if steps else "computes nothing from the image"
@@ -66,12 +70,12 @@ def read_module(module: nn.Module, name: str, channels: int, resolution: int, cl
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
             raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
-    steps = _split_activations(_put_norms(_move_pools(_drop_biases(steps, name))), floats)
-    return _build_network(steps, floats, name, channels, resolution, classes)
+    steps = _split_activations(_put_norms(_move_pools(_drop_biases(steps, name))), kept)
+    return _build_network(steps, kept, name, channels, resolution, classes)
 
 
-def _find_float_layers(module: nn.Module, steps: list[Step], name: str) -> set[str]:
-    """The convolutions and dense layers that the module wants to stay float.
+def _find_float_layers(module: nn.Module, steps: list[Step], name: str, floats: Sequence[str]) -> set[str]:
+    """The convolutions and dense layers that the module, or its user, wants to stay float.
 
     Raises:
         DmsflowError: a name is of none, or there are no names.
@@ -80,7 +84,7 @@ def _find_float_layers(module: nn.Module, steps: list[Step], name: str) -> set[s
     if not isinstance(wanted, list | tuple | set | frozenset):
         raise DmsflowError(f"{name}: float_layers", f"is of type {type(wanted).__name__}", "give a tuple of names")
     weighted = [each.name for each in steps if each.op in ("conv", "linear")]
-    for path in wanted:
+    for path in (*wanted, *floats):
         those = {each for each in weighted if f"{each}.".startswith(f"{path}.")}
         if not those:
             right = f"name one of {list_names(weighted)}, or a part of the module"

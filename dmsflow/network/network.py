@@ -273,7 +273,9 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
     right = "use depthwise_conv, or leave groups at 1"
     if op == "binary_conv":  # and LCE's default kernels take no groups at all
-        right = "leave groups at 1, or use a depthwise_conv and a 1×1 binary_conv: a group would have to keep whole words "
+        right = (
+            "leave groups at 1, or use a depthwise_conv and a 1×1 binary_conv: a group would have to keep whole words "
+        )
         right += "of 32 channels, and a search changes widths by one"
     yield layer.groups != 1, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and use a larger kernel or a stride"

@@ -302,6 +302,34 @@ def test_a_part_of_the_module_may_stay_float() -> None:
     assert [layer.name for layer in network.layers if layer.op == "binary_conv"] == ["first"]
 
 
+def test_the_user_may_name_float_layers_of_a_module_too(tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    float_layers = ('2',)\n\n    def __init__(self):\n"
+        "        convs = [layer for c in (2, 4, 4, 4) for layer in (nn.Conv2d(c, 4, 1), nn.ReLU())]\n"
+        "        super().__init__(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+    )
+    for name, floats in (
+        (f"{path}:Net", ["0", "2"]),
+        (f"{path}:Net+6", ["0", "2", "6"]),
+        (f"{path}:Net+6+4", list("0246")),
+    ):
+        network = load_network(name, 2, 16, 5)
+        assert [layer.name for layer in network.layers if layer.op == "conv"] == floats
+        assert network.name == name.rpartition(":")[2]
+    with pytest.raises(
+        DmsflowError, match=r"Net\+8: float_layers: names '8', which has no convolution; name one of 0, 2"
+    ):
+        load_network(f"{path}:Net+8", 2, 16, 5)
+
+
+@pytest.mark.slow
+def test_parts_of_torchvisions_classifiers_may_stay_float() -> None:
+    network = load_network("torchvision:resnet18+layer1.0.conv2+layer4.0.downsample", 3, 64, 10)
+    floats = [layer.name for layer in network.layers if layer.op == "conv"]
+    assert floats == ["conv1", "layer1.0.conv2", "layer4.0.downsample.0"]
+
+
 def test_gates_stay_float_and_joined_channels_share_their_widths() -> None:
     network = read_module(Gated(), "net", 2, 16, 5)
     floats = [layer.name for layer in network.layers if layer.op == "conv"]
