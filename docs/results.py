@@ -56,6 +56,7 @@ def page(load: Load = figures.load) -> str:
                 timing.processes(load("processes")),
                 timing.startup(load("startup")),
                 timing.modules(load("modules")),
+                timing.larq_zoo(load("larq-zoo")),
                 timing.campaign(load("campaign")),
             )
         )

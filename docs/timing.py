@@ -392,6 +392,43 @@ def _modules(content: Any) -> tuple[str, str]:
     return f"{before}\n\n{figures.table(head, cells)}", f"{made}, one thread."
 
 
+def larq_zoo(content: Any) -> str:
+    """Of benchmarks/larq_zoo.py."""
+    title, command = "## Networks of larq-zoo in both converters' files", ".witness/bin/python benchmarks/larq_zoo.py"
+    return figures.part(title, command, content and _larq_zoo(content))
+
+
+def _larq_zoo(content: Any) -> tuple[str, str]:
+    pixels, runs = content["resolution"], content["runs"]
+    before = (
+        f"Bi-Real-18 and QuickNet small as dmsflow has them, for {pixels}×{pixels} pixels and {content['classes']:,} classes, "
+        "with random weights: written by dmsflow itself, and by LCE's official converter. Both files compute the same. "
+        f"Medians of {runs} runs in turns, one thread, milliseconds of the processor. *LCE*: the official interpreter. "
+        "*LiteRT*: with dmsflow's kernels."
+    )
+    cells = [
+        (
+            row["network"],
+            {"dmsflow": "dmsflow", "official": "LCE's converter"}[writer],
+            f"{file['file_bytes']:,}",
+            f"{sum(file['operators'].values())}",
+            ", ".join(f"{count} {op}" for op, count in sorted(file["operators"].items(), key=lambda each: -each[1])),
+            *(
+                f"{file[f'{runner}_ms']:.2f}" if f"{runner}_ms" in file else figures.NONE
+                for runner in ("lce", "litert")
+            ),
+        )
+        for row in content["rows"]
+        for writer, file in row["files"].items()
+    ]
+    head = ("network", "written by", "bytes", "operators", "of kinds", "LCE ms", "LiteRT ms")
+    made = figures.machine([content["environment"]], "python")
+    return (
+        f"{before}\n\n{figures.table(head, cells)}",
+        f"{made}, {', '.join(content['environment']['runtimes'].values())}.",
+    )
+
+
 def campaign(content: Any) -> str:
     """Of benchmarks/campaign.py."""
     return figures.part("## Damaged files, kills and limits", "make campaign", content and _campaign(content))

@@ -21,6 +21,7 @@ import front  # noqa: E402
 import int8  # noqa: E402
 import jobs  # noqa: E402
 import kernel_sizes  # noqa: E402
+import larq_zoo  # noqa: E402
 import modules  # noqa: E402
 import pairs  # noqa: E402
 import recipe  # noqa: E402
@@ -40,6 +41,7 @@ __all__ = [
     "int8",
     "jobs",
     "kernel_sizes",
+    "larq_zoo",
     "modules",
     "pairs",
     "recipe",
