@@ -134,6 +134,19 @@ def test_resnet18_is_packed_inside_its_blocks(tmp_path):
     assert [op.name for op in reader.read_model_file(path).ops if op.weight_bits == 32] == ["stem", "dense"]
 
 
+@pytest.mark.parametrize(("resolution", "pads"), [(64, ["conv0"]), (63, [])])
+def test_an_odd_image_is_padded_by_the_convolution_that_halves_it(tmp_path, resolution, pads):
+    """As many pixels on each side, as TFLite's SAME has it; of an even image that would be one side."""
+    network = vgg11.build(3, resolution, 10)
+    network = replace(network, layers=(replace(network.layers[0], stride=2), *network.layers[1:]))
+    images = pixels(network, 5)
+    form, path = written(tmp_path, network, odd_widths(network, 0), images=images)
+    shown = [op for op in reader.read_model_file(path).ops if op.op == "PAD"]
+    assert [exporter.layer_of_tensor(op.output.name) for op in shown] == pads
+    expected = integer_graph.compute_logits(form, images)
+    np.testing.assert_allclose(run(litert, path, images), expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("build", "resolution", "factor", "most"),
     [(vgg11.build, 32, 3, 1.06), (resnet18.build, 224, 1, 1.02), (vgg11.build, 32, 1, 1.15)],

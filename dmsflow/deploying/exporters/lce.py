@@ -271,7 +271,9 @@ class LceWriter:
         """Pad with zeros; the tensor to convolve, and the padding that is left to the convolution."""
         if op.padding == 0:
             return x, VALID
-        return (x, SAME) if op.pads_same else (self.pad(x, op.name, op.padding), VALID)
+        size, out = self.shape(x)[1], self.shapes[op.name][0]
+        pads_same = (out - 1) * op.stride + op.kernel - size == 2 * op.padding and out == -(-size // op.stride)
+        return (x, SAME) if pads_same else (self.pad(x, op.name, op.padding), VALID)
 
     def pad(self, x: int, name: str, padding: int, fill: int | None = None) -> int:
         """Grow an image on all sides, by zeros or by `fill`, a constant's number."""
