@@ -101,7 +101,7 @@ NEED_TORCH = (
     "deploying/test_compact.py",
     "deploying/test_export.py::test_a_float_network_goes_to_onnx_and_nowhere_else",
     "deploying/test_export.py::test_a_float_file_of_other_weights_is_refused",
-    "deploying/test_int8_stem.py",
+    "deploying/test_stem.py",
     "deploying/test_onnx_int8.py",
     "deploying/test_onnx.py::test_the_float_file_computes_the_float_network",
     "importing",
