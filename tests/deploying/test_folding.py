@@ -55,7 +55,7 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
 
 @settings(max_examples=100, deadline=None)
 @given(
-    gamma=DYADIC,
+    gamma=DYADIC.filter(lambda gain: not 0 < abs(gain) < 1e-6),  # float64 adds it to a shift of any size
     beta=DYADIC,
     mu=DYADIC,
     variance=POSITIVE,
