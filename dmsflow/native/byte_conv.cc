@@ -38,7 +38,6 @@ class ByteConv {
 
 namespace {
 
-// Weights with the opposite sign: a sum is then below its threshold where the kernels find it above.
 void pack_filter(ByteConv& conv, const Panel& panel, int c) {
   const ByteParams& p = conv.params;
   const int numbers = p.window.filter_height * p.window.filter_width * p.channels, size = conv.kernels->bytes.size;
@@ -47,12 +46,12 @@ void pack_filter(ByteConv& conv, const Panel& panel, int c) {
   const size_t word = 4 * static_cast<size_t>(panel.vectors) * conv.kernels->bytes.lanes;
   int32_t sum = 0;
   for (int i = 0; i < numbers; ++i) {
-    const auto weight = static_cast<int16_t>(-filter[i]);
+    const auto weight = static_cast<int16_t>(filter[i]);
     sum += weight;
     std::memcpy(to + i * size / 4 * word + i * size % 4, &weight, static_cast<size_t>(size));  // its low byte first
   }
   const int offset = p.zero_point + (conv.kernels->bytes.is_unsigned ? 128 : 0);
-  conv.thresholds[panel.slot + static_cast<size_t>(c)] = p.bias[panel.first + c] + offset * sum;
+  conv.thresholds[panel.slot + static_cast<size_t>(c)] = p.bias[panel.first + c] - offset * sum;
 }
 
 bool pack(ByteConv& conv) {
@@ -67,7 +66,6 @@ bool pack(ByteConv& conv) {
       !conv.offsets.resize(static_cast<size_t>(most < kMostLaidOut ? most : kMostLaidOut)))
     return false;
   for (size_t i = 0; i < conv.offsets.size(); ++i) conv.offsets[i] = static_cast<uint32_t>(i * conv.window.words);
-  for (size_t i = 0; i < slots; ++i) conv.thresholds[i] = INT32_MAX;
   for (size_t i = 0; i < conv.panels.size(); ++i)
     for (int c = 0; c < conv.panels[i].channels; ++c) pack_filter(conv, conv.panels[i], c);
   return true;

@@ -503,7 +503,7 @@ bool is_exact(const Tensor& in, const Tensor& filter, const Tensor& out) {
   return zero >= INT8_MIN && zero <= INT8_MAX && out_zero > INT8_MIN && out_zero <= INT8_MAX;
 }
 
-// Whether no sum can leave 30 bits, as TFLite's own kernels need it, and weights can change their sign.
+// Whether no sum can leave 30 bits, as TFLite's own kernels need it, and two products of bytes fit into 16 bits.
 bool fits_bytes(const Tensor& filter, const Tensor& bias) {
   const int64_t weights = bytes_of(filter);
   constexpr int kMostBias = 1 << 29;

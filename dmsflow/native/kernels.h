@@ -40,7 +40,8 @@ struct Work {
   const int32_t* thresholds;
 };
 
-// Sums of bytes times bytes instead of counts, for kBits: the words of image and panel hold 2 or 4 numbers each.
+// Sums of bytes times bytes instead of counts, for kBits: the words of image and panel hold 2 or 4 numbers each, and bit 1
+// is where a threshold and a sum are below 0 together.
 struct ByteKernels {
   int lanes, vectors;  // as below
   int size;            // bytes of a number in a word: 2, or 1

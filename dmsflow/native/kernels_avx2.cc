@@ -12,7 +12,7 @@
 namespace {
 
 struct Avx2 {
-  static constexpr int kLanes = 8, kVectors = 2, kTile = 4, kCopies = 1;
+  static constexpr int kLanes = 8, kVectors = 2, kTile = 4, kCopies = 1, kWords = 1;
   static constexpr bool kFlush = true, kDots = false;
 
   using Word = __m256i;
@@ -76,9 +76,8 @@ struct Avx2 {
     }
   }
 
-  static uint32_t above(__m256i sums, const int32_t* thresholds) {
-    const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(thresholds));
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(sums, least))));
+  static uint32_t below_zero(__m256i lanes) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes)));
   }
 
   template <int M, int N>
@@ -87,8 +86,11 @@ struct Avx2 {
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint32_t bits = 0;
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n)
-        bits |= above(flush(counted.total[m][n], counted.counter[m][n]), work.thresholds + n * kLanes) << (n * kLanes);
+      for (int n = 0; n < N; ++n) {
+        const __m256i least = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(work.thresholds + n * kLanes));
+        const __m256i count = flush(counted.total[m][n], counted.counter[m][n]);
+        bits |= below_zero(_mm256_cmpgt_epi32(count, least)) << (n * kLanes);
+      }
       reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
       if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
     }
@@ -119,6 +121,7 @@ struct Avx2Dot : Avx2 {
 
   static Total no_total() { return {}; }
   static Total flush(Total total, Counter) { return total; }
+  static Counter start(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Counter dot(Counter c, Word x, Word w) { return _mm256_add_epi32(c, _mm256_madd_epi16(x, w)); }
 
   template <int M, int N>
@@ -127,7 +130,7 @@ struct Avx2Dot : Avx2 {
     for (int m = 0; m < M; ++m, out += work.out_stride) {
       uint32_t bits = 0;
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) bits |= above(counted.counter[m][n], work.thresholds + n * kLanes) << (n * kLanes);
+      for (int n = 0; n < N; ++n) bits |= below_zero(counted.counter[m][n]) << (n * kLanes);
       reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
       if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
     }

@@ -17,7 +17,7 @@
 namespace {
 
 struct Avx512 {
-  static constexpr int kLanes = 16, kVectors = 4, kTile = 6, kCopies = 1;
+  static constexpr int kLanes = 16, kVectors = 4, kTile = 6, kCopies = 1, kWords = 1;
   static constexpr bool kFlush = false, kDots = false;
 
   struct Total {};
@@ -56,6 +56,10 @@ struct Avx512 {
     return _mm512_cvttps_epi32(_mm512_add_ps(y, _mm512_castsi512_ps(half)));
   }
 
+  static uint16_t bits(Counter count, const int32_t* thresholds) {
+    return _mm512_cmpgt_epi32_mask(count, _mm512_loadu_si512(thresholds));
+  }
+
   template <class I, int M, int N>
   static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
 #pragma GCC unroll 8
@@ -63,7 +67,7 @@ struct Avx512 {
       uint16_t* const halves = reinterpret_cast<uint16_t*>(out);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
-        halves[n] = _mm512_cmpgt_epi32_mask(counted.counter[m][n], _mm512_loadu_si512(work.thresholds + n * kLanes));
+        halves[n] = I::bits(counted.counter[m][n], work.thresholds + n * kLanes);
       if (N < work.halves) halves[N] = 0;
     }
   }
@@ -95,7 +99,9 @@ struct Avx512 {
 struct Avx512Dot : Avx512 {
   static constexpr bool kDots = true;
 
+  static Counter start(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Counter dot(Counter c, Word x, Word w) { return _mm512_dpbusd_epi32(c, x, w); }
+  static uint16_t bits(Counter sum, const int32_t*) { return _mm512_movepi32_mask(sum); }
 };
 
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {

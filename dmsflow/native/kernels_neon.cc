@@ -33,26 +33,51 @@ struct Neon : NeonOutputs<Neon> {
   }
 };
 
-// Of bytes: products of 16 bits, pairs of which are added to lanes of 32.
+// Of bytes: products of 16 bits, of two words together, and pairs of these are added to lanes of 32.
 struct NeonDot : NeonOutputs<NeonDot> {
-  static constexpr int kTile = 2, kCopies = 1;  // its sums take two registers
+  static constexpr int kTile = 2, kCopies = 1, kWords = 2;  // a sum takes two registers
   static constexpr bool kFlush = false, kDots = true;
 
   struct Total {};
   struct Counter {
     int32x4_t low, high;  // two lanes for each of four channels
   };
-  using Word = int8x16_t;
 
-  static Counter no_counter() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-  static Total no_total() { return {}; }
-  static Word spread(const uint32_t* p) { return vreinterpretq_s8_u32(vld1q_dup_u32(p)); }
-  static Word weights(const uint32_t* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
-  static Counter dot(Counter c, Word x, Word w) {
-    return {vpadalq_s16(c.low, vmull_s8(vget_low_s8(x), vget_low_s8(w))),
-            vpadalq_s16(c.high, vmull_high_s8(x, w))};
+  static Counter start(const int32_t* p) {
+    const int32x4_t all = vld1q_s32(p), none = vdupq_n_s32(0);
+    return {vzip1q_s32(all, none), vzip2q_s32(all, none)};
   }
+  static Total no_total() { return {}; }
   static Total flush(Total total, Counter) { return total; }
+
+  // Weights are -127 at least, so that two products fit into 16 bits.
+  template <int kCount, int M, int N>
+  __attribute__((always_inline)) static void count_words(Counter (&counter)[M][N], const uint32_t* const (&window)[M],
+                                                         uint64_t at, const uint32_t* panel) {
+    int8x16_t weights[kCount][N];
+#pragma GCC unroll 2
+    for (int i = 0; i < kCount; ++i)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n)
+        weights[i][n] = vld1q_s8(reinterpret_cast<const int8_t*>(panel + (i * N + n) * kLanes));
+#pragma GCC unroll 2
+    for (int m = 0; m < M; ++m) {
+      int8x16_t words[kCount];
+#pragma GCC unroll 2
+      for (int i = 0; i < kCount; ++i) words[i] = vreinterpretq_s8_u32(vld1q_dup_u32(window[m] + at + i));
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        int16x8_t low = vmull_s8(vget_low_s8(words[0]), vget_low_s8(weights[0][n]));
+        int16x8_t high = vmull_high_s8(words[0], weights[0][n]);
+        if constexpr (kCount > 1) {
+          low = vmlal_s8(low, vget_low_s8(words[1]), vget_low_s8(weights[1][n]));
+          high = vmlal_high_s8(high, words[1], weights[1][n]);
+        }
+        Counter& c = counter[m][n];
+        c = {vpadalq_s16(c.low, low), vpadalq_s16(c.high, high)};
+      }
+    }
+  }
 
   template <int M, int N>
   static void store_bits(char* out, const Counted<NeonDot, M, N>& counted, const Work& work) {

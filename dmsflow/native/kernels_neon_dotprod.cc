@@ -39,19 +39,39 @@ struct NeonDotprod : NeonOutputs<NeonDotprod> {
 };
 
 struct NeonDotprodDot : NeonOutputs<NeonDotprodDot> {
-  static constexpr int kCopies = 1;
+  static constexpr int kCopies = 1, kWords = 4;  // the words of one vector
   static constexpr bool kFlush = false, kDots = true;
 
   struct Total {};
-  using Word = int8x16_t;
   using Counter = int32x4_t;
 
-  static Counter no_counter() { return vdupq_n_s32(0); }
+  static Counter start(const int32_t* p) { return vld1q_s32(p); }
   static Total no_total() { return {}; }
-  static Word spread(const uint32_t* p) { return vreinterpretq_s8_u32(vld1q_dup_u32(p)); }
-  static Word weights(const uint32_t* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
-  static Counter dot(Counter c, Word x, Word w) { return vdotq_s32(c, x, w); }
   static Total flush(Total total, Counter) { return total; }
+
+  // Word kWord of each vector, and those behind it.
+  template <int kCount, int M, int N, int kWord = 0>
+  __attribute__((always_inline)) static void dot(Counter (&counter)[M][N], const int8x16_t (&words)[M],
+                                                 const uint32_t* panel) {
+    int8x16_t weights[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) weights[n] = vld1q_s8(reinterpret_cast<const int8_t*>(panel + n * kLanes));
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) counter[m][n] = vdotq_laneq_s32(counter[m][n], weights[n], words[m], kWord);
+    if constexpr (kWord + 1 < kCount) dot<kCount, M, N, kWord + 1>(counter, words, panel + N * kLanes);
+  }
+
+  // Fewer words are read as four: behind a window is another, or room.
+  template <int kCount, int M, int N>
+  __attribute__((always_inline)) static void count_words(Counter (&counter)[M][N], const uint32_t* const (&window)[M],
+                                                         uint64_t at, const uint32_t* panel) {
+    int8x16_t words[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) words[m] = vld1q_s8(reinterpret_cast<const int8_t*>(window[m] + at));
+    dot<kCount>(counter, words, panel);
+  }
 
   template <int M, int N>
   static void store_bits(char* out, const Counted<NeonDotprodDot, M, N>& counted, const Work& work) {

@@ -8,7 +8,7 @@
 namespace {
 
 struct Portable {
-  static constexpr int kLanes = 16, kVectors = 1, kTile = 1, kCopies = 1;
+  static constexpr int kLanes = 16, kVectors = 1, kTile = 1, kCopies = 1, kWords = 1;
   static constexpr bool kFlush = false, kDots = false;
 
   struct Counter {
@@ -62,11 +62,13 @@ struct Portable {
     return static_cast<float>(count) * work.multiplier[channel] + work.bias[channel];
   }
 
+  static bool bit(uint32_t count, int32_t threshold) { return static_cast<int32_t>(count) > threshold; }
+
   template <class I, int M, int N>
   static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
     uint32_t bits = 0;
     for (int i = 0; i < kLanes; ++i)
-      bits |= static_cast<uint32_t>(static_cast<int32_t>(counted.counter[0][0].lane[i]) > work.thresholds[i]) << i;
+      bits |= static_cast<uint32_t>(I::bit(counted.counter[0][0].lane[i], work.thresholds[i])) << i;
     reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
     if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
   }
@@ -87,6 +89,8 @@ struct Portable {
 struct PortableDot : Portable {
   static constexpr bool kDots = true;
 
+  static Counter start(const int32_t* p) { return weights(reinterpret_cast<const uint32_t*>(p)); }
+  static bool bit(uint32_t sum, int32_t) { return static_cast<int32_t>(sum) < 0; }
   static Counter dot(Counter counter, const Word& x, const Word& w) {
     for (int i = 0; i < kLanes; ++i)
       for (int byte = 0; byte < 32; byte += 8)

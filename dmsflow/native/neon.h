@@ -30,7 +30,7 @@ inline uint16x8_t narrow(uint32x4_t low, uint32x4_t high) {
 //   narrow_counts(...)        of two neighbours, 8 lanes of 16 bits
 template <class I>
 struct NeonOutputs {
-  static constexpr int kLanes = 4, kVectors = 4, kTile = 4, kCopies = 4;
+  static constexpr int kLanes = 4, kVectors = 4, kTile = 4, kCopies = 4, kWords = 1;
   static constexpr int kMostWords = INT16_MAX / 32;  // so that every count is a positive 16-bit number
 
   template <bool kClamps>
@@ -43,20 +43,22 @@ struct NeonOutputs {
     return vaddq_f32(vmulq_f32(vcvtq_f32_s32(x), multiplier), bias);
   }
 
-  // Bits where sums of bytes times bytes, a vector for each of up to four pixels and four vectors, are above thresholds.
+  // Bits of the signs of sums of bytes times bytes.
   template <int M, int N>
   static void store_sums(char* out, const int32x4_t (&sums)[M][N], const Work& work) {
-    uint8x16_t above[4];
+    uint8x16_t below[4];
 #pragma GCC unroll 4
     for (int m = 0; m < 4; ++m) {
-      uint32x4_t lanes[4];
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n)
-        lanes[n] = m < M && n < N ? vcgtq_s32(sums[m < M ? m : 0][n < N ? n : 0], vld1q_s32(work.thresholds + n * kLanes))
-                                  : vdupq_n_u32(0);
-      above[m] = narrow(narrow(lanes[0], lanes[1]), narrow(lanes[2], lanes[3]));
+      uint16x8_t upper[2] = {vdupq_n_u16(0), vdupq_n_u16(0)};  // halves of lanes, which have the sign
+#pragma GCC unroll 2
+      for (int n = 0; m < M && n < N; n += 2) {
+        const int32x4_t next = n + 1 < N ? sums[m][n + 1 < N ? n + 1 : n] : vdupq_n_s32(0);
+        upper[n / 2] = vuzp2q_u16(vreinterpretq_u16_s32(sums[m][n]), vreinterpretq_u16_s32(next));
+      }
+      const uint8x16_t bytes = vuzp2q_u8(vreinterpretq_u8_u16(upper[0]), vreinterpretq_u8_u16(upper[1]));
+      below[m] = vcltzq_s8(vreinterpretq_s8_u8(bytes));
     }
-    store_halves<M>(out, above, work);
+    store_halves<M>(out, below, work);
   }
 
   // The bits of 16 lanes of M pixels.

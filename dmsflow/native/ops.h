@@ -92,7 +92,7 @@ constexpr int kMostByteWindow = 1024;  // bytes, of a window of 16-bit numbers t
 struct ByteParams {
   Window window;  // of dilation 1
   int channels = 0, filters = 0;
-  const int8_t* filter = nullptr;  // [filters, filter_height, filter_width, channels], from -127 on
+  const int8_t* filter = nullptr;  // [filters, filter_height, filter_width, channels], -127 at least
   const int32_t* bias = nullptr;   // [filters]
   int zero_point = 0, fill = 0;    // int8; `fill` stands around the image
   bool is_unsigned = false;        // the image holds uint8, each number + 128

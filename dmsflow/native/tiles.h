@@ -7,7 +7,9 @@
 //   kFlush                  whether counters must be flushed: Total then adds up Counters
 //   spread(p)               a word of the image in all lanes;  weights(p): the next L words of a panel
 //   differ(x, w)            how many bits differ, in whatever parts a Counter has;  add(c, d): c + d
-//   dot(c, x, w)            with kDots instead of these two: c + the products of numbers in x and w
+//   dot(c, x, w)            with kDots instead of these two: c + the products of numbers in x and w; counting begins
+//                           with start(p), the next L thresholds, and what is below 0 at the end is a bit 1
+//   count_words<kCount>(...)    with kWords > 1 instead of all these, as count_word: kWords words at once, and then fewer
 //   flush(total, c)         total + c
 //   store_bits(out, counted, work), store_numbers<kOutput, kClamps, kFull>(out, counted, work)    put out a tile;
 //                           kFull: all channels of the panel
@@ -51,6 +53,17 @@ __attribute__((always_inline)) inline void count_word(typename I::Counter (&coun
   }
 }
 
+// The last words of a segment, fewer than kWords.
+template <class I, int M, int N, int kWords>
+__attribute__((always_inline)) inline void count_last(typename I::Counter (&counter)[M][N],
+                                                      const uint32_t* const (&window)[M], uint64_t at,
+                                                      const uint32_t* panel, uint64_t left) {
+  if (left == kWords - 1)
+    I::template count_words<kWords - 1>(counter, window, at, panel);
+  else if constexpr (kWords > 2)
+    count_last<I, M, N, kWords - 1>(counter, window, at, panel, left);
+}
+
 template <class I, int M, int N>
 __attribute__((always_inline)) inline Counted<I, M, N> count_tile(const Work& work, const uint32_t* offsets) {
   const uint32_t* window[M];
@@ -60,7 +73,10 @@ __attribute__((always_inline)) inline Counted<I, M, N> count_tile(const Work& wo
     window[m] = work.image + static_cast<uint64_t>(offsets[m]) * I::kCopies;
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      counted.counter[m][n] = I::no_counter();
+      if constexpr (I::kDots)
+        counted.counter[m][n] = I::start(work.thresholds + n * I::kLanes);
+      else
+        counted.counter[m][n] = I::no_counter();
       counted.total[m][n] = I::no_total();
     }
   }
@@ -69,17 +85,25 @@ __attribute__((always_inline)) inline Counted<I, M, N> count_tile(const Work& wo
   for (const Segment* segment = work.segments; segment != end; ++segment) {
     uint64_t at = static_cast<uint64_t>(segment->offset) * I::kCopies;
     const uint64_t stop = at + static_cast<uint64_t>(segment->words) * I::kCopies;
-    for (; at != stop; at += I::kCopies, panel += N * I::kLanes)
-      count_word<I, M, N>(counted.counter, window, at, panel);
-    if (I::kFlush && segment->flush) {
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-          counted.total[m][n] = I::flush(counted.total[m][n], counted.counter[m][n]);
-          counted.counter[m][n] = I::no_counter();
-        }
+    if constexpr (I::kWords > 1) {
+      for (; stop - at >= I::kWords; at += I::kWords, panel += I::kWords * N * I::kLanes)
+        I::template count_words<I::kWords>(counted.counter, window, at, panel);
+      if (at != stop) count_last<I, M, N, I::kWords>(counted.counter, window, at, panel, stop - at);
+      panel += (stop - at) * N * I::kLanes;
+    } else {
+      for (; at != stop; at += I::kCopies, panel += N * I::kLanes)
+        count_word<I, M, N>(counted.counter, window, at, panel);
     }
+    if constexpr (I::kFlush)
+      if (segment->flush) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) {
+            counted.total[m][n] = I::flush(counted.total[m][n], counted.counter[m][n]);
+            counted.counter[m][n] = I::no_counter();
+          }
+      }
   }
   return counted;
 }
