@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import lce_cases
 import mutation
+import stems
 
 OURS = re.compile(r"#[0-3] .*dmsflow::|native/\w+\.(cc|h):\d+")
 HANG_S = 30.0
@@ -79,13 +80,18 @@ def main() -> int:
 
 def one(seed: int, library: str) -> str:
     rng = np.random.default_rng(seed)
-    case = lce_cases.random_case(rng)
-    model = damaged(rng, case.graph.dumps())
+    if seed % 5:
+        case = lce_cases.random_case(rng)
+        whole, values = case.graph.dumps(), case.values
+    else:
+        stem = stems.random_stem(rng)
+        whole, values = stem.graph().dumps(), stem.values(rng)
+    model = damaged(rng, whole)
     with tempfile.TemporaryFile() as written:
         child = os.fork()
         if child == 0:
             os.dup2(written.fileno(), 2)
-            os._exit(run(model, library, case.values))
+            os._exit(run(model, library, values))
         alarm = threading.Timer(HANG_S, os.kill, (child, signal.SIGABRT))
         alarm.start()
         status = os.waitpid(child, 0)[1]
