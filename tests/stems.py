@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 from lce_cases import BITS, BYTES, FLOATS, PIXELS, Graph, Node, Tensor, words
 
+from dmsflow import native
 from dmsflow.deploying.exporters.lce import SAME, VALID, pack
 
 CONV_OPTIONS, PAD_OPTIONS, SUB_OPTIONS, PAD_V2_OPTIONS = 1, 22, 28, 43  # in tflite.OPTIONS
 SIDES = 4  # of an image
+TAKEN = pytest.mark.skipif(native.kernels() == "portable", reason="portable kernels leave stems to the runtime")
 
 
 @dataclass

@@ -836,7 +836,8 @@ Status claim(Context* context, Delegate* delegate, Buffer<int>& plan, int index)
     nodes.data[nodes.size++] = index;
     return take(context, delegate, static_cast<Kind>(kind), nodes);
   }
-  if (found->builtin_code != kConvOp) return kOk;
+  const Settings& settings = static_cast<Loaded*>(delegate->data)->settings;
+  if (found->builtin_code != kConvOp || !has_byte_conv(settings.kernels)) return kOk;
   const Nodes nodes = find_stem(context, plan, index, *node);
   for (int i = 0; i < nodes.size; ++i)
     for (size_t at = 0; at < plan.size(); ++at)

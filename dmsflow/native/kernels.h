@@ -46,7 +46,7 @@ struct ByteKernels {
   int lanes, vectors;  // as below
   int size;            // bytes of a number in a word: 2, or 1
   bool is_unsigned;    // what the image holds; weights have a sign
-  void (*convolve)(const Work& work);
+  void (*convolve)(const Work& work);  // null: there are none
 };
 
 struct Kernels {

@@ -62,13 +62,11 @@ struct Portable {
     return static_cast<float>(count) * work.multiplier[channel] + work.bias[channel];
   }
 
-  static bool bit(uint32_t count, int32_t threshold) { return static_cast<int32_t>(count) > threshold; }
-
-  template <class I, int M, int N>
-  static void store_bits(char* out, const Counted<I, M, N>& counted, const Work& work) {
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<Portable, M, N>& counted, const Work& work) {
     uint32_t bits = 0;
     for (int i = 0; i < kLanes; ++i)
-      bits |= static_cast<uint32_t>(I::bit(counted.counter[0][0].lane[i], work.thresholds[i])) << i;
+      bits |= static_cast<uint32_t>(static_cast<int32_t>(counted.counter[0][0].lane[i]) > work.thresholds[i]) << i;
     reinterpret_cast<uint16_t*>(out)[0] = static_cast<uint16_t>(bits);
     if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
   }
@@ -83,20 +81,6 @@ struct Portable {
       else
         out[i] = static_cast<char>(y <= -128.0f ? -128 : y >= 127.0f ? 127 : static_cast<int>(std::round(y)));
     }
-  }
-};
-
-struct PortableDot : Portable {
-  static constexpr bool kDots = true;
-
-  static Counter start(const int32_t* p) { return weights(reinterpret_cast<const uint32_t*>(p)); }
-  static bool bit(uint32_t sum, int32_t) { return static_cast<int32_t>(sum) < 0; }
-  static Counter dot(Counter counter, const Word& x, const Word& w) {
-    for (int i = 0; i < kLanes; ++i)
-      for (int byte = 0; byte < 32; byte += 8)
-        counter.lane[i] += static_cast<uint32_t>(static_cast<int8_t>(x.lane[i] >> byte) *
-                                                 static_cast<int8_t>(w.lane[i] >> byte));
-    return counter;
   }
 };
 
@@ -124,7 +108,7 @@ const dmsflow::Kernels kKernels = {
     INT32_MAX,
     INT32_MAX,
     {convolve<Portable, Output::kFloat>, convolve<Portable, Output::kInt8>, convolve<Portable, Output::kBits>},
-    {PortableDot::kLanes, PortableDot::kVectors, 1, false, convolve<PortableDot, Output::kBits>},
+    {},  // here runtimes have better ones
     quantize,
     quantize_bytes,
 };

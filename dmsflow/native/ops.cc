@@ -36,6 +36,8 @@ const Kernels* best_kernels() {
 
 const char* name_of(const Kernels* kernels) { return kernels->name; }
 
+bool has_byte_conv(const Kernels* kernels) { return kernels->bytes.convolve; }
+
 // --- bits from numbers, and back ----------------------------------------------------------------
 
 namespace {

@@ -100,7 +100,8 @@ struct ByteParams {
 
 class ByteConv;
 
-// As those of Conv.
+bool has_byte_conv(const Kernels* kernels);
+// As those of Conv, with kernels that have one.
 ByteConv* make_byte_conv(const Kernels* kernels, const ByteParams& params);
 bool resize_byte_conv(ByteConv* conv, const Window& window);
 void run_byte_conv(ByteConv* conv, const void* in, uint32_t* out, Workers* workers);

@@ -81,6 +81,7 @@ def delegated(interpreter: Any) -> list[tuple[int, int]]:
     return [(node["inputs"][0], node["outputs"][0]) for node in nodes]
 
 
+@stems.TAKEN
 @pytest.mark.parametrize(
     ("fields", "first"),
     [
@@ -143,6 +144,7 @@ def wide(graph: Graph) -> None:
     graph.tensors[graph.nodes[1].output].shape = (1, 11, 10, 99)
 
 
+@stems.TAKEN
 @pytest.mark.parametrize(
     "change",
     [rounded, activated, dilated, lowest, far, without_zero, channels_padded, wide],
@@ -159,6 +161,7 @@ def test_what_it_does_not_calculate_exactly_is_left_to_the_runtime(lce: None, ch
     assert lce_cases.same_bits(lce_cases.run_litert(interpreter, values), lce_cases.run_lce(model, values))
 
 
+@stems.TAKEN
 @pytest.mark.parametrize("what", ["sums", "padded"])
 def test_what_others_read_is_still_calculated(what: str) -> None:
     stem = a_stem()

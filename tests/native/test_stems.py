@@ -59,6 +59,7 @@ def test_stems_on_arm(arm: tuple[str, ...], tmp_path: Path) -> None:
         compare(arm, tmp_path, seed, f"--kernels={kernels}")
 
 
+@stems.TAKEN
 def test_a_stem_is_one_row_of_the_table(sanitized_benchmark: tuple[str, ...], tmp_path: Path) -> None:
     weights = np.ones((40, 3, 3, 3), np.int8)
     stem = stems.Stem((1, 9, 8, 3), weights, np.zeros(40, np.int32), pads=(1, 1, 1, 1))
