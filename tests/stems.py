@@ -13,7 +13,9 @@ import pytest
 from lce_cases import BITS, BYTES, FLOATS, PIXELS, Graph, Node, Tensor, words
 
 from dmsflow import native
-from dmsflow.deploying.exporters.lce import SAME, VALID, pack
+from dmsflow.deploying import integer_graph
+from dmsflow.deploying.exporters import _flatbuffer
+from dmsflow.deploying.exporters.lce import SAME, VALID, LceWriter, pack
 
 CONV_OPTIONS, PAD_OPTIONS, SUB_OPTIONS, PAD_V2_OPTIONS = 1, 22, 28, 43  # in tflite.OPTIONS
 SIDES = 4  # of an image
@@ -155,3 +157,25 @@ def random_stem(rng: np.random.Generator) -> Stem:
     rare = rng.random(filters) < 0.1
     thresholds[rare] = rng.choice([-(2**24), 2**24], rare.sum())
     return replace(made, thresholds=thresholds.astype(np.int32))
+
+
+def random_float_stem(
+    rng: np.random.Generator, pixels: str = PIXELS, means: tuple[int, ...] | None = None
+) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """A file whose stem puts out its sums as floats, as dmsflow writes it, an image, and these sums."""
+    channels, kernel = int(rng.choice([1, 3, 3, 4])), int(rng.choice([1, 3, 3, 5, 7]))
+    size, filters = int(rng.integers(kernel, kernel + 20)), int(rng.integers(1, 150))
+    stem = integer_graph.Stem(
+        name="stem",
+        inputs=("input",),
+        weight=rng.integers(-127, 128, (filters, kernel, kernel, channels), np.int8),
+        stride=int(rng.integers(1, 3)),
+        padding=int(rng.integers(0, kernel // 2 + 1)),
+        mean=np.array(means or [rng.integers(256)] * channels, np.float32)[:channels],
+    )
+    graph = integer_graph.IntegerGraph(
+        name="stem", channels=channels, resolution=size, classes=filters, ops=(stem,), pixels=pixels
+    )
+    image = rng.integers(0, 256, (1, size, size, channels)).astype(pixels)
+    sums = integer_graph.compute_op(stem, image.astype(np.float32))
+    return _flatbuffer.dumps(LceWriter(graph).model()), image, sums

@@ -1,4 +1,4 @@
-// Convolutions of bytes whose sums become bits: weights packed once into panels, the image padded once a run, windows
+// Convolutions of bytes whose sums become bits or floats: weights packed once into panels, the image padded once a run, windows
 // laid out side by side for some pixels at a time, then counted panel by panel as those of bits (see kernels.h).
 
 #include <cstring>
@@ -51,7 +51,7 @@ void pack_filter(ByteConv& conv, const Panel& panel, int c) {
     std::memcpy(to + i * size / 4 * word + i * size % 4, &weight, static_cast<size_t>(size));  // its low byte first
   }
   const int offset = p.zero_point + (conv.kernels->bytes.is_unsigned ? 128 : 0);
-  conv.thresholds[panel.slot + static_cast<size_t>(c)] = p.bias[panel.first + c] - offset * sum;
+  conv.thresholds[panel.slot + static_cast<size_t>(c)] = (p.bias ? p.bias[panel.first + c] : 0) - offset * sum;
 }
 
 bool pack(ByteConv& conv) {
@@ -69,6 +69,10 @@ bool pack(ByteConv& conv) {
   for (size_t i = 0; i < conv.panels.size(); ++i)
     for (int c = 0; c < conv.panels[i].channels; ++c) pack_filter(conv, conv.panels[i], c);
   return true;
+}
+
+int64_t pixel_bytes(const ByteParams& params) {
+  return 4 * static_cast<int64_t>(params.floats ? params.filters : words_of(params.filters));
 }
 
 struct Run {
@@ -139,7 +143,7 @@ void convolve_chunk(void* context, int index) {
   work.offsets = conv.offsets.data();
   work.segments = &conv.window;
   work.segment_count = 1;
-  work.out_stride = 4 * words_of(conv.params.filters);
+  work.out_stride = pixel_bytes(conv.params);
   for (int first = begin; first < end; first += work.pixels) {
     work.pixels = end - first < most ? end - first : most;
     lay_out_any(conv, first, work.pixels, windows);
@@ -147,11 +151,11 @@ void convolve_chunk(void* context, int index) {
       const Panel& panel = conv.panels[i];
       work.panel = conv.weights.data() + panel.weights;
       work.vectors = panel.vectors;
-      work.out = run.out + first * work.out_stride + panel.first / 8;
+      work.out = run.out + first * work.out_stride + (conv.params.floats ? 4 * panel.first : panel.first / 8);
       work.channels = panel.channels;
       work.halves = panel.halves;
       work.thresholds = conv.thresholds.data() + panel.slot;
-      conv.kernels->bytes.convolve(work);
+      (conv.params.floats ? conv.kernels->bytes.convolve_floats : conv.kernels->bytes.convolve)(work);
     }
   }
 }
@@ -190,14 +194,14 @@ bool resize_byte_conv(ByteConv* conv, const Window& window) {
   return true;
 }
 
-void run_byte_conv(ByteConv* conv, const void* in, uint32_t* out, Workers* workers) {
+void run_byte_conv(ByteConv* conv, const void* in, void* out, Workers* workers) {
   const ByteParams& p = conv->params;
   const Window& w = p.window;
   const int pixels = w.out_height * w.out_width, threads = count_threads(workers);
   const int chunk = threads > 1 ? up(pixels / (kChunksPerThread * threads) + 1, kTilePixels) : pixels;
-  Run run = {conv, static_cast<const uint8_t*>(in), reinterpret_cast<char*>(out), chunk};
+  Run run = {conv, static_cast<const uint8_t*>(in), static_cast<char*>(out), chunk};
   const int64_t in_bytes = static_cast<int64_t>(w.height) * w.width * p.channels;
-  const int64_t out_bytes = static_cast<int64_t>(pixels) * 4 * words_of(p.filters);
+  const int64_t out_bytes = pixels * pixel_bytes(p);
   for (int b = 0; b < w.batch; ++b, run.in += in_bytes, run.out += out_bytes) {
     share(conv->image.size() < kFewBytes ? nullptr : workers, w.height, copy_row, &run);
     share(workers, (pixels + chunk - 1) / chunk, convolve_chunk, &run);

@@ -2,7 +2,8 @@
 //
 // The runtime asks `prepare_delegate` for a graph, which claims LCE's nodes one by one, so that tensors stay
 // in the runtime's arena and every node is timed. A stem of int8 is one node: [QUANTIZE of uint8,] [PAD,] CONV_2D and
-// LceQuantize, where only the bits are read, and scales are such that no sum is rounded. From then on a node is an `Op`: made by `init`, checked and
+// LceQuantize, where only the bits are read, and scales are such that no sum is rounded; or CAST of uint8, SUB, [PAD,]
+// DEQUANTIZE and CONV_2D of floats that are whole numbers. From then on a node is an `Op`: made by `init`, checked and
 // given its shapes by `prepare` each time that these change, run by `invoke`. A file may hold anything:
 // `prepare` follows no index and believes no size that it has not checked.
 //
@@ -27,6 +28,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "denormals.h"
 #include "flexbuffer.h"
@@ -93,7 +95,7 @@ void leave(Shared* shared) {
 constexpr int kMostInputs = 5;
 constexpr const char* kNames[] = {"LceQuantize", "LceBconv2d", "LceBMaxPool2d", "LceDequantize", "CONV_2D of int8"};
 enum Kind { kQuantize, kConv, kPool, kDequantize, kStem, kKinds };  // all but the stem are custom operators
-constexpr int kMostNodes = 4;  // of a stem
+constexpr int kMostNodes = 5;  // of a stem
 enum ConvInput { kImage, kFilter, kMultiplier, kBias, kThresholds };
 
 struct Op {
@@ -128,6 +130,7 @@ struct Op {
     Conv2DOptions options;
     int zero_point, fill;
     int above, below, left, right;  // pixels that a PAD puts around the image
+    bool floats;  // its sums are the output
     ByteConv* conv;  // by `prepare`
   } stem = {};
 };
@@ -533,8 +536,8 @@ bool same_scale(const Tensor& left, const Tensor& right, int shift = 0) {
 bool read_pad(Context* context, const Node& node, Op& op) {
   const Tensor *in = tensor_at(context, node.inputs->data[0]), *out = tensor_at(context, node.outputs->data[0]);
   const Tensor* amounts = node.inputs->size > 1 ? tensor_at(context, node.inputs->data[1]) : nullptr;
-  if (!in || !out || in->type != kInt8 || out->type != kInt8 || !same_scale(*in, *out)) return false;
-  if (!is_constant(amounts, kInt32, 2, 8 * sizeof(int32_t))) return false;
+  if (!in || !out || in->type != out->type || !same_scale(*in, *out)) return false;
+  if (in->type != (op.stem.floats ? kFloat32 : kInt8) || !is_constant(amounts, kInt32, 2, 8 * sizeof(int32_t))) return false;
   const auto* pixels = static_cast<const int32_t*>(amounts->data);
   for (int i = 0; i < 8; ++i)
     if (pixels[i] < 0 || pixels[i] > (i < 2 || i > 5 ? 0 : kMostPads)) return false;
@@ -542,12 +545,19 @@ bool read_pad(Context* context, const Node& node, Op& op) {
   op.stem.below = pixels[3];
   op.stem.left = pixels[4];
   op.stem.right = pixels[5];
-  op.stem.fill = out->quantization.zero_point;
+  op.stem.fill = op.stem.floats ? op.stem.zero_point : out->quantization.zero_point;
   if (node.inputs->size == 2) return true;
+  if (op.stem.floats) return false;
   const Tensor* fill = tensor_at(context, node.inputs->data[2]);
   if (!fill || fill->type != kInt8 || !constant(*fill) || fill->bytes != 1) return false;
   op.stem.fill = *static_cast<const int8_t*>(fill->data);
   return true;
+}
+
+bool takes_window(const Conv2DOptions& o) {
+  return (o.padding == kSamePadding || o.padding == kValidPadding) && !o.activation && o.dilation_width == 1 &&
+         o.dilation_height == 1 && o.stride_width >= 1 && o.stride_width <= kMostSteps && o.stride_height >= 1 &&
+         o.stride_height <= kMostSteps;
 }
 
 bool read_stem_conv(Context* context, const Node& node, Op& op) {
@@ -561,10 +571,79 @@ bool read_stem_conv(Context* context, const Node& node, Op& op) {
   op.inputs[2] = node.inputs->data[2];
   op.stem.options = *static_cast<const Conv2DOptions*>(node.builtin_data);
   op.stem.zero_point = in->quantization.zero_point;
-  const Conv2DOptions& o = op.stem.options;
-  return (o.padding == kSamePadding || o.padding == kValidPadding) && !o.activation && o.dilation_width == 1 &&
-         o.dilation_height == 1 && o.stride_width >= 1 && o.stride_width <= kMostSteps && o.stride_height >= 1 &&
-         o.stride_height <= kMostSteps;
+  return takes_window(op.stem.options);
+}
+
+// The pixel that a SUB takes off all channels, as int8; false: it does something else.
+bool read_mean(Context* context, const Node& node, Op& op) {
+  const Tensor* means = node.inputs->size == 2 ? tensor_at(context, node.inputs->data[1]) : nullptr;
+  if (!is_constant(means, kFloat32, 1) || !node.builtin_data || *static_cast<const int*>(node.builtin_data)) return false;
+  const auto* mean = static_cast<const float*>(means->data);
+  for (int i = 0; i < means->dims->data[0]; ++i)
+    if (!(mean[i] == mean[0] && mean[0] >= 0 && mean[0] <= 255 && mean[0] == static_cast<float>(static_cast<int>(mean[0]))))
+      return false;
+  op.stem.zero_point = static_cast<int>(mean[0]) - 128;
+  return true;
+}
+
+// Filters of whole numbers: int8 with a scale of 1.
+bool read_whole_filter(Context* context, const Node& node, Op& op) {
+  const Tensor* filter = tensor_at(context, node.inputs->data[0]);
+  if (!is_constant(filter, kInt8, 4) || filter->quantization.scale != 1.0f || filter->quantization.zero_point) return false;
+  const int64_t weights = bytes_of(*filter);
+  for (int64_t i = 0; i < weights; ++i)
+    if (static_cast<const int8_t*>(filter->data)[i] == INT8_MIN) return false;
+  op.inputs[1] = node.inputs->data[0];
+  return 2 * weights / filter->dims->data[0] <= kMostByteWindow;  // so no sum is beyond 24 bits either
+}
+
+// A float convolution with a bias of zeros.
+bool read_float_conv(Context* context, const Node& node, Op& op) {
+  if (node.inputs->size != 3 || !node.builtin_data) return false;
+  const Tensor* bias = tensor_at(context, node.inputs->data[2]);
+  if (!is_constant(bias, kFloat32, 1)) return false;
+  for (int i = 0; i < bias->dims->data[0]; ++i)
+    if (static_cast<const float*>(bias->data)[i] != 0.0f) return false;
+  op.inputs[2] = node.inputs->data[2];
+  op.stem.options = *static_cast<const Conv2DOptions*>(node.builtin_data);
+  return takes_window(op.stem.options);
+}
+
+// As read_stem, of CAST, SUB, [PAD,] DEQUANTIZE and CONV_2D: sums of whole numbers, which float32 holds in any order.
+bool read_float_stem(Context* context, const int* nodes, int count, Op& op) {
+  op.stem.floats = true;
+  for (int i = 0; i < count; ++i) {
+    Node* node = nullptr;
+    Registration* found = nullptr;
+    if (context->GetNodeAndRegistration(context, nodes[i], &node, &found) != kOk) return false;
+    if (!node->inputs || !node->inputs->size || !node->outputs || node->outputs->size != 1) return false;
+    const Tensor* in = tensor_at(context, node->inputs->data[0]);
+    const Tensor* out = tensor_at(context, node->outputs->data[0]);
+    if (!in || !out || out->type != kFloat32) return false;
+    bool reads = false;
+    if (found->builtin_code == kCastOp) {
+      op.inputs[0] = node->inputs->data[0];
+      reads = in->type == kUint8;
+    } else if (found->builtin_code == kSubOp) {
+      const IntArray &from = *in->dims, &to = *out->dims;  // one channel may become several
+      reads = from.size == 4 && to.size == 4 && from.data[3] == to.data[3] && read_mean(context, *node, op);
+    } else if (found->builtin_code == kPadOp) {
+      reads = read_pad(context, *node, op);
+    } else if (found->builtin_code == kDequantizeOp) {
+      reads = read_whole_filter(context, *node, op);
+    } else if (found->builtin_code == kConvOp) {
+      reads = read_float_conv(context, *node, op);
+      op.node = nodes[i];
+      op.output = node->outputs->data[0];
+    }
+    if (!reads) return false;
+  }
+  const bool padded = count == kMostNodes;
+  if (!padded) op.stem.fill = op.stem.zero_point;
+  op.kind = kStem;
+  op.input_count = 3;
+  op.output_count = 1;
+  return !(padded && op.stem.options.padding == kSamePadding);
 }
 
 // Fills in `op` from nodes that follow each other, the last an LceQuantize; false: they are no stem that it can run.
@@ -601,9 +680,10 @@ bool prepare_stem(Context* context, Op& op) {
   const Tensor *in = tensor_at(context, op.inputs[0]), *filter = tensor_at(context, op.inputs[1]);
   const Tensor *bias = tensor_at(context, op.inputs[2]), *out = tensor_at(context, op.output);
   if (!check_tensor(context, op, in, "input", 4, kInt8, kUint8)) return false;
-  if (!check_tensor(context, op, filter, "filter", 4, kInt8) || !check_tensor(context, op, bias, "bias", 1, kInt32))
+  const int bias_type = op.stem.floats ? kFloat32 : kInt32, out_type = bias_type;
+  if (!check_tensor(context, op, filter, "filter", 4, kInt8) || !check_tensor(context, op, bias, "bias", 1, bias_type))
     return false;
-  if (!out || out->type != kInt32) return refuse(context, op, "its output is not int32");
+  if (!out || out->type != out_type) return refuse(context, op, "its output is of type %d", out ? out->type : 0);
   const int *sides = in->dims->data, *taps = filter->dims->data;
   if (taps[3] != sides[3]) return refuse(context, op, "filters of %d channels on %d", taps[3], sides[3]);
   ByteParams params;
@@ -625,7 +705,8 @@ bool prepare_stem(Context* context, Op& op) {
   params.channels = sides[3];
   params.filters = taps[0];
   params.filter = static_cast<const int8_t*>(filter->data);
-  params.bias = static_cast<const int32_t*>(bias->data);
+  params.bias = op.stem.floats ? nullptr : static_cast<const int32_t*>(bias->data);
+  params.floats = op.stem.floats;
   params.zero_point = op.stem.zero_point;
   params.fill = op.stem.fill;
   params.is_unsigned = in->type == kUint8;
@@ -638,12 +719,12 @@ bool prepare_stem(Context* context, Op& op) {
   } else if (!resize_byte_conv(op.stem.conv, w)) {
     return refuse(context, op, "there is no memory");
   }
-  const int out_sides[] = {w.batch, w.out_height, w.out_width, words_of(params.filters)};
+  const int out_sides[] = {w.batch, w.out_height, w.out_width, params.floats ? params.filters : words_of(params.filters)};
   return resize_output(context, op, out_sides, 4);
 }
 
 void invoke_stem(const Op& op, const Tensor& in, Tensor& out) {
-  run_byte_conv(op.stem.conv, in.data, static_cast<uint32_t*>(out.data), op.workers);
+  run_byte_conv(op.stem.conv, in.data, out.data, op.workers);
 }
 
 // --- what the runtime calls -------------------------------------------------------------------------------
@@ -676,13 +757,22 @@ bool read_node(Context* context, int index, Op& op) {
   return true;
 }
 
+bool read_any_stem(Context* context, const IntArray& nodes, Op& op) {
+  Node* last = nullptr;
+  Registration* found = nullptr;
+  if (context->GetNodeAndRegistration(context, nodes.data[nodes.size - 1], &last, &found) != kOk) return false;
+  return found->builtin_code == kConvOp ? read_float_stem(context, nodes.data, nodes.size, op)
+                                        : read_stem(context, nodes.data, nodes.size, op);
+}
+
 void* init(Context* context, const char* buffer, size_t) {
   const auto* params = reinterpret_cast<const DelegateParams*>(buffer);
   Shared* shared = static_cast<Loaded*>(params->delegate->data)->current;
   Op* op = shared ? make<Op>() : nullptr;
   if (!op) return nullptr;
   const IntArray& nodes = *params->nodes;
-  if (nodes.size > 1 ? !read_stem(context, nodes.data, nodes.size, *op) : !read_node(context, nodes.data[0], *op)) {
+  const bool reads = nodes.size == 1 ? read_node(context, nodes.data[0], *op) : read_any_stem(context, nodes, *op);
+  if (!reads) {
     unmake(op);
     return nullptr;
   }
@@ -809,20 +899,46 @@ Nodes find_stem(Context* context, const Buffer<int>& plan, int conv, const Node&
   const Tensor* out = tensor_at(context, node.outputs->data[0]);
   const Found bits = out && out->type == kInt8 ? find(context, plan, node.outputs->data[0], false) : Found();
   if (bits.kind != kQuantize) return {};
-  int chain[kMostNodes] = {0, 0, conv, bits.node}, begin = kMostNodes - 2;
+  constexpr int kChain = 4;
+  int chain[kChain] = {0, 0, conv, bits.node}, begin = kChain - 2;
   Found before = find(context, plan, node.inputs->data[0], true);
   if (before.code == kPadOp || before.code == kPadV2Op) {
     chain[--begin] = before.node;
     before = find(context, plan, before.input, true);
   }
   if (before.code == kQuantizeOp) chain[--begin] = before.node;
-  for (; begin <= kMostNodes - 2; ++begin) {
+  for (; begin <= kChain - 2; ++begin) {
     Nodes nodes;
-    for (int i = begin; i < kMostNodes; ++i) nodes.data[nodes.size++] = chain[i];
+    for (int i = begin; i < kChain; ++i) nodes.data[nodes.size++] = chain[i];
     Op op;
     if (read_stem(context, nodes.data, nodes.size, op) && stand_alone(context, nodes, op.output)) return nodes;
   }
   return {};
+}
+
+// CAST, SUB, [PAD,] DEQUANTIZE and CONV_2D of floats; empty: it is no such stem.
+Nodes find_float_stem(Context* context, const Buffer<int>& plan, int conv, const Node& node) {
+  if (!node.inputs || node.inputs->size != 3 || !node.outputs || node.outputs->size != 1) return {};
+  const Found filter = find(context, plan, node.inputs->data[1], true);
+  Found before = find(context, plan, node.inputs->data[0], true);
+  if (filter.code != kDequantizeOp) return {};
+  Nodes nodes;
+  nodes.data[nodes.size++] = conv;
+  nodes.data[nodes.size++] = filter.node;
+  if (before.code == kPadOp) {
+    nodes.data[nodes.size++] = before.node;
+    before = find(context, plan, before.input, true);
+  }
+  if (before.code != kSubOp) return {};
+  nodes.data[nodes.size++] = before.node;
+  before = find(context, plan, before.input, true);
+  if (before.code != kCastOp) return {};
+  nodes.data[nodes.size++] = before.node;
+  for (int i = 1; i < nodes.size; ++i)  // in the order of the file
+    for (int j = i; j && nodes.data[j - 1] > nodes.data[j]; --j) std::swap(nodes.data[j - 1], nodes.data[j]);
+  Op op;
+  const bool reads = read_float_stem(context, nodes.data, nodes.size, op);
+  return reads && stand_alone(context, nodes, op.output) ? nodes : Nodes();
 }
 
 // `plan` loses the nodes that are taken together.
@@ -838,7 +954,8 @@ Status claim(Context* context, Delegate* delegate, Buffer<int>& plan, int index)
   }
   const Settings& settings = static_cast<Loaded*>(delegate->data)->settings;
   if (found->builtin_code != kConvOp || !has_byte_conv(settings.kernels)) return kOk;
-  const Nodes nodes = find_stem(context, plan, index, *node);
+  Nodes nodes = find_stem(context, plan, index, *node);
+  if (!nodes.size) nodes = find_float_stem(context, plan, index, *node);
   for (int i = 0; i < nodes.size; ++i)
     for (size_t at = 0; at < plan.size(); ++at)
       if (plan[at] == nodes.data[i]) plan[at] = -1;

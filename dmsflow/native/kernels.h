@@ -47,6 +47,7 @@ struct ByteKernels {
   int size;            // bytes of a number in a word: 2, or 1
   bool is_unsigned;    // what the image holds; weights have a sign
   void (*convolve)(const Work& work);  // null: there are none
+  void (*convolve_floats)(const Work& work);  // for kFloat: the sums themselves
 };
 
 struct Kernels {

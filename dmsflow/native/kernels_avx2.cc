@@ -135,6 +135,17 @@ struct Avx2Dot : Avx2 {
       if (work.halves > 1) reinterpret_cast<uint16_t*>(out)[1] = 0;
     }
   }
+
+  template <Output, bool, bool kFull, int M, int N>
+  __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx2Dot, M, N>& counted,
+                                                           const Work& work) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n)
+        store_floats(reinterpret_cast<float*>(out) + n * kLanes, _mm256_cvtepi32_ps(counted.counter[m][n]),
+                     kFull ? kLanes : work.channels - n * kLanes);
+  }
 };
 
 uint32_t negative(const float* in) {
@@ -163,7 +174,7 @@ const dmsflow::Kernels kKernels = {
     31,
     INT32_MAX,
     {convolve<Avx2, Output::kFloat>, convolve<Avx2, Output::kInt8>, convolve<Avx2, Output::kBits>},
-    {Avx2Dot::kLanes, Avx2Dot::kVectors, 2, false, convolve<Avx2Dot, Output::kBits>},
+    {Avx2Dot::kLanes, Avx2Dot::kVectors, 2, false, convolve<Avx2Dot, Output::kBits>, convolve<Avx2Dot, Output::kFloat>},
     quantize,
     quantize_bytes,
 };

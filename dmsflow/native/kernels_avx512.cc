@@ -102,6 +102,22 @@ struct Avx512Dot : Avx512 {
   static Counter start(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Counter dot(Counter c, Word x, Word w) { return _mm512_dpbusd_epi32(c, x, w); }
   static uint16_t bits(Counter sum, const int32_t*) { return _mm512_movepi32_mask(sum); }
+
+  template <Output, bool, bool kFull, int M, int N>
+  __attribute__((always_inline)) static void store_numbers(char* out, const Counted<Avx512Dot, M, N>& counted,
+                                                           const Work& work) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        float* const to = reinterpret_cast<float*>(out) + n * kLanes;
+        const __m512 y = _mm512_cvtepi32_ps(counted.counter[m][n]);
+        if constexpr (kFull)
+          _mm512_storeu_ps(to, y);
+        else
+          _mm512_mask_storeu_ps(to, put_out(work, n * kLanes), y);
+      }
+  }
 };
 
 void quantize(const float* in, int64_t pixels, int channels, uint32_t* out) {
@@ -139,7 +155,8 @@ const dmsflow::Kernels kKernels = {
     INT32_MAX,
     INT32_MAX,
     {convolve<Avx512, Output::kFloat>, convolve<Avx512, Output::kInt8>, convolve<Avx512, Output::kBits>},
-    {Avx512Dot::kLanes, Avx512Dot::kVectors, 1, true, convolve<Avx512Dot, Output::kBits>},
+    {Avx512Dot::kLanes, Avx512Dot::kVectors, 1, true, convolve<Avx512Dot, Output::kBits>,
+     convolve<Avx512Dot, Output::kFloat>},
     quantize,
     quantize_bytes,
 };

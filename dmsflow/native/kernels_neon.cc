@@ -80,13 +80,25 @@ struct NeonDot : NeonOutputs<NeonDot> {
   }
 
   template <int M, int N>
-  static void store_bits(char* out, const Counted<NeonDot, M, N>& counted, const Work& work) {
-    int32x4_t sums[M][N];
+  static void add_pairs(int32x4_t (&sums)[M][N], const Counted<NeonDot, M, N>& counted) {
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sums[m][n] = vpaddq_s32(counted.counter[m][n].low, counted.counter[m][n].high);
+  }
+
+  template <int M, int N>
+  static void store_bits(char* out, const Counted<NeonDot, M, N>& counted, const Work& work) {
+    int32x4_t sums[M][N];
+    add_pairs(sums, counted);
     store_sums(out, sums, work);
+  }
+
+  template <Output, bool, bool kFull, int M, int N>
+  static void store_numbers(char* out, const Counted<NeonDot, M, N>& counted, const Work& work) {
+    int32x4_t sums[M][N];
+    add_pairs(sums, counted);
+    store_whole<kFull>(out, sums, work);
   }
 };
 
@@ -98,7 +110,7 @@ const dmsflow::Kernels kKernels = {
     31,
     Neon::kMostWords,
     {convolve<Neon, Output::kFloat>, convolve<Neon, Output::kInt8>, convolve<Neon, Output::kBits>},
-    {NeonDot::kLanes, NeonDot::kVectors, 1, false, convolve<NeonDot, Output::kBits>},
+    {NeonDot::kLanes, NeonDot::kVectors, 1, false, convolve<NeonDot, Output::kBits>, convolve<NeonDot, Output::kFloat>},
     quantize,
     quantize_bytes,
 };

@@ -77,6 +77,11 @@ struct NeonDotprodDot : NeonOutputs<NeonDotprodDot> {
   static void store_bits(char* out, const Counted<NeonDotprodDot, M, N>& counted, const Work& work) {
     store_sums(out, counted.counter, work);
   }
+
+  template <Output, bool, bool kFull, int M, int N>
+  static void store_numbers(char* out, const Counted<NeonDotprodDot, M, N>& counted, const Work& work) {
+    store_whole<kFull>(out, counted.counter, work);
+  }
 };
 
 const dmsflow::Kernels kKernels = {
@@ -88,7 +93,8 @@ const dmsflow::Kernels kKernels = {
     NeonDotprod::kMostWords,
     {convolve<NeonDotprod, Output::kFloat>, convolve<NeonDotprod, Output::kInt8>,
      convolve<NeonDotprod, Output::kBits>},
-    {NeonDotprodDot::kLanes, NeonDotprodDot::kVectors, 1, false, convolve<NeonDotprodDot, Output::kBits>},
+    {NeonDotprodDot::kLanes, NeonDotprodDot::kVectors, 1, false, convolve<NeonDotprodDot, Output::kBits>,
+     convolve<NeonDotprodDot, Output::kFloat>},
     quantize,
     quantize_bytes,
 };

@@ -61,6 +61,17 @@ struct NeonOutputs {
     store_halves<M>(out, below, work);
   }
 
+  // The sums themselves.
+  template <bool kFull, int M, int N>
+  static void store_whole(char* out, const int32x4_t (&sums)[M][N], const Work& work) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m, out += work.out_stride)
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n)
+        store_floats(reinterpret_cast<float*>(out) + n * kLanes, vcvtq_f32_s32(sums[m][n]),
+                     kFull ? kLanes : work.channels - n * kLanes);
+  }
+
   // The bits of 16 lanes of M pixels.
   template <int M>
   static void store_halves(char* out, const uint8x16_t (&above)[4], const Work& work) {

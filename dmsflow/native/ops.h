@@ -87,13 +87,14 @@ void free_conv(Conv* conv);  // null is fine
 
 constexpr int kMostByteWindow = 1024;  // bytes, of a window of 16-bit numbers too
 
-// A convolution of int8, and LceQuantize: bit 1 where bias + the sum of weight * (number - zero_point) is below 0.
-// What callers must see to, too: no such sum is beyond 31 bits.
+// A convolution of int8, and LceQuantize: bit 1 where bias + the sum of weight * (number - zero_point) is below 0. Or these
+// sums as floats. What callers must see to, too: no such sum is beyond 31 bits, or, of floats, 24.
 struct ByteParams {
   Window window;  // of dilation 1
   int channels = 0, filters = 0;
   const int8_t* filter = nullptr;  // [filters, filter_height, filter_width, channels], -127 at least
-  const int32_t* bias = nullptr;   // [filters]
+  const int32_t* bias = nullptr;   // [filters]; null: zeros
+  bool floats = false;
   int zero_point = 0, fill = 0;    // int8; `fill` stands around the image
   bool is_unsigned = false;        // the image holds uint8, each number + 128
 };
@@ -104,7 +105,7 @@ bool has_byte_conv(const Kernels* kernels);
 // As those of Conv, with kernels that have one.
 ByteConv* make_byte_conv(const Kernels* kernels, const ByteParams& params);
 bool resize_byte_conv(ByteConv* conv, const Window& window);
-void run_byte_conv(ByteConv* conv, const void* in, uint32_t* out, Workers* workers);
+void run_byte_conv(ByteConv* conv, const void* in, void* out, Workers* workers);
 void free_byte_conv(ByteConv* conv);
 
 }  // namespace dmsflow

@@ -17,7 +17,8 @@ enum Type : int { kFloat32 = 1, kInt32 = 2, kUint8 = 3, kInt8 = 9 };
 
 enum Allocation : int { kInFile = 1, kPreparedOnce = 5 };  // the two kinds of constants
 
-constexpr int kConvOp = 3, kDequantizeOp = 6, kCustomOp = 32, kPadOp = 34, kDelegateOp = 51, kPadV2Op = 60, kQuantizeOp = 114;  // codes
+constexpr int kConvOp = 3, kDequantizeOp = 6, kCustomOp = 32, kPadOp = 34, kSubOp = 41, kDelegateOp = 51, kCastOp = 53;  // codes
+constexpr int kPadV2Op = 60, kQuantizeOp = 114;
 constexpr int kAbsent = -1;                      // in place of an optional input
 constexpr int64_t kAllowDynamicTensors = 1;      // with no flags the runtime gives up before it asks us
 

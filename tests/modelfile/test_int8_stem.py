@@ -187,6 +187,39 @@ def test_an_image_is_resized_back_and_forth() -> None:
         assert lce_cases.same_bits(lce_cases.run_litert(interpreter, values), stem.bits(values))
 
 
+def test_stems_with_sums_of_floats_give_them(kernels: list[str]) -> None:
+    for seed in range(40):
+        model, image, sums = stems.random_float_stem(np.random.default_rng(seed))
+        for name in kernels:
+            got = in_delegate(model, image, kernels=name, threads=str(1 + seed % 3))
+            assert lce_cases.same_bits(got, sums), f"seed {seed}, {name}"
+
+
+@stems.TAKEN
+@pytest.mark.parametrize(
+    ("pixels", "means", "taken"), [("uint8", None, True), ("float32", None, False), ("uint8", (9, 8, 9, 9), False)]
+)
+def test_sums_of_floats_are_one_operation_if_pixels_are_whole_and_have_one_mean(
+    pixels: str, means: tuple[int, ...] | None, taken: bool, tmp_path: Path
+) -> None:
+    model, image, sums = stems.random_float_stem(np.random.default_rng(3), pixels, means)
+    assert image.shape[3] > 1
+    path = tmp_path / "stem.tflite"
+    path.write_bytes(model)
+    session = litert.open(path)
+    assert ("CONV_2D" in [kind for kind, _, _ in session.operations(image, 1)]) is taken
+    assert lce_cases.same_bits(session.run(image), sums)
+
+
+@stems.TAKEN
+def test_the_time_of_a_float_stem_is_that_of_its_convolution(tmp_path: Path) -> None:
+    path = tmp_path / "stem.tflite"
+    model, image, _ = stems.random_float_stem(np.random.default_rng(3))
+    path.write_bytes(model)
+    assert [kind for kind, _, _ in litert.open(path).operations(image, 3)] == [litert.OTHER_OPS, "CONV_2D"]
+    assert [kind for kind, _, _ in litert.name_operations(path, [1.0, 2.0, 3.0])] == [litert.OTHER_OPS, "CONV_2D"]
+
+
 def test_its_time_is_that_of_the_quantize(tmp_path: Path) -> None:
     path, stem = tmp_path / "stem.tflite", a_stem()
     path.write_bytes(stem.graph().dumps())

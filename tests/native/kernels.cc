@@ -296,6 +296,34 @@ bool check_bytes(const Kernels* kernels, const ByteCase& c, Workers* workers) {
   return out[out.size() - 1] == 0x55555555;
 }
 
+// The same sums without their bias, which floats hold.
+bool check_byte_floats(const Kernels* kernels, const ByteCase& c, Workers* workers) {
+  ByteParams p = c.params;
+  const Window& w = p.window;
+  if (!has_byte_conv(kernels) || 2 * w.filter_height * w.filter_width * p.channels > kMostByteWindow) return true;
+  Buffer<uint8_t> in;
+  in.resize(c.in.size());
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint8_t>(c.in[i] + (p.is_unsigned ? 128 : 0));
+  const int pixels = w.batch * w.out_height * w.out_width;
+  Buffer<float> out;
+  out.resize(static_cast<size_t>(pixels) * p.filters);
+  p.bias = nullptr;
+  p.floats = true;
+  ByteConv* conv = make_byte_conv(kernels, p);
+  for (int run = 0; run < 2; ++run) run_byte_conv(conv, in.data(), out.data(), workers);
+  free_byte_conv(conv);
+  for (int pixel = 0; pixel < pixels; ++pixel)
+    for (int f = 0; f < p.filters; ++f) {
+      const int x = pixel % w.out_width, y = pixel / w.out_width % w.out_height, b = pixel / w.out_width / w.out_height;
+      const int64_t sum = c.sum(b, y, x, f) - c.bias[static_cast<size_t>(f)];
+      if (out[static_cast<size_t>(pixel) * p.filters + f] != static_cast<float>(sum)) {
+        std::printf("%s: floats of bytes: filter %d of pixel %d differs\n", name_of(kernels), f, pixel);
+        return false;
+      }
+    }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -315,7 +343,10 @@ int main(int argc, char** argv) {
     for (const char* name : {"portable", "avx2", "avx512", "neon", "neon-dotprod"})
       if (const Kernels* kernels = find_kernels(name)) {
         failed += !check_conv(kernels, c, expected, i % 2 ? workers : nullptr) + !check_quantize(kernels);
-        if (i % 4 == 0) failed += !check_bytes(kernels, bytes, i % 8 ? workers : nullptr);
+        if (i % 4 == 0) {
+          failed += !check_bytes(kernels, bytes, i % 8 ? workers : nullptr);
+          failed += !check_byte_floats(kernels, bytes, i % 8 ? workers : nullptr);
+        }
         ++done;
       }
   }

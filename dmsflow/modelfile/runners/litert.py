@@ -157,6 +157,10 @@ def name_operations(path: Path, ms: Sequence[float]) -> list[tuple[str, str, flo
     """
     operators = _operators(path)
     order = [index for index, (kind, _) in enumerate(operators) if kind.startswith("Lce")]
+    if (
+        len(ms) == 2 * len(order) + 3 and operators[0][0] == "CAST"
+    ):  # a first layer that computes floats of uint8 pixels
+        order = [next(index for index, (kind, _) in enumerate(operators) if kind == "CONV_2D"), *order]
     if len(ms) != 2 * len(order) + 1:
         what = f"ran {len(ms) // 2} operations in the delegate, but has {len(order)} for it"
         raise DmsflowError(path, what, "leave out --operations")
