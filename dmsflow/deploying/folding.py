@@ -201,7 +201,7 @@ class Tail:
 
 def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     layers = {layer.op: layer for layer in blocks.tail(trained.network, conv)}
-    rectifies = list(layers) == ["relu", "batch_norm"]
+    rectifies = list(layers)[:2] == ["relu", "batch_norm"]
     if conv.op != "binary_conv" and INPUT not in conv.inputs:
         for op in QUANTISERS:  # no threshold for sums of floats
             layers.pop(op, None)
@@ -210,12 +210,14 @@ def _read_tail(trained: TrainedWeights, conv: Layer) -> Tail:
     if half is None and not rectifies:
         for op in ("relu", "relu6"):  # it stays one
             layers.pop(op, None)
-    elif half is not None and not layers.keys().isdisjoint(("relu", "relu6")):  # it exceeds what is below 0, and not 6
-        half = np.where(half < 0, -np.inf, half)
-    if half is not None and "relu6" in layers:
-        half = np.where(half >= RELU6, np.inf, half)
     names: dict[str, str] = {op: layer.name for op, layer in layers.items()}
     gain, shift = trained.fold_batch_norm(names.get("batch_norm"), trained.channels(conv.name))
+    if half is not None and rectifies:  # what the ReLU makes 0 becomes `shift`, and all else lies on one side of that
+        half = np.where((gain > 0) & (shift > half), -np.inf, np.where((gain < 0) & (shift <= half), np.inf, half))
+    elif half is not None and ("relu" in layers or "relu6" in layers):  # it exceeds whatever is below zero
+        half = np.where(half < 0, -np.inf, half)
+    if half is not None and "relu6" in layers:  # nothing exceeds 6
+        half = np.where(half >= RELU6, np.inf, half)
     if "max_pool" not in layers:
         return Tail(names, gain, shift, half, (), rectifies)
     if (gain < 0).any():  # the maximum would become a minimum

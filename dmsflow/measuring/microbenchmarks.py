@@ -71,7 +71,7 @@ def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
         return _isolate_quantizer(size, block.op)
     entry: Kind = "image" if block.reads_image else "bits" if block.op == "binary_conv" else "floats"
     last = block.layers[-1].op
-    quantiser: Op = "sign" if [each.op for each in block.layers[1:]] == ["relu", "batch_norm"] else "quantize"
+    quantiser: Op = "sign" if [each.op for each in block.layers[1:3]] == ["relu", "batch_norm"] else "quantize"
     terms: list[tuple[int, Sum | MicroBenchmark]] = [
         (1, _build(entry, size, block, writes, others=others, quantiser=quantiser))
     ]

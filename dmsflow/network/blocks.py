@@ -39,8 +39,11 @@ def tail(network: Network, layer: Layer) -> tuple[Layer, ...]:
         if len(readers) == 1 and readers[0].op == op:
             chain += readers
     if [each.op for each in chain] == ["binary_conv", "relu"] and network.layer(layer.inputs[0]).op == "sign":
-        norms = network.consumers(chain[-1].name)
-        chain += norms if [each.op for each in norms] == ["batch_norm"] else []
+        for ops in (("batch_norm",), QUANTISERS):
+            readers = network.consumers(chain[-1].name)
+            if len(readers) != 1 or readers[0].op not in ops:
+                break
+            chain += readers
     return tuple(chain[1:])
 
 

@@ -48,7 +48,7 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
     for count in range(-conv.count, conv.count + 1):
         left = Fraction(gamma) * (Fraction(alpha) * Fraction(float(magnitude[0])) * count - Fraction(mu))
         right = Fraction(following) / 2 - Fraction(beta)
-        exact = beyond(left, right, Fraction(variance) + Fraction(1e-5))
+        exact = beyond(left, right, Fraction(variance) + Fraction(1e-5), Fraction(beta))
         assume(exact is not None)
         assert (turned * count >= conv.thresholds[0]) == exact
 
@@ -60,18 +60,19 @@ def test_thresholds_in_exact_arithmetic(gamma, beta, mu, variance, alpha, follow
     mu=DYADIC,
     variance=POSITIVE,
     shift=DYADIC,
-    relu=st.booleans(),
+    relu=st.sampled_from(("", "in front of the norm", "behind it")),
     c_in=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
 def test_thresholds_of_signs_in_exact_arithmetic(gamma, beta, mu, variance, shift, relu, c_in, seed):
-    """bit(sum) == [gamma (E (2 sum - Σ sign) - mu) / sqrt(variance + eps) + beta > shift], with a ReLU before it too."""
+    """bit(sum) == [gamma (E (2 sum - Σ sign) - mu) / sqrt(variance + eps) + beta > shift], with a ReLU too."""
     network, widths = with_signs(CHAIN), {"a": c_in, "b": 1}
     if relu:
+        above = "norm" if relu == "behind it" else "conv"
         layers = [
-            structs.replace(each, inputs=("relu",)) if each.inputs == ("norm",) else each for each in network.layers
+            structs.replace(each, inputs=("relu",)) if each.inputs == (above,) else each for each in network.layers
         ]
-        layers.insert(network.layers.index(network.layer("norm")) + 1, Layer(name="relu", op="relu", inputs=("norm",)))
+        layers.insert(network.layers.index(network.layer(above)) + 1, Layer(name="relu", op="relu", inputs=(above,)))
         network = structs.replace(network, layers=tuple(layers))
     weights = trained(network, widths, seed)
     norm = {"weight": [gamma], "bias": [beta], "running_mean": [mu], "running_var": [variance]}
@@ -82,15 +83,21 @@ def test_thresholds_of_signs_in_exact_arithmetic(gamma, beta, mu, variance, shif
     turned = -1 if (conv.weight != before).any() else 1
     for count in range(-conv.count, conv.count + 1):
         value = Fraction(float(magnitude[0])) * (2 * count - int(before.sum()))
+        value = max(value, Fraction(0)) if relu == "in front of the norm" else value
         left, right = Fraction(gamma) * (value - Fraction(mu)), Fraction(shift) - Fraction(beta)
-        assume(left != right)  # the sum of the signs, times a rounded gain, is part of both: rounding decides a tie
-        exact = True if relu and shift < 0 else beyond(left, right, Fraction(variance) + Fraction(1e-5))
+        exact = (
+            True
+            if relu == "behind it" and shift < 0
+            else beyond(left, right, Fraction(variance) + Fraction(1e-5), Fraction(beta))
+        )
         assume(exact is not None)
         assert (turned * count >= conv.thresholds[0]) == exact
 
 
-def beyond(left, right, square):
-    """left > right * sqrt(square), or None where float64 cannot tell the two apart."""
+def beyond(left, right, square, beta):
+    """left > right * sqrt(square), or None where float64 cannot tell the two apart, or left is lost beside beta."""
+    if left and left**2 <= Fraction(1, 10**24) * beta**2 * square:
+        return None
     a, b = left * abs(left), right * abs(right) * square
     if abs(a - b) <= Fraction(1, 10**9) * max(abs(a), abs(b)) and a != b:
         return None

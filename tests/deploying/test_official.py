@@ -41,7 +41,7 @@ from dmsflow.settings import ExportSettings
 
 
 def rectified():
-    """Blocks of QuickNet: convolutions of ±1, with a ReLU in front of the batch norm and a shortcut."""
+    """Blocks of QuickNet: convolutions of ±1, with a ReLU in front of the batch norm and a shortcut; one without."""
     layers = [
         Layer(name="stem", op="conv", inputs=(INPUT,), width="a", kernel=3, stride=2, padding=1),
         Layer(name="stem_norm", op="batch_norm", inputs=("stem",)),
@@ -56,10 +56,18 @@ def rectified():
             Layer(name=f"add{index}", op="add", inputs=(f"norm{index}", entry)),
         ]
     layers += [
-        Layer(name="average", op="average_pool", inputs=("add3",)),
+        Layer(name="sign4", op="sign", inputs=("add3",)),
+        Layer(name="conv4", op="binary_conv", inputs=("sign4",), width="b", kernel=3),
+        Layer(name="relu4", op="relu", inputs=("conv4",)),
+        Layer(name="norm4", op="batch_norm", inputs=("relu4",)),
+        Layer(name="quantize5", op="quantize", inputs=("norm4",)),
+        Layer(name="conv5", op="binary_conv", inputs=("quantize5",), width="a", kernel=3),
+        Layer(name="norm5", op="batch_norm", inputs=("conv5",)),
+        Layer(name="average", op="average_pool", inputs=("norm5",)),
         Layer(name="dense", op="dense", inputs=("average",), width=10),
     ]
-    return Network(name="rectified", channels=3, resolution=32, classes=10, widths={"a": 40}, layers=tuple(layers))
+    widths = {"a": 40, "b": 70}
+    return Network(name="rectified", channels=3, resolution=32, classes=10, widths=widths, layers=tuple(layers))
 
 
 # Those in which no sum of floats decides a bit; the others are in test_agreement.py, to float32's rounding.

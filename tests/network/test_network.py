@@ -296,14 +296,22 @@ def test_a_users_own_network(tmp_path: Path) -> None:
 # --- fused_blocks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bits", [False, True])
 @pytest.mark.parametrize("quantiser", ["sign", "quantize"])
-def test_a_relu_in_front_of_the_norm_folds_into_a_convolution_of_signs(quantiser: str) -> None:
-    relu = Layer(name="relu", op="relu", inputs=("conv",))
-    layers = before_end(relu, Layer(name="norm", op="batch_norm", inputs=("relu",)))
+def test_a_relu_in_front_of_the_norm_folds_into_a_convolution_of_signs(quantiser: str, bits: bool) -> None:
+    more = [Layer(name="relu", op="relu", inputs=("conv",)), Layer(name="norm", op="batch_norm", inputs=("relu",))]
+    if bits:  # and a quantizer behind both, which another convolution reads
+        more += [
+            Layer(name="end", op="quantize", inputs=("norm",)),
+            msgspec.structs.replace(CONV, name="last", inputs=("end",)),
+        ]
+    layers = before_end(*more)
     network = make(tuple(msgspec.structs.replace(each, op=quantiser) if each is QUANTIZE else each for each in layers))
     blocks = [[layer.op for layer in block.layers] for block in fused_blocks(network)]
-    fused = [["binary_conv", "relu", "batch_norm"]]
-    assert blocks[1:-1] == (fused if quantiser == "sign" else [["binary_conv", "relu"], ["batch_norm"]])
+    behind = ["quantize"] * bits
+    fused = [["binary_conv", "relu", "batch_norm", *behind]]
+    apart = [["binary_conv", "relu"], ["batch_norm"], *([["quantize"]] * bits)]
+    assert blocks[1:-1] == (fused if quantiser == "sign" else apart) + [["binary_conv"]] * bits
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18", "quicknet"])
