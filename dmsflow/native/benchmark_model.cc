@@ -479,8 +479,8 @@ bool Model::check_bytes(const Step& step) const {
   for (int i = 0; i < step.in_count + step.out_count; ++i) {
     const Tensor* operand = i < step.in_count ? step.in[i] : step.out[i - step.in_count];
     if (!operand || (operand->type != kInt8 && operand->type != kUint8)) continue;
-    if (operand->type == kUint8 && step.found.builtin_code != kQuantizeOp)
-      return fail("%s on uint8, which this program only takes to make int8 of it", step.type);
+    if (operand->type == kUint8 && step.found.builtin_code != kQuantizeOp && step.found.builtin_code != kCastOp)
+      return fail("%s on uint8, which this program only takes to make int8 or float32 of it", step.type);
     if (static_cast<const Scales*>(operand->affine.params)->count > 1 && !(filters && i == 1))
       return fail("%s with a scale for each channel", step.type);
   }

@@ -594,6 +594,21 @@ void run_dequantize(Step& step, Workers*) {
   dequantize(in->quantization, read<int8_t>(in), elements(in), write<float>(step.out[0]));
 }
 
+bool prepare_cast(Step& step, const Table&) {
+  if ((step.in[0]->type != kUint8 && !bytes(step.in[0])) || !floats(step.out[0])) return untyped(step);
+  return same(*step.in[0]->dims, *step.out[0]->dims) || misfit(step);
+}
+
+template <typename T>
+void cast(const Tensor* in, float* out) {
+  for (int64_t i = 0; i < elements(in); ++i) out[i] = read<T>(in)[i];
+}
+
+void run_cast(Step& step, Workers*) {
+  const Tensor* in = step.in[0];
+  bytes(in) ? cast<int8_t>(in, write<float>(step.out[0])) : cast<uint8_t>(in, write<float>(step.out[0]));
+}
+
 // --- all of them --------------------------------------------------------------------------------------------------------
 
 constexpr Bytes kOwn = Bytes::kOwn, kAsFloats = Bytes::kAsFloats;
@@ -623,6 +638,7 @@ constexpr Op kOps[] = {
     {43, 30, 1, 1, 1, kOwn, prepare_reshape, run_reshape},
     {45, 32, 4, 4, 1, kOwn, prepare_strided_slice, run_copies},
     {49, 35, 2, 2, kMostOperands, kOwn, prepare_split, run_copies},
+    {53, 37, 1, 1, 1, kOwn, prepare_cast, run_cast},
     {54, 0, 2, 2, 1, kAsFloats, prepare_float_arithmetic, run_arithmetic<Arithmetic::kPrelu>},
     {55, 39, 2, 2, 1, kAsFloats, prepare_float_arithmetic, run_arithmetic<Arithmetic::kMaximum>},
     {57, 39, 2, 2, 1, kAsFloats, prepare_float_arithmetic, run_arithmetic<Arithmetic::kMinimum>},

@@ -284,6 +284,13 @@ def quantise(rng: np.random.Generator, kind: str) -> Case:
     return [whole], [out], {}
 
 
+def cast(rng: np.random.Generator, kind: str) -> Case:
+    numbers = quantised(rng, any_shape(rng))
+    if kind == "uint8":
+        numbers.dtype, numbers.zero_point = kind, 0
+    return [numbers], [Tensor()], {}
+
+
 def dequantise(rng: np.random.Generator, kind: str) -> Case:
     return [quantised(rng, any_shape(rng))], [Tensor()], {}
 
@@ -326,9 +333,10 @@ CASES: dict[str, tuple[tuple[str, ...], Callable[..., Case]]] = {
     "RESIZE_NEAREST_NEIGHBOR": (BOTH, resize),
     "QUANTIZE": ((*BOTH, "uint8"), quantise),
     "DEQUANTIZE": (("int8",), dequantise),
+    "CAST": (("uint8", "int8"), cast),
 }
 # int8 is calculated as TFLite's reference kernels do: the same bits. The others go through float32.
-EXACT = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE", "MAX_POOL_2D"}
+EXACT = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "QUANTIZE", "DEQUANTIZE", "CAST", "MAX_POOL_2D"}
 EXACT |= {name for name, (kinds, _) in CASES.items() if kinds == ("any",)} | {"RESIZE_NEAREST_NEIGHBOR"}
 
 
@@ -464,7 +472,7 @@ def test_all_operators_that_are_lacking_are_named_at_once(sanitized_benchmark: t
         ("RELU", [Tensor([1 << 20, 1 << 20])], {}, "empty or too large"),
         ("RELU", [Tensor([2, 3], "int8")], {}, "int8 without a scale"),
         ("RELU", [Tensor([2, 3], "uint8")], {}, "uint8 without a scale"),
-        ("RELU", [Tensor([2, 3], "uint8", scale=1.0)], {}, "RELU on uint8, which this program only takes to make int8"),
+        ("RELU", [Tensor([2, 3], "uint8", scale=1.0)], {}, "RELU on uint8, which this program only takes to make int8 or float32"),
         ("QUANTIZE", [Tensor([2, 3], "int8", scale=[1.0, 2.0])], {}, "QUANTIZE with a scale for each channel"),
         ("RELU", [Tensor([2, 3], "float16")], {}, "is float16; this program takes float32, int32 and int8"),
         ("RESHAPE", [Tensor([7, 3])], {}, "shapes that do not fit"),
