@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,31 @@ def test_other_runtimes_are_modelled_beside_it(tmp_path):
     with devices.connect("qemu") as measure:
         (timing,) = measure(job).timings
     assert timing.runtime.startswith("onnxruntime ") and timing.runs_ms[0] > 0 and not timing.operations
+
+
+@pytest.mark.parametrize("disturbed", [1, 2, 3])
+def test_a_disturbed_count_is_repeated(disturbed, tmp_path, monkeypatch):
+    runs = []
+
+    def run(*_):
+        runs.append((tmp_path / "counts").write_bytes(b""))
+        return SimpleNamespace(timings=())
+
+    def read(path):
+        if len(runs) <= disturbed:
+            raise DmsflowError(path, "the work was shared by several threads", "use --threads 1")
+        return [], []
+
+    monkeypatch.setattr(qemu._python, "measure", run)
+    monkeypatch.setattr(qemu.llvm_mca, "read_counts", read)
+    device = qemu.Emulated("qemu", "cortex-a76", tmp_path, tmp_path)
+    job = Job(files=(), threads=1, warm_up=1, runs=1)
+    if disturbed < qemu.TRIES:
+        assert not qemu.measure(device, job).timings
+        assert len(runs) == disturbed + 1
+    else:
+        with pytest.raises(DmsflowError, match="shared by several threads"):
+            qemu.measure(device, job)
 
 
 def test_bench_says_modelled(networks, tmp_path, capsys):

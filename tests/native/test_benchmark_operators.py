@@ -472,7 +472,12 @@ def test_all_operators_that_are_lacking_are_named_at_once(sanitized_benchmark: t
         ("RELU", [Tensor([1 << 20, 1 << 20])], {}, "empty or too large"),
         ("RELU", [Tensor([2, 3], "int8")], {}, "int8 without a scale"),
         ("RELU", [Tensor([2, 3], "uint8")], {}, "uint8 without a scale"),
-        ("RELU", [Tensor([2, 3], "uint8", scale=1.0)], {}, "RELU on uint8, which this program only takes to make int8 or float32"),
+        (
+            "RELU",
+            [Tensor([2, 3], "uint8", scale=1.0)],
+            {},
+            "RELU on uint8, which this program only takes to make int8 or float32",
+        ),
         ("QUANTIZE", [Tensor([2, 3], "int8", scale=[1.0, 2.0])], {}, "QUANTIZE with a scale for each channel"),
         ("RELU", [Tensor([2, 3], "float16")], {}, "is float16; this program takes float32, int32 and int8"),
         ("RESHAPE", [Tensor([7, 3])], {}, "shapes that do not fit"),
