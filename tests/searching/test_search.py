@@ -183,7 +183,7 @@ def test_too_little_memory_is_an_error_in_one_line(
 
 
 def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descent, "weight_step", lambda *_: torch.tensor([float("nan"), 0]))
+    monkeypatch.setattr(descent, "weight_step", lambda *_, **__: torch.tensor([float("nan"), 0]))
     with pytest.raises(DmsflowError, match="search, round 1: the loss became nan; set a lower learning_rate"):
         searched(tmp_path)
     assert not (tmp_path / "search.json").exists()
