@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "dmsflow"
 CORE = ("root", "network", "datasets", "deploying", "training", "searching")
 # Lines of code. It was 5,400 when the packages were made; the recipe, many processes, Python functions, file
 # sizes, slopes, what keeps damaged and hostile files out, six hundred lines of operations, and weights of 8 bits came after.
-CORE_LIMIT = 7_860
+CORE_LIMIT = 7_870
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

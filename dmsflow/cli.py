@@ -328,11 +328,23 @@ def doctor_command(ctx: click.Context, /) -> None:
     ctx.exit(0 if sound else 1)
 
 
+NO_MEMORY_LEFT = b"dmsflow: memory: there is none left; close other programs, or allow dmsflow more\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code.
 
     0 done, 1 an error the user can fix or Ctrl-C, 2 usage, 3 budget missed, 70 a bug, 143 SIGTERM.
     """
+    try:
+        return _run(arguments)
+    except (MemoryError, SystemError):  # to say what is wrong takes memory too
+        with contextlib.suppress(OSError):
+            os.write(2, NO_MEMORY_LEFT)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     write_anything()
     with lasting_streams(), interruptible() as received:

@@ -141,6 +141,17 @@ def test_a_missing_file(stage: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == line
 
 
+def test_an_error_that_there_is_no_memory_to_print_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(line: str, exit_code: int = 1) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_say", say)
+    assert cli.main(["show", str(tmp_path / "none.json")]) == 1
+    assert capfd.readouterr().err == cli.NO_MEMORY_LEFT.decode()
+
+
 def test_a_broken_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)

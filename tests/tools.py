@@ -91,6 +91,7 @@ NEED_TORCH = (
     "benchmarks/test_gpu.py",
     "benchmarks/test_int8.py",
     "benchmarks/test_kernel_sizes.py",
+    "benchmarks/test_larq_zoo.py",
     "benchmarks/test_modules.py",
     "benchmarks/test_pairs.py",
     "benchmarks/test_recipe.py",
