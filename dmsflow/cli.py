@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(arguments)
-    except (MemoryError, SystemError):  # to say what is wrong takes memory too
+    except (MemoryError, SystemError, ImportError):  # to say what is wrong takes memory too, and modules
         with contextlib.suppress(OSError):
             os.write(2, NO_MEMORY_LEFT)
         return 1

@@ -136,9 +136,9 @@ def _operations(networks: Any) -> str:
     for row in networks["networks"]:
         if parts := row.get("operations_ms"):
             whole = sum(parts.values())
-            told = [f"{kind} {100 * ms / whole:.0f} %" for kind, ms in parts.items() if ms >= whole / 50]
+            shares = [f"{kind} {100 * ms / whole:.0f} %" for kind, ms in parts.items() if ms >= whole / 50]
             name = f"{row['network']}, {row['pixels']} pixels, {row['ratio']:g}×"
-            rows.append((name, f"{row['litert_int8_stem_ms'] / row['limit_ms']:.1f}", ", ".join(told)))
+            rows.append((name, f"{row['litert_int8_stem_ms'] / row['limit_ms']:.1f}", ", ".join(shares)))
     if not rows:
         return ""
     head = ("network", "time ÷ limit", "operations of the file with an int8 stem")

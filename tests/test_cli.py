@@ -141,11 +141,12 @@ def test_a_missing_file(stage: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("lacking", [MemoryError, SystemError, ImportError])
 def test_an_error_that_there_is_no_memory_to_print_is_one_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lacking: type[Exception], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def say(line: str, exit_code: int = 1) -> int:
-        raise MemoryError
+        raise lacking
 
     monkeypatch.setattr(cli, "_say", say)
     assert cli.main(["show", str(tmp_path / "none.json")]) == 1
