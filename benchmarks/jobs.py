@@ -7,8 +7,8 @@ with the process, so one that was killed leaves work for the next, which resumes
 
     torchrun --nproc-per-node 2 benchmarks/….py …
 
-spreads a study over processes; so does starting it twice. Machines can share a study too: rows of the results
-file whose jobs are not in a machine's folder stay as they are.
+spreads a study over processes; so does starting it twice. Machines can share a study too: a job that has a row in the
+results file is not run again, and its row stays as it is. To have it run again, remove the row.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def study(
 
 
 def run(jobs: Sequence[Job], where: Runs) -> None:
-    """Do what is not done of some jobs, beside other processes; returns when all of it is done."""
-    left = list(dict.fromkeys(jobs))
+    """Do what is not done of some jobs, here or elsewhere, beside other processes; returns when all of it is done."""
+    left = [job for job in dict.fromkeys(jobs) if _key(job, where) not in where.published]
     while left:
         left = [job for job in left if not _try(job, where)]
         if left:  # others are at these

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -192,6 +193,15 @@ def test_what_runs_here_takes_the_place_of_what_was_published(
     ablations.main()
     (row,) = json.loads((where.out / "ablations.json").read_text("utf-8"))
     assert [run["top1_percent"] for run in row["runs"]] == [50.0 + first, 1.0]
+
+
+def test_what_ran_on_another_machine_is_not_run_again(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [ablations.job("default", seed) for seed in ablations.SEEDS]
+    known = dataclasses.replace(where, published={jobs._key(asked[0], where): {}})
+    ran: list[jobs.Job] = []
+    monkeypatch.setattr(jobs, "_try", lambda job, _: not ran.append(job))
+    jobs.run(asked, known)
+    assert ran == asked[1:]
 
 
 def test_a_damaged_results_file_is_kept(where: jobs.Runs, monkeypatch: pytest.MonkeyPatch) -> None:
