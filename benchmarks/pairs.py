@@ -28,7 +28,7 @@ from dmsflow.importing import load_network
 from dmsflow.network.network import QUANTISERS, Network, with_int8_stem
 
 STEMS = ("float", "int8")
-CHOICES = {"vgg11": STEMS, "resnet20": QUANTISERS, "resnet18": STEMS, "reactnet18": QUANTISERS}
+CHOICES = {"vgg11": STEMS, "resnet20": QUANTISERS, "reactnet18": QUANTISERS, "resnet18": STEMS}
 IMAGES = (3, 32, 10)  # channels, pixels a side and classes
 TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 SEEDS = (0, 1, 2)
