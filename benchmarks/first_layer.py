@@ -1,36 +1,30 @@
 """The first convolution, from pixels to bits: float32 and int8 by LiteRT's XNNPACK, and int8 as one operation of dmsflow.
 
-Three files of each layer, by one interpreter each, run in turns with a loop of nothing but the processor's instruction
-for products of bytes (vpdpbusd, 64 multiply-accumulates): what the layer takes at least. The int8 file whose sums are
-read too is left to XNNPACK and LceQuantize; all give the same bits.
-
-    python benchmarks/first_layer.py --out docs/results/first-layer-x86-64.json
-
-On an emulated ARM core the cycles are modelled, and the bound is that of its instructions (SDOT, 16
+Three files of each layer, by one interpreter each, run in turns with a loop of nothing but products of bytes (rates.c):
+what the layer takes at least. The int8 file whose sums are read too is left to XNNPACK and LceQuantize; all give the
+same bits. On emulated ARM cores the cycles are modelled, and the bound is that of their instructions (SDOT, 16
 multiply-accumulates, two at a time; without it SMULL, 8, one at a time):
 
-    python benchmarks/first_layer.py --device qemu://cortex-a76
+    python benchmarks/first_layer.py --out docs/results/first-layer.json
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import functools
 import importlib
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
+import runtimes
 import script
 
 from dmsflow import native
@@ -50,70 +44,58 @@ LAYERS = ((32, 3, 1, 128), (32, 3, 1, 64), (224, 7, 2, 64))  # pixels, kernel, s
 FILES = {"float32": "float32", "apart": "int8, XNNPACK", "together": "int8, dmsflow"}
 BOUND = "bound"
 MACS_A_CYCLE = {"cortex-a53": None, "cortex-a72": 8, "cortex-a76": 32}
-MACS, UNROLLED = 64, 24  # of the instruction, and how many of them a turn of the loop has
-LOOP = """
-void turns(long count) {{
-  __asm__ volatile("vpxord %%zmm30, %%zmm30, %%zmm30\\nvpxord %%zmm31, %%zmm31, %%zmm31\\n1:\\n"
-                   {instructions} "dec %0\\njnz 1b\\n" : "+r"(count) : : {registers}, "cc");
-}}
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="local", help="local, or qemu://cortex-a76 for modelled cycles")
+    parser.add_argument("--cores", nargs="*", default=list(MACS_A_CYCLE), choices=MACS_A_CYCLE, help="emulated ones")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.device == "local":
-            rows = [measured(Path(folder), *layer, arguments.runs, arguments.threads) for layer in LAYERS]
-            machine, unit = _program.describe_machine(), "ms"
-        else:
-            rows, machine = modelled(Path(folder), arguments.device)
-            unit = "million cycles"
-    head = ("layer", *(f"{name}, {unit}" for name in FILES.values()), "bound", "dmsflow ÷ bound")
+        rows = [measured(*layer, arguments.runs) for layer in LAYERS]
+        found: list[dict[str, Any]] = [{"device": "local", "unit": "ms", "layers": rows}]
+        for core in arguments.cores:
+            found.append({"device": core, "unit": "million cycles", "layers": modelled(Path(folder), core)})
+    head = ("device", "layer", *FILES.values(), "bound", "dmsflow ÷ bound")
     cells = [
         (
+            f"{each['device']}, {each['unit']}",
             row["layer"],
             *(f"{row[label]:.4f}" for label in FILES),
             *((f"{row[BOUND]:.4f}", f"{row['together'] / row[BOUND]:.2f}") if row[BOUND] else ("", "")),
         )
-        for row in rows
+        for each in found
+        for row in each["layers"]
     ]
-    print_table(f"{litert.version()}, {arguments.device}, {arguments.threads} thread(s)", head, cells)
+    print_table(f"{litert.version()}, one thread", head, cells)
     if arguments.out:
         environment = describe_environment(
-            machine=machine, threads=arguments.threads, runtimes={"litert": litert.version()}
+            machine=_program.describe_machine(), threads=1, runtimes={"litert": litert.version()}
         )
         content = {
             "command": shlex.join(["python", *sys.argv]),
-            "method": "measured" if arguments.device == "local" else "modelled",
-            "unit": unit,
             "environment": environment,
             "runs": arguments.runs,
-            "layers": rows,
+            "devices": found,
         }
         write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def measured(
-    folder: Path, pixels: int, kernel: int, stride: int, filters: int, runs: int, threads: int
-) -> dict[str, Any]:
+def measured(pixels: int, kernel: int, stride: int, filters: int, runs: int) -> dict[str, Any]:
     """Medians of one layer, in ms."""
     stem, models = make_files(pixels, kernel, stride, filters)
     values = stem.values(np.random.default_rng(1))
     tasks: dict[str, Callable[[], Any]] = {}
     for label, model in models.items():
         with lce_cases.silent():
-            interpreter = lce_cases.open_litert(model, str(native.library()), {"threads": str(threads)}, threads)
+            interpreter = lce_cases.open_litert(model, str(native.library()), {"threads": "1"}, 1)
         image = values.astype(np.float32) if label == "float32" else values
         if not np.array_equal(lce_cases.run_litert(interpreter, image), stem.bits(values)):
             raise SystemExit(f"{label}: other bits than by the definition")
         tasks[label] = interpreter.invoke
-    if turns := make_loop(folder):
-        tasks[BOUND] = functools.partial(turns, macs(stem) // (MACS * UNROLLED))
+    if loop := runtimes.rates().get("multiply_bytes"):
+        tasks[BOUND] = partial(loop, macs(stem) // loop(1))
     ms: dict[str, list[float]] = {label: [] for label in tasks}
     for _ in range(runs):
         for label, task in tasks.items():
@@ -125,24 +107,23 @@ def measured(
     return {"layer": describe(pixels, kernel, stride, filters), BOUND: None, **medians}
 
 
-def modelled(folder: Path, address: str) -> tuple[list[dict[str, Any]], Any]:
-    """Million cycles of each layer, one run of it counted; and the machine."""
-    name = address.partition("://")[2] or qemu.DEFAULT
+def modelled(folder: Path, core: str) -> list[dict[str, Any]]:
+    """Million cycles of each layer, one run of it counted."""
     files, rows = [], []
     for layer in LAYERS:
         stem, models = make_files(*layer)
-        rate = MACS_A_CYCLE[name]
+        rate = MACS_A_CYCLE[core]
         rows.append({"layer": describe(*layer), BOUND: macs(stem) / rate / 1e6 if rate else None})
         for label, model in models.items():
             path = folder / f"{len(rows)}-{label}.tflite"
             path.write_bytes(model)
             files.append(devices.File(path=str(path), runner="litert"))
     job = devices.Job(files=tuple(files), threads=1, warm_up=1, runs=1, memory=False, operations=False)
-    with devices.connect(address) as measure:
+    with devices.connect(f"qemu://{core}") as measure:
         found = measure(job)
     for at, timing in enumerate(found.timings):
-        rows[at // len(FILES)][list(FILES)[at % len(FILES)]] = timing.runs_ms[0] * qemu.CORES[name].ghz
-    return rows, msgspec.to_builtins(found.machine)
+        rows[at // len(FILES)][list(FILES)[at % len(FILES)]] = timing.runs_ms[0] * qemu.CORES[core].ghz
+    return rows
 
 
 def describe(pixels: int, kernel: int, stride: int, filters: int) -> str:
@@ -182,22 +163,6 @@ def make_float(stem: Any) -> bytes:
         tensor.dtype, tensor.scale = lce_cases.FLOATS, None
     model: bytes = graph.dumps()
     return model
-
-
-def make_loop(folder: Path) -> Callable[[int], None] | None:
-    """A function that turns the loop; None: this processor or its compiler lacks the instruction."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file() or "avx512_vnni" not in info.read_text("utf-8"):
-        return None
-    instructions = " ".join(f'"vpdpbusd %%zmm31, %%zmm30, %%zmm{number}\\n"' for number in range(UNROLLED))
-    registers = ", ".join(f'"xmm{number}"' for number in range(32))
-    source, library = folder / "loop.c", folder / "loop.so"
-    source.write_text(LOOP.format(instructions=instructions, registers=registers), "utf-8")
-    command = ("cc", "-O2", "-mavx512f", "-mavx512vnni", "-shared", "-fPIC", str(source), "-o", str(library))
-    subprocess.run(command, check=True)
-    turns = ctypes.CDLL(str(library)).turns
-    turns.argtypes, turns.restype = [ctypes.c_long], None
-    return lambda count: turns(count)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ onnxruntime's own tools. The official interpreter runs in
 its best mode on x86-64 (indirect kernels and XNNPACK), in the Python of `make witness`; a runner that is not installed
 in the Python that runs this is left out. "int8 stem" is the file of `search --stem int8`, which takes uint8 pixels.
 Weights are random: they change no time. In the same turns rates.c measures how fast the processor counts bits and
-multiplies bytes at best. A network's limit is its binary MACs at the first rate and those of its stem at the second. All are in one process, so that whatever disturbs the machine disturbs all alike; the
-ratios are those of the medians. All files of a network must give the classes of its integer graph, and logits that
+multiplies bytes at best. A network's limit is its binary MACs at the first rate and those of its stem at the second.
+All are in one process, so that whatever disturbs the machine disturbs all alike; the ratios are those of the medians.
+"batch" is the "litert" file with its input resized to BATCH images, for an image. All files of a network must give the classes of its integer graph, and logits that
 differ by no more than the rounding of the float layers; float32 and int8 are other networks, and are not compared.
 
     .witness/bin/python benchmarks/runtimes.py
@@ -68,8 +69,9 @@ FILES = {
 }
 BASE = "float32"
 IMAGES = 20  # on which logits are compared
+BATCH = 8
 WARM_UP = 10
-LOOPS = {"count_bits": 12 * 512, "multiply_bytes": 12 * 64}  # of rates.c: products in a round
+LOOPS = ("count_bits", "multiply_bytes")  # of rates.c; each returns how many products it made
 ROUNDS = 20_000  # 0.1 ms or so
 MEAN, STD = (128,) * 3, (64.0,) * 3
 
@@ -83,13 +85,14 @@ def main() -> None:
     runtimes = usable()
     with tempfile.TemporaryDirectory() as folder:
         rows = [compared(Path(folder), *one, list(runtimes), arguments) for one in NETWORKS]
-    head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "limit ms", "classes")
+    head = ("network", "pixels", "widths", *(f"{label} ms" for label in runtimes), "batch ms", "limit ms", "classes")
     cells = [
         (
             row["network"],
             row["pixels"],
             f"{row['ratio']:g}×",
             *(told_ms(row, label) for label in runtimes),
+            milliseconds(row["batch_image_ms"]) if "batch_image_ms" in row else "",
             milliseconds(row["limit_ms"]) if "limit_ms" in row else "",
             "equal" if row["classes_equal"] else "differ",
         )
@@ -143,18 +146,25 @@ def compared(
     for label in labels:
         sessions[label], loads[label] = opened(folder, network, widths, images[:, 0], label, arguments.threads)
     runs = arguments.runs if pixels <= 64 else max(1, arguments.runs // 5)
-    ms = timed({label: partial(run, session, images[0]) for label, session in sessions.items()} | rates(), runs)
+    loops = {name: partial(loop, ROUNDS) for name, loop in rates().items()}
+    calls: dict[str, Callable[[], object]] = {**loops}
+    calls |= {label: partial(run, session, images[0]) for label, session in sessions.items()}
+    if "litert" in sessions:
+        calls["batch"] = batched(sessions["litert"], images[:BATCH, 0])
+    ms = timed(calls, runs)
     medians = {label: statistics.median(times) for label, times in ms.items()}
-    limit = {}
-    if rates():
-        fastest = medians.pop("count_bits"), medians.pop("multiply_bytes")
-        limit["limit_ms"] = limit_ms(network, widths, *fastest) / arguments.threads
+    found = dict[str, float]()
+    if "batch" in medians:
+        found["batch_image_ms"] = medians.pop("batch") / BATCH
+    if loops:
+        fastest = (medians.pop(name) / loop() for name, loop in loops.items())
+        found["limit_ms"] = limit_ms(network, widths, *fastest) / arguments.threads
     expected, logits = dict[str, Any](), dict[str, Any]()
     for label, session in sessions.items():
         if (kind := FILES[label][1]) != "float":
             expected[label] = integer_graph.compute_logits(make_graph(network, widths, kind), images[:, 0])
             logits[label] = np.concatenate([run(session, image) for image in images])
-    differences = [float(abs(found - expected[label]).max()) for label, found in logits.items()]
+    differences = [float(abs(given - expected[label]).max()) for label, given in logits.items()]
     over = {f"{label}_over_{BASE}": medians[label] / medians[BASE] for label in labels if label != BASE}
     if {"lce", "litert"} <= set(labels):
         over["lce_over_litert"] = medians["lce"] / medians["litert"]
@@ -167,12 +177,12 @@ def compared(
         **{f"{label}_ms_minimum": min(ms[label]) for label in medians},
         **{f"{label}_load_ms": load for label, load in loads.items()},
         **over,
-        **limit,
+        **found,
         "operations_ms": time_operations(sessions, images[0], max(10, runs // 5)),
         "largest_logit_difference": max(differences),
         "largest_logit": max(float(abs(each).max()) for each in expected.values()),
         "classes_equal": all(
-            bool((found.argmax(1) == expected[label].argmax(1)).all()) for label, found in logits.items()
+            bool((given.argmax(1) == expected[label].argmax(1)).all()) for label, given in logits.items()
         ),
     }
 
@@ -189,9 +199,24 @@ def run(session: Any, image: Any) -> Any:
     return session.run(image.astype(inputs_of(session)[0].dtype, copy=False))
 
 
+def batched(session: litert.Session, images: Any) -> Callable[[], object]:
+    """A run of several images by a file that takes one: its input is resized, as LiteRT allows.
+
+    Raises:
+        DmsflowError: its logits are others than those of one image after the other.
+    """
+    many = litert.open(session.path, session.threads)
+    many.interpreter.resize_tensor_input(many.numbers[0], images.shape)
+    many.interpreter.allocate_tensors()
+    alone = np.concatenate([session.run(image[None]) for image in images])
+    if not np.allclose(many.run(images), alone, rtol=0, atol=1e-4 * abs(alone).max()):
+        raise DmsflowError(session.path, "computes other logits in a batch", "correct the delegate")
+    return partial(many.run, images)
+
+
 @functools.cache
-def rates() -> dict[str, Callable[[], object]]:
-    """Loops of rates.c, ROUNDS at a time; none where there is no compiler, or the processor has no such instructions."""
+def rates() -> dict[str, Callable[[int], int]]:
+    """Loops of rates.c, for so many rounds; none where there is no compiler, or no loop for the processor."""
     compiler = shutil.which("cc")
     if not compiler:
         return {}
@@ -203,9 +228,7 @@ def rates() -> dict[str, Callable[[], object]]:
     loops = {name: getattr(loaded, name) for name in LOOPS}
     for loop in loops.values():
         loop.restype, loop.argtypes = ctypes.c_int64, [ctypes.c_int64]
-    if not all(loop(1) == products for loop, products in zip(loops.values(), LOOPS.values(), strict=True)):
-        return {}
-    return {name: partial(loop, ROUNDS) for name, loop in loops.items()}
+    return loops if all(loop(1) for loop in loops.values()) else {}
 
 
 def time_operations(sessions: dict[str, Any], image: Any, runs: int) -> dict[str, float]:
@@ -220,15 +243,19 @@ def time_operations(sessions: dict[str, Any], image: Any, runs: int) -> dict[str
     return dict(sorted(kinds.items(), key=lambda row: -row[1]))
 
 
-def limit_ms(network: Network, widths: dict[str, int], bits_ms: float, bytes_ms: float) -> float:
-    """What a network takes if its binary layers do nothing but count, and its stem nothing but multiply bytes."""
+def limit_ms(network: Network, widths: dict[str, int], bit_ms: float, byte_ms: float) -> float:
+    """What a network takes if its binary layers do nothing but count, and its stem nothing but multiply bytes.
+
+    Args:
+        bit_ms, byte_ms: milliseconds of one product.
+    """
     sizes, limit = resolutions(network), 0.0
     for layer, count in cost.weights(network, widths):
-        rounds = count * sizes[layer.name] ** 2 / ROUNDS
+        products = count * sizes[layer.name] ** 2
         if layer.op == "binary_conv":
-            limit += bits_ms * rounds / LOOPS["count_bits"]
+            limit += bit_ms * products
         elif INPUT in layer.inputs:
-            limit += bytes_ms * rounds / LOOPS["multiply_bytes"]
+            limit += byte_ms * products
     return limit
 
 

@@ -108,6 +108,7 @@ FILES = {
     "litert": "dmsflow",
     "litert_int8_stem": "dmsflow, int8 stem",
 }
+BESIDES = {"batch_image_ms": "dmsflow, 8 images at once, each", "limit_ms": "limit"}
 
 
 def _files(networks: Any) -> list[str]:
@@ -116,18 +117,18 @@ def _files(networks: Any) -> list[str]:
 
 def _networks(networks: Any) -> str:
     files = _files(networks)
-    limits = ["limit"] if all("limit_ms" in row for row in networks["networks"]) else []
+    known = {key: name for key, name in BESIDES.items() if all(key in row for row in networks["networks"])}
     rows = [
         (
             row["network"],
             str(row["pixels"]),
             f"{row['ratio']:g}×",
             *(_beside(row, label) for label in files),
-            *(f"{row['limit_ms']:.3f}" for _ in limits),
+            *(f"{row[key]:.3f}" for key in known),
         )
         for row in networks["networks"]
     ]
-    return figures.table(("network", "pixels", "widths", *(FILES[label] for label in files), *limits), rows)
+    return figures.table(("network", "pixels", "widths", *(FILES[label] for label in files), *known.values()), rows)
 
 
 def _operations(networks: Any) -> str:
@@ -200,6 +201,37 @@ takes {content["bound_million_cycles"]:.3f} in every row.
 {environment["date"][:10]}, {environment["machine"]["system"]}, {figures.listed(environment["runtimes"].values())}, dmsflow at {environment["commit"]}; no ARM processor ran anything.
 [results/kernels-aarch64.json](results/kernels-aarch64.json).
 """
+
+
+def first_layer(content: Any) -> str:
+    """Of benchmarks/first_layer.py."""
+    command = "python benchmarks/first_layer.py --out docs/results/first-layer.json"
+    return figures.part("## The first layer", command, content and _first_layer(content))
+
+
+def _first_layer(content: Any) -> tuple[str, str]:
+    rows = [
+        (
+            f"here, {each['unit']}" if each["device"] == "local" else f"{each['device']}, {each['unit']}",
+            row["layer"],
+            *(f"{row[label]:.3f}" for label in ("float32", "apart", "together")),
+            *(
+                (f"{row['bound']:.3f}", f"{row['together'] / row['bound']:.2f}")
+                if row["bound"]
+                else (figures.NONE,) * 2
+            ),
+        )
+        for each in content["devices"]
+        for row in each["layers"]
+    ]
+    head = ("processor", "layer", "float32", "int8, XNNPACK", "int8, dmsflow", "bound", "dmsflow ÷ bound")
+    before = f"""\
+A first convolution with its thresholds, from pixels to bits, one thread, in stock LiteRT: as float32, as int8 by
+XNNPACK with LceQuantize behind it, and as int8 by dmsflow's kernels, which make one operation of both. The bound is what
+its products of bytes take at best. The cycles of the cores are modelled, without caches.
+
+{figures.table(head, rows)}"""
+    return before, f"{figures.machine([content['environment']])}, {content['environment']['runtimes']['litert']}."
 
 
 def search_cost(content: Any) -> str:
@@ -327,6 +359,29 @@ Training VGG-11 at its base widths, as in the part before this one:
 
 {figures.machine(environments, "torch")}, {figures.listed(networks["environment"]["runtimes"].values())}.
 """
+
+
+def without_avx512(one: Any, two: Any) -> str:
+    """Of benchmarks/runtimes.py on a processor whose vectors have 256 bits, with one thread and with two."""
+    command = """python benchmarks/runtimes.py --out docs/results/runtimes-x86-64-avx2.json
+    python benchmarks/runtimes.py --threads 2 --out docs/results/runtimes-x86-64-avx2-2-threads.json"""
+    return figures.part("## Without AVX-512", command, one and two and _without_avx512(one, two))
+
+
+def _without_avx512(one: Any, two: Any) -> tuple[str, str]:
+    before = f"""\
+The same complete networks on a processor that has AVX2 alone, as many PCs have: ms and, in brackets, the ratio to
+float32. *8 images at once*: the file's input is resized, as LiteRT allows, and the time is that of one image.
+
+{_networks(one)}
+
+With two threads:
+
+{_networks(two)}
+{_operations(one)}"""
+    behind = f"""\
+{figures.machine([one["environment"], two["environment"]])}, {figures.listed(one["environment"]["runtimes"].values())}."""
+    return before, behind
 
 
 def processes(content: Any) -> str:
