@@ -1,6 +1,6 @@
-// Operations of training on a CPU, forward and backward: the two that a binary network adds to a float one, of
+// Operations of training on a CPU, forward and backward: the three that a binary network adds to a float one, of
 // which torch makes many passes over memory; and max pooling, for which torch keeps 8 bytes a value.
-// dmsflow/training/binary.py has the formulas of the two, and the same in torch's operations.
+// dmsflow/training/binary.py has the formulas of the three, and the same in torch's operations.
 //
 // Sums run in a fixed number of lanes, and no product is fused with a sum, so that every processor and every
 // number of threads finds the same bits.
@@ -29,6 +29,7 @@ namespace {
 
 constexpr int kLanes = 32;            // of a sum
 constexpr int kChunk = 512;           // values that loops of one kind each go over in turn; CHUNK of training/fast_ops.py
+constexpr int kPixels = 64;           // whose gradients of shifts are summed in float; PIXELS of training/fast_ops.py
 constexpr int64_t kGrain = 16384;     // values that a thread is worth starting for
 constexpr float kEpsilon = 1e-10f;    // STANDARDISATION_EPS of network/network.py
 
@@ -250,6 +251,49 @@ struct QuantiseGradient {
   }
 };
 
+// Pixels [pixels, channels]: ±1, +1 above the shift of the channel. Its parts are pixels.
+template <typename Type>
+struct Sign {
+  int64_t channels;
+  const float* shifts;
+  const typename Type::Stored* in;
+  typename Type::Stored* out;
+
+  DMSFLOW_INLINE void run(int64_t first, int64_t last) const {
+    const auto above = Type::write(1.0f), below = Type::write(-1.0f);
+    for (int64_t at = first * channels; at < last * channels; at += channels) {
+      DMSFLOW_APART
+      for (int64_t c = 0; c < channels; ++c) out[at + c] = Type::read(in[at + c]) > shifts[c] ? above : below;
+    }
+  }
+};
+
+// Also, of every kPixels pixels, a row [channels] of the shifts' gradient. These rows are its parts.
+template <typename Type>
+struct SignGradient {
+  int64_t pixels, channels;
+  const float* shifts;
+  const typename Type::Stored *in, *gradients;
+  typename Type::Stored* out;
+  float* sums;
+
+  DMSFLOW_INLINE void run(int64_t first, int64_t last) const {
+    const int64_t end = last * kPixels < pixels ? last * kPixels : pixels;
+    std::memset(sums + first * channels, 0, static_cast<size_t>((last - first) * channels) * sizeof *sums);
+    for (int64_t pixel = first * kPixels; pixel < end; ++pixel) {
+      const int64_t at = pixel * channels;
+      float* sum = sums + pixel / kPixels * channels;
+      DMSFLOW_APART
+      for (int64_t c = 0; c < channels; ++c) {
+        const float slope = 2.0f - 2.0f * std::fabs(Type::read(in[at + c]) - shifts[c]);
+        const float passed = Type::read(gradients[at + c]) * (slope < 0 ? 0.0f : slope);  // of a NaN, NaN
+        out[at + c] = Type::write(passed);
+        sum[c] -= passed;
+      }
+    }
+  }
+};
+
 // Images [rows, columns, channels], channels last, in windows of 2 × 2 that lie side by side: of every window the
 // largest, the first of equals, and which of the four it is. A NaN is larger than everything.
 template <typename Type>
@@ -380,6 +424,28 @@ DMSFLOW_EXPORTED void dmsflow_quantise_gradient(int threads, int64_t count, int 
     const QuantiseGradient<Type> all{count, level, static_cast<const Stored*>(in),
                                      static_cast<const Stored*>(gradients), to, slopes};
     share_out(all, chunks(count), kChunk, threads);
+  };
+  half ? run(BFloat16{}, static_cast<uint16_t*>(out)) : run(Float32{}, static_cast<float*>(out));
+}
+
+DMSFLOW_EXPORTED void dmsflow_sign(int threads, int64_t pixels, int64_t channels, int half, const void* in,
+                                   const float* shifts, void* out) {
+  const auto run = [&](auto type, auto* to) {
+    using Type = decltype(type);
+    const auto* from = static_cast<const typename Type::Stored*>(in);
+    share_out(Sign<Type>{channels, shifts, from, to}, pixels, channels, threads);
+  };
+  half ? run(BFloat16{}, static_cast<uint16_t*>(out)) : run(Float32{}, static_cast<float*>(out));
+}
+
+DMSFLOW_EXPORTED void dmsflow_sign_gradient(int threads, int64_t pixels, int64_t channels, int half, const void* in,
+                                            const float* shifts, const void* gradients, void* out, float* sums) {
+  const auto run = [&](auto type, auto* to) {
+    using Type = decltype(type);
+    using Stored = typename Type::Stored;
+    const SignGradient<Type> all{pixels, channels, shifts, static_cast<const Stored*>(in),
+                                 static_cast<const Stored*>(gradients), to, sums};
+    share_out(all, (pixels + kPixels - 1) / kPixels, kPixels * channels, threads);
   };
   half ? run(BFloat16{}, static_cast<uint16_t*>(out)) : run(Float32{}, static_cast<float*>(out));
 }

@@ -1,6 +1,6 @@
 """Binary weights, {0, alpha} activations (Eq. 1 and 2 of the DMS paper) and ±1 activations, with their gradients.
 
-Each gradient of the paper's is written out twice: in torch's operations, which run everywhere and which torch.compile
+Each gradient is written out twice: in torch's operations, which run everywhere and which torch.compile
 fuses; and in C++ (native/training.cc), which takes one or two passes over memory in their place on a CPU.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmsflow.network.network import LARGEST_INT8, STANDARDISATION_EPS
-from dmsflow.training.fast_ops import CHUNK, HALF_PRECISION, call_library, runs_natively
+from dmsflow.training.fast_ops import CHUNK, HALF_PRECISION, PIXELS, call_library, runs_natively
 
 SMALLEST_SQUARE = 1e-30  # keeps a constant filter, whose E|w| is 0, from dividing by it
 
@@ -59,14 +59,15 @@ def sign(x: Tensor, shift: Tensor) -> Tensor:
         x: [N, C, H, W].
         shift: [C].
     """
+    if runs_natively(x):
+        return _SignInCpp.apply(x, shift)  # type: ignore[no-any-return, no-untyped-call]
     return _Sign.apply(x, shift.to(x.dtype).view(-1, 1, 1))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def round_to_8_bits(weight: Tensor, *, each_filter: bool) -> Tensor:
     """Whole multiples, at most 127, of a step for the whole tensor or for each of its filters; straight-through."""
-    largest = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True) if each_filter else None
-    step = (weight.detach().abs().amax() if largest is None else largest) / LARGEST_INT8
-    step = step.clamp_min(SMALLEST_SQUARE)
+    largest = weight.detach().abs().amax(tuple(range(int(each_filter), weight.dim())), keepdim=True)
+    step = (largest / LARGEST_INT8).clamp_min(SMALLEST_SQUARE)
     return weight + ((weight / step).round() * step - weight).detach()
 
 
@@ -74,10 +75,8 @@ def _inside(weight: Tensor, active: int | Tensor | None) -> Tensor | None:
     """1 for the weights of active input channels, 0 for the others, in the order of `_rows`: [1, k·k·C_in]."""
     if active is None:
         return None
-    if isinstance(active, Tensor) and active.dim():
-        kept = active
-    else:
-        kept = torch.arange(weight.shape[1], device=weight.device) < active
+    channels = torch.arange(weight.shape[1], device=weight.device)
+    kept = active if isinstance(active, Tensor) and active.dim() else channels < active
     return kept.to(weight.dtype).repeat(weight.shape[2] * weight.shape[3])[None]
 
 
@@ -184,8 +183,7 @@ class _QuantiseInCpp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, count: Tensor | int) -> Tensor:
-        if not x.is_contiguous():  # in one stretch of memory
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         ctx.save_for_backward(x)
         ctx.level = float(alpha.to(x.dtype))
@@ -197,8 +195,7 @@ class _QuantiseInCpp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
         grad_x, slopes = torch.empty_like(x), torch.empty(-(-x.numel() // CHUNK), dtype=torch.float32)
-        fits = grads[0].stride() == x.stride() and grads[0].dtype == x.dtype
-        g = grads[0] if fits else torch.empty_like(x).copy_(grads[0])
+        g = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         call_library("dmsflow_quantise_gradient", x.numel(), x.dtype == HALF_PRECISION, x, g, ctx.level, grad_x, slopes)
         return grad_x, slopes.sum().to(ctx.dtype) / ctx.scale, None
 
@@ -214,3 +211,24 @@ class _Sign(torch.autograd.Function):
         x, shift = ctx.saved_tensors
         grad = grads[0] * (2 - 2 * (x - shift).abs()).clamp(min=0)
         return grad, -grad.sum((0, 2, 3)).view_as(shift)
+
+
+class _SignInCpp(torch.autograd.Function):
+    """The same; in bfloat16 the gradients are rounded once, and that of a float32 shift is not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        shifts, out = shift.to(x.dtype).float().expand(x.shape[1]).contiguous(), torch.empty_like(x)
+        ctx.save_for_backward(x, shifts)
+        ctx.size, ctx.dtype = (x.numel() // x.shape[1], x.shape[1], x.dtype == HALF_PRECISION), shift.dtype
+        call_library("dmsflow_sign", *ctx.size, x, shifts, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, shifts = ctx.saved_tensors
+        g = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        grad_x, sums = torch.empty_like(x), shifts.new_empty(-(-ctx.size[0] // PIXELS), len(shifts))
+        call_library("dmsflow_sign_gradient", *ctx.size, x, shifts, g, grad_x, sums)
+        return grad_x, sums.sum(0, dtype=torch.float64).to(ctx.dtype)

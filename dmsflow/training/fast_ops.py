@@ -16,7 +16,7 @@ from dmsflow.errors import DmsflowError
 
 # --- the library: native/training.cc ----------------------------------------------------------------
 
-CHUNK = 512  # kChunk of native/training.cc
+CHUNK, PIXELS = 512, 64  # kChunk and kPixels of native/training.cc
 HALF_PRECISION = torch.bfloat16  # the lower precision of --amp
 _COUNT, _FLAG, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_float
 # Threads; filters, taps, channels, of which are active; or images, rows, columns, channels.
@@ -27,6 +27,8 @@ SIGNATURES = {  # of the functions in native/training.cc
     "dmsflow_binarise_gradient": (*_SIZES, _POINTER, _POINTER, _FLAG, _POINTER, _POINTER),
     "dmsflow_quantise": (_FLAG, _COUNT, _FLAG, _POINTER, _FLOAT, _POINTER),
     "dmsflow_quantise_gradient": (_FLAG, _COUNT, _FLAG, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER),
+    "dmsflow_sign": (_FLAG, _COUNT, _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
+    "dmsflow_sign_gradient": (_FLAG, _COUNT, _COUNT, _FLAG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "dmsflow_max_pool": (*_SIZES, _FLAG, _POINTER, _POINTER, _POINTER),
     "dmsflow_max_pool_gradient": (*_SIZES, _FLAG, _POINTER, _POINTER, _POINTER),
 }

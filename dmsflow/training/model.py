@@ -131,8 +131,7 @@ class Model(nn.Module):
         return [value(self.widths, part) for part in key_parts(self.keys[name])]
 
     def _active(self, name: str, active: Active) -> Channels:
-        key = self.keys[name]
-        parts = tuple(active.get(part) for part in key_parts(key))  # type: ignore[arg-type]
+        parts = tuple(active.get(part) for part in key_parts(self.keys[name]))  # type: ignore[arg-type]
         if len(parts) == 1 or all(part is None for part in parts):
             return parts[0]
         return Joined(self.sizes(name), parts)
@@ -282,10 +281,8 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight, mask = _narrow(self.weight, active_out, active_in), _mask(active_in)
-        if self.binary and mask:
-            weight = binarise(weight, mask.active)
-        elif self.binary:  # under autocast x is bfloat16 already, and so can the weights be
-            weight = binarise(weight, dtype=x.dtype)
+        if self.binary:  # under autocast x is bfloat16 already, and so can weights without a mask be
+            weight = binarise(weight, mask.active) if mask else binarise(weight, dtype=x.dtype)
         elif self.bits == 8:
             weight = round_to_8_bits(weight, each_filter=True)
         if self.signs:
@@ -358,7 +355,7 @@ class PRelu(nn.Module):
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         slope, *shifts = (_narrow(each, active_in).to(x.dtype) for each in (self.slope, self.before, self.after))
         before, after = (each.view(-1, 1, 1) for each in shifts)
-        return F.prelu(x - before, slope) + after
+        return F.prelu(x + -before, slope) + after  # so that no gradient as large as x is negated
 
 
 class Dense(nn.Module):

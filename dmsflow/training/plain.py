@@ -39,8 +39,7 @@ def load_plain_module(path: Path, done: Manifest) -> torch.fx.GraphModule:
     """
     tensors, _ = checkpoint.load_tensors(manifest.verify(path, done.artifacts["weights"]))
     weights = {name: tensor.numpy() for name, tensor in tensors.items()}
-    is_binary = done.settings["precision"] == "binary"
-    return build_plain_module(done.network, done.widths, weights, is_binary=is_binary)
+    return build_plain_module(done.network, done.widths, weights, is_binary=done.settings["precision"] == "binary")
 
 
 def build_plain_module(
@@ -89,9 +88,8 @@ def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Mo
     read, written = trained.channels(layer.inputs[0]), trained.channels(layer.name)
     if layer.op == "batch_norm":
         made: Any = nn.BatchNorm2d(written, eps=BATCH_NORM_EPS)
-        tensors = {
-            name: trained.take(f"{layer.name}.{name}", written) for name in made.state_dict() if "num" not in name
-        }
+        names = [name for name in made.state_dict() if "num" not in name]
+        tensors = {name: trained.take(f"{layer.name}.{name}", written) for name in names}
     elif layer.op == "dense":
         made = nn.Linear(read, written)
         tensors = dict(zip(("weight", "bias"), trained.dense(layer), strict=True))

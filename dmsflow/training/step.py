@@ -50,10 +50,8 @@ def weight_step(
     """
     optimiser.zero_grad(set_to_none=True)
     taught = None if teacher is None else predict(teacher, batch[0], where)
-    count = where.share.parts
-    seeds = (
-        torch.randint(2**63 - 1, (count,), generator=draw)[where.share.rows(slice(0, count))] if model.drops else None
-    )
+    own = where.share.rows(slice(0, where.share.parts))
+    seeds = torch.randint(2**63 - 1, (where.share.parts,), generator=draw)[own] if model.drops else None
     before = [each.clone() for each in _averaged(model, where)]  # the running statistics
 
     def parts() -> Iterator[list[Tensor]]:

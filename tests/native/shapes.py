@@ -35,7 +35,7 @@ def main() -> int:
     hypothesis.settings.load_profile("campaign")
     import test_cpp  # its tests take the profile that is loaded
 
-    tests = (test_cpp.test_binarising_is_torchs, test_cpp.test_quantising_is_torchs)
+    tests = (test_cpp.test_binarising_is_torchs, test_cpp.test_quantising_is_torchs, test_cpp.test_signs_are_torchs)
     for test in (*tests, test_cpp.test_pooling_is_torchs_to_the_last_bit):
         try:
             hypothesis.seed(given.seed)(test)()

@@ -13,6 +13,8 @@ void dmsflow_binarise(int, int64_t, int64_t, int64_t, int64_t, const float*, flo
 void dmsflow_binarise_gradient(int, int64_t, int64_t, int64_t, int64_t, const float*, float*, int, const void*, float*);
 void dmsflow_quantise(int, int64_t, int, const void*, float, void*);
 void dmsflow_quantise_gradient(int, int64_t, int, const void*, const void*, float, void*, float*);
+void dmsflow_sign(int, int64_t, int64_t, int, const void*, const float*, void*);
+void dmsflow_sign_gradient(int, int64_t, int64_t, int, const void*, const float*, const void*, void*, float*);
 void dmsflow_max_pool(int, int64_t, int64_t, int64_t, int64_t, int, const void*, void*, void*);
 void dmsflow_max_pool_gradient(int, int64_t, int64_t, int64_t, int64_t, int, const void*, const void*, void*);
 }
@@ -75,6 +77,17 @@ void levels(int half) {
   hash(slopes);
 }
 
+void signs(int half) {
+  const int64_t pixels = between(1, 200), channels = between(1, 40), all = pixels * channels;
+  const auto in = values(all, half), gradients = values(all, half);
+  auto shifts = values(channels, 0), out = values(all, half), sums = values((pixels + 63) / 64 * channels, 0);
+  dmsflow_sign(1, pixels, channels, half, in.data(), floats(shifts), out.data());
+  hash(out);
+  dmsflow_sign_gradient(1, pixels, channels, half, in.data(), floats(shifts), gradients.data(), out.data(), floats(sums));
+  hash(out);
+  hash(sums);
+}
+
 void windows(int half) {
   const int64_t images = between(1, 3), rows = between(2, 9), columns = between(2, 9), channels = between(1, 40);
   const int64_t all = images * rows * columns * channels, fewer = images * (rows / 2) * (columns / 2) * channels;
@@ -93,6 +106,7 @@ int main(int count, char** arguments) {
   for (int i = 0; i < cases; ++i) {
     filters(i % 2);
     levels(i % 2);
+    signs(i % 2);
     windows(i % 2);
   }
   std::printf("%d cases: %016llx\n", cases, static_cast<unsigned long long>(g_hash));

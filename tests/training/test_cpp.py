@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dmsflow import native
 from dmsflow.training import fast_ops
-from dmsflow.training.binary import binarise, quantise
+from dmsflow.training.binary import binarise, quantise, sign
 from dmsflow.training.fast_ops import max_pool
 
 Run = Callable[[], Tensor]
@@ -27,6 +27,7 @@ Run = Callable[[], Tensor]
 SIDES = st.integers(1, 9)
 SEEDS = st.integers(0, 2**31)
 DTYPES = st.sampled_from((torch.float32, torch.bfloat16))
+LAYOUTS = st.sampled_from(("first", "last", "narrow"))
 # Channels around the lanes of a sum (32), and filters of more values than a thread is started for.
 CHANNELS = st.sampled_from((1, 2, 3, 7, 16, 31, 32, 33, 70))
 
@@ -79,7 +80,7 @@ def test_binarising_is_torchs(
 
 
 @settings(deadline=None)
-@given(st.integers(1, 5), CHANNELS, SIDES, SIDES, DTYPES, st.sampled_from(("first", "last", "narrow")), SEEDS)
+@given(st.integers(1, 5), CHANNELS, SIDES, SIDES, DTYPES, LAYOUTS, SEEDS)
 def test_quantising_is_torchs(
     images: int, channels: int, rows: int, columns: int, dtype: torch.dtype, layout: str, seed: int
 ) -> None:
@@ -92,6 +93,41 @@ def test_quantising_is_torchs(
     assert torch.equal(out, expected) and torch.equal(grad_x, expected_x)
     exact = {torch.float32: 1e-4, torch.bfloat16: 0.02}[dtype] * max(1, x.numel()) ** 0.5
     assert abs(float(grad_alpha - expected_alpha)) < exact
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), CHANNELS, SIDES, SIDES, DTYPES, LAYOUTS, SEEDS, st.booleans())
+def test_signs_are_torchs(
+    images: int, channels: int, rows: int, columns: int, dtype: torch.dtype, layout: str, seed: int, broken: bool
+) -> None:
+    x = random(seed, images, channels + 2, rows, columns, last=layout != "first").to(dtype)
+    x = x[:, :channels] if layout == "narrow" else x
+    shift = random(seed + 2, channels + 2).mul(0.3)[: x.shape[1]].requires_grad_()
+    x[0, 0, 0, 0] = float("nan") if broken else shift[0].detach()
+    x.requires_grad_()
+    probe = random(seed + 1, *x.shape).to(dtype)
+    out = sign(x, shift)
+    grad_x, grad_shift = torch.autograd.grad(out, [x, shift], probe)
+    exact = shift.detach().to(dtype).float().requires_grad_()  # torch's in float32, where nothing is rounded on the way
+    with mock.patch.object(fast_ops, "library", lambda: None):
+        assert torch.equal(out, sign(x, shift)) and out.dtype == dtype
+        expected = sign(x.float(), exact)
+        expected_x, _ = torch.autograd.grad(expected, [x, exact], probe.float())
+    assert torch.equal(out.float(), expected) and out[0, 0, 0, 0] == -1
+    assert torch.equal(grad_x.isnan(), expected_x.isnan()) and int(grad_x.isnan().sum()) == broken
+    assert torch.equal(grad_x.nan_to_num(), expected_x.nan_to_num())
+    slope = (2 - 2 * (x - exact.view(-1, 1, 1)).detach().float().abs()).clamp(min=0)
+    sums = (-(probe * slope).double()).sum((0, 2, 3))
+    assert grad_shift.dtype == torch.float32
+    assert torch.allclose(grad_shift.double(), sums, rtol=1e-6, atol=2e-5, equal_nan=True)
+
+
+def test_the_gradient_of_a_shift_is_rounded_at_its_end_only() -> None:
+    """300,000 gradients of one sign, of which a sum in float32 would lose digits and one in bfloat16 nearly all."""
+    x = torch.full((3, 1, 1000, 100), 0.5).bfloat16().requires_grad_()
+    shift = torch.zeros(1, requires_grad=True)
+    (grad,) = torch.autograd.grad(sign(x, shift), shift, torch.full_like(x, 0.1))
+    assert float(grad) == pytest.approx(-3e5 * float(torch.tensor(0.1).bfloat16()), rel=1e-6)
 
 
 @settings(deadline=None)
@@ -117,11 +153,12 @@ def test_other_windows_are_torchs() -> None:
 def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     weight = random(0, 96, 70, 3, 3, last=True).requires_grad_()
     x = random(1, 16, 48, 17, 17, last=True).to(dtype).requires_grad_()
-    alpha = torch.tensor(0.6, requires_grad=True)
+    alpha, shift = torch.tensor(0.6, requires_grad=True), random(6, 48).requires_grad_()
 
     def results() -> list[Tensor]:
         found = with_gradients(lambda: binarise(weight, 65, dtype), [weight], 2)
         found += with_gradients(lambda: quantise(x, alpha), [x, alpha], 3)
+        found += with_gradients(lambda: sign(x, shift), [x, shift], 5)
         return found + with_gradients(lambda: max_pool(x, 2, 2, 0), [x], 4)
 
     several = results()
