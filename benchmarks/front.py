@@ -103,6 +103,9 @@ DRAWN, DRAWN_METHODS, DRAWN_SEEDS = FRONT[:6], ("searched", "balanced", "uniform
 FEWEST_RANKED = 5  # networks of a seed whose order is worth a correlation
 REFUSED = "the search has learned"  # how `dmsflow widths` refuses a budget beyond its range
 
+# Of each row that a study makes: its file, what names it, and what makes the rest of it.
+Rows = Iterable[tuple[Path, dict[str, Any], Callable[[], dict[str, Any]]]]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -284,12 +287,25 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def fill(rows: Iterable[tuple[Path, dict[str, Any], Callable[[], dict[str, Any]]]]) -> int:
-    """Make the rows of which no file is there yet; how many failed.
+def restore(results: Path, rows: Rows) -> None:
+    """Write the files of the rows that are in the results file but not here: a row made on another machine stays.
 
-    Args:
-        rows: the file of each, what names it, and what makes the rest of it.
+    To have it made again, remove it from the results file.
     """
+    published = list(jobs.objects(results))
+    for path, named, _ in rows:
+        found = next((part for part in published if part.items() >= named.items()), None)
+        if found is not None and not path.exists():
+            write(path, found)
+
+
+def finished(rows: Rows) -> list[dict[str, Any]]:
+    """The rows whose files are there."""
+    return [read(path) for path, *_ in rows if path.exists()]
+
+
+def fill(rows: Rows) -> int:
+    """Make the rows of which no file is there yet; how many failed."""
     failed = 0
     for path, named, make in rows:
         if path.exists():

@@ -3,7 +3,8 @@
 VGG-11 and ResNet-18 on CIFAR-10, the default recipe. Each network of a scale (its base widths times a factor) is trained
 twice for each seed, in one bit and in float; the float one is written in float32 and, quantised by onnxruntime's own
 tools, in int8. Every file is measured on this machine, and counted on emulated ARM cores (modelled). Scales, seeds and
-epochs are constants here. A finished row is a small file, and none is run twice:
+epochs are constants here. A finished row is a small file, and none is run twice, nor any that the results file has from
+another machine:
 
     python benchmarks/int8.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/int8.py --tabulate
@@ -14,6 +15,7 @@ The second runs nothing: it writes docs/results/int8.json from the rows that are
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from functools import partial
@@ -22,7 +24,7 @@ from typing import Any
 
 import jobs
 import script
-from front import Place, call, fill, read, write
+from front import Place, Rows, call, fill, read, restore, write
 
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
@@ -96,18 +98,17 @@ def row_path(network: str, scale: float, seed: int, out: Path) -> Path:
     return out / "rows" / f"{network}-{scale:g}-{seed}.json"
 
 
+def all_rows(where: Place) -> Rows:
+    scales = [(network, scale) for network, each in NETWORKS.items() for scale in each]
+    for seed, (network, scale) in itertools.product(SEEDS, scales):
+        named = {"network": network, "scale": scale, "seed": seed}
+        yield row_path(network, scale, seed, where.out), named, partial(make_row, network, scale, seed, where)
+
+
 def run(where: Place) -> int:
     """Every row that is left; how many failed."""
     with jobs.lock(where.out) as free:
-        rows = [(name, scale, seed) for seed in SEEDS for name, scales in NETWORKS.items() for scale in scales]
-        return fill(
-            (
-                row_path(network, scale, seed, where.out),
-                {"network": network, "scale": scale, "seed": seed},
-                partial(make_row, network, scale, seed, where),
-            )
-            for network, scale, seed in (rows if free else ())  # another process is at it
-        )
+        return fill(all_rows(where) if free else ())  # another process is at it
 
 
 def tabulate(out: Path) -> dict[str, Any]:
@@ -127,15 +128,18 @@ def main() -> None:
     parser.add_argument("--tabulate", action="store_true", help="run nothing; write what is done")
     parser.add_argument("--results", type=Path, default=jobs.RESULTS, help="folder of the results file")
     arguments = parser.parse_args()
+    where = Place(arguments.out, ("--dataset", arguments.dataset or ""))
+    results = arguments.results / "int8.json"
+    restore(results, all_rows(where))
     if not arguments.tabulate:
         if not arguments.dataset:
             raise DmsflowError("--dataset", "is not given", "give --dataset image-folder:PATH, or --tabulate")
         os.environ["OMP_NUM_THREADS"] = "1"
-        if failed := run(Place(arguments.out, ("--dataset", arguments.dataset))):
+        if failed := run(where):
             raise DmsflowError(arguments.out, f"{failed} rows failed", "read their messages, and start again")
         return
     content = tabulate(arguments.out)
-    write(arguments.results / "int8.json", content)
+    write(results, content)
     cells = [(each["network"], f"{each['scale']:g}", str(len(each["rows"]))) for each in content["networks"]]
     print_table(f"Rows done of {len(SEEDS)} seeds", ("network", "× base widths", "seeds"), cells, stream=sys.stdout)
 

@@ -132,23 +132,27 @@ def _results_file(name: str, arguments: argparse.Namespace) -> Path:
 
 
 def _published(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Every row that a results file holds, wherever in it.
+    """Every row that a results file holds, by `_key`."""
+    return {tuple(part[key] for key in KEY): part for part in objects(path) if part.keys() >= set(KEY)}
+
+
+def objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Every JSON object of a results file, rows among them, wherever in it; none where there is no file.
 
     Raises:
         DmsflowError: the file is damaged.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     try:
         inside = [msgspec.json.decode(path.read_bytes())] if path.exists() else []
     except msgspec.DecodeError as error:
         raise DmsflowError(path, f"is not JSON ({error})", "remove it, or take it from git again") from error
     while inside:
         part = inside.pop()
-        if isinstance(part, dict) and "choice" in part:
-            found[tuple(part[key] for key in KEY)] = part
-        elif isinstance(part, dict | list):
-            inside += part.values() if isinstance(part, dict) else part
-    return found
+        if isinstance(part, dict):
+            yield part
+            inside += part.values()
+        elif isinstance(part, list):
+            inside += part
 
 
 def _key(job: Job, where: Runs) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 If no choice of kernels that a search could make beats kernels of 3 under the same budgets, none can gain by searching
 them. Each choice gets the balanced widths of its own network under the same budgets, and is trained by the default
 recipe on CIFAR-10. The choices, budgets, seeds and rule of decision are constants here. A finished row is a small
-file, and none is run twice:
+file, and none is run twice, nor any that the results file has from another machine:
 
     python benchmarks/kernel_sizes.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/kernel_sizes.py --tabulate
@@ -14,6 +14,7 @@ The second runs nothing: it writes docs/results/kernel-sizes.json from the rows 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from functools import partial
@@ -24,7 +25,7 @@ import front
 import jobs
 import msgspec
 import script
-from front import ERRORS, Cell, Place, call, fill, judge, read, write
+from front import ERRORS, Cell, Place, Rows, call, fill, judge, read, restore, write
 from msgspec.structs import replace
 
 from dmsflow.errors import DmsflowError
@@ -93,18 +94,16 @@ def make_row(seed: int, cell: Cell, kernels: str, where: Place) -> dict[str, Any
     }
 
 
+def all_rows(where: Place) -> Rows:
+    for seed, cell, kernels in itertools.product(SEEDS, CELLS, CHOICES.values()):
+        named = {"cell": cell.name, "kernels": kernels, "seed": seed}
+        yield row_path(seed, cell, kernels, where.out), named, partial(make_row, seed, cell, kernels, where)
+
+
 def run(where: Place) -> int:
     """Every row that is left; how many failed."""
     with jobs.lock(where.out) as free:
-        rows = [(seed, cell, kernels) for seed in SEEDS for cell in CELLS for kernels in CHOICES.values()]
-        return fill(
-            (
-                row_path(seed, cell, kernels, where.out),
-                {"cell": cell.name, "kernels": kernels, "seed": seed},
-                partial(make_row, seed, cell, kernels, where),
-            )
-            for seed, cell, kernels in (rows if free else ())  # another process is at it
-        )
+        return fill(all_rows(where) if free else ())  # another process is at it
 
 
 def tabulate(out: Path) -> dict[str, Any]:
@@ -143,16 +142,18 @@ def main() -> None:
     parser.add_argument("--tabulate", action="store_true", help="run nothing; write what is done")
     parser.add_argument("--results", type=Path, default=jobs.RESULTS, help="folder of the results file")
     arguments = parser.parse_args()
+    where = Place(arguments.out, ("--dataset", arguments.dataset or ""))
+    results = arguments.results / "kernel-sizes.json"
+    restore(results, all_rows(where))
     if not arguments.tabulate:
         if not arguments.dataset:
             raise DmsflowError("--dataset", "is not given", "give --dataset image-folder:PATH, or --tabulate")
         os.environ["OMP_NUM_THREADS"] = "1"
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if failed := run(Place(arguments.out, ("--dataset", arguments.dataset))):
+        if failed := run(where):
             raise DmsflowError(arguments.out, f"{failed} rows failed", "read their messages, and start again")
         return
     content = tabulate(arguments.out)
-    write(arguments.results / "kernel-sizes.json", content)
+    write(results, content)
     show(content)
 
 

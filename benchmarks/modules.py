@@ -6,7 +6,8 @@ in one line that names the operation:
     python benchmarks/modules.py --out runs/modules
     python benchmarks/modules.py --out runs/modules --tabulate
 
-A network that is done is a small file, and is not run again. The second command writes docs/results/modules.json.
+A network that is done is a small file, and is not run again, nor one that the results file has from another machine. The
+second command writes docs/results/modules.json.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jobs
 import numpy as np
 import script
-from front import read, write
+from front import Rows, fill, finished, restore, write
 from PIL import Image
 
 from dmsflow.environment import describe_environment
+from dmsflow.errors import DmsflowError
 from dmsflow.manifest import load_manifest
 from dmsflow.terminal import print_table
 
@@ -39,7 +42,7 @@ EXPORT = ("--target", "x86-64", "--check-images", "4", "--close-percent", "100")
 BENCH = ("--runs", "10", "--warm-up", "2", "--threads", "1")
 
 
-def draw_images(folder: Path) -> Path:
+def draw_images(folder: Path) -> None:
     """Class folders of noise."""
     random = np.random.default_rng(0)
     for split, count in IMAGES.items():
@@ -49,7 +52,15 @@ def draw_images(folder: Path) -> Path:
             for index in range(count):
                 pixels = random.integers(0, 256, (RESOLUTION, RESOLUTION, 3), np.uint8)
                 Image.fromarray(pixels).save(place / f"{index}.png")
-    return folder
+
+
+def all_rows(out: Path) -> Rows:
+    for name in MODULES:
+        yield out / "rows" / f"{name}.json", {"module": name}, partial(make_row, name, out)
+
+
+def make_row(name: str, out: Path) -> dict[str, Any]:
+    return {**go_through(name, out / "images", out / name), "environment": describe_environment()}
 
 
 def go_through(name: str, images: Path, out: Path) -> dict[str, Any]:
@@ -87,17 +98,16 @@ def main() -> None:
     parser.add_argument("--tabulate", action="store_true", help="run nothing; write what is done")
     parser.add_argument("--results", type=Path, default=jobs.RESULTS, help="folder of the results file")
     arguments = parser.parse_args()
-    rows = {name: arguments.out / "rows" / f"{name}.json" for name in MODULES}
+    results = arguments.results / "modules.json"
+    restore(results, all_rows(arguments.out))
     if not arguments.tabulate:
         os.environ["OMP_NUM_THREADS"] = "1"
-        images = draw_images(arguments.out / "images")
-        for name in arguments.modules:
-            if not rows[name].exists():
-                found = go_through(name, images, arguments.out / name)
-                write(rows[name], {"module": name, **found, "environment": describe_environment()})
+        draw_images(arguments.out / "images")
+        if failed := fill(row for row in all_rows(arguments.out) if row[1]["module"] in arguments.modules):
+            raise DmsflowError(arguments.out, f"{failed} rows failed", "read their messages, and start again")
         return
-    content = [read(path) for path in rows.values() if path.exists()]
-    write(arguments.results / "modules.json", {"resolution": RESOLUTION, "classes": CLASSES, "rows": content})
+    content = finished(all_rows(arguments.out))
+    write(results, {"resolution": RESOLUTION, "classes": CLASSES, "rows": content})
     cells = [(row["module"], row.get("refused", f"{row.get('file_bytes', 0) / 2**20:.2f} MiB")) for row in content]
     print_table("Classifiers of torchvision", ("module", "file, or why it is refused"), cells, stream=sys.stdout)
 
