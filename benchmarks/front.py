@@ -4,7 +4,8 @@ For each seed one search learns what the widths are worth, `dmsflow widths` solv
 widths are trained beside those of four rules, and beside the best of eight random draws. VGG-11 on CIFAR-10, the default recipe, short trainings. Each seed
 also measures what a front costs: one search and a solution for each budget. Everything that is compared, and the rule
 of decision, is a constant here. A seed is done before the next begins; a finished row is a small file, and none is
-run twice:
+run twice, nor any that the results file has from another machine (see `restore`). On a machine without a seed's search,
+the seed is searched again if any of its rows is missing:
 
     python benchmarks/front.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/front.py --tabulate
@@ -89,7 +90,7 @@ METHODS = ("searched", *RULES, BEST_DRAW)
 OTHERS = METHODS[1:]  # what the search is compared with
 DRAWS = 8  # of random widths around balanced ones at each budget
 DRAW_SEED = 6  # of SEEDS none: the draws are trained with it, and the best of them then with every seed
-# Two devices with six budgets each: what `Cost` is about.
+# Two devices with six budgets each: what `cost` is about.
 FRONT = tuple(
     _timed(profile, limit)
     for profile, limits in (
@@ -122,8 +123,17 @@ class Place:
     def seed(self, seed: int) -> Path:
         return self.out / f"seed-{seed}"
 
+    def searched(self, seed: int) -> Path:
+        return self.seed(seed) / "search" / "search.json"
+
+    def cost(self, seed: int) -> Path:
+        return self.seed(seed) / "cost.json"
+
     def row(self, seed: int, cell: Cell, method: str) -> Path:
         return self.seed(seed) / "rows" / f"{cell.name}-{method}.json"
+
+    def draw(self, cell: Cell, number: int) -> Path:
+        return self.out / "draws" / cell.name / f"{number}.json"
 
 
 # --- running ----------------------------------------------------------------------------------------
@@ -131,29 +141,42 @@ class Place:
 
 def run_seed(seed: int, where: Place) -> int:
     """Search, measure what a front costs, then do every row that is left of one seed; how many failed."""
-    folder = where.seed(seed)
-    with jobs.lock(folder) as free:
+    with jobs.lock(where.seed(seed)) as free:
         if not free:  # another process is at it
             return 0
-        searched = folder / "search" / "search.json"
-        if not searched.exists():
-            search(seed, where, searched.parent)
-        if not (folder / "cost.json").exists():
-            write(folder / "cost.json", measure_cost(searched))
-        rows = [(cell, method) for cell in CELLS for method in METHODS]
-        rows += [(cell, method) for cell in DRAWN for method in DRAWN_METHODS if seed in DRAWN_SEEDS]
-        return fill(
-            (
-                where.row(seed, cell, method),
-                {"cell": cell.name, "method": method, "seed": seed},
-                partial(make_row, seed, cell, method, where),
-            )
-            for cell, method in rows
-        )
+        left = [row for row in seed_rows(seed, where) if not row[0].exists()]
+        if left and not where.searched(seed).exists():
+            search(seed, where)
+        return fill(left)
 
 
-def search(seed: int, where: Place, out: Path) -> None:
+def seed_rows(seed: int, where: Place) -> Rows:
+    """What a front costs, then what is trained with one seed."""
+    yield where.cost(seed), {"measured": "cost", "seed": seed}, partial(measure_cost, seed, where)
+    pairs = [(cell, method) for cell in CELLS for method in METHODS]
+    pairs += [(cell, method) for cell in DRAWN for method in DRAWN_METHODS if seed in DRAWN_SEEDS]
+    for cell, method in pairs:
+        named = {"cell": cell.name, "method": method, "seed": seed}
+        yield where.row(seed, cell, method), named, partial(make_row, seed, cell, method, where)
+
+
+def draw_rows(cell: Cell, where: Place) -> Rows:
+    """The draws of a cell."""
+    for number in range(DRAWS):
+        named = {"cell": cell.name, "method": "random", "draw": number, "seed": DRAW_SEED}
+        yield where.draw(cell, number), named, partial(make_draw, cell, number, where)
+
+
+def all_rows(where: Place) -> Rows:
+    for cell in CELLS:
+        yield from draw_rows(cell, where)
+    for seed in SEEDS:
+        yield from seed_rows(seed, where)
+
+
+def search(seed: int, where: Place) -> None:
     """The one search of a seed; its seconds are kept beside it unless it was interrupted."""
+    out = where.searched(seed).parent
     whole = not (out / "search.checkpoint").exists()
     options = Cell("search", SEARCH).options()
     took = call("search", *_search(where), *options, "--seed", str(seed), "--resume", "--out", str(out))
@@ -169,12 +192,11 @@ def _changes(stage: str) -> list[str]:
     return [change for change in SETTINGS if change.startswith(f"{stage}.")]
 
 
-def measure_cost(searched: Path) -> dict[str, Any]:
+def measure_cost(seed: int, where: Place) -> dict[str, Any]:
     """Seconds of the search, and of a solution for every budget of FRONT: processor time and time on the clock."""
-    solutions = []
+    searched, solutions = where.searched(seed), []
     for cell in FRONT:
-        out = searched.parents[1] / "front" / cell.name
-        took, refused = solve(searched, cell, out)
+        took, refused = solve(searched, cell, where.seed(seed) / "front" / cell.name)
         solutions.append({"cell": cell.name, **took, **({"refused": refused} if refused else {})})
     return {"search": read(searched.with_name("seconds.json")), "solutions": solutions}
 
@@ -194,23 +216,51 @@ def make_row(seed: int, cell: Cell, method: str, where: Place) -> dict[str, Any]
 
     Returns what the row holds; `refused`, in place of results, where the search cannot answer for a budget.
     """
-    folder = where.seed(seed)
+    folder, searched = where.seed(seed), where.searched(seed)
     if method == "searched":
         choice = folder / "solved" / cell.name / "search.json"
-        _, refused = solve(folder / "search" / "search.json", cell, choice.parent)
+        _, refused = solve(searched, cell, choice.parent)
         if refused:
             return {"refused": refused}
         widths = load_manifest(choice, "search").widths
     elif method == BEST_DRAW:
-        choice = best_draw(cell, where)
+        best = best_draw(cell, where)
+        choice = choose(cell, "random", best["draw"], where, where.draw(cell, best["draw"]).with_suffix(""))
         widths = load_manifest(choice, "search").widths
+        if list(widths.values()) != best["widths"]:
+            raise DmsflowError(choice, "has other widths than the row of the draw", "remove its folder, or that row")
     else:
         widths = cell.rule(method)
         choice = choose(cell, method, 0, where, folder / "rules" / "-".join(map(str, widths.values())))
         if load_manifest(choice, "search").widths != widths:
             raise DmsflowError(choice, "has other widths than the rule", "remove its folder")
     out = train(choice, seed, folder / "trainings" / "-".join(map(str, widths.values())))
+    return {
+        "widths": list(widths.values()),
+        "predicted": predict_losses(searched, widths),
+        **_costs(cell, widths),
+        **_trained(out),
+    }
+
+
+def make_draw(cell: Cell, number: int, where: Place) -> dict[str, Any]:
+    """Draw random widths within the budgets, and train them with the seed of all draws."""
+    choice = choose(cell, "random", number, where, where.draw(cell, number).with_suffix(""))
+    widths = load_manifest(choice, "search").widths
+    out = train(choice, DRAW_SEED, choice.parent)
     return {"widths": list(widths.values()), **_costs(cell, widths), **_trained(out)}
+
+
+def predict_losses(searched: Path, widths: dict[str, int]) -> dict[str, float]:
+    """The loss that slopes predict for widths, above that of the base widths, which all searches of a seed share.
+
+    Returns it for `searched`, the slopes that the search has learned, and for `equal` ones, which need no training.
+    """
+    network = load_network(NETWORK, 3, 32, 10)
+    learned = msgspec.convert(load_manifest(searched, "search").metrics["slopes"], Slopes)
+    ratios = np.log([width / network.widths[name] for name, width in widths.items()])
+    both = {"searched": learned, "equal": equal_slopes(network)}
+    return {name: slopes.loss(ratios) - slopes.loss(np.zeros_like(ratios)) for name, slopes in both.items()}
 
 
 def choose(cell: Cell, method: str, seed: int, where: Place, out: Path) -> Path:
@@ -232,16 +282,14 @@ def train(choice: Path, seed: int, out: Path) -> Path:
     return out
 
 
-def best_draw(cell: Cell, where: Place) -> Path:
-    """The search.json of the draw that is best after training with a seed of its own; all draws are trained first."""
-    with jobs.lock(folder := where.out / "draws" / cell.name) as free:
+def best_draw(cell: Cell, where: Place) -> dict[str, Any]:
+    """The row of the draw that is best after training with a seed of its own; all draws are trained first."""
+    with jobs.lock(folder := where.draw(cell, 0).parent) as free:
         if not free:
             raise DmsflowError(folder, "is being worked on by another process", "start again when that has finished")
-        top1 = {}
-        for seed in range(DRAWS):
-            choice = choose(cell, "random", seed, where, folder / str(seed))
-            top1[choice] = _trained(train(choice, DRAW_SEED, choice.parent))["top1_percent"]
-        return max(top1, key=lambda choice: top1[choice])
+        if failed := fill(draw_rows(cell, where)):
+            raise DmsflowError(folder, f"{failed} draws failed", "read their messages, and start again")
+        return max(finished(draw_rows(cell, where)), key=lambda row: row["top1_percent"])
 
 
 def _costs(cell: Cell, widths: dict[str, int]) -> dict[str, Any]:
@@ -336,9 +384,10 @@ def tabulate(where: Place) -> dict[str, Any]:
     """What docs/results.py reads: every row that is done, what the search gains over each rule, and the cost."""
     cells = []
     for cell in CELLS:
-        methods, refused = done_rows(where, cell, METHODS)
-        gains = {rule: judge(differences([methods], rule)) for rule in OTHERS}
-        cells.append({"cell": cell.name, **cell.budgets, "methods": methods, "refused": refused, "gains": gains})
+        found = {"cell": cell.name, **cell.budgets, **done_rows(where, cell, METHODS)}
+        gains = {rule: judge(differences([found["methods"]], rule)) for rule in OTHERS}
+        cells.append({**found, "draws": finished(draw_rows(cell, where)), "gains": gains})
+    costs = [read(path) for seed in SEEDS if (path := where.cost(seed)).exists()]
     pooled = {rule: judge(differences([cell["methods"] for cell in cells], rule)) for rule in OTHERS}
     return {
         "network": NETWORK,
@@ -350,39 +399,40 @@ def tabulate(where: Place) -> dict[str, Any]:
         "errors": ERRORS,
         "cells": cells,
         "pooled": pooled,
-        "drawn": [{**cell.budgets, "methods": done_rows(where, cell, DRAWN_METHODS)[0]} for cell in DRAWN],
-        "prediction": prediction(where, cells),
-        "cost": cost(where, cells),
+        "drawn": [{**cell.budgets, **done_rows(where, cell, DRAWN_METHODS)} for cell in DRAWN],
+        "prediction": prediction(cells),
+        "costs": costs,
+        "cost": cost(costs, cells),
     }
 
 
-def done_rows(where: Place, cell: Cell, methods: Sequence[str]) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """The trained rows of each method, and why the seeds that the search cannot answer for are refused."""
+def done_rows(where: Place, cell: Cell, methods: Sequence[str]) -> dict[str, Any]:
+    """The trained rows of each method, and the rows of the seeds whose search cannot answer, which say why."""
     rows = [read(path) for method in methods for seed in SEEDS if (path := where.row(seed, cell, method)).exists()]
     trained = [row for row in rows if "refused" not in row]
-    refused = {str(row["seed"]): row["refused"] for row in rows if "refused" in row}
-    return {method: [row for row in trained if row["method"] == method] for method in methods}, refused
+    return {
+        "methods": {method: [row for row in trained if row["method"] == method] for method in methods},
+        "refused": [row for row in rows if "refused" in row],
+    }
 
 
-def prediction(where: Place, cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def prediction(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each seed, Spearman's rank correlation of the top-1 of its trained networks with what slopes predict.
 
     `searched` with the slopes that the seed's search has learned, `equal` with equal slopes, which need no training.
     """
-    found, network = [], load_network(NETWORK, 3, 32, 10)
-    base = np.array(list(network.widths.values()))
+    found = []
     for seed in SEEDS:
-        path = where.seed(seed) / "search" / "search.json"
         rows = (row for cell in cells for made in cell["methods"].values() for row in made if row["seed"] == seed)
-        trained = {tuple(row["widths"]): row["top1_percent"] for row in rows}
-        if len(trained) < FEWEST_RANKED or not path.exists():
+        trained = list({tuple(row["widths"]): row for row in rows}.values())
+        if len(trained) < FEWEST_RANKED:
             continue
-        learned = msgspec.convert(load_manifest(path, "search").metrics["slopes"], Slopes)
-        row: dict[str, Any] = {"seed": seed, "networks": len(trained)}
-        for name, slopes in (("searched", learned), ("equal", equal_slopes(network))):
-            losses = [slopes.loss(np.log(np.array(widths) / base)) for widths in trained]
-            row[name] = float(scipy.stats.spearmanr([-loss for loss in losses], list(trained.values())).statistic)
-        found.append(row)
+        top1 = [row["top1_percent"] for row in trained]
+        ranks: dict[str, Any] = {"seed": seed, "networks": len(trained)}
+        for name in ("searched", "equal"):
+            better = [-row["predicted"][name] for row in trained]
+            ranks[name] = float(scipy.stats.spearmanr(better, top1).statistic)
+        found.append(ranks)
     return found
 
 
@@ -407,9 +457,8 @@ def judge(gaps: Sequence[float]) -> dict[str, Any]:
     return {"seeds": len(gaps), "points": points, "error": error, "verdict": verdict}
 
 
-def cost(where: Place, cells: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def cost(known: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Means over the seeds, in seconds of one core: a search, a solution, a training; and what a front takes of each."""
-    known = [read(path) for seed in SEEDS if (path := where.seed(seed) / "cost.json").exists()]
     searches = [each["search"]["cpu_seconds"] for each in known if each["search"]["whole"]]
     solutions = [one["cpu_seconds"] for each in known for one in each["solutions"] if "refused" not in one]
     trainings = [
@@ -472,6 +521,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = ("--data-dir", arguments.data_dir) if arguments.data_dir else ()
     where = Place(arguments.out, ("--dataset", arguments.dataset or "", *folder))
+    results = arguments.results / "front.json"
+    restore(results, all_rows(where))
     if not arguments.tabulate:
         if not arguments.dataset:
             raise DmsflowError("--dataset", "is not given", "give --dataset image-folder:PATH, or --tabulate")
@@ -480,7 +531,7 @@ def main() -> None:
             raise DmsflowError(arguments.out, f"{failed} rows failed", "read their messages, and start again")
         return
     content = tabulate(where)
-    write(arguments.results / "front.json", content)
+    write(results, content)
     show(content)
 
 

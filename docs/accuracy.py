@@ -310,7 +310,7 @@ def _judged(found: Row) -> tuple[str, str, str]:
 
 def _refused(cells: Sequence[Row]) -> str:
     words = [
-        f"{_limits(cell)} (seed {', '.join(cell['refused'])}: {next(iter(cell['refused'].values()))})"
+        f"{_limits(cell)} (seed {', '.join(str(row['seed']) for row in cell['refused'])}: {cell['refused'][0]['refused']})"
         for cell in cells
         if cell["refused"]
     ]

@@ -217,7 +217,7 @@ def test_a_front_has_its_gains_what_was_refused_and_its_cost() -> None:
         "seeds": [0, 1, 2],
         "search": {"memory_mib": 0.078, "macs_m": 28.0},
         "errors": 2.0,
-        "cells": [{**cell, "refused": {"2": "too much"}}],
+        "cells": [{**cell, "refused": [{"seed": 2, "refused": "too much"}]}],
         "pooled": gains,
         "drawn": [],
         "draws": 8,
