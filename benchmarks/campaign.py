@@ -390,7 +390,7 @@ def kill(campaign: Campaign) -> None:
             while ended is None or (ended.code == -signal.SIGKILL and kills < 4):
                 kills += 1
                 after = chance.uniform(0, seconds) if kills < 4 else None
-                ended = forked.call(given, lambda folder=folder: be_in(folder), seconds=60, kill=after)  # type: ignore[misc]
+                ended = forked.call(given, lambda folder=folder: be_in(folder), seconds=120, kill=after)  # type: ignore[misc]
                 given = [*arguments, "--resume"]
             what = forked.fault(ended) or (f"exit code {ended.code}" if ended.code else forked.torn(folder / "out"))
             if what is None and (found := forked.digest(folder / "out")) != wanted:
@@ -423,7 +423,7 @@ def limit(campaign: Campaign) -> None:
                 be_in(folder)
                 forked.limited(**{name: most})()
 
-            ended = forked.call(arguments, before, seconds=60)
+            ended = forked.call(arguments, before)
             what = forked.fault(ended, little_memory=True) or forked.torn(folder / "out")
             campaign.note(kind, what, folder, [f"{name}={most}", *arguments], ended)
 

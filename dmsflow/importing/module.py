@@ -5,7 +5,8 @@ names in an attribute `float_layers`, each by its path or by that of a part: ("f
 follow its name, as in "torchvision:resnet18+layer4". Every other
 convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
 ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
-is none, a quantizer is put behind it. A sign is a quantizer, of ±1. SiLU and hard swish are quantizers as a ReLU is, or
+is none, a quantizer is put behind it. A sign is a quantizer, of ±1. In a module that binarises weights itself, the
+convolutions and dense layers whose weights it leaves alone stay float too. SiLU and hard swish are quantizers as a ReLU is, or
 else products with a gate. What computes the gate of a squeeze-and-excite block stays float. Numbers that are added to
 each channel beside a layer that learns them are left out, and so is a dropout in front of anything but a layer that
 stays float: binary layers need none. A convolution without a batch norm gets one, and its bias is
@@ -61,6 +62,8 @@ def read_module(
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
     kept = _find_float_layers(module, steps, name, floats) | _find_gate_layers(steps)
+    if any(each.binarised for each in steps):
+        kept |= {each.name for each in steps if each.op in ("conv", "linear") and not each.binarised}
     steps = _drop_dropouts(steps, kept)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
         shape = "×".join(map(str, steps[-1].shape)).removesuffix("×1×1") if steps else ""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmsflow.errors import DmsflowError
+from dmsflow.importing.binarised import name_op, simplify
 from dmsflow.network.network import INPUT
 
 SUPPORTED = (
@@ -30,9 +31,10 @@ RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze"
 INSTEAD = {
     **dict.fromkeys(("cat", "concat", "stack"), "join channels of the same pixels, as torch.cat(tensors, 1) does"),
     **dict.fromkeys(
-        ("gelu", "leaky_relu", "elu", "elu_", "mish", "hardtanh"),
+        ("gelu", "leaky_relu", "elu", "elu_", "mish"),
         "use a ReLU, which becomes the quantizer of the next binary convolution",
     ),
+    "hardtanh": "leave it out in front of a sign; elsewhere use a ReLU or PReLU",
     "mul": "multiply two layers of the same channels and pixels, or by one pixel, as squeeze-and-excite does",
     **dict.fromkeys(("sub", "div", "neg"), "leave arithmetic other than additions out; images are normalised for you"),
     **dict.fromkeys(("softmax", "log_softmax"), "end in the Linear layer: the loss has the softmax"),
@@ -58,6 +60,7 @@ class Step:
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups, dilation and rate, as the record of a layer has them.
+        binarised: the module itself computes binary weights for it.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Step:
     inputs: tuple[str, ...]
     shape: tuple[int, int, int]
     window: Mapping[str, Any] = field(default_factory=dict)
+    binarised: bool = False
 
 
 def _export(module: nn.Module, name: str, channels: int, resolution: int) -> torch.export.ExportedProgram:
@@ -82,7 +86,9 @@ def _export(module: nn.Module, name: str, channels: int, resolution: int) -> tor
     except Exception as error:  # whatever the user's forward raises, and torch's own
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         what = f"cannot be read for images of {channels}×{resolution}×{resolution} ({why})"
-        raise DmsflowError(name, what, "try it on such images; let no step depend on their values") from error
+        raise DmsflowError(
+            name, what, "try it on such images; let no step depend on their values, and none set .data"
+        ) from error
     finally:
         logging.disable(disabled)
         for each, trains in modes.items():
@@ -99,7 +105,7 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
         DmsflowError: torch.export cannot follow it, or it has an operation that no network here has.
     """
     exported = _export(module, where, channels, resolution)
-    graph = exported.graph
+    graph, binarised = exported.graph, simplify(exported)
     graph.eliminate_dead_code()  # branches whose results are not used
     (image,) = (node for node in graph.nodes if node.name in exported.graph_signature.user_inputs)
     names: dict[torch.fx.Node, str] = {image: INPUT}  # of the step whose output a node has
@@ -107,7 +113,7 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
     weights: dict[torch.fx.Node, str] = {}  # the step that has them
     for node in graph.nodes:
         read = [each for each in node.all_input_nodes if each in names]
-        if node.op != "call_function" or not read or (_op(node) in EXPANDED and node.args[0] not in names):
+        if node.op != "call_function" or not read or (name_op(node) in EXPANDED and node.args[0] not in names):
             continue  # weights, and what is computed from them alone
         if not isinstance(node.meta.get("val"), Tensor):
             raise _refuse(where, node)
@@ -115,8 +121,8 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
             names[node] = names[read[0]]
             continue
         step = _read_step(node, [steps[names[each]] for each in read], where)
-        _check_weights(node, weights, where)
-        step = replace(step, name=find_name(step.name, steps))
+        _check_weights(node, binarised.get(node), weights, where)
+        step = replace(step, name=find_name(step.name, steps), binarised=node in binarised)
         steps[step.name], names[node] = step, step.name
     (output,) = (node for node in graph.nodes if node.op == "output")
     if (count := len(output.all_input_nodes)) != 1:
@@ -124,27 +130,24 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
     return list(steps.values())[1:]
 
 
-def _check_weights(node: torch.fx.Node, taken: dict[torch.fx.Node, str], where: str) -> None:
-    """Refuse weights that are computed, and those that an earlier step has; `taken` gets these."""
+def _check_weights(
+    node: torch.fx.Node, binarised: torch.fx.Node | None, taken: dict[torch.fx.Node, str], where: str
+) -> None:
+    """Refuse weights that are computed, but for signs of a parameter, and those of an earlier step; `taken` gets these."""
     bound, path = _bind(node), _path(node)
-    held = bound.get("running_mean", bound.get("weight"))
+    held = binarised or bound.get("running_mean", bound.get("weight"))
     if held is None:
-        if _op(node) == "batch_norm":
+        if name_op(node) == "batch_norm":
             right = "leave track_running_stats at True"
             raise DmsflowError(f"{where}: {path}", "keeps no running statistics", right)
         return
     if held.op != "placeholder":
-        right = "let them be parameters, without weight normalisation or the like"
+        right = "let them be a parameter, or the signs of one with a scale for each filter"
         raise DmsflowError(f"{where}: {path}", "computes its weights", right)
     if held in taken:
         what = f"has the weights of {taken[held]}" if taken[held] != path else "is called twice"
         raise DmsflowError(f"{where}: {path}", what, "make a module for each call: weights are not shared")
     taken[held] = path
-
-
-def _op(node: torch.fx.Node) -> str:
-    """ "relu_" of aten.relu_.default."""
-    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _kind(node: torch.fx.Node) -> str:
@@ -159,18 +162,18 @@ def _path(node: torch.fx.Node) -> str:
     """Where in the module a node comes from: "layer1.0.relu", or with its operation "layer1.0.add"."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
-    return path if path and _kind(node) else ".".join(filter(None, (path, _op(node).rstrip("_"))))
+    return path if path and _kind(node) else ".".join(filter(None, (path, name_op(node))))
 
 
 def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
-    op, kind = _op(node).rstrip("_"), _kind(node).rpartition(".")[2]
+    op, kind = name_op(node), _kind(node).rpartition(".")[2]
     name = kind if kind and kind not in SUPPORTED.replace(",", "").split() else op
     what = f"uses {name}, which no binary network here has"
     return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED} (docs/operations.md)"))
 
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
-    op = _op(node).rstrip("_")
+    op = name_op(node)
     read, made = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
     if op in RESHAPED:  # all pixels in a row, or the same channels in another form; the next step may look at that
         kept = 1 if len(made) == 2 else 2
@@ -189,7 +192,7 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
 
     What a node reads may be flattened. Where the form matters, it is compared with the shape of the step.
     """
-    op, path, bound = _op(node).rstrip("_"), _path(node), _bind(node)
+    op, path, bound = name_op(node), _path(node), _bind(node)
     here, inputs, shape = f"{where}: {path}", tuple(each.name for each in read), read[0].shape
     given, made = tuple(node.all_input_nodes[0].meta["val"].shape[1:]), tuple(node.meta["val"].shape[1:])
     if op == "add":
@@ -254,7 +257,7 @@ def _read_add(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
 
 def _is_bias(node: torch.fx.Node, channels: int) -> bool:
     """Whether an addition adds weights [channels, 1, 1], perhaps expanded, to one tensor."""
-    added = (each.all_input_nodes[0] if _op(each) in EXPANDED else each for each in node.all_input_nodes)
+    added = (each.all_input_nodes[0] if name_op(each) in EXPANDED else each for each in node.all_input_nodes)
     return any(tuple(each.meta["val"].shape) in ((1, channels, 1, 1), (channels, 1, 1)) for each in added)
 
 

@@ -487,7 +487,7 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
             nn.Sequential(conv(2, 4), conv(4, 8, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
             "network net, layer '1': binary_conv has groups 4; leave groups at 1",
         ),
-        (Broken(nn.Hardtanh()), "net: middle: uses Hardtanh, which no binary network here has; use a ReLU"),
+        (Broken(nn.Hardtanh()), "net: middle: uses Hardtanh, which no binary network here has; leave it out"),
         (Broken(nn.Conv2d(4, 4, (3, 1))), "net: middle: has kernel 3×1; use the same in both directions"),
         (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
         (Broken(Depends()), "net: cannot be read for images of 2×16×16 ("),
