@@ -36,6 +36,7 @@ HOMES = {
         "searching",
         "importing/module",
         "importing/steps",
+        "importing/binarised",
         "datasets/_torchvision",
         "sweeping/claims",
     },
