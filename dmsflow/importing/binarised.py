@@ -69,31 +69,32 @@ class _Runner:
         self.random = torch.Generator().manual_seed(0)
 
     def draw(self, node: fx.Node) -> Tensor:
-        return torch.randn(tuple(node.meta["val"].shape), generator=self.random)
+        """Random values for a node."""
+        like = node.meta["val"]
+        return torch.randn(tuple(like.shape), generator=self.random).to(like.device, like.dtype)
 
     @torch.no_grad()
     def __call__(self, wanted: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
         """The value of a node; None: it needs more than `values`, or cannot be computed here."""
         known: dict[fx.Node, Any] = {node: value.clone() for node, value in values.items()}
+        needed = set(_walk_up(wanted, lambda node: node in known))
         try:
-            return self._compute(wanted, known)  # type: ignore[no-any-return]
-        except (LookupError, RuntimeError, TypeError, NotImplementedError):
+            for node in wanted.graph.nodes:  # in this order, since some change what they read
+                if node in needed and node not in known:
+                    known[node] = self._compute(node, known)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             return None
+        found: Tensor = known[wanted]
+        return None if found.is_meta else found
 
     def _compute(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        if node in known:
-            return known[node]
-        if node.op == "placeholder":
-            value: Any = self.held[node.name]
-        elif node.op == "get_attr":
-            value = getattr(self.graph_module, str(node.target))
-        elif node in self.moving and name_op(node) in LAYERS:
+        if node in self.moving and name_op(node) in LAYERS:
             raise LookupError(node.name)
-        else:
-            inside = {each: self._compute(each, known) for each in node.all_input_nodes}
-            value = node.target(*fx.map_arg(node.args, inside.get), **fx.map_arg(node.kwargs, inside.get))  # type: ignore[operator]
-        known[node] = value
-        return value
+        if node.op == "placeholder":
+            return self.held[node.name]
+        if node.op == "get_attr":
+            return getattr(self.graph_module, str(node.target))
+        return node.target(*fx.map_arg(node.args, known.get), **fx.map_arg(node.kwargs, known.get))  # type: ignore[operator]
 
 
 def _find_binarised(weights: Any, run: _Runner, parameters: dict[str, str]) -> fx.Node | None:
@@ -127,11 +128,11 @@ def _drop_scales(layer: fx.Node, moving: set[fx.Node]) -> None:
 
 def _replace_sign(reader: fx.Node, run: _Runner) -> None:
     """Let a layer read a sign or a ReLU, which becomes its quantizer, in place of an expression that computes one."""
-    (made, *more) = reader.all_input_nodes
-    while made in run.moving and name_op(made) in PASSED and not more and len(made.users) == 1:
-        reader, (made, *more) = made, made.all_input_nodes
     for made in [each for each in reader.all_input_nodes if each in run.moving]:
-        expression = list(_walk_up(made, lambda node: node not in run.moving or (name_op(node) in LAYERS)))
+        at = reader
+        while name_op(made) in PASSED and len(made.users) == 1:
+            at, made = made, made.all_input_nodes[0]
+        expression = list(_walk_up(made, lambda node: node not in run.moving or name_op(node) in LAYERS))
         if name_op(made) in LAYERS or not any(name_op(each) in STEPPED for each in expression):
             continue
         for read in (each for each in expression[1:] if each in run.moving):
@@ -144,11 +145,11 @@ def _replace_sign(reader: fx.Node, run: _Runner) -> None:
                     break
                 read, kind = above, over
             if (name_op(made), made.all_input_nodes) != ("sign", [read]):  # else it is there already
-                with reader.graph.inserting_before(reader):
-                    node = reader.graph.call_function(kind.default, (read,))
+                with at.graph.inserting_before(at):
+                    node = at.graph.call_function(kind.default, (read,))
                 node.meta = {key: made.meta[key] for key in ("val", "nn_module_stack") if key in made.meta}
                 run.moving.add(node)
-                reader.replace_input_with(made, node)
+                at.replace_input_with(made, node)
             break
 
 
@@ -171,7 +172,7 @@ def _recognise(read: Tensor, made: Tensor | None) -> Any:
         return None
     top, low = float(made.max()), float(made.min())
     is_top, error = made > (top + low) / 2, ERROR * top
-    if not (top > 0 and read[~is_top].max() < read[is_top].min()):
+    if not (top > 0 and top > low and read[~is_top].max() < read[is_top].min()):
         return None
     two = torch.where(is_top, made - top, made - low).abs().max() <= error
     return ATEN.sign if two and abs(low + top) <= error else ATEN.relu if two and abs(low) <= error else None

@@ -177,6 +177,28 @@ def test_signs_of_floats_feed_plain_convolutions_too() -> None:
     assert next(layer.op for layer in found.layers if layer.name == "mix") == "binary_conv"
 
 
+def test_a_dense_layer_may_binarise_itself_too() -> None:
+    class Dense(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(polynomial(x), scaled(self.weight.view(*self.weight.shape, 1, 1)).flatten(1), self.bias)
+
+    def make(dense: nn.Module, act: nn.Module) -> nn.Module:
+        stem = (nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.AvgPool2d(4))
+        module = nn.Sequential(*stem, act, nn.Flatten(), dense, nn.BatchNorm1d(9), nn.Linear(9, 5))
+        return module
+
+    class Acts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sign()
+
+    assert shape(read(make(Dense(96, 9), nn.Identity()))) == shape(read(make(nn.Linear(96, 9), Acts())))
+
+
+def test_constants_are_no_signs() -> None:
+    with pytest.raises(DmsflowError, match="net: first.ge: uses ge"):
+        read(Net(lambda *sizes: Conv(*sizes, act=lambda x: (x >= x).float(), binarise=torch.sign)))
+
+
 @pytest.mark.parametrize(
     ("act", "weights", "line"),
     [
