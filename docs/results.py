@@ -93,7 +93,8 @@ def _summary(load: Load) -> str:
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
     front = "\n![Top-1 against milliseconds on a device, searched and uniform widths](docs/front.svg)\n"
     drawn = front if _draw_front(load) else ""
-    return f"{_smallest(rows)}{drawn}\n{figures.wrapped(_tie(cells) if cells else '')}\n"
+    told = "\n\n".join(filter(None, (_tie(cells) if cells else "", _beside_int8(load("int8")))))
+    return f"{_smallest(rows)}{drawn}\n{figures.wrapped(told)}\n"
 
 
 WIDTHS = {  # of the table's rows, and what they are
@@ -153,6 +154,37 @@ def _never(cells: list[Row]) -> str:
     titles = [BASELINES.get(method, method).format(draws=cells[0]["draws"]) for method in never]
     words = " or ".join(filter(None, (", ".join(titles[:-1]), *titles[-1:])))
     return f" It does not beat {words}." if titles else ""
+
+
+def _beside_int8(content: Any) -> str:
+    """What one bit gives up and saves beside int8: at equal widths and, where such a network was run, at equal top-1."""
+    files = {  # by the factor of the base widths; means over the seeds
+        each["scale"]: {
+            name: {key: figures.mean([row["files"][name] for row in each["rows"]], key) for key in COMPARED}
+            for name in ("1-bit", "int8")
+        }
+        for each in (content or {"networks": []})["networks"]
+        if each["network"] == "vgg11" and each["rows"]
+    }
+    if 1.0 not in files:
+        return ""
+    bit, byte = files[1.0]["1-bit"], files[1.0]["int8"]
+    text = (
+        f"One bit is not free: after equal training, int8 weights and activations in the same network are "
+        f"{byte['top1_percent'] - bit['top1_percent']:.0f} points more accurate, in a file "
+        f"{byte['file_bytes'] / bit['file_bytes']:.1f} times as large that takes {byte['ms'] / bit['ms']:.1f} times as long"
+    )
+    wider = [scale for scale in sorted(files) if files[scale]["1-bit"]["top1_percent"] >= byte["top1_percent"]]
+    if wider:
+        other = files[wider[0]]["1-bit"]
+        text += (
+            f"; a 1-bit network {wider[0]:g} times as wide is as accurate, in {other['file_bytes'] / byte['file_bytes']:.2f} "
+            f"of its bytes and {other['ms'] / byte['ms']:.2f} of its time"
+        )
+    return f"{text} ([one bit, int8 or float32](docs/results.md#one-bit-int8-or-float32))."
+
+
+COMPARED = ("top1_percent", "file_bytes", "ms")
 
 
 def main() -> None:

@@ -342,6 +342,20 @@ def test_the_readme_shows_the_paper_s_smallest_budget() -> None:
     assert results.readme(shown, load) == shown
 
 
+def test_the_readme_says_what_int8_takes_at_equal_widths_and_at_equal_accuracy() -> None:
+    def network(scale: float, bit: tuple[float, ...], byte: tuple[float, ...]) -> dict[str, Any]:
+        files = {"1-bit": bit, "int8": byte}
+        named = {name: dict(zip(results.COMPARED, values, strict=True)) for name, values in files.items()}
+        return {"network": "vgg11", "scale": scale, "rows": [{"files": named}]}
+
+    narrow, wide = network(1.0, (60, 80, 0.03), (70, 800, 0.12)), network(2.0, (71, 200, 0.06), (80, 3200, 0.4))
+    text = results._beside_int8({"networks": [narrow]})
+    assert "are 10 points more accurate, in a file 10.0 times as large that takes 4.0 times as long (" in text
+    text = results._beside_int8({"networks": [narrow, wide]})
+    assert "; a 1-bit network 2 times as wide is as accurate, in 0.25 of its bytes and 0.50 of its time (" in text
+    assert results._beside_int8(None) == results._beside_int8({"networks": [wide]}) == ""
+
+
 def test_a_lead_says_whether_the_seeds_can_carry_it() -> None:
     over = figures.lead(jobs(54.0, 55.0, 56.0), jobs(48.0, 49.0, 50.0))
     assert over.sentence("uniform") == "6.0 points above uniform, beyond two standard errors (0.0)"
