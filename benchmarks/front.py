@@ -1,11 +1,11 @@
 """One search, many budgets: widths of `dmsflow widths` beside rules that need no training, trained at the same budgets.
 
 For each seed one search learns what the widths are worth, `dmsflow widths` solves for every cell from it, and these
-widths are trained beside those of four rules, and beside the best of eight random draws. VGG-11 on CIFAR-10, the default recipe, short trainings. Each seed
-also measures what a front costs: one search and a solution for each budget. Everything that is compared, and the rule
-of decision, is a constant here. A seed is done before the next begins; a finished row is a small file, and none is
-run twice, nor any that the results file has from another machine (see `restore`). On a machine without a seed's search,
-the seed is searched again if any of its rows is missing:
+widths are trained beside those of four rules, and beside the best of eight random draws. VGG-11 on CIFAR-10, the
+default recipe, short trainings. Each seed also measures what a front costs: one search and a solution for each budget.
+Everything that is compared, and the rule of decision, is a constant here. A seed is done before the next begins; a
+finished row is a small file, and none is run twice, nor any that the results file has from another machine (see
+`restore`). On a machine without a seed's search, the seed is searched again if any of its rows is missing:
 
     python benchmarks/front.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/front.py --tabulate
