@@ -136,9 +136,9 @@ def build(base: Path) -> None:
             raise DmsflowError(folder, "has no checkpoint", "correct this program")
 
 
-def whole(folder: Path, arguments: list[str], seconds: float = 120) -> forked.Ended:
+def whole(folder: Path, arguments: list[str]) -> forked.Ended:
     """A command that must succeed."""
-    ended = forked.call(arguments, lambda: be_in(folder), seconds=seconds)
+    ended = forked.call(arguments, lambda: be_in(folder))
     if ended.code != 0:
         raise DmsflowError(" ".join(arguments), f"ended with {ended.code}", ended.err.decode("utf-8", "replace")[-500:])
     return ended
@@ -151,6 +151,8 @@ def be_in(folder: Path, *, stop: bool = False) -> None:
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "HOME"):
         os.environ[name] = str(folder)
     checkpoint.SAVE_INTERVAL_S = 0.0
+    # Files must be whole, whatever times they hold: on a busy machine `profile` would measure them again for minutes.
+    importlib.import_module("dmsflow.measuring.profiling").PASSES = 1  # type: ignore[attr-defined]
     if stop:
         save = checkpoint.save_checkpoint
         checkpoint.save_checkpoint = lambda *given: (save(*given), os._exit(0))
@@ -390,7 +392,7 @@ def kill(campaign: Campaign) -> None:
             while ended is None or (ended.code == -signal.SIGKILL and kills < 4):
                 kills += 1
                 after = chance.uniform(0, seconds) if kills < 4 else None
-                ended = forked.call(given, lambda folder=folder: be_in(folder), seconds=120, kill=after)  # type: ignore[misc]
+                ended = forked.call(given, lambda folder=folder: be_in(folder), kill=after)  # type: ignore[misc]
                 given = [*arguments, "--resume"]
             what = forked.fault(ended) or (f"exit code {ended.code}" if ended.code else forked.torn(folder / "out"))
             if what is None and (found := forked.digest(folder / "out")) != wanted:

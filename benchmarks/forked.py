@@ -48,7 +48,7 @@ def call(
     arguments: Sequence[str],
     before: Callable[[], object] = lambda: None,
     *,
-    seconds: float = 60,
+    seconds: float = 300,
     kill: float | None = None,
 ) -> Ended:
     """Run `cli.main` in a fork of this process, in a group of its own of which nothing is left at the end.
