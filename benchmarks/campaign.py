@@ -483,8 +483,8 @@ def main() -> None:
     lines = [(row["kind"], str(row["tries"]), str(row["faults"]), ", ".join(row["kinds"])) for row in rows]
     print_table(f"campaign, seed {given.seed}", ("kind", "tries", "faults", "which"), lines, stream=sys.stdout)
     if given.out:
-        done = [{**row, "environment": describe_environment()} for row in rows]
-        content = {"seed": given.seed, "share": given.share, "rows": [*keep_rows(given, done), *done]}
+        done = [{**row, "seed": given.seed, "environment": describe_environment()} for row in rows]
+        content = {"share": given.share, "rows": [*keep_rows(given, done), *done]}
         write_atomically(given.out, (json.dumps(content, indent=1) + "\n").encode())
     if faults := sum(row["faults"] for row in rows):
         raise DmsflowError("campaign", f"{faults} faults", f"see {given.keep} for the first of each kind")
@@ -496,8 +496,7 @@ def keep_rows(given: argparse.Namespace, done: list[dict[str, Any]]) -> list[dic
         return []
     before = json.loads(given.out.read_text())
     kinds = {row["kind"] for row in done}
-    is_same = (before["seed"], before["share"]) == (given.seed, given.share)
-    return [row for row in before["rows"] if row["kind"] not in kinds] if is_same else []
+    return [row for row in before["rows"] if row["kind"] not in kinds] if before["share"] == given.share else []
 
 
 if __name__ == "__main__":

@@ -492,10 +492,11 @@ def campaign(content: Any) -> str:
 def _campaign(content: Any) -> tuple[str, str]:
     rows = content["rows"]
     tries, faults = (sum(row[name] for row in rows) for name in ("tries", "faults"))
+    seeds = sorted({row["seed"] for row in rows})
     before = (
         f"Of {tries:,} tries, {faults:,} ended in a fault: a traceback, another exit code than 0 to 3, an error of several "
         "lines, a hang, memory without bounds, control characters for a terminal, a file that is not whole, a resumed run "
-        f"that differs from an uninterrupted one, or a report of a sanitizer. Seed {content['seed']}:"
+        f"that differs from an uninterrupted one, or a report of a sanitizer. Seed {figures.listed(seeds)}:"
     )
     cells = [
         (
