@@ -83,7 +83,8 @@ def test_its_logits_are_near_those_of_the_float32_file(source, exported, tmp_pat
         for path in (exported, floats)
     )
     assert load_manifest(floats).metrics["precision"] == "float32"
-    assert 0 < abs(near - exact).max() < 0.15 * abs(exact).max()
+    # A processor without VNNI saturates sums of two products of bytes: a fifth was seen with AVX2, a tenth with AVX-512.
+    assert 0 < abs(near - exact).max() < 0.3 * abs(exact).max()
 
 
 @pytest.mark.slow

@@ -58,8 +58,8 @@ def test_what_is_written_is_a_search_that_can_be_trained(source: Path, capsys: p
     lowest, *others = (row["predicted_loss"] for row in done.metrics["predicted"])
     assert lowest <= min(others) + 1e-9
     assert cli.main(command) == 1 and cli.main([*command, "--resume"]) == 0
-    again = path.parent / "0.024mib" / "search.json"  # from the slopes that were passed on
-    assert cli.main(["widths", str(path), "--memory-mib", "0.024"]) == 0 and again.exists()
+    again = path.parent / "0.024mib-4m" / "search.json"  # from the slopes that were passed on
+    assert cli.main(["widths", str(path), "--memory-mib", "0.024", "--macs-m", "4"]) == 0 and again.exists()
 
 
 def test_neither_torch_nor_images_are_needed(source: Path, tmp_path: Path) -> None:

@@ -138,10 +138,10 @@ def test_rows_share_a_search_and_are_measured_at_the_end(path: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_row_beyond_what_was_learned_searches_itself(tmp_path: Path, commands: Commands) -> None:
-    out, text = tmp_path / "out", PLAN.replace("0.0018", "0.0024").replace("0.18", "0.24").replace(', "balanced"', "")
+    out, text = tmp_path / "out", PLAN.replace("0.0018", "0.0032").replace("0.18", "0.32").replace(', "balanced"', "")
     do(write(tmp_path, f'until = "search"\n{text}'), out)
     assert stages(commands) == ["search", "search"]
-    other = out / "tiny-0.0024mib-0.24m-gradient-0"
+    other = out / "tiny-0.0032mib-0.32m-gradient-0"
     assert "the search has learned" in (other / "widths.txt").read_text()
     assert load_manifest(other / "search.json").metrics["chosen"] != "solved"
 
