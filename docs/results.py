@@ -93,8 +93,8 @@ def _summary(load: Load) -> str:
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
     front = "\n![Top-1 against milliseconds on a device, searched and uniform widths](docs/front.svg)\n"
     drawn = front if _draw_front(load) else ""
-    told = "\n\n".join(filter(None, (_tie(cells) if cells else "", _beside_int8(load("int8")))))
-    return f"{_smallest(rows)}{drawn}\n{figures.wrapped(told)}\n"
+    texts = "\n\n".join(filter(None, (_tie(cells) if cells else "", _beside_int8(load("int8")))))
+    return f"{_smallest(rows)}{drawn}\n{figures.wrapped(texts)}\n"
 
 
 WIDTHS = {  # of the table's rows, and what they are
