@@ -7,8 +7,9 @@ in the Python that runs this is left out. "int8 stem" is the file of `search --s
 Weights are random: they change no time. In the same turns rates.c measures how fast the processor counts bits and
 multiplies bytes at best. A network's limit is its binary MACs at the first rate and those of its stem at the second.
 All are in one process, so that whatever disturbs the machine disturbs all alike; the ratios are those of the medians.
-"batch" is the "litert" file with its input resized to BATCH images, for an image. All files of a network must give the classes of its integer graph, and logits that
-differ by no more than the rounding of the float layers; float32 and int8 are other networks, and are not compared.
+"batch" is one image's share of a run of the "litert" file with its input resized to BATCH images. All files of a
+network must give the classes of its integer graph, and logits that differ by no more than the rounding of the float
+layers; float32 and int8 are other networks, and are not compared.
 
     .witness/bin/python benchmarks/runtimes.py
     .witness/bin/python benchmarks/runtimes.py --out docs/results/runtimes-x86-64.json

@@ -169,8 +169,10 @@ def _beside_int8(content: Any) -> str:
     if 1.0 not in files:
         return ""
     bit, byte = files[1.0]["1-bit"], files[1.0]["int8"]
+    seeds = min(len(each["rows"]) for each in content["networks"] if each["network"] == "vgg11" and each["rows"])
     text = (
-        f"One bit is not free: after equal training, int8 weights and activations in the same network are "
+        f"One bit is not free: after {content['epochs']} epochs of {content['train_images']:,} images ({seeds} "
+        f"seed{'s' * (seeds != 1)}), the same network with int8 weights and activations is "
         f"{byte['top1_percent'] - bit['top1_percent']:.0f} points more accurate, in a file "
         f"{byte['file_bytes'] / bit['file_bytes']:.1f} times as large that takes {byte['ms'] / bit['ms']:.1f} times as long"
     )

@@ -6,12 +6,12 @@ follow its name, as in "torchvision:resnet18+layer4". Every other
 convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
 ReLU6 or PReLU that only binary convolutions read becomes their quantizer; where something else reads it too, or there
 is none, a quantizer is put behind it. A sign is a quantizer, of ±1. In a module that binarises weights itself, the
-convolutions and dense layers whose weights it leaves alone stay float too. SiLU and hard swish are quantizers as a ReLU is, or
-else products with a gate. What computes the gate of a squeeze-and-excite block stays float. Numbers that are added to
-each channel beside a layer that learns them are left out, and so is a dropout in front of anything but a layer that
-stays float: binary layers need none. A convolution without a batch norm gets one, and its bias is
-left to the norm. A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the
-norm's scale is positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
+convolutions and dense layers whose weights it leaves alone stay float too. SiLU and hard swish are quantizers as a ReLU
+is, or else products with a gate. What computes the gate of a squeeze-and-excite block stays float. Numbers that are
+added to each channel beside a layer that learns them are left out, and so is a dropout in front of anything but a layer
+that stays float: binary layers need none. A convolution without a batch norm gets one, and its bias is left to the
+norm. A max pool behind conv, norm and ReLU moves to the convolution, which is the same function while the norm's scale
+is positive, as training keeps it. Layers have the names that the module gives them: "layer1.0.conv1".
 """
 
 from __future__ import annotations
