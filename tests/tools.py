@@ -95,6 +95,7 @@ NEED_TORCH = (
     "benchmarks/test_modules.py",
     "benchmarks/test_pairs.py",
     "benchmarks/test_recipe.py",
+    "benchmarks/test_rows.py",
     "benchmarks/test_search_cost.py",
     "benchmarks/test_size.py",
     "benchmarks/test_table1.py",
