@@ -9,7 +9,7 @@ enum { kVectors = 12 };  // sums at once: as many as the kernels have, enough to
 int64_t count_bits(int64_t rounds) {
   __m512i sums[kVectors], x = _mm512_set1_epi32(0x1234567), weights[4];
   for (int i = 0; i < kVectors; ++i) sums[i] = _mm512_setzero_si512();
-  for (int i = 0; i < 4; ++i) weights[i] = _mm512_set1_epi32(i * 0x7654321);
+  for (int i = 0; i < 4; ++i) weights[i] = _mm512_set1_epi32((i + 1) * 0x7654321);
   for (int64_t round = 0; round < rounds; ++round)
 #pragma GCC unroll 12
     for (int i = 0; i < kVectors; ++i) {
@@ -36,7 +36,7 @@ int64_t multiply_bytes(int64_t rounds) {
 }
 #elif defined(__AVX2__)
 #include <immintrin.h>
-enum { kVectors = 8 };
+enum { kVectors = 4 };  // with more, GCC keeps some in memory
 
 // XOR and popcount, which AVX2 has by looking up nibbles; bytes are added, and what they overflow is not counted here.
 int64_t count_bits(int64_t rounds) {
@@ -45,9 +45,9 @@ int64_t count_bits(int64_t rounds) {
                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
   __m256i sums[kVectors], x = _mm256_set1_epi32(0x1234567), weights[2];
   for (int i = 0; i < kVectors; ++i) sums[i] = _mm256_setzero_si256();
-  for (int i = 0; i < 2; ++i) weights[i] = _mm256_set1_epi32(i * 0x7654321);
+  for (int i = 0; i < 2; ++i) weights[i] = _mm256_set1_epi32((i + 1) * 0x7654321);
   for (int64_t round = 0; round < rounds; ++round)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
       if (i % 2 == 0) __asm__ volatile("" : "+x"(x));  // another pixel: nothing may be computed once for all
       const __m256i bits = _mm256_xor_si256(x, weights[i % 2]), low = _mm256_and_si256(bits, nibble);
@@ -65,7 +65,7 @@ int64_t multiply_bytes(int64_t rounds) {
   for (int i = 0; i < kVectors; ++i) sums[i] = _mm256_setzero_si256();
   for (int i = 0; i < 2; ++i) weights[i] = _mm256_set1_epi16((short)(i - 2));
   for (int64_t round = 0; round < rounds; ++round)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
       if (i % 2 == 0) __asm__ volatile("" : "+x"(x));
       sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(x, weights[i % 2]));
