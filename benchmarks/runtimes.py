@@ -73,7 +73,7 @@ IMAGES = 20  # on which logits are compared
 BATCH = 8
 WARM_UP = 10
 LOOPS = ("count_bits", "multiply_bytes")  # of rates.c; each returns how many products it made
-ROUNDS = 20_000  # 0.1 ms or so
+ROUNDS = 200_000  # 0.2 ms or more, of which a cold start is little
 MEAN, STD = (128,) * 3, (64.0,) * 3
 
 
