@@ -186,7 +186,8 @@ def torn(folder: Path) -> str | None:
     return None
 
 
-# Steps, and the widths of a profile's tables, follow from times: at which widths those grow.
+# Steps, and the widths of a profile's tables, follow from times: at which widths those grow. So do the widths of the
+# networks that check it, which are drawn up to the widest in the tables.
 VOLATILE = re.compile(
     r".*seconds?.*|date|commit|steps|inputs|outputs|drift_percent|temperature_c|sha256|size_bytes|command|commands|(.*_)?ms(_.*)?|.*spread.*|peak_.*|machine|latency_.*"
 )
@@ -212,5 +213,7 @@ def digest(folder: Path) -> dict[str, object]:
 
 def _lasting(value: object) -> object:
     if isinstance(value, dict):
-        return {name: _lasting(each) for name, each in value.items() if not VOLATILE.fullmatch(name)}
+        checks = "predicted_ms" in value
+        lasting = (name for name in value if not VOLATILE.fullmatch(name) and not (checks and name == "widths"))
+        return {name: _lasting(value[name]) for name in lasting}
     return [_lasting(each) for each in value] if isinstance(value, list) else value

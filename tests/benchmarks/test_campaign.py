@@ -124,6 +124,14 @@ def test_a_digest_knows_no_times_and_all_else(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(before)
 
 
+def test_a_digest_knows_no_widths_that_a_profile_was_checked_at(tmp_path: Path) -> None:
+    found = []
+    for row in ('"widths": [15, 32], "predicted_ms": 1', '"widths": [15, 33], "predicted_ms": 2', '"widths": [15, 33]'):
+        (tmp_path / "small.json").write_text(f'{{"checked": [{{"network": "tiny", {row}}}]}}')
+        found.append(forked.digest(tmp_path))
+    assert found[0] == found[1] != found[2]
+
+
 def test_hashes_are_repaired_down_the_chain(tmp_path: Path) -> None:
     wrong = {"path": "search.json", "sha256": "0", "size_bytes": 0}
     (tmp_path / "search.json").write_text('{"parent": null, "artifacts": {}}')
