@@ -81,7 +81,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """
     # oneDNN's weight gradient of a strided 1×1 convolution writes beyond its memory where C_in is no multiple of 8 and the
     # processor has AVX2 alone (torch 2.13).
-    if x.is_cpu and weight.shape[2] == 1 and padding == 0:
+    if x.is_cpu and weight.shape[2] == 1 < stride and padding == 0:
         x, stride = x[:, :, ::stride, ::stride], 1
     if x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
         rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
