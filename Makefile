@@ -28,7 +28,7 @@ PARALLEL := --numprocesses 2 --dist loadfile
 test: $(NATIVE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(OPTIONS)
 
-# For daily work: what is not marked slow, in less than a minute on two cores.
+# For daily work: what is not marked slow, in one to four minutes on two cores.
 test-fast: $(NATIVE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 

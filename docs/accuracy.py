@@ -236,12 +236,11 @@ def _kernel_choices(cell: Row, seeds: int) -> list[tuple[str, ...]]:
         if not rows:
             lines.append((_limits(cell), title, *[NONE] * 2, "not run", NONE, ""))
             continue
-        count = "" if len(rows) == seeds else f" ({len(rows)} of {seeds})"
         same = each["choice"] == cell["choices"][0]["choice"]
         widths = " ".join(map(str, rows[0]["widths"]))
         found = (NONE, "") if same else (gain[0], gain[-1])
         lines.append(
-            (_limits(cell), title, widths, f"{figures.mean(rows, 'macs_m'):.1f}", figures.spread(rows) + count, *found)
+            (_limits(cell), title, widths, f"{figures.mean(rows, 'macs_m'):.1f}", _of_seeds(rows, seeds), *found)
         )
     return lines
 
@@ -288,9 +287,8 @@ def _front_cell(cell: Row, seeds: int) -> list[tuple[str, ...]]:
             continue
         costs = [f"{figures.mean(rows, 'memory_mib'):.3f}", f"{figures.mean(rows, 'macs_m'):.1f}"]
         costs.append(f"{figures.mean(rows, 'predicted_latency_ms'):.3f}" if "profile" in cell else NONE)
-        count = "" if len(rows) == seeds else f" ({len(rows)} of {seeds})"
         gain = (NONE, "") if method == "searched" else _judged(cell["gains"][method])
-        lines.append((_limits(cell), title, *costs, figures.spread(rows) + count, gain[0], gain[-1]))
+        lines.append((_limits(cell), title, *costs, _of_seeds(rows, seeds), gain[0], gain[-1]))
     return lines
 
 
@@ -299,6 +297,11 @@ def _limits(cell: Row) -> str:
     words = [f"{cell['memory_mib']:g} MiB"]
     words += [f"{cell['macs_m']:g} M MACs"] if "macs_m" in cell else []
     return ", ".join(words + ([f"{cell['latency_ms']:g} ms on {cell['profile']}"] if "profile" in cell else []))
+
+
+def _of_seeds(rows: Sequence[Row], seeds: int) -> str:
+    """Top-1 of the seeds that were run, and how many of them where some were not."""
+    return figures.spread(rows) + (f" ({len(rows)} of {seeds})" if 0 < len(rows) < seeds else "")
 
 
 def _judged(found: Row) -> tuple[str, str, str]:
@@ -438,34 +441,35 @@ def _pairs(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
     lines, sentences = [], []
     for each in content["networks"]:
         name = NETWORKS[each["network"]]
-        sentences.append(_better(name, list(each["rows"]), each["gain"]))
+        undecided = {**each["gain"], "verdict": "not decided"}
+        judged = each["gain"] if each["gain"]["seeds"] == len(content["seeds"]) else undecided
+        sentences.append(_better(name, list(each["rows"]), judged))
         for position, (choice, made) in enumerate(each["rows"].items()):
-            gain = _judged(each["gain"]) if position else (NONE, "", "")
+            gain = _judged(judged) if position else (NONE, "", "")
             cells = [NONE] * 3
             if made:
                 costs = f"{figures.mean(made, 'memory_mib'):.4f}", f"{figures.mean(made, 'macs_m'):.1f}"
                 cells = [figures.widths(made), *costs]
-            lines.append((name, CHOSEN[choice], *cells, figures.spread(made), gain[0], gain[2]))
+            lines.append((name, CHOSEN[choice], *cells, _of_seeds(made, len(content["seeds"])), gain[0], gain[2]))
     head = ("network", "choice", "widths", "MiB", "M MACs", "top-1 %", "gain", "")
     before = f"""\
 CIFAR-10, {content["train_images"]:,} training images (the first {content["train_images"] // 10:,} of each class), {content["epochs"]} epochs, the default
 recipe, base widths. The networks of a pair differ in one choice: activations of {{0, α}} with one learned α a layer, or of ±1
 with a learned shift for each channel (four bytes more a channel); a first convolution and a dense layer of float32, or
 with 8-bit weights on uint8 pixels (`search --stem int8`). *gain*: the difference in top-1 to the other of the pair, by
-seed, ± its standard error. Only a difference beyond {content["errors"]:g} standard errors counts.
+seed, ± its standard error. Only a difference beyond {content["errors"]:g} standard errors counts, once all seeds were run.
 
 {"; ".join(sentences)}.
 
 {figures.table(head, lines)}"""
     made = figures.machine(environments(rows), *TRAINED)
-    seeds = figures.listed(content["seeds"])
-    behind = f"{made}; seeds {seeds}, one thread each. Every run: [results/pairs.json](results/pairs.json)."
+    behind = f"{made}; seeds {figures.listed(content['seeds'])}, one thread each. Every run: [results/pairs.json](results/pairs.json)."
     return before, behind
 
 
 def _better(name: str, pair: Sequence[str], gain: Row) -> str:
     """`ResNet-20: ±1 is better by 2.33 ± 0.33 points`."""
-    if gain["error"] is None:
+    if gain["verdict"] == "not decided":
         return f"{name}, {CHOSEN[pair[1]]}: not decided"
     if gain["verdict"] == "no difference shown":
         return f"{name}, {CHOSEN[pair[1]]}: no difference is shown ({gain['points']:+.2f} ± {gain['error']:.2f})"
