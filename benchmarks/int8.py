@@ -2,9 +2,10 @@
 
 VGG-11 and ResNet-18 on CIFAR-10, the default recipe. Each network of a scale (its base widths times a factor) is trained
 twice for each seed, in one bit and in float; the float one is written in float32 and, quantised by onnxruntime's own
-tools, in int8. Every file is measured on this machine, and counted on emulated ARM cores (modelled). Scales, seeds and
-epochs are constants here. A finished row is a small file, and none is run twice, nor any that the results file has from
-another machine:
+tools, in int8. Every file's bytes and top-1 are measured, and its instructions are counted on emulated ARM cores
+(modelled). How long such files take on this processor is in the results of runtimes.py, so that rows of any machine
+stand side by side. Scales, seeds and epochs are constants here. A finished row is a small file, and none is run twice,
+nor any that the results file has from another machine:
 
     python benchmarks/int8.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS
     python benchmarks/int8.py --tabulate
@@ -39,7 +40,7 @@ SETTINGS: tuple[str, ...] = ()  # of trainings beside the defaults
 PRECISIONS = {"1-bit": ("binary", "x86-64"), "int8": ("float", "onnx-int8"), "float32": ("float", "onnx")}
 ARM = {"1-bit": "arm64", "int8": "onnx-int8", "float32": "onnx"}  # targets of the same networks for ARM
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
-RUNS = ("--runs", "200", "--baseline", "none", "--threads", "1")
+RUNS = ("--runs", "20", "--baseline", "none", "--threads", "1")
 
 
 def choose(network: str, scale: float, where: Place) -> Path:
@@ -66,15 +67,16 @@ def make_row(network: str, scale: float, seed: int, where: Place) -> dict[str, A
         call("train", str(choice), *options, "--resume", "--out", str(out))
         written = measure(out / "train.json", target, ("local",))
         modelled = measure(out / "train.json", ARM[precision], [f"qemu://{core}" for core in CORES]) if not seed else {}
-        found[precision] = {**written, "modelled_ms": {name: each["ms"] for name, each in modelled.items()}}
-        found[precision] |= found[precision].pop("local")
+        modelled_ms = {name: each["ms"] for name, each in modelled.items()}
+        found[precision] = {**written["local"], "modelled_ms": modelled_ms}
+        del found[precision]["ms"]  # of this processor alone
     done = load_manifest(choice.parent / f"binary-{seed}" / "train.json", "train")
     environment = {key: value for key, value in done.environment.items() if key in jobs.KEPT}
     return {"widths": list(done.widths.values()), "files": found, "environment": environment}
 
 
 def measure(train: Path, target: str, devices: Any) -> dict[str, Any]:
-    """What a file is on each device: milliseconds, bytes, memory and top-1."""
+    """What a file is on each device: bytes, memory, top-1 and milliseconds."""
     out = train.parent / target
     call("export", str(train), "--target", target, "--resume", "--out", str(out))
     found = {}

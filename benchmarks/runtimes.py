@@ -53,10 +53,8 @@ from dmsflow.terminal import milliseconds, print_table
 
 # Network, pixels, classes, widths over those of the paper.
 NETWORKS = (
-    ("vgg11", 32, 10, 1.0),
-    ("vgg11", 32, 10, 3.0),
-    ("resnet18", 32, 10, 1.0),
-    ("resnet18", 32, 10, 3.0),
+    *(("vgg11", 32, 10, ratio) for ratio in (0.5, 1.0, 2.0, 3.0)),
+    *(("resnet18", 32, 10, ratio) for ratio in (0.5, 1.0, 2.0, 3.0)),
     ("resnet18", 224, 1000, 1.0),
 )
 # Exporter, what it writes, and the runner.

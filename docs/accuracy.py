@@ -175,19 +175,20 @@ differently, and training amplifies that: there, pairs of one seed share images 
 # --- one search, many budgets ----------------------------------------------------------------------
 
 
-def int8(content: Any) -> str:
-    """Of benchmarks/int8.py."""
+def int8(content: Any, runtimes: Sequence[Any]) -> str:
+    """Of benchmarks/int8.py, with times of runtimes.py on processors with AVX-512 and without."""
     rows = [row for each in content["networks"] for row in each["rows"]] if content else []
     command = "python benchmarks/int8.py --dataset image-folder:PATH/TO/CIFAR10/FOLDERS"
     texts = None
     if rows:
-        lines = [line for each in content["networks"] for line in _precisions(each, content["cores"])]
-        head = ("network", "weights", "MiB", "file KiB", "top-1 %", "ms", *(f"ms, {core}" for core in content["cores"]))
+        lines = [line for each in content["networks"] for line in _precisions(each, content["cores"], runtimes)]
+        processors = ("AVX-512", "AVX2", *content["cores"])
+        head = ("network", "weights", "MiB", "file KiB", "top-1 %", *(f"ms, {each}" for each in processors))
         before = f"""\
 The same networks in one bit, in int8 and in float32, {content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. int8
 is the float32 network quantised by onnxruntime's own tools (`--target onnx-int8`). 1-bit files run on LiteRT with
-dmsflow's kernels, the others on onnxruntime; the times of ARM cores are modelled. Compare rows of equal memory, of equal
-time or of equal top-1, not of equal widths.
+dmsflow's kernels, the others on onnxruntime; times with AVX-512 and with AVX2 alone are those of complete networks below,
+times of ARM cores are modelled. Compare rows of equal memory, of equal time or of equal top-1, not of equal widths.
 
 {figures.table(head, lines)}"""
         made = figures.machine(environments(rows), *TRAINED)
@@ -195,18 +196,26 @@ time or of equal top-1, not of equal widths.
     return figures.part("## One bit, int8 or float32", command, texts)
 
 
-def _precisions(network: Row, cores: Sequence[str]) -> list[tuple[str, ...]]:
+def _precisions(network: Row, cores: Sequence[str], runtimes: Sequence[Any]) -> list[tuple[str, ...]]:
     """A line for each precision of one network and scale; the best 1-bit time and memory are not judged here."""
     lines = []
     for precision in network["rows"][0]["files"] if network["rows"] else ():
         files = [row["files"][precision] for row in network["rows"]]
         modelled = next((each["modelled_ms"] for each in files if each["modelled_ms"]), {})
-        times = (f"{modelled[core]:.3f}" if core in modelled else NONE for core in cores)
         title = f"{NETWORKS[network['network']]} {network['scale']:g}×"
         memory, size = figures.mean(files, "memory_mib"), figures.mean(files, "file_bytes") / 1024
-        ms = f"{figures.mean(files, 'ms'):.3f}"
-        lines.append((title, precision, f"{memory:.3f}", f"{size:.1f}", figures.spread(files), ms, *times))
+        here = (find_ms(each, network["network"], network["scale"], precision) for each in runtimes)
+        times = (f"{ms:.3f}" if ms else NONE for ms in (*here, *(modelled.get(core) for core in cores)))
+        lines.append((title, precision, f"{memory:.3f}", f"{size:.1f}", figures.spread(files), *times))
     return lines
+
+
+def find_ms(runtimes: Any, network: str, scale: float, precision: str) -> float | None:
+    """Milliseconds of a network for 32 pixels in the results of runtimes.py; None: it was not measured."""
+    label = {"1-bit": "litert"}.get(precision, precision)
+    rows = runtimes["networks"] if runtimes else ()
+    same = (row for row in rows if (row["network"], row["pixels"], row["ratio"]) == (network, 32, scale))
+    return next((float(row[f"{label}_ms"]) for row in same if f"{label}_ms" in row), None)
 
 
 def kernel_sizes(content: Any) -> str:

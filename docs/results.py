@@ -5,7 +5,7 @@ make docs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ PAGE = Path(__file__).with_suffix(".md")
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: written by docs/results.py -->", "<!-- end of results -->"
 PROTOCOLS = ("quick", "long", "paper")
+TIMED = ("runtimes-x86-64", "runtimes-x86-64-avx2")  # complete networks with AVX-512 and with AVX2 alone
 INTRODUCTION = """\
 # Results
 
@@ -40,7 +41,7 @@ def page(load: Load = figures.load) -> str:
                 INTRODUCTION,
                 accuracy.front(load("front")),
                 accuracy.kernel_sizes(load("kernel-sizes")),
-                accuracy.int8(load("int8")),
+                accuracy.int8(load("int8"), [load(name) for name in TIMED]),
                 accuracy.budgets(load("budgets")),
                 accuracy.recipe(load("recipe")),
                 accuracy.pairs(load("pairs")),
@@ -93,7 +94,9 @@ def _summary(load: Load) -> str:
     cells = [cell for cell in content["cells"] if accuracy.leads(cell)] if content else []
     front = "\n![Top-1 against milliseconds on a device, searched and uniform widths](docs/front.svg)\n"
     drawn = front if _draw_front(load) else ""
-    texts = "\n\n".join(filter(None, (_tie(cells) if cells else "", _beside_int8(load("int8")))))
+    texts = "\n\n".join(
+        filter(None, (_tie(cells) if cells else "", _beside_int8(load("int8"), [load(name) for name in TIMED])))
+    )
     return f"{_smallest(rows)}{drawn}\n{figures.wrapped(texts)}\n"
 
 
@@ -156,7 +159,7 @@ def _never(cells: list[Row]) -> str:
     return f" It does not beat {words}." if titles else ""
 
 
-def _beside_int8(content: Any) -> str:
+def _beside_int8(content: Any, runtimes: Sequence[Any]) -> str:
     """What one bit gives up and saves beside int8: at equal widths and, where such a network was run, at equal top-1."""
     files = {  # by the factor of the base widths; means over the seeds
         each["scale"]: {
@@ -169,24 +172,32 @@ def _beside_int8(content: Any) -> str:
     if 1.0 not in files:
         return ""
     bit, byte = files[1.0]["1-bit"], files[1.0]["int8"]
+    longer = _ratios(runtimes, (1.0, "int8"), (1.0, "1-bit"))
     seeds = min(len(each["rows"]) for each in content["networks"] if each["network"] == "vgg11" and each["rows"])
     text = (
         f"One bit is not free: after {content['epochs']} epochs of {content['train_images']:,} images ({seeds} "
         f"seed{'s' * (seeds != 1)}), the same network with int8 weights and activations is "
         f"{byte['top1_percent'] - bit['top1_percent']:.0f} points more accurate, in a file "
-        f"{byte['file_bytes'] / bit['file_bytes']:.1f} times as large that takes {byte['ms'] / bit['ms']:.1f} times as long"
+        f"{byte['file_bytes'] / bit['file_bytes']:.1f} times as large{f' that takes {longer} times as long' if longer else ''}"
     )
     wider = [scale for scale in sorted(files) if files[scale]["1-bit"]["top1_percent"] >= byte["top1_percent"]]
     if wider:
-        other = files[wider[0]]["1-bit"]
+        other, share = files[wider[0]]["1-bit"], _ratios(runtimes, (wider[0], "1-bit"), (1.0, "int8"))
         text += (
             f"; a 1-bit network {wider[0]:g} times as wide is as accurate, in {other['file_bytes'] / byte['file_bytes']:.2f} "
-            f"of its bytes and {other['ms'] / byte['ms']:.2f} of its time"
+            f"of its bytes{f' and {share} of its time' if share else ''}"
         )
     return f"{text} ([one bit, int8 or float32](docs/results.md#one-bit-int8-or-float32))."
 
 
-COMPARED = ("top1_percent", "file_bytes", "ms")
+def _ratios(runtimes: Sequence[Any], above: tuple[float, str], below: tuple[float, str]) -> str:
+    """`2.4 to 3.0`: how the times of two VGG-11, each of a scale and a precision, compare on several processors."""
+    times = [[accuracy.find_ms(each, "vgg11", *which) for which in (above, below)] for each in runtimes]
+    found = sorted(one / other for one, other in times if one and other)
+    return " to ".join(dict.fromkeys(f"{ratio:.1f}" for ratio in (found[:1] + found[-1:])))
+
+
+COMPARED = ("top1_percent", "file_bytes")
 
 
 def main() -> None:

@@ -348,16 +348,23 @@ def test_the_readme_says_what_int8_takes_at_equal_widths_and_at_equal_accuracy()
         named = {name: dict(zip(results.COMPARED, values, strict=True)) for name, values in files.items()}
         return {"network": "vgg11", "scale": scale, "rows": [{"files": named}]}
 
+    def timed(*ms: tuple[float, float, float]) -> dict[str, Any]:
+        """Results of runtimes.py: scale, 1-bit and int8 milliseconds."""
+        rows = [{"ratio": scale, "litert_ms": bit, "int8_ms": byte} for scale, bit, byte in ms]
+        return {"networks": [{"network": "vgg11", "pixels": pixels, **row} for row in rows for pixels in (64, 32)]}
+
     course = {"epochs": 12, "train_images": 20_000}
-    narrow, wide = network(1.0, (60, 80, 0.03), (70, 800, 0.12)), network(2.0, (71, 200, 0.06), (80, 3200, 0.4))
-    text = results._beside_int8({**course, "networks": [narrow]})
+    narrow, wide = network(1.0, (60, 80), (70, 800)), network(2.0, (71, 200), (80, 3200))
+    fast, slow = timed((1.0, 0.03, 0.12), (2.0, 0.06, 0.4)), timed((1.0, 0.1, 0.25))
+    text = results._beside_int8({**course, "networks": [narrow]}, [fast, slow])
     assert (
-        "after 12 epochs of 20,000 images (1 seed), the same network with int8 weights and activations is 10 points more accurate, in a file 10.0 times as large that takes 4.0 times as long ("
+        "after 12 epochs of 20,000 images (1 seed), the same network with int8 weights and activations is 10 points more accurate, in a file 10.0 times as large that takes 2.5 to 4.0 times as long ("
         in text
     )
-    text = results._beside_int8({**course, "networks": [narrow, wide]})
-    assert "; a 1-bit network 2 times as wide is as accurate, in 0.25 of its bytes and 0.50 of its time (" in text
-    assert results._beside_int8(None) == results._beside_int8({**course, "networks": [wide]}) == ""
+    assert "10.0 times as large (" in results._beside_int8({**course, "networks": [narrow]}, [None])
+    text = results._beside_int8({**course, "networks": [narrow, wide]}, [fast, slow])
+    assert "; a 1-bit network 2 times as wide is as accurate, in 0.25 of its bytes and 0.5 of its time (" in text
+    assert results._beside_int8(None, []) == results._beside_int8({**course, "networks": [wide]}, []) == ""
 
 
 def test_a_lead_says_whether_the_seeds_can_carry_it() -> None:
