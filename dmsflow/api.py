@@ -125,7 +125,7 @@ def search(
     dataset: Any = "digits",
     *,
     out: Path | str | None = None,
-    preset: str = "quick",
+    preset: str = "default",
     effort: str = "normal",
     progress: Listener | None = None,
     verbose: bool = False,
@@ -170,7 +170,7 @@ def widths(
     """Choose widths for other budgets, in a second, from what a search has learned.
 
     Args:
-        source: what `search` returned, the path of a search.json, or the name of a model that comes with dmsflow.
+        source: what `search` returned, or the path of a search.json.
         out: folder for what is written; without it one in that of `source`, named after the budgets.
         budgets: memory_mib, macs_m, file_kib, latency_ms and profile, as for `search`.
 
@@ -191,7 +191,7 @@ def train(
     source: Source,
     *,
     out: Path | str | None = None,
-    preset: str = "quick",
+    preset: str = "default",
     effort: str = "normal",
     progress: Listener | None = None,
     verbose: bool = False,

@@ -56,6 +56,8 @@ def cli() -> None:
 def search_command(ctx: click.Context, /, **_: Any) -> None:
     """Choose the width of every layer. Writes search.json.
 
+    Without any budget, the memory of the base network is the budget.
+
     Example: dmsflow search --network vgg11 --dataset cifar10 --memory-mib 0.08 --macs-m 16
     """
     chosen, data = options.resolved(ctx, "search"), options.resolved(ctx, "data")

@@ -244,12 +244,12 @@ def flow_options(out: str) -> Callable[[Command], Command]:
 
 
 # Where settings come from that have no option.
-EFFORT_HELP = "Scale the preset: quick has half of its rounds and a quarter of its epochs, long 2 and 8 times as many."
+EFFORT_HELP = "Do a quarter of the work that the preset says (quick), or eight times as much (long)."
 PRESET_HELP = "Take settings from a preset (dmsflow list presets) or from the path of a .toml file."
 SET_HELP = "Set any other setting, such as search.rounds=32 (docs/settings.md)."
 preset_options: Callable[[Any], Any] = _add(
     click.Option(["--effort"], type=click.Choice(list(preset.EFFORTS)), default="normal", help=EFFORT_HELP),
-    click.Option(["--preset"], default="quick", help=PRESET_HELP, shell_complete=_completion(preset.preset_names)),
+    click.Option(["--preset"], default="default", help=PRESET_HELP, shell_complete=_completion(preset.preset_names)),
     click.Option(["--set"], multiple=True, metavar="STAGE.NAME=VALUE", help=SET_HELP),
 )
 tensorboard_option = click.option(

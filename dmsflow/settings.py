@@ -1,7 +1,7 @@
 """The settings of each stage: name, type, default, bounds and help, in one place.
 
 The command line makes an option of every field, a preset is a TOML file of field values
-(`presets/*.toml`), and a manifest records the resolved ones. The defaults are the quick preset.
+(`presets/*.toml`), and a manifest records the resolved ones. The preset `default` changes none of the defaults.
 """
 
 from __future__ import annotations
@@ -118,10 +118,7 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
         Method,
         option("Search by gradient or evolution, or as published (--preset paper), or take a baseline's widths."),
     ] = "gradient"
-    memory_mib: Annotated[
-        Positive | None,
-        option("Budget: allow at most this many MiB of parameters. Without any budget: those of the base network."),
-    ] = None
+    memory_mib: Annotated[Positive | None, option("Budget: allow at most this many MiB of parameters.")] = None
     macs_m: Annotated[
         Positive | None, option("Budget: allow at most this many million multiply-accumulates for one image.")
     ] = None

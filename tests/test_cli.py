@@ -268,7 +268,7 @@ def test_list_has_every_file(capsys: pytest.CaptureFixture[str]) -> None:
         ("datasets", list_plugins("datasets")),
         ("devices", list_plugins("devices")),
         ("targets", list_targets()),
-        ("presets", ["digits", "paper", "quick"]),
+        ("presets", ["default", "digits", "paper"]),
     ):
         assert cli.main(["list", kind]) == 0
         rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]

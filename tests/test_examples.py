@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -72,3 +73,9 @@ def test_getting_started_prints_what_it_says(
         printed = [re.sub("measured on: .*", "measured on: AMD EPYC, Linux x#_#", line) for line in printed]
         assert not [line for line in said.splitlines() if masked(line) not in printed]
     assert ran == ["doctor", "search", "search", "train", "export", "bench", "show", "report"]
+    photos = sorted(Path("flowers", "test").glob("*/*.jpg"))
+    program = [sys.executable, ROOT / "examples" / "classify.py", "runs/flowers/model.tflite", "flowers/test", *photos]
+    lines = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
+    right = [photo.parent.name == line.split()[1][:-1] for photo, line in zip(photos, lines, strict=True)]
+    benched = json.loads(Path("runs", "flowers", "bench.json").read_bytes())["metrics"]
+    assert 100 * sum(right) / len(photos) == pytest.approx(benched["top1_percent"])

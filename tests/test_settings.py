@@ -27,8 +27,8 @@ def test_presets_resolve(name: str, stage: str) -> None:
 
 
 def test_quick_is_the_defaults() -> None:
-    assert preset.load_preset("search", "quick") == {}
-    assert preset.load_preset("train", "quick") == {}
+    assert preset.load_preset("search", "default") == {}
+    assert preset.load_preset("train", "default") == {}
 
 
 def test_paper_is_the_paper() -> None:
@@ -41,7 +41,7 @@ def test_paper_is_the_paper() -> None:
 
 
 def test_an_unknown_preset() -> None:
-    with pytest.raises(DmsflowError, match=r"^--preset slow: is unknown; use one of .*paper.*quick"):
+    with pytest.raises(DmsflowError, match=r"^--preset slow: is unknown; use one of default.*paper"):
         preset.load_preset("search", "slow")
 
 

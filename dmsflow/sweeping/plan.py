@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         slurm: what submitit takes of `--launcher slurm`.
     """
 
-    preset: str = "quick"
+    preset: str = "default"
     effort: str = "normal"
     networks: Annotated[tuple[str, ...], Filled] = (settings.SearchSettings().network,)
     methods: Annotated[tuple[Method, ...], Filled] = (settings.SearchSettings().method,)

@@ -358,11 +358,15 @@ def test_the_readme_says_what_int8_takes_at_equal_widths_and_at_equal_accuracy()
     fast, slow = timed((1.0, 0.03, 0.12), (2.0, 0.06, 0.4)), timed((1.0, 0.1, 0.25))
     text = results._beside_int8({**course, "networks": [narrow]}, [fast, slow])
     assert (
-        "after 12 epochs of 20,000 images (1 seed), the same network with int8 weights and activations is 10 points more accurate, in a file 10.0 times as large that takes 2.5 to 4.0 times as long ("
+        "after 12 epochs of 20,000 images (1 seed), the same network with int8 weights and activations is 10 points more accurate, in a file 10.0 times as large that takes 2.5 to 4.0 times as long on x86-64 ("
         in text
     )
     assert "10.0 times as large (" in results._beside_int8({**course, "networks": [narrow]}, [None])
+    modelled = {"1-bit": {"a53": 1.0, "a76": 0.5}, "int8": {"a53": 4.0, "a76": 1.0}}
+    for name, ms in modelled.items():
+        narrow["rows"][0]["files"][name]["modelled_ms"] = ms
     text = results._beside_int8({**course, "networks": [narrow, wide]}, [fast, slow])
+    assert "times as long on x86-64 and 2.0 to 4.0 times on ARM cores (modelled); a 1-bit" in text
     assert "; a 1-bit network 2 times as wide is as accurate, in 0.25 of its bytes and 0.5 of its time (" in text
     assert results._beside_int8(None, []) == results._beside_int8({**course, "networks": [wide]}, []) == ""
 
