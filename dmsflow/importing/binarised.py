@@ -22,6 +22,7 @@ PASSED = ("detach", "alias", "clone", "contiguous", "flatten", "view", "reshape"
 # A sign behind one of these, or a number added to all, may need none.
 CLIPPED = ("hardtanh", "clamp", "clamp_min", "tanh", "relu", "relu6", "sigmoid", "add", "sub", "mul", "div")
 ERROR = 1e-4  # of what is 1: w - x + x is rounded
+MAGNITUDES = -3, 2  # powers of ten: more steps than one, of activations of several bits, may lie far out or near zero
 
 
 def simplify(exported: torch.export.ExportedProgram) -> dict[fx.Node, fx.Node]:
@@ -45,7 +46,7 @@ def simplify(exported: torch.export.ExportedProgram) -> dict[fx.Node, fx.Node]:
             continue
         if op in WEIGHTED and (held := _find_binarised(node.args[1], run, parameters)) is not None:
             found[node] = held
-            if path := parameters[held.name].rpartition(".")[0]:
+            if path := parameters[held.name].rpartition(".")[0].partition(".parametrizations.")[0]:
                 node.meta["nn_module_stack"] = {path: (path, WEIGHTED[op])}
             _drop_scales(node, moving)
         _replace_sign(node, run)
@@ -68,10 +69,12 @@ class _Runner:
         self.held = {name: held[path] for name, path in names.items() if path in held}
         self.random = torch.Generator().manual_seed(0)
 
-    def draw(self, node: fx.Node) -> Tensor:
-        """Random values for a node."""
-        like = node.meta["val"]
-        return torch.randn(tuple(like.shape), generator=self.random).to(like.device, like.dtype)
+    def draw(self, node: fx.Node, powers: tuple[float, float] = (0, 0)) -> Tensor:
+        """Random values for a node, each times a power of ten between two."""
+        like, (low, high) = node.meta["val"], powers
+        values = torch.randn(tuple(like.shape), generator=self.random)
+        factors = 10 ** (low + (high - low) * torch.rand(values.shape, generator=self.random))
+        return (values * factors).to(like.device, like.dtype)
 
     @torch.no_grad()
     def __call__(self, wanted: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
@@ -136,7 +139,7 @@ def _replace_sign(reader: fx.Node, run: _Runner) -> None:
         if name_op(made) in LAYERS or not any(name_op(each) in STEPPED for each in expression):
             continue
         for read in (each for each in expression[1:] if each in run.moving):
-            values = run.draw(read)
+            values = run.draw(read, MAGNITUDES)
             if (kind := _recognise(values, run(made, {read: values}))) is None:
                 continue
             while read in run.moving and name_op(read) in CLIPPED and len(read.all_input_nodes) == 1:
@@ -148,6 +151,7 @@ def _replace_sign(reader: fx.Node, run: _Runner) -> None:
                 with at.graph.inserting_before(at):
                     node = at.graph.call_function(kind.default, (read,))
                 node.meta = {key: made.meta[key] for key in ("val", "nn_module_stack") if key in made.meta}
+                node.meta["steps"] = True
                 run.moving.add(node)
                 at.replace_input_with(made, node)
             break

@@ -32,8 +32,12 @@ from dmsflow.network.network import INPUT, Key, Layer, Network, Op, key_parts
 from dmsflow.terminal import list_names
 
 # Parameters of a class or function that are given what the images have.
-CLASSES = ("num_classes", "n_classes", "classes")
-CHANNELS = ("in_channels", "in_chans", "channels")
+CLASSES = ("num_classes", "n_classes")
+CHANNELS = ("in_channels", "in_chans")
+ONLY_IF_NEEDED = {
+    "classes": CLASSES[0],
+    "channels": CHANNELS[0],
+}  # may be others, such as a width, unless it must be given
 # Steps that learn a number which is added to each channel in front of them, and behind them.
 LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
 LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")
@@ -62,7 +66,7 @@ def read_module(
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
     kept = _find_float_layers(module, steps, name, floats) | _find_gate_layers(steps)
-    if any(each.binarised for each in steps):
+    if any(each.binarised and each.op in ("conv", "linear") for each in steps):
         kept |= {each.name for each in steps if each.op in ("conv", "linear") and not each.binarised}
     steps = _drop_dropouts(steps, kept)
     if not steps or steps[-1].op != "linear" or steps[-1].shape[0] != classes:
@@ -72,7 +76,7 @@ def read_module(
     for step in steps:
         if INPUT in step.inputs and step.op != "conv":
             what = f"reads the image itself ({step.op})"
-            raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d, which stays float32")
+            raise DmsflowError(f"{name}: {step.name}", what, "begin with a Conv2d of groups=1, which stays float32")
     steps = _split_activations(_put_norms(_move_pools(_drop_biases(steps, name))), kept)
     return _build_network(steps, kept, name, channels, resolution, classes)
 
@@ -86,7 +90,7 @@ def _find_float_layers(module: nn.Module, steps: list[Step], name: str, floats: 
     wanted, found = getattr(module, "float_layers", ()), set[str]()
     if not isinstance(wanted, list | tuple | set | frozenset):
         raise DmsflowError(f"{name}: float_layers", f"is of type {type(wanted).__name__}", "give a tuple of names")
-    weighted = [each.name for each in steps if each.op in ("conv", "linear")]
+    weighted = [each.name for each in steps if each.op in ("conv", "linear", "depthwise_conv")]
     for path in (*wanted, *floats):
         those = {each for each in weighted if f"{each}.".startswith(f"{path}.")}
         if not those:
@@ -122,6 +126,8 @@ def call_module(make: Any, name: str, channels: int, classes: int) -> nn.Module:
             )
         taken = plugin.call(name, inspect.signature, make).parameters
         values = {**dict.fromkeys(CLASSES, classes), **dict.fromkeys(CHANNELS, channels)}
+        needed = [each for each in ONLY_IF_NEEDED if each in taken and taken[each].default is inspect.Parameter.empty]
+        values |= {each: values[ONLY_IF_NEEDED[each]] for each in needed}
         make = plugin.call(name, make, **{each: value for each, value in values.items() if each in taken})
     if not isinstance(make, nn.Module):
         raise DmsflowError(name, f"returned {type(make).__name__}", "return a torch.nn.Module")
@@ -254,6 +260,10 @@ def _build_network(
             layers[step.name] = Layer(name=step.name, op=op, inputs=step.inputs)
             quantizers[step.name] = step.name
             continue
+        if step.op in ACTIVATIONS and step.binarised:
+            reader = next(each.name for each in _readers(steps, step.name) if not is_binary.get(each.name))
+            what, right = f"gives 0 or another value to {reader}, which is not binary", "give it what comes before that"
+            raise DmsflowError(f"{name}: {step.name}", what, right)
         inputs, window = step.inputs, step.window
         if step.op == "linear" and step is not steps[-1]:
             window = {"kernel": by_name[step.inputs[0]].shape[1]}

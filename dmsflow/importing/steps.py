@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,15 +21,19 @@ SUPPORTED = (
     "Conv2d, BatchNorm2d, ReLU, ReLU6, PReLU, SiLU, Hardswish, Sigmoid, Hardsigmoid, torch.sign, MaxPool2d, AvgPool2d, "
     "AdaptiveAvgPool2d(1), Linear, Dropout, additions, products and torch.cat"
 )
-PASSED = ("contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout")
+PASSED = ("contiguous", "clone", "alias", "detach", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+CAST = ("to", "type_as")
 EXPANDED = ("expand", "expand_as")
 # What changes each value on its own: our name by torch's.
-POINTWISE = {each: each for each in ("batch_norm", "relu", "relu6", "prelu", "sign", "sigmoid", "silu")}
+POINTWISE = {each: each for each in ("batch_norm", "relu", "relu6", "prelu", "sign", "sigmoid", "silu", "dropout")}
 POINTWISE |= {"hardsigmoid": "hard_sigmoid", "hardswish": "hard_swish"}
-RESHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
+RESHAPED = ("flatten", "view", "view_as", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten")
+PIXELWISE = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean")  # what looks at rows and columns
 # What to write instead of common operations; the others get the list of what is supported.
 INSTEAD = {
-    **dict.fromkeys(("cat", "concat", "stack"), "join channels of the same pixels, as torch.cat(tensors, 1) does"),
+    **dict.fromkeys(
+        ("cat", "concat", "stack"), "join channels of the same pixels of different layers, as torch.cat((a, b), 1) does"
+    ),
     **dict.fromkeys(
         ("gelu", "leaky_relu", "elu", "elu_", "mish"),
         "use a ReLU, which becomes the quantizer of the next binary convolution",
@@ -37,7 +41,9 @@ INSTEAD = {
     "hardtanh": "leave it out in front of a sign; elsewhere use a ReLU or PReLU",
     "mul": "multiply two layers of the same channels and pixels, or by one pixel, as squeeze-and-excite does",
     **dict.fromkeys(("sub", "div", "neg"), "leave arithmetic other than additions out; images are normalised for you"),
-    **dict.fromkeys(("softmax", "log_softmax"), "end in the Linear layer: the loss has the softmax"),
+    **dict.fromkeys(
+        ("softmax", "log_softmax"), "end in the Linear layer, since the loss has the softmax; as a gate use a Sigmoid"
+    ),
     **dict.fromkeys(("clamp", "clamp_min", "maximum"), "use a ReLU"),
     "mean": "average over all pixels, as mean((2, 3)) does",
     **dict.fromkeys(RESHAPED, "flatten all pixels at once, in front of a Linear layer"),
@@ -45,7 +51,8 @@ INSTEAD = {
     "pad": "give the padding to the convolution, with zeros",
     "adaptive_avg_pool2d": "use AvgPool2d with a kernel, or AdaptiveAvgPool2d(1) over the whole image",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
-    **dict.fromkeys(("chunk", "split", "slice", "permute", "transpose"), "leave the shuffling of channels out"),
+    **dict.fromkeys(("chunk", "split", "permute", "transpose"), "leave the shuffling of channels out"),
+    "slice": "take every second pixel by F.max_pool2d(x, 1, 2), and mix channels by a 1×1 convolution",
 }
 
 
@@ -60,7 +67,7 @@ class Step:
         inputs: names of the steps that it reads.
         shape: [channels, pixels, pixels] of what it puts out, also where the module has flattened that.
         window: kernel, stride, padding, groups, dilation and rate, as the record of a layer has them.
-        binarised: the module itself computes binary weights for it.
+        binarised: the module itself computes binary weights for it, or its values, 0 and another.
     """
 
     name: str
@@ -73,8 +80,8 @@ class Step:
 
 def _export(module: nn.Module, name: str, channels: int, resolution: int) -> torch.export.ExportedProgram:
     """The ATen operations of a module in evaluation, with shapes."""
-    device = next((each.device for each in module.parameters()), torch.device("cpu"))
-    images = torch.zeros(2, channels, resolution, resolution, device=device)
+    like = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(0))
+    images = torch.zeros(2, channels, resolution, resolution, device=like.device, dtype=like.dtype)
     modes = {each: each.training for each in module.modules()}
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -105,6 +112,8 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
         DmsflowError: torch.export cannot follow it, or it has an operation that no network here has.
     """
     exported = _export(module, where, channels, resolution)
+    _name_classes(exported.graph, module)
+    _refuse_aliases(exported.graph, where)
     graph, binarised = exported.graph, simplify(exported)
     graph.eliminate_dead_code()  # branches whose results are not used
     (image,) = (node for node in graph.nodes if node.name in exported.graph_signature.user_inputs)
@@ -122,12 +131,45 @@ def read_steps(module: nn.Module, where: str, channels: int, resolution: int) ->
             continue
         step = _read_step(node, [steps[names[each]] for each in read], where)
         _check_weights(node, binarised.get(node), weights, where)
-        step = replace(step, name=find_name(step.name, steps), binarised=node in binarised)
+        step = replace(step, name=find_name(step.name, steps), binarised=node in binarised or "steps" in node.meta)
         steps[step.name], names[node] = step, step.name
     (output,) = (node for node in graph.nodes if node.op == "output")
     if (count := len(output.all_input_nodes)) != 1:
         raise DmsflowError(where, f"puts out {count} tensors", "return the class scores alone")
     return list(steps.values())[1:]
+
+
+def _name_classes(graph: torch.fx.Graph, module: nn.Module) -> None:
+    """Have a layer of a subclass that computes what torch's own class does as one of that class."""
+    for node in graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            key, (path, _) = next(reversed(stack.items()))
+            with suppress(AttributeError):  # of a call in a function, "conv@1"
+                made = type(module.get_submodule(str(path)))
+                known = next(each for each in made.__mro__ if each.__module__.startswith("torch.nn.modules"))
+                if made is not known and made.forward is known.forward:  # type: ignore[attr-defined]
+                    node.meta["nn_module_stack"] = {**stack, key: (path, f"{known.__module__}.{known.__qualname__}")}
+
+
+def _refuse_aliases(graph: torch.fx.Graph, where: str) -> None:
+    """Refuse a tensor that is read after another one of the same memory was changed in place."""
+    owners: dict[torch.fx.Node, torch.fx.Node] = {}  # whose memory a node has
+    changes: dict[torch.fx.Node, torch.fx.Node] = {}  # the last one of an owner's memory
+    known: dict[torch.fx.Node, torch.fx.Node | None] = {}  # the last one when the node was made
+    for node in graph.nodes:
+        for read in node.all_input_nodes:
+            change = changes.get(owners[read])
+            if change and change is not known[read]:
+                what = "changes a tensor in place that is read in another form later"
+                raise DmsflowError(f"{where}: {_path(change)}", what, "leave inplace out of it")
+        changed = (
+            node.op == "call_function" and getattr(node.target, "_schema", None) and node.target._schema.is_mutable
+        )
+        shares = changed or name_op(node) in (*PASSED, *CAST, *RESHAPED, *EXPANDED, "dropout")
+        owners[node] = owners[node.all_input_nodes[0]] if shares and node.all_input_nodes else node
+        if changed:
+            changes[owners[node]] = node
+        known[node] = changes.get(owners[node])
 
 
 def _check_weights(
@@ -184,6 +226,8 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
         return bool(read[2:] == (1, 1) and read[:2] == made[:2])
     if op == "cat":  # of one tensor
         return len(node.args[0]) == 1  # type: ignore[arg-type]
+    if op in CAST:
+        return bool(node.meta["val"].dtype.is_floating_point and read == made)
     return op in PASSED or (op == "adaptive_avg_pool2d" and made == read and made[-2:] != (1, 1))
 
 
@@ -207,14 +251,14 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
         raise DmsflowError(here, "normalises flattened pixels", "put a BatchNorm2d in front of Flatten")
     if op == "prelu" and given[0] != shape[0] and bound["weight"].meta["val"].numel() > 1:
         raise DmsflowError(here, "has slopes for flattened pixels", "put the PReLU in front of Flatten")
-    if op == "dropout":
-        return Step(path, op, inputs, shape, {"rate": bound["p"]})
     if op in POINTWISE:
-        return Step(path, POINTWISE[op], inputs, shape)
+        return Step(path, POINTWISE[op], inputs, shape, {"rate": bound["p"]} if op == "dropout" else {})
     if op == "linear":
         if len(given) == 1:
             return Step(path, op, inputs, (made[0], 1, 1))
         raise DmsflowError(here, f"reads {'×'.join(map(str, given))} values", "flatten them in front of a Linear layer")
+    if op not in PIXELWISE:
+        raise _refuse(where, node)
     if op == "mean" and [each % (len(given) + 1) for each in bound.get("dim") or ()] in _pixel_axes(len(given)):
         return Step(path, "average_pool", inputs, (shape[0], 1, 1))
     if given != shape:
@@ -222,8 +266,7 @@ def _read_step(node: torch.fx.Node, read: Sequence[Step], where: str) -> Step:
     if op == "conv2d":
         window = _window(where, path, bound["weight"].meta["val"].shape[2:], bound)
         is_depthwise = window["groups"] == shape[0] == made[0] > 1
-        if is_depthwise:
-            del window["groups"]
+        window = {key: number for key, number in window.items() if key != "groups" or not is_depthwise}
         return Step(path, "depthwise_conv" if is_depthwise else "conv", inputs, made, window)
     pads = any(_pair(bound.get("padding", 0))) or bound.get("divisor_override")
     covers = op == "avg_pool2d" and _pair(bound["kernel_size"]) == shape[1:]

@@ -76,7 +76,8 @@ def predict(source: Path, export: Manifest | None, settings: BenchSettings) -> P
             raise DmsflowError(f"--profile {settings.profile}", why, "choose another: dmsflow list profiles")
         print_line(f"no prediction: the search's profile {used.title} {why}")
         return None
-    latency, widths = build_latency(export.network, used), export.widths
+    given = of_stage.get("search", {}).get("network", "")
+    latency, widths = build_latency(export.network, used, given), export.widths
     total = latency(widths)
     timed = latency.by_block(widths)
     parts = [(block.name, value(widths, block.reads), value(widths, block.writes), ms) for block, ms in timed]

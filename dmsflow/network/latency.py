@@ -12,7 +12,6 @@ from dmsflow.errors import DmsflowError
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.network import Network, key_parts, value
 from dmsflow.network.profile import Granularity, Profile, Table, round_up
-from dmsflow.plugin import list_plugins
 
 EDGE_TOLERANCE = 1e-6  # channels: a continuous width so little below an integer counts as that integer
 
@@ -81,11 +80,12 @@ def _interpolate(values: Sequence[Any], index: int, part: Any) -> Any:
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of one network on one device, as a function of its widths."""
+    """The time of one network on one device, as a function of its widths; `given` is how the user names the network."""
 
     network: Network
     profile: Profile
     parts: tuple[tuple[FusedBlock, Grid], ...]
+    given: str = ""
 
     def __call__(self, widths: Mapping[str, Any]) -> Any:
         """Milliseconds for one image.
@@ -104,7 +104,7 @@ class Latency:
                 if edges and _number(width) >= edges[-1] + 1:
                     what = f"has measured {block.name!r} up to {edges[-1]} channels, not {math.floor(_number(width))}"
                     ratio = math.ceil(max(widths[name] / base for name, base in self.network.widths.items()))
-                    command = f"{_profile_command(self.network, self.profile)} --max-ratio {ratio}"
+                    command = f"{_profile_command(self.network, self.profile, self.given)} --max-ratio {ratio}"
                     raise DmsflowError(f"profile {self.profile.title}", what, f"measure wider ones: {command}")
             rows.append((block, grid(reads, writes)))
         return rows
@@ -132,7 +132,7 @@ class Latency:
         return limits
 
 
-def build_latency(network: Network, profile: Profile) -> Latency:
+def build_latency(network: Network, profile: Profile, given: str = "") -> Latency:
     """The latency model of a network on a profile.
 
     Raises:
@@ -142,16 +142,15 @@ def build_latency(network: Network, profile: Profile) -> Latency:
     for block in fused_blocks(network):
         table = profile.table(block.name)
         if table is None:
-            command = _profile_command(network, profile)
+            command = _profile_command(network, profile, given)
             raise DmsflowError(f"profile {profile.title}", f"has not measured {block.name!r}", f"add it: {command}")
         parts.append((block, Grid.from_table(table, profile.steps.get(block.op, Granularity()))))
-    return Latency(network, profile, tuple(parts))
+    return Latency(network, profile, tuple(parts), given)
 
 
-def _profile_command(network: Network, profile: Profile) -> str:
+def _profile_command(network: Network, profile: Profile, given: str) -> str:
     """The command that adds what a network needs to a profile."""
-    known = network.name in list_plugins("networks")
     options = {name: getattr(profile, name) for name in ("name", "target", "precision", "device", "threads")}
-    options["networks"] = network.name if known else f"PATH/OF/{network.name}.py"
-    options |= {"resolutions": network.resolution, "channels": network.channels, "classes": network.classes}
+    options |= {"networks": given or network.name, "resolutions": network.resolution}
+    options |= {"channels": network.channels, "classes": network.classes}
     return " ".join(["dmsflow profile --add", *(f"--{name} {given}" for name, given in options.items())])

@@ -225,12 +225,13 @@ def check(network: Network) -> None:
     where = f"network {network.name}"
     for name in (network.name, *network.widths, *(layer.name for layer in network.layers)):
         require_utf8(where, name)
+    few = min(network.channels, network.resolution, network.classes) < 1
+    what = f"has {network.channels} channels of {network.resolution} pixels a side, {network.classes} classes"
+    outside = few or network.channels > MOST_CHANNELS or network.resolution > MOST_PIXELS
+    _refuse_broken(where, [(outside, what, f"use at least 1 of each, at most {MOST_CHANNELS} and {MOST_PIXELS}")])
     if [(layer.op, layer.width) for layer in network.layers[-1:]] != [("dense", network.classes)]:
         right = f"end it in a dense layer of width {network.classes}"
         raise DmsflowError(where, "does not end in the class scores", right)
-    what = f"reads {network.channels} channels of {network.resolution} pixels a side"
-    too_large = network.channels > MOST_CHANNELS or network.resolution > MOST_PIXELS
-    _refuse_broken(where, [(too_large, what, f"use at most {MOST_CHANNELS} and {MOST_PIXELS}")])
     ops: dict[str, str] = {INPUT: INPUT}
     keys: dict[str, Key] = {INPUT: network.channels}
     for layer in network.layers:
@@ -338,10 +339,13 @@ def _joining_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]
 
 def _network_rules(network: Network, keys: Mapping[str, Key]) -> Iterator[Rule]:
     """Of all layers together, each of which is sound."""
+    fixed = [layer.width for layer in network.layers if isinstance(layer.width, int)]
+    yield min(*network.widths.values(), *fixed, 1) < 1, "a width is below 1", "give every width at least one channel"
     unused = min(set(network.widths) - set(keys.values()), default=None)
     yield unused is not None, f"no layer has the width {unused!r}", "remove it or name it in a layer"
-    too_narrow = min(network.widths.values(), default=1) < 1
-    yield too_narrow, "a base width is below 1", "give every width at least one channel"
+    # The names of what is inside a layer have one in .onnx files.
+    slashed = next((layer.name for layer in network.layers if "/" in layer.name), None)
+    yield slashed is not None, f"layer {slashed!r} has a slash in its name", "use points"
     read = {name for layer in network.layers for name in layer.inputs}
     unread = next((layer.name for layer in network.layers[:-1] if layer.name not in read), None)
     yield unread is not None, f"nothing reads layer {unread!r}", "remove it, or let a later layer read it"

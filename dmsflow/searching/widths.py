@@ -34,7 +34,7 @@ def make_budgets(settings: SearchSettings, network: Network) -> Budgets:
     if measured.precision == "float":
         what = "has times of float32 networks, and the search is for binary ones"
         raise DmsflowError(f"profile {measured.title}", what, "use a profile that was measured with --precision binary")
-    return Budgets.from_settings(settings, network, build_latency(network, measured))
+    return Budgets.from_settings(settings, network, build_latency(network, measured, settings.network))
 
 
 def solve_widths(source: Path, settings: SearchSettings, out: Path, flow: Flow) -> Path:

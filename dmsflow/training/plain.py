@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dmsflow.training.model import FUNCTIONS
 # What layers with parameters of their own compute: the names of these, and a function of the input and of them.
 FORMULAS: dict[Op, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "quantize": (("alpha",), lambda x, alpha: (x > alpha / 2) * alpha),
-    "sign": (("shift",), lambda x, shift: (x > shift.reshape(-1, 1, 1)) * 2.0 - 1.0),
+    "sign": (("shift",), lambda x, shift: (x > shift.reshape(-1, 1, 1)).type_as(x) * 2 - 1),
     "prelu": (PRELU, lambda x, slope, a, b: F.prelu(x - a.reshape(-1, 1, 1), slope) + b.reshape(-1, 1, 1)),
 }
 
@@ -49,30 +50,41 @@ def build_plain_module(
     trained = TrainedWeights(network, widths, weights)
     root, graph = torch.fx.GraphModule(nn.Module(), torch.fx.Graph()), torch.fx.Graph()
     nodes, tracer = {INPUT: graph.placeholder("images")}, GraphAppendingTracer(graph)
+    taken = {"self", *dir(root)}
+
+    def add(layer: Layer, module: nn.Module) -> str:
+        """Put a module where the layer's name says, around those inside it that are there already; gives its name."""
+        first, *rest = layer.name.split(".")
+        name = ".".join((f"{first}_" if first in taken else first, *rest))
+        with suppress(AttributeError):
+            for inner, part in root.get_submodule(name).named_children():
+                module.add_module(inner, part)
+        root.add_submodule(name, module)
+        return name
+
     for layer in network.layers:
         inputs = tuple(nodes[name] for name in layer.inputs)
         if layer.op in FORMULAS and (is_binary or layer.op not in QUANTISERS):
-            root.add_submodule(layer.name, holder := nn.Module())
+            name = add(layer, holder := nn.Module())
             parts, formula = FORMULAS[layer.op]
             for part in parts:
                 shape = () if layer.op == "quantize" else (trained.channels(layer.name),)
                 values = torch.from_numpy(trained.take(f"{layer.name}.{part}", *shape)).float()
                 setattr(holder, part, nn.Parameter(values))
-            nodes_read = (inputs[0], *(graph.get_attr(f"{layer.name}.{part}") for part in parts))
+            nodes_read = (inputs[0], *(graph.get_attr(f"{name}.{part}") for part in parts))
             node = formula(*(torch.fx.Proxy(each, tracer) for each in nodes_read)).node
         elif layer.op in ("conv", "binary_conv", "depthwise_conv", "batch_norm", "dense"):
-            root.add_submodule(layer.name, _make_layer(trained, layer, is_binary))
+            name = add(layer, _make_layer(trained, layer, is_binary))
             given = (graph.call_function(torch.flatten, (inputs[0], 1)),) if layer.op == "dense" else inputs
             if is_binary and pads_signs(network, layer):
                 given = (graph.call_function(F.pad, (*inputs, (layer.padding,) * 4, "constant", -1.0)),)
-            node = graph.call_module(layer.name, given)
+            node = graph.call_module(name, given)
         elif layer.op == "max_pool":
             node = graph.call_function(F.max_pool2d, (*inputs, layer.kernel, layer.stride, layer.padding))
         elif layer.op == "average_pool" and not pools_all(layer):
             node = graph.call_function(F.avg_pool2d, (*inputs, layer.kernel, layer.stride))
         elif layer.op == "dropout":
-            root.add_submodule(layer.name, nn.Dropout(layer.rate))
-            node = graph.call_module(layer.name, inputs)
+            node = graph.call_module(add(layer, nn.Dropout(layer.rate)), inputs)
         elif layer.op == "average_pool":
             node = graph.call_function(F.adaptive_avg_pool2d, (*inputs, 1))
         else:

@@ -92,6 +92,30 @@ def test_the_file_gives_the_logits_of_the_integer_graph(written):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def test_layers_may_be_called_as_what_is_inside_others(tmp_path):
+    """A module has names such as "input.mean" and "conv.weight", and those of the file's own tensors are others."""
+    network, widths = built("resnet18")
+    inner, names = ("mean", "planes", "weight", "bits", "sum", "scaled", "bias", "count", "std"), {"input": "input"}
+    for index, layer in enumerate(network.layers):
+        around = f"block{index}" if index % 9 == 8 else [*names.values()][-1]
+        names[layer.name] = f"{around}.{inner[index % len(inner)]}"
+    layers = [
+        replace(each, name=names[each.name], inputs=tuple(names[i] for i in each.inputs)) for each in network.layers
+    ]
+    network = replace(network, layers=tuple(layers))
+    weights = trained(network, widths, images=pixels(network, 16), mean=MEAN, std=STD)
+    form = folding.fold(network, widths, weights, MEAN, STD)
+    exporter.write(form, tmp_path / "model.onnx")
+    exporter.write_float(network, widths, weights, MEAN, STD, tmp_path / "float.onnx")
+    images = random_images(form, 5)
+    expected = integer_graph.compute_logits(form, images)
+    logits = np.concatenate([runner.open(tmp_path / "model.onnx", 1).run(image[None]) for image in images])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert runner.open(tmp_path / "float.onnx", 1).run(images[:1].astype(np.float32)).shape == (1, 10)
+    sizes = exporter.layer_bytes(tmp_path / "model.onnx")
+    assert all(sizes[op.name] > 0 for op in form.ops if isinstance(op, integer_graph.BinaryConv))
+
+
 def tensors_of_the_file(path, form, names, images):
     """Tensors [n, H, W, C] inside the graph; they alone become outputs, so the rest is still optimised."""
     model = onnx.load(path)
@@ -297,8 +321,8 @@ def test_weights_are_bits_in_the_file_and_no_unpacking_is_left_once_loaded(writt
     binary = [op for op in form.ops if isinstance(op, integer_graph.BinaryConv)]
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
     for op in binary:
-        assert stored[f"{op.name}.bits"].dtype == np.uint8
-        assert stored[f"{op.name}.bits"].size == -(-op.weight.size // 8)
+        assert stored[f"{op.name}/bits"].dtype == np.uint8
+        assert stored[f"{op.name}/bits"].size == -(-op.weight.size // 8)
     assert exporter.count_ops(path)[exporter.PACKED_CONV] == len(binary)
     assert exporter.count_ops(path)[exporter.FLOAT_CONV] == 1
     left = optimised(path, tmp_path)

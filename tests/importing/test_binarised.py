@@ -16,6 +16,8 @@ import dmsflow
 from dmsflow.errors import DmsflowError
 from dmsflow.importing.module import read_module
 from dmsflow.network.network import Network
+from dmsflow.training.model import Model
+from dmsflow.training.plain import build_plain_module
 
 
 class Sign(torch.autograd.Function):
@@ -239,3 +241,56 @@ def test_it_goes_through_all_stages_and_comes_back(tmp_path: Path) -> None:
     assert dmsflow.bench(dmsflow.export(trained, out=tmp_path / "export"), runs=3).latency_ms > 0
     back = dmsflow.load(tmp_path / "train" / "train.json").module()
     assert {"stem.weight", "first.weight", "second.weight", "fc.weight"} <= set(back.state_dict())
+
+
+@pytest.mark.parametrize("act", [polynomial, lambda x: (x > 0.5).to(x.dtype)], ids=["sign", "quantizer"])
+@pytest.mark.parametrize("make", [Conv, OfItsOwn])
+def test_its_module_computes_what_is_trained(make: Any, act: Any) -> None:
+    """Signs and scales have names inside the layer that reads them; both are there."""
+    more = {"binarise": scaled} if make is Conv else {}
+    network = read(Net(lambda *sizes: make(*sizes, act=act, **more)))
+    model = Model(network, network.widths).eval()
+    back = build_plain_module(
+        network, network.widths, {name: each.detach().numpy() for name, each in model.tensors().items()}
+    )
+    images = torch.randn(3, 2, 16, 16)
+    torch.testing.assert_close(back(images), model(images), rtol=1e-4, atol=1e-4)
+    assert back.double()(images.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("act", [lambda x: (x > 0.5).to(x.dtype), lambda x: x.sigmoid().round()])
+def test_a_step_that_floats_read_is_refused(act: Callable[[Tensor], Tensor]) -> None:
+    class Stepped(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(act(self.mix_norm(self.mix(self.norm(self.stem(images))))).mean((2, 3)))
+
+    with pytest.raises(DmsflowError, match="gives 0 or another value to mean, which is not binary; give it what comes"):
+        read(Stepped(lambda *sizes: Plain(*sizes, act=torch.relu)))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: (x.clamp(0, 10) * 0.3).round() / 0.3,
+        lambda x: (F.relu6(x) / 3).round() * 3,
+        lambda x: (x / 4).clamp(0, 15).round() * 4,
+        lambda x: torch.where(x.abs() < 5e-4, 0.0, x.sign()),
+    ],
+)
+def test_activations_of_several_bits_are_no_quantizer(act: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(DmsflowError, match="which no binary network here has"):
+        read(Net(lambda *sizes: Conv(*sizes, act=act, binarise=torch.sign)))
+
+
+def test_a_parametrised_layer_has_the_name_of_its_module() -> None:
+    class Signs(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight.sign()
+
+    def make(*sizes: int) -> nn.Module:
+        layer = Plain(*sizes, act=torch.sign)
+        nn.utils.parametrize.register_parametrization(layer.conv, "weight", Signs())
+        return layer
+
+    found = read(Net(make))
+    assert [layer.name for layer in found.layers if layer.op == "binary_conv"] == ["first.conv", "second.conv"]

@@ -95,7 +95,7 @@ def test_signs_and_prelus_are_layers_that_learn_the_shifts_beside_them() -> None
 class Separable(nn.Module):
     """Depthwise convolutions, one with a bias and no norm, an average over windows, ReLU6, and float layers by name."""
 
-    float_layers: Any = ("mix.1", "hidden")
+    float_layers: Any = ("each.0", "mix.1", "hidden")
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,10 +279,7 @@ def test_depthwise_and_named_layers_stay_float() -> None:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (
-            ("mix.0",),
-            "net: float_layers: names 'mix.0', which has no convolution; name one of stem.0, mix.1, pointwise.0",
-        ),
+        (("mix.0",), "net: float_layers: names 'mix.0', which has no convolution; name one of stem.0, each.0, mix.1"),
         ("mix", "net: float_layers: is of type str; give a tuple of names"),
     ],
 )
@@ -339,6 +336,30 @@ def test_gates_stay_float_and_joined_channels_share_their_widths() -> None:
     end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     quantised = read_module(nn.Sequential(conv(2, 4), nn.SiLU(), conv(4, 4), *end), "net", 2, 16, 5)
     assert [layer.op for layer in quantised.layers][:3] == ["conv", "batch_norm", "quantize"]
+
+
+def test_subclasses_that_compute_what_torchs_layers_do_have_their_names() -> None:
+    kinds = {each: type(each, (getattr(nn, each),), {}) for each in ("Conv2d", "BatchNorm2d", "ReLU", "Linear")}
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), kinds["Linear"](4, 5)
+    made = nn.Sequential(kinds["Conv2d"](2, 4, 3), kinds["BatchNorm2d"](4), kinds["ReLU"](), nn.Conv2d(4, 4, 3), *ends)
+    assert [layer.name for layer in read_module(made, "net", 2, 16, 5).layers] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "3_norm",
+        "4",
+        "6",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_of_the_weights_does_not_matter(dtype: torch.dtype) -> None:
+    cast = Broken(
+        nn.Sequential(Lambda(lambda _, x: x.to(torch.float32, memory_format=torch.channels_last)), conv(4, 4))
+    )
+    assert [layer.op for layer in read_module(cast, "net", 2, 16, 5).layers][2:4] == ["quantize", "binary_conv"]
+    assert read_module(Residual().to(dtype), "net", 2, 16, 5) == read_module(Residual(), "net", 2, 16, 5)
 
 
 def test_only_the_first_and_the_last_layer_stay_float() -> None:
@@ -401,6 +422,11 @@ def weigh(self: Any, x: Tensor) -> Tensor:
     return nn.functional.conv2d(x, self.weight.view(4, 4, 1, 1))
 
 
+def add_to_changed(self: Any, x: Tensor) -> Tensor:
+    return self.part(x) + x
+
+
+IN_PLACE = "changes a tensor in place that is read in another form later; leave inplace out of it"
 ADDS = "middle.add: adds something other than two layers of the same channels and pixels; add two such layers, each"
 CONSTANTS = "middle.add: adds a number to each channel; put it beside a convolution, batch norm, PReLU or sign, which"
 # Each was another function in the network, or a traceback.
@@ -442,6 +468,25 @@ CHANGED = [
         "puts out 2 tensors; return the class scores",
     ),
     (nn.Sequential(nn.LazyConv2d(4, 3)), "has lazy layers without shapes; call it on images once"),
+    (Broken(Lambda(add_to_changed, part=nn.Sequential(nn.Dropout(0), nn.ReLU(True), conv(4, 4)))), IN_PLACE),
+    (Broken(Lambda(lambda self, x: self.end(relu(x.flatten(2), True).view(x.shape)) + x, end=conv(4, 4))), IN_PLACE),
+    (Broken(Lambda(lambda _, x: (x.flatten(2).relu_(), x)[1])), IN_PLACE),
+    *(
+        (nn.Sequential(*list(make_flattened())[:-1], nn.Linear(6, 9), each, nn.Linear(9, 5)), f"uses {name}, which no")
+        for name, each in (("LeakyReLU", nn.LeakyReLU()), ("LayerNorm", nn.LayerNorm(9)), ("Softmax", nn.Softmax(1)))
+    ),
+    (
+        Broken(Lambda(lambda self, x: self.gain * x, gain=nn.Parameter(torch.ones(())))),
+        "mul: uses mul, which no binary",
+    ),
+    (
+        Broken(Lambda(lambda _, x: x[:, :, ::2, ::2])),
+        "slice: uses slice, which no binary network here has; take every second",
+    ),
+    (
+        nn.Sequential(conv(2, 2, groups=2), nn.Flatten(), nn.Linear(512, 5)),
+        "begin with a Conv2d of groups=1, which stays",
+    ),
 ]
 
 
@@ -523,6 +568,8 @@ def test_classes_and_functions_are_called_for_the_images() -> None:
     assert call_module(Residual, "net", 1, 7).fc.out_features == 7  # type: ignore[union-attr]
     module = Residual()
     assert call_module(module, "net", 1, 7) is module
+    assert call_module(lambda channels: nn.Linear(channels, 2), "net", 1, 7).in_features == 1
+    assert call_module(lambda channels=64: nn.Linear(channels, 2), "net", 1, 7).in_features == 64, "a width"
     for wrong, what in (
         (3, "is of type int"),
         (lambda: 3, "returned int"),

@@ -217,7 +217,7 @@ def test_it_measures_as_this_machine_does(server, files):
         assert 0 < one.load_ms < 10_000
         assert 10 * 2**20 < one.peak_memory_bytes < 500 * 2**20
         assert [(each.op, each.name) for each in one.operations] == [(each.op, each.name) for each in other.operations]
-    assert [each.name for each in there.timings[0].operations][:3] == ["input.planes", "input.centred", "conv0"]
+    assert [each.name for each in there.timings[0].operations][:3] == ["input/planes", "input/centred", "conv0"]
     assert there.timings[1].operations
     assert again.timings[0].peak_memory_bytes is None and len(again.timings[0].runs_ms) == 2
 

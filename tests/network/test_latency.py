@@ -202,6 +202,8 @@ def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() ->
         "--name board --target x86-64 --precision binary --device local --threads 1 --networks vgg11 --resolutions 64"
     )
     assert f"dmsflow profile --add {words} --channels 3 --classes 10" in line
+    with pytest.raises(DmsflowError, match="--networks torchvision:resnet18 --resolutions"):
+        build_latency(NETWORKS["resnet18"], make_profile(NETWORKS["vgg11"]), "torchvision:resnet18")
 
 
 def test_widths_beyond_those_measured_are_refused() -> None:

@@ -228,6 +228,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             swap("conv", op="binary_dense"),
             "the op 'binary_dense' is unknown; a dense binary layer is a binary_conv whose",
         ),
+        (swap("conv", width=-3), "a width is below 1; give every width at least one channel"),
         (swap("conv", kernel=11), "layer 'conv' has no pixels left; use images larger than 8 pixels"),
     ],
 )
@@ -244,8 +245,16 @@ def test_a_width_that_no_layer_has() -> None:
 
 
 def test_a_base_width_below_one() -> None:
-    with pytest.raises(DmsflowError, match="a base width is below 1; give every width at least one channel"):
+    with pytest.raises(DmsflowError, match="a width is below 1; give every width at least one channel"):
         make(widths={"a": 0, "b": 6})
+
+
+@pytest.mark.parametrize("field", ["channels", "resolution", "classes"])
+def test_images_without_pixels_and_no_classes(field: str) -> None:
+    with pytest.raises(
+        DmsflowError, match="network vgg11: has .* classes; use at least 1 of each, at most 65536 and 4096"
+    ):
+        check(msgspec.structs.replace(load_plugin("networks", "vgg11").build(3, 32, 7), **{field: 0}))
 
 
 def test_an_unknown_op_does_not_load() -> None:
@@ -345,8 +354,8 @@ def test_pieces_are_called_by_what_they_do() -> None:
         (GOOD, {"widths": {"a": 10**9, "b": 6}}, "layer 'stem': puts out 1000000000 channels, 64000000000 values"),
         (GOOD, {"widths": {"a": 4, "b": 70_000}}, "layer 'conv': puts out 70000 channels"),
         (GOOD, {"widths": {"a": 60_000, "b": 60_000}}, "layer 'conv': brings the weights to 32401620000; use at most"),
-        (GOOD, {"resolution": 10**9}, "reads 3 channels of 1000000000 pixels a side; use at most 65536 and 4096"),
-        (GOOD, {"channels": 10**9}, "reads 1000000000 channels of 8 pixels a side; use at most 65536 and 4096"),
+        (GOOD, {"resolution": 10**9}, "has 3 channels of 1000000000 pixels a side"),
+        (GOOD, {"channels": 10**9}, "has 1000000000 channels of 8 pixels a side"),
         (GOOD, {"resolution": 4096, "widths": {"a": 64, "b": 6}}, "puts out 64 channels, 1073741824 values in all"),
         (swap("conv", kernel=10**6), {}, "layer 'conv': kernel, stride or padding is too large; use at most 63"),
         (swap("conv", kernel=1001, padding=500), {}, "layer 'conv': kernel, stride or padding is too large"),

@@ -66,6 +66,23 @@ def test_dropout_is_torchs_own() -> None:
     assert build_plain_module(network, network.widths, weights).get_submodule("drop").p == 0.3
 
 
+@pytest.mark.parametrize(("name", "there"), [("graph", "graph_"), ("self", "self_"), ("graph.body", "graph_.body")])
+def test_names_that_torchs_module_has_itself_get_an_underscore(name: str, there: str) -> None:
+    network = vgg11.build(1, 32, 4)
+    old = network.layers[0].name
+    layers = [
+        replace(
+            each, name=each.name.replace(old, name), inputs=tuple(name if one == old else one for one in each.inputs)
+        )
+        if each.name == old or old in each.inputs
+        else each
+        for each in network.layers
+    ]
+    network = replace(network, layers=tuple(layers))
+    module = build_plain_module(network, network.widths, draw_weights(network, network.widths))
+    assert f"{there}.weight" in module.state_dict() and module(torch.zeros(1, 1, 32, 32)).shape == (1, 4)
+
+
 @pytest.mark.slow
 def test_a_model_that_comes_with_dmsflow_is_one() -> None:
     """Compact weights too; and torch.export takes it."""

@@ -24,7 +24,7 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
     """
     graph, network = Graph(), evaluated(network)
     trained = TrainedWeights(network, widths, weights)
-    names = {INPUT: graph.node("Div", graph.planes(mean), graph.per_channel("input.std", std), name="input.normalised")}
+    names = {INPUT: graph.node("Div", graph.planes(mean), graph.per_channel("input/std", std), name="input/normalised")}
     positive = set()  # layers whose tensor has no negative value: a ReLU behind them does nothing
     for layer in network.layers:
         name, inputs = layer.name, [names[each] for each in layer.inputs]
@@ -37,16 +37,16 @@ def write_float(network: Network, widths: Mapping[str, int], weights: Weights, m
                 names |= {norm.name: norm.inputs[0]} if norm else {}
             case "batch_norm":
                 gain, shift = trained.fold_batch_norm(name, trained.channels(name))
-                multiplier = graph.per_channel(f"{name}.multiplier", gain)
-                scaled = graph.node("Mul", *inputs, multiplier, name=f"{name}.scaled")
-                graph.node("Add", scaled, graph.per_channel(f"{name}.bias", shift), name=name)
+                multiplier = graph.per_channel(f"{name}/multiplier", gain)
+                scaled = graph.node("Mul", *inputs, multiplier, name=f"{name}/scaled")
+                graph.node("Add", scaled, graph.per_channel(f"{name}/bias", shift), name=name)
             case "relu" | "quantize" | "sign" if layer.inputs[0] in positive:
                 names[name] = inputs[0]
             case "relu" | "quantize" | "sign":
                 graph.node("Relu", *inputs, name=name)
             case "prelu":
                 parts = zip(PRELU, trained.prelu(layer), strict=True)
-                graph.prelu(inputs[0], name, *(graph.per_channel(f"{name}.{part}", values) for part, values in parts))
+                graph.prelu(inputs[0], name, *(graph.per_channel(f"{name}/{part}", values) for part, values in parts))
             case "dense":
                 graph.dense(inputs[0], name, *trained.dense(layer))
             case _:
@@ -62,7 +62,7 @@ def _write_convolution(graph: Graph, trained: TrainedWeights, layer: Layer, x: s
     weight, norm = trained.filters(layer), _find_batch_norm(trained, layer)
     gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
     weight = channels_first(weight * gain[:, None, None, None])
-    constants = graph.constant(f"{layer.name}.weight", weight), graph.constant(f"{layer.name}.bias", shift)
+    constants = graph.constant(f"{layer.name}/weight", weight), graph.constant(f"{layer.name}/bias", shift)
     groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
     graph.node("Conv", x, *constants, name=layer.name, **window_of(layer), **groups)
     return norm

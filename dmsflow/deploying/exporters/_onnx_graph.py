@@ -23,7 +23,7 @@ OPSET, IR_VERSION = 18, 8  # of onnx 1.13: five years of runtimes read it
 
 
 class Graph:
-    """Nodes and constants of a model under construction; tensors have names."""
+    """Nodes and constants of a model under construction; tensors that are no layer's have names with a slash, as no layer has."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -38,7 +38,7 @@ class Graph:
         """
         if name not in self.names:
             self.names.add(name)
-            called = name if op in ("Conv", "QLinearConv") or "." not in name else None
+            called = name if op in ("Conv", "QLinearConv") or "/" not in name else None
             self.nodes.append(import_onnx().helper.make_node(op, inputs, [name], called, **attributes))
         return name
 
@@ -48,11 +48,11 @@ class Graph:
 
     def scalar(self, value: float, dtype: DTypeLike = np.float32) -> str:
         """A constant; equal values share one."""
-        return self.constant(f"constant.{np.dtype(dtype).name}.{value}", value, dtype)
+        return self.constant(f"constant/{np.dtype(dtype).name}.{value}", value, dtype)
 
     def integers(self, *values: int) -> str:
         """A list of int64, such as a shape, axes or paddings."""
-        return self.constant("constant." + ".".join(map(str, values)), values, np.int64)
+        return self.constant("constant/" + ".".join(map(str, values)), values, np.int64)
 
     def per_channel(self, name: str, values: Any) -> str:
         """A constant [C] for tensors [1, C, H, W]."""
@@ -63,8 +63,8 @@ class Graph:
 
     def planes(self, mean: Any, image: str = INPUT) -> str:
         """The input, transposed to [1, C, H, W], less the mean."""
-        planes = self.node("Transpose", image, name="input.planes", perm=[0, 3, 1, 2])
-        return self.node("Sub", planes, self.per_channel("input.mean", mean), name="input.centred")
+        planes = self.node("Transpose", image, name="input/planes", perm=[0, 3, 1, 2])
+        return self.node("Sub", planes, self.per_channel("input/mean", mean), name="input/centred")
 
     def weight(self, name: str, weight: Any, scale: Any = 1) -> str:
         """Weights as float32; int8 ones are dequantised when the file is loaded."""
@@ -74,34 +74,34 @@ class Graph:
         return self.node("DequantizeLinear", stored, self.scalar(scale), name=name)
 
     def dense(self, x: str, name: str, weight: Any, bias: Any, scale: Any = 1) -> str:
-        flat = self.node("Flatten", x, name=f"{name}.flat")
-        constants = self.weight(f"{name}.weight", weight, scale), self.constant(f"{name}.bias", bias)
+        flat = self.node("Flatten", x, name=f"{name}/flat")
+        constants = self.weight(f"{name}/weight", weight, scale), self.constant(f"{name}/bias", bias)
         return self.node("Gemm", flat, *constants, name=name, transB=1)
 
     def prelu(self, x: str, name: str, slope: str, before: str, after: str) -> str:
-        moved = self.node("Sub", x, before, name=f"{name}.moved")
-        return self.node("Add", self.node("PRelu", moved, slope, name=f"{name}.bent"), after, name=name)
+        moved = self.node("Sub", x, before, name=f"{name}/moved")
+        return self.node("Add", self.node("PRelu", moved, slope, name=f"{name}/bent"), after, name=name)
 
     def signs(self, name: str, signs: NDArray[np.int8]) -> str:
         """Weights ±1 of the shape of `signs`, int8, stored as bits (1: +)."""
-        packed = self.constant(f"{name}.bits", np.packbits(signs.reshape(-1) > 0), np.uint8)  # [bytes]
-        rows = self.cast(packed, np.int32, f"{name}.rows")
-        weights = self.node("Gather", self.sign_table(), rows, name=f"{name}.signs")  # [bytes, 8]
+        packed = self.constant(f"{name}/bits", np.packbits(signs.reshape(-1) > 0), np.uint8)  # [bytes]
+        rows = self.cast(packed, np.int32, f"{name}/rows")
+        weights = self.node("Gather", self.sign_table(), rows, name=f"{name}/signs")  # [bytes, 8]
         if signs.size % 8:
-            flat = self.node("Reshape", weights, self.integers(-1), name=f"{name}.flat")
-            weights = self.node("Slice", flat, self.integers(0), self.integers(signs.size), name=f"{name}.kept")
-        return self.node("Reshape", weights, self.integers(*signs.shape), name=f"{name}.weight")
+            flat = self.node("Reshape", weights, self.integers(-1), name=f"{name}/flat")
+            weights = self.node("Slice", flat, self.integers(0), self.integers(signs.size), name=f"{name}/kept")
+        return self.node("Reshape", weights, self.integers(*signs.shape), name=f"{name}/weight")
 
     def sign_table(self) -> str:
         """[256, 8]: the eight signs that each byte stands for, made when the file is loaded."""
-        name = "table.int8.1"
-        every = self.constant("table.bytes", np.arange(256)[:, None], np.uint8)
-        shifts = self.constant("table.shifts", range(7, -1, -1), np.uint8)
-        shifted = self.node("BitShift", every, shifts, name=f"{name}.shifted", direction="RIGHT")
-        bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}.bits")
-        ones = self.cast(bits, np.float32, f"{name}.ones")
-        doubled = self.node("Mul", ones, self.scalar(2), name=f"{name}.doubled")
-        return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}.floats"), np.int8, name)
+        name = "table/int8.1"
+        every = self.constant("table/bytes", np.arange(256)[:, None], np.uint8)
+        shifts = self.constant("table/shifts", range(7, -1, -1), np.uint8)
+        shifted = self.node("BitShift", every, shifts, name=f"{name}/shifted", direction="RIGHT")
+        bits = self.node("BitwiseAnd", shifted, self.scalar(1, np.uint8), name=f"{name}/bits")
+        ones = self.cast(bits, np.float32, f"{name}/ones")
+        doubled = self.node("Mul", ones, self.scalar(2), name=f"{name}/doubled")
+        return self.cast(self.node("Sub", doubled, self.scalar(1), name=f"{name}/floats"), np.int8, name)
 
     def save(
         self, path: Path, name: str, input_shape: Sequence[int], logits: str, classes: int, pixels: str = "float32"

@@ -88,9 +88,9 @@ class OnnxWriter:
             case integer_graph.BinaryConv():
                 return self.binary_conv(op)
             case integer_graph.FloatConv():
-                weight = graph.constant(f"{name}.weight", channels_first(op.weight))
+                weight = graph.constant(f"{name}/weight", channels_first(op.weight))
                 inputs = [self.get(op.inputs[0], last=False, dtype=np.float32), weight]
-                inputs.append(graph.constant(f"{name}.bias", op.bias))
+                inputs.append(graph.constant(f"{name}/bias", op.bias))
                 groups = {"group": len(op.weight)} if isinstance(op, integer_graph.DepthwiseConv) else {}
                 conv = graph.node("Conv", *inputs, name=name, **window_of(op), **groups)
                 return Tensor(conv, last=False, type=np.float32)
@@ -107,9 +107,9 @@ class OnnxWriter:
         floats = [self.get(each, last=True, dtype=np.float32) for each in op.inputs]
         match op:
             case integer_graph.Quantize():
-                threshold = graph.constant(f"{name}.threshold", op.threshold)
+                threshold = graph.constant(f"{name}/threshold", op.threshold)
                 threshold = self.spread(op, "threshold", op.threshold) if np.ndim(op.threshold) else threshold
-                on = graph.node("Greater", *floats, threshold, name=f"{name}.on")
+                on = graph.node("Greater", *floats, threshold, name=f"{name}/on")
                 return Tensor(graph.cast(on, np.uint8, name), last=True, type=np.uint8)
             case integer_graph.AveragePool():
                 graph.node("ReduceMean", *floats, graph.integers(1, 2), name=name)
@@ -133,10 +133,10 @@ class OnnxWriter:
         """The tensor of an op in a wanted layout and type (None: its own), made if it is not there yet."""
         tensor, x = self.tensors[name], name
         if dtype not in (None, tensor.type):
-            x = self.graph.cast(x, dtype, f"{x}.{np.dtype(dtype).name}")
+            x = self.graph.cast(x, dtype, f"{x}/{np.dtype(dtype).name}")
         if last != tensor.last:
             order = [0, 2, 3, 1] if last else [0, 3, 1, 2]
-            x = self.graph.node("Transpose", x, name=f"{x}.{'last' if last else 'first'}", perm=order)
+            x = self.graph.node("Transpose", x, name=f"{x}/{'last' if last else 'first'}", perm=order)
         return x
 
     def stem(self, op: integer_graph.Stem) -> Tensor:
@@ -144,26 +144,26 @@ class OnnxWriter:
         graph, name = self.graph, op.name
         if op.counts_in_int8:
             return self.int8_stem(op)
-        image = graph.cast(INPUT, np.float32, "input.pixels") if self.pixels == "uint8" else INPUT
-        inputs = [graph.planes(op.mean, image), graph.weight(f"{name}.weight", channels_first(op.weight))]
+        image = graph.cast(INPUT, np.float32, "input/pixels") if self.pixels == "uint8" else INPUT
+        inputs = [graph.planes(op.mean, image), graph.weight(f"{name}/weight", channels_first(op.weight))]
         # A clip that never clips: it keeps onnxruntime from folding a following Mul into the whole-number weights.
         limits = [-integer_graph.LARGEST_SUM, integer_graph.LARGEST_SUM]
         if op.thresholds is not None:
-            inputs.append(graph.constant(f"{name}.bias", 1 - op.thresholds))
+            inputs.append(graph.constant(f"{name}/bias", 1 - op.thresholds))
             limits = [0, 1]
-        sums = graph.node("Conv", *inputs, name=f"{name}.sum", **window_of(op))
+        sums = graph.node("Conv", *inputs, name=f"{name}/sum", **window_of(op))
         return Tensor(graph.node("Clip", sums, *map(graph.scalar, limits), name=name), last=False, type=np.float32)
 
     def int8_stem(self, op: integer_graph.Stem) -> Tensor:
         assert op.thresholds is not None
         graph, name, one = self.graph, op.name, self.graph.scalar(1)
-        image = graph.cast(INPUT, np.uint8, "input.pixels") if self.pixels == "float32" else INPUT
-        planes = graph.node("Transpose", image, name="input.planes", perm=[0, 3, 1, 2])
+        image = graph.cast(INPUT, np.uint8, "input/pixels") if self.pixels == "float32" else INPUT
+        planes = graph.node("Transpose", image, name="input/planes", perm=[0, 3, 1, 2])
         zero, mean, middle = (graph.scalar(each, np.uint8) for each in (0, int(op.mean[0]), MIDDLE))
-        weight = graph.constant(f"{name}.weight", channels_first(op.weight.astype(np.int16) + MIDDLE), np.uint8)
-        rest = one, zero, graph.constant(f"{name}.bias", 1 - op.thresholds, np.int32)
+        weight = graph.constant(f"{name}/weight", channels_first(op.weight.astype(np.int16) + MIDDLE), np.uint8)
+        rest = one, zero, graph.constant(f"{name}/bias", 1 - op.thresholds, np.int32)
         sums = graph.node(
-            "QLinearConv", planes, one, mean, weight, one, middle, *rest, name=f"{name}.sum", **window_of(op)
+            "QLinearConv", planes, one, mean, weight, one, middle, *rest, name=f"{name}/sum", **window_of(op)
         )
         bits = graph.node("Clip", sums, zero, graph.scalar(1, np.uint8), name=name)
         return Tensor(bits, last=False, type=np.uint8)
@@ -182,18 +182,18 @@ class OnnxWriter:
             return Tensor(bits, last=False, type=np.uint8)
         graph, name = self.graph, op.name
         if op.count <= UINT8_MAX:
-            planes = self.quantised_conv(op, op.negatives, 1, f"{name}.planes")
-            count = graph.node("Transpose", planes, name=f"{name}.count", perm=[0, 2, 3, 1])
-            disagreements = graph.cast(count, np.float32, f"{name}.disagreements")
+            planes = self.quantised_conv(op, op.negatives, 1, f"{name}/planes")
+            count = graph.node("Transpose", planes, name=f"{name}/count", perm=[0, 2, 3, 1])
+            disagreements = graph.cast(count, np.float32, f"{name}/disagreements")
         else:
             weight = graph.signs(name, op.weight.transpose(1, 2, 3, 0).reshape(op.count, -1))
-            total = graph.node("MatMulInteger", self.windows(op), weight, name=f"{name}.sum")
-            sums = graph.cast(total, np.float32, f"{name}.float")
+            total = graph.node("MatMulInteger", self.windows(op), weight, name=f"{name}/sum")
+            sums = graph.cast(total, np.float32, f"{name}/float")
             negatives = self.spread(op, "negatives", op.negatives)
-            disagreements = graph.node("Add", sums, negatives, name=f"{name}.disagreements")
+            disagreements = graph.node("Add", sums, negatives, name=f"{name}/disagreements")
         assert op.multiplier is not None
         if op.rectifies:
-            disagreements = graph.node("Min", disagreements, graph.scalar(op.count / 2), name=f"{name}.rectified")
+            disagreements = graph.node("Min", disagreements, graph.scalar(op.count / 2), name=f"{name}/rectified")
         return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
 
     def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:
@@ -202,7 +202,7 @@ class OnnxWriter:
         zero, signed_zero = graph.scalar(0, np.uint8), graph.scalar(0, np.int8)
         bits = self.get(op.inputs[0], last=False, dtype=np.uint8)
         weight = graph.signs(op.name, channels_first(op.weight))
-        rest = (graph.scalar(step), zero, graph.constant(f"{op.name}.bias", bias, np.int32))
+        rest = (graph.scalar(step), zero, graph.constant(f"{op.name}/bias", bias, np.int32))
         return graph.node("QLinearConv", bits, one, zero, weight, one, signed_zero, *rest, name=name, **window_of(op))
 
     def windows(self, op: integer_graph.BinaryConv) -> str:
@@ -215,12 +215,12 @@ class OnnxWriter:
                 return x
             ends = graph.integers(0, 0), graph.integers(height, width)
             steps = graph.integers(1, 2), graph.integers(stride, stride)
-            return graph.node("Slice", x, *ends, *steps, name=f"{op.name}.every")
-        flat = graph.node("Reshape", x, graph.integers(height * width, channels), name=f"{op.name}.pixels")
+            return graph.node("Slice", x, *ends, *steps, name=f"{op.name}/every")
+        flat = graph.node("Reshape", x, graph.integers(height * width, channels), name=f"{op.name}/pixels")
         if op.padding:  # one more row, of zeros
-            flat = graph.node("Pad", flat, graph.integers(0, 0, 1, 0), name=f"{op.name}.padded")
-        taps = graph.node("Gather", flat, self.taps(op), name=f"{op.name}.taps")
-        return graph.node("Reshape", taps, graph.integers(1, rows, columns, op.count), name=f"{op.name}.windows")
+            flat = graph.node("Pad", flat, graph.integers(0, 0, 1, 0), name=f"{op.name}/padded")
+        taps = graph.node("Gather", flat, self.taps(op), name=f"{op.name}/taps")
+        return graph.node("Reshape", taps, graph.integers(1, rows, columns, op.count), name=f"{op.name}/windows")
 
     def taps(self, op: integer_graph.BinaryConv) -> str:
         """[H', W', k, k], int32: the row of H W + 1 that each window reads at each tap; the last where there is padding.
@@ -229,7 +229,7 @@ class OnnxWriter:
         """
         graph, kernel = self.graph, op.kernel
         height, width, _ = self.shapes[op.inputs[0]]
-        name = f"taps.{height}.{width}.{kernel}.{op.stride}.{op.padding}"
+        name = f"taps/{height}.{width}.{kernel}.{op.stride}.{op.padding}"
 
         def along(size: int, outputs: int, step: int) -> Any:
             """[outputs, kernel]: the position of each tap along one axis; H W for outside."""
@@ -237,14 +237,14 @@ class OnnxWriter:
             return np.where((at >= 0) & (at < size), at * step, height * width)
 
         rows, columns, _ = self.shapes[op.name]
-        starts = graph.constant(f"{name}.down", along(height, rows, width)[:, None, :, None], np.int32)
-        steps = graph.constant(f"{name}.across", along(width, columns, 1)[None, :, None, :], np.int32)
-        where = graph.node("Add", starts, steps, name=f"{name}.where")
+        starts = graph.constant(f"{name}/down", along(height, rows, width)[:, None, :, None], np.int32)
+        steps = graph.constant(f"{name}/across", along(width, columns, 1)[None, :, None, :], np.int32)
+        where = graph.node("Add", starts, steps, name=f"{name}/where")
         return graph.node("Min", where, graph.scalar(height * width, np.int32), name=name)
 
     def affine(self, op: integer_graph.GraphOp, x: str, multiplier: str, addend: str, values: Any) -> Tensor:
         """`x * multiplier + values` for each channel, each of the two operations rounded; `addend` names the values."""
-        scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}.scaled")
+        scaled = self.graph.node("Mul", x, multiplier, name=f"{op.name}/scaled")
         self.graph.node("Add", scaled, self.spread(op, addend, values), name=op.name)
         return Tensor(op.name, last=True, type=np.float32)
 
@@ -254,8 +254,8 @@ class OnnxWriter:
         onnxruntime does with each span of a constant at a time what it does; a span of few channels is slow.
         """
         _, columns, channels = self.shapes[op.name]
-        constant = self.graph.constant(f"{op.name}.{name}", values)
-        return self.graph.node("Expand", constant, self.graph.integers(columns, channels), name=f"{constant}.row")
+        constant = self.graph.constant(f"{op.name}/{name}", values)
+        return self.graph.node("Expand", constant, self.graph.integers(columns, channels), name=f"{constant}/row")
 
 
 def count_ops(path: Path) -> dict[str, int]:
@@ -281,5 +281,5 @@ def layer_bytes(path: Path) -> dict[str, int]:
     sizes = Counter[str]()
     for tensor in read_graph(path, path.read_bytes()).tensors:
         if tensor.values:
-            sizes[tensor.name.rpartition(".")[0]] += tensor.stored_bytes
+            sizes[tensor.name.rpartition("/")[0]] += tensor.stored_bytes
     return dict(sizes)
