@@ -34,10 +34,8 @@ from dmsflow.terminal import list_names
 # Parameters of a class or function that are given what the images have.
 CLASSES = ("num_classes", "n_classes")
 CHANNELS = ("in_channels", "in_chans")
-ONLY_IF_NEEDED = {
-    "classes": CLASSES[0],
-    "channels": CHANNELS[0],
-}  # may be others, such as a width, unless it must be given
+# The same, unless they have a default: that may be of something else, such as a width.
+ONLY_IF_NEEDED = {"classes": CLASSES[0], "channels": CHANNELS[0]}
 # Steps that learn a number which is added to each channel in front of them, and behind them.
 LEARN_BEFORE = ("bias", "batch_norm", "prelu", "sign")
 LEARN_BEHIND = (*LEARN_BEFORE[:-1], "conv", "linear")

@@ -162,10 +162,8 @@ def _refuse_aliases(graph: torch.fx.Graph, where: str) -> None:
             if change and change is not known[read]:
                 what = "changes a tensor in place that is read in another form later"
                 raise DmsflowError(f"{where}: {_path(change)}", what, "leave inplace out of it")
-        changed = (
-            node.op == "call_function" and getattr(node.target, "_schema", None) and node.target._schema.is_mutable
-        )
-        shares = changed or name_op(node) in (*PASSED, *CAST, *RESHAPED, *EXPANDED, "dropout")
+        changed = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        shares = changed or name_op(node) in {*PASSED, *CAST, *RESHAPED, *EXPANDED, "dropout"} - {"clone"}
         owners[node] = owners[node.all_input_nodes[0]] if shares and node.all_input_nodes else node
         if changed:
             changes[owners[node]] = node

@@ -353,6 +353,11 @@ def test_subclasses_that_compute_what_torchs_layers_do_have_their_names() -> Non
     ]
 
 
+def test_a_copy_may_be_changed_in_place() -> None:
+    network = read_module(Broken(Lambda(lambda _, x: x.clone().relu_() + x)), "net", 2, 16, 5)
+    assert [layer.inputs for layer in network.layers if layer.op == "add"] == [("middle.relu", "stem_norm")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_type_of_the_weights_does_not_matter(dtype: torch.dtype) -> None:
     cast = Broken(
