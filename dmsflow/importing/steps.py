@@ -51,7 +51,10 @@ INSTEAD = {
     "pad": "give the padding to the convolution, with zeros",
     "adaptive_avg_pool2d": "use AvgPool2d with a kernel, or AdaptiveAvgPool2d(1) over the whole image",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
-    **dict.fromkeys(("chunk", "split", "permute", "transpose"), "leave the shuffling of channels out"),
+    **dict.fromkeys(
+        ("chunk", "split", "permute", "transpose"),
+        "leave the shuffling of channels out, and mix them by a 1×1 convolution",
+    ),
     "slice": "take every second pixel by F.max_pool2d(x, 1, 2), and mix channels by a 1×1 convolution",
 }
 
@@ -208,6 +211,8 @@ def _path(node: torch.fx.Node) -> str:
 def _refuse(where: str, node: torch.fx.Node) -> DmsflowError:
     op, kind = name_op(node), _kind(node).rpartition(".")[2]
     name = kind if kind and kind not in SUPPORTED.replace(",", "").split() else op
+    if op in RESHAPED and node.meta["val"].dim() > 4:  # rows of channels, to be exchanged
+        op = "transpose"
     what = f"uses {name}, which no binary network here has"
     return DmsflowError(f"{where}: {_path(node)}", what, INSTEAD.get(op, f"use {SUPPORTED} (docs/operations.md)"))
 
