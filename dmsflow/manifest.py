@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -137,7 +138,7 @@ def load_manifest(path: Path, *stages: Stage, bare: bool = False) -> Manifest:
             raise DmsflowError(path, "has no network or no data", AGAIN)
         if not bare:
             raise DmsflowError(
-                path, "is the bench of a file without a manifest, so it has no network", "open it as JSON"
+                path, "is the bench of a file without a manifest, so it has no network", "look at it with dmsflow show"
             )
     named = manifest.network.widths if manifest.network else {}
     if manifest.widths.keys() != named.keys() or any(width < 1 for width in manifest.widths.values()):
@@ -206,17 +207,18 @@ def _record(where: str, value: Any) -> Any:
     return _Record(where, {name: _record(f"{where}.{name}", each) for name, each in value.items()})
 
 
-def chain(path: Path, *, whole: bool = True) -> Chain:
+def chain(path: Path, *, whole: bool = True, bare: bool = False) -> Chain:
     """A manifest and its parents, each verified.
 
     Args:
         path: of the last one.
         whole: False ends it where a parent is missing, as where only the export was copied to.
+        bare: take the bench of a bare model file too, which has no parents.
 
     Raises:
         DmsflowError: one of them is missing, changed, or not a manifest.
     """
-    found: Chain = [(path, load_manifest(path))]
+    found: Chain = [(path, load_manifest(path, bare=bare))]
     while (parent := found[0][1].parent) and (whole or (found[0][0].parent / parent.path).exists()):
         above = verify(found[0][0], parent)
         found.insert(0, (above, load_manifest(above)))
@@ -309,23 +311,44 @@ class Flow:
     tensorboard: bool = False
 
 
-def is_finished(path: Path, settings: msgspec.Struct, flow: Flow, data: Data | None = None) -> bool:
-    """Whether the stage that writes `path` is already done with exactly these settings.
+def is_finished(
+    path: Path, settings: msgspec.Struct, flow: Flow, data: Data | None = None, source: Path | None = None
+) -> bool:
+    """Whether the stage that writes `path` is already done with exactly these settings, from `data` or `source` as it is.
 
     Raises:
-        DmsflowError: runtimes cannot read the folder's name, or it is done and the user asked neither to resume nor to overwrite, or it was made otherwise.
+        DmsflowError: runtimes cannot read the folder's name, or it is done and the user asked neither to resume nor to
+            overwrite, or it was made otherwise or from another source.
     """
     require_utf8("--out", str(path.parent.absolute()))
     if not path.exists() or flow.force:
         return False
     if not flow.resume:
         raise DmsflowError(path, "already exists", "use --force to overwrite it, or --out for another folder")
+    if source and not is_made_from(source, path):
+        return False
     done, right = load_manifest(path, bare=True), "use --resume with the same options, or --force to repeat the stage"
     if data and anchored(data) != done.data:
         raise DmsflowError(path, f"was made from {done.data.name} with other data options", right)
     if difference := find_change(done, settings):
         raise DmsflowError(path, "was made with {} {}, not {}".format(*difference), right)
     return True
+
+
+def is_made_from(source: Path, path: Path) -> bool:
+    """Whether a finished stage is of this source; False: of what was there before. Hours of training are kept then too.
+
+    Raises:
+        DmsflowError: it is of another one.
+    """
+    done = _decode(path)
+    named = done.parent or done.artifacts["model"]
+    if named.sha256 == hash_file(source):
+        return True
+    if (path.parent / named.path).resolve() != source.resolve():
+        right = "use --out for another folder, or --force to repeat the stage"
+        raise DmsflowError(path, f"was made from {os.path.normpath(path.parent / named.path)}, not {source}", right)
+    return done.stage == "train"
 
 
 def find_change(done: Manifest, settings: msgspec.Struct, ignored: Collection[str] = ()) -> tuple[str, Any, Any] | None:

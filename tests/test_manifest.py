@@ -19,7 +19,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
 from dmsflow.manifest import Flow, Manifest, load_manifest, save_manifest
 from dmsflow.network.architectures import vgg11
-from dmsflow.settings import BenchSettings, Data, SearchSettings, anchored
+from dmsflow.settings import BenchSettings, Data, ExportSettings, SearchSettings, TrainSettings, anchored
 
 NETWORK = vgg11.build(1, 32, 10)
 
@@ -278,6 +278,32 @@ def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path:
         DmsflowError, match=r"search\.json: was made with seed 0, not 1; use --resume with the same options"
     ):
         manifest.is_finished(path, SearchSettings(seed=1), Flow((), resume=True))
+
+
+def test_a_stage_that_is_resumed_from_another_source_is_refused_and_one_of_a_changed_source_is_done_again(
+    tmp_path: Path,
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        make(folder)
+    edit(there / "search.json", command=["dmsflow", "search", "--seed", "1"])
+    settings, resume = ExportSettings(target="onnx"), Flow((), resume=True)
+    parent = describe_artifact(here / "search.json", here)
+    done = msgspec.structs.replace(
+        load_manifest(here / "search.json"), stage="export", parent=parent, settings=msgspec.to_builtins(settings)
+    )
+    path = save_manifest(here / "export.json", done)
+    assert manifest.is_finished(path, settings, resume, source=here / "search.json")
+    with pytest.raises(
+        DmsflowError, match="export.json: was made from .*here/search.json, not .*there/search.json; use"
+    ):
+        manifest.is_finished(path, settings, resume, source=there / "search.json")
+    edit(here / "search.json", command=["dmsflow", "search", "--seed", "1"])
+    assert not manifest.is_finished(path, settings, resume, source=here / "search.json")
+    train = save_manifest(here / "train.json", msgspec.structs.replace(done, stage="train", settings={}))
+    with pytest.raises(DmsflowError, match="search.json: changed after train.json was written"):
+        manifest.is_finished(train, TrainSettings(), resume, source=here / "search.json")
 
 
 @pytest.mark.parametrize(("method", "before"), [("equal", "flat"), ("interpolated", "between")])

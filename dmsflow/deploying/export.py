@@ -49,7 +49,7 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     train = load_manifest(source, "train")
     target = load_target(settings.target)
     converter, runner = choose_converter(target, settings), choose_runner(target)
-    if manifest.is_finished(path, settings, flow):
+    if manifest.is_finished(path, settings, flow, source=source):
         return path
     exporter = _load_exporter(target, train)
     known = {"precision": _precision(train, exporter), "memory_mib": _memory_mib(train)}

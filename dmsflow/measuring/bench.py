@@ -52,7 +52,7 @@ def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> P
     """
     path = out / "bench.json"
     benched = find_benched(source)
-    if manifest.is_finished(path, settings, flow):
+    if manifest.is_finished(path, settings, flow, source=source):
         check_required(path, settings)
         return path
     runner = accuracy.runner_for(benched, settings)

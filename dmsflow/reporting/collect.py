@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -161,12 +162,22 @@ def find_lasts(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DmsflowError(path, "no such file or folder", "give the folder of a run, or a manifest")
     names = ("search.jsonl", *(f"{stage}.json" for stage in manifest.STAGES))
-    found = [file for name in names for file in path.rglob(name)]
+    found = [file for name in names for file in path.rglob(name) if not _is_beside(file)]
     lasts = {file.parent: file for file in found if file.parent in (path, manifest.home(file.parent))}
     if not lasts:
         right = f"give a folder with one of {', '.join(names[1:])}, or a folder of such folders"
         raise DmsflowError(path, "has no manifest", right)
     return sorted(lasts.values())
+
+
+def _is_beside(file: Path) -> bool:
+    """Whether it is the bench of a bare file that lies in the folder of a run."""
+    run = file.with_name("export.json")
+    if file.name != "bench.json" or not run.exists():
+        return False
+    with contextlib.suppress(DmsflowError):  # a damaged one is said where it is read
+        return not manifest.load_manifest(file, bare=True).network
+    return False
 
 
 # --- groups -------------------------------------------------------------------------------------

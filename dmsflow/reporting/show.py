@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import shlex
 import shutil
 import statistics
@@ -33,7 +34,7 @@ from dmsflow.reporting.collect import find_lasts, read_running
 from dmsflow.reporting.result import describe_progress
 from dmsflow.reporting.runs import costs_of, with_present_methods
 from dmsflow.settings import with_present_names
-from dmsflow.terminal import block, format_threads, milliseconds, print_table
+from dmsflow.terminal import block, format_threads, list_names, milliseconds, print_table
 
 LINE, GAP = 120, 3  # characters of a line that is not a terminal's, and between two columns
 WITHIN_PERCENT = 10.0  # an error below it is called small, as in the papers on latency prediction
@@ -49,9 +50,12 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
         DmsflowError: it is none of them, or it is damaged.
     """
     if path.is_dir():
-        path, *others = find_lasts(path)
-        if others:
-            raise DmsflowError(path.parent, "is one of several runs in this folder", "give the folder of one run")
+        lasts = find_lasts(path)  # in folders of its own it may have other widths, and times of other devices
+        own = [each for each in lasts if each.parent == path] or lasts
+        if len(own) > 1:
+            what = f"has several runs: {list_names([each.parent.name for each in own])}"
+            raise DmsflowError(path, what, "give the folder of one run")
+        path = own[0]
     if path.suffix == ".jsonl":
         run = read_running(path)
         record = {"path": str(path), "settings": run.settings("search"), "rounds": run.rounds}
@@ -68,7 +72,7 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
     if not isinstance(content, dict) or not {"stage", "tables"} & set(content):
         raise DmsflowError(path, "is not a manifest or a profile", right)
     if "stage" in content:
-        chain = manifest.chain(path)
+        chain = manifest.chain(path, bare=True)
         records = [{"path": str(each), **msgspec.to_builtins(record)} for each, record in chain]
         print(json.dumps(records, indent=1), file=stream) if as_json else print_chain(chain, stream)
     else:
@@ -107,13 +111,17 @@ def print_chain(chain: Chain, stream: TextIO) -> None:
     """Print the widths and their costs once, then what each stage found, where and when."""
     last, copy = chain[-1][1], manifest.inherited(chain, "profile")
     used = profile.load_profile(str(copy)) if copy else None
+    if not last.network:  # of a file without a manifest
+        _print_stage(*chain[-1], used, stream)
+        return
+    is_binary = all(each.settings["precision"] == "binary" for _, each in chain if each.stage == "train")
     base = last.network.widths
     rows = [(name, base[name], width, f"{width / base[name]:.2f}") for name, width in last.widths.items()]
     title = f"{last.network.name} on {last.data.name}, {last.network.resolution}×{last.network.resolution} pixels"
     print_table(title, ("width", "base", "chosen", "ratio"), rows, stream=stream)
     costs = []
     for name, widths in (("base", base), ("chosen", last.widths)):
-        memory, macs = costs_of(last.network, widths)
+        memory, macs = costs_of(last.network, widths, binary=is_binary)
         costs.append((name, f"{memory:.4f}", f"{macs:.2f}"))
     print_table("cost", ("widths", "memory MiB", "million MACs"), costs, stream=stream)
     for path, each in chain:
@@ -143,8 +151,8 @@ def _print_stage(path: Path, each: Manifest, used: Profile | None, stream: TextI
     rows += [("profile", named["name"] + word)] if named else []
     rows += [("date", ran.get("date")), ("command", shlex.join(each.command))]
     for role, file in each.artifacts.items():
-        rows.append((f"file: {role}", f"{path.parent / file.path} ({file.size_bytes:,} bytes)"))
-    print_table(f"{each.stage}: {path}", (), rows, stream=stream)
+        rows.append((f"file: {role}", f"{os.path.normpath(path.parent / file.path)} ({file.size_bytes:,} bytes)"))
+    print_table(f"{each.stage}: {os.path.normpath(path)}", (), rows, stream=stream)
     for name, value in tables.items():
         _print_nested(name, value, word, stream)
 

@@ -45,8 +45,8 @@ def run_stage(source: Path, settings: TrainSettings, out: Path, flow: Flow) -> P
     parent = load_manifest(source, "search")
     _check(settings)
     macs_m = parent.metrics["macs_m"]  # read here, so that one that lacks is refused before the training
-    before = _find_shorter_run(path, settings, flow)
-    if before is None and manifest.is_finished(path, settings, flow):
+    before = _find_shorter_run(path, settings, flow, source)
+    if before is None and manifest.is_finished(path, settings, flow, source=source):
         return path
     continued = {name: before.metrics[name] for name in ("epochs", "top1_percent", "seconds")} if before else None
     checkpoints = {kind: checkpoint.prepare(out / f"train-{kind}.checkpoint", flow) for kind in ("float", "binary")}
@@ -128,9 +128,9 @@ def _check(settings: TrainSettings) -> None:
         raise DmsflowError(option, "is for a binary network, and --precision is float", "leave one of them out")
 
 
-def _find_shorter_run(path: Path, settings: TrainSettings, flow: Flow) -> Manifest | None:
+def _find_shorter_run(path: Path, settings: TrainSettings, flow: Flow, source: Path) -> Manifest | None:
     """The finished run that `settings` only ask more epochs of; None: there is none, or it is not to be resumed."""
-    if not (flow.resume and settings.epochs and path.exists()):
+    if not (flow.resume and settings.epochs and path.exists() and manifest.is_made_from(source, path)):
         return None
     done = load_manifest(path, "train")
     same = not manifest.find_change(done, settings, ignored=("epochs", "normal_epochs", "min_steps"))

@@ -129,7 +129,8 @@ def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, t
     assert not {"network", "widths", "data", "parent"} & set(written)
     assert "float32_latency_ms_median" not in written["metrics"]
     with pytest.raises(
-        DmsflowError, match="is the bench of a file without a manifest, so it has no network; open it as JSON"
+        DmsflowError,
+        match="is the bench of a file without a manifest, so it has no network; look at it with dmsflow show",
     ):
         load_manifest(path)
 

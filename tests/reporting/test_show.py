@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact
 from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.measuring import bench
-from dmsflow.network import profile
+from dmsflow.network import cost, profile
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import build_latency
 from dmsflow.plugin import load_plugin
@@ -24,6 +25,8 @@ from dmsflow.reporting import show
 from dmsflow.reporting.show import show_file
 from dmsflow.settings import BenchSettings, ExportSettings
 from dmsflow.terminal import BLOCKS, block, milliseconds
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +278,43 @@ def test_blocks_rise_with_their_part():
     drawn = [block(index / 100) for index in range(101)]
     assert drawn == sorted(drawn)
     assert (drawn[0], drawn[-1], set(drawn)) == ("▁", "█", set(BLOCKS))
+
+
+def test_a_folder_is_shown_as_its_own_run_whatever_lies_below_or_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below a run are its other widths and the times of other devices, beside its files perhaps the bench of a bare one."""
+    run, several = tmp_path / "run", tmp_path / "several"
+    for folder in (run, run / "0.03mib", several / "a", several / "b"):
+        shutil.copytree(MODELS / "digits", folder)
+    assert cli.main(["show", str(run)]) == 0
+    assert f"bench: {run / 'bench.json'}" in unwrapped(capsys)
+    assert cli.main(["show", str(several)]) == 1
+    assert f"{several}: has several runs: a and b; give the folder of one run" in unwrapped(capsys)
+    bench = run / "bench.json"
+    written = json.loads(bench.read_bytes())
+    bare = {key: value for key, value in written.items() if key not in ("network", "widths", "data", "parent")}
+    bench.write_text(json.dumps({**bare, "artifacts": {}}))
+    assert cli.main(["show", str(run)]) == 0
+    shown = unwrapped(capsys)
+    assert f"export: {run / 'export.json'}" in shown and "latency_ms_median" not in shown
+    for words in ([], ["--json"]):
+        assert cli.main(["show", str(bench), *words]) == 0
+        assert "latency_ms_median" in unwrapped(capsys)
+
+
+def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_network_trained_in_float_costs_what_floats_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(MODELS / "digits", tmp_path / "run")
+    for name in ("bench.json", "export.json"):
+        (folder / name).unlink()
+    train = json.loads((folder / "train.json").read_bytes())
+    train["settings"]["precision"] = "float"
+    (folder / "train.json").write_text(json.dumps(train))
+    assert cli.main(["show", str(folder)]) == 0
+    network = load_manifest(folder / "train.json")
+    memory = cost.memory_bytes(network.network, network.widths, binary=False) / cost.MIB
+    assert f"chosen {memory:.4f}" in unwrapped(capsys)
