@@ -342,7 +342,8 @@ def _name_network(network: Any, folder: Path, source: Data) -> str:
 def _name_dataset(dataset: Any, folder: Path) -> str:
     """The name by which a chain loads the data set; images in memory are written to `folder` first."""
     if isinstance(dataset, (str, Path)):
-        return dataset if isinstance(dataset, str) else f"image-folder:{dataset}"
+        is_folder = dataset not in plugin.list_plugins("datasets") and Path(dataset).is_dir()
+        return f"image-folder:{dataset}" if is_folder or isinstance(dataset, Path) else dataset
     if not isinstance(dataset, Dataset):
         if not (isinstance(dataset, tuple) and len(dataset) == 2):
             right = "give a name, a folder's path, a Dataset, or a pair (train, test)"
@@ -357,6 +358,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.item() if hasattr(value, "item") else value for name, value in plain.items()}
 
 
+def _as_argument(found: re.Match[str]) -> str:
+    """`force=True` of `--force`; a whole command stays."""
+    option = found[1]
+    return option.replace("-", "_") + "=True" * (option in FLAGS) if option else found[0]
+
+
 @contextlib.contextmanager
 def _in_python(progress: Listener | None = None, verbose: bool = False, trust: bool = False) -> Iterator[None]:
     """Print nothing inside, unless the caller wants to see it; errors speak of `force=True` instead of `--force`."""
@@ -368,6 +375,5 @@ def _in_python(progress: Listener | None = None, verbose: bool = False, trust: b
                 stack.enter_context(plugin.trusting())
             yield
     except DmsflowError as error:
-        text = re.sub(r"--([a-z-]+[a-z])", lambda it: it[1].replace("-", "_") + "=True" * (it[1] in FLAGS), str(error))
-        error.args = (text,)
+        error.args = (re.sub(r"dmsflow [a-z]+ [^;]*|--([a-z-]+[a-z])", _as_argument, str(error)),)
         raise

@@ -275,7 +275,11 @@ def resolved(ctx: click.Context, record: str) -> Any:
     if "preset" in ctx.params:
         values = preset.from_preset(RECORDS[record], record, ctx.params["preset"], ctx.params["effort"])
     kinds = {each: RECORDS[each] for each in _records_of(ctx.command)}
-    values |= preset.parse_assignments(record, kinds, ctx.params.get("set", ()))
+    assigned = ctx.params.get("set", ())
+    if ctx.get_parameter_source("set") is ParameterSource.COMMANDLINE:  # to which click leaves out the variable's
+        option = next(each for each in ctx.command.params if each.name == "set")
+        assigned = (*(option.value_from_envvar(ctx) or ()), *assigned)
+    values |= preset.parse_assignments(record, kinds, assigned)
     for param in ctx.command.params:
         if not isinstance(param, SettingOption) or record not in param.records or not param.name:
             continue

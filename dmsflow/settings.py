@@ -161,11 +161,12 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
 def name_budgets(chosen: SearchSettings) -> str:
     """The name of a folder for widths within these budgets.
 
-    >>> name_budgets(SearchSettings(memory_mib=0.06, latency_ms=2))
-    '0.06mib-2ms'
+    >>> name_budgets(SearchSettings(memory_mib=0.06, latency_ms=2, profile="profiles/desk.json"))
+    '0.06mib-2ms-desk'
     """
     given = ((name, getattr(chosen, name)) for name in BUDGETS)
-    return "-".join(f"{limit:g}{name.rpartition('_')[2]}" for name, limit in given if limit) or "widths"
+    words = [f"{limit:g}{name.rpartition('_')[2]}" for name, limit in given if limit] or ["widths"]
+    return "-".join([*words, *([Path(chosen.profile).stem] if chosen.profile else [])])
 
 
 class TrainSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

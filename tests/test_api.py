@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 
 import dmsflow
@@ -75,6 +76,25 @@ def test_a_finished_stage_is_left_or_refused(chain: tuple[Any, ...]) -> None:
         dmsflow.DmsflowError, match="already exists; use force=True to overwrite it, or out for another"
     ):
         dmsflow.train(chain[0], epochs=2, threads=1)
+
+
+def test_commands_in_errors_stay_as_the_command_line_takes_them(chain: tuple[Any, ...], tmp_path: Path) -> None:
+    with pytest.raises(dmsflow.DmsflowError, match="add it: dmsflow profile --add --name cortex-a72 --target arm64"):
+        dmsflow.search("resnet20", "digits", profile="cortex-a72", latency_ms=1.0, method="equal", out=tmp_path)
+
+
+def test_a_folder_is_a_data_set_by_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "digits"  # which is the name of another one
+    for number, part in enumerate(("train/a", "train/b", "test/a", "test/b") * 3):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number,) * 3).save(folder / part / f"{number}.png")
+    found = [
+        dmsflow.search("vgg11", each, resolution=32, method="equal", out=tmp_path / "out", force=True)
+        for each in (folder, str(folder))
+    ]
+    assert {each.manifest.data.name for each in found} == {f"image-folder:{folder}"}
+    monkeypatch.chdir(tmp_path)
+    assert dmsflow.search("vgg11", "digits", method="equal", out=tmp_path / "own").manifest.data.name == "digits"
 
 
 def test_load_gives_the_result_of_each_stage(chain: tuple[Any, ...]) -> None:

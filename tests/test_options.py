@@ -66,6 +66,10 @@ def test_what_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("--preset", "paper") == (50, 0.2)
     assert resolve("--preset", "paper", "--memory-mib", "0.3") == (50, 0.3)
     assert resolve("--preset", "paper", "--set", "search.rounds=16") == (16, 0.2)
+    monkeypatch.setenv("DMSFLOW_SEARCH_SET", "search.rounds=7 search.memory_mib=0.5")
+    assert resolve() == (7, 0.2)
+    assert resolve("--set", "search.weight_steps=9") == (7, 0.2), "the variable's assignments stay"
+    assert resolve("--set", "search.rounds=8") == (8, 0.2)
 
 
 @pytest.mark.parametrize("value", ['"many"', "[8]", "0", "true", "1e308"])

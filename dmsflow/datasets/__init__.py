@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError, printable
-from dmsflow.plugin import load_plugin
+from dmsflow.plugin import list_plugins, load_plugin
 from dmsflow.settings import Data
 from dmsflow.terminal import list_names
 
@@ -131,6 +131,8 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
             images that cannot be had.
     """
     name, _, argument = (data.name, "", "") if data.name.endswith(".py") else data.name.partition(":")
+    if name not in list_plugins("datasets") and Path(data.name).is_dir():
+        raise DmsflowError(f"dataset {data.name}", "is a folder", f"use image-folder:{data.name}")
     module = load_plugin("datasets", name)
     load = getattr(module, "plan", module.load) if planned else module.load
     dataset = load(argument or None, data, download)

@@ -95,6 +95,10 @@ def _load_images(benched: Benched, settings: BenchSettings, session: Any) -> Spl
             raise DmsflowError(f"data set {data.name}", what, "use the data set of the search, or --no-accuracy")
         return test
     listing = list_images(Path(settings.images or ""))
+    if {"train", "test"} == set(listing.classes):
+        raise DmsflowError(
+            settings.images, "is a whole data set", f"give its test images: {Path(settings.images or '', 'test')}"
+        )
     for line in datasets.describe_left_out(listing.left_out):
         terminal.print_line(line)
     classes = session.run(*(np.zeros(each.sizes, each.dtype) for each in ports)).size / max(1, *shape[:1])

@@ -337,6 +337,12 @@ def _joining_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]
     yield bits is not None, f"{layer.op} reads {bits!r}", right
 
 
+def _least_resolution(network: Network) -> int:
+    """Pixels a side at which every layer has some."""
+    larger = (replace(network, resolution=each) for each in range(network.resolution + 1, MOST_PIXELS))
+    return next((each.resolution for each in larger if min(resolutions(each).values()) > 0), MOST_PIXELS)
+
+
 def _network_rules(network: Network, keys: Mapping[str, Key]) -> Iterator[Rule]:
     """Of all layers together, each of which is sound."""
     fixed = [layer.width for layer in network.layers if isinstance(layer.width, int)]
@@ -352,7 +358,7 @@ def _network_rules(network: Network, keys: Mapping[str, Key]) -> Iterator[Rule]:
     sizes = resolutions(network)
     for layer in network.layers:
         title, reads = f"layer {layer.name!r}", [sizes[name] for name in layer.inputs]
-        right = f"use images larger than {network.resolution} pixels"
+        right = f"use images of at least {_least_resolution(network)} pixels" if sizes[layer.name] < 1 else ""
         yield sizes[layer.name] < 1, f"{title} has no pixels left", right
         fitting = {reads[0], 1} if layer.op == "multiply" else {reads[0]}
         other = next((size for size in reads if size not in fitting), None)

@@ -49,6 +49,8 @@ def solve_widths(source: Path, settings: SearchSettings, out: Path, flow: Flow) 
     """
     found, chosen, budgets = _prepare(source, settings)
     path = out / "search.json"
+    if path.exists() and path.samefile(source):
+        raise DmsflowError(source, "is the search from which the widths are taken", "use --out for another folder")
     if manifest.is_finished(path, chosen, flow, found.data):
         return path
     widths, rows = _solve(source, found, budgets)

@@ -197,8 +197,7 @@ def _make_row(
     made = {stage: _resolve(stage, each) for stage, each in values.items()}
     budgets = settings.name_budgets(made["search"]) if limits else "base"
     module = [Path(part).stem for part in network.rpartition(":") if part.strip(":")]  # "net.py:Net" has two parts
-    words = [*module, budgets, *([Path(limits["profile"]).stem] if "profile" in limits else [])]
-    return Row("-".join([*words, method, str(seed)]), values, limits, devices)
+    return Row("-".join([*module, budgets, method, str(seed)]), values, limits, devices)
 
 
 def _resolve(stage: str, values: Mapping[str, Any]) -> Any:

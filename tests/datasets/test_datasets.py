@@ -961,7 +961,8 @@ def test_own_streamed_set_must_honour_the_resolution(tmp_path: Path) -> None:
     assert refused(path, resolution=4).startswith("data set mine: its images have 8 pixels, not the 4 asked for")
 
 
-def test_unknown_and_arguments() -> None:
+def test_unknown_and_arguments(tmp_path: Path) -> None:
+    assert refused(str(tmp_path)) == f"dataset {tmp_path}: is a folder; use image-folder:{tmp_path}"
     assert "use one of arrays, cifar10, cifar100, digits, image-folder, imagenet" in refused("mnist")
     assert refused("digits:7") == "--dataset digits:7: digits takes nothing after a colon; use --dataset digits"
     assert refused("cifar10:7").endswith("use --dataset cifar10")

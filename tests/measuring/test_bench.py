@@ -257,6 +257,10 @@ def test_images_that_are_not_the_files_are_refused(exported, pictures, tmp_path)
     for label in "01":
         shutil.copytree(pictures / label, few / label)
     assert refused(few).startswith(f"{few}: has 2 class folders, but the file has 10 classes; give one folder")
+    whole = tmp_path / "whole"
+    for part in ("train", "test"):
+        shutil.copytree(few, whole / part)
+    assert refused(whole) == f"{whole}: is a whole data set; give its test images: {whole / 'test'}"
     red = Path(shutil.copytree(pictures, tmp_path / "red"))
     Image.new("RGB", (32, 32), "red").save(red / "3" / "0.png")
     assert refused(red).startswith(f"{red / '3' / '0.png'}: is in colour, but the training images are grey; ")

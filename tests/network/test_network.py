@@ -229,7 +229,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             "the op 'binary_dense' is unknown; a dense binary layer is a binary_conv whose",
         ),
         (swap("conv", width=-3), "a width is below 1; give every width at least one channel"),
-        (swap("conv", kernel=11), "layer 'conv' has no pixels left; use images larger than 8 pixels"),
+        (swap("conv", kernel=11), "layer 'conv' has no pixels left; use images of at least 9 pixels"),
     ],
 )
 def test_refusals(layers: tuple[Layer, ...], message: str) -> None:

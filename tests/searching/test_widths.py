@@ -62,6 +62,15 @@ def test_what_is_written_is_a_search_that_can_be_trained(source: Path, capsys: p
     assert cli.main(["widths", str(path), "--memory-mib", "0.024", "--macs-m", "4"]) == 0 and again.exists()
 
 
+def test_the_search_itself_is_never_overwritten(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = source.read_bytes()
+    command = ["widths", str(source), "--memory-mib", "0.025", "--macs-m", "4", "--out", str(source.parent)]
+    for more in ([], ["--force"], ["--resume"]):
+        assert cli.main([*command, *more]) == 1
+        line = f"{source}: is the search from which the widths are taken; use --out for another folder"
+        assert line in " ".join(capsys.readouterr().err.split()) and source.read_bytes() == before
+
+
 def test_neither_torch_nor_images_are_needed(source: Path, tmp_path: Path) -> None:
     """In a process in which neither torch nor a data set can be imported."""
     code = (
