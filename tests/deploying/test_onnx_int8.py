@@ -56,9 +56,9 @@ def test_weights_are_a_byte_with_a_scale_for_each_channel(source, exported):
     }
     for layer in load_manifest(source).network.layers:
         if layer.op in ("conv", "binary_conv"):
-            weight = stored[f"{layer.name}.weight_quantized"]
+            weight = stored[f"{layer.name}/weight_quantized"]
             assert weight.dtype == np.int8
-            assert stored[f"{layer.name}.weight_scale"].shape == (len(weight),)
+            assert stored[f"{layer.name}/weight_scale"].shape == (len(weight),)
             assert abs(weight.astype(int)).max() == 127
 
 
