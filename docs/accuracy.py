@@ -25,6 +25,7 @@ METHODS = {  # by their keys in the results files
 PAST_COMMIT = "c6a9be6"  # the last one with settings that settings.REMOVED_FIELDS lists
 BASELINES = tuple(method for method in METHODS if method not in ("gradient", "paper"))
 TRAINED = ("python", "torch")
+SEEDS_FOR_LESS_THAN_A_POINT = 6
 
 
 def environments(rows: Sequence[Row]) -> list[Row]:
@@ -483,7 +484,9 @@ def _better(name: str, pair: Sequence[str], gain: Row) -> str:
     if gain["verdict"] == "no difference shown":
         return f"{name}, {CHOSEN[pair[1]]}: no difference is shown ({gain['points']:+.2f} ± {gain['error']:.2f})"
     better = CHOSEN[pair[gain["verdict"] == "above"]]
-    return f"{name}: {better} is better by {abs(gain['points']):.2f} ± {gain['error']:.2f} points"
+    few = abs(gain["points"]) < 1 and gain["seeds"] < SEEDS_FOR_LESS_THAN_A_POINT
+    unproven = f", which {gain['seeds']} seeds alone do not prove" if few else ""
+    return f"{name}: {better} is better by {abs(gain['points']):.2f} ± {gain['error']:.2f} points{unproven}"
 
 
 # --- Table 1 -------------------------------------------------------------------------------------
