@@ -1,4 +1,4 @@
-"""A network of gates: swish, squeeze-and-excite, and a concatenation of what they put out."""
+"""A network of gates, swish, squeeze-and-excite, and a concatenation of what they put out; and of groups."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     add("quantize2", "quantize")
     add("conv2", "binary_conv", width="a", kernel=3, stride=2, padding=1)
     add("norm2", "batch_norm")
+    add("wide", "conv", width=12)
+    add("groups", "conv", width=18, kernel=3, stride=2, padding=1, groups=6)
+    add("norm3", "batch_norm")
     add("average", "average_pool")
     add("dense", "dense", width=classes)
     image = {"channels": channels, "resolution": resolution, "classes": classes}

@@ -124,7 +124,8 @@ def plain_op(layer, own, inputs, fill=0):
     x = inputs[0]
     if layer.op in ("conv", "binary_conv"):
         weight = own["weight"] if layer.op == "conv" else plain_binary(own["weight"])
-        return np.einsum("ncijkl,ockl->noij", windows(x, layer, fill), weight, optimize=True)
+        groups = zip(np.split(windows(x, layer, fill), layer.groups, 1), np.split(weight, layer.groups), strict=True)
+        return np.concatenate([np.einsum("ncijkl,ockl->noij", *group, optimize=True) for group in groups], 1)
     if layer.op == "depthwise_conv":
         return np.einsum("ncijkl,ckl->ncij", windows(x, layer, 0), own["weight"][:, 0])
     if layer.op == "max_pool":

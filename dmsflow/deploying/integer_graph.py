@@ -114,7 +114,10 @@ class BinaryConv(Conv, frozen=True, kw_only=True, eq=False):
 
 
 class FloatConv(Conv, frozen=True, kw_only=True, eq=False):
-    """Convolution of floats with zero padding, in float32; a runtime adds in any order. No thresholds."""
+    """Convolution of floats with zero padding, in float32; a runtime adds in any order. No thresholds.
+
+    The weights are [C_out, k, k, C_in / groups]: each group of filters reads one of channels.
+    """
 
     bias: Float32  # [C_out]
 
@@ -376,10 +379,14 @@ def compute_op(op: GraphOp, x: Any, *others: Any) -> Any:
 def _convolve(x: NDArray[Any], conv: Conv, dtype: Any = np.float32) -> Any:
     """[N, H, W, C_in] -> [N, H', W', C_out]; sums of whole numbers are below 2^24, so float32 is exact."""
     weight = np.ascontiguousarray(conv.weight, dtype)  # with other strides NumPy takes fifty times as long
-    windows, total = _windows(x.astype(dtype), conv, 0), dtype(0)
+    windows, total, groups = _windows(x.astype(dtype), conv, 0), dtype(0), x.shape[3] // weight.shape[3]
     for row, column in np.ndindex(conv.kernel, conv.kernel):
-        pixels, tap = windows[..., row, column].reshape(-1, windows.shape[3]), weight[:, row, column].T
-        total = total + (pixels * tap if isinstance(conv, DepthwiseConv) else pixels @ tap)
+        pixels, tap = windows[..., row, column].reshape(-1, windows.shape[3]), weight[:, row, column]
+        if isinstance(conv, DepthwiseConv):
+            total = total + pixels * tap.T
+        else:
+            parts = zip(np.split(pixels, groups, 1), np.split(tap, groups), strict=True)
+            total = total + np.concatenate([part @ filters.T for part, filters in parts], 1)
     return total.reshape(*windows.shape[:3], -1)
 
 

@@ -1,6 +1,6 @@
 """A torch.nn.Module as a `Network`: torch.export reads it, and its convolutions become binary by one rule.
 
-The first convolution, the last dense layer and depthwise convolutions stay float, and so do the layers that the module
+The first convolution, the last dense layer and convolutions with groups stay float, and so do the layers that the module
 names in an attribute `float_layers`, each by its path or by that of a part: ("features.1", "layer4"), and those that
 follow its name, as in "torchvision:resnet18+layer4". Every other
 convolution becomes a binary one, and every other dense layer a binary convolution over all the pixels it reads. A ReLU,
@@ -223,7 +223,11 @@ def _put_norms(steps: list[Step]) -> list[Step]:
 def _find_binary(steps: list[Step], floats: set[str]) -> set[str]:
     """The convolutions and dense layers that become binary."""
     weighted = {each.name for each in steps[:-1] if each.op in ("conv", "linear") and INPUT not in each.inputs}
-    return weighted - floats
+    return weighted - floats - {each.name for each in steps if _has_groups(each)}
+
+
+def _has_groups(step: Step) -> bool:
+    return step.op == "conv" and step.window["groups"] > 1
 
 
 def _split_activations(steps: list[Step], floats: set[str]) -> list[Step]:
@@ -285,6 +289,8 @@ def _build_network(
 def _share_widths(steps: list[Step], where: str, channels: int) -> dict[str, Any]:
     """Of each step the width that it puts out: the name of the first layer that has it, or the image's channels.
 
+    What a convolution with groups reads and puts out are numbers.
+
     Raises:
         DmsflowError: channels that were joined are added or multiplied part by part, and their parts are not the same.
     """
@@ -307,6 +313,9 @@ def _share_widths(steps: list[Step], where: str, channels: int) -> dict[str, Any
                     first, last = sorted((first, last), key=lambda key: order.index(str(key)))
                     found = {name: _rename(key, last, first) for name, key in found.items()}
             found[step.name] = found[step.inputs[0]]
+    for step in [each for each in steps if _has_groups(each)]:
+        for key in (*key_parts(found[step.inputs[0]]), *key_parts(found[step.name])):
+            found = {name: _rename(each, key, base.get(str(key), key)) for name, each in found.items()}
     return found
 
 

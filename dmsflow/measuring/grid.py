@@ -94,7 +94,8 @@ def lay_out(
         step, table = steps.get(block.op, Granularity()), before.table(block.name) if before else None
         inputs = _choose_widths(bases[0], step.inputs, settings, table.inputs if table else ())
         outputs = _choose_widths(bases[1], step.outputs, settings, table.outputs if table else ())
-        planes.append(Plane(block, () if block.reads_image else inputs, outputs if block.grows else ()))
+        reads_any = not (block.reads_image or block.is_fixed)
+        planes.append(Plane(block, inputs if reads_any else (), outputs if block.grows else ()))
     return planes
 
 

@@ -25,7 +25,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from dmsflow.network.blocks import FusedBlock
-from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op
+from dmsflow.network.network import INPUT, QUANTISERS, Layer, Network, Op, value
 
 T = TypeVar("T")
 Kind = Literal["image", "bits", "floats"]
@@ -65,7 +65,9 @@ def isolate_overhead() -> Sum:
 
 
 def isolate_block(block: FusedBlock, reads: int, writes: int) -> Sum:
-    """The time of a block that reads and writes so many channels."""
+    """The time of a block that reads and writes so many channels, or those that it has anyway."""
+    if block.is_fixed:
+        reads, writes = value({}, block.reads), value({}, block.writes)
     size, *others = _share_channels(block, reads)
     if block.op in QUANTISERS:
         return _isolate_quantizer(size, block.op)

@@ -42,29 +42,34 @@ void Limits::put(const float* sums, int count, int, float* out) const { limit(*t
 // --- the convolution ------------------------------------------------------------------------------------
 
 template <typename T>
-bool PlainConv<T>::prepare(const Window& window, int channels, int filters, const Stored* filter, const T* bias,
-                           int zero_point, const Finish& finish) {
+bool PlainConv<T>::prepare(const Window& window, int channels, int groups, int filters, const Stored* filter,
+                           const T* bias, int zero_point, const Finish& finish) {
   window_ = window;
   channels_ = channels;
+  groups_ = groups;
   filters_ = filters;
   zero_point_ = zero_point;
   finish_ = &finish;
-  blocks_ = (filters + kFilters - 1) / kFilters;
+  const int in_group = filters / groups;
+  blocks_ = (in_group + kFilters - 1) / kFilters;
   const Window& w = window_;
   const int reach_y = (w.out_height - 1) * w.stride_height + (w.filter_height - 1) * w.dilation_height + 1;
   const int reach_x = (w.out_width - 1) * w.stride_width + (w.filter_width - 1) * w.dilation_width + 1;
   padded_height_ = reach_y > w.pad_top + w.height ? reach_y : w.pad_top + w.height;
   padded_width_ = reach_x > w.pad_left + w.width ? reach_x : w.pad_left + w.width;
   const bool pads = padded_height_ > w.height || padded_width_ > w.width || sizeof(Stored) != sizeof(T);
-  const size_t taps = static_cast<size_t>(w.filter_height) * w.filter_width * channels;
-  if (!weights_.resize(blocks_ * taps * kFilters) || !bias_.resize(static_cast<size_t>(blocks_) * kFilters) ||
+  const size_t taps = static_cast<size_t>(w.filter_height) * w.filter_width * (channels / groups);
+  const size_t blocks = static_cast<size_t>(groups) * blocks_;
+  if (!weights_.resize(blocks * taps * kFilters) || !bias_.resize(blocks * kFilters) ||
       (pads && !padded_.resize(static_cast<size_t>(w.batch) * padded_height_ * padded_width_ * channels)))
     return false;
   for (int f = 0; f < filters; ++f) {
-    T* block = weights_.data() + static_cast<size_t>(f / kFilters) * taps * kFilters + f % kFilters;
+    const size_t block = static_cast<size_t>(f / in_group) * blocks_ + f % in_group / kFilters;
+    const int place = f % in_group % kFilters;
+    T* weights = weights_.data() + block * taps * kFilters + place;
     for (size_t tap = 0; tap < taps; ++tap)
-      block[tap * kFilters] = number(filter[static_cast<size_t>(f) * taps + tap], 0);
-    if (bias) bias_[static_cast<size_t>(f)] = bias[f];
+      weights[tap * kFilters] = number(filter[static_cast<size_t>(f) * taps + tap], 0);
+    if (bias) bias_[block * kFilters + place] = bias[f];
   }
   return true;
 }
@@ -97,7 +102,7 @@ void PlainConv<T>::run(const Stored* in, Stored* out, Workers* workers) {
   share(workers, window_.batch * window_.out_height, run_row_of, this);
 }
 
-// One row of outputs: all filters, 16 at a time, of 4 pixels at a time.
+// One row of outputs: all filters of a group, 16 at a time, of 4 pixels at a time.
 template <typename T>
 void PlainConv<T>::run_row(int row) const {
   using Vector = typename Numbers<T>::Vector;
@@ -105,12 +110,16 @@ void PlainConv<T>::run_row(int row) const {
   const size_t line = static_cast<size_t>(padded_.size() ? padded_width_ : w.width) * channels_;
   const int height = padded_.size() ? padded_height_ : w.height;
   const size_t top = static_cast<size_t>(row / w.out_height) * height + (row % w.out_height) * w.stride_height;
-  const T* image = image_ + top * line;
-  Stored* out = out_ + static_cast<size_t>(row) * w.out_width * filters_;
-  const bool dense = w.dilation_width == 1;  // then a row of the filter is one run of numbers in the image
-  const int runs = dense ? 1 : w.filter_width, length = dense ? w.filter_width * channels_ : channels_;
-  for (int block = 0; block < blocks_; ++block) {
-    const size_t taps = static_cast<size_t>(w.filter_height) * w.filter_width * channels_;
+  const int read = channels_ / groups_, in_group = filters_ / groups_;
+  const size_t taps = static_cast<size_t>(w.filter_height) * w.filter_width * read;
+  // Then a row of the filter is one run of numbers in the image.
+  const bool dense = w.dilation_width == 1 && groups_ == 1;
+  const int runs = dense ? 1 : w.filter_width, length = dense ? w.filter_width * read : read;
+  for (int block = 0; block < groups_ * blocks_; ++block) {
+    const int group = block / blocks_, first = group * in_group + block % blocks_ * kFilters;
+    const int left = (group + 1) * in_group - first, count = left < kFilters ? left : kFilters;
+    const T* image = image_ + top * line + static_cast<size_t>(group) * read;
+    Stored* out = out_ + static_cast<size_t>(row) * w.out_width * filters_ + first;
     const T* weights = weights_.data() + block * taps * kFilters;
     for (int x = 0; x < w.out_width; x += kPixels) {
       const T* pixels[kPixels];
@@ -132,11 +141,10 @@ void PlainConv<T>::run_row(int row) const {
               for (int p = 0; p < kPixels; ++p) sums[p][v] += of * pixels[p][skip + i];
             }
         }
-      const int count = filters_ - block * kFilters < kFilters ? filters_ - block * kFilters : kFilters;
       for (int p = 0; p < kPixels && x + p < w.out_width; ++p) {
         T totals[kFilters];
         std::memcpy(totals, sums[p], sizeof totals);
-        finish_->put(totals, count, block * kFilters, out + static_cast<size_t>(x + p) * filters_ + block * kFilters);
+        finish_->put(totals, count, first, out + static_cast<size_t>(x + p) * filters_);
       }
     }
   }

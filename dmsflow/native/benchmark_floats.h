@@ -35,7 +35,7 @@ struct Numbers<uint32_t> {
   using Finish = Requantize;
 };
 
-// image [batch, height, width, channels], filter [filters, filter_height, filter_width, channels].
+// image [batch, height, width, channels], filter [filters, filter_height, filter_width, channels / groups].
 template <typename T>
 class PlainConv {
  public:
@@ -43,8 +43,8 @@ class PlainConv {
   using Finish = typename Numbers<T>::Finish;
 
   // False: there is no memory. `bias` may be null; `finish` must stay alive; `zero_point` is the image's.
-  bool prepare(const Window& window, int channels, int filters, const Stored* filter, const T* bias, int zero_point,
-               const Finish& finish);
+  bool prepare(const Window& window, int channels, int groups, int filters, const Stored* filter, const T* bias,
+               int zero_point, const Finish& finish);
   void run(const Stored* in, Stored* out, Workers* workers);
 
  private:
@@ -53,11 +53,11 @@ class PlainConv {
   static void run_row_of(void* self, int row);
 
   Window window_;
-  int channels_ = 0, filters_ = 0, blocks_ = 0, zero_point_ = 0;
+  int channels_ = 0, groups_ = 1, filters_ = 0, blocks_ = 0, zero_point_ = 0;  // blocks of each group
   int padded_height_ = 0, padded_width_ = 0;
   const Finish* finish_ = nullptr;
-  Buffer<T> weights_;  // [block, filter_height, filter_width * channels, kFilters]
-  Buffer<T> bias_;
+  Buffer<T> weights_;  // [group, block, filter_height, filter_width * channels of the group, kFilters]
+  Buffer<T> bias_;     // [group, block, kFilters]
   Buffer<T> padded_;  // without a zero point; empty where the image can be read as it is
   const T* image_ = nullptr;
   Stored* out_ = nullptr;

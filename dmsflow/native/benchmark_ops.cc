@@ -115,16 +115,17 @@ bool prepare_conv(Step& step, const Table& options) {
   w.dilation_width = options.number<int32_t>(4, 1);
   w.dilation_height = options.number<int32_t>(5, 1);
   if (!read_activation(step, options.number<int8_t>(3))) return false;
-  if (rank_of(in) != 4 || rank_of(filter) != 4 || side_of(filter, 3) != side_of(in, 3)) return misfit(step);
-  const int filters = side_of(filter, 0), channels = side_of(in, 3);
+  if (rank_of(in) != 4 || rank_of(filter) != 4 || side_of(in, 3) % side_of(filter, 3)) return misfit(step);
+  const int filters = side_of(filter, 0), channels = side_of(in, 3), groups = channels / side_of(filter, 3);
+  if (filters % groups) return misfit(step);
   w.filter_height = side_of(filter, 1);
   w.filter_width = side_of(filter, 2);
   if (!place_window(step, in, options.number<int8_t>(0) == 0) || !check_products(step, filters, 0)) return false;
   if (!has_shape(out, w.batch, w.out_height, w.out_width, filters)) return misfit(step);
   if (elements(out) > kMostWork / elements(filter)) return wrong(step, "with too much to calculate");
-  const bool ready = floats(in) ? step.conv.prepare(w, channels, filters, read<float>(filter), read<float>(step.in[2]),
-                                                    0, step.limits)
-                                : step.byte_conv.prepare(w, channels, filters, read<int8_t>(filter),
+  const bool ready = floats(in) ? step.conv.prepare(w, channels, groups, filters, read<float>(filter),
+                                                    read<float>(step.in[2]), 0, step.limits)
+                                : step.byte_conv.prepare(w, channels, groups, filters, read<int8_t>(filter),
                                                          read<uint32_t>(step.in[2]), in->quantization.zero_point,
                                                          step.requantize);
   return ready || fail("there is no memory");

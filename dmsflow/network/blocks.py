@@ -17,6 +17,7 @@ from dmsflow.network.network import (
     out_widths,
     pools_all,
     resolutions,
+    value,
 )
 
 FOLDS: dict[Op, tuple[Op, ...]] = {  # what may become part of an op when it is its only reader, in this order
@@ -71,9 +72,14 @@ class FusedBlock:
         return self.layers[0].op
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether it has no widths but those in its name."""
+        return self.layers[0].groups > 1
+
+    @property
     def grows(self) -> bool:
         """Whether it has a width of its own to write, other than the one it reads."""
-        return self.op in ("conv", "binary_conv")
+        return self.op in ("conv", "binary_conv") and not self.is_fixed
 
     @property
     def reads_image(self) -> bool:
@@ -83,6 +89,10 @@ class FusedBlock:
     def name(self) -> str:
         """Equal for two fused blocks if and only if they do the same, up to their widths."""
         ops = [_format_op(layer, self.channels) + " by 1x1" * self.gated for layer in self.layers]
+        if self.is_fixed:
+            ops[0] += (
+                f" of {value({}, self.reads)} channels in {self.layers[0].groups} groups to {self.layers[0].width}"
+            )
         return f"{' + '.join(ops)} on {self.resolution}x{self.resolution}"
 
     @property

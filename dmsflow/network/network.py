@@ -66,7 +66,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         inputs: names of the layers (or "input") that it reads.
         width: output channels of a weighted op: the name of a width, or a fixed number.
         kernel, stride, padding: of WINDOWED_OPS, the same in both directions.
-        groups, dilation: of conv and binary_conv; more than 1 is refused, by these names.
+        groups: of a conv of floats, whose widths are then numbers, multiples of it; else 1.
+        dilation: more than 1 is refused, by this name.
         bits: of each weight of a conv of the image, which then reads uint8 pixels, or of a dense layer: 32 (float) or 8.
         rate: of dropout.
     """
@@ -200,12 +201,14 @@ def pools_all(layer: Layer) -> bool:
 
 
 def weight_shape(layer: Layer, reads: Any, writes: Any) -> tuple[Any, ...]:
-    """The shape of a layer's weights: [C_out, C_in, k, k] of a convolution, [C_out, C_in] of a dense layer, else ()."""
+    """The shape of a layer's weights: [C_out, C_in / groups, k, k] or, of a dense layer, [C_out, C_in]; else ()."""
     if layer.op == "dense":
         return writes, reads
     if layer.op not in WEIGHT_OPS:
         return ()
-    return writes, 1 if layer.op == "depthwise_conv" else reads, layer.kernel, layer.kernel
+    if layer.op == "depthwise_conv" or layer.groups > 1:  # widths of groups are whole
+        reads = 1 if layer.op == "depthwise_conv" else reads // layer.groups
+    return writes, reads, layer.kernel, layer.kernel
 
 
 def value(widths: Mapping[str, Any], key: Key) -> Any:
@@ -236,7 +239,7 @@ def check(network: Network) -> None:
     keys: dict[str, Key] = {INPUT: network.channels}
     for layer in network.layers:
         _refuse_broken(f"{where}, layer {layer.name!r}", _layer_rules(network, layer, ops, keys))
-        _refuse_broken(f"{where}, layer {layer.name!r}", _joining_rules(layer, ops, keys))
+        _refuse_broken(f"{where}, layer {layer.name!r}", _width_rules(layer, ops, keys))
         ops[layer.name], keys[layer.name] = layer.op, _out_width(layer, keys)
     _refuse_broken(where, _network_rules(network, keys))
     check_size(network, network.widths)
@@ -272,13 +275,11 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     for field in ("kernel", "stride", "padding", "groups", "dilation", "bits"):
         value = getattr(layer, field)
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
-    right = "use depthwise_conv, or leave groups at 1"
-    if op == "binary_conv":  # and LCE's default kernels take no groups at all
-        right = (
-            "leave groups at 1, or use a depthwise_conv and a 1×1 binary_conv: a group would have to keep whole words "
-        )
-        right += "of 32 channels, and a search changes widths by one"
-    yield layer.groups != 1, f"{op} has groups {layer.groups}", right
+    right = "leave groups at 1: a conv of floats may have more"
+    if op == "binary_conv":
+        right = "leave groups at 1, or use a conv: the kernels that LCE uses by default have no binary groups"
+    refused = layer.groups < 1 or op != "conv" or INPUT in layer.inputs
+    yield layer.groups != 1 and refused, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
     yield layer.bits not in (8, 32), f"{op} has bits {layer.bits}", "use 8 or 32"
@@ -327,9 +328,13 @@ def _window_rules(layer: Layer) -> Iterator[Rule]:
         yield op not in WINDOWED_OPS and getattr(layer, field) != default, what, f"leave {field} out"
 
 
-def _joining_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) -> Iterator[Rule]:
-    """Of a layer that reads several others."""
+def _width_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) -> Iterator[Rule]:
+    """Of a layer and the widths of what it reads."""
     first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]
+    parts = (*key_parts(first), *key_parts(layer.width)) if layer.groups != 1 else ()  # type: ignore[arg-type]
+    what = f"{layer.op} has groups {layer.groups} and the widths {first!r} and {layer.width!r}"
+    uneven = any(isinstance(each, str) or each % layer.groups for each in parts)
+    yield uneven, what, "let both be numbers, multiples of groups: these are not searched"
     what = f"{JOINING_OPS.get(layer.op)} widths {first!r} and {last!r}"
     yield layer.op != "concat" and first != last, what, "let both name the same width"
     bits = next((name for name in layer.inputs[1:] if ops[name] in ("quantize", "sign", INPUT)), None)

@@ -255,8 +255,11 @@ class Budgets:
 
         Raises:
             DmsflowError: even the smallest network exceeds a budget (the message has these figures),
-                or even the largest is within all of them.
+                or even the largest is within all of them; or there are no widths.
         """
+        if not self.network.widths:
+            right = "let a conv or binary_conv name one; those around groups are numbers"
+            raise DmsflowError(f"network {self.network.name}", "has no width to search", right)
         largest = self._integers(self.bounds.high)
         named = {"smallest": self.smallest, "base": self.network.widths, "largest": largest}
         rows = [(name, self.describe(widths)) for name, widths in named.items()]

@@ -71,7 +71,7 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
     match block.op:
         case "conv" if not block.reads_image:  # the batch norm is part of the weights and the bias
             thresholds = writes if "sign" in ops else int(to_bits)
-            return FLOAT_BYTES * (kernel**2 * reads * writes + writes + thresholds)
+            return FLOAT_BYTES * (kernel**2 * reads * writes / block.layers[0].groups + writes + thresholds)
         case "depthwise_conv":
             return FLOAT_BYTES * (kernel**2 + 1) * reads
         case "conv":  # with the mean of the image; the bias is there beside a factor and a bias too

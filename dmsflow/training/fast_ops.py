@@ -77,17 +77,18 @@ def convolve(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
     Args:
         x: [N, C_in, H, W].
-        weight: [C_out, C_in, k, k].
+        weight: [C_out, C_in / groups, k, k].
     """
     # oneDNN's weight gradient of a strided 1×1 convolution writes beyond its memory where C_in is no multiple of 8 and the
     # processor has AVX2 alone (torch 2.13).
     if x.is_cpu and weight.shape[2] == 1 < stride and padding == 0:
         x, stride = x[:, :, ::stride, ::stride], 1
-    if x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
+    groups = x.shape[1] // weight.shape[1]
+    if groups == 1 and x.is_cpu and x.dtype == weight.dtype == HALF_PRECISION and not torch.compiler.is_compiling():
         rows, columns = ((side + 2 * padding - weight.shape[2]) // stride + 1 for side in x.shape[2:])
         if rows * columns <= SMALL_OUTPUT:
             return _Convolve.apply(x, weight, stride, padding)  # type: ignore[no-any-return, no-untyped-call]
-    return F.conv2d(x, weight, stride=stride, padding=padding)
+    return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
 
 
 class _Convolve(torch.autograd.Function):

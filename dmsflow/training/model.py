@@ -99,7 +99,11 @@ class Model(nn.Module):
         binary = self.precision == "binary"
         if layer.op == "depthwise_conv":
             above = self.network.layer(layer.inputs[0])
-            return DepthwiseConvolution(c_out, layer, blurs=above.op == "max_pool" and above.stride == 1 < layer.stride)
+            return GroupedConvolution(
+                1, c_out, layer, blurs=above.op == "max_pool" and above.stride == 1 < layer.stride
+            )
+        if layer.groups > 1:
+            return GroupedConvolution(c_in // layer.groups, c_out, layer)
         if layer.op in ("conv", "binary_conv"):
             is_binary = binary and layer.op == "binary_conv"
             signs = binary and pads_signs(self.network, layer)
@@ -290,18 +294,18 @@ class Convolution(nn.Module):
         return convolve(x, _masked(weight, mask), self.stride, 0 if self.signs else self.padding)
 
 
-class DepthwiseConvolution(Convolution):
-    """depthwise_conv: no mask, since channels are not mixed. One that `blurs` begins with binomial weights."""
+class GroupedConvolution(Convolution):
+    """depthwise_conv, and a conv with groups, whose widths are fixed: no mask. One that `blurs` begins with binomial weights."""
 
-    def __init__(self, channels: int, layer: Layer, *, blurs: bool) -> None:
-        super().__init__(1, channels, layer, binary=False, signs=False)
+    def __init__(self, c_in: int, c_out: int, layer: Layer, *, blurs: bool = False) -> None:
+        super().__init__(c_in, c_out, layer, binary=False, signs=False)
         if blurs:
             row = torch.tensor([float(math.comb(layer.kernel - 1, tap)) for tap in range(layer.kernel)])
             self.weight.data.copy_(torch.outer(row, row) / row.sum() ** 2)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
         weight = _narrow(self.weight, active_out)
-        return F.conv2d(x, weight.to(x.dtype), None, self.stride, self.padding, groups=len(weight))
+        return convolve(x, weight.to(x.dtype), self.stride, self.padding)
 
 
 class BatchNorm(nn.BatchNorm2d):

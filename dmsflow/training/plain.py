@@ -107,7 +107,7 @@ def _make_layer(trained: TrainedWeights, layer: Layer, is_binary: bool) -> nn.Mo
         tensors = dict(zip(("weight", "bias"), trained.dense(layer), strict=True))
     else:
         padding = 0 if is_binary and pads_signs(trained.network, layer) else layer.padding
-        groups = read if layer.op == "depthwise_conv" else 1
+        groups = read if layer.op == "depthwise_conv" else layer.groups
         made = nn.Conv2d(read, written, layer.kernel, layer.stride, padding, groups=groups, bias=False)
         filters = trained.filters(layer) if layer.op != "binary_conv" or not is_binary else None
         if filters is None:

@@ -42,7 +42,8 @@ class Draft:
         self.random = np.random.default_rng(seed)
         self.layers: list[Layer] = []
         self.widths: dict[str, int] = {}
-        self.last, self.key, self.size = INPUT, "", int(self.random.integers(12, 28))
+        self.last, self.size = INPUT, int(self.random.integers(12, 28))
+        self.key: str | int = ""
         self.resolution = self.size
 
     def add(self, op: str, *inputs: str, **fields: object) -> str:
@@ -116,6 +117,16 @@ class Draft:
         if self.random.random() < 0.5:
             self.add("relu")
 
+    def grouped(self) -> None:
+        """A convolution with groups, whose widths are numbers."""
+        groups, read, written = (int(each) for each in self.random.integers(2, 9, 3))
+        self.add("conv", width=groups * read)
+        if self.random.random() < 0.5:
+            self.add("relu")
+        self.key = groups * written
+        self.add("conv", width=self.key, groups=groups, **self.window())
+        self.add("batch_norm")
+
     def joined(self) -> None:
         """A 3×3 convolution that is joined to what it reads, as in DenseNet; perhaps a batch norm of both."""
         entry = self.last
@@ -162,6 +173,7 @@ class Draft:
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = [Draft.float_conv, Draft.depthwise, Draft.window_average, Draft.relu6]
 OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish, Draft.dropout, Draft.rectified]
+OPERATIONS += [Draft.grouped]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:
@@ -270,10 +282,15 @@ def compare(cases: list[tuple[Any, ...]], interpreter: ModuleType, folder: Path)
 
 
 def test_files_of_mixed_networks_compute_the_integer_graph(tmp_path: Path) -> None:
-    made = forms(12, mixed=True)
-    kinds = {type(op) for graph, _ in made.values() for op in graph.ops}
-    assert kinds >= set(get_args(integer_graph.GraphOp)), "every op is drawn"
+    made = forms(16, mixed=True)
+    ops = [(graph, op) for graph, _ in made.values() for op in graph.ops]
+    assert {type(op) for _, op in ops} >= set(get_args(integer_graph.GraphOp)), "every op is drawn"
+    assert any(groups_of(graph, op) > 1 for graph, op in ops if type(op) is integer_graph.FloatConv)
     compare_mixed([(*one, litert, None) for one in made.values()], tmp_path)
+
+
+def groups_of(graph: IntegerGraph, conv: integer_graph.FloatConv) -> int:
+    return graph.shapes()[conv.inputs[0]][2] // conv.weight.shape[3]
 
 
 def test_the_official_interpreter_computes_mixed_networks(

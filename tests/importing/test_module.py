@@ -276,6 +276,32 @@ def test_depthwise_and_named_layers_stay_float() -> None:
     assert list(network.widths) == ["stem.0", "mix.1", "pointwise.0", "hidden"]  # a depthwise one has none
 
 
+def test_convolutions_with_groups_stay_float_and_fix_the_widths_around_them() -> None:
+    class Bottleneck(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU())
+            self.reduce = nn.Sequential(nn.Conv2d(16, 12, 1), nn.ReLU())
+            self.groups = nn.Sequential(nn.Conv2d(12, 18, 3, padding=1, groups=6), nn.ReLU())
+            self.expand = nn.Conv2d(18, 16, 1)
+            self.dense = nn.Linear(16, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.stem(images)
+            return self.dense((x + self.expand(self.groups(self.reduce(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+    network = read_module(Bottleneck(), "net", 2, 16, 5)
+    widths = {layer.name: (layer.op, layer.width, layer.groups) for layer in network.layers if layer.width}
+    assert widths == {
+        "stem.0": ("conv", "stem.0", 1),
+        "reduce.0": ("binary_conv", 12, 1),
+        "groups.0": ("conv", 18, 6),
+        "expand": ("binary_conv", "stem.0", 1),
+        "dense": ("dense", 5, 1),
+    }
+    assert network.widths == {"stem.0": 16}
+
+
 @pytest.mark.parametrize(
     ("names", "line"),
     [
@@ -536,11 +562,6 @@ def test_what_torch_prints_where_it_fails_is_left_out(capfd: pytest.CaptureFixtu
         (Broken(nn.AvgPool2d(3, 2, padding=1)), "net: middle: averages single pixels, or with padding or a divisor"),
         (Broken(nn.AvgPool2d(3, 2, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),
         (Broken(nn.AdaptiveAvgPool2d(5)), "net: middle: uses AdaptiveAvgPool2d, which no binary network here has; use"),
-        (Broken(conv(4, 4, groups=2)), "network net, layer 'middle': binary_conv has groups 2; leave groups at 1"),
-        (
-            nn.Sequential(conv(2, 4), conv(4, 8, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
-            "network net, layer '1': binary_conv has groups 4; leave groups at 1",
-        ),
         (Broken(nn.Hardtanh()), "net: middle: uses Hardtanh, which no binary network here has; leave it out"),
         (Broken(nn.Conv2d(4, 4, (3, 1))), "net: middle: has kernel 3×1; use the same in both directions"),
         (Broken(nn.MaxPool2d(3, ceil_mode=True)), "net: middle: pools with ceil_mode beyond the image; leave"),

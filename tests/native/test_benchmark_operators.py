@@ -105,11 +105,10 @@ def an_image(rng: np.random.Generator, kind: str, channels: int) -> Tensor:
 
 
 def conv(rng: np.random.Generator, kind: str) -> Case:
-    image = an_image(rng, kind, int(rng.integers(1, 9)))
-    kernel = sides(rng, 2, 4)
-    operands, outputs, _ = products(
-        rng, image, [int(rng.integers(1, 40)), *kernel, image.shape[3]], 0, 1
-    )  # LiteRT wants one
+    """LiteRT wants a bias."""
+    groups, read = int(rng.choice([1, 1, 2, 3])), int(rng.integers(1, 9))
+    image, kernel = an_image(rng, kind, groups * read), sides(rng, 2, 4)
+    operands, outputs, _ = products(rng, image, [groups * int(rng.integers(1, 40)), *kernel, read], 0, 1)
     return operands, outputs, windows(rng, list(image.shape[1:3]), kernel)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -55,6 +56,22 @@ def test_a_depthwise_convolution_keeps_its_width() -> None:
     assert (each.binary_bytes, each.float_bytes) == (0, 4 * 6 * 9)
     assert {layer.name: count for layer, count in cost.weights(network, network.widths)}["each"] == 6 * 9
     assert fused_blocks(network)[-2].name == "depthwise_conv 3x3 stride 2 on 8x8"
+
+
+def grouped(**fields: object) -> tuple[Layer, ...]:
+    window: dict[str, Any] = {"width": 4, "groups": 2, "kernel": 3, "stride": 2, "padding": 1, **fields}
+    fixed = Layer(name="fixed", op="conv", inputs=("conv",), width=8)
+    return fixed, Layer(name="groups", op="conv", inputs=("fixed",), **window)
+
+
+def test_a_convolution_with_groups_has_fixed_widths_and_is_one_of_its_own_to_a_profile() -> None:
+    network = make(before_end(*grouped()))
+    assert (out_widths(network)["groups"], resolutions(network)["groups"]) == (4, 4)
+    assert {layer.name: count for layer, count in cost.weights(network, network.widths)}["groups"] == 4 * 4 * 9
+    each = next(size for size in cost.layer_bytes(network, network.widths) if size.layer == "groups")
+    assert (each.binary_bytes, each.float_bytes) == (0, 4 * 4 * 4 * 9)
+    block = fused_blocks(network)[-2]
+    assert block.name == "conv 3x3 stride 2 of 8 channels in 2 groups to 4 on 8x8" and not block.grows
 
 
 def test_an_average_over_windows_keeps_its_width() -> None:
@@ -193,7 +210,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         ),
         (
             swap("conv", groups=2),
-            "layer 'conv': binary_conv has groups 2; leave groups at 1, or use a depthwise_conv and a 1×1 binary_conv",
+            "layer 'conv': binary_conv has groups 2; leave groups at 1, or use a conv: the kernels that LCE uses by default",
         ),
         (
             before_end(Layer(name="drop", op="dropout", inputs=("conv",), rate=1.0)),
@@ -203,7 +220,16 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             before_end(Layer(name="relu", op="relu", inputs=("conv",), rate=0.5)),
             "layer 'relu': relu has rate 0.5; give a dropout one between 0 and 1, other ops none",
         ),
-        (swap("stem", groups=3), "layer 'stem': conv has groups 3; use depthwise_conv, or leave groups at 1"),
+        (swap("stem", groups=3), "layer 'stem': conv has groups 3; leave groups at 1: a conv of floats may have more"),
+        (
+            before_end(Layer(name="each", op="conv", inputs=("conv",), width=8, groups=2)),
+            "layer 'each': conv has groups 2 and the widths 'b' and 8; let both be numbers, multiples of groups",
+        ),
+        (
+            before_end(*grouped(width=6, groups=4)),
+            "layer 'groups': conv has groups 4 and the widths 8 and 6; let both be numbers, multiples of groups",
+        ),
+        (before_end(*grouped(groups=0)), "layer 'groups': conv has groups 0; leave groups at 1"),
         (
             before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), width="b")),
             "depthwise_conv has width 'b'; conv, binary_conv and dense name a width, other ops none",

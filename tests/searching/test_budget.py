@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import small_network
+from msgspec.structs import replace
 from tiny import build as build_tiny
 
 from dmsflow.errors import DmsflowError
@@ -134,6 +135,16 @@ def test_an_infeasible_budget_says_what_is_possible(memory: float | None, macs: 
 def test_budgets_that_leave_nothing_to_choose_are_refused(memory: float) -> None:
     budgets = Budgets.from_settings(SearchSettings(memory_mib=memory), NETWORKS["vgg11"])
     with pytest.raises(DmsflowError, match=r"even the largest vgg11 is within .*; give a smaller budget, or set"):
+        budgets.check_feasible()
+
+
+def test_a_network_of_fixed_widths_has_nothing_to_search() -> None:
+    network = NETWORKS["vgg11"]
+    layers = tuple(
+        replace(each, width=8 if each.op in ("conv", "binary_conv") else each.width) for each in network.layers
+    )
+    budgets = Budgets.from_settings(SearchSettings(memory_mib=0.1), replace(network, layers=layers, widths={}))
+    with pytest.raises(DmsflowError, match="network vgg11: has no width to search; let a conv or binary_conv name one"):
         budgets.check_feasible()
 
 

@@ -63,8 +63,8 @@ def _write_convolution(graph: Graph, trained: TrainedWeights, layer: Layer, x: s
     gain, shift = trained.fold_batch_norm(norm.name if norm else None, len(weight))
     weight = channels_first(weight * gain[:, None, None, None])
     constants = graph.constant(f"{layer.name}/weight", weight), graph.constant(f"{layer.name}/bias", shift)
-    groups = {"group": len(shift)} if layer.op == "depthwise_conv" else {}
-    graph.node("Conv", x, *constants, name=layer.name, **window_of(layer), **groups)
+    groups = trained.channels(layer.inputs[0]) // weight.shape[1]
+    graph.node("Conv", x, *constants, name=layer.name, **window_of(layer, groups))
     return norm
 
 

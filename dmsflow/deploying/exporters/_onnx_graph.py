@@ -119,9 +119,10 @@ class Graph:
         write_atomically(path, model.SerializeToString())
 
 
-def window_of(op: Any) -> dict[str, list[int]]:
+def window_of(op: Any, groups: int = 1) -> dict[str, Any]:
     """Attributes of an ONNX op with the window of a layer or of an op of the integer graph."""
-    return {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
+    window = {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [op.padding] * 4}
+    return window | ({"group": groups} if groups > 1 else {})
 
 
 def channels_first(weights: NDArray[Any]) -> NDArray[Any]:

@@ -91,8 +91,8 @@ class OnnxWriter:
                 weight = graph.constant(f"{name}/weight", channels_first(op.weight))
                 inputs = [self.get(op.inputs[0], last=False, dtype=np.float32), weight]
                 inputs.append(graph.constant(f"{name}/bias", op.bias))
-                groups = {"group": len(op.weight)} if isinstance(op, integer_graph.DepthwiseConv) else {}
-                conv = graph.node("Conv", *inputs, name=name, **window_of(op), **groups)
+                groups = self.shapes[op.inputs[0]][2] // op.weight.shape[3]
+                conv = graph.node("Conv", *inputs, name=name, **window_of(op, groups))
                 return Tensor(conv, last=False, type=np.float32)
             case integer_graph.MaxPool():
                 dtype = self.tensors[op.inputs[0]].type
