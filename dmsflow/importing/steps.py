@@ -52,9 +52,9 @@ INSTEAD = {
     "adaptive_avg_pool2d": "use AvgPool2d with a kernel, or AdaptiveAvgPool2d(1) over the whole image",
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm"), "use BatchNorm2d"),
     **dict.fromkeys(
-        ("chunk", "split", "permute", "transpose"),
-        "leave the shuffling of channels out, and mix them by a 1×1 convolution",
+        ("chunk", "split", "transpose"), "leave the shuffling of channels out, and mix them by a 1×1 convolution"
     ),
+    "permute": "leave channels in the second dimension, where BatchNorm2d normalises and 1×1 convolutions mix them",
     "slice": "take every second pixel by F.max_pool2d(x, 1, 2), and mix channels by a 1×1 convolution",
 }
 

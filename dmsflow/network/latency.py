@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -153,4 +154,8 @@ def _profile_command(network: Network, profile: Profile, given: str) -> str:
     options = {name: getattr(profile, name) for name in ("name", "target", "precision", "device", "threads")}
     options |= {"networks": given or network.name, "resolutions": network.resolution}
     options |= {"channels": network.channels, "classes": network.classes}
-    return " ".join(["dmsflow profile --add", *(f"--{name} {given}" for name, given in options.items())])
+    words = profile.commands[-1] if profile.commands else ()
+    if "--runner" in words:
+        options["runner"] = words[words.index("--runner") + 1]
+    written = (f"--{option} {shlex.quote(str(chosen))}" for option, chosen in options.items())
+    return " ".join(["dmsflow profile --add", *written])

@@ -205,6 +205,17 @@ def test_add_measures_only_what_is_lacking(device: Path, tmp_path: Path) -> None
     assert len(more.commands) == 2
 
 
+def test_what_is_added_to_a_profile_of_dmsflows_is_written_beside_it(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(device, tmp_path / "shipped")
+    monkeypatch.setattr(profile, "_folders", lambda: (tmp_path / "profiles", tmp_path / "shipped"))
+    more = measured(device, tmp_path / "profiles", add=True, networks=("vgg11", "resnet18"))
+    assert {table.block for table in more.tables} > {table.block for table in first.tables}
+    assert profile.load_profile("paper") == more
+    assert profile.load_profile(str(tmp_path / "shipped" / "paper.json")) == first
+
+
 def test_add_measures_wider_where_that_is_asked_for(device: Path, tmp_path: Path) -> None:
     network = load_network("vgg11", 3, 32, 10)
     before = build_latency(network, measured(device, tmp_path)).widest()
