@@ -354,11 +354,13 @@ def is_made_from(source: Path, path: Path) -> bool:
 def find_change(done: Manifest, settings: msgspec.Struct, ignored: Collection[str] = ()) -> tuple[str, Any, Any] | None:
     """The first setting that differs from a finished stage: its name, the old value, and the new one.
 
-    Where it ran does not matter, nor a setting that the manifest of an earlier version does not have.
+    Where it ran does not matter but to a bench, whose time is judged anew; nor does a setting that the manifest of an
+    earlier version does not have.
     """
+    free = {"require_ms"} if done.stage == "bench" else {"device", "threads"}
     recorded = with_present_names(done.settings)
     unknown = set(settings.__struct_fields__) - set(recorded)
-    return find_difference(recorded, settings, {"device", "threads", *unknown, *ignored})
+    return find_difference(recorded, settings, {*free, *unknown, *ignored})
 
 
 def run_folder(network: str, dataset: str) -> Path:

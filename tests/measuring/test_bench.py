@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -118,7 +119,7 @@ def test_what_the_user_leaves_out_is_not_measured(exported, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "file"), [("x86-64", "model.tflite"), ("onnx", "model.onnx")])
-def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, tmp_path):
+def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, tmp_path, capsys):
     path = bench.run_stage(exported[name].parent / file, FEW, tmp_path, Flow(COMMAND))
     written = json.loads(path.read_bytes())
     assert written["stage"] == "bench"
@@ -128,6 +129,7 @@ def test_a_bare_file_is_measured_and_belongs_to_no_chain(exported, name, file, t
     assert (tmp_path / written["artifacts"]["model"]["path"]).samefile(exported[name].parent / file)
     assert not {"network", "widths", "data", "parent"} & set(written)
     assert "float32_latency_ms_median" not in written["metrics"]
+    assert "no float32 baseline: no manifest has the widths of this file\n" in capsys.readouterr().err
     with pytest.raises(
         DmsflowError,
         match="is the bench of a file without a manifest, so it has no network; look at it with dmsflow show",
@@ -139,6 +141,7 @@ def test_no_training_framework_is_in_the_process(exported, tmp_path):
     """Neither in the stage, nor in the process that it measures in."""
     script = f"""
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from dmsflow.manifest import Flow
 from dmsflow.measuring import bench, devices
@@ -213,6 +216,21 @@ def test_a_damaged_bench_is_one_line(metrics, artifacts, tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps({"metrics": metrics, "artifacts": artifacts}))
     with pytest.raises(DmsflowError, match=r"bench.json: has no '\w+'; run the stage that writes it again"):
         bench.check_required(tmp_path / "bench.json", fewer())
+
+
+def test_a_finished_bench_is_judged_anew_and_is_of_its_threads(exported, tmp_path):
+    bench.run_stage(exported["x86-64"], FEW, tmp_path, Flow(COMMAND))
+    written = (tmp_path / "bench.json").read_bytes()
+    for limit, raises in ((1e-6, True), (1e6, False)):
+        with pytest.raises(BudgetMissed) if raises else nullcontext():
+            bench.run_stage(
+                exported["x86-64"], msgspec.structs.replace(FEW, require_ms=limit), tmp_path, Flow(COMMAND, resume=True)
+            )
+    with pytest.raises(DmsflowError, match="was made with threads 1, not 2"):
+        bench.run_stage(
+            exported["x86-64"], msgspec.structs.replace(FEW, threads=2), tmp_path, Flow(COMMAND, resume=True)
+        )
+    assert (tmp_path / "bench.json").read_bytes() == written
 
 
 # --- images beside a bare file ------------------------------------------------------------------
