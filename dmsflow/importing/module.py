@@ -63,6 +63,10 @@ def read_module(
         what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
+    for step in steps:
+        if step.binarised and (step.op == "depthwise_conv" or _has_groups(step)):
+            right = "leave groups at 1, or its weights as they are: convolutions with groups stay float32"
+            raise DmsflowError(f"{name}: {step.name}", "binarises the weights of a convolution with groups", right)
     kept = _find_float_layers(module, steps, name, floats) | _find_gate_layers(steps)
     if any(each.binarised and each.op in ("conv", "linear") for each in steps):
         kept |= {each.name for each in steps if each.op in ("conv", "linear") and not each.binarised}

@@ -136,6 +136,8 @@ def _measure(
     built_for = _load_target(settings)
     missing = grid.find_missing(settings, before)
     if not missing:
+        if before and not path.exists():
+            profile.save_profile(path, before)
         return
     if path.exists():
         _save(saved, state)  # or --resume would take the old profile for this one
@@ -214,7 +216,7 @@ def _load_before(path: Path, settings: ProfileSettings, *, free: bool, add: bool
 
 
 def _read_before(path: Path) -> Profile:
-    """The profile in that place, or else the one of its name that comes with dmsflow, which stays as it is."""
+    """The profile in that place, or else the one that its name stands for, which stays as it is."""
     return profile.load_profile(str(path) if path.exists() else path.stem)
 
 

@@ -7,6 +7,7 @@ import shlex
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from dmsflow.errors import DmsflowError
@@ -154,8 +155,8 @@ def _profile_command(network: Network, profile: Profile, given: str) -> str:
     options = {name: getattr(profile, name) for name in ("name", "target", "precision", "device", "threads")}
     options |= {"networks": given or network.name, "resolutions": network.resolution}
     options |= {"channels": network.channels, "classes": network.classes}
-    words = profile.commands[-1] if profile.commands else ()
-    if "--runner" in words:
-        options["runner"] = words[words.index("--runner") + 1]
+    for word, following in pairwise((*profile.commands[-1], "") if profile.commands else ()):
+        if word.partition("=")[0] == "--runner":
+            options["runner"] = word.partition("=")[2] or following
     written = (f"--{option} {shlex.quote(str(chosen))}" for option, chosen in options.items())
     return " ".join(["dmsflow profile --add", *written])

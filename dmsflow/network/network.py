@@ -275,7 +275,7 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     for field in ("kernel", "stride", "padding", "groups", "dilation", "bits"):
         value = getattr(layer, field)
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
-    right = "leave groups at 1: a conv of floats may have more"
+    right = "leave groups at 1: only a conv may have more, if it does not read the image"
     if op == "binary_conv":
         right = "leave groups at 1, or use a conv: the kernels that LCE uses by default have no binary groups"
     refused = layer.groups < 1 or op != "conv" or INPUT in layer.inputs
@@ -331,10 +331,12 @@ def _window_rules(layer: Layer) -> Iterator[Rule]:
 def _width_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) -> Iterator[Rule]:
     """Of a layer and the widths of what it reads."""
     first, last = keys[layer.inputs[0]], keys[layer.inputs[-1]]
-    parts = (*key_parts(first), *key_parts(layer.width)) if layer.groups != 1 else ()  # type: ignore[arg-type]
-    what = f"{layer.op} has groups {layer.groups} and the widths {first!r} and {layer.width!r}"
-    uneven = any(isinstance(each, str) or each % layer.groups for each in parts)
-    yield uneven, what, "let both be numbers, multiples of groups: these are not searched"
+    if layer.groups != 1:
+        what = f"{layer.op} has groups {layer.groups} and the widths {first!r} and {layer.width!r}"
+        both: tuple[Key, ...] = (first, layer.width or 0)
+        named = any(isinstance(part, str) for key in both for part in key_parts(key))
+        uneven = named or any(value({}, key) % layer.groups for key in both)
+        yield uneven, what, "let both be numbers, multiples of groups: these are not searched"
     what = f"{JOINING_OPS.get(layer.op)} widths {first!r} and {last!r}"
     yield layer.op != "concat" and first != last, what, "let both name the same width"
     bits = next((name for name in layer.inputs[1:] if ops[name] in ("quantize", "sign", INPUT)), None)

@@ -196,6 +196,16 @@ def test_a_dense_layer_may_binarise_itself_too() -> None:
     assert shape(read(make(Dense(96, 9), nn.Identity()))) == shape(read(make(nn.Linear(96, 9), Acts())))
 
 
+@pytest.mark.parametrize("groups", [2, 6])  # of the latter each is a channel
+def test_groups_of_binary_weights_are_refused(groups: int) -> None:
+    class Grouping(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight.sign(), None, 1, 1, 1, self.groups)
+
+    with pytest.raises(DmsflowError, match="net: first: binarises the weights of a convolution with groups; leave"):
+        read(Net(lambda c_in, c_out, kernel: Grouping(c_in, c_out, kernel, groups=groups if c_in == 6 else 1)))
+
+
 def test_constants_are_no_signs() -> None:
     with pytest.raises(DmsflowError, match="net: first.ge: uses ge"):
         read(Net(lambda *sizes: Conv(*sizes, act=lambda x: (x >= x).float(), binarise=torch.sign)))

@@ -210,6 +210,7 @@ def test_what_is_added_to_a_profile_of_dmsflows_is_written_beside_it(
 ) -> None:
     first = measured(device, tmp_path / "shipped")
     monkeypatch.setattr(profile, "_folders", lambda: (tmp_path / "profiles", tmp_path / "shipped"))
+    assert measured(device, tmp_path / "profiles", add=True) == first == profile.load_profile("paper")
     more = measured(device, tmp_path / "profiles", add=True, networks=("vgg11", "resnet18"))
     assert {table.block for table in more.tables} > {table.block for table in first.tables}
     assert profile.load_profile("paper") == more

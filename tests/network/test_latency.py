@@ -206,8 +206,9 @@ def test_an_op_that_was_not_measured_is_named_with_the_command_that_adds_it() ->
         build_latency(NETWORKS["resnet18"], make_profile(NETWORKS["vgg11"]), "torchvision:resnet18")
 
 
-def test_the_command_that_adds_to_a_profile_names_its_runner_and_can_be_pasted() -> None:
-    command = ("dmsflow", "profile", "--name", "board", "--runner", "lce")
+@pytest.mark.parametrize("runner", [("--runner", "lce"), ("--runner=lce", "--add")])
+def test_the_command_that_adds_to_a_profile_names_its_runner_and_can_be_pasted(runner: tuple[str, ...]) -> None:
+    command = ("dmsflow", "profile", "--name", "board", *runner)
     made = msgspec.structs.replace(make_profile(NETWORKS["vgg11"]), commands=(command,))
     with pytest.raises(DmsflowError, match=r"--networks 'my net\.py:Net' .* --runner lce$"):
         build_latency(NETWORKS["resnet18"], made, "my net.py:Net")

@@ -64,6 +64,17 @@ def grouped(**fields: object) -> tuple[Layer, ...]:
     return fixed, Layer(name="groups", op="conv", inputs=("fixed",), **window)
 
 
+def joined_groups(left: int) -> tuple[Layer, ...]:
+    sides = [Layer(name=f"side{width}", op="conv", inputs=("conv",), width=width) for width in (left, 10)]
+    join = Layer(name="join", op="concat", inputs=tuple(each.name for each in sides))
+    return (*sides, join, Layer(name="groups", op="conv", inputs=("join",), width=16, groups=4))
+
+
+def test_groups_may_divide_a_sum_of_widths() -> None:
+    network = make(before_end(*joined_groups(6)))
+    assert {layer.name: count for layer, count in cost.weights(network, network.widths)}["groups"] == 16 * 4
+
+
 def test_a_convolution_with_groups_has_fixed_widths_and_is_one_of_its_own_to_a_profile() -> None:
     network = make(before_end(*grouped()))
     assert (out_widths(network)["groups"], resolutions(network)["groups"]) == (4, 4)
@@ -220,7 +231,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             before_end(Layer(name="relu", op="relu", inputs=("conv",), rate=0.5)),
             "layer 'relu': relu has rate 0.5; give a dropout one between 0 and 1, other ops none",
         ),
-        (swap("stem", groups=3), "layer 'stem': conv has groups 3; leave groups at 1: a conv of floats may have more"),
+        (swap("stem", groups=3), "layer 'stem': conv has groups 3; leave groups at 1: only a conv may have more"),
         (
             before_end(Layer(name="each", op="conv", inputs=("conv",), width=8, groups=2)),
             "layer 'each': conv has groups 2 and the widths 'b' and 8; let both be numbers, multiples of groups",
@@ -230,6 +241,10 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             "layer 'groups': conv has groups 4 and the widths 8 and 6; let both be numbers, multiples of groups",
         ),
         (before_end(*grouped(groups=0)), "layer 'groups': conv has groups 0; leave groups at 1"),
+        (
+            before_end(*joined_groups(7)),
+            "layer 'groups': conv has groups 4 and the widths (7, 10) and 16; let both be numbers, multiples of groups",
+        ),
         (
             before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), width="b")),
             "depthwise_conv has width 'b'; conv, binary_conv and dense name a width, other ops none",
