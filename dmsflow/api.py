@@ -155,6 +155,8 @@ def search(
     with _in_python(progress, verbose):
         kind = "image-folder" if isinstance(dataset, Path) else dataset if isinstance(dataset, str) else "arrays"
         folder = Path(out) if out else manifest.run_folder(_title(network), kind)
+        if "name" in given:
+            raise DmsflowError("name", "is no setting of a search", "give the name of a data set as dataset")
         of_data = {name: given.pop(name) for name in Data.__struct_fields__ if name in given}
         of_data = _plain({**of_data, "name": _name_dataset(dataset, folder)})
         source = settings.resolve(Data, **of_data)
@@ -354,8 +356,10 @@ def _name_dataset(dataset: Any, folder: Path) -> str:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as settings take them: paths as text, NumPy's numbers and lists as Python's."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return {name: value.item() if hasattr(value, "item") else value for name, value in plain.items()}
+    plain: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {
+        name: value.item() if hasattr(value, "item") and value.shape == () else value for name, value in plain.items()
+    }
 
 
 def _as_argument(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -107,12 +108,17 @@ def load_plugin(kind: str, name: str, *, remember: bool = True, defines: tuple[s
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything; the line it names is the one to correct
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's file may raise anything; the line it names is the one to correct
         raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
     for signature in DEFINES[kind] if defines is None else defines:
         word, function, _ = signature.partition("(")
         if not hasattr(module, word) or (function and not callable(getattr(module, word))):
             raise DmsflowError(path, f"has no {word}{function and '()'}", f"define {signature}")
+        if function:
+            setattr(module, word, functools.partial(call, str(path), getattr(module, word)))
     return module
 
 
@@ -126,8 +132,8 @@ def call(where: str, function: Callable[..., Any], *arguments: Any, **named: Any
         return function(*arguments, **named)
     except DmsflowError:
         raise
-    except Exception as error:  # a user's file may raise anything, as when it is imported
-        what = f"{type(error).__name__} in {function.__name__}(): {error}"
+    except (Exception, SystemExit) as error:  # a user's file may raise anything, as when it is imported
+        what = f"{type(error).__name__} in {getattr(function, '__name__', 'a call')}(): {error}"
         raise DmsflowError(where, what, "correct the file") from error
 
 

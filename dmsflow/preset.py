@@ -31,7 +31,9 @@ def from_preset(kind: type[msgspec.Struct], stage: str, preset: str, effort: str
 
     Each stays at least 1. Errors as `load_preset`.
     """
-    values = load_preset(stage, preset)
+    values = load_preset(stage, str(preset))
+    if effort not in EFFORTS:
+        raise DmsflowError("setting effort", f"{effort!r} is not valid", f"use one of {', '.join(EFFORTS)}")
     for field in msgspec.structs.fields(kind):
         before, factor = values.get(field.name, field.default), EFFORTS[effort].get(field.name)
         if factor and type(before) is int and 0 < before < 1 << 53:  # `settings.resolve` refuses others

@@ -177,6 +177,22 @@ def test_make_dataset_takes_names_and_augmentation(tmp_path: Path) -> None:
         ((np.zeros((4, 8, 8), np.uint8), np.zeros(4)), "train labels: are float64"),
         ((np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)), "train images: are uint8"),
         (np.zeros((4, 8, 8), np.uint8), "train images: are one array without labels; give train and test, each a pair"),
+        (
+            (np.zeros((4, 8, 8), np.uint8), np.full(4, 10**9)),
+            "train labels: reach 1000000000; number the classes from 0",
+        ),
+        (
+            (np.zeros((4, 9, 9), np.uint8), np.arange(4) % 2),
+            "its images have 9 and 32 pixels a side; correct the arrays",
+        ),
+        ((np.zeros((4, 8, 8), np.uint8), np.zeros(3, int)), "train has 4 images and 3 labels"),
+        ((np.zeros((4, 8, 8), np.uint8), np.zeros(4, int), 1), "train images: are a tuple of 3"),
+        (None, "train images: are a NoneType; give train and test"),
+        ([], "train images: are a list of 0"),
+        (iter([]), "each a pair .* .of a DataLoader its .dataset"),
+        (TensorDataset(torch.full((4, 3, 8, 8), torch.nan), torch.zeros(4)), "without Normalize"),
+        (TensorDataset(torch.zeros(4, 3, 8, 8), torch.full((4,), 1.7)), "image 0: cannot be read as .image, label."),
+        (TensorDataset(torch.zeros(4, 3, 8, 8)), "image 0: cannot be read as .image, label."),
         (TensorDataset(torch.randn(4, 3, 8, 8), torch.zeros(4)), "without Normalize"),
         ([(np.zeros((8, 8), np.uint8), 0), (np.zeros((9, 9), np.uint8), 1)], "resize all images to one size"),
     ],
@@ -265,3 +281,17 @@ def test_a_user_s_own_wait_of_openmp_stays() -> None:
         environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == printed
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"name": "cifar10"}, "name: is no setting of a search; give the name of a data set as dataset"),
+        ({"effort": "huge"}, "setting effort: 'huge' is not valid; use one of quick, normal, long"),
+        ({"preset": Path("none.toml")}, "preset none.toml: is unknown"),
+        ({"memory_mib": np.array([0.02, 1])}, "setting memory_mib: "),
+    ],
+)
+def test_settings_that_are_none_are_refused(given: dict[str, Any], wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(dmsflow.DmsflowError, match=wrong):
+        dmsflow.search(out=tmp_path, **given)

@@ -9,6 +9,7 @@ NumPy only, no torch.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from dmsflow.errors import DmsflowError, printable
 from dmsflow.plugin import list_plugins, load_plugin
-from dmsflow.settings import Data
+from dmsflow.settings import MOST_PIXELS, Data
 from dmsflow.terminal import list_names
 
 FEW_IMAGES = 20  # of a class, for training
@@ -138,7 +139,7 @@ def load_dataset(data: Data, download: bool = False, *, planned: bool = False) -
     dataset = load(argument or None, data, download)
     if not isinstance(dataset, Dataset):
         raise DmsflowError(name, f"load() returned a {type(dataset).__name__}", "return a dmsflow.datasets.Dataset")
-    _check(dataset)
+    check(dataset)
     if data.resolution not in (None, dataset.resolution):
         dataset = _resize_dataset(dataset, data.resolution)
     if data.train_images is None:
@@ -267,24 +268,40 @@ def _resize_dataset(dataset: Dataset, resolution: int) -> Dataset:
     )
 
 
-def _check(dataset: Dataset) -> None:
-    """Raise DmsflowError where a data set, most likely a user's own, breaks the contract."""
+def check(dataset: Dataset, right: str = "correct its load()") -> None:
+    """Raise DmsflowError where a data set, most likely a user's own, breaks the contract; `right` says what to do."""
+    where = f"data set {dataset.name}"
+    try:
+        broken = _find_fault(dataset)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:  # fields may be of any type
+        broken = f"{type(error).__name__}: {error}"
+    if broken:
+        raise DmsflowError(where, broken, right)
 
-    def require(met: bool, what: str) -> None:
-        if not met:
-            raise DmsflowError(f"data set {dataset.name}", what, "correct its load()")
 
-    mean, std, channels = dataset.mean, dataset.std, dataset.channels
-    sound = len(std) == channels and all(m == int(m) for m in mean) and min(std) > 0
-    require(sound, "it needs an integer mean and a positive std for each channel")
+def _find_fault(dataset: Dataset) -> str:
+    """What breaks the contract, in words; empty: nothing."""
+    mean, std, channels, sides = dataset.mean, dataset.std, dataset.channels, set[int]()
+    sound = all(0 <= m <= 255 and m == int(m) for m in mean) and all(0 < s < np.inf for s in std)
+    if len(std) != channels or not channels or not sound:
+        return "it needs an integer mean from 0 to 255 and a positive std for each channel"
+    if not 0 <= operator.index(dataset.crop_padding) <= MOST_PIXELS or not all(
+        isinstance(c, str) for c in dataset.classes
+    ):
+        return "it needs names of classes, and a crop_padding of whole pixels"
     last = len(dataset.classes) - 1
     for part, split in (("train", dataset.train), ("test", dataset.test)):
-        sound = len(split) > 0 and split.labels.min() >= 0 and split.labels.max() <= last
-        require(sound, f"{part} must have images, with labels from 0 to {last}")
+        if not len(split):
+            return f"{part} has no images"
+        if split.labels.dtype.kind not in "iu" or split.labels.ndim != 1:
+            return f"{part} has labels {split.labels.dtype} {list(split.labels.shape)}, but integers [N] are needed"
+        if split.labels.min() < 0 or split.labels.max() > last:
+            return f"{part} has labels from {split.labels.min()} to {split.labels.max()}, but the classes go from 0 to {last}"
         images = split.pixels if isinstance(split, ArraySplit) else split.images(np.array([0]))
         square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == channels
-        what = f"{part} has {images.dtype} images {list(images.shape)}, but uint8 [N, H, H, {channels}] is needed"
-        require(square and images.dtype == np.uint8, what)
-        if isinstance(split, ArraySplit):
-            counts = len(images), len(split.labels)
-            require(counts[0] == counts[1], f"{part} has {counts[0]} images and {counts[1]} labels")
+        if not square or images.dtype != np.uint8:
+            return f"{part} has {images.dtype} images {list(images.shape)}, but uint8 [N, H, H, {channels}] is needed"
+        if isinstance(split, ArraySplit) and len(images) != len(split.labels):
+            return f"{part} has {len(images)} images and {len(split.labels)} labels"
+        sides.add(images.shape[1])
+    return "" if len(sides) == 1 else f"its images have {' and '.join(map(str, sorted(sides)))} pixels a side"

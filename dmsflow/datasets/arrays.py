@@ -7,6 +7,7 @@ and may have `classes` (their names), `crop_padding` and `flip`.
 from __future__ import annotations
 
 import hashlib
+import operator
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmsflow.datasets import ArraySplit, Dataset, statistics
+from dmsflow.datasets import ArraySplit, Dataset, check, statistics
 from dmsflow.errors import DmsflowError
 from dmsflow.files import open_regular, writing
-from dmsflow.settings import Data
+from dmsflow.settings import MOST_CHANNELS, Data
 from dmsflow.terminal import track
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -74,11 +75,18 @@ def make_dataset(
     """
     splits = list[ArraySplit]()
     for part, given in (("train", train), ("test", test)):
+        right = "give train and test, each a pair (images, labels) or a torch Dataset (of a DataLoader its .dataset)"
         if hasattr(given, "shape"):
-            right = "give train and test, each a pair (images, labels)"
             raise DmsflowError(f"{part} images", "are one array without labels", right)
+        if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+            raise DmsflowError(f"{part} images", f"are a {type(given).__name__}", right)
+        if len(given) != 2 if isinstance(given, tuple) else not len(given):
+            raise DmsflowError(f"{part} images", f"are a {type(given).__name__} of {len(given)}", right)
         images, labels = given if isinstance(given, tuple) else _read_items(given)
-        pixels, numbers = np.asarray(images), np.asarray(labels)
+        try:
+            pixels, numbers = np.asarray(images), np.asarray(labels)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise DmsflowError(f"{part} images", f"or labels are no array ({error})", right) from error
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.size > 0
         if not square or pixels.dtype != np.uint8:
@@ -86,6 +94,8 @@ def make_dataset(
             raise DmsflowError(f"{part} images", what, "give squares of raw pixels, uint8 [N, H, H, C]")
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise DmsflowError(f"{part} labels", f"are {numbers.dtype} {list(numbers.shape)}", "give integers [N]")
+        if numbers.max(initial=0) >= MOST_CHANNELS:
+            raise DmsflowError(f"{part} labels", f"reach {numbers.max()}", "number the classes from 0")
         splits.append(ArraySplit(pixels, numbers.astype(np.int64)))
     mean, std = statistics(splits[0].pixels)
     padding = round(splits[0].pixels.shape[1] * CROP_SHARE) if crop_padding is None else crop_padding
@@ -94,7 +104,9 @@ def make_dataset(
         or tuple(getattr(train, "classes", ()))
         or tuple(str(label) for label in range(int(splits[0].labels.max(initial=0)) + 1))
     )
-    return Dataset(name, names, splits[0], splits[1], mean, std, crop_padding=padding, flip=flip)
+    made = Dataset(name, names, splits[0], splits[1], mean, std, crop_padding=padding, flip=flip)
+    check(made, "correct the arrays, or what is given beside them")
+    return made
 
 
 def _read_items(source: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -102,9 +114,14 @@ def _read_items(source: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images, labels, held = list[NDArray[np.uint8]](), list[int](), 0
     with track("read", len(source), "image") as progress:
         for index in range(len(source)):
-            image, label = source[index]
-            images.append(_pixels(image, index))
-            labels.append(int(label))
+            try:
+                image, label = source[index]
+                images.append(_pixels(image, index))
+                labels.append(operator.index(label))
+            except (TypeError, ValueError, OSError) as error:
+                what = f"cannot be read as (image, label) ({error})"
+                right = "give a tuple (images, labels), or a Dataset of images with whole numbers"
+                raise DmsflowError(f"image {index}", what, right) from error
             held += images[-1].nbytes
             if images[-1].shape != images[0].shape:
                 what = f"has {list(images[-1].shape)} pixels, and the first one {list(images[0].shape)}"
@@ -126,7 +143,7 @@ def _pixels(image: Any, index: int) -> NDArray[np.uint8]:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype == np.uint8:
         return pixels
-    if pixels.dtype.kind != "f" or pixels.min() < 0 or pixels.max() > 1:
+    if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # or NaN
         what = f"has {pixels.dtype} pixels from {pixels.min():g} to {pixels.max():g}"
         right = "give raw pixels, without Normalize: uint8, or floats from 0 to 1"
         raise DmsflowError(f"image {index}", what, right)

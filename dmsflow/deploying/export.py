@@ -46,6 +46,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
             written is not the network; no file is left then.
     """
     path = out / "export.json"
+    if settings.target.endswith(".toml"):  # bench finds it from any folder
+        settings = msgspec.structs.replace(settings, target=str(Path(settings.target).absolute()))
     train = load_manifest(source, "train")
     target = load_target(settings.target)
     converter, runner = choose_converter(target, settings), choose_runner(target)
@@ -72,8 +74,8 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
         most = getattr(exporter, "MOST_CHANGED_PERCENT", MOST_CHANGED_PERCENT)
         allowed = settings.close_percent if reference else most
         checked, lines = check_file(runner, candidate, reference, *images, allowed)
+        report.show(manifest.home(out) / model.name)
         candidate.replace(model)
-    report.show(manifest.home(out) / model.name)
     for line in lines:
         print_line(line)
     environment = {"runtimes": {model.name: plugin.load_plugin("runners", runner).version()}}

@@ -43,6 +43,15 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (self.runner, self.reference_runner) if self.reference_runner else (self.runner,)
 
 
+RUN_BY = ("runner", "reference_runner")
+
+
+def _beside(path: Path, name: object) -> object:
+    """A file that a target's file names: in its folder, or else in the current one."""
+    beside = path.parent / str(name)
+    return str(beside) if str(name).endswith(".py") and beside.is_file() else name
+
+
 def list_targets() -> list[str]:
     return sorted(path.stem for path in shipped_folder("targets").glob("*.toml"))
 
@@ -63,6 +72,7 @@ def load_target(name: str) -> Target:
             raise DmsflowError(path, "has a field 'name'", "remove it: a target has the name of its file")
         if "witness" in table:  # the key of earlier versions
             table = {"reference_runner": table.pop("witness"), **table}
+        table |= {key: _beside(path, table[key]) for key in (*RUN_BY, "exporter") if key in table}
         return msgspec.convert({**table, "name": path.stem}, Target)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .toml file") from error

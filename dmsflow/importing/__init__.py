@@ -25,12 +25,7 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     """
     name, images = name.removesuffix(":"), (channels, resolution, classes)
     if name.endswith(".json"):
-        network = read_network(Path(name))
-        made_for = network.channels, network.resolution, network.classes
-        if made_for != images:
-            what = f"is for (channels, pixels, classes) {made_for}, and the images have {images}"
-            raise DmsflowError(name, what, "build it for these images")
-        return network
+        return _check_images(read_network(Path(name)), name, images)
     file, colon, attribute = name.rpartition(":")
     if colon and (file == TORCHVISION or file.endswith(".py")):
         return _load_module(name, file, attribute, *images)
@@ -41,6 +36,14 @@ def load_network(name: str, channels: int, resolution: int, classes: int) -> Net
     network = plugin.call(name, defined.build, *images)
     if not isinstance(network, Network):
         raise DmsflowError(name, f"build() returned {type(network).__name__}", "return a dmsflow.network.Network")
+    return _check_images(network, name, images)
+
+
+def _check_images(network: Network, name: str, images: tuple[int, int, int]) -> Network:
+    made_for = network.channels, network.resolution, network.classes
+    if made_for != images:
+        what = f"is for (channels, pixels, classes) {made_for}, and the images have {images}"
+        raise DmsflowError(name, what, "build it for these images")
     return network
 
 

@@ -228,6 +228,9 @@ def check(network: Network) -> None:
     where = f"network {network.name}"
     for name in (network.name, *network.widths, *(layer.name for layer in network.layers)):
         require_utf8(where, name)
+    for name, base in network.widths.items():
+        if not isinstance(base, int):
+            raise DmsflowError(f"{where}, width {name!r}", f"is of type {type(base).__name__}", "give an int")
     few = min(network.channels, network.resolution, network.classes) < 1
     what = f"has {network.channels} channels of {network.resolution} pixels a side, {network.classes} classes"
     outside = few or network.channels > MOST_CHANNELS or network.resolution > MOST_PIXELS

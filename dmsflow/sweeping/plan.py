@@ -16,11 +16,12 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow import options, preset, settings
-from dmsflow.deploying.target import load_target
+from dmsflow.deploying.target import Target, load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import RECORDS, Stage
+from dmsflow.plugin import load_plugin
 from dmsflow.searching.slopes import REACH
-from dmsflow.settings import BUDGETS, Method, Seed
+from dmsflow.settings import BUDGETS, BenchSettings, Method, Seed
 
 LEARNED = ("memory_mib", "macs_m")  # the costs whose range a search records
 LISTED = {
@@ -114,10 +115,6 @@ def read_plan(path: Path) -> tuple[Plan, list[Row]]:
         raise DmsflowError(path, f"has an unknown field {unknown[0]!r}", right)
     try:
         plan = settings.resolve(Plan, **values)
-        if plan.effort not in preset.EFFORTS:
-            raise DmsflowError(
-                "setting effort", f"{plan.effort!r} is not valid", f"use one of {', '.join(preset.EFFORTS)}"
-            )
         return plan, _list_rows(plan)
     except DmsflowError as error:
         error.args = (f"{path}: {error}",)
@@ -155,7 +152,7 @@ def _list_devices(plan: Plan) -> list[Device]:
         given = {stage: {name: table[name] for name in names if name in table} for stage, names in known.items()}
         values = {stage: {**getattr(plan, stage), **given[stage]} for stage in known}
         made = {stage: _resolve(stage, values[stage]) for stage in known}
-        load_target(made["export"].target)  # before hours of training, not after them
+        _check_device(plan, load_target(made["export"].target), made["bench"])
         where = "" if made["bench"].device == "local" else f"-{made['bench'].device}"
         name = re.sub(r"[^\w.]+", "-", f"{Path(made['export'].target).stem}{where}") if len(tables) > 1 else ""
         devices.append(Device(name, values))
@@ -163,6 +160,16 @@ def _list_devices(plan: Plan) -> list[Device]:
         if names.count(name) > 1:
             raise DmsflowError(f"device {name}", "is there twice", "leave one of them out")
     return devices
+
+
+def _check_device(plan: Plan, target: Target, bench: BenchSettings) -> None:
+    """Refuse what does not exist, or does not fit, before hours of training and not after them."""
+    exporter = load_plugin("exporters", target.exporter)
+    if plan.train.get("precision") != "float" and not hasattr(exporter, "write"):
+        right = 'use another target, such as onnx, or precision = "float" in [train]'
+        raise DmsflowError(f"target {target.name}", "takes float32 networks only, and these are binary", right)
+    load_plugin("runners", bench.runner or target.runner)
+    load_plugin("devices", bench.device.partition("://")[0])
 
 
 def _list_budgets(plan: Plan, devices: Sequence[Device]) -> list[tuple[dict[str, Any], Sequence[Device]]]:

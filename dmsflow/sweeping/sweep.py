@@ -25,11 +25,19 @@ PLAN = "plan.toml"  # the copy in the folder of the sweep
 
 
 def prepare(path: Path, out: Path, costs: Costs) -> tuple[Plan, list[Row]]:
-    """A plan and its rows, in the order in which they begin."""
+    """A plan and its rows, in the order in which they begin.
+
+    Processes that begin at other times find other rows searched. These decide who leads, but not the order, by which
+    all of them share the rows.
+    """
     plan, rows = read_plan(path)
-    return plan, with_leaders(
-        rows, lambda row: costs.describe(row)[0], lambda row: (out / row.name / "search.jsonl").exists()
-    )
+
+    def led(is_searched: Callable[[Row], bool]) -> list[Row]:
+        return with_leaders(rows, lambda row: costs.describe(row)[0], is_searched)
+
+    order = [row.name for row in led(lambda _: False)]
+    found = led(lambda row: (out / row.name / "search.jsonl").exists())
+    return plan, sorted(found, key=lambda row: order.index(row.name))
 
 
 def sweep_plan(path: Path, out: Path, *, jobs: int, shard: tuple[int, int], resume: bool) -> Path | None:
@@ -52,6 +60,8 @@ def sweep_plan(path: Path, out: Path, *, jobs: int, shard: tuple[int, int], resu
     together = jobs * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = max(1, (os.cpu_count() or 1) // together) if together > 1 else 0
     work = Work(out, rows, plan.until, threads)
+    for row in rows:
+        work.check_unchanged(row)
     keep_plan(path, out)
     _do_all(claims, "make", mine, work.make, jobs, work)
     if plan.until == "bench":

@@ -54,6 +54,13 @@ class Work:
             for device in row.devices if "export" in self.stages else ():
                 self._do("export", row, worker, device)
 
+    def check_unchanged(self, row: Row) -> None:
+        """Refuse a plan that asks for another search than the one that is finished: its setting that differs."""
+        path = self._folder(row, None) / "search.json"
+        if path.exists() and (change := manifest.find_change(manifest.load_manifest(path), row.settings("search"))):
+            what = "was made with {} {}, and the plan says {}".format(*change)
+            raise DmsflowError(path, what, "use the plan as it was, or --out for another folder")
+
     def measure(self, row: Row, worker: int) -> None:
         """Measure the files of a row, each device by one row at a time."""
         if (self.out / row.name / FAILED).exists():

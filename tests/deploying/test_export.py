@@ -80,6 +80,16 @@ def test_a_chain_becomes_a_file_with_the_logits_of_the_integer_graph(trained, na
     assert sorted(one.name for one in tmp_path.iterdir()) == ["export.json", model.name]
 
 
+def test_a_target_of_ones_own_is_found_from_any_folder(trained, tmp_path, monkeypatch):
+    (tmp_path / "desk.toml").write_text(
+        'description = ""\nexporter = "onnx"\nrunner = "onnxruntime"\nsuffix = ".onnx"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    written = load_manifest(export.run_stage(trained, settings("desk.toml"), tmp_path / "out", Flow(COMMAND)))
+    assert written.settings["target"] == str(tmp_path / "desk.toml")
+    export.run_stage(trained, settings("desk.toml"), tmp_path / "out", Flow(COMMAND, resume=True))
+
+
 def test_the_account_adds_up(trained, tmp_path):
     path = export.run_stage(trained, settings("onnx"), tmp_path, Flow(COMMAND))
     metrics = load_manifest(path).metrics

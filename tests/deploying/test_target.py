@@ -33,6 +33,15 @@ def test_a_users_own_file(tmp_path):
     )
 
 
+def test_files_that_it_names_may_lie_beside_it(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.py").touch()
+    path = tmp_path / "own" / "fridge.toml"
+    path.write_text(OWN.replace('"lce"', '"mine.py"') + 'reference_runner = "other.py"\n')
+    found = load_target(str(path))
+    assert found.exporter == found.runner == str(tmp_path / "own" / "mine.py") and found.reference_runner == "other.py"
+
+
 @pytest.mark.parametrize("key", ["reference_runner", "witness"])
 def test_a_reference_runner_may_have_its_earlier_name(tmp_path, key):
     path = tmp_path / "fridge.toml"

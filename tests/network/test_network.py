@@ -58,6 +58,11 @@ def test_a_depthwise_convolution_keeps_its_width() -> None:
     assert fused_blocks(network)[-2].name == "depthwise_conv 3x3 stride 2 on 8x8"
 
 
+def test_widths_are_whole_numbers() -> None:
+    with pytest.raises(DmsflowError, match="network mine, width 'a': is of type float; give an int"):
+        make(widths={"a": 8.5, "b": 6})
+
+
 def grouped(**fields: object) -> tuple[Layer, ...]:
     window: dict[str, Any] = {"width": 4, "groups": 2, "kernel": 3, "stride": 2, "padding": 1, **fields}
     fixed = Layer(name="fixed", op="conv", inputs=("conv",), width=8)
@@ -335,6 +340,19 @@ def test_a_users_own_network(tmp_path: Path) -> None:
     path.write_text("def build(channels, resolution, classes):\n    return channels\n")
     assert load_plugin("networks", str(path)).build(3, 32, 10) == 3
     with pytest.raises(DmsflowError, match=r"mine\.py: build\(\) returned int; return a dmsflow\.network\.Network"):
+        load_network(str(path), 3, 32, 10)
+    path.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(DmsflowError, match=r"mine\.py: SystemExit on import: 3; correct the file"):
+        load_plugin("networks", str(path))
+    path.write_text(
+        "from dmsflow.network.architectures.vgg11 import build as make\nbuild = lambda *_: make(3, 32, 7)\n"
+    )
+    with pytest.raises(
+        DmsflowError, match=r"is for \(channels, pixels, classes\) \(3, 32, 7\), and the images have \("
+    ):
+        load_network(str(path), 3, 32, 10)
+    path.write_text("import functools\nbuild = functools.partial(divmod, 0)\n")
+    with pytest.raises(DmsflowError, match=r"mine\.py: TypeError in a call\(\): .*; correct the file"):
         load_network(str(path), 3, 32, 10)
     path.write_text("def build(channels, resolution, classes):\n    return channels / 0\n")
     with pytest.raises(

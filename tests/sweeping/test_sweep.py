@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -163,12 +164,30 @@ def test_a_failed_row_keeps_its_message_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_a_changed_plan_is_refused_row_by_row(tmp_path: Path, commands: Commands) -> None:
+def test_a_changed_plan_is_refused_before_it_replaces_the_old_one(tmp_path: Path, commands: Commands) -> None:
     out, text = tmp_path / "out", f'until = "search"\n{PLAN}'.replace(', "balanced"', "")
     do(write(tmp_path, text), out)
     path = write(tmp_path, text.replace("rounds = 3", "rounds = 4"))
-    with pytest.raises(DmsflowError, match="2 of 2 rows failed"):
+    with pytest.raises(
+        DmsflowError, match=r"search.json: was made with rounds 3, and the plan says 4; use the plan as"
+    ):
         do(path, out, resume=True)
+    assert (out / "plan.toml").read_text() == text
+
+
+def test_shards_that_begin_at_any_time_share_all_rows(tmp_path: Path) -> None:
+    """What others have searched so far changes who leads, not whose a row is."""
+    path, costs = tmp_path / "plan.toml", estimate.Costs()
+    path.write_text("".join(f"[[budgets]]\nmemory_mib = {size}\n" for size in (0.04, 0.1, 0.16, 0.05, 0.08)))
+    for order in itertools.permutations(range(3)):
+        out, names = tmp_path / str(order), list[str]()
+        for shard in order:
+            mine = sweep.prepare(path, out, costs)[1][shard::3]
+            names += [row.name for row in mine]
+            for row in mine:
+                (out / (row.leader or row.name)).mkdir(parents=True, exist_ok=True)
+                (out / (row.leader or row.name) / "search.jsonl").touch()
+        assert sorted(names) == sorted(row.name for row in plan.read_plan(path)[1])
 
 
 @pytest.mark.slow
