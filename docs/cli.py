@@ -46,8 +46,8 @@ names of the command and the option: `DMSFLOW_SEARCH_PRESET=paper` is `--preset 
 and finished stages are kept. `--resume` is refused if the settings differ from those of a
 finished stage. `--force` repeats everything.
 
-**Exit codes**: 0 means success, 1 an error (one line says what would be right), 2 wrong usage, and 3 a missed
-budget, or a latency above `--require-ms` of bench.
+**Exit codes**: 0 means success, 1 an error (one line says what would be right) or Ctrl-C, 2 wrong usage, 3 a missed
+budget, or a latency above `--require-ms` of bench, 70 a fault of dmsflow itself, and 143 an end by SIGTERM.
 
 **Shell completion**: put one of these lines into your shell's start-up file. Tab then completes commands, options and
 their values.

@@ -285,9 +285,8 @@ def _find_fault(dataset: Dataset) -> str:
     sound = all(0 <= m <= 255 and m == int(m) for m in mean) and all(0 < s < np.inf for s in std)
     if len(std) != channels or not channels or not sound:
         return "it needs an integer mean from 0 to 255 and a positive std for each channel"
-    if not 0 <= operator.index(dataset.crop_padding) <= MOST_PIXELS or not all(
-        isinstance(c, str) for c in dataset.classes
-    ):
+    named, padding = all(isinstance(name, str) for name in dataset.classes), operator.index(dataset.crop_padding)
+    if not (named and 0 <= padding <= MOST_PIXELS):
         return "it needs names of classes, and a crop_padding of whole pixels"
     last = len(dataset.classes) - 1
     for part, split in (("train", dataset.train), ("test", dataset.test)):
