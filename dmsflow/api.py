@@ -272,13 +272,13 @@ def bench(
         return Benched(*_perform("bench", path, [str(path)], given, folder, flow))
 
 
-def load(source: Path | str) -> Result:
+def load(source: Source) -> Result:
     """Read the result of a stage: the path of its manifest, or the name of a model that comes with dmsflow (its training).
 
     Raises:
         DmsflowError: there is no such file, or it, or a file that it names, was changed.
     """
-    path = shipped.find_model(Path(source), "export")
+    path = _find_file(source, "export")
     kinds = {"search": Searched, "train": Trained, "export": Exported, "bench": Benched}
     done = manifest.load_manifest(path, bare=True)
     return kinds[done.stage](path, done)
@@ -314,8 +314,17 @@ def _perform(
 
 def _find(source: Source, stage: str, out: Path | str | None, target: str = "") -> tuple[Path, Path]:
     """The file that a stage reads, and the folder that it writes to."""
-    path = source.path if isinstance(source, Result) else shipped.find_model(Path(source), stage)
+    path = _find_file(source, stage)
     return path, Path(out) if out else shipped.default_out(path, target)
+
+
+def _find_file(source: Any, stage: str) -> Path:
+    if isinstance(source, Result):
+        return source.path
+    if not isinstance(source, (str, Path)):
+        right = "give what another stage returned, or the path of its file"
+        raise DmsflowError("source", f"is of type {type(source).__name__}", right)
+    return shipped.find_model(Path(source), stage)
 
 
 def _title(network: Any) -> str:

@@ -295,3 +295,11 @@ def test_a_user_s_own_wait_of_openmp_stays() -> None:
 def test_settings_that_are_none_are_refused(given: dict[str, Any], wrong: str, tmp_path: Path) -> None:
     with pytest.raises(dmsflow.DmsflowError, match=wrong):
         dmsflow.search(out=tmp_path, **given)
+
+
+def test_a_source_is_a_result_or_a_path(chain: tuple[Any, ...]) -> None:
+    found = next(each for each in chain if isinstance(each, dmsflow.Result))
+    assert dmsflow.load(found).path == found.path
+    for call in (dmsflow.load, dmsflow.train, dmsflow.export, dmsflow.bench):
+        with pytest.raises(dmsflow.DmsflowError, match="source: is of type NoneType; give what another stage returned"):
+            call(None)  # type: ignore[operator]
