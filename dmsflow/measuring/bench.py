@@ -61,6 +61,8 @@ def run_stage(source: Path, settings: BenchSettings, out: Path, flow: Flow) -> P
     metrics = _metrics(benched, timings, sizes, prediction)
     if runner:
         metrics |= accuracy.measure_top1(benched, settings, runner)
+    if settings.baseline != "none" and not benched.export:
+        print_line(f"no {settings.baseline} baseline: no manifest has the widths of this file")
     _print(settings, timings, machine, metrics)
     measured = timings[benched.path.name]
     if prediction:
@@ -151,10 +153,9 @@ def _measure(benched: Benched, settings: BenchSettings) -> tuple[Timings, dict[s
             # Random weights: they change no time, and few chains have trained the float network.
             files[label] = write_random(load_target(BASELINES[label]), "float", network, widths, Path(folder, label))
             sizes[label] = Path(files[label].path).stat().st_size
-        if settings.baseline != "none" and len(sizes) == 1:
+        if benched.export and settings.baseline != "none" and len(sizes) == 1:
             where = settings.runner_file or settings.device
-            why = f"{where} does not run onnxruntime" if benched.export else "no manifest has the widths of this file"
-            print_line(f"no {settings.baseline} baseline: {why}")
+            print_line(f"no {settings.baseline} baseline: {where} does not run onnxruntime")
         how = {name: getattr(settings, name) for name in ("threads", "warm_up", "runs", "operations")}
         access = devices.Access(python=settings.python, runner_file=settings.runner_file)
         with devices.connect(settings.device, access) as measure:
