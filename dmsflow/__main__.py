@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
 from dmsflow.terminal import end_interrupted, interruptible
 
+# Allocations between two collections; Python's 700 suits programs that do not import torch's millions of objects.
+COLLECT_AFTER = 10_000
+
 
 def main() -> int:
     """Run the command line of this process, and give its exit code."""
+    gc.set_threshold(COLLECT_AFTER)
     with interruptible() as received:
         try:
             from dmsflow import cli
@@ -21,6 +26,7 @@ def main() -> int:
             code = cli.main()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is written: what still ends needs no traceback
+    gc.freeze()  # as the process ends, Python looks through all that torch has made, for seconds
     return code
 
 
