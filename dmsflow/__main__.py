@@ -8,7 +8,7 @@ import sys
 
 from dmsflow.terminal import end_interrupted, interruptible
 
-# Allocations between two collections; Python's 700 suits programs that do not import torch's millions of objects.
+# Allocations between two collections; Python's own number, 700 to 2,000, is for programs without torch's million objects.
 COLLECT_AFTER = 10_000
 
 

@@ -108,10 +108,7 @@ def load_plugin(kind: str, name: str, *, remember: bool = True, defines: tuple[s
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a user's file may raise anything; the line it names is the one to correct
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise DmsflowError(path, f"{type(error).__name__} on import: {error}", "correct the file") from error
     for signature in DEFINES[kind] if defines is None else defines:
         word, function, _ = signature.partition("(")

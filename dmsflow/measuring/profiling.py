@@ -177,7 +177,7 @@ def _measure(
 def plan_profile(settings: ProfileSettings, name: str, out: Path, *, add: bool = False) -> list[tuple[str, str]]:
     """What `measure_profile` would do, as rows of a label and a value; its errors, where known before measuring."""
     path, _ = _paths(name, out)
-    before = _read_before(path) if add else None
+    before = _load_before(path, settings, free=True, add=add)
     built_for = _load_target(settings)
     devices.find(settings.device)
     missing = grid.find_missing(settings, before)
@@ -207,17 +207,13 @@ def _load_before(path: Path, settings: ProfileSettings, *, free: bool, add: bool
             right = "use --add to measure missing blocks, --force to measure everything again, or another --name"
             raise DmsflowError(path, "already exists", right)
         return None
-    before = _read_before(path)
+    # Else the one that its name stands for, which stays as it is.
+    before = profile.load_profile(str(path) if path.exists() else path.stem)
     for name in KEPT:
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:
             raise DmsflowError(path, f"has {name} {old}, not {new}", f"use --{name} {old}, or another --name")
     return before
-
-
-def _read_before(path: Path) -> Profile:
-    """The profile in that place, or else the one that its name stands for, which stays as it is."""
-    return profile.load_profile(str(path) if path.exists() else path.stem)
 
 
 def _check_same_device(path: Path, before: Profile, watch: Stopwatch) -> None:

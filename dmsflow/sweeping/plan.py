@@ -16,9 +16,11 @@ import msgspec
 from msgspec import Meta
 
 from dmsflow import options, preset, settings
+from dmsflow.deploying.export import check_takes_binary
 from dmsflow.deploying.target import Target, load_target
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import RECORDS, Stage
+from dmsflow.measuring.devices import find as find_device
 from dmsflow.plugin import load_plugin
 from dmsflow.searching.slopes import REACH
 from dmsflow.settings import BUDGETS, BenchSettings, Method, Seed
@@ -164,12 +166,10 @@ def _list_devices(plan: Plan) -> list[Device]:
 
 def _check_device(plan: Plan, target: Target, bench: BenchSettings) -> None:
     """Refuse what does not exist, or does not fit, before hours of training and not after them."""
-    exporter = load_plugin("exporters", target.exporter)
-    if plan.train.get("precision") != "float" and not hasattr(exporter, "write"):
-        right = 'use another target, such as onnx, or precision = "float" in [train]'
-        raise DmsflowError(f"target {target.name}", "takes float32 networks only, and these are binary", right)
+    if plan.train.get("precision") != "float":
+        check_takes_binary(target)
     load_plugin("runners", bench.runner or target.runner)
-    load_plugin("devices", bench.device.partition("://")[0])
+    find_device(bench.device)
 
 
 def _list_budgets(plan: Plan, devices: Sequence[Device]) -> list[tuple[dict[str, Any], Sequence[Device]]]:

@@ -17,6 +17,7 @@ from dmsflow import manifest
 from dmsflow.errors import DmsflowError
 from dmsflow.files import locked, write_atomically
 from dmsflow.manifest import Flow
+from dmsflow.settings import anchored
 from dmsflow.sweeping.plan import Device, Row
 from dmsflow.terminal import listening, print_line
 
@@ -55,11 +56,15 @@ class Work:
                 self._do("export", row, worker, device)
 
     def check_unchanged(self, row: Row) -> None:
-        """Refuse a plan that asks for another search than the one that is finished: its setting that differs."""
+        """Refuse a plan that asks for another search than the one that is finished, or for one on other images."""
         path = self._folder(row, None) / "search.json"
-        if path.exists() and (change := manifest.find_change(manifest.load_manifest(path), row.settings("search"))):
-            what = "was made with {} {}, and the plan says {}".format(*change)
-            raise DmsflowError(path, what, "use the plan as it was, or --out for another folder")
+        if not path.exists():
+            return
+        done, right = manifest.load_manifest(path), "use the plan as it was, or --out for another folder"
+        if change := manifest.find_change(done, row.settings("search")):
+            raise DmsflowError(path, "was made with {} {}, and the plan says {}".format(*change), right)
+        if anchored(row.settings("data")) != done.data:
+            raise DmsflowError(path, "was made with another table [data]", right)
 
     def measure(self, row: Row, worker: int) -> None:
         """Measure the files of a row, each device by one row at a time."""

@@ -91,7 +91,10 @@ def test_milliseconds_without_a_profile_are_those_of_each_device(tmp_path: Path)
         ('effort = "much"', "setting effort: 'much' is not valid; use one of quick, normal, long"),
         ("[data]\nnmae = 1", "[data] setting nmae: is unknown"),
         ("seeds = [", "is not TOML"),
-        ('targets = ["onnx-int8"]', "target onnx-int8: takes float32 networks only, and these are binary; use another"),
+        (
+            'targets = ["onnx-int8"]',
+            "target onnx-int8: takes float32 networks only, and this one is binary; train with",
+        ),
         ('[bench]\nrunner = "nope"', "runner nope: is unknown; use one of "),
         ('[[devices]]\ndevice = "foo"', "device foo: is unknown; use one of "),
     ],

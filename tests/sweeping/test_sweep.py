@@ -172,6 +172,11 @@ def test_a_changed_plan_is_refused_before_it_replaces_the_old_one(tmp_path: Path
         DmsflowError, match=r"search.json: was made with rounds 3, and the plan says 4; use the plan as"
     ):
         do(path, out, resume=True)
+    path = write(tmp_path, text.replace("train_images = 60", "train_images = 80"))
+    with pytest.raises(
+        DmsflowError, match=r"search.json: was made with another table \[data\]; use the plan as it was"
+    ):
+        do(path, out, resume=True)
     assert (out / "plan.toml").read_text() == text
 
 
