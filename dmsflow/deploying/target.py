@@ -43,7 +43,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (self.runner, self.reference_runner) if self.reference_runner else (self.runner,)
 
 
-RUN_BY = ("runner", "reference_runner")
+PLUGINS = ("exporter", "runner", "reference_runner")
 
 
 def _beside(path: Path, name: object) -> object:
@@ -72,7 +72,7 @@ def load_target(name: str) -> Target:
             raise DmsflowError(path, "has a field 'name'", "remove it: a target has the name of its file")
         if "witness" in table:  # the key of earlier versions
             table = {"reference_runner": table.pop("witness"), **table}
-        table |= {key: _beside(path, table[key]) for key in (*RUN_BY, "exporter") if key in table}
+        table |= {key: _beside(path, table[key]) for key in PLUGINS if key in table}
         return msgspec.convert({**table, "name": path.stem}, Target)
     except OSError as error:
         raise DmsflowError(path, error.strerror or str(error), "give the path of an existing .toml file") from error

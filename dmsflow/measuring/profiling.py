@@ -212,7 +212,8 @@ def _load_before(path: Path, settings: ProfileSettings, *, free: bool, add: bool
     for name in KEPT:
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:
-            raise DmsflowError(path, f"has {name} {old}, not {new}", f"use --{name} {old}, or another --name")
+            where = f"profile {before.title}"
+            raise DmsflowError(where, f"has {name} {old}, not {new}", f"use --{name} {old}, or another --name")
     return before
 
 

@@ -258,9 +258,7 @@ class Budgets:
                 or even the largest is within all of them; or there are no widths.
         """
         if not self.network.widths:
-            right = (
-                "use one with a convolution that is neither behind groups nor in front of them, nor fixed by a number"
-            )
+            right = "use another: numbers, and the widths around a convolution with groups, are not searched"
             raise DmsflowError(f"network {self.network.name}", "has no width to search", right)
         largest = self._integers(self.bounds.high)
         named = {"smallest": self.smallest, "base": self.network.widths, "largest": largest}

@@ -144,7 +144,7 @@ def test_a_network_of_fixed_widths_has_nothing_to_search() -> None:
         replace(each, width=8 if each.op in ("conv", "binary_conv") else each.width) for each in network.layers
     )
     budgets = Budgets.from_settings(SearchSettings(memory_mib=0.1), replace(network, layers=layers, widths={}))
-    with pytest.raises(DmsflowError, match="network vgg11: has no width to search; use one with a convolution"):
+    with pytest.raises(DmsflowError, match="network vgg11: has no width to search; use another: numbers, and"):
         budgets.check_feasible()
 
 
