@@ -39,6 +39,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.files import write_atomically
 from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
+from dmsflow.searching.budget import Budgets
 from dmsflow.searching.slopes import RULES, Slopes, equal_slopes, rule_widths
 from dmsflow.searching.widths import make_budgets
 from dmsflow.settings import SearchSettings, resolve
@@ -50,6 +51,7 @@ TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 EPOCHS = 3
 # One search a seed serves all cells: their costs, 0.05 to 0.078 MiB and 10 to 34 M MACs, are in what it learns.
 SEARCH: dict[str, Any] = {"memory_mib": 0.078, "macs_m": 28.0}
+STEM = "float"  # its step is what some cells lie in front of
 SETTINGS: tuple[str, ...] = ()  # of searches and trainings beside the defaults, as `search.rounds=2`
 # Whether the search is better: the differences of one seed are paired (same budgets, images and order); over several
 # cells they are first averaged for each seed, since cells share the search. Beyond so many standard errors it counts.
@@ -68,8 +70,11 @@ class Cell:
 
     def rule(self, rule: str) -> dict[str, int]:
         """The widths of a rule, which need no training."""
-        settings = resolve(SearchSettings, network=NETWORK, **self.budgets)
-        return rule_widths(make_budgets(settings, load_network(NETWORK, 3, 32, 10)), rule)
+        return rule_widths(self.limits(), rule)
+
+    def limits(self) -> Budgets:
+        settings = resolve(SearchSettings, network=NETWORK, stem=STEM, **self.budgets)
+        return make_budgets(settings, load_network(NETWORK, 3, 32, 10))
 
 
 def _timed(profile: str, latency_ms: float, memory_mib: float = 0.078) -> Cell:
@@ -184,7 +189,7 @@ def search(seed: int, where: Place) -> None:
 
 
 def _search(where: Place) -> list[str]:
-    changes = [f"data.train_images={TRAIN_IMAGES}", "search.threads=1", *_changes("search")]
+    changes = [f"data.train_images={TRAIN_IMAGES}", "search.threads=1", f"search.stem={STEM}", *_changes("search")]
     return ["--network", NETWORK, *where.data, *(f"--set={change}" for change in changes)]
 
 
@@ -294,7 +299,7 @@ def best_draw(cell: Cell, where: Place) -> dict[str, Any]:
 
 def _costs(cell: Cell, widths: dict[str, int]) -> dict[str, Any]:
     """What the widths cost, and what they take of each budget: the same program for all methods."""
-    budgets = make_budgets(resolve(SearchSettings, network=NETWORK, **cell.budgets), load_network(NETWORK, 3, 32, 10))
+    budgets = cell.limits()
     if not budgets.met(widths):
         raise DmsflowError(cell.name, f"is not met by {widths}", "correct the program that chose them")
     used = {each.name: each.cost(widths) / each.limit for each in budgets.limits}

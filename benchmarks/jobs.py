@@ -202,7 +202,9 @@ def _try(job: Job, where: Runs) -> bool:
             if not free:
                 return False
             with _announce(path):
-                chosen = settings.resolve(settings.SearchSettings, **job.search, **common)
+                # Rows of before there was a choice have float stems; networks with another bring it themselves.
+                asked = {"stem": "float", **job.search, **common}
+                chosen = settings.resolve(settings.SearchSettings, **asked)
                 search.run_stage(where.data, chosen, path.parent, Flow(tuple(sys.argv), resume=True))
     if not (path := where.trained(job)).exists():
         with lock(path.parent) as free:

@@ -131,8 +131,8 @@ class SearchSettings(WeightSettings, frozen=True, kw_only=True, forbid_unknown_f
     ] = None
     stem: Annotated[
         Literal["float", "int8"],
-        option("Have the first convolution and the dense layer in float32, or with 8-bit weights, on uint8 pixels."),
-    ] = "float"
+        option("Give the first convolution and the dense layer weights of 8 bits, for uint8 pixels, or float32 ones."),
+    ] = "int8"
     rounds: Annotated[Count, preset_only("Search for this many rounds, each a weight phase and a width phase.")] = 16
     weight_steps: Annotated[Count, preset_only("Train this many steps in a weight phase.")] = 40
     weight_epochs: Annotated[
@@ -214,7 +214,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = "direct"
     pixels: Annotated[
         Literal["uint8", "float32"] | None,
-        option("Have the file take pixels of this type; default: uint8 with search --stem int8, else float32."),
+        option("Have the file take pixels of this type; default: uint8, or float32 where the stem is float."),
     ] = None
     close_percent: Annotated[
         float,
@@ -302,6 +302,8 @@ def with_present_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     found = {RENAMED_FIELDS.get(name, name): value for name, value in recorded.items()}
     if found.get("method") in [*RENAMED_METHODS]:  # which a list, that cannot be a key, is not
         found["method"] = RENAMED_METHODS[found["method"]]
+    if "weight_steps" in found:  # a search; before there was a choice its stem was float
+        found.setdefault("stem", "float")
     if isinstance(found.get("baseline"), bool):
         found["baseline"] = RENAMED_BASELINES[found["baseline"]]
     return found

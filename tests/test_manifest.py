@@ -320,6 +320,15 @@ def test_a_stage_of_an_earlier_version_is_finished_under_its_present_names(
         manifest.is_finished(path, SearchSettings(method=method, amp="off"), resumed)
 
 
+def test_a_search_of_before_there_was_a_choice_had_a_float_stem(tmp_path: Path) -> None:
+    recorded = msgspec.to_builtins(SearchSettings())
+    del recorded["stem"]
+    path, resumed = make(tmp_path, settings=recorded), Flow((), resume=True)
+    assert manifest.is_finished(path, SearchSettings(stem="float"), resumed)
+    with pytest.raises(DmsflowError, match="was made with stem float, not int8"):
+        manifest.is_finished(path, SearchSettings(), resumed)
+
+
 def test_a_search_of_other_images_is_not_finished(tmp_path: Path) -> None:
     path, resumed = make(tmp_path, data=anchored(Data())), Flow((), resume=True)
     assert manifest.is_finished(path, SearchSettings(), resumed, Data())

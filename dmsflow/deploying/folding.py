@@ -251,11 +251,7 @@ def _round_stem_filters(
     weight = trained.filters(layer) / std
     if layer.bits == 8:
         step = _measure_step(weight.reshape(len(weight), -1), axis=1)
-        whole = np.rint(weight / step[:, None, None, None]) + 0.0
-        if (abs(whole) * _largest_inputs(mean)).sum((1, 2, 3)).max() > integer_graph.LARGEST_SUM:
-            right = "use a smaller kernel, or --stem float"
-            raise DmsflowError(layer.name, "sums too many pixels for weights of 8 bits", right)
-        return whole, step
+        return np.rint(weight / step[:, None, None, None]) + 0.0, step
     threshold = np.zeros(len(weight))
     if tail.half is not None:
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):

@@ -6,6 +6,7 @@ do. In steps of 32 up to 128 channels these are 15, 47, 79 and 111. Nothing here
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import INPUT, Layer, Network, value
+from dmsflow.network.network import INPUT, Layer, Network, value, with_int8_stem
 from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 
@@ -34,22 +35,24 @@ Bases = tuple[int, int]  # widest base channels that a block reads and writes in
 
 
 def load_networks(settings: ProfileSettings) -> list[Network]:
-    """Every network to cover, at every resolution."""
-    return [
-        load_network(name, settings.channels, resolution, settings.classes)
-        for name in settings.networks
-        for resolution in settings.resolutions
-    ]
+    """Every network to cover, at every resolution, with the stem that a search gives it."""
+    each = itertools.product(settings.networks, settings.resolutions)
+    networks = [load_network(name, settings.channels, pixels, settings.classes) for name, pixels in each]
+    return networks if settings.precision == "float" else [with_int8_stem(network) for network in networks]
 
 
 def find_missing(settings: ProfileSettings, before: Profile | None) -> list[tuple[FusedBlock, Bases]]:
-    """Every block of the networks once, without those that a profile covers as widely as is asked for."""
+    """Every block of the networks once, without those that a profile covers as widely as is asked for.
+
+    What has weights of 8 bits is measured with float weights too.
+    """
     asked: dict[str, tuple[FusedBlock, Bases]] = {}
     for network in load_networks(settings):
         for block in fused_blocks(network):
             bases = [value(network.widths, key) for key in (block.reads, block.writes)]
-            _, known = asked.get(block.name, (block, (0, 0)))
-            asked[block.name] = block, (max(bases[0], known[0]), max(bases[1], known[1]))
+            for each in (block, block.in_float):
+                _, known = asked.get(each.name, (each, (0, 0)))
+                asked[each.name] = each, (max(bases[0], known[0]), max(bases[1], known[1]))
     return [
         (block, bases)
         for block, bases in asked.values()
@@ -58,7 +61,7 @@ def find_missing(settings: ProfileSettings, before: Profile | None) -> list[tupl
 
 
 def _covers(before: Profile, block: FusedBlock, bases: Bases, ratio: float) -> bool:
-    table, step = before.table(block.name), before.steps.get(block.op, Granularity())
+    table, step = before.table(block.name), before.steps.get(block.kind, Granularity())
     return table is not None and all(
         not widths or round_up(widths[-1], each) >= base * ratio
         for widths, base, each in ((table.inputs, bases[0], step.inputs), (table.outputs, bases[1], step.outputs))
@@ -91,7 +94,7 @@ def lay_out(
     """
     planes = []
     for block, bases in missing:
-        step, table = steps.get(block.op, Granularity()), before.table(block.name) if before else None
+        step, table = steps.get(block.kind, Granularity()), before.table(block.name) if before else None
         inputs = _choose_widths(bases[0], step.inputs, settings, table.inputs if table else ())
         outputs = _choose_widths(bases[1], step.outputs, settings, table.outputs if table else ())
         reads_any = not (block.reads_image or block.is_fixed)
@@ -120,17 +123,19 @@ def _middle_of_step(edge: int, step: int) -> int:
 
 
 def isolate_steps(channels: int) -> dict[tuple[str, str], list[Sum]]:
-    """Micro-benchmarks that show the steps of kernels: by op and side a sum for each width that `find_step` takes."""
+    """Micro-benchmarks that show the steps of kernels: by kind of block and side a sum for each width of `find_step`."""
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
     rest = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
     binary = FusedBlock((Layer(name="c", op="binary_conv", **window), *rest), microbenchmarks.CHANNELS, 32, 64, 64)
-    stem = FusedBlock((Layer(name="c", op="conv", **window | {"inputs": (INPUT,)}), *rest), channels, 64, 3, 64)
+    conv = Layer(name="c", op="conv", bits=8, **window | {"inputs": (INPUT,)})
+    stem = FusedBlock((conv, *rest), channels, 64, 3, 64)
     first, last = STEP_WIDTHS
     widths = (first, *(first + step - 2 for step in STEPS), last)
     return {
         ("binary_conv", "inputs"): [isolate_block(binary, width, 64) for width in widths],
         ("binary_conv", "outputs"): [isolate_block(binary, 64, width) for width in widths],
-        ("conv", "outputs"): [isolate_block(stem, 0, width) for width in widths],
+        ("conv", "outputs"): [isolate_block(stem.in_float, 0, width) for width in widths],
+        ("int8_conv", "outputs"): [isolate_block(stem, 0, width) for width in widths],
     }
 
 

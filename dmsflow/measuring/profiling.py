@@ -13,7 +13,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def _measure(
         if before:
             _check_same_device(path, before, watch)
         session = Session(settings, built_for, Path(folder), saved, state, watch)
-        steps = before.steps if before else _find_steps(session)
+        steps = _find_steps(session, {block.kind for block, _ in missing}, before.steps if before else {})
         planes = grid.lay_out(missing, settings, steps, before)
         rows = itertools.chain.from_iterable(plane.rows() for plane in planes)
         _measure_all(session, [isolate_overhead(), *itertools.chain.from_iterable(rows)], settings.runs)
@@ -317,14 +317,15 @@ def _measure_batch(session: Session, keys: Sequence[str], runs: int) -> None:
         Path(file.path).unlink()
 
 
-def _find_steps(session: Session) -> dict[str, Granularity]:
-    """The steps of the kernels, by measuring: all widths of one step take the same time."""
+def _find_steps(session: Session, kinds: Collection[str], known: Mapping[str, Granularity]) -> dict[str, Granularity]:
+    """The steps of the kernels, by measuring unless they are known: all widths of one step take the same time."""
     lines = grid.isolate_steps(session.settings.channels)
+    lines = {(kind, side): line for (kind, side), line in lines.items() if kind in kinds and kind not in known}
     _measure_all(session, itertools.chain.from_iterable(lines.values()), STEP_RUNS * session.settings.runs)
     steps: dict[str, dict[str, int]] = {}
-    for (op, side), line in lines.items():
-        steps.setdefault(op, {})[side] = grid.find_step([session.state.sum_up(terms)[0] for terms in line])
-    return {op: Granularity(**sides) for op, sides in steps.items()}
+    for (kind, side), line in lines.items():
+        steps.setdefault(kind, {})[side] = grid.find_step([session.state.sum_up(terms)[0] for terms in line])
+    return {**known, **{kind: Granularity(**sides) for kind, sides in steps.items()}}
 
 
 def _fit_table(state: State, plane: Plane) -> Table:

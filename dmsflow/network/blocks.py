@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from dmsflow.network.network import (
     INPUT,
@@ -72,6 +74,16 @@ class FusedBlock:
         return self.layers[0].op
 
     @property
+    def kind(self) -> str:
+        """The first word of its name: its op, and whether that has weights of 8 bits."""
+        return f"int8_{self.op}" if self.layers[0].bits == 8 else self.op
+
+    @property
+    def in_float(self) -> FusedBlock:
+        """The same with float weights in place of those of 8 bits."""
+        return replace(self, layers=tuple(msgspec.structs.replace(layer, bits=32) for layer in self.layers))
+
+    @property
     def is_fixed(self) -> bool:
         """Whether it has no widths but those in its name."""
         return self.layers[0].groups > 1
@@ -107,16 +119,17 @@ class FusedBlock:
 def _format_op(layer: Layer, channels: int) -> str:
     """An op with its window; a stride of 1, a padding that keeps the size and a pool's own stride go without saying.
 
-    "binary_conv 3x3 stride 2", "max_pool 2x2", "conv 3x3 of 1 channel" (of the image), "batch_norm", "dense to 10".
+    "binary_conv 3x3 stride 2", "max_pool 2x2", "conv 3x3 of 1 channel" (of the image), "batch_norm", "int8_dense to 10".
     """
+    op = f"int8_{layer.op}" if layer.bits == 8 else layer.op
     if layer.op == "dense":
-        return f"dense to {layer.width}"
+        return f"{op} to {layer.width}"
     if layer.op == "concat":
         return f"concat of {len(layer.inputs)}"
     if layer.op not in WINDOWED_OPS or pools_all(layer):
         return layer.op
     usual_stride, usual_padding = (layer.kernel, 0) if layer.op.endswith("_pool") else (1, layer.kernel - 1)
-    text = f"{layer.op} {layer.kernel}x{layer.kernel}"
+    text = f"{op} {layer.kernel}x{layer.kernel}"
     if layer.stride != usual_stride:
         text += f" stride {layer.stride}"
     if 2 * layer.padding != usual_padding:

@@ -140,13 +140,14 @@ def build_latency(network: Network, profile: Profile, given: str = "") -> Latenc
     Raises:
         DmsflowError: a block of the network was not measured.
     """
-    parts = []
+    parts, tables = [], {table.block: table for table in profile.tables}
     for block in fused_blocks(network):
-        table = profile.table(block.name)
-        if table is None:
+        # Where a profile has no times of weights of 8 bits, those of float weights stand for them: they are longer.
+        known = next((each for each in (block, block.in_float) if each.name in tables), None)
+        if known is None:
             command = _profile_command(network, profile, given)
             raise DmsflowError(f"profile {profile.title}", f"has not measured {block.name!r}", f"add it: {command}")
-        parts.append((block, Grid.from_table(table, profile.steps.get(block.op, Granularity()))))
+        parts.append((known, Grid.from_table(tables[known.name], profile.steps.get(known.kind, Granularity()))))
     return Latency(network, profile, tuple(parts), given)
 
 

@@ -55,6 +55,7 @@ MOST_VALUES = 1 << 28  # weights of a network, and what one layer puts out for o
 BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
 LARGEST_INT8 = 127  # of weights of 8 bits
+MOST_INT8_PRODUCTS = 2**24 // (LARGEST_INT8 * 256)  # of such a weight and a pixel, whose sum float32 holds exactly
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -135,8 +136,8 @@ def pads_signs(network: Network, layer: Layer) -> bool:
 
 
 def with_int8_stem(network: Network) -> Network:
-    """The network with 8-bit weights in its convolutions of the image and its dense layers."""
-    replaced = (replace(layer, bits=8) if _may_have_8_bits(layer) else layer for layer in network.layers)
+    """The network with 8-bit weights in its convolutions of the image, if not too large, and its dense layers."""
+    replaced = (replace(layer, bits=8) if _may_have_8_bits(network, layer) else layer for layer in network.layers)
     return replace(network, layers=tuple(replaced))
 
 
@@ -145,8 +146,9 @@ def has_int8_stem(network: Network) -> bool:
     return any(layer.bits == 8 and INPUT in layer.inputs for layer in network.layers)
 
 
-def _may_have_8_bits(layer: Layer) -> bool:
-    return layer.op == "dense" or (layer.op == "conv" and INPUT in layer.inputs)
+def _may_have_8_bits(network: Network, layer: Layer) -> bool:
+    is_first = layer.op == "conv" and INPUT in layer.inputs
+    return layer.op == "dense" or (is_first and layer.kernel**2 * network.channels <= MOST_INT8_PRODUCTS)
 
 
 def evaluated(network: Network) -> Network:
@@ -286,8 +288,8 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
     yield layer.bits not in (8, 32), f"{op} has bits {layer.bits}", "use 8 or 32"
-    right = "leave bits at 32: a conv of the image and a dense layer may have 8"
-    yield layer.bits == 8 and not _may_have_8_bits(layer), f"{op} has bits 8", right
+    right = f"leave bits at 32: a dense layer, and a conv of the image of at most {MOST_INT8_PRODUCTS} weights a filter, may have 8"
+    yield layer.bits == 8 and not _may_have_8_bits(network, layer), f"{op} has bits 8", right
     yield layer.name in ops, "another layer has the same name", "give every layer its own name"
 
     right = f"write inputs=({str(layer.inputs)!r},)"

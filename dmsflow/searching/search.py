@@ -16,7 +16,7 @@ from dmsflow.errors import BudgetMissed
 from dmsflow.importing import load_network
 from dmsflow.manifest import Flow
 from dmsflow.network import profile
-from dmsflow.network.network import has_int8_stem, with_int8_stem
+from dmsflow.network.network import has_int8_stem
 from dmsflow.searching import published, supernetwork
 from dmsflow.searching.budget import Budgets, as_widths
 from dmsflow.searching.compare import choose_row, compare_widths, print_comparison
@@ -105,8 +105,7 @@ def describe_search(settings: SearchSettings, dataset: Dataset, budgets: Budgets
 
 def _make_budgets(settings: SearchSettings, dataset: Dataset) -> Budgets:
     image = dataset.channels, dataset.resolution, len(dataset.classes)
-    network = load_network(settings.network, *image)
-    return make_budgets(settings, with_int8_stem(network) if settings.stem == "int8" else network)
+    return make_budgets(settings, load_network(settings.network, *image))
 
 
 def _fill_budgets(settings: SearchSettings, budgets: Budgets) -> dict[str, int]:

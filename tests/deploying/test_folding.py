@@ -186,18 +186,6 @@ def test_weights_rounded_to_8_bits_are_exported_as_they_are(build):
     np.testing.assert_allclose(again[-1].float_weight, rounded[f"{network.layers[-1].name}.weight"], rtol=1e-6)
 
 
-def test_a_sum_of_8_bits_that_float32_does_not_hold_is_refused():
-    stem = Layer(name="stem", op="conv", inputs=("input",), width="a", kernel=23, padding=11, bits=8)
-    end = (
-        Layer(name="mean", op="average_pool", inputs=("stem",)),
-        Layer(name="dense", op="dense", inputs=("mean",), width=2),
-    )
-    network = Network(name="wide", channels=3, resolution=23, classes=2, widths={"a": 2}, layers=(stem, *end))
-    weights = {name: np.ones_like(array) for name, array in trained(network, network.widths).items()}
-    line = "stem: sums too many pixels for weights of 8 bits; use a smaller kernel, or --stem float"
-    assert refusal(network, weights, (121,) * 3) == line
-
-
 # --- refusals -----------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,19 @@ def test_8_bits_are_a_quarter_of_float32() -> None:
     assert mib(int8, binary=False) == mib(built, binary=False)
 
 
+def test_a_convolution_whose_sums_float32_might_not_hold_keeps_float_weights() -> None:
+    built = network("vgg11")
+    (first, *others) = built.layers
+    assert [
+        with_int8_stem(
+            structs.replace(built, layers=(structs.replace(first, kernel=kernel, padding=kernel // 2), *others))
+        )
+        .layers[0]
+        .bits
+        for kernel in (3, 13, 15)
+    ] == [8, 8, 32]
+
+
 def test_full_precision_on_cifar() -> None:
     assert mib(network("vgg11"), binary=False) == pytest.approx(2.204, abs=5e-4)
     assert mib(network("resnet18"), binary=False) == pytest.approx(2.667, abs=5e-4)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.network import latency
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import Grid, Latency, build_latency
-from dmsflow.network.network import Network
+from dmsflow.network.network import Network, with_int8_stem
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
 from dmsflow.searching.budget import Budgets
@@ -166,6 +167,20 @@ def test_a_network_costs_its_fused_blocks_and_the_overhead(network: Network) -> 
     parts = latency.by_block(network.widths)
     assert len(parts) == len(fused_blocks(network))
     assert latency(network.widths) == pytest.approx(0.5 + sum(ms for _, ms in parts))
+
+
+@EACH_NETWORK
+def test_times_of_float_weights_stand_for_those_of_8_bits_where_these_are_missing(network: Network) -> None:
+    int8, measured = with_int8_stem(network), make_profile(network)
+    assert build_latency(int8, measured)(network.widths) == make_latency(network)(network.widths)
+    fast = {
+        table.block: replace(table, ms=tuple(tuple(0.0 for _ in row) for row in table.ms))
+        for table in make_profile(int8).tables
+    }
+    added = [table for name, table in fast.items() if name.startswith("int8_")]
+    assert added
+    both = replace(measured, tables=(*measured.tables, *added))
+    assert build_latency(int8, both)(network.widths) < build_latency(network, both)(network.widths)
 
 
 @EACH_NETWORK

@@ -266,8 +266,9 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         (swap("conv", dilation=2), "layer 'conv': binary_conv has dilation 2; leave dilation at 1, and use a larger"),
         (
             swap("conv", bits=8),
-            "layer 'conv': binary_conv has bits 8; leave bits at 32: a conv of the image and a dense",
+            "layer 'conv': binary_conv has bits 8; leave bits at 32: a dense layer, and a conv of the image of at",
         ),
+        (swap("stem", bits=8, kernel=15, padding=7), "layer 'stem': conv has bits 8; leave bits at 32: a dense"),
         (swap("stem", bits=4), "layer 'stem': conv has bits 4; use 8 or 32"),
         (swap("conv", op="ternary_conv"), "the op 'ternary_conv' is unknown; use one of conv, binary_conv, dense, "),
         (
