@@ -31,6 +31,11 @@ def build(channels: int, resolution: int, classes: int) -> Network:
     add("wide", "conv", width=12)
     add("groups", "conv", width=18, kernel=3, stride=2, padding=1, groups=6)
     add("norm3", "batch_norm")
+    add("wider", "conv", width=64)
+    add("norm4", "batch_norm")
+    add("quantize3", "quantize")
+    add("binary_groups", "binary_conv", width=128, kernel=3, padding=1, groups=2)
+    add("norm5", "batch_norm")
     add("average", "average_pool")
     add("dense", "dense", width=classes)
     image = {"channels": channels, "resolution": resolution, "classes": classes}

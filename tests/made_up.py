@@ -30,7 +30,7 @@ def trained(network, widths, seed=0, magnitude=1.0, images=None, mean=MEAN, std=
             shape = weight_shape(layer, c_in, c_out)
             weights[f"{layer.name}.weight"] = random.normal(0, np.prod(shape[1:]) ** -0.5, shape)
         if layer.op == "binary_conv":
-            weights[f"{layer.name}.weight"] = random.normal(0, 0.1, shape)
+            weights[f"{layer.name}.weight"] = random.normal(0, 0.1, (c_out, c_in // layer.groups, *shape[2:]))
         if layer.op == "dense":
             weights[f"{layer.name}.weight"] = random.normal(0, 1 / magnitude, (c_out, c_in))
             weights[f"{layer.name}.bias"] = random.normal(size=c_out)

@@ -28,7 +28,7 @@ from torch import nn
 from dmsflow import plugin
 from dmsflow.errors import DmsflowError
 from dmsflow.importing.steps import Step, find_name, read_steps
-from dmsflow.network.network import INPUT, Key, Layer, Network, Op, key_parts
+from dmsflow.network.network import INPUT, WORD, Key, Layer, Network, Op, key_parts
 from dmsflow.terminal import list_names
 
 # Parameters of a class or function that are given what the images have.
@@ -63,9 +63,11 @@ def read_module(
         what = f"reads images of {found[0]} channels, and these have {channels}"
         raise DmsflowError(name, what, "use images of as many channels, or a module that is built for these")
     steps = read_steps(module, name, channels, resolution)
+    made = {INPUT: channels, **{each.name: each.shape[0] for each in steps}}
     for step in steps:
-        if step.binarised and (step.op == "depthwise_conv" or _has_groups(step)):
-            right = "leave groups at 1, or its weights as they are: convolutions with groups stay float32"
+        unit = WORD * step.window["groups"] if _has_groups(step) else 1
+        if step.binarised and (step.op == "depthwise_conv" or made[step.inputs[0]] % unit or made[step.name] % unit):
+            right = f"give each group a multiple of {WORD} channels to read and write, or leave its weights as they are"
             raise DmsflowError(f"{name}: {step.name}", "binarises the weights of a convolution with groups", right)
     kept = _find_float_layers(module, steps, name, floats) | _find_gate_layers(steps)
     if any(each.binarised and each.op in ("conv", "linear") for each in steps):
@@ -227,7 +229,7 @@ def _put_norms(steps: list[Step]) -> list[Step]:
 def _find_binary(steps: list[Step], floats: set[str]) -> set[str]:
     """The convolutions and dense layers that become binary."""
     weighted = {each.name for each in steps[:-1] if each.op in ("conv", "linear") and INPUT not in each.inputs}
-    return weighted - floats - {each.name for each in steps if _has_groups(each)}
+    return weighted - floats - {each.name for each in steps if _has_groups(each) and not each.binarised}
 
 
 def _has_groups(step: Step) -> bool:

@@ -54,6 +54,7 @@ MOST_KERNEL = 63  # also of padding
 MOST_VALUES = 1 << 28  # weights of a network, and what one layer puts out for one image: 1 GiB of float32
 BATCH_NORM_EPS = 1e-5  # torch's default
 STANDARDISATION_EPS = 1e-10  # Eq. 1
+WORD = 32  # channels in an int32 of bits; each group of a binary convolution reads and writes whole ones
 LARGEST_INT8 = 127  # of weights of 8 bits
 MOST_INT8_PRODUCTS = 2**24 // (LARGEST_INT8 * 256)  # of such a weight and a pixel, whose sum float32 holds exactly
 
@@ -67,7 +68,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         inputs: names of the layers (or "input") that it reads.
         width: output channels of a weighted op: the name of a width, or a fixed number.
         kernel, stride, padding: of WINDOWED_OPS, the same in both directions.
-        groups: of a conv of floats, whose widths are then numbers, multiples of it; else 1.
+        groups: of a conv or binary_conv whose widths are numbers, multiples of it, or of 32 times it if binary; else 1.
         dilation: more than 1 is refused, by this name.
         bits: of each weight of a conv of the image, which then reads uint8 pixels, or of a dense layer: 32 (float) or 8.
         rate: of dropout.
@@ -280,10 +281,8 @@ def _layer_rules(network: Network, layer: Layer, ops: Mapping[str, str], keys: M
     for field in ("kernel", "stride", "padding", "groups", "dilation", "bits"):
         value = getattr(layer, field)
         yield not isinstance(value, int), f"{field} is {value!r}", "give one integer: kernels are square"
-    right = "leave groups at 1: only a conv may have more, if it does not read the image"
-    if op == "binary_conv":
-        right = "leave groups at 1, or use a conv: the kernels that LCE uses by default have no binary groups"
-    refused = layer.groups < 1 or op != "conv" or INPUT in layer.inputs
+    right = "leave groups at 1: only a conv and a binary_conv may have more, if they do not read the image"
+    refused = layer.groups < 1 or op not in ("conv", "binary_conv") or INPUT in layer.inputs
     yield layer.groups != 1 and refused, f"{op} has groups {layer.groups}", right
     right = "leave dilation at 1, and use a larger kernel or a stride"
     yield layer.dilation != 1, f"{op} has dilation {layer.dilation}", right
@@ -340,8 +339,9 @@ def _width_rules(layer: Layer, ops: Mapping[str, str], keys: Mapping[str, Key]) 
         what = f"{layer.op} has groups {layer.groups} and the widths {first!r} and {layer.width!r}"
         both: tuple[Key, ...] = (first, layer.width or 0)
         named = any(isinstance(part, str) for key in both for part in key_parts(key))
-        uneven = named or any(value({}, key) % layer.groups for key in both)
-        yield uneven, what, "let both be numbers, multiples of groups: these are not searched"
+        unit = layer.groups * (WORD if layer.op == "binary_conv" else 1)
+        uneven = named or any(value({}, key) % unit for key in both)
+        yield uneven, what, f"let both be numbers, multiples of {unit}: these are not searched"
     what = f"{JOINING_OPS.get(layer.op)} widths {first!r} and {last!r}"
     yield layer.op != "concat" and first != last, what, "let both name the same width"
     bits = next((name for name in layer.inputs[1:] if ops[name] in ("quantize", "sign", INPUT)), None)

@@ -15,11 +15,11 @@ import numpy as np
 
 from dmsflow.deploying import folding
 from dmsflow.deploying.exporters import _flatbuffer
-from dmsflow.deploying.exporters.lce import WORD, LceWriter
+from dmsflow.deploying.exporters.lce import LceWriter
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import FusedBlock, fused_blocks
 from dmsflow.network.cost import FLOAT_BYTES, PER_CHANNEL
-from dmsflow.network.network import QUANTISERS, Network, value
+from dmsflow.network.network import QUANTISERS, WORD, Network, value
 
 KIB = 1024
 FEW_CHANNELS = 8  # of every layer of the file that is written to measure the graph
@@ -80,7 +80,8 @@ def _constants(block: FusedBlock, reads: Any, writes: Any, words: Callable[[Any]
             return weights + FLOAT_BYTES * (writes + reads + after)
         case "binary_conv":
             ones = words(writes) if to_bits and "max_pool" in ops else 0  # which a pool of bits is inverted with
-            return FLOAT_BYTES * (kernel**2 * words(reads) * writes + per_channel * writes + ones)
+            weights = kernel**2 * words(reads) * writes / block.layers[0].groups
+            return FLOAT_BYTES * (weights + per_channel * writes + ones)
         case "batch_norm":
             return FLOAT_BYTES * 2 * reads
         case "quantize":

@@ -102,12 +102,11 @@ class Model(nn.Module):
             return GroupedConvolution(
                 1, c_out, layer, blurs=above.op == "max_pool" and above.stride == 1 < layer.stride
             )
-        if layer.groups > 1:
-            return GroupedConvolution(c_in // layer.groups, c_out, layer)
         if layer.op in ("conv", "binary_conv"):
-            is_binary = binary and layer.op == "binary_conv"
-            signs = binary and pads_signs(self.network, layer)
-            return Convolution(c_in, c_out, layer, binary=is_binary, signs=signs, bits=layer.bits if binary else 32)
+            kind = {"binary": binary and layer.op == "binary_conv", "signs": binary and pads_signs(self.network, layer)}
+            if layer.groups > 1:
+                return GroupedConvolution(c_in // layer.groups, c_out, layer, **kind)
+            return Convolution(c_in, c_out, layer, **kind, bits=layer.bits if binary else 32)
         if layer.op == "batch_norm":
             (read,) = evaluated(self.network).layer(layer.name).inputs
             return BatchNorm(c_out, statistics, positive=self.network.layer(read).op == "max_pool")
@@ -295,17 +294,18 @@ class Convolution(nn.Module):
 
 
 class GroupedConvolution(Convolution):
-    """depthwise_conv, and a conv with groups, whose widths are fixed: no mask. One that `blurs` begins with binomial weights."""
+    """depthwise_conv, and one with groups, whose widths are fixed: no mask. One that `blurs` begins with binomial weights."""
 
-    def __init__(self, c_in: int, c_out: int, layer: Layer, *, blurs: bool = False) -> None:
-        super().__init__(c_in, c_out, layer, binary=False, signs=False)
+    def __init__(
+        self, c_in: int, c_out: int, layer: Layer, *, binary: bool = False, signs: bool = False, blurs: bool = False
+    ) -> None:
+        super().__init__(c_in, c_out, layer, binary=binary, signs=signs)
         if blurs:
             row = torch.tensor([float(math.comb(layer.kernel - 1, tap)) for tap in range(layer.kernel)])
             self.weight.data.copy_(torch.outer(row, row) / row.sum() ** 2)
 
     def forward(self, x: Tensor, active_in: Channels, active_out: Channels) -> Tensor:
-        weight = _narrow(self.weight, active_out)
-        return convolve(x, weight.to(x.dtype), self.stride, self.padding)
+        return super().forward(x, None, active_out)
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -127,6 +127,19 @@ class Draft:
         self.add("conv", width=self.key, groups=groups, **self.window())
         self.add("batch_norm")
 
+    def grouped_bits(self) -> None:
+        """A binary convolution with groups: whole words of 32 channels in each, and as many floats as it likes or bits."""
+        groups, read, written = (int(each) for each in self.random.integers((2, 1, 1), (4, 3, 3)))
+        self.add("conv", width=32 * groups * read)
+        self.add("batch_norm")
+        self.quantiser()
+        self.key = 32 * groups * written
+        self.add("binary_conv", width=self.key, groups=groups, **self.window())
+        self.add("batch_norm")
+        if self.random.random() < 0.5:
+            self.quantiser()
+            self.convolution("binary_conv")
+
     def joined(self) -> None:
         """A 3×3 convolution that is joined to what it reads, as in DenseNet; perhaps a batch norm of both."""
         entry = self.last
@@ -173,7 +186,7 @@ class Draft:
 # Those that no network in tests/witnessed has.
 OPERATIONS: list[Callable[[Draft], None]] = [Draft.float_conv, Draft.depthwise, Draft.window_average, Draft.relu6]
 OPERATIONS += [Draft.joined, Draft.squeeze_and_excite, Draft.swish, Draft.dropout, Draft.rectified]
-OPERATIONS += [Draft.grouped]
+OPERATIONS += [Draft.grouped, Draft.grouped_bits]
 
 
 def random_network(seed: int, *, mixed: bool = False) -> Network:
@@ -285,11 +298,12 @@ def test_files_of_mixed_networks_compute_the_integer_graph(tmp_path: Path) -> No
     made = forms(16, mixed=True)
     ops = [(graph, op) for graph, _ in made.values() for op in graph.ops]
     assert {type(op) for _, op in ops} >= set(get_args(integer_graph.GraphOp)), "every op is drawn"
-    assert any(groups_of(graph, op) > 1 for graph, op in ops if type(op) is integer_graph.FloatConv)
+    for kind in (integer_graph.FloatConv, integer_graph.BinaryConv):
+        assert any(groups_of(graph, op) > 1 for graph, op in ops if type(op) is kind)
     compare_mixed([(*one, litert, None) for one in made.values()], tmp_path)
 
 
-def groups_of(graph: IntegerGraph, conv: integer_graph.FloatConv) -> int:
+def groups_of(graph: IntegerGraph, conv: integer_graph.Conv) -> int:
     return graph.shapes()[conv.inputs[0]][2] // conv.weight.shape[3]
 
 

@@ -196,13 +196,33 @@ def test_a_dense_layer_may_binarise_itself_too() -> None:
     assert shape(read(make(Dense(96, 9), nn.Identity()))) == shape(read(make(nn.Linear(96, 9), Acts())))
 
 
-@pytest.mark.parametrize("groups", [2, 6])  # of the latter each is a channel
-def test_groups_of_binary_weights_are_refused(groups: int) -> None:
-    class Grouping(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(x, self.weight.sign(), None, 1, 1, 1, self.groups)
+class Grouping(nn.Conv2d):
+    """Its weights are signs."""
 
-    with pytest.raises(DmsflowError, match="net: first: binarises the weights of a convolution with groups; leave"):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.sign(), None, 1, 1, 1, self.groups)
+
+
+def test_groups_of_binary_weights_are_of_words() -> None:
+    stem = nn.Conv2d(2, 64, 3), nn.BatchNorm2d(64), nn.Hardtanh()
+    first, second = Grouping(64, 192, 3, groups=2), Grouping(192, 32, 3)
+    end = nn.BatchNorm2d(32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sign()
+
+    found = read(nn.Sequential(*stem, Sign(), first, nn.BatchNorm2d(192), Sign(), second, *end))
+    assert [(each.op, each.width, each.groups) for each in found.layers if each.width and each.op != "dense"] == [
+        ("conv", 64, 1),
+        ("binary_conv", 192, 2),
+        ("binary_conv", "7", 1),
+    ]
+
+
+@pytest.mark.parametrize("groups", [2, 6])  # of the latter each is a channel
+def test_other_groups_of_binary_weights_are_refused(groups: int) -> None:
+    with pytest.raises(DmsflowError, match="net: first: binarises the weights of a convolution with groups; give"):
         read(Net(lambda c_in, c_out, kernel: Grouping(c_in, c_out, kernel, groups=groups if c_in == 6 else 1)))
 
 

@@ -226,7 +226,7 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
         ),
         (
             swap("conv", groups=2),
-            "layer 'conv': binary_conv has groups 2; leave groups at 1, or use a conv: the kernels that LCE uses by default",
+            "layer 'conv': binary_conv has groups 2 and the widths 'a' and 'b'; let both be numbers, multiples of 64",
         ),
         (
             before_end(Layer(name="drop", op="dropout", inputs=("conv",), rate=1.0)),
@@ -236,19 +236,22 @@ def test_the_channels_of_a_concatenation_add_up() -> None:
             before_end(Layer(name="relu", op="relu", inputs=("conv",), rate=0.5)),
             "layer 'relu': relu has rate 0.5; give a dropout one between 0 and 1, other ops none",
         ),
-        (swap("stem", groups=3), "layer 'stem': conv has groups 3; leave groups at 1: only a conv may have more"),
+        (
+            swap("stem", groups=3),
+            "layer 'stem': conv has groups 3; leave groups at 1: only a conv and a binary_conv may",
+        ),
         (
             before_end(Layer(name="each", op="conv", inputs=("conv",), width=8, groups=2)),
-            "layer 'each': conv has groups 2 and the widths 'b' and 8; let both be numbers, multiples of groups",
+            "layer 'each': conv has groups 2 and the widths 'b' and 8; let both be numbers, multiples of 2",
         ),
         (
             before_end(*grouped(width=6, groups=4)),
-            "layer 'groups': conv has groups 4 and the widths 8 and 6; let both be numbers, multiples of groups",
+            "layer 'groups': conv has groups 4 and the widths 8 and 6; let both be numbers, multiples of 4",
         ),
         (before_end(*grouped(groups=0)), "layer 'groups': conv has groups 0; leave groups at 1"),
         (
             before_end(*joined_groups(7)),
-            "layer 'groups': conv has groups 4 and the widths (7, 10) and 16; let both be numbers, multiples of groups",
+            "layer 'groups': conv has groups 4 and the widths (7, 10) and 16; let both be numbers, multiples of 4",
         ),
         (
             before_end(Layer(name="each", op="depthwise_conv", inputs=("conv",), width="b")),

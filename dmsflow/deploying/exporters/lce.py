@@ -30,14 +30,13 @@ from dmsflow.deploying.exporters.official import convert
 from dmsflow.files import write_atomically
 from dmsflow.modelfile import tflite
 from dmsflow.modelfile.tflite_reader import read_graph
-from dmsflow.network.network import INPUT
+from dmsflow.network.network import INPUT, WORD
 from dmsflow.network.profile import PACKED_GRANULARITY, round_up
 
 REQUIRES: tuple[str, ...] = ()
 FLOAT_CONV, PACKED_CONV = "CONV_2D", "LceBconv2d"  # names of `count_ops`
 DEPTHWISE_CONV = "DEPTHWISE_CONV_2D"  # also counted as FLOAT_CONV
 CONVERTERS = ("direct", "official")
-WORD = 32  # channels in an int32
 GRANULARITY = PACKED_GRANULARITY
 SAME, VALID = 0, 1
 RELU, RELU6 = 1, 3
@@ -261,7 +260,11 @@ class LceWriter:
             bias = self.constant(f"{op.name}/bias", op.bias)
         x, padding = self.padded(op, x)
         inputs = [x, self.constant(f"{op.name}/weight", pack(signs < 0)), multiplier, bias, threshold]
-        options = {"channels_in": op.weight.shape[3], "dilation_height_factor": 1, "dilation_width_factor": 1}
+        options: dict[str, Any] = {
+            "channels_in": self.shapes[op.inputs[0]][2],
+            "dilation_height_factor": 1,
+            "dilation_width_factor": 1,
+        }
         options |= {"fused_activation_function": RELU * op.rectifies, "pad_values": 1, "padding": padding}
         options |= {"stride_height": op.stride, "stride_width": op.stride}
         output = (shape, FLOATS) if op.thresholds is None else (_packed_shape(shape), BITS)

@@ -91,8 +91,7 @@ class OnnxWriter:
                 weight = graph.constant(f"{name}/weight", channels_first(op.weight))
                 inputs = [self.get(op.inputs[0], last=False, dtype=np.float32), weight]
                 inputs.append(graph.constant(f"{name}/bias", op.bias))
-                groups = self.shapes[op.inputs[0]][2] // op.weight.shape[3]
-                conv = graph.node("Conv", *inputs, name=name, **window_of(op, groups))
+                conv = graph.node("Conv", *inputs, name=name, **window_of(op, self.groups(op)))
                 return Tensor(conv, last=False, type=np.float32)
             case integer_graph.MaxPool():
                 dtype = self.tensors[op.inputs[0]].type
@@ -185,16 +184,31 @@ class OnnxWriter:
             planes = self.quantised_conv(op, op.negatives, 1, f"{name}/planes")
             count = graph.node("Transpose", planes, name=f"{name}/count", perm=[0, 2, 3, 1])
             disagreements = graph.cast(count, np.float32, f"{name}/disagreements")
+        elif self.groups(op) > 1:
+            weight = graph.signs(name, channels_first(op.weight))
+            bits, window = self.get(op.inputs[0], last=False, dtype=np.uint8), window_of(op, self.groups(op))
+            total = graph.node("ConvInteger", bits, weight, name=f"{name}/planes", **window)
+            count = graph.node("Transpose", total, name=f"{name}/sum", perm=[0, 2, 3, 1])
+            disagreements = self.disagreements(op, count)
         else:
             weight = graph.signs(name, op.weight.transpose(1, 2, 3, 0).reshape(op.count, -1))
             total = graph.node("MatMulInteger", self.windows(op), weight, name=f"{name}/sum")
-            sums = graph.cast(total, np.float32, f"{name}/float")
-            negatives = self.spread(op, "negatives", op.negatives)
-            disagreements = graph.node("Add", sums, negatives, name=f"{name}/disagreements")
+            disagreements = self.disagreements(op, total)
         assert op.multiplier is not None
         if op.rectifies:
             disagreements = graph.node("Min", disagreements, graph.scalar(op.count / 2), name=f"{name}/rectified")
         return self.affine(op, disagreements, self.spread(op, "multiplier", 2 * op.multiplier), "offset", op.offset)
+
+    def disagreements(self, op: integer_graph.BinaryConv, sums: str) -> str:
+        """[1, H', W', C_out], float32: of sums of signs, int32."""
+        floats, negatives = (
+            self.graph.cast(sums, np.float32, f"{op.name}/float"),
+            self.spread(op, "negatives", op.negatives),
+        )
+        return self.graph.node("Add", floats, negatives, name=f"{op.name}/disagreements")
+
+    def groups(self, op: integer_graph.Conv) -> int:
+        return int(self.shapes[op.inputs[0]][2]) // int(op.weight.shape[3])
 
     def quantised_conv(self, op: integer_graph.BinaryConv, bias: Any, step: int, name: str) -> str:
         """[1, C_out, H', W'], uint8: round((sum + bias) / step), saturated."""
@@ -203,7 +217,8 @@ class OnnxWriter:
         bits = self.get(op.inputs[0], last=False, dtype=np.uint8)
         weight = graph.signs(op.name, channels_first(op.weight))
         rest = (graph.scalar(step), zero, graph.constant(f"{op.name}/bias", bias, np.int32))
-        return graph.node("QLinearConv", bits, one, zero, weight, one, signed_zero, *rest, name=name, **window_of(op))
+        window = window_of(op, self.groups(op))
+        return graph.node("QLinearConv", bits, one, zero, weight, one, signed_zero, *rest, name=name, **window)
 
     def windows(self, op: integer_graph.BinaryConv) -> str:
         """[1, H', W', K]: what each window reads, bits in the order of the weights."""
