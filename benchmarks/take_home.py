@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dmsflow import manifest, plugin
-from dmsflow.datasets import Dataset, load_dataset
-from dmsflow.deploying.export import write_model
+from dmsflow.datasets import Dataset
+from dmsflow.deploying.export import choose_pixels, load_data, write_model
 from dmsflow.deploying.folding import TrainedWeights, Weights, binarise
 from dmsflow.deploying.target import load_target
 from dmsflow.environment import measured_machine
 from dmsflow.errors import DmsflowError
 from dmsflow.files import describe_artifact, write_atomically, writing
 from dmsflow.manifest import Manifest, Stage
+from dmsflow.settings import ExportSettings, resolve
 from dmsflow.terminal import format_threads, milliseconds
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -73,8 +74,8 @@ def pack(run: Path, folder: Path, data_name: str | None = None, root: Path = Pat
         raise DmsflowError(run / "bench.json", "has no top-1", "measure it again, with the images there")
     if data_name and data_name not in plugin.list_plugins("datasets"):
         raise DmsflowError(f"--data-name {data_name}", "is unknown", "use a name of dmsflow list datasets")
-    data = load_dataset(train.data)
     weights = load_file(manifest.verify(run / "train.json", train.artifacts["weights"]))
+    data = load_data(train, weights)
     compact = pack_weights(train, weights, data)
     check_same_file(by_stage["export"], train, compact, data, run)
     folders = {run: f"runs/{folder.name}", root: ""}
@@ -109,7 +110,8 @@ def check_same_file(export: Manifest, train: Manifest, compact: Weights, data: D
     model = manifest.verify(run / "export.json", export.artifacts["model"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, model.name)
-        write_model(train, compact, data, path, load_target(export.settings["target"]))
+        pixels = choose_pixels(train, resolve(ExportSettings, **export.settings))
+        write_model(train, compact, data, path, load_target(export.settings["target"]), pixels)
         if path.read_bytes() != model.read_bytes():
             what = "is not what its weights give once they are packed"
             raise DmsflowError(model, what, "export it again, by this version and without --converter official")

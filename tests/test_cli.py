@@ -511,7 +511,7 @@ def test_a_budget_of_the_file_is_refused_for_other_files(tmp_path: Path, capsys:
 def test_a_search_says_what_it_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["search", "--method", "equal", "--out", str(tmp_path / "a")]) == 0
     assert (
-        "search: vgg11 on 1,437 images of digits, equal, at most 0.0767 MiB (no budget given: the memory of the base widths)\n"
+        "search: vgg11 on 1,437 images of digits, equal, at most 0.07262 MiB (no budget given: the memory of the base widths)\n"
         in capsys.readouterr().err
     )
     given = ["--macs-m", "6", "--memory-mib", "0.04"]

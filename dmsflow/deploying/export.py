@@ -57,7 +57,7 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     known = {"precision": _precision(train, exporter), "memory_mib": _memory_mib(train)}
     known["trained_top1_percent"] = train.metrics["top1_percent"]
     weights = _load_tensors(source, train, "weights")
-    data = _load_data(train, weights)
+    data = load_data(train, weights)
     if "mean" in weights:  # those that the compact weights were packed from have been compared
         logits = np.empty((0, train.network.classes), np.float32)
     else:
@@ -176,7 +176,7 @@ def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
         raise DmsflowError(path, f"is not a safetensors file ({error})", "train again") from error
 
 
-def _load_data(train: Manifest, weights: Weights) -> Dataset:
+def load_data(train: Manifest, weights: Weights) -> Dataset:
     """The data set; of compact weights, which have its mean and std, random images where it is not on this machine."""
     network = train.network
     if "mean" not in weights:

@@ -27,6 +27,7 @@ from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
+from dmsflow.network.network import with_int8_stem
 from dmsflow.searching import budget, descent, search, supernetwork
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.compare import choose_row
@@ -70,6 +71,7 @@ TINY: dict[str, Any] = {
     "network": str(Path(__file__).parents[1] / "tiny.py"),
     "memory_mib": 0.003,
     "macs_m": 0.05,
+    "stem": "float",
     "threads": 1,
     "amp": "off",
     "device": "cpu",
@@ -150,7 +152,7 @@ def test_an_infeasible_budget_is_refused_before_training(tmp_path: Path) -> None
 def test_a_missed_budget_is_never_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hard check after the search, whatever rounding did."""
     monkeypatch.setattr(budget.Budgets, "round_within", lambda budgets, _: dict(budgets.network.widths))
-    with pytest.raises(BudgetMissed, match="the chosen widths need 0.0767 MiB"):
+    with pytest.raises(BudgetMissed, match="the chosen widths need 0.0726 MiB"):
         searched(tmp_path, method="equal")
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +194,8 @@ def test_a_nan_loss_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_user_network_is_a_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("from dmsflow.network.architectures.vgg11 import build\n")
-    assert searched(tmp_path / "out", network=str(mine), method="equal").network == vgg11.build(1, 32, 10)
+    found = searched(tmp_path / "out", network=str(mine), method="equal").network
+    assert found == with_int8_stem(vgg11.build(1, 32, 10))
     mine.write_text("build = 3\n")
     with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build\("):
         searched(tmp_path / "out2", network=str(mine))
@@ -393,7 +396,7 @@ def test_a_process_killed_for_real_resumes(tmp_path: Path) -> None:
 def test_plan_shows_what_is_possible_and_trains_nothing(tmp_path: Path) -> None:
     rows = dict(search.plan_stage(DATA, SearchSettings(**SMALL), tmp_path))
     assert {"smallest", "base", "largest", "memory budget", "uniform", "equal"} <= rows.keys()
-    assert "0.0767 MiB, file 85.6 KiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
+    assert "0.0726 MiB, file 82.1 KiB, 9.59 M MACs" in rows["base"] and not list(tmp_path.iterdir())
 
 
 def test_the_float_baseline_is_trained_and_priced_in_full_precision(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ macs_m = 0.18
 train_images = 60
 
 [search]
+stem = "float"
 rounds = 3
 weight_steps = 1
 width_batches = 2

@@ -18,7 +18,6 @@ from dmsflow import datasets
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.manifest import perform as perform_stages
-from dmsflow.network.network import with_int8_stem
 from dmsflow.preset import load_preset
 from dmsflow.searching import search
 from dmsflow.settings import Data, SearchSettings, TrainSettings, resolve
@@ -219,9 +218,12 @@ def test_a_teacher_that_cannot_teach(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DmsflowError, match="is a manifest of search; give a manifest of train"):
         train.run_stage(source, taught(str(source)), tmp_path, Flow(COMMAND))
     other = load_manifest(source)
-    (tmp_path / "int8").mkdir()
-    int8 = tmp_path / "int8/search.json"
-    save_manifest(int8, msgspec.structs.replace(other, network=with_int8_stem(other.network)))
-    teacher = train.run_stage(int8, QUICK, int8.parent, Flow(COMMAND))
+    (tmp_path / "other").mkdir()
+    float_stem = tmp_path / "other/search.json"
+    layers = tuple(msgspec.structs.replace(each, bits=32) for each in other.network.layers)
+    save_manifest(
+        float_stem, msgspec.structs.replace(other, network=msgspec.structs.replace(other.network, layers=layers))
+    )
+    teacher = train.run_stage(float_stem, QUICK, float_stem.parent, Flow(COMMAND))
     with pytest.raises(DmsflowError, match=r"has another kind of stem .*; search its widths with the same --stem"):
         train.run_stage(source, taught(str(teacher)), tmp_path, Flow(COMMAND))
