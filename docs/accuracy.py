@@ -187,8 +187,8 @@ def int8(content: Any, runtimes: Sequence[Any]) -> str:
         head = ("network", "weights", "MiB", "file KiB", "top-1 %", *(f"ms, {each}" for each in processors))
         before = f"""\
 The same networks in one bit, in int8 and in float32, {content["train_images"]:,} images of CIFAR-10, the default recipe, {content["epochs"]} epochs. int8
-is the float32 network quantised by onnxruntime's own tools (`--target onnx-int8`). 1-bit files run on LiteRT with
-dmsflow's kernels, the others on onnxruntime; times with AVX-512 and with AVX2 alone are those of complete networks below,
+is the float32 network quantised by onnxruntime's own tools (`--target onnx-int8`). 1-bit files, whose stem is int8 too,
+run on LiteRT with dmsflow's kernels, the others on onnxruntime; times with AVX-512 and with AVX2 alone are those of complete networks below,
 times of ARM cores are modelled. Compare rows of equal memory, of equal time or of equal top-1, not of equal widths.
 
 {figures.table(head, lines)}"""
@@ -213,7 +213,7 @@ def _precisions(network: Row, cores: Sequence[str], runtimes: Sequence[Any]) -> 
 
 def find_ms(runtimes: Any, network: str, scale: float, precision: str) -> float | None:
     """Milliseconds of a network for 32 pixels in the results of runtimes.py; None: it was not measured."""
-    label = {"1-bit": "litert"}.get(precision, precision)
+    label = {"1-bit": "litert_int8_stem"}.get(precision, precision)
     rows = runtimes["networks"] if runtimes else ()
     same = (row for row in rows if (row["network"], row["pixels"], row["ratio"]) == (network, 32, scale))
     return next((float(row[f"{label}_ms"]) for row in same if f"{label}_ms" in row), None)
