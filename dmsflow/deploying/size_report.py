@@ -85,7 +85,7 @@ class SizeReport:
         totals = (metrics[f"{key}_bytes"] for key in ("binary_memory", "float_memory", "file"))
         rows.append(["sum", "", *empty, *totals])
         shown = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
-        print_table(str(model), (*head, "binary bytes", "float bytes", "file bytes"), shown)
+        print_table(str(model), (*head, "binary bytes", "other bytes", "file bytes"), shown)
         for line in self.warnings:
             print_line(line)
 

@@ -207,14 +207,14 @@ def widths_section(groups: Sequence[Group]) -> Section:
 
 
 def size_section(groups: Sequence[Group]) -> Section:
-    """Bytes of binary and of float parameters, a bar a layer."""
+    """Bytes of binary and of other parameters, a bar a layer."""
     chosen, cut = _worth_drawing(groups)
     panels = []
     for number, group in enumerate(chosen, 1):
         run = group.runs[0]
         sizes = cost.layer_bytes(run.network, run.widths, binary=run.binary)
         parts = {"binary weights": [each.binary_bytes for each in sizes]}
-        parts["float weights and scales"] = [each.float_bytes for each in sizes]
+        parts["other weights and scales"] = [each.float_bytes for each in sizes]
         title = f"{group.label}: {run.costs[0]:.4f} MiB"
         figure = draw_bars(title, "bytes", [each.layer for each in sizes], parts, Style())
         panels.append(Panel(f"size-{number}", f"Bytes per layer: {run.label}", figure))

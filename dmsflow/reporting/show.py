@@ -215,7 +215,7 @@ def print_result(path: Path, stream: TextIO) -> None:
     bench, train, export = by_stage["bench"], by_stage["train"].metrics, by_stage["export"].metrics
     network, measured, ran = bench.network, bench.metrics, bench.environment
     (memory, macs), (base_memory, base_macs) = costs_of(network, bench.widths), costs_of(network, network.widths)
-    weights = f"{export['binary_memory_bytes']:,.0f} binary and {export['float_memory_bytes']:,.0f} float weights"
+    weights = f"{export['binary_memory_bytes']:,.0f} binary and {export['float_memory_bytes']:,.0f} other weights"
     rows = [
         ("widths", ", ".join(map(str, bench.widths.values()))),
         ("base widths", ", ".join(map(str, network.widths.values()))),

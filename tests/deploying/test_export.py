@@ -110,7 +110,7 @@ def test_the_table_is_on_stderr_with_units(vgg, tmp_path, capsys):
     export.run_stage(vgg, settings("onnx"), tmp_path, Flow(COMMAND))
     shown = capsys.readouterr()
     assert shown.out == ""
-    for text in ("binary bytes", "float bytes", "file bytes", "conv7", "sum", "20 images: equal to the integer graph"):
+    for text in ("binary bytes", "other bytes", "file bytes", "conv7", "sum", "20 images: equal to the integer graph"):
         assert text in shown.err
 
 
