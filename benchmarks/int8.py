@@ -31,7 +31,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
 from dmsflow.network import cost
-from dmsflow.network.network import with_int8_stem
+from dmsflow.network.network import with_stem
 from dmsflow.terminal import print_table
 
 NETWORKS = {"vgg11": (0.5, 1.0, 2.0, 3.0), "resnet18": (0.5, 1.0, 2.0)}  # and the factors of their base widths
@@ -47,7 +47,7 @@ RUNS = ("--runs", "20", "--baseline", "none", "--threads", "1")
 def choose(network: str, scale: float, where: Place) -> Path:
     """The search.json of base widths times a factor: uniform widths that fill their memory."""
     out = where.out / f"{network}-{scale:g}"
-    base = with_int8_stem(load_network(network, 3, 32, 10))
+    base = with_stem(load_network(network, 3, 32, 10), "int8")
     widths = {name: round(scale * width) for name, width in base.widths.items()}
     memory = cost.memory_bytes(base, widths) / cost.MIB * (1 + 1e-9)
     if not (out / "search.json").exists():

@@ -25,7 +25,7 @@ from jobs import Job, Runs
 
 from dmsflow.files import write_atomically
 from dmsflow.importing import load_network
-from dmsflow.network.network import QUANTISERS, Network, with_int8_stem
+from dmsflow.network.network import QUANTISERS, Network, with_stem
 
 STEMS = ("float", "int8")
 CHOICES = {"vgg11": STEMS, "resnet20": QUANTISERS, "reactnet18": QUANTISERS, "resnet18": STEMS}
@@ -39,7 +39,7 @@ def variant(frame: str, choice: str) -> Network:
     """A network with that quantiser in place of its own, or that stem."""
     network = load_network(frame, *IMAGES)
     if choice in STEMS:
-        network = with_int8_stem(network) if choice == "int8" else network
+        network = with_stem(network, "int8") if choice == "int8" else network
         return msgspec.structs.replace(network, name=f"{frame}-{choice}")
     layers = [msgspec.structs.replace(each, op=choice) if each.op in QUANTISERS else each for each in network.layers]
     return msgspec.structs.replace(network, name=f"{frame}-{choice}", layers=tuple(layers))

@@ -47,7 +47,7 @@ from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.modelfile.inputs import inputs_of
 from dmsflow.modelfile.runners import litert
 from dmsflow.network import cost
-from dmsflow.network.network import INPUT, Network, resolutions, with_int8_stem
+from dmsflow.network.network import INPUT, Network, resolutions, with_stem
 from dmsflow.plugin import load_plugin
 from dmsflow.terminal import milliseconds, print_table
 
@@ -188,7 +188,7 @@ def compared(
 
 def make_graph(network: Network, widths: dict[str, int], kind: str) -> integer_graph.IntegerGraph:
     """The integer graph of a 1-bit file."""
-    network = with_int8_stem(network) if kind == "int8 stem" else network
+    network = with_stem(network, "int8") if kind == "int8 stem" else network
     graph = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
     return structs.replace(graph, pixels="uint8") if kind == "int8 stem" else graph
 

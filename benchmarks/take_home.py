@@ -22,11 +22,11 @@ import msgspec
 import numpy as np
 import script
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from dmsflow import manifest, plugin
 from dmsflow.datasets import Dataset
-from dmsflow.deploying.export import choose_pixels, load_data, write_model
+from dmsflow.deploying.export import choose_pixels, load_data, load_tensors, write_model
 from dmsflow.deploying.folding import TrainedWeights, Weights, binarise
 from dmsflow.deploying.target import load_target
 from dmsflow.environment import measured_machine
@@ -74,7 +74,7 @@ def pack(run: Path, folder: Path, data_name: str | None = None, root: Path = Pat
         raise DmsflowError(run / "bench.json", "has no top-1", "measure it again, with the images there")
     if data_name and data_name not in plugin.list_plugins("datasets"):
         raise DmsflowError(f"--data-name {data_name}", "is unknown", "use a name of dmsflow list datasets")
-    weights = load_file(manifest.verify(run / "train.json", train.artifacts["weights"]))
+    weights = load_tensors(run / "train.json", train, "weights")
     data = load_data(train, weights)
     compact = pack_weights(train, weights, data)
     check_same_file(by_stage["export"], train, compact, data, run)

@@ -98,6 +98,16 @@ class Trained(Result):
 
         return load_plain_module(self.path, self.manifest)
 
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What images were normalised with, of pixels from 0 to 255: mean and std of each channel.
+
+        With an int8 stem all channels have the same. It reads the data set.
+        """
+        from dmsflow.deploying import export
+
+        data = export.load_data(self.manifest, export.load_tensors(self.path, self.manifest, "weights"))
+        return tuple(data.mean), tuple(data.std)
+
 
 class Exported(Result):
     """A model file, checked against the integer graph."""

@@ -331,7 +331,9 @@ def is_finished(
     if data and anchored(data) != done.data:
         raise DmsflowError(path, f"was made from {done.data.name} with other data options", right)
     if difference := find_change(done, settings):
-        raise DmsflowError(path, "was made with {} {}, not {}".format(*difference), right)
+        name, before, now = difference
+        right = f"use --resume with {name} {before}, or --force to repeat the stage"
+        raise DmsflowError(path, f"was made with {name} {before}, not {now}", right)
     return True
 
 

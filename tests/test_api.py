@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import dmsflow
 from dmsflow import cli
 from dmsflow.importing import load_network
-from dmsflow.network.network import with_int8_stem
+from dmsflow.network.network import with_stem
 
 SHORT = {"rounds": 2, "weight_steps": 2, "width_batches": 2, "batch_size": 32, "threads": 1, "train_images": 100}
 BASELINE = {"method": "equal", "memory_mib": 0.02}
@@ -135,7 +135,7 @@ def test_the_caller_s_torch_is_left_as_it_was(tmp_path: Path) -> None:
 def test_a_network_can_be_an_object(tmp_path: Path) -> None:
     network = load_network("resnet18", 1, 32, 10)
     found = dmsflow.search(network, out=tmp_path, **BASELINE)
-    assert found.network == with_int8_stem(network) and [found.manifest.settings["network"]] == list(
+    assert found.network == with_stem(network, "int8") and [found.manifest.settings["network"]] == list(
         map(str, tmp_path.glob("network-*.json"))
     )
     with pytest.raises(dmsflow.DmsflowError, match="is for .* and the images have"):
@@ -143,6 +143,23 @@ def test_a_network_can_be_an_object(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(dmsflow.DmsflowError, match="is not a network"):
         dmsflow.search(tmp_path / "broken.json", out=tmp_path / "other", **BASELINE)
+
+
+def test_the_stem_that_is_asked_for_is_the_one_that_a_network_gets(tmp_path: Path) -> None:
+    network = with_stem(load_network("resnet18", 1, 32, 10), "int8")
+    assert dmsflow.search(network, stem="float", out=tmp_path, **BASELINE).network == with_stem(network, "float")
+
+
+def test_a_module_takes_images_as_training_does(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, (40, 160, 256), (60, 32, 32, 3), np.uint8)
+    labels = (pixels[..., 0].mean((1, 2)) > 19.5).astype(np.int64)
+    found = dmsflow.search(dataset=((pixels, labels), (pixels, labels)), out=tmp_path, **BASELINE)
+    trained = dmsflow.train(found, epochs=1, batch_size=4, threads=1)
+    mean, std = trained.mean_and_std()
+    assert len(set(mean)) == len(set(std)) == 1
+    planes = (torch.from_numpy(pixels.transpose(0, 3, 1, 2)).double() - mean[0]) / std[0]
+    right = (trained.module()(planes.float()).argmax(1).numpy() == labels).mean()
+    assert 100 * right == pytest.approx(trained.top1_percent)
 
 
 def test_a_data_set_can_be_arrays_or_torch_s(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_a_finished_stage_is_left_alone_or_done_again_as_the_user_says(tmp_path:
     with pytest.raises(DmsflowError, match="already exists; use --force to overwrite it, or --out for another folder"):
         manifest.is_finished(path, settings, Flow(()))
     with pytest.raises(
-        DmsflowError, match=r"search\.json: was made with seed 0, not 1; use --resume with the same options"
+        DmsflowError, match=r"search\.json: was made with seed 0, not 1; use --resume with seed 0, or --force"
     ):
         manifest.is_finished(path, SearchSettings(seed=1), Flow((), resume=True))
 

@@ -56,12 +56,12 @@ def run_stage(source: Path, settings: ExportSettings, out: Path, flow: Flow) -> 
     exporter = _load_exporter(target, train)
     known = {"precision": _precision(train, exporter), "memory_mib": _memory_mib(train)}
     known["trained_top1_percent"] = train.metrics["top1_percent"]
-    weights = _load_tensors(source, train, "weights")
+    weights = load_tensors(source, train, "weights")
     data = load_data(train, weights)
     if "mean" in weights:  # those that the compact weights were packed from have been compared
         logits = np.empty((0, train.network.classes), np.float32)
     else:
-        logits = _load_tensors(source, train, "logits").get("logits", np.empty(0))
+        logits = load_tensors(source, train, "logits").get("logits", np.empty(0))
         if logits.shape[1:] != (train.network.classes,):
             raise DmsflowError(source, f"names logits of shape {list(logits.shape)}", "train again")
     model = out / f"model{target.suffix}"
@@ -162,7 +162,7 @@ def _memory_mib(train: Manifest) -> float:
     return float(cost.memory_bytes(train.network, train.widths, binary=not _is_float(train)) / cost.MIB)
 
 
-def _load_tensors(source: Path, train: Manifest, role: str) -> Weights:
+def load_tensors(source: Path, train: Manifest, role: str) -> Weights:
     """A safetensors file that the manifest names."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

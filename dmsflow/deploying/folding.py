@@ -29,6 +29,7 @@ from dmsflow.network.network import (
     Layer,
     Network,
     evaluated,
+    has_int8_stem,
     out_widths,
     pools_all,
     value,
@@ -81,7 +82,8 @@ def fold(network: Network, widths: Mapping[str, int], weights: Weights, mean: An
             ops.append(_convert_layer(trained, layer, inputs))
         names[layer.name] = ops[-1].name
     image: dict[str, Any] = {"channels": network.channels, "resolution": network.resolution, "classes": network.classes}
-    return IntegerGraph(name=network.name, **image, ops=tuple(ops))
+    pixels = "uint8" if has_int8_stem(network) else "float32"
+    return IntegerGraph(name=network.name, **image, ops=tuple(ops), pixels=pixels)
 
 
 def round_weights(network: Network, widths: Mapping[str, int], weights: Weights, mean: Any, std: Any) -> Weights:
@@ -135,17 +137,17 @@ class TrainedWeights:
         return self.take(f"{layer.name}.weight", *shape).transpose(0, 2, 3, 1)
 
     def binary_filters(self, layer: Layer) -> tuple[NDArray[np.int8], Float64]:
-        """Signs [C_out, k, k, C_in] of a binary convolution and its mean magnitudes [C_out], as `binarise` gives them.
+        """Signs [C_out, k, k, C_in / groups] of a binary convolution and its mean magnitudes [C_out], as `binarise` gives them.
 
         Compact weights have them already: the signs of a filter as bits, 1 for +1, in rows of whole bytes.
         """
         if f"{layer.name}.signs" not in self.weights:
             return binarise(self.filters(layer))
-        shape = self.channels(layer.name), layer.kernel, layer.kernel, self.channels(layer.inputs[0])
-        count = math.prod(shape[1:])
-        packed = self.take(f"{layer.name}.signs", shape[0], -(-count // 8)).astype(np.uint8)
-        bits = np.unpackbits(packed, axis=1, count=count).reshape(shape)
-        return np.where(bits, 1, -1).astype(np.int8), self.take(f"{layer.name}.magnitude", shape[0])
+        filters, reads, *window = weight_shape(layer, self.channels(layer.inputs[0]), self.channels(layer.name))
+        count = math.prod((*window, reads))
+        packed = self.take(f"{layer.name}.signs", filters, -(-count // 8)).astype(np.uint8)
+        bits = np.unpackbits(packed, axis=1, count=count).reshape(filters, *window, reads)
+        return np.where(bits, 1, -1).astype(np.int8), self.take(f"{layer.name}.magnitude", filters)
 
     def dense(self, layer: Layer) -> tuple[Float64, Float64]:
         """Weight [C_out, C_in] and bias [C_out]."""

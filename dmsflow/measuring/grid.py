@@ -19,7 +19,7 @@ from dmsflow.importing import load_network
 from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import Sum, isolate_block
 from dmsflow.network.blocks import FusedBlock, fused_blocks
-from dmsflow.network.network import INPUT, Layer, Network, value, with_int8_stem
+from dmsflow.network.network import INPUT, MOST_INT8_PRODUCTS, Layer, Network, value, with_stem
 from dmsflow.network.profile import Granularity, Profile, round_up
 from dmsflow.settings import ProfileSettings
 
@@ -38,7 +38,7 @@ def load_networks(settings: ProfileSettings) -> list[Network]:
     """Every network to cover, at every resolution, with the stem that a search gives it."""
     each = itertools.product(settings.networks, settings.resolutions)
     networks = [load_network(name, settings.channels, pixels, settings.classes) for name, pixels in each]
-    return networks if settings.precision == "float" else [with_int8_stem(network) for network in networks]
+    return networks if settings.precision == "float" else [with_stem(network, "int8") for network in networks]
 
 
 def find_missing(settings: ProfileSettings, before: Profile | None) -> list[tuple[FusedBlock, Bases]]:
@@ -127,7 +127,8 @@ def isolate_steps(channels: int) -> dict[tuple[str, str], list[Sum]]:
     window: dict[str, Any] = {"inputs": ("x",), "width": 64, "kernel": 3, "padding": 1}
     rest = Layer(name="n", op="batch_norm", inputs=("c",)), Layer(name="q", op="quantize", inputs=("n",))
     binary = FusedBlock((Layer(name="c", op="binary_conv", **window), *rest), microbenchmarks.CHANNELS, 32, 64, 64)
-    conv = Layer(name="c", op="conv", bits=8, **window | {"inputs": (INPUT,)})
+    kernel = 3 if 9 * channels <= MOST_INT8_PRODUCTS else 1
+    conv = Layer(name="c", op="conv", inputs=(INPUT,), width=64, kernel=kernel, padding=kernel // 2, bits=8)
     stem = FusedBlock((conv, *rest), channels, 64, 3, 64)
     first, last = STEP_WIDTHS
     widths = (first, *(first + step - 2 for step in STEPS), last)

@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dmsflow.deploying import folding
 from dmsflow.deploying.target import Target
 from dmsflow.measuring.devices import File
-from dmsflow.network.network import Network, has_int8_stem, out_widths, value, weight_shape
+from dmsflow.network.network import Network, out_widths, value, weight_shape
 from dmsflow.plugin import load_plugin
 
 FEW = 4  # images for calibration: ranges change no time
@@ -55,6 +54,5 @@ def write_random(target: Target, precision: str, network: Network, widths: Mappi
         images = [np.random.default_rng(1).integers(0, 256, shape, np.uint8)] if count else []
         exporter.write_float(network, widths, weights, mean, std, path, *images)
     else:
-        graph = folding.fold(network, widths, weights, mean, std)
-        exporter.write(msgspec.structs.replace(graph, pixels="uint8") if has_int8_stem(network) else graph, path)
+        exporter.write(folding.fold(network, widths, weights, mean, std), path)
     return File(path=str(path), runner=target.runner)

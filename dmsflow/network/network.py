@@ -136,9 +136,13 @@ def pads_signs(network: Network, layer: Layer) -> bool:
     return layer.op == "binary_conv" and layer.padding > 0 and network.layer(layer.inputs[0]).op == "sign"
 
 
-def with_int8_stem(network: Network) -> Network:
-    """The network with 8-bit weights in its convolutions of the image, if not too large, and its dense layers."""
-    replaced = (replace(layer, bits=8) if _may_have_8_bits(network, layer) else layer for layer in network.layers)
+def with_stem(network: Network, stem: str) -> Network:
+    """The network with weights of 8 bits ("int8"; not in large convolutions), or floats ("float"), at its two ends.
+
+    These are its convolutions of the image, and its dense layers.
+    """
+    bits = 8 if stem == "int8" else 32
+    replaced = (replace(layer, bits=bits) if _may_have_8_bits(network, layer) else layer for layer in network.layers)
     return replace(network, layers=tuple(replaced))
 
 

@@ -20,7 +20,7 @@ from dmsflow.files import UNREADABLE, hash_file, read_bytes
 from dmsflow.importing import load_network
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.network import profile
-from dmsflow.network.network import Network, read_network
+from dmsflow.network.network import Network, read_network, with_stem
 from dmsflow.plugin import check_trusted
 from dmsflow.reporting.runs import BUDGET_UNITS, File, Group, Run
 from dmsflow.settings import Data, SearchSettings, TrainSettings, with_present_names
@@ -147,6 +147,7 @@ def read_running(log: Path) -> Run:
     check_trusted(saved, name)
     # For its base widths, which any images leave as they are.
     network = read_network(Path(name)) if name.endswith(".json") else load_network(name, 3, 32, 10)
+    network = with_stem(network, settings["stem"])
     rounds = read_log(log, network)
     if not rounds:
         raise DmsflowError(log, "has no round yet", "wait for the first one")

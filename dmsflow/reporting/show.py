@@ -25,7 +25,7 @@ from dmsflow.importing import load_network
 from dmsflow.manifest import Chain, Manifest
 from dmsflow.modelfile import reader
 from dmsflow.network import cost, profile
-from dmsflow.network.network import out_widths, resolutions
+from dmsflow.network.network import out_widths, resolutions, with_stem
 from dmsflow.network.network import value as channels_of
 from dmsflow.network.profile import Profile, Table
 from dmsflow.plugin import list_plugins
@@ -33,7 +33,7 @@ from dmsflow.reporting import models, shipped
 from dmsflow.reporting.collect import find_lasts, read_running
 from dmsflow.reporting.result import describe_progress
 from dmsflow.reporting.runs import costs_of, with_present_methods
-from dmsflow.settings import with_present_names
+from dmsflow.settings import SearchSettings, with_present_names
 from dmsflow.terminal import block, format_threads, list_names, milliseconds, print_table
 
 LINE, GAP = 120, 3  # characters of a line that is not a terminal's, and between two columns
@@ -81,8 +81,11 @@ def show_file(path: Path, as_json: bool, stream: TextIO) -> None:
 
 
 def show_network(name: str, images: tuple[int, int, int], as_json: bool, stream: TextIO) -> None:
-    """Print the layers and widths of a network for images of these channels, pixels a side and classes."""
-    network = load_network(name, *images)
+    """Print the layers and widths of a network for images of these channels, pixels a side and classes.
+
+    Its stem is that of a search by default.
+    """
+    network = with_stem(load_network(name, *images), SearchSettings().stem)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(network), indent=1).decode(), file=stream)
         return

@@ -13,7 +13,7 @@ from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, Manifest
 from dmsflow.network import profile
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import Network, with_int8_stem
+from dmsflow.network.network import Network, with_stem
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.slopes import RULES, Slopes, rule_widths, solve_integers
 from dmsflow.settings import BUDGETS, SearchSettings, resolve, with_present_names
@@ -28,7 +28,7 @@ def make_budgets(settings: SearchSettings, network: Network) -> Budgets:
     Raises:
         DmsflowError: a profile that cannot tell the time of this network, or one of float32 networks.
     """
-    network = with_int8_stem(network) if settings.stem == "int8" else network
+    network = with_stem(network, settings.stem)
     if settings.profile is None:
         return Budgets.from_settings(settings, network)
     measured = profile.load_profile(settings.profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -62,7 +63,9 @@ class Work:
             return
         done, right = manifest.load_manifest(path), "use the plan as it was, or --out for another folder"
         if change := manifest.find_change(done, row.settings("search")):
-            raise DmsflowError(path, "was made with {} {}, and the plan says {}".format(*change), right)
+            name, before, now = change
+            written = f"write {name} = {json.dumps(before)} into its table [search], or use --out for another folder"
+            raise DmsflowError(path, f"was made with {name} {before}, and the plan says {now}", written)
         if anchored(row.settings("data")) != done.data:
             raise DmsflowError(path, "was made with another table [data]", right)
 

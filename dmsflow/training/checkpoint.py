@@ -158,8 +158,6 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
     Args:
         source: what the stage works on, as a fingerprint.
     """
-    if facts["source"] != source:
-        raise DmsflowError(path, "was written for other images or another network", "use --force to start again")
     recorded = with_present_names(facts["settings"])
     if other := set(recorded) ^ set(settings.__struct_fields__):
         what = f"was written by another version of dmsflow, which differs in the setting {min(other)!r}"
@@ -168,6 +166,8 @@ def check_same(path: Path, facts: Mapping[str, Any], settings: Record, source: s
         name, before, now = difference
         what = f"was written with {name} {before}, not {now}"
         raise DmsflowError(path, what, "use --resume with the same settings, or --force to start again")
+    if facts["source"] != source:
+        raise DmsflowError(path, "was written for other images or another network", "use --force to start again")
 
 
 def prepare(path: Path, flow: Flow) -> Path:

@@ -146,9 +146,11 @@ def _load_teacher(settings: TrainSettings, dataset: Dataset, network: Network) -
     if (done.network.classes, done.network.channels) != (len(dataset.classes), dataset.channels):
         what = f"has {done.network.classes} classes and {done.network.channels} channels, unlike {dataset.name}"
         raise DmsflowError(f"--teacher {path}", what, "give a network that was trained on such images")
-    if has_int8_stem(done.network) != has_int8_stem(network):  # whose images are normalised otherwise
+    if network.channels > 1 and has_int8_stem(done.network) != has_int8_stem(
+        network
+    ):  # images are normalised otherwise
         what = "has another kind of stem than the network that it is to teach"
-        raise DmsflowError(f"--teacher {path}", what, "search its widths with the same --stem")
+        raise DmsflowError(f"--teacher {path}", what, "search the widths of both with --stem float")
     model = Model(done.network, done.widths, precision=done.settings["precision"])
     _load_weights(model, path, done)
     return model.eval()

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
+import types
 from pathlib import Path
 
+import gated
 import msgspec
+import numpy as np
 import pytest
+from made_up import trained
 from studies import take_home
 
 from dmsflow import cli, manifest
+from dmsflow.datasets import load_dataset
+from dmsflow.deploying import folding
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import load_manifest
 from dmsflow.reporting.shipped import model_names
+from dmsflow.settings import Data
 
 MODELS = take_home.MODELS
 LARGEST = 2 << 20  # bytes, of all of them together
@@ -135,3 +142,14 @@ def test_what_cannot_be_packed(run, tmp_path):
     with pytest.raises(DmsflowError, match="is not the chain of a binary network"):
         take_home.pack(run, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_compact_weights_of_groups_give_the_same_graph():
+    network = gated.build(3, 32, 10)
+    weights = {name: np.asarray(array) for name, array in trained(network, network.widths).items()}
+    data = load_dataset(Data(name="digits"))
+    train = types.SimpleNamespace(network=network, widths=network.widths)
+    compact = take_home.pack_weights(train, weights, data)
+    graphs = [folding.fold(network, network.widths, each, (128,) * 3, (64.0,) * 3) for each in (weights, compact)]
+    for one, other in zip(*(graph.ops for graph in graphs), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(*map(msgspec.structs.astuple, (one, other)), strict=True))

@@ -29,7 +29,7 @@ from dmsflow.deploying.integer_graph import IntegerGraph
 from dmsflow.modelfile.inputs import inputs_of
 from dmsflow.modelfile.runners import litert, onnxruntime
 from dmsflow.modelfile.tflite_reader import read_graph
-from dmsflow.network.network import INPUT, Layer, Network, with_int8_stem
+from dmsflow.network.network import INPUT, Layer, Network, with_stem
 
 MAGNITUDES = (1.0, 1e-3, 300.0)  # of alphas, and of the scales of batch norms, which have both signs
 IMAGES = 4
@@ -219,7 +219,7 @@ def forms(count: int, *, mixed: bool = False, int8: bool = False) -> dict[str, t
     for seed in range(count):
         network = random_network(seed, mixed=mixed)
         if int8:
-            network = with_int8_stem(network)
+            network = with_stem(network, "int8")
         images = pixels(network, IMAGES, seed)
         weights = trained(network, network.widths, seed, MAGNITUDES[seed % len(MAGNITUDES)], images)
         mean = (MEAN[0],) * network.channels if int8 else MEAN

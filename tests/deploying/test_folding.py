@@ -15,7 +15,7 @@ from test_integer_graph import CHAIN
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.errors import DmsflowError
 from dmsflow.network.architectures import resnet18, vgg11
-from dmsflow.network.network import INPUT, Layer, Network, with_int8_stem
+from dmsflow.network.network import INPUT, Layer, Network, with_stem
 
 # --- thresholds -----------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ def test_a_rounded_stem_is_exported_as_it_is(build):
 
 @pytest.mark.parametrize("build", [vgg11.build, resnet18.build])
 def test_weights_rounded_to_8_bits_are_exported_as_they_are(build):
-    network = with_int8_stem(build(3, 32, 10))
+    network = with_stem(build(3, 32, 10), "int8")
     widths, mean, std = odd_widths(network, 5), (121,) * 3, (64.3,) * 3
     weights = trained(network, widths, 5)
     rounded = folding.round_weights(network, widths, weights, mean, std)

@@ -66,3 +66,11 @@ def test_a_plane_reaches_as_far_as_is_asked_in_the_middle_of_steps(inputs: int, 
             assert round_up(widths[-1], step) >= 2 * base
             if step > 2:
                 assert all(abs(width % step - step / 2) <= 1 for width in widths)
+
+
+@pytest.mark.parametrize("channels", [1, 57, 58, 516])
+def test_steps_are_looked_for_in_stems_of_any_image_that_may_have_8_bits(channels: int) -> None:
+    for (kind, _), line in grid.isolate_steps(channels).items():
+        for terms in line:
+            bits = {layer.bits for benchmark in terms for layer in benchmark.network.layers}
+            assert (8 in bits) == (kind == "int8_conv")

@@ -17,7 +17,7 @@ from dmsflow.measuring import microbenchmarks
 from dmsflow.measuring.microbenchmarks import MicroBenchmark, Sum
 from dmsflow.measuring.random_weights import draw_weights
 from dmsflow.network.blocks import fused_blocks
-from dmsflow.network.network import QUANTISERS, Network, value, with_int8_stem
+from dmsflow.network.network import QUANTISERS, Network, value, with_stem
 
 NETWORKS = {
     f"{name}-{resolution}": load_network(name, 3, resolution, 10)
@@ -29,7 +29,7 @@ NETWORKS = {
 NETWORKS["vgg11-signs"] = with_signs(load_network("vgg11", 3, 32, 10))
 
 NETWORKS["gated"] = gated.build(3, 32, 10)
-NETWORKS |= {f"{name}-int8": with_int8_stem(NETWORKS[name]) for name in ("vgg11-32", "resnet18-64", "densenet-32")}
+NETWORKS |= {f"{name}-int8": with_stem(NETWORKS[name], "int8") for name in ("vgg11-32", "resnet18-64", "densenet-32")}
 
 
 def additive_ms(network: Network, widths: Mapping[str, int]) -> float:

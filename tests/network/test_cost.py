@@ -10,7 +10,7 @@ from made_up import with_signs
 from msgspec import structs
 
 from dmsflow.network import cost
-from dmsflow.network.network import Layer, Network, with_int8_stem
+from dmsflow.network.network import Layer, Network, with_stem
 from dmsflow.plugin import list_plugins, load_plugin
 
 
@@ -31,7 +31,7 @@ def test_vgg11_has_the_memory_of_table_1(times: int, expected: float) -> None:
 def test_8_bits_are_a_quarter_of_float32() -> None:
     built = network("vgg11")
     spared = 3 * (built.widths["conv0"] * 9 * 3 + 10 * built.widths["conv7"])
-    int8 = with_int8_stem(built)
+    int8 = with_stem(built, "int8")
     assert cost.memory_bytes(built, built.widths) - cost.memory_bytes(int8, built.widths) == spared
     assert mib(int8, binary=False) == mib(built, binary=False)
 
@@ -40,8 +40,8 @@ def test_a_convolution_whose_sums_float32_might_not_hold_keeps_float_weights() -
     built = network("vgg11")
     (first, *others) = built.layers
     assert [
-        with_int8_stem(
-            structs.replace(built, layers=(structs.replace(first, kernel=kernel, padding=kernel // 2), *others))
+        with_stem(
+            structs.replace(built, layers=(structs.replace(first, kernel=kernel, padding=kernel // 2), *others)), "int8"
         )
         .layers[0]
         .bits

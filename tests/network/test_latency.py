@@ -19,7 +19,7 @@ from dmsflow.importing import load_network
 from dmsflow.network import latency
 from dmsflow.network.blocks import fused_blocks
 from dmsflow.network.latency import Grid, Latency, build_latency
-from dmsflow.network.network import Network, with_int8_stem
+from dmsflow.network.network import Network, with_stem
 from dmsflow.network.profile import Granularity, Profile, Table
 from dmsflow.searching import budget
 from dmsflow.searching.budget import Budgets
@@ -171,7 +171,7 @@ def test_a_network_costs_its_fused_blocks_and_the_overhead(network: Network) -> 
 
 @EACH_NETWORK
 def test_times_of_float_weights_stand_for_those_of_8_bits_where_these_are_missing(network: Network) -> None:
-    int8, measured = with_int8_stem(network), make_profile(network)
+    int8, measured = with_stem(network, "int8"), make_profile(network)
     assert build_latency(int8, measured)(network.widths) == make_latency(network)(network.widths)
     fast = {
         table.block: replace(table, ms=tuple(tuple(0.0 for _ in row) for row in table.ms))

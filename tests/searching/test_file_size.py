@@ -14,7 +14,7 @@ from dmsflow.deploying.exporters import lce
 from dmsflow.errors import DmsflowError
 from dmsflow.importing import load_network
 from dmsflow.manifest import load_manifest
-from dmsflow.network.network import Network, with_int8_stem
+from dmsflow.network.network import INPUT, Layer, Network, with_stem
 from dmsflow.plugin import list_plugins, shipped_folder
 from dmsflow.reporting import shipped
 from dmsflow.searching import search
@@ -40,13 +40,24 @@ def test_the_file_of_signs_is_as_large_as_predicted(tmp_path: Path) -> None:
         assert abs(FileSize(network).kib(widths) * KIB / real - 1) < EXACTLY
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "birealnet18", "resnet20"])
 def test_the_file_of_int8_edges_is_as_large_as_predicted(name: str, tmp_path: Path) -> None:
-    network = with_int8_stem(load_network(name, 3, 32, 10))
+    network = with_stem(load_network(name, 3, 32, 10), "int8")
     for seed in range(2):
         widths = odd_widths(network, seed)
         real = written_bytes(network, widths, tmp_path / "model.tflite")
         assert abs(FileSize(network).kib(widths) * KIB / real - 1) < EXACTLY, widths
+
+
+def test_the_small_file_of_an_int8_stem_that_puts_out_floats_is_as_large_as_predicted(tmp_path: Path) -> None:
+    small = [
+        Layer(name="stem", op="conv", inputs=(INPUT,), width="a", kernel=3, bits=8),
+        Layer(name="average", op="average_pool", inputs=("stem",)),
+        Layer(name="dense", op="dense", inputs=("average",), width=2, bits=8),
+    ]
+    network = Network(name="small", channels=3, resolution=8, classes=2, widths={"a": 9}, layers=tuple(small))
+    real = written_bytes(network, network.widths, tmp_path / "model.tflite")
+    assert abs(FileSize(network).kib(network.widths) * KIB / real - 1) < EXACTLY
 
 
 @pytest.mark.slow

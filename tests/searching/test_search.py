@@ -27,7 +27,7 @@ from dmsflow.manifest import Flow, load_manifest, save_manifest
 from dmsflow.network import profile
 from dmsflow.network.architectures import vgg11
 from dmsflow.network.latency import build_latency
-from dmsflow.network.network import with_int8_stem
+from dmsflow.network.network import with_stem
 from dmsflow.searching import budget, descent, search, supernetwork
 from dmsflow.searching.budget import Budgets
 from dmsflow.searching.compare import choose_row
@@ -195,7 +195,7 @@ def test_a_user_network_is_a_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("from dmsflow.network.architectures.vgg11 import build\n")
     found = searched(tmp_path / "out", network=str(mine), method="equal").network
-    assert found == with_int8_stem(vgg11.build(1, 32, 10))
+    assert found == with_stem(vgg11.build(1, 32, 10), "int8")
     mine.write_text("build = 3\n")
     with pytest.raises(DmsflowError, match=r"mine.py: has no build\(\); define build\("):
         searched(tmp_path / "out2", network=str(mine))
@@ -338,6 +338,8 @@ def test_a_search_with_force_that_is_killed_continues_beside_the_old_result(
         assert _outcome(tmp_path / "killed") == before
     with pytest.raises(DmsflowError, match="search.checkpoint: was written with seed 1, not 0; use --resume with"):
         perform(old, "killed", resume=True)
+    with pytest.raises(DmsflowError, match="search.checkpoint: was written with stem int8, not float; use --resume"):
+        perform(msgspec.structs.replace(new, stem="float"), "killed", resume=True)
     perform(new, "killed", resume=True)
     perform(new, "straight")
     assert _outcome(tmp_path / "killed") == _outcome(tmp_path / "straight") != before

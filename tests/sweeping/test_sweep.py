@@ -170,7 +170,7 @@ def test_a_changed_plan_is_refused_before_it_replaces_the_old_one(tmp_path: Path
     do(write(tmp_path, text), out)
     path = write(tmp_path, text.replace("rounds = 3", "rounds = 4"))
     with pytest.raises(
-        DmsflowError, match=r"search.json: was made with rounds 3, and the plan says 4; use the plan as"
+        DmsflowError, match=r"search.json: was made with rounds 3, and the plan says 4; write rounds = 3"
     ):
         do(path, out, resume=True)
     path = write(tmp_path, text.replace("train_images = 60", "train_images = 80"))

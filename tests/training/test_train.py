@@ -14,6 +14,7 @@ import pytest
 from killing import Killed, die_after
 from safetensors import SafetensorError
 
+import dmsflow
 from dmsflow import datasets
 from dmsflow.errors import DmsflowError
 from dmsflow.manifest import Flow, load_manifest, save_manifest
@@ -217,13 +218,10 @@ def test_a_teacher_that_cannot_teach(source: Path, tmp_path: Path) -> None:
         train.run_stage(source, taught(str(tmp_path / "no.json")), tmp_path, Flow(COMMAND))
     with pytest.raises(DmsflowError, match="is a manifest of search; give a manifest of train"):
         train.run_stage(source, taught(str(source)), tmp_path, Flow(COMMAND))
-    other = load_manifest(source)
-    (tmp_path / "other").mkdir()
-    float_stem = tmp_path / "other/search.json"
-    layers = tuple(msgspec.structs.replace(each, bits=32) for each in other.network.layers)
-    save_manifest(
-        float_stem, msgspec.structs.replace(other, network=msgspec.structs.replace(other.network, layers=layers))
-    )
-    teacher = train.run_stage(float_stem, QUICK, float_stem.parent, Flow(COMMAND))
-    with pytest.raises(DmsflowError, match=r"has another kind of stem .*; search its widths with the same --stem"):
-        train.run_stage(source, taught(str(teacher)), tmp_path, Flow(COMMAND))
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8), np.arange(20) % 2
+    images = ((pixels, labels), (pixels, labels))
+    fixed: dict[str, Any] = {"dataset": images, "memory_mib": 0.02, "method": "equal"}
+    own, other = (dmsflow.search(stem=stem, out=tmp_path / stem, **fixed).path for stem in ("int8", "float"))
+    teacher = train.run_stage(other, QUICK, tmp_path / "teacher", Flow(COMMAND))
+    with pytest.raises(DmsflowError, match=r"has another kind of stem .*; search the widths of both with --stem float"):
+        train.run_stage(own, taught(str(teacher)), tmp_path / "taught", Flow(COMMAND))
