@@ -50,7 +50,7 @@ def test_every_layer_computes_in_int8(source, exported, tmp_path):
     assert found.count("QuantizeLinear") == 1 and found.count("DequantizeLinear") == 1
 
 
-def test_weights_are_a_byte_with_a_scale_for_each_channel(source, exported):
+def test_weights_are_seven_bits_with_a_scale_for_each_channel(source, exported):
     stored = {
         one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(exported.parent / "model.onnx").graph.initializer
     }
@@ -59,7 +59,7 @@ def test_weights_are_a_byte_with_a_scale_for_each_channel(source, exported):
             weight = stored[f"{layer.name}/weight_quantized"]
             assert weight.dtype == np.int8
             assert stored[f"{layer.name}/weight_scale"].shape == (len(weight),)
-            assert abs(weight.astype(int)).max() == 127
+            assert abs(weight.astype(int)).max() == 64  # sums of more saturate where there is no VNNI
 
 
 def test_it_is_checked_and_its_bytes_are_counted(source, exported):
@@ -83,8 +83,7 @@ def test_its_logits_are_near_those_of_the_float32_file(source, exported, tmp_pat
         for path in (exported, floats)
     )
     assert load_manifest(floats).metrics["precision"] == "float32"
-    # A processor without VNNI saturates sums of two products of bytes: a fifth was seen with AVX2, a tenth with AVX-512.
-    assert 0 < abs(near - exact).max() < 0.3 * abs(exact).max()
+    assert 0 < abs(near - exact).max() < 0.1 * abs(exact).max()
 
 
 @pytest.mark.slow
