@@ -124,7 +124,8 @@ def measured(device: Path, out: Path, name: str = "paper", **changes: Any) -> Pr
 @pytest.mark.parametrize("network", ["vgg11", "resnet18"])
 def test_what_was_measured_predicts_networks_that_were_not(device: Path, tmp_path: Path, network: str) -> None:
     made = measured(device, tmp_path, networks=(network,), points=4)
-    assert made.steps == {"binary_conv": Granularity(inputs=32, outputs=4), "conv": Granularity(outputs=16)}
+    binary, stem = Granularity(inputs=32, outputs=4), Granularity(outputs=16)
+    assert made.steps == {"binary_conv": binary, "conv": stem, "int8_conv": stem}
     assert len(made.checked) == 3
     # A width is also padded to words of bits by quantisers, which the profile takes for a slope.
     assert max(abs(row.error_percent) for row in made.checked) < 1.0
@@ -311,7 +312,7 @@ def test_float32_networks_need_a_target_that_has_them(device: Path, tmp_path: Pa
 def test_the_plan_measures_and_writes_nothing(device: Path, tmp_path: Path) -> None:
     rows = dict(profiling.plan_profile(ProfileSettings(device=str(device), **SMALL), "paper", tmp_path))
     assert rows["writes"] == str(tmp_path / "paper.json")
-    assert rows["fused blocks"].startswith("9 of vgg11 at 32 pixels")
+    assert rows["fused blocks"].startswith("11 of vgg11 at 32 pixels")
     assert heard(device)["jobs"] == 0
     assert not list(tmp_path.glob("*.json.*")) and not (tmp_path / "paper.json").exists()
 
