@@ -264,7 +264,8 @@ def front(content: Any) -> str:
 
 def _front(content: Row, rows: Sequence[Row]) -> tuple[str, str]:
     seeds, errors = len(content["seeds"]), content["errors"]
-    lines = [line for cell in content["cells"] for line in _front_cell(cell, seeds)]
+    begun = (cell for cell in content["cells"] if any(cell["methods"].values()))
+    lines = [line for cell in begun for line in _front_cell(cell, seeds)]
     head = ("budgets", "widths", "MiB", "M MACs", "ms", "top-1 %", "searched − these", "")
     pooled = [(rule, *_judged(found)) for rule, found in content["pooled"].items()]
     searched = content["search"]
