@@ -51,7 +51,6 @@ TRAIN_IMAGES = 20_000  # the first 2,000 of each class
 EPOCHS = 3
 # One search a seed serves all cells: their costs, 0.05 to 0.078 MiB and 10 to 34 M MACs, are in what it learns.
 SEARCH: dict[str, Any] = {"memory_mib": 0.078, "macs_m": 28.0}
-STEM = "float"  # its step is what some cells lie in front of
 SETTINGS: tuple[str, ...] = ()  # of searches and trainings beside the defaults, as `search.rounds=2`
 # Whether the search is better: the differences of one seed are paired (same budgets, images and order); over several
 # cells they are first averaged for each seed, since cells share the search. Beyond so many standard errors it counts.
@@ -73,7 +72,7 @@ class Cell:
         return rule_widths(self.limits(), rule)
 
     def limits(self) -> Budgets:
-        settings = resolve(SearchSettings, network=NETWORK, stem=STEM, **self.budgets)
+        settings = resolve(SearchSettings, network=NETWORK, stem=jobs.STEM, **self.budgets)
         return make_budgets(settings, load_network(NETWORK, 3, 32, 10))
 
 
@@ -189,7 +188,7 @@ def search(seed: int, where: Place) -> None:
 
 
 def _search(where: Place) -> list[str]:
-    changes = [f"data.train_images={TRAIN_IMAGES}", "search.threads=1", f"search.stem={STEM}", *_changes("search")]
+    changes = [f"data.train_images={TRAIN_IMAGES}", "search.threads=1", f"search.stem={jobs.STEM}", *_changes("search")]
     return ["--network", NETWORK, *where.data, *(f"--set={change}" for change in changes)]
 
 

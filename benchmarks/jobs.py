@@ -43,6 +43,7 @@ KEY = ("choice", "seed", "epochs", "precision", "train_images")  # which row it 
 # protocol `quick` were trained: those that are still to come are trained alike.
 FORMER_TRAIN = {"optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4, "centred": False, "crop": 1.0}
 FORMER_SEARCH = {**FORMER_TRAIN, "learning_rate": 0.05, "learning_rate_end": 0.01}
+STEM = "float"  # unless a study varies it: rows have it from before there was a choice, and budgets suit its times
 KEPT = ("versions", "processor", "cores", "torch_device", "threads", "mixed", "commit", "date")
 
 
@@ -202,8 +203,7 @@ def _try(job: Job, where: Runs) -> bool:
             if not free:
                 return False
             with _announce(path):
-                # Rows of before there was a choice have float stems; networks with another bring it themselves.
-                asked = {"stem": "float", **job.search, **common}
+                asked = {"stem": STEM, **job.search, **common}
                 chosen = settings.resolve(settings.SearchSettings, **asked)
                 search.run_stage(where.data, chosen, path.parent, Flow(tuple(sys.argv), resume=True))
     if not (path := where.trained(job)).exists():

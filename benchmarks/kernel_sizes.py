@@ -77,7 +77,7 @@ def make_row(seed: int, cell: Cell, kernels: str, where: Place) -> dict[str, Any
     choice = folder / "search.json"
     if not choice.exists():
         images = [*where.data, "--set", f"data.train_images={TRAIN_IMAGES}"]
-        options = [*cell.options(), "--method", "balanced", "--out", str(folder), "--resume"]
+        options = [*cell.options(), "--method", "balanced", "--stem", jobs.STEM, "--out", str(folder), "--resume"]
         call("search", "--network", str(network), *images, *options)
     out = folder / f"seed-{seed}"
     if not (out / "train.json").exists():

@@ -39,8 +39,7 @@ def variant(frame: str, choice: str) -> Network:
     """A network with that quantiser in place of its own, or that stem."""
     network = load_network(frame, *IMAGES)
     if choice in STEMS:
-        network = with_stem(network, "int8") if choice == "int8" else network
-        return msgspec.structs.replace(network, name=f"{frame}-{choice}")
+        return msgspec.structs.replace(with_stem(network, choice), name=f"{frame}-{choice}")
     layers = [msgspec.structs.replace(each, op=choice) if each.op in QUANTISERS else each for each in network.layers]
     return msgspec.structs.replace(network, name=f"{frame}-{choice}", layers=tuple(layers))
 
@@ -48,6 +47,7 @@ def variant(frame: str, choice: str) -> Network:
 def job(frame: str, choice: str, seed: int, where: Runs) -> Job:
     """The training of a network at its base widths: uniform ones at its own memory."""
     search = {"network": str(_file(where.out, frame, choice)), "method": "uniform"}
+    search |= {"stem": choice} if choice in STEMS else {}
     return Job(f"{frame}/{choice}", search, {**TRAIN, "seed": seed})
 
 

@@ -35,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import script
-from msgspec import structs
 
 from dmsflow.deploying import folding, integer_graph
 from dmsflow.environment import describe_environment
@@ -189,8 +188,7 @@ def compared(
 def make_graph(network: Network, widths: dict[str, int], kind: str) -> integer_graph.IntegerGraph:
     """The integer graph of a 1-bit file."""
     network = with_stem(network, "int8") if kind == "int8 stem" else network
-    graph = folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
-    return structs.replace(graph, pixels="uint8") if kind == "int8 stem" else graph
+    return folding.fold(network, widths, draw_weights(network, widths), MEAN, STD)
 
 
 def run(session: Any, image: Any) -> Any:

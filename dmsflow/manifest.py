@@ -327,13 +327,13 @@ def is_finished(
         raise DmsflowError(path, "already exists", "use --force to overwrite it, or --out for another folder")
     if source and not is_made_from(source, path):
         return False
-    done, right = load_manifest(path, bare=True), "use --resume with the same options, or --force to repeat the stage"
+    done, right = load_manifest(path, bare=True), "use --resume with {}, or --force to repeat the stage"
     if data and anchored(data) != done.data:
-        raise DmsflowError(path, f"was made from {done.data.name} with other data options", right)
+        what = f"was made from {done.data.name} with other data options"
+        raise DmsflowError(path, what, right.format("the same options"))
     if difference := find_change(done, settings):
         name, before, now = difference
-        right = f"use --resume with {name} {before}, or --force to repeat the stage"
-        raise DmsflowError(path, f"was made with {name} {before}, not {now}", right)
+        raise DmsflowError(path, f"was made with {name} {before}, not {now}", right.format(f"{name} {before}"))
     return True
 
 

@@ -140,14 +140,16 @@ def build_latency(network: Network, profile: Profile, given: str = "") -> Latenc
     Raises:
         DmsflowError: a block of the network was not measured.
     """
-    parts, tables = [], {table.block: table for table in profile.tables}
+    parts = []
     for block in fused_blocks(network):
         # Where a profile has no times of weights of 8 bits, those of float weights stand for them: they are longer.
-        known = next((each for each in (block, block.in_float) if each.name in tables), None)
-        if known is None:
+        for known in (block, block.in_float):
+            if table := profile.table(known.name):
+                break
+        else:
             command = _profile_command(network, profile, given)
             raise DmsflowError(f"profile {profile.title}", f"has not measured {block.name!r}", f"add it: {command}")
-        parts.append((known, Grid.from_table(tables[known.name], profile.steps.get(known.kind, Granularity()))))
+        parts.append((known, Grid.from_table(table, profile.steps.get(known.kind, Granularity()))))
     return Latency(network, profile, tuple(parts), given)
 
 

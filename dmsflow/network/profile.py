@@ -91,7 +91,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         threads: of the runtime.
         runtime: name and version.
         overhead_ms: of one run, whatever the network.
-        steps: by op; an op that is not named has steps of 1.
+        steps: by `blocks.FusedBlock.kind`; a kind that is not named has steps of 1.
         tables: the fused blocks.
         checked: the profile's own error on networks that it was not made from.
         drift_percent: how much slower a file that ran all along was at the end than at the start; of

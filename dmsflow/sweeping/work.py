@@ -61,13 +61,13 @@ class Work:
         path = self._folder(row, None) / "search.json"
         if not path.exists():
             return
-        done, right = manifest.load_manifest(path), "use the plan as it was, or --out for another folder"
+        done, right = manifest.load_manifest(path), "{}, or --out for another folder"
         if change := manifest.find_change(done, row.settings("search")):
             name, before, now = change
-            written = f"write {name} = {json.dumps(before)} into its table [search], or use --out for another folder"
+            written = right.format(f"write {name} = {json.dumps(before)} into its table [search]")
             raise DmsflowError(path, f"was made with {name} {before}, and the plan says {now}", written)
         if anchored(row.settings("data")) != done.data:
-            raise DmsflowError(path, "was made with another table [data]", right)
+            raise DmsflowError(path, "was made with another table [data]", right.format("use the plan as it was"))
 
     def measure(self, row: Row, worker: int) -> None:
         """Measure the files of a row, each device by one row at a time."""

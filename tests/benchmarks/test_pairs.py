@@ -12,6 +12,8 @@ import pytest
 from studies import draw_images, jobs, pairs
 
 from dmsflow.importing import load_network
+from dmsflow.searching.widths import make_budgets
+from dmsflow.settings import Data, SearchSettings, resolve
 
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -34,10 +36,14 @@ def test_the_networks_differ_in_their_quantisers_alone(frame: str) -> None:
 
 
 @pytest.mark.parametrize("frame", ["vgg11", "resnet18"])
-def test_the_networks_differ_in_their_stems_alone(frame: str) -> None:
+def test_the_networks_differ_in_their_stems_alone(frame: str, tmp_path: Path) -> None:
     whole, eighth = (pairs.variant(frame, stem) for stem in pairs.CHOICES[frame])
     assert [layer.name for layer in eighth.layers if layer.bits == 8] == [whole.layers[0].name, "dense"]
     assert tuple(msgspec.structs.replace(layer, bits=32) for layer in eighth.layers) == whole.layers
+    for stem in pairs.CHOICES[frame]:  # which a search keeps
+        asked = pairs.job(frame, stem, 0, jobs.Runs(tmp_path, Data(), 1)).search
+        chosen = resolve(SearchSettings, **{"stem": jobs.STEM, **asked})
+        assert make_budgets(chosen, pairs.variant(frame, stem)).network == pairs.variant(frame, stem)
 
 
 @pytest.fixture

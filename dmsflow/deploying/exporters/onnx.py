@@ -201,10 +201,8 @@ class OnnxWriter:
 
     def disagreements(self, op: integer_graph.BinaryConv, sums: str) -> str:
         """[1, H', W', C_out], float32: of sums of signs, int32."""
-        floats, negatives = (
-            self.graph.cast(sums, np.float32, f"{op.name}/float"),
-            self.spread(op, "negatives", op.negatives),
-        )
+        floats = self.graph.cast(sums, np.float32, f"{op.name}/float")
+        negatives = self.spread(op, "negatives", op.negatives)
         return self.graph.node("Add", floats, negatives, name=f"{op.name}/disagreements")
 
     def groups(self, op: integer_graph.Conv) -> int:

@@ -2,7 +2,7 @@
 
 Weights are int8 with a scale for each output channel, activations uint8 with one for each tensor. Only the
 normalisation of the pixels is float. Of what onnxruntime offers, this was best for a VGG-11 and a ResNet-18 on CIFAR-10
-(10,000 and 4,000 test images; 2.2 % change their class, top-1 moves by no more than 0.6 points):
+(10,000 and 4,000 test images; about 2 % change their class, top-1 moves by no more than 0.3 points; docs/results.md):
 
 - the smallest and largest values as range (MinMax). Entropy finds the same; Percentile changes 2 to 4 % of the classes.
 - 7 bits of the weights (`reduce_range`). On x86-64 without VNNI, as most PCs of before 2020 are, sums of 8 bits saturate:
